@@ -1,0 +1,86 @@
+"""Every error that hubkit raises on purpose: one root, each class also a standard-library type.
+
+Takes nothing, gives exception classes. Rules for adding one:
+
+- derive from `HubkitError` *and* from the stdlib type that a caller would expect to catch;
+- the message says what failed, with its values, then what to do next;
+- callers decide on the class (or on `status`), never on the message text.
+"""
+
+from __future__ import annotations
+
+
+class HubkitError(Exception):
+    """Root of all of hubkit's errors. The command line prints it as one sentence and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class RecipeError(HubkitError, ValueError):
+    """A recipe cannot be read: unknown key, wrong type, impossible value."""
+
+    exit_code = 2
+
+
+class SchemaError(HubkitError, ValueError):
+    """A conversation does not have the shape that a stage needs. `reason` is a short machine-readable word."""
+
+    def __init__(self, message: str, *, reason: str = "invalid") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class SourceError(HubkitError, ValueError):
+    """An input file or dataset cannot be read at all (not even as counted bad rows)."""
+
+
+class HubError(HubkitError, OSError):
+    """A Hub answered with an error. `status` is the HTTP status, or None when there was no answer."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class HubUnreachableError(HubError, ConnectionError):
+    """The configured Hub does not answer, or the embedded Hub cannot be started."""
+
+
+class RepoMissingError(HubError, LookupError):
+    """The Hub answers, but has no such repo, revision or file for this token."""
+
+
+class CommitConflictError(HubError):
+    """Somebody else committed first (HTTP 409 or 412) more often than we retried."""
+
+
+class EndpointError(HubkitError, OSError):
+    """A generation endpoint answered with an error. `status` is the HTTP status, or None when there was no answer."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class EndpointUnreachableError(EndpointError, ConnectionError):
+    """A generation endpoint does not answer."""
+
+
+class EngineError(HubkitError, RuntimeError):
+    """The embedded engine cannot start, or cannot serve this model."""
+
+
+class TrainingError(HubkitError, RuntimeError):
+    """Training cannot start or cannot go on: nothing to learn from, a loss that is not a number."""
+
+
+class StageError(HubkitError, RuntimeError):
+    """A pipeline stage cannot run: an input is missing, a stage before it has not run."""
+
+
+class DiskFullError(HubkitError, OSError):
+    """No space left on the device that holds hubkit's files."""
+
+
+class MissingDependencyError(HubkitError, ImportError):
+    """An optional package is needed for what was asked; the message names the pip command."""
