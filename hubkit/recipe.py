@@ -280,9 +280,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 def _parse_override(text: str) -> dict[str, Any]:
     key, equals, raw = text.partition("=")
     if not equals or not key.strip():
-        raise RecipeError(
-            f"override {text!r} must look like dotted.key=value, for example rollout.dialogues=100"
-        )
+        raise RecipeError(f"override {text!r} must look like dotted.key=value, for example rollout.dialogues=100")
     try:
         value: Any = yaml.safe_load(raw)
     except yaml.YAMLError:
