@@ -6,6 +6,7 @@ a request, so nobody has to start or stop it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hubkit.errors import DiskFullError, HubUnreachableError
+from hubkit.errors import DiskFullError, HubError, HubUnreachableError
 from hubkit.hub.places import LOCAL, cache, local_root, settings
 
 IDLE_S = 900
@@ -46,14 +47,13 @@ def ensure_running() -> str:
             return str((running() or _start(root))["url"])
     except Timeout:
         raise HubUnreachableError(
-            f"another process has been starting the embedded Hub in {root} for {START_TIMEOUT_S:.0f} s; see server.log there"
+            f"another process has been starting the embedded Hub in {root} for {START_TIMEOUT_S:.0f} s; see server.log"
         ) from None
+    except HubError:
+        raise
     except OSError as error:
-        if isinstance(error, HubUnreachableError):
-            raise
-        raise DiskFullError(
-            f"{root} cannot hold the embedded Hub: {error.strerror}; set HUBKIT_HOME elsewhere"
-        ) from None
+        kind = DiskFullError if error.errno == errno.ENOSPC else HubUnreachableError
+        raise kind(f"{root} cannot hold the embedded Hub: {error.strerror}; set HUBKIT_HOME elsewhere") from None
 
 
 def _start(root: Path) -> dict[str, Any]:
