@@ -99,6 +99,16 @@ def test_rollout_filters_empty_repeated_and_cut_off_turns() -> None:
     assert isinstance(unjudged, Edit) and unjudged.note == "no_finish_reasons"
 
 
+def test_whole_sentences_cuts_only_what_ran_into_its_limit() -> None:
+    finish = [None, "length", "stop", "length"]
+    said = ("Why?", "It is so. First:\n1. The moon pu", "and then", "Yes! See:\n```py\nx = 1. \nand th")
+    verdict = judge("whole_sentences", talk(*said, finish_reasons=finish))
+    assert isinstance(verdict, Edit)
+    assert [m["content"] for m in verdict.rows[0].messages] == ["Why?", "It is so.", "and then", "Yes!"]
+    assert reason("whole_sentences", talk("a", "no end", finish_reasons=[None, "length"])) == "cut_off_assistant_turn"
+    assert judge("whole_sentences", talk("a", "no end", finish_reasons=[None, "stop"])) is None
+
+
 def test_exact_duplicates_keep_the_first() -> None:
     same = FILTERS["exact_duplicates"]()
     assert [same(talk("a", "b")), same(talk("a ", "b")), same(talk("a", "b", "c"))] == [

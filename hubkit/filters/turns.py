@@ -10,6 +10,7 @@ from hubkit.filters.chain import Drop, Edit, FilterFn, Verdict, register
 from hubkit.schema import Conversation, Seat, fault
 
 Which = Literal["user", "assistant", "both"]
+_SENTENCE_END = re.compile(r"[^\s\d.!?][.!?…]+[\"')\]*”’]*(?=\s|\Z)")  # not the "2." that opens a list item
 _NOT_WORD = re.compile(r"[\W_]+")
 
 
@@ -86,6 +87,39 @@ def cut_off_turn(seat: Which = "both") -> FilterFn:
         return Drop(f"cut_off_{cut[0]}_turn") if cut else None
 
     return judge
+
+
+@register
+def whole_sentences(seat: Which = "both") -> FilterFn:
+    """Cut turns of `seat` that ran into their token limit back to their last whole sentence, and count the dialogues.
+
+    A turn without one is dropped with its dialogue, as `cut_off_turn` would. For short runs whose limits are small.
+    """
+
+    def judge(conversation: Conversation) -> Verdict:
+        reasons = conversation.meta.get("finish_reasons")
+        if not reasons:
+            return Edit([conversation], "no_finish_reasons")
+        messages = list(conversation.messages)
+        for index, (message, reason) in enumerate(zip(messages, reasons, strict=False)):
+            if reason == "length" and seat in ("both", message["role"]):
+                text = _to_sentence_end(message["content"])
+                if not text:
+                    return Drop(f"cut_off_{message['role']}_turn")
+                messages[index] = {"role": message["role"], "content": text}
+        if messages == conversation.messages:
+            return None
+        return Edit([replace(conversation, messages=messages)], "cut_to_whole_sentences")
+
+    return judge
+
+
+def _to_sentence_end(text: str) -> str:
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    whole = text[: ends[-1]] if ends else ""
+    if whole.count("```") % 2:  # never end inside a code block
+        whole = whole[: whole.rindex("```")]
+    return whole.rstrip()
 
 
 @register
