@@ -90,7 +90,7 @@ class Corpus(_Block):
 
 
 class Training(_Block):
-    """One SFT run. `seat` says whose tokens carry loss; `sft` goes to TRL's SFTConfig as it is, `lora` to LoraConfig."""
+    """One SFT run: `seat` says whose tokens carry loss; `sft` goes as it is to SFTConfig, `lora` to LoraConfig."""
 
     base: str
     base_revision: str = "main"
