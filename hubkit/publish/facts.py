@@ -6,6 +6,7 @@ template prints. A number that no report holds is None here and "not recorded" i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -63,6 +64,31 @@ class CardFacts:
         return self.reports.get(stage) or {}
 
 
+def from_records(
+    kind: Kind,
+    repo_id: str,
+    recipe: Recipe,
+    records: Mapping[str, Mapping[str, Any]],
+    *,
+    results: Report | None = None,
+    files: Sequence[str] = (),
+) -> CardFacts:
+    """`CardFacts` of a repo from the provenance records (``provenance/<stage>.json``) of the stages that made it.
+
+    A record holds ``inputs`` (role → repo_id, repo_type, revision), ``report`` and ``packages``; what a repo was made
+    from is what its stages read, itself excepted.
+    """
+    inputs: dict[tuple[str, str], Input] = {}
+    versions: dict[str, str] = {}
+    for record in records.values():
+        versions |= {name: version for name, version in record.get("packages", {}).items() if version != "absent"}
+        for role, ref in record.get("inputs", {}).items():
+            if ref["repo_id"] != repo_id:
+                inputs.setdefault((ref["repo_id"], ref["revision"]), Input(role, **ref))
+    reports = {stage: record.get("report") or {} for stage, record in records.items()}
+    return CardFacts(kind, repo_id, recipe, list(inputs.values()), reports, results, versions, files)
+
+
 @dataclass(frozen=True, slots=True)
 class HeldOut:
     """Loss in nats per token on held-out conversations, model beside base, with the paired difference's interval."""
@@ -100,24 +126,43 @@ def first(report: Mapping[str, Any] | None, *paths: str) -> Any:
 
 
 def drops(report: Report) -> list[tuple[str, int]]:
-    """(reason, rows) of everything a stage dropped, most frequent first."""
-    reasons = first(report, "reasons", "dropped_by_reason", "dropped") or {}
-    if not isinstance(reasons, Mapping):
-        return []
-    counts = [(str(k), v.get("count", 0) if isinstance(v, Mapping) else v) for k, v in reasons.items()]
-    return sorted(((k, v) for k, v in counts if isinstance(v, int) and v), key=lambda kv: (-kv[1], kv[0]))
+    """(reason, rows) of everything a stage left out, most frequent first.
+
+    Summed over the steps of a chain and the unreadable rows of files, or as the stage's own counts say.
+    """
+    counts: Counter[str] = Counter()
+    for part in (*_mappings(report, "steps"), *_mappings(report, "files"), report, first(report, "rows") or {}):
+        for key in ("dropped", "unreadable", "reasons"):
+            _count(first(part, f"{key}.counts", key), counts)
+    return sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))
+
+
+def _mappings(report: Report, key: str) -> list[Mapping[str, Any]]:
+    found = report.get(key)
+    return [item for item in found if isinstance(item, Mapping)] if isinstance(found, list) else []
+
+
+def _count(reasons: Any, counts: Counter[str]) -> None:
+    for reason, tally in reasons.items() if isinstance(reasons, Mapping) else ():
+        rows = tally.get("count") if isinstance(tally, Mapping) else tally
+        if isinstance(rows, int) and rows:
+            counts[str(reason)] += rows
 
 
 def funnel(report: Report) -> list[tuple[str, int]]:
     """(step, rows left behind it), in the order in which a stage took its steps."""
-    rows: list[tuple[str, int]] = []
-    for step in first(report, "steps", "funnel") or []:
-        if isinstance(step, Mapping):
-            name, left = first(step, "name", "step"), first(step, "left", "rows", "kept", "rows_left")
-        else:
-            name, left = step
-        rows.append((str(name), int(left)))
-    return rows
+    rows = [(step.get("name"), step.get("rows_out")) for step in _mappings(report, "steps")]
+    return [(str(name), left) for name, left in rows if isinstance(left, int)]
+
+
+def lost(report: Report) -> list[str]:
+    """What reading lost of a file's bytes, one sentence a file."""
+    sentences = []
+    for file in _mappings(report, "files"):
+        where = f", cut off at {file['cut_off_at']}" if file.get("cut_off_at") else ""
+        if where or file.get("lost_bytes"):
+            sentences.append(f"{file.get('file')}: {file.get('lost_bytes', 0):,} bytes hold no whole row{where}")
+    return sentences
 
 
 def held_out(results: Report | None, who: str) -> HeldOut | None:

@@ -153,7 +153,7 @@ _DATASET_TAGS: dict[str, tuple[str, ...]] = {
 def rows_of(facts: CardFacts) -> int | None:
     """Rows in the dataset's default config, as its report has them."""
     if facts.kind == "corpus":
-        found = read.first(facts.report("corpus"), "kept", "rows_kept")
+        found = read.first(facts.report("corpus"), "kept")
     elif facts.kind == "dialogues":
         found = read.first(facts.report("curate"), "kept", "rows_kept")
     elif facts.kind == "source":
