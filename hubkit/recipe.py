@@ -1,0 +1,331 @@
+"""A recipe is a YAML file, checked: what to train, roll out, judge and publish, with every number a paper gave.
+
+Takes a recipe's name or path, profiles and ``key=value`` overrides; gives a frozen `Recipe`. A profile is YAML of the
+same shape, laid over the recipe key by key (mappings merge, everything else replaces). Unknown keys are errors that
+name the nearest known one. Each stage's digest covers only what that stage reads, so changing one value runs exactly
+the stages behind it again.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hubkit.errors import RecipeError
+
+RECIPES = resources.files("hubkit") / "recipes"
+STAGES = ("corpus", "asker", "rollout", "curate", "chat", "eval", "publish")
+
+
+class _Block(BaseModel):
+    """A part of a recipe: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Paper(_Block):
+    """What a card says about the paper behind a recipe."""
+
+    title: str
+    arxiv: str
+    url: str
+    caution: str = ""
+
+
+class Repos(_Block):
+    """Repo names, without namespace, of what a recipe makes."""
+
+    corpus: str
+    asker: str
+    dialogues: str
+    chat: str
+    results: str
+    preference: str | None = None
+    collection: str | None = None
+
+
+class Names(_Block):
+    """The paper's names for what a recipe makes, as cards and Spaces print them."""
+
+    system: str
+    asker: str
+    dialogues: str
+    chat: str
+
+
+class Source(_Block):
+    """Where conversations come from: a dataset repo on the Hub at a revision, or a local path."""
+
+    repo_id: str | None = None
+    revision: str = "main"
+    path: str | None = None
+    files: list[str] = Field(default_factory=list)
+    license: str = "other"
+    license_note: str = ""
+
+
+class Filter(_Block):
+    """One filter of a chain: its name and its arguments."""
+
+    name: str
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+class Corpus(_Block):
+    """Human conversations: sources, the cleaning chain in order, the splits.
+
+    `join_parts` puts the parts that pre-split ShareGPT exports hold together again; `limit` is a number of rows read.
+    """
+
+    sources: list[Source]
+    join_parts: bool = False
+    filters: list[Filter] = Field(default_factory=list)
+    openings: Annotated[int, Field(ge=1)] = 1000
+    test: Annotated[int, Field(ge=1)] = 500
+    limit: int | None = None
+
+
+class Training(_Block):
+    """One SFT run: `seat` says whose tokens carry loss; `sft` goes as it is to SFTConfig, `lora` to LoraConfig."""
+
+    base: str
+    base_revision: str = "main"
+    seat: Literal["user", "assistant"]
+    system: str | None = None
+    end_mark: str | None = None
+    max_conversations: int | None = None
+    max_tokens: int | None = None
+    max_drop_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    merge_adapter: bool = False
+    lora: dict[str, Any] | None = None
+    sft: dict[str, Any] = Field(default_factory=dict)
+
+
+class Sampling(_Block):
+    """Sampling of one seat; every value is sent, no server default is relied on."""
+
+    temperature: Annotated[float, Field(ge=0)] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    stop: list[str] = Field(default_factory=list)
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+
+
+class SeatConfig(_Block):
+    """Who sits in a seat during rollout: addresses of endpoints, or ``embedded``; its system message; its sampling.
+
+    `repo` names the model that the endpoint serves: ``asker`` (what this recipe trained), ``base`` or a repo id.
+    """
+
+    endpoints: list[str] = Field(default_factory=lambda: ["embedded"])
+    profile: Literal["tgi", "vllm", "sglang", "llamacpp", "openai", "inference-providers"] = "tgi"
+    repo: str
+    model: str = "tgi"
+    token_env: str | None = None
+    system: str | None = None
+    sampling: Sampling = Sampling()
+    context: int = 4096
+    usd_per_million_input: float = 0.0
+    usd_per_million_output: float = 0.0
+
+
+class Turns(_Block):
+    """Human turns per dialogue, opening included: ``fixed`` (`value`) or ``choice`` (drawn by `weights` per count)."""
+
+    kind: Literal["fixed", "choice"] = "fixed"
+    value: Annotated[int, Field(ge=1)] = 8
+    weights: dict[int, float] = Field(default_factory=dict)
+
+
+class Rollout(_Block):
+    """Two endpoints in conversation."""
+
+    mode: Literal["seeded", "seeded_qa", "free", "intent"] = "seeded"
+    dialogues: Annotated[int, Field(ge=1)]
+    openings: list[Source] = Field(default_factory=list)
+    turns: Turns = Turns()
+    asker: SeatConfig
+    chat: SeatConfig
+    in_flight: Annotated[int, Field(ge=1)] = 64
+    max_opening_chars: int = 4000
+    shard_dialogues: int = 1000
+    shard_minutes: float = 10.0
+    retries_per_turn: int = 2
+    request_timeout_s: float = 300.0
+    budget_usd: float | None = None
+    budget_tokens: int | None = None
+    max_hours: float | None = None
+
+
+class Curate(_Block):
+    """Which dialogues are kept: the chain of filters in order."""
+
+    filters: list[Filter] = Field(default_factory=list)
+
+
+class Evals(_Block):
+    """Held-out loss per seat: how many conversations, how long, and how many resamples for the interval."""
+
+    conversations: Annotated[int, Field(ge=2)] = 200
+    max_tokens: Annotated[int, Field(ge=16)] = 2048
+    resamples: int = 2000
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+
+class Publish(_Block):
+    """What the cards say that no stage can know."""
+
+    license_asker: str = "other"
+    license_dialogues: str = "other"
+    license_chat: str = "other"
+    license_note: str = ""
+    language: list[str] = Field(default_factory=lambda: ["en"])
+
+
+class Recipe(_Block):
+    """A whole pipeline as data. `ours` lists the dotted keys that no paper states: our own choices, marked in cards."""
+
+    name: str
+    seed: int = 42
+    paper: Paper
+    names: Names
+    repos: Repos
+    corpus: Corpus
+    asker: Training
+    rollout: Rollout
+    curate: Curate = Curate()
+    chat: Training
+    eval: Evals = Evals()
+    publish: Publish = Publish()
+    ours: list[str] = Field(default_factory=list)
+    profile: str = ""
+
+    def digest(self, stage: str) -> str:
+        """sha256 (hex) over what `stage` reads of this recipe: its own block, the seed and the repo names."""
+        block = getattr(self, stage)
+        payload = {
+            "stage": stage,
+            "seed": self.seed,
+            "repos": self.repos.model_dump(),
+            "block": block.model_dump(),
+        }
+        return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+
+
+def available() -> dict[str, list[str]]:
+    """Names of the recipes and of the profiles that ship: ``{"recipes": [...], "profiles": [...]}``."""
+    found: dict[str, list[str]] = {"recipes": [], "profiles": []}
+    for entry in sorted(RECIPES.iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".yaml"):
+            kind = "recipes" if "\nname:" in "\n" + entry.read_text("utf-8") else "profiles"
+            found[kind].append(entry.name.removesuffix(".yaml"))
+    return found
+
+
+def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = ()) -> Recipe:
+    """Read recipe `name` (a shipped name or a path), lay `profiles` over it, then ``dotted.key=value`` overrides.
+
+    Raises `RecipeError` when a file is missing or not YAML, or a key or value is not what a recipe may hold.
+    """
+    data = _read(name)
+    profile_names = list(profiles)
+    for profile in profile_names:
+        data = _merge(data, _read(profile))
+    for override in overrides:
+        data = _merge(data, _parse_override(override))
+    if profile_names:
+        data["profile"] = "+".join(Path(p).stem for p in profile_names)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(_explain(name, error)) from None
+
+
+def _read(name: str) -> dict[str, Any]:
+    path: Any = Path(name)
+    if not name.endswith((".yaml", ".yml")):
+        path = RECIPES / f"{name}.yaml"
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        known = available()
+        names = known["recipes"] + known["profiles"]
+        hint = difflib.get_close_matches(name, names, n=1)
+        raise RecipeError(
+            f"no recipe or profile {name!r}; shipped are {', '.join(names)}"
+            + (f". Did you mean {hint[0]!r}?" if hint else ". Give one of them, or a path ending in .yaml.")
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path} must be a mapping of keys to values, not {type(data).__name__}")
+    return data
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        merged[key] = _merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, raw = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"override {text!r} must look like dotted.key=value, for example rollout.dialogues=100")
+    try:
+        value: Any = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        raise RecipeError(f"override {text!r}: the value {raw!r} is not YAML") from None
+    for part in reversed(key.strip().split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def _explain(name: str, error: ValidationError) -> str:
+    lines = []
+    for issue in error.errors(include_url=False):
+        where = ".".join(str(part) for part in issue["loc"])
+        if issue["type"] == "extra_forbidden":
+            known = sorted(_block_at(issue["loc"][:-1]).model_fields)
+            near = difflib.get_close_matches(str(issue["loc"][-1]), known, n=1)
+            lines.append(
+                f"{where} is not a key of a recipe"
+                + (f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}")
+            )
+        elif issue["type"] == "missing":
+            lines.append(f"{where} is missing")
+        else:
+            lines.append(f"{where}: {issue['msg'][:1].lower()}{issue['msg'][1:]} (got {issue['input']!r})")
+    return f"recipe {name!r}: " + "; ".join(lines)
+
+
+def _block_at(loc: tuple[Any, ...]) -> type[BaseModel]:
+    """The block that a validation location points into; list positions are passed over."""
+    block: type[BaseModel] = Recipe
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        block = _block_of(block.model_fields[str(part)].annotation) or block
+    return block
+
+
+def _block_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if found := _block_of(inner):
+            return found
+    return None
