@@ -76,7 +76,7 @@ class GitRepo:
         path.mkdir()
         DulwichRepo.init_bare(str(path), default_branch=DEFAULT_BRANCH.encode()).close()
         with (path / "config").open("a") as config:
-            config.write("\tfsyncObjectFiles = true\n[gc]\n\tauto = 0\n")
+            config.write("[gc]\n\tauto = 0\n")
         for folder, _, names in os.walk(path):
             for name in names:
                 with (Path(folder) / name).open("rb") as file:
@@ -147,7 +147,9 @@ class GitRepo:
         if not check_ref_format(name):
             return None
         try:
-            return cast("bytes | None", self._repo.refs.read_loose_ref(name) or self._repo.refs.get_packed_refs().get(name))
+            return cast(
+                "bytes | None", self._repo.refs.read_loose_ref(name) or self._repo.refs.get_packed_refs().get(name)
+            )
         except (KeyError, SymrefLoop, OSError, ValueError):
             return None
 
