@@ -102,6 +102,12 @@ class GitRepo:
         """A file's bytes."""
         return bytes(self.store.get_raw(sha)[1])
 
+    @staticmethod
+    def recomputed(item: ShaFile) -> bytes:
+        """The id that an object's bytes really have."""
+        data = item.as_raw_string()
+        return hashlib.sha1(_KINDS[item.type_num] + b" %d\0" % len(data) + data).hexdigest().encode()
+
     def write(self, objects: Sequence[NewObject]) -> None:
         """Write objects durably: loose files when few, one pack when many."""
         fresh = {item.sha: item for item in objects if item.sha not in self.store}
@@ -159,7 +165,7 @@ class GitRepo:
         return {cast(bytes, name): cast(bytes, sha) for name, sha in sorted(found.items())}
 
     def swap_ref(self, name: bytes, old: bytes | None, new: bytes | None) -> bool:
-        """Move a reference from `old` (None: it must not exist) to `new` (None: remove it). False: somebody was faster."""
+        """Move a reference from `old` (None: must not exist) to `new` (None: remove). False: somebody was faster."""
         if new is None:
             done = self._repo.refs.remove_if_equals(name, old)
         elif old is None:

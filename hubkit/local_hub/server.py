@@ -138,7 +138,7 @@ async def _serve(hub: Hub, sock: socket.socket, host: str, idle_timeout_s: float
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, server.stop)
     task = asyncio.create_task(server.serve([sock]))
-    while not server.started and not task.done():
+    while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.005)
     _announce(hub, sock, host)
     watcher = asyncio.create_task(_stop_when_idle(hub, server, idle_timeout_s))
