@@ -268,7 +268,7 @@ HfApi().upload_file(path_or_fileobj="data.bin", path_in_repo=NAME, repo_id={repo
     for folder in (server.root / "xet").iterdir():
         shutil.rmtree(folder)
     (tmp_path / "data.bin").write_bytes(bytes(range(256)) * 4000 + b"more")
-    with pytest.raises(AssertionError, match="upload again|400 Bad Request"):
+    with pytest.raises(AssertionError, match="400 Bad Request"):
         run_client(server, f"NAME = 'two.bin'{code}", tmp_path)
     run_client(server, f"NAME = 'two.bin'{code}", tmp_path)
     assert api.get_paths_info(repo, ["two.bin"])[0].size == 1_024_004
