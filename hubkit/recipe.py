@@ -80,9 +80,13 @@ class Filter(_Block):
 
 
 class Corpus(_Block):
-    """Human conversations: sources, the cleaning chain in order, the splits."""
+    """Human conversations: sources, the cleaning chain in order, the splits.
+
+    `join_parts` puts the parts that pre-split ShareGPT exports hold together again; `limit` is a number of rows read.
+    """
 
     sources: list[Source]
+    join_parts: bool = False
     filters: list[Filter] = Field(default_factory=list)
     openings: Annotated[int, Field(ge=1)] = 1000
     test: Annotated[int, Field(ge=1)] = 500
@@ -90,7 +94,7 @@ class Corpus(_Block):
 
 
 class Training(_Block):
-    """One SFT run. `seat` says whose tokens carry loss; `sft` goes to TRL's SFTConfig as it is, `lora` to LoraConfig."""
+    """One SFT run: `seat` says whose tokens carry loss; `sft` goes as it is to SFTConfig, `lora` to LoraConfig."""
 
     base: str
     base_revision: str = "main"

@@ -1,0 +1,126 @@
+"""Starting, finding and stopping the embedded Hub: a process of its own, known only by its address.
+
+The server writes ``server.json`` (its URL and pid) when it listens and exits by itself after `IDLE_S` seconds without
+a request, so nobody has to start or stop it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hubkit.errors import DiskFullError, HubError, HubUnreachableError
+from hubkit.hub.places import LOCAL, cache, local_root, settings
+
+IDLE_S = 900
+START_TIMEOUT_S = 60.0
+
+
+def running() -> dict[str, Any] | None:
+    """The embedded Hub's ``{url, pid, …}`` when it answers, else None."""
+    try:
+        state: dict[str, Any] = json.loads((local_root() / "server.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return state if _answers(state["url"]) else None
+
+
+def ensure_running() -> str:
+    """The embedded Hub's URL, starting it when it does not run. Raises `HubUnreachableError` or `DiskFullError`."""
+    if state := running():
+        return str(state["url"])
+    root = local_root()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / "start.lock", timeout=START_TIMEOUT_S):
+            return str((running() or _start(root))["url"])
+    except Timeout:
+        raise HubUnreachableError(
+            f"another process has been starting the embedded Hub in {root} for {START_TIMEOUT_S:.0f} s; see server.log"
+        ) from None
+    except HubError:
+        raise
+    except OSError as error:
+        kind = DiskFullError if error.errno == errno.ENOSPC else HubUnreachableError
+        raise kind(f"{root} cannot hold the embedded Hub: {error.strerror}; set HUBKIT_HOME elsewhere") from None
+
+
+def _start(root: Path) -> dict[str, Any]:
+    log = root / "server.log"
+    idle_s = os.environ.get("HUBKIT_HUB_IDLE_S", str(IDLE_S))
+    command = [sys.executable, "-m", "hubkit.local_hub", "--root", str(root), "--idle-timeout-s", idle_s]
+    with log.open("ab") as out:
+        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if state := running():
+            return state
+        if server.poll() is not None:
+            break
+        time.sleep(0.05)
+    else:
+        server.kill()
+    last = (log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1]
+    raise HubUnreachableError(f"the embedded Hub in {root} did not start: {last}. Its log is {log}.")
+
+
+def stop(*, timeout_s: float = 10.0) -> bool:
+    """Stop the embedded Hub, letting requests in flight finish. True when it ran."""
+    state = running()
+    if state is None:
+        return False
+    os.kill(state["pid"], signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and _answers(state["url"]):
+        time.sleep(0.05)
+    return True
+
+
+def token() -> str | None:
+    """The embedded Hub's write token, which its first start wrote for this user alone."""
+    try:
+        return (local_root() / "token").read_text("ascii").strip()
+    except OSError:
+        return None
+
+
+def environment() -> dict[str, str]:
+    """Environment under which stock Hugging Face libraries talk to the configured Hub (for ``hubkit hub env``).
+
+    The token is named by its file, never by its value. The caches are ours for the embedded Hub, so that a repo of the
+    same name on huggingface.co is never mixed up with it.
+    """
+    configured = settings()
+    if configured.url:
+        return {"HF_ENDPOINT": configured.url}
+    return {
+        "HF_ENDPOINT": ensure_running(),
+        "HF_TOKEN_PATH": str(local_root() / "token"),
+        "HF_HUB_CACHE": str(cache("hub")),
+        "HF_DATASETS_CACHE": str(cache("datasets")),
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    }
+
+
+def default_namespace() -> str:
+    """Whose repos we make on the embedded Hub."""
+    return settings().namespace or LOCAL
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/healthz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
