@@ -80,9 +80,13 @@ class Filter(_Block):
 
 
 class Corpus(_Block):
-    """Human conversations: sources, the cleaning chain in order, the splits."""
+    """Human conversations: sources, the cleaning chain in order, the splits.
+
+    `join_parts` puts the parts that pre-split ShareGPT exports hold together again; `limit` is a number of rows read.
+    """
 
     sources: list[Source]
+    join_parts: bool = False
     filters: list[Filter] = Field(default_factory=list)
     openings: Annotated[int, Field(ge=1)] = 1000
     test: Annotated[int, Field(ge=1)] = 500

@@ -1,0 +1,53 @@
+# hubkit's commands. The first one makes .venv by itself; nothing else has to be installed by hand.
+PYTHON  ?= python3
+RECIPE  ?= parrot
+PROFILE ?= laptop
+
+BIN   := .venv/bin
+READY := .venv/.ready
+RUN   := $(BIN)/hubkit run $(RECIPE) --profile $(PROFILE)
+
+.PHONY: demo corpus asker rollout curate chat eval push test test-slow check format bench clean help
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt text-generation
+	touch $(READY)
+
+demo: $(READY) ## the whole loop on embedded defaults (RECIPE=parrot or realm)
+	$(RUN)
+
+corpus rollout curate eval: $(READY) ## one stage (also: asker, chat)
+	$(BIN)/hubkit $@ $(RECIPE) --profile $(PROFILE)
+
+asker chat: $(READY)
+	$(BIN)/hubkit train $@ $(RECIPE) --profile $(PROFILE)
+
+push: $(READY) ## make all cards final on the configured Hub (HUBKIT_HUB, HUBKIT_NAMESPACE)
+	$(BIN)/hubkit publish $(RECIPE) --profile $(PROFILE)
+
+test: $(READY) ## the tests, without the slow ones
+	$(BIN)/python -m pytest
+
+test-slow: $(READY) ## the slow tests: kills, chaos, whole demos
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+bench: $(READY) ## measure, side by side with the alternatives
+	$(BIN)/python -m pytest -m bench --timeout 3600 tests/bench
+
+check: $(READY) ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what was built here (not hubkit's data)
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""``python -m hubkit`` is ``hubkit``."""
+
+from hubkit.cli import main
+
+main()

@@ -1,0 +1,82 @@
+"""The command line: the one room that prints and exits. Data goes to stdout, everything else to stderr.
+
+Commands are thin: they read options, call a lower room, and show what it gives. Heavy packages are imported inside
+commands, so that ``hubkit --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+import typer
+
+from hubkit import __version__
+from hubkit.errors import HubkitError
+
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+app = typer.Typer(
+    name="hubkit",
+    help="Train an asker, roll out dialogues, train and judge a chat model, all through the Hugging Face Hub.",
+    epilog="Start with: hubkit run parrot --profile laptop",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hubkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Train an asker, roll out dialogues, train and judge a chat model, all through the Hugging Face Hub."""
+
+
+def _register() -> None:
+    from hubkit.cli import doctor, run
+
+    run.register(app)
+    app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Entry point: one clear sentence for what goes wrong, never a stack trace for a user's mistake."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    _register()
+    try:
+        app()
+    except HubkitError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; nothing finished is lost, and the same command goes on from here", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = error.filename or "the disk that holds hubkit's files"
+        _fail(f"no space left on {where}; free some and run the same command again", 1)
+
+
+def _fail(sentence: str, code: int) -> None:
+    print(f"hubkit: {sentence}", file=sys.stderr)
+    sys.exit(code)

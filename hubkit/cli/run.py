@@ -1,0 +1,135 @@
+"""``hubkit run`` and the stages as verbs: ``corpus train rollout curate eval publish``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hubkit.cli import out
+
+if TYPE_CHECKING:
+    from hubkit.hub import Hub
+    from hubkit.pipeline import Made
+    from hubkit.recipe import Recipe
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (parrot, realm) or a YAML file.")]
+Profiles = Annotated[list[str], typer.Option("--profile", "-p", help="Lay a profile over the recipe, e.g. laptop.")]
+Overrides = Annotated[list[str], typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one value of it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and no bars.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what is done and what would run; touch nothing.")]
+
+VERBS = {
+    "corpus": ("corpus", "Read, clean and split human conversations; commit them as a dataset."),
+    "rollout": ("rollout", "Let the asker question the chat model; commit the raw dialogues."),
+    "curate": ("curate", "Filter the raw dialogues; commit what is kept, tag it as a version."),
+    "eval": ("eval", "Held-out loss of asker and chat model beside their bases; commit the results."),
+    "publish": ("publish", "Make all cards final and tie the repos into a collection."),
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``run``, ``recipes``, ``train`` and a command for each other stage to `app`."""
+    app.command("run", epilog="Example: hubkit run parrot --profile laptop --set rollout.dialogues=48")(run)
+    for verb, (stage, help_text) in VERBS.items():
+        app.command(verb, help=help_text, epilog=f"Example: hubkit {verb} parrot --profile laptop")(_verb(stage))
+    app.command("train", epilog="Example: hubkit train asker parrot --profile laptop")(train)
+    app.command("recipes")(recipes)
+
+
+def run(
+    recipe: RecipeName,
+    profile: Profiles = [],  # noqa: B006 - typer copies it
+    overrides: Overrides = [],  # noqa: B006
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Walk all stages of a recipe: corpus, asker, rollout, curate, chat, eval, publish. What is done is skipped."""
+    _walk(recipe, profile, overrides, dry_run=dry_run, json=json, stage=None)
+
+
+def train(
+    seat: Annotated[str, typer.Argument(metavar="SEAT", help="Who to train: asker or chat.")],
+    recipe: RecipeName,
+    profile: Profiles = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Train the asker (on human turns) or the chat model (on assistant turns); push it with its card."""
+    if seat not in ("asker", "chat"):
+        raise typer.BadParameter(f"{seat!r} is neither asker nor chat", param_hint="SEAT")
+    _walk(recipe, profile, overrides, dry_run=dry_run, json=json, stage=seat)
+
+
+def _verb(stage: str):  # type: ignore[no-untyped-def]  # a command whose signature typer reads
+    def command(
+        recipe: RecipeName,
+        profile: Profiles = [],  # noqa: B006
+        overrides: Overrides = [],  # noqa: B006
+        dry_run: DryRun = False,
+        json: Json = False,
+    ) -> None:
+        _walk(recipe, profile, overrides, dry_run=dry_run, json=json, stage=stage)
+
+    return command
+
+
+def recipes() -> None:
+    """List the recipes and profiles that ship."""
+    from hubkit.recipe import available
+
+    for kind, names in available().items():
+        typer.echo(f"{kind}: {', '.join(names)}")
+
+
+def _walk(
+    name: str, profiles: list[str], overrides: list[str], *, dry_run: bool, json: bool, stage: str | None
+) -> None:
+    from hubkit import pipeline
+    from hubkit.hub import connect
+    from hubkit.recipe import load
+
+    recipe = load(name, profiles=profiles, overrides=overrides)
+    hub = connect()
+    if dry_run:
+        planned = pipeline.plan(recipe, hub, only=stage)
+        if json:
+            out.data([vars_of(p) for p in planned])
+        else:
+            out.table(
+                f"{recipe.name}: what would run on {hub.url}",
+                ["stage", "repo", "state", "commit"],
+                [[p.stage, p.repo_id, p.state, p.commit] for p in planned],
+            )
+        return
+    with out.bars(quiet=json) as bar_for:
+        made = list(pipeline.run(recipe, hub, only=stage, progress_for=bar_for))
+    if json:
+        out.data({"recipe": recipe.name, "hub": hub.url, "stages": [m.to_dict() for m in made]})
+    else:
+        _show(recipe, hub, made)
+
+
+def vars_of(planned: object) -> dict[str, str]:
+    """A slotted dataclass as plain data."""
+    from dataclasses import asdict
+
+    return asdict(planned)  # type: ignore[call-overload, no-any-return]
+
+
+def _show(recipe: Recipe, hub: Hub, made: list[Made]) -> None:
+    out.table(
+        f"{recipe.name}: what was made on {hub.url}",
+        ["stage", "repo", "commit", "from", "seconds"],
+        [
+            [
+                m.stage,
+                m.ref.repo_id + (f" ({m.tag})" if m.tag else ""),
+                m.ref.revision[:8],
+                ", ".join(f"{role} {ref.revision[:8]}" for role, ref in m.inputs.items()),
+                "done before" if m.skipped else f"{m.seconds:.0f}",
+            ]
+            for m in made
+        ],
+    )

@@ -1,0 +1,243 @@
+"""Messy conversations → a dataset: read, cleaned by the recipe's chain, split, written, every row accounted for.
+
+Takes files and the recipe's ``corpus`` block; writes ``data/{train,openings,test}-*.parquet`` (columns ``id``,
+``messages``, ``source``) and ``report.json``. Streams: memory grows by some bytes a row, not with the files.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from hubkit.corpus import files as reading
+from hubkit.corpus.parts import join
+from hubkit.corpus.rows import Unreadable, conversation_of, id_of
+from hubkit.corpus.split import SPLITS, Splitter
+from hubkit.errors import StageError
+from hubkit.filters import Chain, Context, Dropped, Step, Tally, count
+from hubkit.progress import Progress, silent
+from hubkit.recipe import Corpus
+from hubkit.schema import Conversation
+from hubkit.shards import ShardWriter, conversation_schema, disk_errors, read_batches
+
+__all__ = ["CorpusReport", "FileReport", "build", "read"]
+
+
+@dataclass
+class FileReport:
+    """What one file gave: ``rows`` seen, of which ``unreadable`` by reason; ``lost_bytes`` of gaps without rows."""
+
+    file: str
+    source: str
+    bytes: int
+    rows: int = 0
+    unreadable: dict[str, Tally] = field(default_factory=dict)
+    lost_bytes: int = 0
+    cut_off_at: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The file as a report holds it."""
+        data = {key: value for key, value in vars(self).items() if key != "unreadable"}
+        return data | {"unreadable": {reason: tally.to_dict() for reason, tally in self.unreadable.items()}}
+
+
+@dataclass
+class CorpusReport:
+    """What became of every row: ``rows_read + added == kept + dropped + unreadable + joined``, always.
+
+    `joined` counts rows that went into a neighbour (parts of one conversation), `added` the further rows that a filter
+    cut conversations into. `splits` gives rows per split; `steps` the chain's ledger, splitting last.
+    """
+
+    files: list[FileReport] = field(default_factory=list)
+    rows_read: int = 0
+    unreadable: int = 0
+    joined: int = 0
+    added: int = 0
+    dropped: int = 0
+    kept: int = 0
+    renamed: int = 0
+    steps: list[Step] = field(default_factory=list)
+    splits: dict[str, int] = field(default_factory=dict)
+    human_turns: dict[str, int] = field(default_factory=dict)
+    seed: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON holds it."""
+        data = dict(vars(self))
+        data["files"] = [file.to_dict() for file in self.files]
+        data["steps"] = [step.to_dict() for step in self.steps]
+        return data
+
+    def check(self) -> None:
+        """Raise `StageError` where the sums do not come out: a row lost in silence is a bug, not a result."""
+        if self.rows_read + self.added != self.kept + self.dropped + self.unreadable + self.joined:
+            raise StageError(f"the corpus lost count of its rows ({self.to_dict()}); this is a bug, please report it")
+
+
+def build(
+    block: Corpus,
+    files: list[Path],
+    out: Path,
+    *,
+    seed: int,
+    tokenizer: Path | None = None,
+    questions: dict[str, Path] | None = None,
+    progress: Progress = silent,
+) -> CorpusReport:
+    """Read `files`, clean and split them by `block`, write ``out/data`` and ``out/report.json``.
+
+    `tokenizer` is a folder with a ``tokenizer.json``, or that file, for filters that count tokens; `questions` names
+    files of benchmark questions for decontamination. Raises `SourceError` (a file is missing), `RecipeError` (unknown
+    filter or argument), `StageError` (too little is left), `DiskFullError`.
+    """
+    started = time.monotonic()
+    chain = Chain(block.filters, Context(tokenizer=tokenizer, questions=questions or {}))
+    report = CorpusReport(seed=seed, steps=chain.steps)
+    kept_file = out / "kept"
+    splitter = Splitter(seed)
+    try:
+        with ShardWriter(kept_file, "kept", conversation_schema()) as kept:
+            names = _Names()
+            for conversation in _chained(chain, _conversations(block, files, report, progress), report):
+                splitter.add(conversation)
+                row = {"id": names.unique(conversation.id), "messages": conversation.messages}
+                kept.write(row | {"source": conversation.source})
+            report.renamed = names.renamed
+        _write_splits(kept.paths, out / "data", splitter.assign(openings=block.openings, test=block.test), report)
+    finally:
+        for path in kept_file.glob("*"):
+            path.unlink()
+        if kept_file.exists():
+            kept_file.rmdir()
+    report.seconds = round(time.monotonic() - started, 2)
+    report.check()
+    with disk_errors(out):
+        (out / "report.json").write_text(json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return report
+
+
+def read(path: Path, *, source: str = "", report: FileReport | None = None) -> Iterator[Conversation]:
+    """Every conversation of one file of any known layout; what is unreadable is counted in `report`."""
+    report = report or FileReport(path.name, source, path.stat().st_size if path.exists() else 0)
+    yield from _read(path, report, lambda _: None)
+
+
+def _read(path: Path, report: FileReport, on_bytes: reading.OnBytes) -> Iterator[Conversation]:
+    for item in reading.rows(path, on_bytes):
+        report.rows += 1
+        place = f"{path.name}:{item.place}"
+        if isinstance(item, reading.Broken):
+            count(report.unreadable, item.reason, item.row_id or place)
+            report.lost_bytes += item.lost_bytes
+            if item.reason == "cut_off":
+                report.cut_off_at = item.place
+            continue
+        try:
+            yield conversation_of(item.value, report.source, place)
+        except Unreadable as error:
+            count(report.unreadable, error.reason, id_of(item.value) or place)
+
+
+def _conversations(
+    block: Corpus, paths: list[Path], report: CorpusReport, progress: Progress
+) -> Iterator[Conversation]:
+    """Every conversation of every file, its parts joined where the recipe says so; `report` counts along."""
+    found = reading.data_files(paths)
+    sizes = [path.stat().st_size for path in found]
+    room = block.limit
+    for index, path in enumerate(found):
+        if room is not None and room <= 0:
+            break
+        file = FileReport(path.name, _source_name(block, path), sizes[index])
+        report.files.append(file)
+        rows = islice(_read(path, file, _bytes_of(progress, sizes, index, path.name)), room)
+        for conversation, made_of in join(rows) if block.join_parts else ((row, 1) for row in rows):
+            report.joined += made_of - 1
+            room = None if room is None else room - made_of
+            yield conversation
+    report.rows_read = sum(file.rows for file in report.files)
+    report.unreadable = sum(tally.count for file in report.files for tally in file.unreadable.values())
+
+
+def _bytes_of(progress: Progress, sizes: list[int], index: int, name: str) -> reading.OnBytes:
+    before, total = sum(sizes[:index]), sum(sizes)
+    return lambda done: progress(before + done, total, name)
+
+
+def _source_name(block: Corpus, path: Path) -> str:
+    """The repo that `path` belongs to by the recipe, else the file's own name."""
+    named = [s for s in block.sources if path.name in (Path(f).name for f in s.files)] or block.sources
+    return named[0].repo_id or path.name if len(named) == 1 else path.name
+
+
+def _chained(chain: Chain, conversations: Iterator[Conversation], report: CorpusReport) -> Iterator[Conversation]:
+    for conversation in conversations:
+        for result in chain(conversation):
+            if isinstance(result, Dropped):
+                report.dropped += 1
+            else:
+                yield result
+    report.added = sum(step.added for step in chain.steps)
+
+
+def _write_splits(kept: list[Path], data: Path, places: list[int | None], report: CorpusReport) -> None:
+    """Second pass: each kept row to its split, in order; the split is the last step of the ledger."""
+    import pyarrow as pa
+
+    step = Step("split", rows_in=len(places))
+    turns: Counter[int] = Counter()
+    at = 0
+    with ExitStack() as stack:
+        writers = [stack.enter_context(ShardWriter(data, name, conversation_schema())) for name in SPLITS]
+        for batch in (batch for path in kept for batch in read_batches(path)):
+            here = places[at : at + batch.num_rows]
+            at += batch.num_rows
+            for split, writer in enumerate(writers):
+                if rows := [row for row, place in enumerate(here) if place == split]:
+                    writer.write_table(pa.Table.from_batches([batch.take(pa.array(rows))]))
+            for row, messages in enumerate(batch.column("messages").to_pylist()):
+                if here[row] is None:
+                    count(step.dropped, "continues_an_opening", batch.column("id")[row].as_py())
+                turns[sum(message["role"] == "user" for message in messages)] += 1
+    step.rows_out = step.conversations_out = sum(writer.rows for writer in writers)
+    report.steps.append(step)
+    report.kept = step.rows_out
+    report.dropped += step.rows_in - step.rows_out
+    report.splits = {name: writer.rows for name, writer in zip(SPLITS, writers, strict=True)}
+    report.human_turns = {str(number): turns[number] for number in sorted(turns)}
+
+
+class _Names:
+    """Makes ids unique: the second row of one id becomes ``ID-2``. Remembers 8 bytes an id."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, int] = {}
+        self.renamed = 0
+
+    def unique(self, name: str) -> str:
+        """`name`, or `name` with the first number that makes it new."""
+        key = _hash64(name)
+        if key not in self._seen:
+            self._seen[key] = 1
+            return name
+        self.renamed += 1
+        while True:
+            self._seen[key] += 1
+            candidate = f"{name}-{self._seen[key]}"
+            if _hash64(candidate) not in self._seen:
+                self._seen[_hash64(candidate)] = 1
+                return candidate
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")

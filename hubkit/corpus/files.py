@@ -1,0 +1,292 @@
+"""Somebody's file → its raw rows, streamed, as far as it can be read; every byte that cannot is said.
+
+JSON arrays, JSON Lines, objects one after another, parquet; plain, gzip or zstd; told apart by content, not by name.
+A file that is cut off gives every whole row before the cut. Memory holds one row and a few blocks, not the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from hubkit.errors import SourceError
+
+BLOCK = 1 << 16
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".gz", ".zst")
+_SPACE = b" \t\r\n"
+_ID = re.compile(rb'"(?:id|conversation_id|conversation_hash)"\s*:\s*"([^"\\]{1,100})"')
+_MAX_TAIL = 1 << 24  # of a row that never ends, this much is searched for its id
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One raw row and where it stands: "line 17" or "row 17", counted from 1."""
+
+    value: Any
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """What could not be read: why, where, how many bytes of the (unpacked) file went with it, and whose row it was."""
+
+    reason: str
+    place: str
+    lost_bytes: int
+    row_id: str | None = None
+
+
+Item = Row | Broken
+OnBytes = Callable[[int], None]
+
+
+def data_files(paths: list[Path]) -> list[Path]:
+    """`paths` with every folder replaced by the data files below it, in order of name. Raises `SourceError`."""
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise SourceError(f"{path} holds no {', '.join(SUFFIXES)} file; give a file, or a folder with some")
+            files.extend(inside)
+        elif path.exists():
+            files.append(path)
+        else:
+            raise SourceError(f"{path} does not exist; check the path")
+    return files
+
+
+def rows(path: Path, on_bytes: OnBytes = lambda _: None) -> Iterator[Item]:
+    """Every row of `path` in order, and every gap. `on_bytes` hears how many bytes of the file have been read.
+
+    Raises `SourceError` only where the file cannot be opened at all.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise SourceError(f"{path} cannot be opened: {error.strerror}") from None
+    if head == b"PAR1":
+        yield from _parquet_rows(path, on_bytes)
+    else:
+        yield from _text_rows(path, head, on_bytes)
+
+
+def _parquet_rows(path: Path, on_bytes: OnBytes) -> Iterator[Item]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    size, number = path.stat().st_size, 0
+    try:
+        with pq.ParquetFile(path) as file:
+            total = max(file.metadata.num_rows, 1)
+            for batch in file.iter_batches(batch_size=256):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield Row(value, f"row {number}")
+                on_bytes(size * min(number, total) // total)
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        cut = "cut_off" if number == 0 and not _ends_with(path, b"PAR1") else "broken_parquet"
+        yield Broken(cut, f"after row {number}: {type(error).__name__}", size if number == 0 else 0)
+
+
+def _ends_with(path: Path, mark: bytes) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(mark)))
+        return file.read() == mark
+
+
+def _text_rows(path: Path, head: bytes, on_bytes: OnBytes) -> Iterator[Item]:
+    blocks = _Blocks(path, head, on_bytes)
+    stream = iter(blocks)
+    first = b""
+    for block in stream:  # skip blank blocks, and a byte order mark
+        first = (first + block).removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
+        if first:
+            break
+    if first[:1] == b"[":
+        yield from _array_rows(first, stream, blocks)
+    elif first:
+        yield from _object_rows(first, stream, blocks)
+    if blocks.fault:
+        yield Broken(blocks.fault, "end of file", 0)
+
+
+class _Blocks:
+    """A file's bytes, unpacked, block by block; a broken end of a packed file sets `fault` and ends the stream."""
+
+    def __init__(self, path: Path, head: bytes, on_bytes: OnBytes) -> None:
+        self.fault: str | None = None
+        self._path, self._head, self._on_bytes = path, head, on_bytes
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._head[:2] == b"\x1f\x8b":
+            yield from self._gzip()
+        elif self._head == b"\x28\xb5\x2f\xfd":
+            yield from self._zstd()
+        else:
+            yield from self._plain()
+
+    def _plain(self) -> Iterator[bytes]:
+        done = 0
+        try:
+            with self._path.open("rb") as file:
+                while block := file.read(BLOCK):
+                    done += len(block)
+                    self._on_bytes(done)
+                    yield block
+        except OSError:
+            self.fault = "disk_error"
+
+    def _gzip(self) -> Iterator[bytes]:
+        unpacker = zlib.decompressobj(wbits=31)
+        try:
+            for block in self._plain():
+                while block:
+                    yield unpacker.decompress(block, 1 << 20)
+                    while unpacker.unconsumed_tail:
+                        yield unpacker.decompress(unpacker.unconsumed_tail, 1 << 20)
+                    block = unpacker.unused_data if unpacker.eof else b""
+                    if unpacker.eof and block:
+                        unpacker = zlib.decompressobj(wbits=31)  # a gzip file may be several, one after another
+        except zlib.error:
+            self.fault = "broken_gzip"
+            return
+        if not unpacker.eof:
+            self.fault = "cut_off"
+
+    def _zstd(self) -> Iterator[bytes]:
+        import zstandard
+
+        try:
+            with self._path.open("rb") as file:
+                reader = zstandard.ZstdDecompressor(max_window_size=1 << 31).stream_reader(
+                    file, read_across_frames=True
+                )
+                while block := reader.read(BLOCK):
+                    self._on_bytes(file.tell())
+                    yield block
+        except zstandard.ZstdError:
+            self.fault = "broken_zstd"
+        except OSError:
+            self.fault = "disk_error"
+
+
+def _array_rows(first: bytes, stream: Iterator[bytes], blocks: _Blocks, prefix: str = "item") -> Iterator[Item]:
+    """Rows of one JSON array (or, with an empty prefix, of objects one after another).
+
+    Behind a fault in the syntax nothing can be told apart any more, so the rest is one gap.
+    """
+    import ijson
+
+    found: list[Any] = ijson.sendable_list()
+    parser = ijson.items_coro(found, prefix, use_float=True, multiple_values=not prefix)
+    number, last, tail, reason = 0, None, bytearray(), None
+    block: bytes | None = first
+    while block is not None and reason is None:
+        reason = _feed(partial(parser.send, block))
+        if found:
+            last = found[-1]
+            tail.clear()
+        tail += block[: max(0, _MAX_TAIL - len(tail))]
+        for value in found:
+            number += 1
+            yield Row(value, f"row {number}")
+        del found[:]
+        block = next(stream, None)
+    if reason is None:
+        reason = _feed(parser.close) and "cut_off"
+        for value in found:  # a bare number at the very end is only whole once the end is known
+            number += 1
+            yield Row(value, f"row {number}")
+    if reason:
+        rest = len(block or b"") + sum(len(more) for more in stream)
+        row_id, partial_bytes = _partial_row(bytes(tail), last)
+        yield Broken(blocks.fault or reason, f"after row {number}", partial_bytes + rest, row_id)
+        blocks.fault = None  # told: the cut in the packed file is this cut
+
+
+def _feed(step: Callable[[], Any]) -> str | None:
+    import ijson
+
+    try:
+        step()
+    except StopIteration:
+        return None
+    except (ijson.JSONError, ValueError, OverflowError):
+        return "broken_json"
+    return None
+
+
+def _partial_row(tail: bytes, last: Any) -> tuple[str | None, int]:
+    """Id and size of the row that was being read: the last id in `tail`, unless it is that of `last`, a whole row."""
+    found = list(_ID.finditer(tail))
+    if not found:
+        return None, len(tail)
+    row_id = found[-1][1].decode("utf-8", "replace")
+    if isinstance(last, dict) and row_id in (str(value) for value in last.values() if isinstance(value, str)):
+        return None, len(tail)
+    return row_id, len(tail) - max(0, tail.rfind(b"{", 0, found[-1].start()))
+
+
+def _object_rows(first: bytes, stream: Iterator[bytes], blocks: _Blocks) -> Iterator[Item]:
+    """JSON Lines, or objects spread over lines: the first two lines tell."""
+    lines = _lines(first, stream)
+    head = [line for _, line in zip(range(2), lines, strict=False)]
+    spread = not _load(head[0])[1] and head[0].startswith(b"{") and (len(head) < 2 or not head[1].startswith(b"{"))
+    if spread:
+        yield from _array_rows(b"".join(head), lines, blocks, prefix="")
+    else:
+        yield from _line_rows(chain(head, lines), blocks)
+
+
+def _line_rows(lines: Iterator[bytes], blocks: _Blocks) -> Iterator[Item]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        value, good = _load(line)
+        if good:
+            yield Row(value, f"line {number}")
+            continue
+        cut = not line.endswith(b"\n") and line.lstrip().startswith(b"{")
+        ids = _ID.findall(line)
+        reason = "cut_off" if cut else "broken_json"
+        yield Broken(reason, f"line {number}", len(line), ids[0].decode("utf-8", "replace") if ids else None)
+        if cut:
+            blocks.fault = None  # told: this line is where the packed file broke
+
+
+def _lines(first: bytes, stream: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines with their ends. A long line is gathered in parts, so that it costs its length once."""
+    parts: list[bytes] = []
+    for block in chain([first], stream):
+        *whole, rest = block.split(b"\n")
+        for line in whole:
+            parts.append(line + b"\n")
+            yield b"".join(parts)
+            parts = []
+        if rest:
+            parts.append(rest)
+    if parts:
+        yield b"".join(parts)
+
+
+def _load(line: bytes) -> tuple[Any, bool]:
+    """The value of one JSON text, and whether it is one. NaN and Infinity, which Python writes, are read."""
+    import orjson
+
+    try:
+        return orjson.loads(line), True
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(line), True
+    except (ValueError, RecursionError):
+        return None, False

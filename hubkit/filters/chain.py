@@ -1,0 +1,185 @@
+"""The chain that filters run in, and its ledger: every conversation in is a conversation out or a counted reason.
+
+Takes conversations one at a time, gives each on with what became of it; holds nothing but counts and a few ids.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from hubkit.errors import RecipeError
+from hubkit.schema import Conversation
+
+EXAMPLES = 5  # ids kept per reason: enough to look one up, few enough for a card
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A filter's verdict: this conversation goes, for `reason` (a short word that reports count by)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A filter's verdict: `rows` stand in for the conversation (one when changed, several when cut up), see `note`."""
+
+    rows: list[Conversation]
+    note: str
+
+
+Verdict = Drop | Edit | None
+FilterFn = Callable[[Conversation], Verdict]
+
+
+class Spec(Protocol):
+    """What a recipe says of one filter (`hubkit.recipe.Filter` is one)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def args(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What filters may need from outside the recipe: a tokenizer's folder or file; question files, by name."""
+
+    tokenizer: Path | None = None
+    questions: dict[str, Path] = field(default_factory=dict)
+
+
+FILTERS: dict[str, Callable[..., FilterFn]] = {}
+
+
+def register(factory: Callable[..., FilterFn]) -> Callable[..., FilterFn]:
+    """Make a filter known to recipes under its function's name. The factory's keyword arguments are the recipe's."""
+    FILTERS[factory.__name__] = factory
+    return factory
+
+
+@dataclass
+class Tally:
+    """How often something happened, and the first few ids it happened to."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, example: str) -> None:
+        """Count one more; keep its id while there is room."""
+        self.count += 1
+        if len(self.examples) < EXAMPLES and example not in self.examples:
+            self.examples.append(example)
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"count": int, "examples": [id, …]}``"""
+        return {"count": self.count, "examples": self.examples}
+
+
+def count(tallies: dict[str, Tally], reason: str, example: str) -> None:
+    """Count `reason` in `tallies` with `example` as the id of one case."""
+    tallies.setdefault(reason, Tally()).add(example)
+
+
+@dataclass
+class Step:
+    """One filter of a chain and what it did: ``rows_in + added == rows_out + dropped``, always.
+
+    `conversations_out` counts the conversations that entered the chain and still have a row here, which differs from
+    `rows_out` only behind a filter that cuts conversations up.
+    """
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+    rows_in: int = 0
+    rows_out: int = 0
+    conversations_out: int = 0
+    added: int = 0
+    dropped: dict[str, Tally] = field(default_factory=dict)
+    changed: dict[str, Tally] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The step as a report holds it."""
+        return {
+            "name": self.name,
+            "args": self.args,
+            "rows_in": self.rows_in,
+            "rows_out": self.rows_out,
+            "conversations_out": self.conversations_out,
+            "added": self.added,
+            "dropped": {reason: tally.to_dict() for reason, tally in self.dropped.items()},
+            "changed": {note: tally.to_dict() for note, tally in self.changed.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A conversation that a chain let go, as it stood then, by which step and why."""
+
+    conversation: Conversation
+    step: str
+    reason: str
+
+
+class Chain:
+    """Filters in order. Call it with a conversation; it yields what is kept of it and what is `Dropped`.
+
+    Raises `RecipeError` for an unknown filter or argument when it is built, never while it runs.
+    """
+
+    def __init__(self, specs: Iterable[Spec], context: Context | None = None) -> None:
+        self.steps: list[Step] = []
+        self._filters: list[FilterFn] = []
+        for spec in specs:
+            self._filters.append(_build(spec, context or Context()))
+            self.steps.append(Step(spec.name, dict(spec.args)))
+
+    def __call__(self, conversation: Conversation) -> Iterator[Conversation | Dropped]:
+        """Walk one conversation (and whatever it is cut into) through every step."""
+        rows = [conversation]
+        for step, judge in zip(self.steps, self._filters, strict=True):
+            kept: list[Conversation] = []
+            step.rows_in += len(rows)
+            for row in rows:
+                verdict = judge(row)
+                if verdict is None:
+                    kept.append(row)
+                elif isinstance(verdict, Drop):
+                    count(step.dropped, verdict.reason, row.id)
+                    yield Dropped(row, step.name, verdict.reason)
+                else:
+                    count(step.changed, verdict.note, row.id)
+                    step.added += len(verdict.rows) - 1
+                    kept.extend(verdict.rows)
+            step.rows_out += len(kept)
+            step.conversations_out += bool(kept)
+            rows = kept
+            if not rows:
+                return
+        yield from rows
+
+
+def _build(spec: Spec, context: Context) -> FilterFn:
+    factory = FILTERS.get(spec.name)
+    if factory is None:
+        near = difflib.get_close_matches(spec.name, FILTERS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(FILTERS))}"
+        raise RecipeError(f"no filter {spec.name!r}; {hint}")
+    parameters = inspect.signature(factory).parameters
+    known = [name for name in parameters if name != "context"]
+    for name in spec.args:
+        if name not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes no arguments"
+            raise RecipeError(f"filter {spec.name!r} has no argument {name!r}; {takes}")
+    extra = {"context": context} if "context" in parameters else {}
+    try:
+        return factory(**spec.args, **extra)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError(f"filter {spec.name!r} cannot be made from {spec.args}: {error}") from error

@@ -1,0 +1,82 @@
+"""Walking the stages: skip what is done, run what is not, hand each commit to the stages behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from hubkit.errors import HubkitError, StageError
+from hubkit.hub import Hub
+from hubkit.pipeline.stage import Context, Made, Stage
+from hubkit.pipeline.stages import STAGES
+from hubkit.progress import Progress, silent
+from hubkit.recipe import Recipe
+
+
+def run(
+    recipe: Recipe, hub: Hub, *, only: str | None = None, progress_for: Callable[[str], Progress] = lambda _: silent
+) -> Iterator[Made]:
+    """Run the stages in order, yielding what each made as soon as it is there; with `only`, run that stage alone.
+
+    A stage whose commit exists for the same recipe values and input commits is skipped, not run. Raises `StageError`
+    when `only` needs a stage that has not run, and what the stages raise; whatever was committed before stays, and the
+    next run goes on from there.
+    """
+    context = Context(recipe, hub)
+    for stage in _upto(only):
+        progress = progress_for(stage.name)
+        inputs = stage.inputs(context, progress)
+        made = stage.find(context, inputs)
+        if made is None and only not in (None, stage.name):
+            continue
+        made = made or stage.run(context, inputs, progress)
+        context.made[stage.name] = made.ref
+        if only in (None, stage.name):
+            yield made
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A stage in a plan: ``done`` (with its commit), ``to run``, or ``to run`` because a stage before it will."""
+
+    stage: str
+    repo_id: str
+    state: str
+    commit: str = ""
+
+
+def plan(recipe: Recipe, hub: Hub, *, only: str | None = None) -> list[Planned]:
+    """What `run` would do now, without doing it: nothing is downloaded, built or committed."""
+    context = Context(recipe, hub)
+    planned: list[Planned] = []
+    for stage in _upto(only):
+        try:
+            made = stage.find(context, stage.inputs(context, _refuse))
+        except (StageError, _WouldImport):
+            made = None
+        except HubkitError as error:
+            planned.append(Planned(stage.name, stage.repo_id(context), f"cannot run: {error}"))
+            continue
+        if made:
+            context.made[stage.name] = made.ref
+        planned.append(
+            Planned(stage.name, stage.repo_id(context), "done" if made else "to run", str(made.ref) if made else "")
+        )
+    return planned
+
+
+class _WouldImport(Exception):
+    """A plan met an input that a run would import first."""
+
+
+def _refuse(done: float, total: float | None = None, note: str = "") -> None:
+    raise _WouldImport
+
+
+def _upto(until: str | None) -> tuple[Stage, ...]:
+    names = [stage.name for stage in STAGES]
+    if until is None:
+        return STAGES
+    if until not in names:
+        raise StageError(f"no stage {until!r}; the stages are {', '.join(names)}")
+    return STAGES[: names.index(until) + 1]

@@ -1,0 +1,213 @@
+"""What a stage is, and how one is run: look for its commit; else build a folder, commit it once, tag it if it wants.
+
+A stage is killed at any instant and nothing is lost or done twice: it works in a folder named by its key, builds into
+``out.part``, renames that to ``out`` when whole, commits, and only then deletes the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hubkit import __version__
+from hubkit.errors import RepoMissingError, StageError
+from hubkit.hub import Hub, Ref
+from hubkit.hub.places import runs
+from hubkit.progress import Progress
+from hubkit.recipe import Recipe
+
+PROVENANCE = "provenance"
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "huggingface_hub", "xllamacpp")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What every stage can see: the recipe, the Hub, and the commits of the stages before it, by stage name."""
+
+    recipe: Recipe
+    hub: Hub
+    made: dict[str, Ref] = field(default_factory=dict)
+
+    def before(self, stage: str) -> Ref:
+        """The commit of an earlier stage. Raises `StageError` when that stage has not run."""
+        if ref := self.made.get(stage):
+            return ref
+        raise StageError(
+            f"stage {stage!r} of recipe {self.recipe.name!r} has not run for these values; "
+            f"run `hubkit {stage} {self.recipe.name}` first, or `hubkit run {self.recipe.name}` for all stages"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a stage made: its commit, the commits it read (by role), how long it took, whether it was there."""
+
+    stage: str
+    ref: Ref
+    inputs: dict[str, Ref]
+    seconds: float
+    skipped: bool
+    report: dict[str, Any]
+    tag: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {
+            "stage": self.stage,
+            **self.ref.to_dict(),
+            "tag": self.tag,
+            "inputs": {role: ref.to_dict() for role, ref in self.inputs.items()},
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "report": self.report,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Where a stage builds: `out` becomes the commit; `scratch` survives a kill (checkpoints, journals, logs)."""
+
+    out: Path
+    scratch: Path
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage. `inputs` resolves what it reads, `build` writes `Work.out` and returns its report, `card` its card.
+
+    `replace` are the repo paths that belong to this stage alone: those not built again are deleted by its commit.
+    """
+
+    name: str
+    repo: str
+    repo_type: str
+    inputs: Callable[[Context, Progress], dict[str, Ref]]
+    build: Callable[[Context, dict[str, Ref], Work], dict[str, Any]]
+    card: Callable[[Context, dict[str, Ref], dict[str, Any]], str] | None = None
+    replace: tuple[str, ...] = ()
+    tagged: bool = False
+
+    def repo_id(self, context: Context) -> str:
+        """``namespace/name`` of the repo that this stage commits to."""
+        return context.hub.qualify(getattr(context.recipe.repos, self.repo))
+
+    def key(self, context: Context, inputs: dict[str, Ref]) -> str:
+        """sha256 (hex) over the recipe's digest for this stage and the commits of its inputs."""
+        read = {role: ref.to_dict() for role, ref in sorted(inputs.items())}
+        payload = json.dumps({"digest": context.recipe.digest(self.name), "inputs": read}, sort_keys=True)
+        return hashlib.sha256(payload.encode()).hexdigest()
+
+    def find(self, context: Context, inputs: dict[str, Ref]) -> Made | None:
+        """This stage's commit for exactly these inputs, or None when it has not been made."""
+        key = self.key(context, inputs)
+        ref = context.hub.find_commit(self.repo_id(context), self._mark(key), repo_type=self.repo_type)
+        if ref is None:
+            return None
+        try:
+            record = json.loads(context.hub.read(ref, f"{PROVENANCE}/{self.name}.json"))
+        except (RepoMissingError, ValueError):
+            return None
+        if record["key"] != key:
+            return None
+        tag = self._tag(context, ref) if self.tagged else None
+        return Made(self.name, ref, inputs, record["seconds"], True, record["report"], tag)
+
+    def run(self, context: Context, inputs: dict[str, Ref], progress: Progress) -> Made:
+        """Build and commit, or go on where a killed run stopped. Raises `StageError` when another process builds it."""
+        key = self.key(context, inputs)
+        folder = runs() / f"{context.recipe.name}-{self.name}-{key[:12]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StageError(f"another process is running stage {self.name!r} in {folder}; wait for it") from None
+        try:
+            record = self._built(context, inputs, folder, key, progress)
+            ref = self._commit(context, folder / "out", key)
+            tag = self._tag(context, ref) if self.tagged else None
+            shutil.rmtree(folder / "out", ignore_errors=True)
+        finally:
+            lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+        return Made(self.name, ref, inputs, record["seconds"], False, record["report"], tag)
+
+    def _built(
+        self, context: Context, inputs: dict[str, Ref], folder: Path, key: str, progress: Progress
+    ) -> dict[str, Any]:
+        out, part = folder / "out", folder / "out.part"
+        record_path = out / PROVENANCE / f"{self.name}.json"
+        if record_path.is_file():
+            finished: dict[str, Any] = json.loads(record_path.read_text("utf-8"))
+            return finished
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        scratch = folder / "scratch"
+        scratch.mkdir(exist_ok=True)
+        started = time.monotonic()
+        report = self.build(context, inputs, Work(part, scratch, progress))
+        record = self._provenance(context, inputs, key, report, time.monotonic() - started)
+        if self.card is not None:
+            (part / "README.md").write_text(self.card(context, inputs, record), "utf-8")
+        (part / PROVENANCE).mkdir(exist_ok=True)
+        (part / PROVENANCE / record_path.name).write_text(json.dumps(record, indent=1, default=str), "utf-8")
+        part.rename(out)
+        return record
+
+    def _commit(self, context: Context, out: Path, key: str) -> Ref:
+        repo_id = self.repo_id(context)
+        if done := context.hub.find_commit(repo_id, self._mark(key), repo_type=self.repo_type):
+            return done
+        title = f"{self.name.capitalize()} of recipe {context.recipe.name} {self._mark(key)}"
+        return context.hub.commit(repo_id, out, title, repo_type=self.repo_type, replace=self.replace)
+
+    def _mark(self, key: str) -> str:
+        return f"[{self.name}:{key[:12]}]"
+
+    def _tag(self, context: Context, ref: Ref) -> str:
+        """The version tag (``v1``, ``v2``, …) of this commit, made when it has none; tags never move."""
+        tags = context.hub.tags(ref.repo_id, repo_type=ref.repo_type)
+        versions = [int(name[1:]) for name in tags if name[:1] == "v" and name[1:].isdigit()]
+        for name, sha in tags.items():
+            if sha == ref.revision and name[1:].isdigit():
+                return name
+        name = f"v{max(versions, default=0) + 1}"
+        context.hub.tag(ref, name, f"{self.name} of recipe {context.recipe.name}")
+        return name
+
+    def _provenance(
+        self, context: Context, inputs: dict[str, Ref], key: str, report: dict[str, Any], seconds: float
+    ) -> dict[str, Any]:
+        """What the commit says of itself: recipe, inputs, seed, code, packages, time, and the stage's report."""
+        return {
+            "stage": self.name,
+            "key": key,
+            "recipe": {"name": context.recipe.name, "profile": context.recipe.profile},
+            "digest": context.recipe.digest(self.name),
+            "block": getattr(context.recipe, self.name).model_dump(mode="json"),
+            "inputs": {role: ref.to_dict() for role, ref in inputs.items()},
+            "seed": context.recipe.seed,
+            "hubkit": __version__,
+            "packages": {name: _version(name) for name in PACKAGES},
+            "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 1),
+            "report": report,
+        }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"

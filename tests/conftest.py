@@ -1,0 +1,52 @@
+"""What all tests share: a clean environment, and one hubkit home per test session with its own embedded Hub."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+for _name in [n for n in os.environ if n.startswith(("HF_", "HUBKIT_", "TRANSFORMERS_"))]:
+    del os.environ[_name]
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["PYTHONPATH"] = str(ROOT)
+
+
+@pytest.fixture(scope="session")
+def hubkit_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A fresh ``HUBKIT_HOME`` for the whole session; its embedded Hub is stopped at the end."""
+    from hubkit.hub import embedded
+
+    home = tmp_path_factory.mktemp("home")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("HUBKIT_HOME", str(home))
+    patch.setenv("HF_HOME", str(home / "hf"))
+    yield home
+    embedded.stop()
+    patch.undo()
+
+
+@pytest.fixture
+def cli():
+    """Run ``hubkit …`` as a person would: its own process. Returns what `subprocess.run` returns."""
+
+    def call(*args: str, timeout_s: float = 600, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "hubkit", *args],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            env={**os.environ, **env},
+            check=False,
+        )
+
+    return call

@@ -1,0 +1,262 @@
+"""The corpus: any file people have, read to its last whole conversation; nothing lost in silence; splits that hold."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from datasets import load_dataset
+
+from hubkit.corpus import CorpusReport, FileReport, build, read
+from hubkit.errors import SourceError, StageError
+from hubkit.recipe import Corpus, Filter, Source
+
+
+def sharegpt(number: int, turns: int = 4, name: str | None = None) -> dict[str, Any]:
+    """A ShareGPT row in readable English, different for every `number`."""
+    said = [f"Question {number}.{t}: how does part {t} of machine {number} work?" for t in range(turns)]
+    roles = ("human", "gpt")
+    return {
+        "id": name or f"id{number:04d}_0",
+        "conversations": [{"from": roles[t % 2], "value": text} for t, text in enumerate(said)],
+    }
+
+
+def corpus(path: Path, out: Path, *, filters: list[Filter] | None = None, seed: int = 1, **keys: Any) -> CorpusReport:
+    block = Corpus(sources=[Source(path=str(path))], filters=filters or [], **{"openings": 5, "test": 5, **keys})
+    return build(block, [path], out, seed=seed)
+
+
+def written(path: Path, rows: list[dict[str, Any]], cut: int | None = None) -> Path:
+    path.write_bytes(json.dumps(rows, indent=2).encode()[:cut])
+    return path
+
+
+def load(path: Path) -> tuple[list[str], FileReport]:
+    report = FileReport(path.name, "", 0)
+    return [c.id for c in read(path, report=report)], report
+
+
+def ids(out: Path, split: str) -> list[str]:
+    return [i for p in sorted((out / "data").glob(f"{split}-*")) for i in pq.read_table(p).column("id").to_pylist()]
+
+
+def test_a_cut_off_array_gives_every_whole_conversation_and_names_the_lost_one(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.json", [sharegpt(i) for i in range(50)], cut=-300)
+    found, report = load(path)
+    assert len(found) == 49
+    assert report.rows == 50 and report.cut_off_at == "after row 49"
+    assert report.unreadable["cut_off"].examples == ["id0049_0"]
+    assert 0 < report.lost_bytes < 1500
+
+
+@pytest.mark.parametrize("cut", [1, 2, 7, 30, 100, 333, 900])
+def test_wherever_the_cut_is_rows_before_it_are_whole(tmp_path: Path, cut: int) -> None:
+    rows = [sharegpt(i) for i in range(8)]
+    whole = json.dumps(rows).encode()
+    path = tmp_path / "x.json"
+    path.write_bytes(whole[: len(whole) - cut])
+    found, report = load(path)
+    assert found == [r["id"] for r in rows][: len(found)]
+    assert sum(t.count for t in report.unreadable.values()) == 1
+    assert len(found) >= 8 - 1 - cut // 300
+
+
+def test_layouts_people_have(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": "a"}]
+    tree = {"role": "prompter", "text": "q", "replies": [
+        {"role": "assistant", "text": "worse", "rank": 1, "replies": []},
+        {"role": "assistant", "text": "a", "rank": 0, "replies": []},
+    ]}  # fmt: skip
+    layouts = {
+        "sharegpt": {"id": "1", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        "export": {
+            "id": "1",
+            "items": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "<p>a</p>", "markdown": "a"}],
+        },
+        "messages": {"messages": turns},
+        "parts": {"messages": parts},
+        "wildchat": {"conversation_hash": "h", "language": "English", "conversation": turns},
+        "lmsys": {"conversation_id": "c", "model": "vicuna", "conversation": turns},
+        "ultrachat": {"id": "1", "data": ["q", "a"]},
+        "tree": {"message_tree_id": "t", "prompt": tree},
+    }
+    for name, row in layouts.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        (conversation,) = read(path)
+        assert conversation.messages == turns, name
+
+
+def test_containers_are_told_apart_by_content(tmp_path: Path) -> None:
+    rows = [sharegpt(i) for i in range(5)]
+    lines = "".join(json.dumps(r) + "\n" for r in rows).encode()
+    array = json.dumps(rows).encode()
+    spread = "\n".join(json.dumps(r, indent=2) for r in rows).encode()
+    stored = {
+        "a": lines, "b": array, "c": b"\xef\xbb\xbf\n " + array, "d": spread, "e": gzip.compress(lines),
+        "f": gzip.compress(array[:400]) + gzip.compress(array[400:]), "g": zstandard.compress(array),
+        "h": lines.rstrip(), "i": zstandard.compress(lines[:500]) + zstandard.compress(lines[500:]),
+    }  # fmt: skip
+    for name, data in stored.items():
+        (tmp_path / name).write_bytes(data)
+        found, report = load(tmp_path / name)
+        assert (len(found), report.unreadable) == (5, {}), name
+
+
+def test_parquet_in_and_a_cut_off_parquet(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    rows = [{"conversation_hash": f"h{i}", "conversation": [{"role": "user", "content": "q"}]} for i in range(3)]
+    path = tmp_path / "w.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    assert load(path)[0] == ["h0", "h1", "h2"]
+    path.write_bytes(path.read_bytes()[:-20])
+    found, report = load(path)
+    assert found == [] and report.unreadable["cut_off"].count == 1
+
+
+@pytest.mark.parametrize("packed", [gzip.compress, zstandard.compress])
+def test_a_cut_off_packed_file_keeps_what_came_before(tmp_path: Path, packed: Any) -> None:
+    import random
+
+    noise = random.Random(0)
+    rows = [sharegpt(i) | {"pad": noise.randbytes(3000).hex()} for i in range(200)]
+    data = packed("".join(json.dumps(r) + "\n" for r in rows).encode())
+    path = tmp_path / "x.gz"
+    path.write_bytes(data[: len(data) // 2])
+    found, report = load(path)
+    assert 20 < len(found) < 180 and found == [r["id"] for r in rows][: len(found)]
+    assert sum(t.count for t in report.unreadable.values()) == 1
+
+
+def test_two_rows_with_the_same_defect_give_one_line_with_count_two(tmp_path: Path) -> None:
+    rows: list[Any] = [sharegpt(i) for i in range(1002)]
+    rows[1] = {"id": "bad1", "conversations": [{"from": "human"}]}
+    rows[1001] = {"id": "bad2", "conversations": [{"from": "human", "value": None}]}
+    rows[500] = {"id": "odd", "conversations": [{"from": "alien", "value": "x"}]}
+    rows[501] = ["no", "object"]
+    found, report = load(written(tmp_path / "x.json", rows))
+    assert len(found) == 998
+    told = {reason: tally.to_dict() for reason, tally in report.unreadable.items()}
+    assert told["turn_without_text"] == {"count": 2, "examples": ["bad1", "bad2"]}
+    assert told["unknown_role"]["examples"] == ["odd"]
+    assert told["not_an_object"] == {"count": 1, "examples": ["x.json:row 502"]}
+
+
+def test_parts_of_one_conversation_are_joined_where_they_fit(tmp_path: Path) -> None:
+    whole = sharegpt(1, turns=10, name="abc_0")
+    turns = whole["conversations"]
+    rows = [
+        {"id": "abc_0", "conversations": turns[:4]},
+        {"id": "abc_3", "conversations": turns[3:7]},  # overlaps by the answer at the cut
+        {"id": "abc_7", "conversations": turns[7:]},  # meets it
+        {"id": "abc_30", "conversations": turns[:2]},  # a gap before it
+        *(sharegpt(i) for i in range(2, 30)),
+    ]
+    report = corpus(written(tmp_path / "x.json", rows), tmp_path / "out", join_parts=True)
+    assert report.joined == 2 and report.rows_read == 32 and report.kept + report.dropped == 30
+    assert report.human_turns["5"] == 1
+
+
+def test_rows_in_are_kept_dropped_or_unreadable_and_the_report_says_so(tmp_path: Path) -> None:
+    rows = [sharegpt(i) for i in range(40)] + [sharegpt(5, name="again_0"), sharegpt(90, turns=1), {"id": "no"}]
+    filters = [Filter(name="min_turns", args={"human_turns": 2}), Filter(name="exact_duplicates")]
+    report = corpus(written(tmp_path / "x.json", rows, cut=-1), tmp_path / "out", filters=filters)
+    assert (report.rows_read, report.kept, report.dropped, report.unreadable) == (44, 40, 2, 2)
+    stored = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert stored["steps"][1]["dropped"] == {"exact_duplicate": {"count": 1, "examples": ["again_0"]}}
+    assert stored["splits"] == {"train": 30, "openings": 5, "test": 5}
+
+
+def test_stock_datasets_reads_the_shards(tmp_path: Path) -> None:
+    corpus(written(tmp_path / "x.json", [sharegpt(i) for i in range(30)]), tmp_path / "out")
+    loaded = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {split: rows.num_rows for split, rows in loaded.items()} == {"train": 20, "openings": 5, "test": 5}
+    assert loaded["train"].column_names == ["id", "messages", "source"]
+    assert loaded["train"][0]["messages"][0]["role"] == "user"
+
+
+def test_a_conversation_never_straddles_splits(tmp_path: Path) -> None:
+    prompt = "Act as a very particular kind of assistant and answer everything in rhyme, please."
+    rows = [sharegpt(i // 2, name=f"id{i // 2}_{i % 2 * 4}") for i in range(120)]
+    for i in range(0, 120, 30):
+        rows[i]["conversations"][0]["value"] = prompt
+    corpus(written(tmp_path / "x.json", rows), tmp_path / "out", openings=10, test=10)
+    where: dict[str, set[str]] = {}
+    for split in ("train", "openings", "test"):
+        for name in ids(tmp_path / "out", split):
+            where.setdefault(name.split("_")[0], set()).add(split)
+    assert len(where) > 50 and all(len(splits) == 1 for splits in where.values())
+    pasted = {split for i in range(0, 120, 30) for split in where[f"id{i // 2}"]}
+    assert len(pasted) == 1, "conversations with the same long opening go together"
+
+
+def test_openings_are_real_starts(tmp_path: Path) -> None:
+    rows = [sharegpt(i, name=f"id{i}_{i % 2 * 6}") for i in range(60)]
+    corpus(written(tmp_path / "x.json", rows), tmp_path / "out")
+    assert all(name.endswith("_0") for name in ids(tmp_path / "out", "openings"))
+
+
+def test_splits_depend_on_seed_and_content_not_on_order(tmp_path: Path) -> None:
+    rows = [sharegpt(i) for i in range(60)]
+    corpus(written(tmp_path / "x.json", rows), tmp_path / "a")
+    corpus(written(tmp_path / "y.json", rows[::-1]), tmp_path / "b")
+    corpus(tmp_path / "x.json", tmp_path / "c", seed=2)
+    test = set(ids(tmp_path / "a", "test"))
+    assert set(ids(tmp_path / "b", "test")) == test != set(ids(tmp_path / "c", "test"))
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    path = written(tmp_path / "x.json", [sharegpt(i) for i in range(30)])
+    for out in ("a", "b"):
+        corpus(path, tmp_path / out)
+    for shard in (tmp_path / "a" / "data").iterdir():
+        assert shard.read_bytes() == (tmp_path / "b" / "data" / shard.name).read_bytes()
+
+
+def test_doubled_ids_are_made_unique_and_counted(tmp_path: Path) -> None:
+    rows = [sharegpt(i) for i in range(30)] + [sharegpt(99, name="id0003_0")]
+    report = corpus(written(tmp_path / "x.json", rows), tmp_path / "out")
+    everything = [name for split in ("train", "openings", "test") for name in ids(tmp_path / "out", split)]
+    assert report.renamed == 1 and len(set(everything)) == 31 and "id0003_0-2" in everything
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_dataset(tmp_path: Path) -> None:
+    rows = [sharegpt(i) for i in range(20)]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(rows).replace("Question 7.0", "Question \\\\ud83d 7.0".replace("\\\\", "\\")))
+    report = corpus(path, tmp_path / "out")
+    assert report.rows_read == report.kept + report.unreadable
+
+
+def test_clear_errors(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"gone\.json does not exist"):
+        corpus(tmp_path / "gone.json", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="holds no"):
+        corpus(tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(StageError, match=r"8 conversations are left .* lower corpus\.openings"):
+        corpus(written(tmp_path / "x.json", [sharegpt(i) for i in range(8)]), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.part*"))
+    (tmp_path / "nothing.json").write_bytes(b"")
+    with pytest.raises(StageError, match="0 conversations"):
+        corpus(tmp_path / "nothing.json", tmp_path / "out")
+
+
+def test_limit_stops_reading_and_still_balances(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": f"a{i // 3}_{i % 3 * 2}",
+            "conversations": sharegpt(i // 3, 6)["conversations"][i % 3 * 2 : i % 3 * 2 + 2],
+        }
+        for i in range(90)
+    ]
+    report = corpus(written(tmp_path / "x.json", rows), tmp_path / "out", limit=40, join_parts=True)
+    assert report.rows_read == 40 and report.kept == 14

@@ -1,0 +1,96 @@
+"""Recipes are checked data: every value has a type, every mistake a sentence, every stage its own digest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hubkit.errors import RecipeError
+from hubkit.recipe import STAGES, available, load
+
+KEYED = [stage for stage in STAGES if stage != "publish"]
+
+
+@pytest.mark.parametrize("name", available()["recipes"])
+@pytest.mark.parametrize("profiles", [[], ["laptop"]])
+def test_every_shipped_recipe_loads(name: str, profiles: list[str]) -> None:
+    recipe = load(name, profiles=profiles)
+    assert recipe.name == name
+    assert recipe.asker.seat == "user" and recipe.chat.seat == "assistant"
+
+
+@pytest.mark.parametrize("name", available()["recipes"])
+def test_our_own_choices_name_keys_that_exist(name: str) -> None:
+    recipe = load(name)
+    for dotted in recipe.ours:
+        value = recipe.model_dump()
+        for part in dotted.split("."):
+            assert part in value, f"{name}: ours lists {dotted}, which is no key of the recipe"
+            value = value[part]
+
+
+def test_the_papers_numbers_are_in_the_recipes() -> None:
+    parrot, realm = load("parrot"), load("realm")
+    assert parrot.asker.sft["learning_rate"] == 3e-5 and parrot.asker.sft["max_length"] == 4096
+    assert parrot.rollout.dialogues == 40_000
+    assert realm.asker.sft["learning_rate"] == 2e-5 and realm.asker.sft["max_length"] == 2048
+    assert realm.rollout.dialogues == 50_728 and realm.rollout.asker.sampling.temperature == 0.7
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("rollout.dialogue=3", "did you mean 'dialogues'"),
+        ("rollout.dialogues=many", "rollout.dialogues"),
+        ("rollout.dialogues=0", "greater than or equal to 1"),
+        ("asker.seat=human", "asker.seat"),
+        ("no-equals-sign", "dotted.key=value"),
+        ("rollout.asker.sampling.temprature=1", "did you mean 'temperature'"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_one_clear_sentence(override: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says) as caught:
+        load("parrot", overrides=[override])
+    assert isinstance(caught.value, ValueError) and "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="Did you mean 'parrot'"):
+        load("parot")
+
+
+def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+    for content, says in [
+        (b"a: [", "not YAML"),
+        (b"- 1", "mapping"),
+        (b"\xff\xfe\x00", "not YAML"),
+        (b"name: x", "missing"),
+    ]:
+        path = tmp_path / "x.yaml"
+        path.write_bytes(content)
+        with pytest.raises(RecipeError, match=says):
+            load(str(path))
+    with pytest.raises(RecipeError, match="no recipe"):
+        load(str(tmp_path / "absent.yaml"))
+
+
+@pytest.mark.parametrize("changed", KEYED)
+def test_a_value_changes_the_digest_of_its_own_stage_only(changed: str) -> None:
+    override = {
+        "corpus": "corpus.test=7",
+        "asker": "asker.max_tokens=7",
+        "rollout": "rollout.dialogues=7",
+        "curate": "curate.filters=[]",
+        "chat": "chat.max_tokens=7",
+        "eval": "eval.conversations=7",
+    }[changed]
+    before, after = load("parrot", profiles=["laptop"]), load("parrot", profiles=["laptop"], overrides=[override])
+    assert [s for s in KEYED if before.digest(s) != after.digest(s)] == [changed]
+
+
+def test_a_profile_lays_over_and_is_named() -> None:
+    recipe = load("parrot", profiles=["laptop"])
+    assert recipe.profile == "laptop"
+    assert recipe.asker.sft["num_train_epochs"] == 1
+    assert recipe.asker.system == load("parrot").asker.system
