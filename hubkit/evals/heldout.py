@@ -129,9 +129,7 @@ def compare(first: HeldOut, second: HeldOut, *, resamples: int, confidence: floa
 def summary(block: Evals, arms: Mapping[str, HeldOut], *, trained: str, seed: int) -> dict[str, Any]:
     """What a results file says of one seat: each arm's loss and perplexity, and `trained` against every other arm."""
     against = {
-        name: compare(
-            arms[trained], arm, resamples=block.resamples, confidence=block.confidence, seed=seed
-        ).to_dict()
+        name: compare(arms[trained], arm, resamples=block.resamples, confidence=block.confidence, seed=seed).to_dict()
         for name, arm in arms.items()
         if name != trained
     }

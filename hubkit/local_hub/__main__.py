@@ -16,7 +16,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--root", type=Path, required=True, help="folder that holds everything")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=0, help="0: the port of last time, or any free one")
-    parser.add_argument("--idle-timeout-s", type=float, default=0, help="stop after this long without requests (0: never)")
+    parser.add_argument(
+        "--idle-timeout-s", type=float, default=0, help="stop after this long without requests (0: never)"
+    )
     parser.add_argument("--grace-s", type=float, default=24 * 3600, help="gc: keep what is younger than this")
     parser.add_argument("--json", action="store_true", help="gc, verify: print the result as JSON")
     return parser

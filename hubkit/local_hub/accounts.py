@@ -72,7 +72,13 @@ class Accounts:
     def _add(self, name: str, kind: str, fullname: str | None, admin: bool) -> None:
         email = f"{name}@users.noreply.local" if kind == "user" else None
         self._settings.write(
-            "INSERT OR IGNORE INTO accounts VALUES (?, ?, ?, ?, ?, ?)", name, kind, fullname or name, email, admin, now()
+            "INSERT OR IGNORE INTO accounts VALUES (?, ?, ?, ?, ?, ?)",
+            name,
+            kind,
+            fullname or name,
+            email,
+            admin,
+            now(),
         )
 
     def exists(self, name: str) -> bool:

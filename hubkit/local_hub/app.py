@@ -92,7 +92,10 @@ PLAIN_ROUTES: dict[tuple[str, str], Handler] = {
     ("DELETE", "/api/repos/delete"): repos.delete,
     ("POST", "/api/repos/move"): repos.move,
     ("POST", "/api/validate-yaml"): cards.validate,
-    **{("GET", f"/api/{plural}"): (lambda call, kind=kind: info.list_repos(call, kind)) for plural, kind in PLURALS.items()},
+    **{
+        ("GET", f"/api/{plural}"): (lambda call, kind=kind: info.list_repos(call, kind))
+        for plural, kind in PLURALS.items()
+    },
 }
 
 
@@ -128,7 +131,9 @@ class App:
             return Response(status_code=499)
         except Exception as error:
             if is_disk_full(error):
-                return Refusal(507, "No space left on the disk that holds this Hub; free some and try again.").response()
+                return Refusal(
+                    507, "No space left on the disk that holds this Hub; free some and try again."
+                ).response()
             log.exception("%s %s failed", request.method, raw_path(request)[:300])
             return Refusal(500, "Internal error of the embedded Hub; its log says more.").response()
 

@@ -97,7 +97,9 @@ def create(call: Call, repo: Repo, rest: list[str]) -> Response:
     return JSONResponse({"num": number, "pullRequest": pull, "url": url})
 
 
-def open_with_commit(call: Call, repo: Repo, opened: GitRepo, revision: str, request: CommitRequest) -> tuple[bytes, int]:
+def open_with_commit(
+    call: Call, repo: Repo, opened: GitRepo, revision: str, request: CommitRequest
+) -> tuple[bytes, int]:
     """A commit that opens a pull request instead of moving its branch: (commit id, number)."""
     who = require_user(call)
     if revision != DEFAULT_BRANCH and revision != f"refs/heads/{DEFAULT_BRANCH}":
@@ -254,7 +256,11 @@ def _change_comment(call: Call, repo: Repo, row: sqlite3.Row, comment: str, verb
     if verb == "hide":
         data = {**data, "hidden": True, "hiddenBy": who.user, "latest": {**data["latest"], "raw": "", "html": ""}}
     else:
-        data = {**_comment(field(call.json(), "content", str), who.user), "edited": True, "numEdits": data["numEdits"] + 1}
+        data = {
+            **_comment(field(call.json(), "content", str), who.user),
+            "edited": True,
+            "numEdits": data["numEdits"] + 1,
+        }
     call.hub.settings.write("UPDATE events SET data = ? WHERE pk = ?", json.dumps(data), event["pk"])
     return JSONResponse({"updatedComment": {**_event(event), "data": data}})
 
@@ -315,9 +321,7 @@ def merge(call: Call, repo: Repo, row: sqlite3.Row) -> Response:
     return JSONResponse({"mergeCommitId": commit.id.decode()})
 
 
-def _merge(
-    repo: GitRepo, base: bytes | None, target: bytes, head: bytes
-) -> tuple[dict[str, bytes | None], list[str]]:
+def _merge(repo: GitRepo, base: bytes | None, target: bytes, head: bytes) -> tuple[dict[str, bytes | None], list[str]]:
     """Files that `head` changed since `base`, and those of them that `target` changed in another way."""
     before, ours, theirs = (_files(repo, commit) for commit in (base, target, head))
     changes: dict[str, bytes | None] = {}

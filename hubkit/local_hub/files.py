@@ -112,9 +112,7 @@ def last_commits(repo: GitRepo, head: bytes, entries: list[Entry]) -> dict[str, 
     return found
 
 
-def _changed_since(
-    repo: GitRepo, older: Commit, newer: Commit, paths: dict[str, bytes]
-) -> list[tuple[str, bytes]]:
+def _changed_since(repo: GitRepo, older: Commit, newer: Commit, paths: dict[str, bytes]) -> list[tuple[str, bytes]]:
     if older.tree == newer.tree:
         return []
     folders: dict[str, Entry | None] = {}

@@ -147,7 +147,9 @@ class GitRepo:
         if not check_ref_format(name):
             return None
         try:
-            return cast("bytes | None", self._repo.refs.read_loose_ref(name) or self._repo.refs.get_packed_refs().get(name))
+            return cast(
+                "bytes | None", self._repo.refs.read_loose_ref(name) or self._repo.refs.get_packed_refs().get(name)
+            )
         except (KeyError, SymrefLoop, OSError, ValueError):
             return None
 

@@ -177,7 +177,9 @@ def _filtered(call: Call, answer: dict[str, Any]) -> bool:
         return False
     if params.get("gated") in ("true", "false") and bool(answer["gated"]) != (params["gated"] == "true"):
         return False
-    known = {tag.lower() for tag in [*answer["tags"], str(answer.get("library_name") or ""), str(answer.get("sdk") or "")]}
+    known = {
+        tag.lower() for tag in [*answer["tags"], str(answer.get("library_name") or ""), str(answer.get("sdk") or "")]
+    }
     return all(tag.lower() in known for tag in wanted)
 
 

@@ -205,5 +205,3 @@ async def drain(stream: AsyncIterator[bytes], write: Callable[[bytes], None], li
             await run_in_threadpool(write, block)
     if pending:
         await run_in_threadpool(write, b"".join(pending))
-
-

@@ -237,7 +237,9 @@ def update_settings(call: Call, repo: Repo, rest: list[str]) -> Response:
         changes["gated"] = body["gated"] or ""
     for column, value in changes.items():
         call.hub.settings.write(f"UPDATE repos SET {column} = ? WHERE pk = ?", value, repo.pk)
-    return JSONResponse({"private": changes.get("private", repo.private), "gated": changes.get("gated", repo.gated) or False})
+    return JSONResponse(
+        {"private": changes.get("private", repo.private), "gated": changes.get("gated", repo.gated) or False}
+    )
 
 
 def _visibility(body: dict[str, Any]) -> str:

@@ -39,7 +39,9 @@ def commits(call: Call, repo: Repo, rest: list[str]) -> Response:
         history = list(opened.history(commit_of(opened, rest[0] if rest else DEFAULT_BRANCH)))
         formatted = "formatted" in call.request.query_params.getlist("expand[]")
         formatted = formatted or "formatted" in call.request.query_params.getlist("expand")
-        return page(call, [_described(commit, formatted) for commit in history], call.number("limit", COMMITS_PAGE, 1000))
+        return page(
+            call, [_described(commit, formatted) for commit in history], call.number("limit", COMMITS_PAGE, 1000)
+        )
 
 
 def _described(commit: Commit, formatted: bool) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """The folder of one embedded Hub, and everything that works on it.
 
-    DIR/hub.sqlite      settings           DIR/repos/*.git     bare git repositories
-    DIR/objects/        large files        DIR/xet/            what arrives by the Xet protocol
-    DIR/tmp/            on their way in    DIR/token           the owner's write token (mode 0600)
-    DIR/server.json     address of the running server          DIR/lock, DIR/gc.lock
+DIR/hub.sqlite      settings           DIR/repos/*.git     bare git repositories
+DIR/objects/        large files        DIR/xet/            what arrives by the Xet protocol
+DIR/tmp/            on their way in    DIR/token           the owner's write token (mode 0600)
+DIR/server.json     address of the running server          DIR/lock, DIR/gc.lock
 """
 
 from __future__ import annotations

@@ -16,9 +16,7 @@ from .wire import Refusal
 
 FILE_MODE = 0o100644
 POINTER_MAX_BYTES = 200
-_POINTER = re.compile(
-    rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d{1,15})\n?"
-)
+_POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d{1,15})\n?")
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,9 @@ def find(repo: GitRepo, tree: bytes, path: str) -> Entry | None:
 def children(repo: GitRepo, folder: Entry) -> list[Entry]:
     """What is directly inside a folder, by name."""
     prefix = f"{folder.path}/" if folder.path else ""
-    return [Entry(prefix + name.decode("utf-8", "replace"), mode, sha) for name, mode, sha in repo.tree(folder.sha).items()]
+    return [
+        Entry(prefix + name.decode("utf-8", "replace"), mode, sha) for name, mode, sha in repo.tree(folder.sha).items()
+    ]
 
 
 def walk(repo: GitRepo, folder: Entry) -> Iterator[Entry]:

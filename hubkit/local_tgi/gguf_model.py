@@ -97,7 +97,9 @@ def check_supported(config: dict[str, Any]) -> None:
     if config.get("sliding_window"):
         raise UnsupportedModelError("no conversion for sliding-window attention; use --engine transformers")
     if config.get("hidden_act", "silu") != "silu" or config.get("quantization_config"):
-        raise UnsupportedModelError("no conversion for this activation or quantised checkpoint; use --engine transformers")
+        raise UnsupportedModelError(
+            "no conversion for this activation or quantised checkpoint; use --engine transformers"
+        )
 
 
 def eos_token_ids(folder: Path, config: dict[str, Any]) -> list[int]:
@@ -186,9 +188,7 @@ def _storage(tensor: StoredTensor, dtype: Dtype) -> GGMLQuantizationType:
     return QUANTISATIONS[dtype]
 
 
-def _write_tensors(
-    writer: GGUFWriter, config: dict[str, Any], tensors: dict[str, StoredTensor], dtype: Dtype
-) -> None:
+def _write_tensors(writer: GGUFWriter, config: dict[str, Any], tensors: dict[str, StoredTensor], dtype: Dtype) -> None:
     extra = _extra_tensors(config)
     kinds = {name: _storage(tensor, dtype) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():

@@ -83,9 +83,7 @@ def load_engine(settings: Settings, model: Snapshot, adapters: dict[str, Snapsho
 
 def _llamacpp(settings: Settings, model: Snapshot, adapters: dict[str, Snapshot]) -> Engine:
     dtype = cast(Dtype, settings.dtype)
-    base = converted(
-        settings.cache_dir, f"{model.key}-{dtype}", lambda path: convert_model(model.folder, path, dtype)
-    )
+    base = converted(settings.cache_dir, f"{model.key}-{dtype}", lambda path: convert_model(model.folder, path, dtype))
     config = read_config(model.folder)
     loras = {}
     for name, adapter in adapters.items():
@@ -95,9 +93,7 @@ def _llamacpp(settings: Settings, model: Snapshot, adapters: dict[str, Snapshot]
             f"{model.key}-lora-{adapter.key}",
             lambda path, folder=folder: convert_lora(folder, config, path),
         )
-    return LlamaCppEngine(
-        base, loras, parallel=settings.slots, context=settings.context, threads=settings.threads
-    )
+    return LlamaCppEngine(base, loras, parallel=settings.slots, context=settings.context, threads=settings.threads)
 
 
 def build_front(

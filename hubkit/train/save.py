@@ -33,7 +33,9 @@ def save_model(
     staging = out.with_name(out.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    report.kind = _save_weights(model, base, staging, base_repo_id=base_repo_id, base_revision=base_revision, merge=merge)
+    report.kind = _save_weights(
+        model, base, staging, base_repo_id=base_repo_id, base_revision=base_revision, merge=merge
+    )
     tokenizer.chat_template = chat_template.for_inference(base, seat)
     tokenizer.save_pretrained(staging)
     _write_generation_config(base, tokenizer, seat, staging)
