@@ -85,7 +85,7 @@ def commit_brief(commit: Commit) -> dict[str, str]:
 
 def title_of(commit: Commit) -> str:
     """The first line of a commit's message."""
-    return commit.message.decode("utf-8", "replace").partition("\n")[0]
+    return str(commit.message.decode("utf-8", "replace").partition("\n")[0])
 
 
 def date_of(commit: Commit) -> str:

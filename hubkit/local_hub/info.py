@@ -17,8 +17,10 @@ from .repos import Repo, can_read, commit_of, git
 from .wire import Call, Refusal, page
 
 _ALWAYS = ("id", "_id")
-_LISTED = "id author sha lastModified private gated disabled tags downloads likes createdAt cardData siblings".split()
-_LISTED += "pipeline_tag library_name sdk modelId description".split()
+_LISTED = """
+    id author sha lastModified private gated disabled tags downloads likes createdAt cardData siblings
+    pipeline_tag library_name sdk modelId description
+    """.split()  # noqa: SIM905 - one word a word
 MAX_LIST_PAGE = 1000
 
 

@@ -27,7 +27,6 @@ from .settings import Settings
 from .wire import Refusal
 from .xet import Xet
 
-
 MULTIPART_ABOVE_BYTES = 5 * 2**30
 PART_BYTES = 512 * 2**20
 
@@ -75,9 +74,11 @@ class Hub:
         """Where a repository's bare git folder is."""
         return self.root / "repos" / folder
 
-    def lock(self, folder: str) -> threading.Lock:
-        """The lock under which a repository's references move."""
-        return self._locks[folder]
+    @contextmanager
+    def writing(self, folder: str) -> Iterator[None]:
+        """Move references of a repository, one thread at a time, while garbage collection waits."""
+        with self.using_objects(), self._locks[folder]:
+            yield
 
     @contextmanager
     def using_objects(self) -> Iterator[None]:

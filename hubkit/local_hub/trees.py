@@ -144,9 +144,8 @@ def _apply(
         head, rest = _split(path)
         if rest:
             below.setdefault(head, {})[rest] = blob
-        elif blob is None:
-            if head.encode() in tree:
-                del tree[head.encode()]
+        elif blob is None and head.encode() in tree:
+            del tree[head.encode()]
     for head, inner in below.items():
         _apply_below(repo, tree, head, inner, fresh, where)
     for path, blob in changes.items():
@@ -162,7 +161,7 @@ def _apply_below(
     repo: GitRepo, tree: Tree, head: str, inner: dict[str, bytes | None], fresh: list[NewObject], where: str
 ) -> None:
     name = head.encode()
-    known = tree[name] if name in tree else None
+    known = tree[name] if name in tree else None  # noqa: SIM401 - a tree has no get
     if known and not stat.S_ISDIR(known[0]):
         if all(blob is None for blob in inner.values()):
             return
