@@ -158,7 +158,10 @@ def start(*arguments: str, env: dict[str, str] | None = None, wait: bool = True)
 
 @functools.cache
 def shared_engine() -> Running:
-    """The one that most tests share: the base and two adapters, one address each, eight slots."""
+    """The one that most tests share: the base and two adapters, one address each, eight slots.
+
+    Full precision: greedy text then depends on nothing but the request.
+    """
     adapters = [f"--adapter={name}={lora(name)}" for name in ("asker", "chat")]
     listen = [f"--listen=127.0.0.1:0={name}" for name in ("base", "asker", "chat")]
-    return start("--model", str(smollm2()), *adapters, *listen, "--slots", "8", "--context", "1024")
+    return start("--model", str(smollm2()), *adapters, *listen, "--slots", "8", "--context", "1024", "--dtype", "f32", "--threads", "1")

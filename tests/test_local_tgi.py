@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from engine_server import Running, lora, shared_engine, smollm2, start
 
+OPEN = [{"role": "user", "content": "Write one sentence about the sea."}]
 HELLO = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -62,11 +63,11 @@ def test_stream_spells_the_same_text_and_ends_with_done(engine: Running) -> None
 
 
 def test_an_address_serves_its_adapter_by_default_and_any_by_name(engine: Running) -> None:
-    texts = {serves: text_of(chat(engine, serves=serves)) for serves in ("base", "asker", "chat")}
+    texts = {serves: text_of(chat(engine, OPEN, serves=serves)) for serves in ("base", "asker", "chat")}
     assert len(set(texts.values())) == 3
-    assert text_of(chat(engine, model="asker")) == texts["asker"]
-    assert text_of(chat(engine, serves="asker", model="base")) == texts["base"]
-    assert text_of(chat(engine, serves="chat", model="tgi")) == texts["chat"]
+    assert text_of(chat(engine, OPEN, model="asker")) == texts["asker"]
+    assert text_of(chat(engine, OPEN, serves="asker", model="base")) == texts["base"]
+    assert text_of(chat(engine, OPEN, serves="chat", model="tgi")) == texts["chat"]
     status, answer = engine.post("/generate", {"inputs": "Hi", "parameters": {"adapter_id": "nobody"}})
     assert (status, answer["error_type"]) == (422, "validation")
 
@@ -114,19 +115,21 @@ def test_what_outgrows_the_context_is_refused_up_front(engine: Running) -> None:
 
 
 def test_warm_start_needs_no_conversion(tmp_path: Path) -> None:
-    cold = start("--model", str(smollm2()), "--slots", "1", "--cache-dir", str(tmp_path))
+    cold = start("--model", str(smollm2()), "--slots", "1", "--threads", "1", "--cache-dir", str(tmp_path))
     cold.stop()
     files = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.gguf")}
-    warm = start("--model", str(smollm2()), "--slots", "1", "--cache-dir", str(tmp_path))
+    warm = start("--model", str(smollm2()), "--slots", "1", "--threads", "1", "--cache-dir", str(tmp_path))
     warm.stop()
     assert files == {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.gguf")}
     assert not list(tmp_path.glob("*.part"))
 
 
 def test_an_adapter_repo_alone_is_served_on_its_base(tmp_path: Path) -> None:
-    engine = start("--model", str(lora("asker")), "--slots", "1")
+    engine = start("--model", str(lora("asker")), "--slots", "1", "--threads", "1", "--dtype", "f32")
     assert engine.get("/info", lora("asker").name)["model_id"] == str(smollm2())
-    assert text_of(chat(engine, serves=lora("asker").name)) == text_of(chat(shared_engine(), serves="asker"))
+    assert text_of(chat(engine, OPEN, serves=lora("asker").name)) == text_of(
+        chat(shared_engine(), OPEN, serves="asker")
+    )
     engine.stop()
 
 
@@ -146,7 +149,7 @@ def test_the_process_dies_with_its_parent() -> None:
 
 def test_stopping_removes_the_state_file(tmp_path: Path) -> None:
     state = tmp_path / "state.json"
-    engine = start("--model", str(smollm2()), "--slots", "1", "--state-file", str(state), wait=False)
+    engine = start("--model", str(smollm2()), "--slots", "1", "--threads", "1", "--state-file", str(state), wait=False)
     deadline = time.monotonic() + 60
     while not state.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
