@@ -21,7 +21,7 @@ from hubkit.local_tgi.tensors import stored_tensors
 ADAPTER_CONFIG = "adapter_config.json"
 _WEIGHT = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(.+)\.lora_([AB])\.weight")
 # PEFT options that must be off (falsy, or the value given) for the sum `base + scale * B @ A` to be the whole story.
-_MUST_BE = {
+_MUST_BE: dict[str, tuple[Any, ...]] = {
     "use_dora": (False,),
     "modules_to_save": (None, []),
     "bias": ("none",),

@@ -107,8 +107,8 @@ def eos_token_ids(folder: Path, config: dict[str, Any]) -> list[int]:
     path = folder / "generation_config.json"
     generation = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
-    ids = eos if isinstance(eos, list) else [eos]
-    if not ids or not all(isinstance(i, int) for i in ids):
+    ids = [i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)]
+    if not ids:
         raise EngineError(f"{folder} names no eos_token_id in generation_config.json or config.json; add one")
     return ids
 
