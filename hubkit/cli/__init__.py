@@ -50,9 +50,10 @@ def root(
 
 
 def _register() -> None:
-    from hubkit.cli import run
+    from hubkit.cli import doctor, run
 
     run.register(app)
+    app.command("doctor")(doctor.doctor)
 
 
 def main() -> None:

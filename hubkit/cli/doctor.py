@@ -1,0 +1,83 @@
+"""``hubkit doctor``: is this machine ready, and for what? Each line is a check, its finding, and what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from hubkit.cli import out
+from hubkit.errors import HubkitError
+
+NEEDS_GIB = 4
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
+    """Check this machine: packages, memory, disk, accelerator, and the configured Hub. Exit code 1 if a check fails."""
+    findings = [_python(), _packages(), _disk(), _memory(), _device(), _hub()]
+    if json:
+        out.data([{"check": name, "ok": ok, "found": found} for name, ok, found in findings])
+    else:
+        out.table("hubkit doctor", ["check", "", "found"], [[n, "ok" if ok else "!!", f] for n, ok, f in findings])
+    if not all(ok for _, ok, _ in findings):
+        raise typer.Exit(1)
+
+
+Finding = tuple[str, bool, str]
+
+
+def _python() -> Finding:
+    return "python", sys.version_info >= (3, 11), sys.version.split()[0]
+
+
+def _packages() -> Finding:
+    found, missing = [], []
+    for name in ("torch", "transformers", "trl", "peft", "datasets", "huggingface_hub", "xllamacpp"):
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    note = f"; missing: {', '.join(missing)} (run `make test`, or pip install hubkit)" if missing else ""
+    return "packages", not missing, ", ".join(found) + note
+
+
+def _disk() -> Finding:
+    from hubkit.hub import home
+
+    place = home()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 2**30
+    note = "" if free >= NEEDS_GIB else f"; at least {NEEDS_GIB} GiB are needed, set HUBKIT_HOME elsewhere"
+    return "disk", free >= NEEDS_GIB, f"{free:.0f} GiB free for {home()}{note}"
+
+
+def _memory() -> Finding:
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    note = "" if gib >= NEEDS_GIB else f"; the laptop profile needs {NEEDS_GIB} GiB"
+    return "memory", gib >= NEEDS_GIB, f"{gib:.0f} GiB, {os.cpu_count()} cores{note}"
+
+
+def _device() -> Finding:
+    try:
+        import torch
+    except ImportError:
+        return "device", False, "torch is not installed"
+    if torch.cuda.is_available():
+        return "device", True, torch.cuda.get_device_name(0)
+    return "device", True, "CPU only: use --profile laptop"
+
+
+def _hub() -> Finding:
+    from hubkit.hub import connect
+
+    try:
+        hub = connect()
+        kind = "embedded" if hub.embedded else "remote"
+        return "hub", True, f"{hub.url} ({kind}), our repos under {hub.namespace}/"
+    except HubkitError as error:
+        return "hub", False, str(error)

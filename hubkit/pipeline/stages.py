@@ -1,0 +1,223 @@
+"""The stages, in order: what each reads, what it builds, what its card is rendered from. A table of contents.
+
+Builders are a few lines each: fetch the inputs' files, call the room that does the work, return its report.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hubkit import corpus as corpora
+from hubkit import curate, evals, publish, rollout, train
+from hubkit.hub import Hub, Ref
+from hubkit.pipeline import seats
+from hubkit.pipeline.imports import require
+from hubkit.pipeline.stage import PROVENANCE, Context, Stage, Work
+from hubkit.progress import Progress
+from hubkit.recipe import Training
+
+WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+# 1. corpus: people's conversations, cleaned and split
+
+
+def _corpus_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
+    return {
+        f"source {number}": require(
+            context.hub, source.repo_id, repo_type="dataset", revision=source.revision, progress=progress
+        )
+        for number, source in enumerate(context.recipe.corpus.sources, start=1)
+        if source.repo_id
+    }
+
+
+def _build_corpus(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
+    files: list[Path] = []
+    for number, source in enumerate(context.recipe.corpus.sources, start=1):
+        if source.repo_id:
+            folder = context.hub.snapshot(inputs[f"source {number}"], allow_patterns=source.files or None)
+            files += [folder / name for name in source.files] if source.files else [folder]
+        elif source.path:
+            files.append(Path(source.path))
+    report = corpora.build(context.recipe.corpus, files, work.out, seed=context.recipe.seed, progress=work.progress)
+    return report.to_dict()
+
+
+# 2. asker, and 5. chat: one trainer, two seats
+
+
+def _asker_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
+    return {"base": _base(context, context.recipe.asker, progress), "corpus": context.before("corpus")}
+
+
+def _chat_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
+    return {"base": _base(context, context.recipe.chat, progress), "dialogues": context.before("curate")}
+
+
+def _base(context: Context, block: Training, progress: Progress) -> Ref:
+    return require(context.hub, block.base, revision=block.base_revision, progress=progress)
+
+
+def _build_asker(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
+    return _train(context, context.recipe.asker, inputs["base"], inputs["corpus"], work)
+
+
+def _build_chat(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
+    return _train(context, context.recipe.chat, inputs["base"], inputs["dialogues"], work)
+
+
+def _train(context: Context, block: Training, base: Ref, data: Ref, work: Work) -> dict[str, Any]:
+    report = train.train(
+        block,
+        _parquet(context.hub, data, "train"),
+        context.hub.snapshot(base, allow_patterns=WEIGHTS),
+        work.out,
+        base_repo_id=base.repo_id,
+        base_revision=base.revision,
+        seed=context.recipe.seed,
+        work=work.scratch,
+        progress=work.progress,
+    )
+    return report.to_dict()
+
+
+# 3. rollout: the asker questions the chat model
+
+
+def _rollout_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
+    asker, chat = (
+        seats.model(context, seat, progress) for seat in (context.recipe.rollout.asker, context.recipe.rollout.chat)
+    )
+    return {"openings": context.before("corpus"), "asker": asker, "chat": chat}
+
+
+def _build_rollout(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
+    block = context.recipe.rollout
+    openings = seats.openings(_parquet(context.hub, inputs["openings"], "openings"), block)
+    with seats.served(context, inputs, work) as (asker_urls, chat_urls):
+        report = rollout.run(
+            block,
+            openings,
+            work.out,
+            asker_urls=asker_urls,
+            chat_urls=chat_urls,
+            journal=work.scratch / "journal",
+            seed=context.recipe.seed,
+            provenance={"asker": inputs["asker"].to_dict(), "chat": inputs["chat"].to_dict()},
+            progress=work.progress,
+        )
+    return report.to_dict()
+
+
+# 4. curate: what is kept becomes a version
+
+
+def _curate_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
+    return {"rollout": context.before("rollout")}
+
+
+def _build_curate(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
+    raw = _parquet(context.hub, inputs["rollout"], "raw")
+    return curate.curate(context.recipe.curate, raw, work.out, progress=work.progress).to_dict()
+
+
+# 6. eval: held-out loss of each seat beside its base
+
+
+def _eval_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
+    recipe = context.recipe
+    return {
+        "corpus": context.before("corpus"),
+        "asker base": _base(context, recipe.asker, progress),
+        "asker": context.before("asker"),
+        "chat base": _base(context, recipe.chat, progress),
+        "chat": context.before("chat"),
+    }
+
+
+def _build_eval(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
+    hub, recipe = context.hub, context.recipe
+    results = evals.heldout(
+        recipe.eval,
+        _parquet(hub, inputs["corpus"], "test"),
+        {
+            name: evals.Candidate(
+                training=getattr(recipe, name),
+                base=hub.snapshot(inputs[f"{name} base"], allow_patterns=WEIGHTS),
+                trained=hub.snapshot(inputs[name], allow_patterns=WEIGHTS),
+            )
+            for name in ("asker", "chat")
+        },
+        seed=recipe.seed,
+        progress=work.progress,
+    )
+    (work.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
+    return results
+
+
+# What they share
+
+
+def _parquet(hub: Hub, ref: Ref, split: str) -> list[Path]:
+    """The parquet shards of one split of a dataset commit, downloaded."""
+    folder = hub.snapshot(ref, allow_patterns=[f"data/{split}-*.parquet"])
+    return sorted((folder / "data").glob(f"{split}-*.parquet"))
+
+
+def _card(kind: publish.Kind, stage: str) -> Any:
+    """A function that renders the card of `kind` from what `stage` just did and from the records of its inputs."""
+
+    def render(context: Context, inputs: dict[str, Ref], record: dict[str, Any]) -> str:
+        own = next(s for s in STAGES if s.name == stage)
+        reports = {name: report for ref in inputs.values() for name, report in reports_at(context.hub, ref).items()}
+        return publish.render(
+            publish.CardFacts(
+                kind=kind,
+                repo_id=own.repo_id(context),
+                recipe=context.recipe,
+                inputs=[publish.Input(role, ref.repo_id, ref.repo_type, ref.revision) for role, ref in inputs.items()],
+                reports={**reports, stage: record["report"]},
+                results=record["report"] if kind == "results" else None,
+                versions=record["packages"],
+            )
+        )
+
+    return render
+
+
+def reports_at(hub: Hub, ref: Ref) -> Mapping[str, dict[str, Any]]:
+    """The reports of the stages whose provenance a commit holds, by stage name."""
+    folder = hub.snapshot(ref, allow_patterns=[f"{PROVENANCE}/*.json"])
+    records = (json.loads(path.read_text("utf-8")) for path in sorted((folder / PROVENANCE).glob("*.json")))
+    return {record["stage"]: record["report"] for record in records}
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("corpus", "corpus", "dataset", _corpus_inputs, _build_corpus, _card("corpus", "corpus"), ("data/*",)),
+    Stage("asker", "asker", "model", _asker_inputs, _build_asker, _card("asker", "asker"), ("*.safetensors",)),
+    Stage(
+        "rollout",
+        "dialogues",
+        "dataset",
+        _rollout_inputs,
+        _build_rollout,
+        _card("dialogues", "rollout"),
+        ("data/raw-*",),
+    ),
+    Stage(
+        "curate",
+        "dialogues",
+        "dataset",
+        _curate_inputs,
+        _build_curate,
+        _card("dialogues", "curate"),
+        ("data/train-*", "data/dropped-*"),
+        tagged=True,
+    ),
+    Stage("chat", "chat", "model", _chat_inputs, _build_chat, _card("chat", "chat"), ("*.safetensors",)),
+    Stage("eval", "results", "dataset", _eval_inputs, _build_eval, _card("results", "eval")),
+)

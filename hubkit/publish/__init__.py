@@ -1,0 +1,7 @@
+"""What the world sees: cards, Spaces, the collection that ties them, and the push that brings them to a Hub."""
+
+from hubkit.publish.cards import import_card, render
+from hubkit.publish.facts import CardFacts, Input, Kind, from_records
+from hubkit.publish.lint import lint
+
+__all__ = ["CardFacts", "Input", "Kind", "from_records", "import_card", "lint", "render"]

@@ -1,0 +1,184 @@
+"""Cards: typed facts in, the text of a README.md out.
+
+The templates are Markdown with Jinja in top-level ``cards/``, one per kind of repo; this room fills them. Every number
+in a card comes from a report that a stage wrote.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from markupsafe import Markup
+
+from hubkit import offline
+from hubkit.publish import assets, markdown, metadata
+from hubkit.publish import facts as read
+from hubkit.publish.facts import CardFacts, Input, Kind
+from hubkit.recipe import Recipe, SeatConfig
+
+_CONFIG_HELP = {
+    "default": "the dialogues that were kept (split `train`)",
+    "raw": "every dialogue as it was rolled out, kept or not",
+    "dropped": "the dialogues that were filtered out, each with its `reason`",
+}
+
+
+def render(facts: CardFacts) -> str:
+    """The card of `facts`' repo: YAML front matter and Markdown, ready to be its README.md.
+
+    Raises `ValueError` when the facts lack what this kind of card cannot be true without (recipe, base model).
+    """
+    env = markdown.environment(assets.folder("cards"))
+    env.filters["bibtex"] = _bibtex
+    front_matter = Markup(metadata.card_data(facts).to_yaml())
+    template = env.get_template(f"{facts.kind}.md.jinja")
+    card = template.render(repo_id=facts.repo_id, front_matter=front_matter, files=facts.files, **_context(facts))
+    return _tidy(card)
+
+
+def import_card(repo_id: str) -> str:
+    """The card of a repo that hubkit imports from a wheel (`hubkit.offline`). Raises `KeyError` for any other repo."""
+    known = offline.IMPORTS[repo_id]
+    wheel = known.wheel
+    report = {"package": wheel.name, "version": wheel.version, "member": wheel.member, "sha256": wheel.sha256}
+    kind: Kind = "base" if known.repo_type == "model" else "source"
+    return render(CardFacts(kind, repo_id, reports={"import": report}))
+
+
+def _tidy(card: str) -> str:
+    """At most one blank line in a row outside code blocks, one newline at the end."""
+    lines: list[str] = []
+    fenced = False
+    for line in card.splitlines():
+        fenced ^= line.startswith("```")
+        if fenced or line.strip() or (lines and lines[-1]):
+            lines.append(line if fenced else line.rstrip())
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _bibtex(value: object) -> Markup:
+    kept = "".join(c for c in str(value) if c not in "{}\\`\n")
+    return Markup(kept)
+
+
+def _context(facts: CardFacts) -> dict[str, Any]:
+    if facts.kind in ("base", "source"):
+        return _imported(facts)
+    if facts.recipe is None:
+        raise ValueError(f"a {facts.kind} card is rendered from a recipe; give CardFacts(recipe=...)")
+    common: dict[str, Any] = {
+        "recipe": facts.recipe,
+        "inputs": facts.inputs,
+        "versions": [f"{name} {version}" for name, version in sorted(facts.versions.items())],
+        "license_notes": metadata.license_notes(facts),
+        "laptop": bool(facts.recipe.profile),
+        "held_out_data": facts.input("test", "corpus"),
+    }
+    if facts.kind in ("asker", "chat"):
+        return common | _model(facts, facts.recipe, facts.kind)
+    by_kind = {"corpus": _corpus, "dialogues": _dialogues, "results": _results}
+    return common | by_kind[facts.kind](facts, facts.recipe)
+
+
+def _imported(facts: CardFacts) -> dict[str, Any]:
+    report = facts.report("import")
+    context = {key: report.get(key) or "not recorded" for key in ("package", "version", "member", "sha256")}
+    return context | {"file": str(context["member"]).rsplit("/", 1)[-1]}
+
+
+def _model(facts: CardFacts, recipe: Recipe, kind: Literal["asker", "chat"]) -> dict[str, Any]:
+    training = getattr(recipe, kind)
+    base = facts.input("base") or Input("base", training.base, "model", training.base_revision)
+    seat: SeatConfig = getattr(recipe.rollout, kind)
+    report = facts.report(kind)
+    return {
+        "base": base,
+        "adapter": metadata.is_adapter(training),
+        "system": training.system,
+        "sampling": seat.sampling,
+        "held_out": read.held_out(facts.results, kind),
+        "settings": [(name, _plain(value), None if full is None else _plain(full), ours)
+                     for name, value, full, ours in read.settings(recipe, kind)],
+        "training": _measured(report),
+        "drops": read.drops(report),
+    }  # fmt: skip
+
+
+def _measured(report: Mapping[str, Any]) -> list[tuple[str, Any, int]]:
+    """(label, value, decimals) of what a training run measured about itself; what it did not record is left out."""
+    rows = [
+        ("conversations trained on", read.first(report, "rows.rows_used", "conversations"), 0),
+        ("tokens read", read.first(report, "tokens"), 0),
+        ("tokens with loss", read.first(report, "loss_tokens"), 0),
+        ("steps", read.first(report, "steps"), 0),
+        ("final training loss", read.first(report, "final_loss"), 4),
+        ("seconds", read.first(report, "seconds"), 1),
+        ("tokens per second", read.first(report, "tokens_per_second"), 1),
+        ("device", read.first(report, "device"), 0),
+    ]
+    return [row for row in rows if isinstance(row[1], int | float | str)]
+
+
+def _corpus(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
+    report = facts.report("corpus")
+    names = ("rows_read", "kept", "dropped", "unreadable", "joined", "added")
+    counts = {name: found for name in names if isinstance(found := report.get(name), int)}
+    return {
+        "rows": list((report.get("splits") or {}).items()),
+        "counts": counts,
+        "lost": read.lost(report),
+        "funnel": read.funnel(report),
+        "drops": read.drops(report),
+    }
+
+
+def _dialogues(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
+    rolled, curated = facts.report("rollout"), facts.report("curate")
+    numbers = [
+        ("dialogues rolled out", read.first(rolled, "dialogues", "rows", "finished")),
+        ("dialogues kept", metadata.rows_of(facts)),
+        ("human turns per kept dialogue (mean)", read.first(curated, "human_turns_mean", "turns_mean")),
+        ("tokens written", read.first(rolled, "usage.completion_tokens", "completion_tokens", "tokens_out")),
+        ("tokens read", read.first(rolled, "usage.prompt_tokens", "prompt_tokens", "tokens_in")),
+        ("seconds of rollout", read.first(rolled, "seconds", "wall_s")),
+    ]
+    ends = read.first(rolled, "end_reasons", "ended") or {}
+    return {
+        "mode": recipe.rollout.mode,
+        "turns": _turns(recipe),
+        "configs": metadata.configs(facts),
+        "config_help": {k: Markup(v) for k, v in _CONFIG_HELP.items()},
+        "numbers": [(label, value) for label, value in numbers if isinstance(value, int | float)],
+        "seats": _seats(facts, recipe),
+        "funnel": read.funnel(curated),
+        "drops": read.drops(curated),
+        "ends": sorted(((k, v) for k, v in ends.items() if isinstance(v, int)), key=lambda kv: -kv[1]),
+    }
+
+
+def _turns(recipe: Recipe) -> str:
+    turns = recipe.rollout.turns
+    if turns.kind == "fixed":
+        return str(turns.value)
+    return ", ".join(f"{count}: {weight:g}" for count, weight in turns.weights.items())
+
+
+def _seats(facts: CardFacts, recipe: Recipe) -> list[tuple[str, str, str]]:
+    """What each seat was given, row by row: label, asker's value, chat model's value."""
+    sides = (recipe.rollout.asker, recipe.rollout.chat)
+    spoke = [facts.input("asker"), facts.input("chat", "base")]
+    names = [i.repo_id if i else side.repo for i, side in zip(spoke, sides, strict=True)]
+    rows = [("model", *names), ("system message", *(side.system or "none" for side in sides))]
+    for field in ("temperature", "top_p", "max_tokens", "frequency_penalty", "presence_penalty"):
+        rows.append((field, *(str(getattr(side.sampling, field)) for side in sides)))
+    return [(label, left, right) for label, left, right in rows]
+
+
+def _results(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
+    return {who + "_held_out": read.held_out(facts.results, who) for who in ("asker", "chat")}
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,199 @@
+"""The YAML on top of a card: what the Hub indexes, filters and loads by.
+
+Takes `CardFacts`, gives huggingface_hub's card data for that kind of repo. Keys and values follow the Hub's own
+specifications of model and dataset card metadata.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
+from huggingface_hub.repocard_data import CardData
+
+from hubkit.publish import facts as read
+from hubkit.publish.facts import CardFacts
+from hubkit.recipe import Recipe, Training
+
+TAG = "hubkit"
+_PATTERNS: dict[str, dict[str, dict[str, str]]] = {
+    "corpus": {"default": {split: f"data/{split}-*.parquet" for split in ("train", "openings", "test")}},
+    "dialogues": {
+        "default": {"train": "data/train-*.parquet"},
+        "raw": {"train": "data/raw-*.parquet"},
+        "dropped": {"train": "data/dropped-*.parquet"},
+    },
+}
+# Only a licence that the Hub has no word for needs a name.
+_OTHER_NAME = {"corpus": "rights-of-the-writers-unclear", "source": "rights-of-the-writers-unclear"}
+
+
+def card_data(facts: CardFacts) -> CardData:
+    """The front matter of `facts`' repo."""
+    if facts.kind in ("asker", "chat"):
+        return _trained_model(facts, facts.kind)
+    if facts.kind == "base":
+        return _imported_base(facts)
+    return _dataset(facts)
+
+
+def is_adapter(training: Training) -> bool:
+    """Whether a training run pushes an adapter (LoRA, not merged) rather than whole weights."""
+    return training.lora is not None and not training.merge_adapter
+
+
+def configs(facts: CardFacts) -> list[dict[str, Any]]:
+    """The dataset's configs as the Hub wants them, only those whose files are there (all when no file is named)."""
+    made = []
+    for name, splits in _PATTERNS.get(facts.kind, {}).items():
+        there = {s: p for s, p in splits.items() if not facts.files or fnmatch.filter(facts.files, p)}
+        if there:
+            data_files = [{"split": split, "path": path} for split, path in there.items()]
+            made.append({"config_name": name, "data_files": data_files})
+    return made
+
+
+def license_of(facts: CardFacts) -> str:
+    """The licence id of `facts`' repo, as the recipe states it."""
+    recipe = facts.recipe
+    if facts.kind == "base":
+        return "apache-2.0"
+    if recipe is None or facts.kind == "source":
+        return "other"
+    if facts.kind == "corpus":
+        stated = {source.license for source in recipe.corpus.sources}
+        return stated.pop() if len(stated) == 1 else "other"
+    if facts.kind == "results":
+        return "cc0-1.0"
+    by_kind = {"asker": "license_asker", "chat": "license_chat", "dialogues": "license_dialogues"}
+    return str(getattr(recipe.publish, by_kind[facts.kind]))
+
+
+def _trained_model(facts: CardFacts, kind: Literal["asker", "chat"]) -> ModelCardData:
+    recipe = _recipe(facts)
+    training: Training = getattr(recipe, kind)
+    data = facts.input("corpus" if kind == "asker" else "dialogues")
+    results = _eval_results(facts, kind)
+    return ModelCardData(
+        license=license_of(facts),
+        language=list(recipe.publish.language),
+        base_model=training.base,
+        base_model_relation="adapter" if is_adapter(training) else "finetune",
+        datasets=[data.repo_id] if data else None,
+        library_name="peft" if is_adapter(training) else "transformers",
+        pipeline_tag="text-generation",
+        tags=_tags(recipe, "user-simulator" if kind == "asker" else "chat", "trl", "sft"),
+        model_name=getattr(recipe.names, kind) if results else None,
+        eval_results=results,
+        **_license_extra(facts),
+    )
+
+
+def _eval_results(facts: CardFacts, kind: Literal["asker", "chat"]) -> list[EvalResult] | None:
+    held, corpus = read.held_out(facts.results, kind), facts.input("test", "corpus")
+    if held is None or corpus is None:
+        return None
+    turn = "human" if kind == "asker" else "assistant"
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=corpus.repo_id,
+            dataset_name="Held-out human conversations",
+            dataset_split="test",
+            dataset_revision=corpus.revision,
+            metric_type="loss",
+            metric_name=f"Loss per {turn}-turn token (nats)",
+            metric_value=round(held.model, 6),
+        )
+    ]
+
+
+def _imported_base(facts: CardFacts) -> ModelCardData:
+    return ModelCardData(
+        license="apache-2.0",
+        language=["en"],
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["imported", "dequantized", "q4_1", TAG],
+    )
+
+
+def _dataset(facts: CardFacts) -> DatasetCardData:
+    recipe = facts.recipe
+    made_by_machine = facts.kind == "dialogues"
+    upstream = facts.input("source", "corpus") if facts.kind != "results" else None
+    pretty = {"corpus": "asker", "dialogues": "dialogues", "results": "system"}
+    name = getattr(recipe.names, pretty[facts.kind]) if recipe and facts.kind in pretty else facts.repo_id
+    suffix = {"corpus": "human conversations", "results": "results"}.get(facts.kind, "")
+    language = list(recipe.publish.language) if recipe else ["en"]
+    return DatasetCardData(
+        license=license_of(facts),
+        language=language,
+        pretty_name=f"{name} {suffix}".strip(),
+        task_categories=["text-generation"] if facts.kind != "results" else None,
+        size_categories=read.size_category(rows_of(facts)),
+        annotations_creators="machine-generated" if made_by_machine else "found" if facts.kind != "results" else None,
+        source_datasets=[upstream.repo_id] if upstream else None,
+        tags=_tags(recipe, *_DATASET_TAGS[facts.kind]),
+        configs=configs(facts) or None,
+        **_license_extra(facts),
+    )
+
+
+_DATASET_TAGS: dict[str, tuple[str, ...]] = {
+    "corpus": ("conversational", "multi-turn"),
+    "dialogues": ("conversational", "multi-turn", "synthetic", "user-simulator"),
+    "results": ("evaluation",),
+    "source": ("conversational", "imported"),
+}
+
+
+def rows_of(facts: CardFacts) -> int | None:
+    """Rows in the dataset's default config, as its report has them."""
+    if facts.kind == "corpus":
+        found = read.first(facts.report("corpus"), "kept")
+    elif facts.kind == "dialogues":
+        found = read.first(facts.report("curate"), "kept", "rows_kept")
+    elif facts.kind == "source":
+        found = read.first(facts.report("import"), "conversations")
+    else:
+        found = None
+    return found if isinstance(found, int) else None
+
+
+def _tags(recipe: Recipe | None, *tags: str) -> list[str]:
+    return [*tags, TAG, *([recipe.name, f"arxiv:{recipe.paper.arxiv}"] if recipe else [])]
+
+
+def _license_extra(facts: CardFacts) -> dict[str, Any]:
+    name = _OTHER_NAME.get(facts.kind, "see-the-licence-section")
+    return {"license_name": name} if license_of(facts) == "other" else {}
+
+
+def _recipe(facts: CardFacts) -> Recipe:
+    if facts.recipe is None:
+        raise ValueError(f"a {facts.kind} card is rendered from a recipe; give CardFacts(recipe=...)")
+    return facts.recipe
+
+
+def license_notes(facts: CardFacts, sources: Sequence[str] = ()) -> list[str]:
+    """What a card says about rights, line by line."""
+    recipe = _recipe(facts)
+    stated = license_of(facts)
+    notes = [f"This repo: {stated}." if stated != "other" else "This repo: no standard licence fits; read on."]
+    if facts.kind in ("asker", "chat"):
+        base = getattr(recipe, facts.kind).base
+        notes.append(f"It derives from {base}, whose licence and use policy go with it.")
+    if facts.kind == "dialogues":
+        answered = recipe.rollout.chat.repo
+        notes.append(
+            f"Its answers were written by {answered}; that model's terms on the use of its output go with them."
+        )
+    for source in recipe.corpus.sources if facts.kind != "results" else ():
+        where = source.repo_id or "a local file"
+        notes.append(f"Human turns go back to {where}. {source.license_note}".strip())
+    if recipe.publish.license_note:
+        notes.append(recipe.publish.license_note)
+    return notes

