@@ -94,7 +94,11 @@ class Corpus(_Block):
 
 
 class Training(_Block):
-    """One SFT run: `seat` says whose tokens carry loss; `sft` goes as it is to SFTConfig, `lora` to LoraConfig."""
+    """One SFT run: `seat` says whose tokens carry loss; `sft` goes as it is to SFTConfig, `lora` to LoraConfig.
+
+    `max_conversations` and `max_tokens` bound one epoch (tokens after truncation). `checkpoint_minutes` is the longest
+    time that a kill can cost, unless ``sft.save_strategy`` says otherwise.
+    """
 
     base: str
     base_revision: str = "main"
@@ -104,6 +108,7 @@ class Training(_Block):
     max_conversations: int | None = None
     max_tokens: int | None = None
     max_drop_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 15.0
     merge_adapter: bool = False
     lora: dict[str, Any] | None = None
     sft: dict[str, Any] = Field(default_factory=dict)

@@ -44,7 +44,7 @@ def openings(shards: list[Path], block: Rollout) -> Iterator[Conversation]:
 def served(context: Context, inputs: dict[str, Ref], work: Work) -> Iterator[tuple[list[str], list[str]]]:
     """The addresses of asker and chat model, with embedded engines started for the length of the block."""
     block, recipe = context.recipe.rollout, context.recipe
-    asker, chat = inputs["asker"], inputs["chat model"]
+    asker, chat = inputs["asker"], inputs["chat"]
     asker_urls, chat_urls = list(block.asker.endpoints), list(block.chat.endpoints)
     embedded = [urls for urls in (asker_urls, chat_urls) if EMBEDDED in urls]
     is_adapter = recipe.asker.lora is not None and not recipe.asker.merge_adapter

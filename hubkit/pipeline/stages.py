@@ -92,7 +92,7 @@ def _rollout_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
     asker, chat = (
         seats.model(context, seat, progress) for seat in (context.recipe.rollout.asker, context.recipe.rollout.chat)
     )
-    return {"openings": context.before("corpus"), "asker": asker, "chat model": chat}
+    return {"openings": context.before("corpus"), "asker": asker, "chat": chat}
 
 
 def _build_rollout(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _build_rollout(context: Context, inputs: dict[str, Ref], work: Work) -> dict
             chat_urls=chat_urls,
             journal=work.scratch / "journal",
             seed=context.recipe.seed,
-            provenance={"asker": inputs["asker"].to_dict(), "chat": inputs["chat model"].to_dict()},
+            provenance={"asker": inputs["asker"].to_dict(), "chat": inputs["chat"].to_dict()},
             progress=work.progress,
         )
     return report.to_dict()
