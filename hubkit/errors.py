@@ -78,6 +78,10 @@ class StageError(HubkitError, RuntimeError):
     """A pipeline stage cannot run: an input is missing, a stage before it has not run."""
 
 
+class PublishError(HubkitError, ValueError):
+    """Something must not be published as it is: a card that misleads, a file with a secret in it."""
+
+
 class DiskFullError(HubkitError, OSError):
     """No space left on the device that holds hubkit's files."""
 
