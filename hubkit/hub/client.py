@@ -240,6 +240,8 @@ class Hub:
                 f"{doing}: no space left on the disk of {self.cache_dir or 'the cache'}; free some"
             ) from error
 
+    translated = _translated  # for rooms that call `api` themselves
+
     def _http_error(self, doing: str, status: int | None, error: Exception) -> HubError | DiskFullError:
         said = getattr(error, "server_message", None) or str(error).splitlines()[0]
         if status == 507:
