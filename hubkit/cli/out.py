@@ -20,6 +20,11 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def line(text: str) -> None:
+    """One line of the result, on stdout."""
+    print(text, flush=True)
+
+
 def data(value: Any) -> None:
     """The command's result as JSON, on stdout."""
     print(json.dumps(value, indent=1, default=str, ensure_ascii=False))

@@ -6,7 +6,7 @@ Builders are a few lines each: fetch the inputs' files, call the room that does 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hubkit import curate, evals, publish, rollout, train
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline import seats
 from hubkit.pipeline.imports import require
-from hubkit.pipeline.stage import PROVENANCE, Context, Stage, Work
+from hubkit.pipeline.stage import Context, Stage, Work
 from hubkit.progress import Progress
 from hubkit.recipe import Training
 
@@ -171,32 +171,20 @@ def _parquet(hub: Hub, ref: Ref, split: str) -> list[Path]:
     return sorted((folder / "data").glob(f"{split}-*.parquet"))
 
 
-def _card(kind: publish.Kind, stage: str) -> Any:
-    """A function that renders the card of `kind` from what `stage` just did and from the records of its inputs."""
+def _card(kind: publish.Kind, stage: str) -> Callable[[Context, dict[str, Ref], dict[str, Any]], str]:
+    """A function that renders the card of `kind` from the record of `stage` and those that its repo held before."""
 
     def render(context: Context, inputs: dict[str, Ref], record: dict[str, Any]) -> str:
-        own = next(s for s in STAGES if s.name == stage)
-        reports = {name: report for ref in inputs.values() for name, report in reports_at(context.hub, ref).items()}
-        return publish.render(
-            publish.CardFacts(
-                kind=kind,
-                repo_id=own.repo_id(context),
-                recipe=context.recipe,
-                inputs=[publish.Input(role, ref.repo_id, ref.repo_type, ref.revision) for role, ref in inputs.items()],
-                reports={**reports, stage: record["report"]},
-                results=record["report"] if kind == "results" else None,
-                versions=record["packages"],
-            )
-        )
+        repo_id = next(s for s in STAGES if s.name == stage).repo_id(context)
+        records: dict[str, dict[str, Any]] = {}
+        for ref in inputs.values():
+            if ref.repo_id == repo_id:
+                records |= publish.records(context.hub, ref)
+        records[stage] = record
+        results = record["report"] if kind == "results" else None
+        return publish.render(publish.from_records(kind, repo_id, context.recipe, records, results=results))
 
     return render
-
-
-def reports_at(hub: Hub, ref: Ref) -> Mapping[str, dict[str, Any]]:
-    """The reports of the stages whose provenance a commit holds, by stage name."""
-    paths = [path for path in hub.files(ref) if path.startswith(f"{PROVENANCE}/")]
-    records = (json.loads(hub.read(ref, path)) for path in paths)
-    return {record["stage"]: record["report"] for record in records}
 
 
 STAGES: tuple[Stage, ...] = (
