@@ -11,7 +11,6 @@ from typing import Any
 
 from hubkit.progress import Progress, silent
 
-
 _LINE_EVERY_S = 10.0
 
 
@@ -41,7 +40,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         shown.add_column(column, overflow="fold")
     for row in rows:
         shown.add_row(*("" if cell is None else str(cell) for cell in row))
-    Console(file=sys.stdout, highlight=False, markup=False).print(shown)
+    console = Console(file=sys.stdout, highlight=False, markup=False)
+    console.width = max(console.width, 120 if not sys.stdout.isatty() else 0)
+    console.print(shown)
 
 
 @contextmanager

@@ -144,9 +144,8 @@ def _show_next(recipe: Recipe, hub: Hub, made: list[Made], changes: list[Change]
     dialogues, tag = by_stage["curate"], by_stage["curate"].tag
     out.line("")
     out.line("Use it:")
-    out.line(
-        f"  python -c \"from hubkit import load_dataset; print(load_dataset('{recipe.repos.dialogues}', revision='{tag}'))\""
-    )
+    load = f"from hubkit import load_dataset; print(load_dataset('{recipe.repos.dialogues}', revision='{tag}'))"
+    out.line(f'  python -c "{load}"')
     out.line(f"  hubkit serve {by_stage['asker'].ref.repo_id}        # then ask it at /v1/chat/completions")
     out.line(f"  open {hub.page(dialogues.ref)}")
 
