@@ -104,6 +104,15 @@ class Accounts:
         )
         return token
 
+    def reader(self, user: str) -> Identity | None:
+        """A user with the right to read only (a logged-in browser), or None where the user is gone."""
+        row = self._settings.row("SELECT name, admin FROM accounts WHERE name = ? AND kind = 'user'", user)
+        return self._identity(row["name"], "read", "browser", row["admin"]) if row else None
+
+    def _identity(self, user: str, role: str, token_name: str, admin: int) -> Identity:
+        orgs = self._settings.rows("SELECT org, role FROM members WHERE user = ? ORDER BY org", user)
+        return Identity(user, role, token_name, bool(admin), tuple((org["org"], org["role"]) for org in orgs))
+
     def identify(self, authorization: str | None) -> Identity | None:
         """The bearer of an `Authorization` header; None without one. Raises `Refusal` 401 for an unknown token."""
         if not authorization:
@@ -118,9 +127,7 @@ class Accounts:
             )
         if row is None:
             raise Refusal(401, "Invalid credentials in Authorization header")
-        orgs = self._settings.rows("SELECT org, role FROM members WHERE user = ? ORDER BY org", row["user"])
-        pairs = tuple((org["org"], org["role"]) for org in orgs)
-        return Identity(row["user"], row["role"], row["token_name"], bool(row["admin"]), pairs)
+        return self._identity(row["user"], row["role"], row["token_name"], row["admin"])
 
 
 def _digest(token: str) -> str:

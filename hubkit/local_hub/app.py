@@ -187,7 +187,12 @@ class App:
             raise Refusal(403, "Requests from pages of other sites are refused.")
 
     def _identify(self, request: Request) -> Identity | None:
-        return self.hub.accounts.identify(request.headers.get("authorization"))
+        header = request.headers.get("authorization")
+        if header is None and request.method in ("GET", "HEAD") and "cookie" in request.headers:
+            from .pages import session
+
+            return session.identity(self.hub, request.cookies.get(session.COOKIE))
+        return self.hub.accounts.identify(header)
 
     async def _route(self, request: Request) -> Response:
         path = raw_path(request)
@@ -202,7 +207,7 @@ class App:
         if segments[0] == "xet" and len(segments) > 2:
             return await xet.serve(Call(self.hub, request, None, segments))
         call = Call(self.hub, request, self._identify(request), segments)
-        if self.open_to_network and call.who is None and "sig" not in request.query_params:
+        if self.open_to_network and call.who is None and not _needs_no_token(request, segments):
             raise Refusal(401, "This Hub is open to the network and needs a token.")
         plain = PLAIN_ROUTES.get(("GET" if request.method == "HEAD" else request.method, path.rstrip("/")))
         if plain is not None:
@@ -215,7 +220,7 @@ class App:
     async def _route_repo(self, call: Call, segments: list[str]) -> Response:
         found = _api_target(segments) or _git_target(segments) or _resolve_target(segments)
         if found is None:
-            raise Refusal(404, "Not found: this Hub has nothing at this address.")
+            return await self._show_page(call)
         kind, namespace, name, table, verb, rest = found
         methods = table.get(verb, {})
         route = methods.get("GET" if call.method == "HEAD" else call.method)
@@ -231,6 +236,23 @@ class App:
         elif route.need == WRITE:
             call.require_write(repo)
         return await _run(call, lambda c: route.handler(c, repo, rest), route.handler)
+
+    async def _show_page(self, call: Call) -> Response:
+        if call.segments[0] in ("api", "xet"):
+            raise Refusal(404, "Not found: this Hub has nothing at this address.")
+        from . import pages
+
+        try:
+            return await _run(call, pages.route)
+        except Refusal as refusal:
+            if "text/html" not in call.request.headers.get("accept", ""):
+                raise
+            return pages.answer_error(call, refusal)
+
+
+def _needs_no_token(request: Request, segments: list[str]) -> bool:
+    """Uploads to signed addresses, and the way to log in."""
+    return "sig" in request.query_params or segments[0] in ("login", "logout", "static")
 
 
 def _redirect(call: Call, repo: Repo, old_name: str) -> Response:

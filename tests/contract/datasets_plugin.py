@@ -83,3 +83,24 @@ def text_file(tmp_path: Path) -> str:
     path = tmp_path / "text.txt"
     path.write_text("one line\nanother line\n")
     return str(path)
+
+
+def _text_dataset(private: bool) -> Iterator[str]:
+    api = HfApi(endpoint=CI_HUB_ENDPOINT, token=CI_HUB_USER_TOKEN)
+    name = f"{CI_HUB_USER}/test-text-{time.time_ns()}"
+    api.create_repo(name, repo_type="dataset", private=private)
+    api.upload_file(path_or_fileobj=b"one\ntwo\n", path_in_repo="data/text.txt", repo_id=name, repo_type="dataset")
+    if not private:
+        api.update_repo_settings(name, repo_type="dataset", gated="auto")
+    yield name
+    api.delete_repo(name, repo_type="dataset")
+
+
+@pytest.fixture
+def hf_private_dataset_repo_txt_data() -> Iterator[str]:
+    yield from _text_dataset(private=True)
+
+
+@pytest.fixture
+def hf_gated_dataset_repo_txt_data() -> Iterator[str]:
+    yield from _text_dataset(private=False)
