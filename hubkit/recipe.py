@@ -83,9 +83,11 @@ class Corpus(_Block):
     """Human conversations: sources, the cleaning chain in order, the splits.
 
     `join_parts` puts the parts that pre-split ShareGPT exports hold together again; `limit` is a number of rows read.
+    `questions` names files of benchmark questions, one file a source, for the filter ``decontaminate``.
     """
 
     sources: list[Source]
+    questions: dict[str, Source] = Field(default_factory=dict)
     join_parts: bool = False
     filters: list[Filter] = Field(default_factory=list)
     openings: Annotated[int, Field(ge=1)] = 1000

@@ -254,7 +254,7 @@ def _object_rows(first: bytes, stream: Iterator[bytes], blocks: _Blocks) -> Iter
 
 def _line_rows(lines: Iterator[bytes], blocks: _Blocks) -> Iterator[Item]:
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not line.strip(_SPACE):
             continue
         value, good = _load(line)
         if good:

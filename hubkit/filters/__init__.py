@@ -14,7 +14,20 @@ from hubkit.filters import (  # noqa: F401  (importing registers their filters)
     text,
     turns,
 )
-from hubkit.filters.chain import FILTERS, Chain, Context, Drop, Dropped, Edit, Spec, Step, Tally, count, register
+from hubkit.filters.chain import (
+    FILTERS,
+    Chain,
+    Context,
+    Drop,
+    Dropped,
+    Edit,
+    Spec,
+    Step,
+    Tally,
+    count,
+    needs_tokenizer,
+    register,
+)
 
 __all__ = [
     "FILTERS",
@@ -27,5 +40,6 @@ __all__ = [
     "Step",
     "Tally",
     "count",
+    "needs_tokenizer",
     "register",
 ]

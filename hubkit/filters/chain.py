@@ -168,6 +168,11 @@ class Chain:
         yield from rows
 
 
+def needs_tokenizer(specs: Iterable[Spec]) -> bool:
+    """Whether a filter of `specs` counts tokens."""
+    return any(spec.name in ("segments", "max_tokens") for spec in specs)
+
+
 def _build(spec: Spec, context: Context) -> FilterFn:
     factory = FILTERS.get(spec.name)
     if factory is None:

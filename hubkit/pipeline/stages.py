@@ -12,12 +12,13 @@ from typing import Any
 
 from hubkit import corpus as corpora
 from hubkit import curate, evals, publish, rollout, train
+from hubkit.filters import needs_tokenizer
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline import seats
 from hubkit.pipeline.imports import require
 from hubkit.pipeline.stage import Context, Stage, Work
 from hubkit.progress import Progress
-from hubkit.recipe import Training
+from hubkit.recipe import Source, Training
 
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
@@ -26,25 +27,48 @@ WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
 def _corpus_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
-    return {
+    block = context.recipe.corpus
+    inputs = {
         f"source {number}": require(
             context.hub, source.repo_id, repo_type="dataset", revision=source.revision, progress=progress
         )
-        for number, source in enumerate(context.recipe.corpus.sources, start=1)
+        for number, source in enumerate(block.sources, start=1)
         if source.repo_id
     }
+    for name, source in block.questions.items():
+        if source.repo_id:
+            inputs[f"questions {name}"] = require(
+                context.hub, source.repo_id, repo_type="dataset", revision=source.revision, progress=progress
+            )
+    if needs_tokenizer(block.filters):
+        inputs["tokenizer"] = _base(context, context.recipe.asker, progress)
+    return inputs
 
 
 def _build_corpus(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
-    files: list[Path] = []
-    for number, source in enumerate(context.recipe.corpus.sources, start=1):
-        if source.repo_id:
-            folder = context.hub.snapshot(inputs[f"source {number}"], allow_patterns=source.files or None)
-            files += [folder / name for name in source.files] if source.files else [folder]
-        elif source.path:
-            files.append(Path(source.path))
-    report = corpora.build(context.recipe.corpus, files, work.out, seed=context.recipe.seed, progress=work.progress)
+    block = context.recipe.corpus
+    report = corpora.build(
+        block,
+        [path for n, source in enumerate(block.sources, 1) for path in _files(context, source, inputs, f"source {n}")],
+        work.out,
+        seed=context.recipe.seed,
+        tokenizer=context.hub.snapshot(inputs["tokenizer"], allow_patterns=WEIGHTS[1:])
+        if "tokenizer" in inputs
+        else None,
+        questions={
+            name: _files(context, source, inputs, f"questions {name}")[0] for name, source in block.questions.items()
+        },
+        progress=work.progress,
+    )
     return report.to_dict()
+
+
+def _files(context: Context, source: Source, inputs: dict[str, Ref], role: str) -> list[Path]:
+    """Where a source's files lie on this machine: in a snapshot of its repo, or at its path."""
+    if not source.repo_id:
+        return [Path(source.path)] if source.path else []
+    folder = context.hub.snapshot(inputs[role], allow_patterns=source.files or None)
+    return [folder / name for name in source.files] or [folder]
 
 
 # 2. asker, and 5. chat: one trainer, two seats
