@@ -152,9 +152,22 @@ class Turns(_Block):
 
 
 class Rollout(_Block):
-    """Two endpoints in conversation."""
+    """Two endpoints in conversation.
+
+    `mode`: ``seeded`` opens with a held-out first turn, ``seeded_qa`` with a question and its answer where the opening
+    has one, ``free`` with nothing but the asker's system message, ``intent`` with that and one of `intents`.
+    `end_mark` is the text with which the asker was trained to end; `context_full` says whether a dialogue that
+    outgrows a window ends there or loses its oldest exchanges from what is sent; `retry_on` names the checks after
+    which a turn is asked for again, at most `retries_per_turn` times. `patience_s` is how long to wait while none of a
+    seat's addresses answers. `fsync`: ``turn`` syncs the journal to disk before a dialogue goes on (many turns share
+    one sync), ``interval`` writes it before and syncs once a second.
+    """
 
     mode: Literal["seeded", "seeded_qa", "free", "intent"] = "seeded"
+    intents: list[str] = Field(default_factory=list)
+    personas: list[str] = Field(default_factory=list)
+    end_mark: str | None = None
+    context_full: Literal["trim", "end"] = "trim"
     dialogues: Annotated[int, Field(ge=1)]
     openings: list[Source] = Field(default_factory=list)
     turns: Turns = Turns()
@@ -164,8 +177,13 @@ class Rollout(_Block):
     max_opening_chars: int = 4000
     shard_dialogues: int = 1000
     shard_minutes: float = 10.0
-    retries_per_turn: int = 2
-    request_timeout_s: float = 300.0
+    retries_per_turn: Annotated[int, Field(ge=0)] = 2
+    retry_on: list[Literal["empty", "cut_off", "role_leak", "repeated"]] = Field(
+        default_factory=lambda: ["empty", "cut_off", "role_leak", "repeated"]
+    )
+    request_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    patience_s: Annotated[float, Field(gt=0)] = 900.0
+    fsync: Literal["turn", "interval"] = "turn"
     budget_usd: float | None = None
     budget_tokens: int | None = None
     max_hours: float | None = None

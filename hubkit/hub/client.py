@@ -170,6 +170,11 @@ class Hub:
             pass
         return None
 
+    def files(self, ref: Ref) -> list[str]:
+        """The paths of all files of `ref`."""
+        with self._translated(f"listing the files of {ref}"):
+            return list(self.api.list_repo_files(ref.repo_id, repo_type=ref.repo_type, revision=ref.revision))
+
     def read(self, ref: Ref, path: str) -> bytes:
         """The bytes of one file. Raises `RepoMissingError` when it is not there."""
         from huggingface_hub import hf_hub_download
@@ -234,6 +239,8 @@ class Hub:
             raise DiskFullError(
                 f"{doing}: no space left on the disk of {self.cache_dir or 'the cache'}; free some"
             ) from error
+
+    translated = _translated  # for rooms that call `api` themselves
 
     def _http_error(self, doing: str, status: int | None, error: Exception) -> HubError | DiskFullError:
         said = getattr(error, "server_message", None) or str(error).splitlines()[0]

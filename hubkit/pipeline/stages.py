@@ -92,12 +92,12 @@ def _rollout_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
     asker, chat = (
         seats.model(context, seat, progress) for seat in (context.recipe.rollout.asker, context.recipe.rollout.chat)
     )
-    return {"openings": context.before("corpus"), "asker": asker, "chat model": chat}
+    return {"openings": context.before("corpus"), "asker": asker, "chat": chat}
 
 
 def _build_rollout(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
     block = context.recipe.rollout
-    openings = seats.openings(_parquet(context.hub, inputs["openings"], "openings"), block)
+    openings = seats.openings(_parquet(context.hub, inputs["openings"], "openings"))
     with seats.served(context, inputs, work) as (asker_urls, chat_urls):
         report = rollout.run(
             block,
@@ -107,7 +107,7 @@ def _build_rollout(context: Context, inputs: dict[str, Ref], work: Work) -> dict
             chat_urls=chat_urls,
             journal=work.scratch / "journal",
             seed=context.recipe.seed,
-            provenance={"asker": inputs["asker"].to_dict(), "chat": inputs["chat model"].to_dict()},
+            provenance={"asker": inputs["asker"].to_dict(), "chat": inputs["chat"].to_dict()},
             progress=work.progress,
         )
     return report.to_dict()
@@ -140,23 +140,26 @@ def _eval_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
 
 
 def _build_eval(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
-    hub, recipe = context.hub, context.recipe
-    results = evals.heldout(
-        recipe.eval,
-        _parquet(hub, inputs["corpus"], "test"),
-        {
-            name: evals.Candidate(
-                training=getattr(recipe, name),
-                base=hub.snapshot(inputs[f"{name} base"], allow_patterns=WEIGHTS),
-                trained=hub.snapshot(inputs[name], allow_patterns=WEIGHTS),
-            )
-            for name in ("asker", "chat")
-        },
-        seed=recipe.seed,
-        progress=work.progress,
-    )
+    results = {name: _seat_losses(context, name, inputs, work) for name in ("asker", "chat")}
     (work.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
     return results
+
+
+def _seat_losses(context: Context, name: str, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
+    """Loss of one seat's turns in people's held-out conversations: what was trained, and its base in the same seat."""
+    hub, block, training = context.hub, context.recipe.eval, getattr(context.recipe, name)
+    data = _parquet(hub, inputs["corpus"], "test")
+    base = hub.snapshot(inputs[f"{name} base"], allow_patterns=WEIGHTS)
+    arms = {}
+    for arm, folder in {"base": None, "trained": hub.snapshot(inputs[name], allow_patterns=WEIGHTS)}.items():
+
+        def progress(done: float, total: float | None = None, note: str = "", arm: str = arm) -> None:
+            work.progress(done, total, f"{name} {arm}: {note}")
+
+        arms[arm] = evals.heldout_loss(
+            block, base, folder, data, seat=training.seat, system=training.system, progress=progress
+        )
+    return evals.summary(block, arms, trained="trained", seed=context.recipe.seed)
 
 
 # What they share
@@ -191,8 +194,8 @@ def _card(kind: publish.Kind, stage: str) -> Any:
 
 def reports_at(hub: Hub, ref: Ref) -> Mapping[str, dict[str, Any]]:
     """The reports of the stages whose provenance a commit holds, by stage name."""
-    folder = hub.snapshot(ref, allow_patterns=[f"{PROVENANCE}/*.json"])
-    records = (json.loads(path.read_text("utf-8")) for path in sorted((folder / PROVENANCE).glob("*.json")))
+    paths = [path for path in hub.files(ref) if path.startswith(f"{PROVENANCE}/")]
+    records = (json.loads(hub.read(ref, path)) for path in paths)
     return {record["stage"]: record["report"] for record in records}
 
 

@@ -23,16 +23,20 @@ Report = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One repo that went into another: its role there, and the commit (40 hex) that was read."""
+    """One repo that went into another: its role there, and the commit (40 hex) that was read.
+
+    `here` is False for a commit that the Hub which shows the card does not have, such as weights imported elsewhere.
+    """
 
     role: str
     repo_id: str
     repo_type: str
     revision: str
+    here: bool = True
 
     @property
     def path(self) -> str:
-        """The commit's page on whatever Hub shows the card: a path from that Hub's root."""
+        """The commit's page on whatever Hub shows the card: a path from that Hub's root. `here` says whether it is."""
         prefix = {"model": "", "dataset": "datasets/", "space": "spaces/"}[self.repo_type]
         return f"/{prefix}{self.repo_id}/tree/{self.revision}"
 
