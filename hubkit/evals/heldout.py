@@ -125,7 +125,6 @@ def compare(first: HeldOut, second: HeldOut, *, resamples: int, confidence: floa
     return Comparison(first.loss - second.loss, float(low), float(high), confidence, resamples, len(tokens))
 
 
-<<<<<<< HEAD
 @dataclass(frozen=True)
 class Candidate:
     """A trained model to be judged: the block it was trained by, its base's folder and its own."""
@@ -153,14 +152,6 @@ def heldout(
     return {
         name: _judge(block, data, candidate, seed, _part(progress, number, len(candidates), name))
         for number, (name, candidate) in enumerate(candidates.items())
-=======
-def summary(block: Evals, arms: Mapping[str, HeldOut], *, trained: str, seed: int) -> dict[str, Any]:
-    """What a results file says of one seat: each arm's loss and perplexity, and `trained` against every other arm."""
-    against = {
-        name: compare(arms[trained], arm, resamples=block.resamples, confidence=block.confidence, seed=seed).to_dict()
-        for name, arm in arms.items()
-        if name != trained
->>>>>>> main
     }
 
 
