@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -272,3 +272,28 @@ HfApi().upload_file(path_or_fileobj="data.bin", path_in_repo=NAME, repo_id={repo
         run_client(server, f"NAME = 'two.bin'{code}", tmp_path)
     run_client(server, f"NAME = 'two.bin'{code}", tmp_path)
     assert api.get_paths_info(repo, ["two.bin"])[0].size == 1_024_004
+
+
+def test_the_command_line(cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    env = {"HUBKIT_HOME": str(tmp_path / "home")}
+    assert cli("hub", "status", **env).returncode == 1
+    url = cli("hub", "start", **env).stdout.strip()
+    try:
+        assert cli("hub", "start", **env).stdout.strip() == url, "the same server"
+        status = json.loads(cli("hub", "status", "--json", **env).stdout)
+        assert (status["url"], status["repositories"]) == (url, {"models": 0, "datasets": 0, "spaces": 0})
+        printed = cli("hub", "env", **env).stdout
+        token = (tmp_path / "home" / "hub" / "token").read_text()
+        assert f"export HF_ENDPOINT={url}\n" in printed
+        assert token not in printed
+        code = "from huggingface_hub import whoami, create_repo; create_repo('made'); print(whoami()['name'])"
+        command = ["bash", "-c", f'eval "$1"; exec {sys.executable} -c "{code}"', "sh", printed]
+        assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "local\n"
+        assert json.loads(cli("hub", "verify", "--json", **env).stdout)["repositories"] == 1
+        assert json.loads(cli("hub", "gc", "--json", **env).stdout)["kept"] == 0
+    finally:
+        assert "stopped" in cli("hub", "stop", **env).stderr
+    assert "not running" in cli("hub", "stop", **env).stderr
+    missing = cli("hub", "verify", HUBKIT_HOME=str(tmp_path / "nothing"))
+    assert missing.returncode == 1
+    assert "There is no embedded Hub" in missing.stderr

@@ -51,9 +51,10 @@ def root(
 
 
 def _register() -> None:
-    from hubkit.cli import doctor, run
+    from hubkit.cli import doctor, hub, run
 
     run.register(app)
+    app.add_typer(hub.app)
     app.command("doctor")(doctor.doctor)
 
 
