@@ -238,6 +238,28 @@ def test_private_repos_do_not_exist_for_others(server: HubServer, api: HfApi) ->
         api.repo_info(hidden)
 
 
+def test_large_files_of_private_repos_without_xet(server: HubServer, api: HfApi, tmp_path: Path) -> None:
+    code = """
+from huggingface_hub import HfApi, hf_hub_download
+HfApi().create_repo("local/quiet", private=True)
+HfApi().upload_file(path_or_fileobj=b"w" * 9999, path_in_repo="w.bin", repo_id="local/quiet")
+print(open(hf_hub_download("local/quiet", "w.bin"), "rb").read() == b"w" * 9999)
+"""
+    assert run_client(server, code, tmp_path, HF_HUB_DISABLE_XET="1").strip() == "True"
+    assert not list((tmp_path / "hf").rglob("shard-cache"))
+
+
+def test_a_renamed_repo_is_found_under_its_old_name(server: HubServer, api: HfApi, tmp_path: Path) -> None:
+    api.create_repo("local/api")
+    api.upload_file(path_or_fileobj=b"x", path_in_repo="local/api", repo_id="local/api")
+    api.move_repo("local/api", "local/renamed")
+    assert api.repo_info("local/api").id == "local/renamed"
+    path = hf_hub_download("local/api", "local/api", endpoint=server.url, cache_dir=tmp_path)
+    assert Path(path).read_bytes() == b"x"
+    api.upload_file(path_or_fileobj=b"y", path_in_repo="y", repo_id="local/api")
+    assert api.file_exists("local/renamed", "y")
+
+
 def test_git_reads_the_folder(server: HubServer, api: HfApi, repo: str, tmp_path: Path) -> None:
     api.upload_file(path_or_fileobj=b"one", path_in_repo="a/b.txt", repo_id=repo, commit_message="add b")
     api.create_tag(repo, tag="v1", tag_message="annotated")

@@ -452,6 +452,12 @@ def test_open_to_the_network_needs_a_token_for_everything(tmp_path_factory: pyte
         assert send(server, "GET", "/api/models", token=None).status == 401
         assert send(server, "GET", "/", token=None).status == 401
         assert send(server, "GET", "/api/models/local/public", token=None).status == 401
+        for trick in (
+            "/api/models?sig=1",
+            "/local/public/resolve/main/.gitattributes?sig=1",
+            "/local/public.git/info/lfs/verify?sig=1",
+        ):
+            assert send(server, "GET", trick, token=None).status == 401
         assert send(server, "GET", "/login", token=None).status == 200
         assert send(server, "GET", "/api/models/local/public").status == 200
         server.api().upload_file(path_or_fileobj=b"\0" * 1000, path_in_repo="a.bin", repo_id="local/public")

@@ -145,6 +145,8 @@ def test_verify_finds_what_is_damaged(server: HubServer) -> None:
     objects[two].unlink()
     folder = next((server.root / "repos").iterdir())
     (folder / "objects" / blob[:2] / blob[2:]).unlink()
+    with pytest.raises(httpx.RemoteProtocolError):
+        client.http.get("/local/sick/resolve/main/1.bin")
     code, result = upkeep(server, "verify")
     assert code == 1
     assert len(result["problems"]) == 4

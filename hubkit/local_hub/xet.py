@@ -52,6 +52,10 @@ class Xet:
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="assemble")
         self._pending: dict[str, Future[None]] = {}
 
+    def close(self) -> None:
+        """Wait for assemblies under way."""
+        self._workers.shutdown(wait=True)
+
     def space(self, user: str) -> str:
         """The name of a user's current space. It is made up, so that no client takes this Hub for a former one."""
         known = self._hub.settings.get(_KEY + user)
