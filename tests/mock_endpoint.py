@@ -14,9 +14,66 @@ import json
 import os
 import random
 import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from aiohttp import web
+
+
+@dataclass
+class Handle:
+    """A running mock, as a test sees it."""
+
+    url: str
+    process: subprocess.Popen
+    ledger_path: Path
+
+    def script(self, **behaviour: Any) -> None:
+        """How it behaves from now on: status, message, headers, first (how many requests), text, finish, body."""
+        data = json.dumps(behaviour).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{self.url}/script", data=data), timeout=10).read()
+
+    def stats(self) -> dict[str, int]:
+        """Requests and answers so far."""
+        with urllib.request.urlopen(f"{self.url}/stats", timeout=10) as answer:
+            return dict(json.load(answer))
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """Every answered request, in order."""
+        return [json.loads(line) for line in self.ledger_path.read_text().splitlines()]
+
+    def kill(self) -> None:
+        """Gone at once, as a machine goes."""
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def mock(**options: Any) -> Iterator[Handle]:
+    """A mock in its own process; `options` are its command-line options (True for a flag)."""
+    with TemporaryDirectory() as scratch:
+        port_file, ledger = Path(scratch) / "port", Path(scratch) / "ledger"
+        command = [sys.executable, __file__, "--port-file", str(port_file), "--ledger", str(ledger)]
+        for name, value in options.items():
+            command += [f"--{name}"] if value is True else [f"--{name}={value}"]
+        process = subprocess.Popen(command)
+        try:
+            while not port_file.exists():
+                if process.poll() is not None:
+                    raise RuntimeError("the mock did not start")
+                time.sleep(0.02)
+            yield Handle(f"http://127.0.0.1:{port_file.read_text()}", process, ledger)
+        finally:
+            process.kill()
+            process.wait()
 
 
 def words(body: dict) -> str:
@@ -53,6 +110,8 @@ class Mock:
     async def trouble(self, request: web.Request, body: dict) -> web.StreamResponse | None:
         """What goes wrong with this request, if anything."""
         args, script = self.args, self.script
+        if "body" in script:
+            return web.Response(body=str(script["body"]).encode(), content_type="application/json")
         if script.get("status") and (script.get("first") is None or self.requests <= script["first"]):
             return web.json_response(
                 {"error": {"message": script.get("message", "scripted"), "type": "scripted"}},
@@ -67,6 +126,8 @@ class Mock:
             return web.json_response({"error": "overloaded", "error_type": "overloaded"}, status=429)
         if args.longest and sum(len(m["content"]) for m in body["messages"]) > args.longest:
             return web.json_response({"error": "too long", "error_type": "validation"}, status=422)
+        if args.poison and any(args.poison in m["content"] for m in body["messages"]):
+            return web.json_response({"error": "generation failed"}, status=500)
         if self.chance.random() < args.faults:
             return await self.fault(request)
         return None
@@ -91,9 +152,7 @@ class Mock:
         last = body["messages"][-1]
         text = self.text(body)
         if self.ledger is not None:
-            self.ledger.write(
-                json.dumps({"ask": words(body), "said": text, "seed": body["seed"], "n": len(body["messages"])}) + "\n"
-            )
+            self.ledger.write(json.dumps({"ask": words(body), "said": text, "body": body}) + "\n")
         tokens = sum(len(m["content"]) // 4 + 4 for m in body["messages"])
         return {
             "id": f"chatcmpl-{self.count}",
@@ -112,17 +171,30 @@ class Mock:
 
     def text(self, body: dict) -> str:
         """What is said: scripted, the same for the same request (`deterministic`), or unique."""
-        if "text" in self.script:
-            return str(self.script["text"])
+        if "texts" in self.script:
+            said = list(self.script["texts"])  # one after the other, the last one again and again
+            return str(said[min(self.count, len(said)) - 1])
         if self.args.deterministic:
             seeded = hashlib.sha256(f"{words(body)}/{body['seed']}".encode()).hexdigest()[:12]
             return f"answer {seeded} {self.args.padding}".strip()
         return f"answer {os.getpid()}.{self.count} {self.args.padding}".strip()
 
+    async def generate(self, request: web.Request) -> web.Response:
+        """POST /generate, as TGI answers it."""
+        body = await request.json()
+        self.count += 1
+        if self.ledger is not None:
+            self.ledger.write(json.dumps({"body": body}) + "\n")
+        answer = {
+            "generated_text": f"answer {self.count}",
+            "details": {"finish_reason": "eos_token", "generated_tokens": 2},
+        }
+        return web.json_response(answer, headers={"x-prompt-tokens": "3"})
+
     async def set_script(self, request: web.Request) -> web.Response:
         """POST /script: how to behave from now on."""
         self.script = await request.json()
-        self.requests = 0
+        self.requests = self.count = 0
         return web.json_response({})
 
     async def stats(self, request: web.Request) -> web.Response:
@@ -149,6 +221,7 @@ def main() -> None:
     parser.add_argument("--tail", action="store_true")
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--padding", default="")
+    parser.add_argument("--poison", default="")
     parser.add_argument("--key", default="")
     parser.add_argument("--model", default="")
     parser.add_argument("--seed", type=int, default=0)
@@ -156,6 +229,7 @@ def main() -> None:
     mock = Mock(args)
     app = web.Application(client_max_size=1 << 26)
     app.router.add_post("/v1/chat/completions", mock.chat)
+    app.router.add_post("/generate", mock.generate)
     app.router.add_post("/script", mock.set_script)
     app.router.add_get("/stats", mock.stats)
     app.router.add_get("/v1/models", mock.models)

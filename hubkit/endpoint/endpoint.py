@@ -31,7 +31,15 @@ from hubkit.endpoint.client import HttpClient, RefusedConnectionError, RequestTi
 from hubkit.endpoint.probation import Probation
 from hubkit.endpoint.render import ClientTemplate
 from hubkit.endpoint.replica import Replica
-from hubkit.endpoint.wire import Reply, alternates, chat_fields, generate_fields, read_chat, read_generate
+from hubkit.endpoint.wire import (
+    NAMES_DIALOGUES,
+    Reply,
+    alternates,
+    chat_fields,
+    generate_fields,
+    read_chat,
+    read_generate,
+)
 from hubkit.errors import EndpointError, EndpointUnreachableError, MisconfiguredEndpointError, RecipeError
 from hubkit.schema import Message
 
@@ -69,6 +77,7 @@ class Endpoint:
             raise RecipeError(f"{name} has no addresses; give at least one URL under endpoints")
         self._fields = chat_fields(profile, model, sampling)
         self._template = template
+        self._names_dialogues = profile in NAMES_DIALOGUES
         if template is not None:
             self._fields = generate_fields(sampling, None if model == "tgi" else model)
         self._replicas = [Replica(base_url(address), most=most_in_flight) for address in dict.fromkeys(addresses)]
@@ -159,7 +168,7 @@ class Endpoint:
             if not await replica.acquire():
                 continue
             try:
-                reply = await self._send(replica, messages, seed)
+                reply = await self._send(replica, messages, seed, key)
             except EndpointError as error:
                 self.errors[_kind(error)] += 1
                 if error.status in (200, 500):
@@ -196,18 +205,21 @@ class Endpoint:
         return chosen
 
     async def _wait_for_an_address(self) -> None:
+        self._raise_if_impatient()
+        await asyncio.sleep(max(0.02, min(min(r.opens_in_s for r in self._replicas), 1.0)))
+
+    def _raise_if_impatient(self) -> None:
         silent_s = self._silent_s()
         if silent_s > self._patience_s:
             raise EndpointUnreachableError(
                 f"none of the {self.name} addresses ({', '.join(r.url for r in self._replicas)}) has answered for "
                 f"{silent_s:.0f} s; start them again and run the same command: it goes on where it stopped"
             )
-        await asyncio.sleep(max(0.02, min(min(r.opens_in_s for r in self._replicas), 1.0)))
 
     def _silent_s(self) -> float:
         return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
 
-    async def _send(self, replica: Replica, messages: Sequence[Message], seed: int) -> Reply:
+    async def _send(self, replica: Replica, messages: Sequence[Message], seed: int, key: str) -> Reply:
         if self._template is not None:
             parameters = {**self._fields, "seed": seed}
             if self._template.stops:
@@ -218,6 +230,8 @@ class Endpoint:
             tokens = int(count) if count.isdigit() else None
             return read_generate(answer, latency_s=seconds, address=replica.url, prompt_tokens=tokens)
         body = {**self._fields, "messages": messages, "seed": seed}
+        if key and self._names_dialogues:
+            body["user"] = key
         answer, seconds, _ = await self._http.post(f"{replica.url}/v1/chat/completions", body)
         return read_chat(answer, latency_s=seconds, address=replica.url)
 
@@ -254,9 +268,10 @@ class Endpoint:
                 raise EndpointUnreachableError(f"{self.name}: {error}") from None
             return
         refused = status is not None and 300 <= status < 500 and status not in (404, 429) and status not in _WAITABLE
-        hopeless = faults >= _SAME_REQUEST_FAULTS
+        hopeless = faults >= _SAME_REQUEST_FAULTS or (status == 200 and not self._probation.proven)
         if refused or hopeless or (-faults >= _SAME_REQUEST_FAULTS and await self._healthy(replica)):
             raise error
+        self._raise_if_impatient()
 
     async def _healthy(self, replica: Replica) -> bool:
         with contextlib.suppress(EndpointUnreachableError):

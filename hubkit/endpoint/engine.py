@@ -42,6 +42,7 @@ def start_engine(
     env: Mapping[str, str] | None = None,
     log_path: Path | None = None,
     cache_dir: Path | None = None,
+    engine: str | None = None,
     dtype: str | None = None,
     threads: int | None = None,
     context: int | None = None,
@@ -62,7 +63,7 @@ def start_engine(
         log = log_path or Path(scratch) / "engine.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         command = _command(python, model, adapters or {}, listen, state)
-        options = {"cache-dir": cache_dir, "dtype": dtype, "threads": threads, "context": context}
+        options = {"cache-dir": cache_dir, "engine": engine, "dtype": dtype, "threads": threads, "context": context}
         options |= {"slots": slots, "max-concurrent": max_concurrent}
         for name, value in options.items():
             command += [] if value is None else [f"--{name}", str(value)]

@@ -26,6 +26,8 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
     "openai": {},
     "inference-providers": {},
 }
+# Servers of one's own may be told which dialogue a request belongs to (`user`): it helps them find a cached prefix.
+NAMES_DIALOGUES = frozenset({"tgi", "vllm", "sglang", "llamacpp"})
 _MOST_STOPS = {"tgi": 4, "openai": 4}
 # Spellings of the same two ends: a turn that its model ended, and one that ran out of tokens.
 _FINISH = {"eos_token": "stop", "stop_sequence": "stop", "end_turn": "stop", "max_tokens": "length"}

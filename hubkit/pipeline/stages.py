@@ -6,7 +6,7 @@ Builders are a few lines each: fetch the inputs' files, call the room that does 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hubkit.filters import needs_tokenizer
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline import seats
 from hubkit.pipeline.imports import require
-from hubkit.pipeline.stage import PROVENANCE, Context, Stage, Work
+from hubkit.pipeline.stage import Context, Stage, Work
 from hubkit.progress import Progress
 from hubkit.recipe import Source, Training
 
@@ -121,7 +121,7 @@ def _rollout_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
 
 def _build_rollout(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
     block = context.recipe.rollout
-    openings = seats.openings(_parquet(context.hub, inputs["openings"], "openings"), block)
+    openings = seats.openings(_parquet(context.hub, inputs["openings"], "openings"))
     with seats.served(context, inputs, work) as (asker_urls, chat_urls):
         report = rollout.run(
             block,
@@ -164,23 +164,26 @@ def _eval_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
 
 
 def _build_eval(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
-    hub, recipe = context.hub, context.recipe
-    results = evals.heldout(
-        recipe.eval,
-        _parquet(hub, inputs["corpus"], "test"),
-        {
-            name: evals.Candidate(
-                training=getattr(recipe, name),
-                base=hub.snapshot(inputs[f"{name} base"], allow_patterns=WEIGHTS),
-                trained=hub.snapshot(inputs[name], allow_patterns=WEIGHTS),
-            )
-            for name in ("asker", "chat")
-        },
-        seed=recipe.seed,
-        progress=work.progress,
-    )
+    results = {name: _seat_losses(context, name, inputs, work) for name in ("asker", "chat")}
     (work.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
     return results
+
+
+def _seat_losses(context: Context, name: str, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
+    """Loss of one seat's turns in people's held-out conversations: what was trained, and its base in the same seat."""
+    hub, block, training = context.hub, context.recipe.eval, getattr(context.recipe, name)
+    data = _parquet(hub, inputs["corpus"], "test")
+    base = hub.snapshot(inputs[f"{name} base"], allow_patterns=WEIGHTS)
+    arms = {}
+    for arm, folder in {"base": None, "trained": hub.snapshot(inputs[name], allow_patterns=WEIGHTS)}.items():
+
+        def progress(done: float, total: float | None = None, note: str = "", arm: str = arm) -> None:
+            work.progress(done, total, f"{name} {arm}: {note}")
+
+        arms[arm] = evals.heldout_loss(
+            block, base, folder, data, seat=training.seat, system=training.system, progress=progress
+        )
+    return evals.summary(block, arms, trained="trained", seed=context.recipe.seed)
 
 
 # What they share
@@ -192,32 +195,20 @@ def _parquet(hub: Hub, ref: Ref, split: str) -> list[Path]:
     return sorted((folder / "data").glob(f"{split}-*.parquet"))
 
 
-def _card(kind: publish.Kind, stage: str) -> Any:
-    """A function that renders the card of `kind` from what `stage` just did and from the records of its inputs."""
+def _card(kind: publish.Kind, stage: str) -> Callable[[Context, dict[str, Ref], dict[str, Any]], str]:
+    """A function that renders the card of `kind` from the record of `stage` and those that its repo held before."""
 
     def render(context: Context, inputs: dict[str, Ref], record: dict[str, Any]) -> str:
-        own = next(s for s in STAGES if s.name == stage)
-        reports = {name: report for ref in inputs.values() for name, report in reports_at(context.hub, ref).items()}
-        return publish.render(
-            publish.CardFacts(
-                kind=kind,
-                repo_id=own.repo_id(context),
-                recipe=context.recipe,
-                inputs=[publish.Input(role, ref.repo_id, ref.repo_type, ref.revision) for role, ref in inputs.items()],
-                reports={**reports, stage: record["report"]},
-                results=record["report"] if kind == "results" else None,
-                versions=record["packages"],
-            )
-        )
+        repo_id = next(s for s in STAGES if s.name == stage).repo_id(context)
+        records: dict[str, dict[str, Any]] = {}
+        for ref in inputs.values():
+            if ref.repo_id == repo_id:
+                records |= publish.records(context.hub, ref)
+        records[stage] = record
+        results = record["report"] if kind == "results" else None
+        return publish.render(publish.from_records(kind, repo_id, context.recipe, records, results=results))
 
     return render
-
-
-def reports_at(hub: Hub, ref: Ref) -> Mapping[str, dict[str, Any]]:
-    """The reports of the stages whose provenance a commit holds, by stage name."""
-    folder = hub.snapshot(ref, allow_patterns=[f"{PROVENANCE}/*.json"])
-    records = (json.loads(path.read_text("utf-8")) for path in sorted((folder / PROVENANCE).glob("*.json")))
-    return {record["stage"]: record["report"] for record in records}
 
 
 STAGES: tuple[Stage, ...] = (

@@ -101,7 +101,7 @@ class Rows:
             "intent": plan.intent or None,
             "persona": plan.persona or None,
             "target_turns": plan.human_turns,
-            "finish_reasons": ["given"] * given + [turn["finish"] for turn in made],
+            "finish_reasons": [None] * given + [turn["finish"] for turn in made],
             "seeds": [None] * given + [turn["seed"] for turn in made],
             "attempts": [None] * given + [turn["tries"] for turn in made],
             "trimmed": [0] * given + [turn["cut"] for turn in made],
