@@ -25,7 +25,7 @@ from hubkit.shards import ShardWriter, disk_errors, read_batches
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_JUDGED = ("id", "messages", "source", "finish_reasons", "errors", "end_reason")  # the columns that filters may read
+_JUDGED = ("id", "messages", "source", "finish_reasons", "error")  # the columns that filters may read
 
 
 @dataclass

@@ -96,6 +96,10 @@ class RunInterruptedError(HubkitError, KeyboardInterrupt):
     exit_code = 130
 
 
+class PublishError(HubkitError, ValueError):
+    """Something must not be published as it is: a card that misleads, a file with a secret in it."""
+
+
 class DiskFullError(HubkitError, OSError):
     """No space left on the device that holds hubkit's files."""
 

@@ -83,9 +83,11 @@ class Corpus(_Block):
     """Human conversations: sources, the cleaning chain in order, the splits.
 
     `join_parts` puts the parts that pre-split ShareGPT exports hold together again; `limit` is a number of rows read.
+    `questions` names files of benchmark questions, one file a source, for the filter ``decontaminate``.
     """
 
     sources: list[Source]
+    questions: dict[str, Source] = Field(default_factory=dict)
     join_parts: bool = False
     filters: list[Filter] = Field(default_factory=list)
     openings: Annotated[int, Field(ge=1)] = 1000
@@ -196,12 +198,17 @@ class Curate(_Block):
 
 
 class Evals(_Block):
-    """Held-out loss per seat: how many conversations, how long, and how many resamples for the interval."""
+    """Held-out loss per seat: how many conversations, how long, and how many resamples for the interval.
+
+    With `prompted_base` an asker is also compared with its base that is only told, by its system message, to play the
+    user, and keeps its own seat.
+    """
 
     conversations: Annotated[int, Field(ge=2)] = 200
     max_tokens: Annotated[int, Field(ge=16)] = 2048
     resamples: int = 2000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    prompted_base: bool = True
 
 
 class Publish(_Block):

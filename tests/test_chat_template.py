@@ -1,4 +1,4 @@
-"""The tokens that carry loss are the seat's turns and their ends, and what is served is a prefix of what was trained."""
+"""The tokens with loss are the seat's turns and their ends; what is served is a prefix of what was trained."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def view(messages, seat):
 @pytest.mark.parametrize("seat", SEATS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_exactly_the_seats_turns_and_their_ends_carry_loss(family, seat, shape):
-    name, folder, tokenizer = family
+    _, folder, tokenizer = family
     turns = view(SHAPES[shape], seat)
     encoded = chat_template.encode(tokenizer, chat_template.for_training(folder, seat), turns)
     [end] = chat_template.stops(folder, seat)
@@ -70,9 +70,7 @@ def test_what_is_served_is_a_prefix_of_what_was_trained(family, seat, shape, ren
 
 def render(renderer: str, tokenizer, template: str, turns) -> str:
     if renderer == "transformers":
-        return tokenizer.apply_chat_template(
-            turns, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
+        return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
     minijinja = pytest.importorskip("minijinja", reason="the renderer of TGI is not installed")
     environment = minijinja.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False)
     return environment.render_str(template, messages=turns, add_generation_prompt=True)
@@ -83,7 +81,10 @@ def test_the_served_template_carries_no_marks_and_renders_the_same(family):
     for seat in SEATS:
         served, trained = chat_template.for_inference(folder, seat), chat_template.for_training(folder, seat)
         assert "generation %}" not in served and "generation -%}" not in served
-        texts = [tokenizer.apply_chat_template(view(FROM_HUMAN, seat), chat_template=t, tokenize=False) for t in (served, trained)]
+        texts = [
+            tokenizer.apply_chat_template(view(FROM_HUMAN, seat), chat_template=t, tokenize=False)
+            for t in (served, trained)
+        ]
         assert texts[0] == texts[1]
 
 
@@ -112,7 +113,9 @@ def test_unknown_roles_are_refused_by_the_template(family):
     _, folder, tokenizer = family
     with pytest.raises(Exception, match="roles are user and assistant"):
         tokenizer.apply_chat_template(
-            [{"role": "tool", "content": "x"}], chat_template=chat_template.for_inference(folder, "user"), tokenize=False
+            [{"role": "tool", "content": "x"}],
+            chat_template=chat_template.for_inference(folder, "user"),
+            tokenize=False,
         )
 
 

@@ -260,3 +260,12 @@ def test_limit_stops_reading_and_still_balances(tmp_path: Path) -> None:
     ]
     report = corpus(written(tmp_path / "x.json", rows), tmp_path / "out", limit=40, join_parts=True)
     assert report.rows_read == 40 and report.kept == 14
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+def test_a_packed_file_cut_at_the_end_of_a_line_still_says_so(tmp_path: Path, pack: Any) -> None:
+    path = tmp_path / "x"
+    packed = pack((json.dumps(sharegpt(0)) + "\n").encode())
+    path.write_bytes(packed + pack(b"\n" * 100_000)[:-1])
+    found, report = load(path)
+    assert len(found) == 1 and report.unreadable["cut_off"].count == 1

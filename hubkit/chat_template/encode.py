@@ -27,6 +27,12 @@ class Encoded:
         """How many tokens are predicted with loss: the first token of a text is never predicted."""
         return sum(label != IGNORE for label in self.labels[1:])
 
+    def upto(self, loss_tokens: int) -> Encoded:
+        """The front part that holds the first `loss_tokens` loss-bearing tokens."""
+        places = [i for i, label in enumerate(self.labels) if i and label != IGNORE][:loss_tokens]
+        keep = places[-1] + 1 if places else 0
+        return Encoded(self.input_ids[:keep], self.labels[:keep])
+
 
 def encode(
     tokenizer: Any, template: str, messages: Sequence[Message], *, max_length: int | None = None, trim: bool = True

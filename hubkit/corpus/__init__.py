@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -21,6 +21,7 @@ from hubkit.corpus import files as reading
 from hubkit.corpus.parts import join
 from hubkit.corpus.rows import Unreadable, conversation_of, id_of
 from hubkit.corpus.split import SPLITS, Splitter
+from hubkit.corpus.trees import assemble, branches
 from hubkit.errors import StageError
 from hubkit.filters import Chain, Context, Dropped, Step, Tally, count
 from hubkit.progress import Progress, silent
@@ -33,13 +34,19 @@ __all__ = ["CorpusReport", "FileReport", "build", "read"]
 
 @dataclass
 class FileReport:
-    """What one file gave: ``rows`` seen, of which ``unreadable`` by reason; ``lost_bytes`` of gaps without rows."""
+    """What one file gave: `rows` seen, of which some were `unreadable` and some `joined` with a neighbour.
+
+    `lost_bytes` went with the unreadable ones where that is known. `other_branches` counts the ways through message
+    trees that were not taken: a tree gives one conversation, the one along the replies that people ranked first.
+    """
 
     file: str
     source: str
     bytes: int
     rows: int = 0
     unreadable: dict[str, Tally] = field(default_factory=dict)
+    joined: int = 0
+    other_branches: int = 0
     lost_bytes: int = 0
     cut_off_at: str | None = None
 
@@ -133,19 +140,25 @@ def read(path: Path, *, source: str = "", report: FileReport | None = None) -> I
 
 
 def _read(path: Path, report: FileReport, on_bytes: reading.OnBytes) -> Iterator[Conversation]:
-    for item in reading.rows(path, on_bytes):
-        report.rows += 1
+    for item in assemble(reading.rows(path, on_bytes)):
         place = f"{path.name}:{item.place}"
         if isinstance(item, reading.Broken):
+            report.rows += 1
             count(report.unreadable, item.reason, item.row_id or place)
             report.lost_bytes += item.lost_bytes
             if item.reason == "cut_off":
                 report.cut_off_at = item.place
             continue
+        report.rows += item.rows
+        report.joined += item.rows - 1
         try:
-            yield conversation_of(item.value, report.source, place)
+            conversation = conversation_of(item.value, report.source, place)
         except Unreadable as error:
             count(report.unreadable, error.reason, id_of(item.value) or place)
+            continue
+        if isinstance(item.value.get("prompt"), Mapping):
+            report.other_branches += branches(item.value["prompt"]) - 1
+        yield conversation
 
 
 def _conversations(
@@ -162,10 +175,11 @@ def _conversations(
         report.files.append(file)
         rows = islice(_read(path, file, _bytes_of(progress, sizes, index, path.name)), room)
         for conversation, made_of in join(rows) if block.join_parts else ((row, 1) for row in rows):
-            report.joined += made_of - 1
+            file.joined += made_of - 1
             room = None if room is None else room - made_of
             yield conversation
     report.rows_read = sum(file.rows for file in report.files)
+    report.joined = sum(file.joined for file in report.files)
     report.unreadable = sum(tally.count for file in report.files for tally in file.unreadable.values())
 
 

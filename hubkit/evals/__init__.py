@@ -4,6 +4,6 @@ Takes a recipe's `Evals` block, held-out parquet files and model folders; gives 
 between two models on the same conversations with an interval that says how far the sample of conversations matters.
 """
 
-from hubkit.evals.heldout import Comparison, HeldOut, compare, heldout_loss, summary
+from hubkit.evals.heldout import Candidate, Comparison, HeldOut, compare, heldout, heldout_loss
 
-__all__ = ["Comparison", "HeldOut", "compare", "heldout_loss", "summary"]
+__all__ = ["Candidate", "Comparison", "HeldOut", "compare", "heldout", "heldout_loss"]

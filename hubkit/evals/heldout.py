@@ -1,4 +1,4 @@
-"""Held-out loss of a seat: how well a model predicts the turns that real people, or their chat models, went on to write.
+"""Held-out loss of a seat: how well a model predicts the turns that were really written in it.
 
 Takes a base folder, an adapter or model folder or none, and conversations; gives nats and tokens per conversation.
 """
@@ -14,8 +14,8 @@ from typing import Any
 from hubkit import chat_template
 from hubkit.errors import SourceError
 from hubkit.progress import Progress, silent
-from hubkit.recipe import Evals
-from hubkit.schema import Seat, fault
+from hubkit.recipe import Evals, Training
+from hubkit.schema import Message, Seat, fault
 from hubkit.train.config import quiet_environment
 from hubkit.train.loading import load_base, load_tokenizer
 from hubkit.train.rows import seat_view
@@ -93,9 +93,8 @@ def heldout_loss(
     import torch
 
     tokenizer = load_tokenizer(base)
-    template = chat_template.for_training(base, printed_as or seat)
     skipped: dict[str, int] = {}
-    rows = list(_encoded(block, data, tokenizer, template, seat, system, skipped))
+    rows = list(_encoded(block, data, _Printer(tokenizer, base, seat, printed_as or seat, block), system, skipped))
     if not rows:
         raise SourceError(f"none of the held-out rows has a turn of seat {seat!r} ({skipped}); check the test split")
     model = _load(base, adapter)
@@ -126,26 +125,93 @@ def compare(first: HeldOut, second: HeldOut, *, resamples: int, confidence: floa
     return Comparison(first.loss - second.loss, float(low), float(high), confidence, resamples, len(tokens))
 
 
-def summary(block: Evals, arms: Mapping[str, HeldOut], *, trained: str, seed: int) -> dict[str, Any]:
-    """What a results file says of one seat: each arm's loss and perplexity, and `trained` against every other arm."""
-    against = {
-        name: compare(
-            arms[trained], arm, resamples=block.resamples, confidence=block.confidence, seed=seed
-        ).to_dict()
-        for name, arm in arms.items()
-        if name != trained
+@dataclass(frozen=True)
+class Candidate:
+    """A trained model to be judged: the block it was trained by, its base's folder and its own."""
+
+    training: Training
+    base: Path
+    trained: Path
+
+
+def heldout(
+    block: Evals,
+    data: Sequence[Path],
+    candidates: Mapping[str, Candidate],
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """The content of a results file: per candidate its own held-out loss, its base's, and the paired difference.
+
+    ``{name: {"seat", "model": arm, "base": arm, "prompted": arm, "difference": comparison, "difference_prompted":
+    comparison, "rows": [...]}}``, where an arm is loss (nats per token), perplexity, conversations, tokens. ``base``
+    sits in the same seat; ``prompted`` (askers only, with ``block.prompted_base``) is the base that keeps its own seat
+    and is asked by its system message to play the user.
+    """
+    return {
+        name: _judge(block, data, candidate, seed, _part(progress, number, len(candidates), name))
+        for number, (name, candidate) in enumerate(candidates.items())
     }
-    return {"arms": {name: arm.to_dict() for name, arm in arms.items()}, "trained": trained, "against": against}
+
+
+def _judge(block: Evals, data: Sequence[Path], candidate: Candidate, seed: int, progress: Progress) -> dict[str, Any]:
+    seat, system = candidate.training.seat, candidate.training.system
+    plans: dict[str, tuple[Path | None, Seat]] = {"base": (None, seat), "model": (candidate.trained, seat)}
+    if seat == "user" and block.prompted_base:
+        plans["prompted"] = (None, "assistant")
+    arms: dict[str, HeldOut] = {}
+    for number, (arm, (trained, printed_as)) in enumerate(plans.items()):
+        part = _part(progress, number, len(plans), arm)
+        arms[arm] = heldout_loss(
+            block, candidate.base, trained, data, seat=seat, system=system, printed_as=printed_as, progress=part
+        )
+    found: dict[str, Any] = {"seat": seat, "system": system}
+    for arm, scored in arms.items():
+        found[arm] = {
+            "loss": scored.loss,
+            "perplexity": scored.perplexity,
+            "conversations": len(scored.ids),
+            "tokens": sum(scored.tokens),
+        }
+        if arm != "model":
+            key = "difference" if arm == "base" else f"difference_{arm}"
+            found[key] = compare(
+                arms["model"], scored, resamples=block.resamples, confidence=block.confidence, seed=seed
+            ).to_dict()
+    rows = zip(arms["model"].ids, arms["model"].tokens, *(a.nats for a in arms.values()), strict=True)
+    found["rows"] = [{"id": i, "tokens": t, **dict(zip(arms, nats, strict=True))} for i, t, *nats in rows]
+    found["skipped"] = arms["model"].skipped
+    return found
+
+
+def _part(progress: Progress, number: int, parts: int, name: str) -> Progress:
+    """`progress` for one of `parts` equal parts of a longer task."""
+
+    def partial(done: float, total: float | None = None, note: str = "") -> None:
+        share = done / total if total else 0.0
+        progress(number + share, parts, name)
+
+    return partial
+
+
+class _Printer:
+    """Messages in the seat's view → what is scored. Printed under other labels, exactly the same tokens are scored."""
+
+    def __init__(self, tokenizer: Any, base: Path, seat: Seat, printed_as: Seat, block: Evals) -> None:
+        self.tokenizer, self.seat, self.max_length = tokenizer, seat, block.max_tokens
+        self.template = chat_template.for_training(base, seat)
+        self.printed = chat_template.for_training(base, printed_as) if printed_as != seat else None
+
+    def __call__(self, view: list[Message]) -> chat_template.Encoded:
+        seated = chat_template.encode(self.tokenizer, self.template, view, max_length=self.max_length)
+        if self.printed is None:
+            return seated
+        return chat_template.encode(self.tokenizer, self.printed, view).upto(seated.loss_tokens)
 
 
 def _encoded(
-    block: Evals,
-    data: Sequence[Path],
-    tokenizer: Any,
-    template: str,
-    seat: Seat,
-    system: str | None,
-    skipped: dict[str, int],
+    block: Evals, data: Sequence[Path], printer: _Printer, system: str | None, skipped: dict[str, int]
 ) -> Iterator[tuple[str, chat_template.Encoded]]:
     found = 0
     for index, row in enumerate(_rows(data)):
@@ -154,8 +220,7 @@ def _encoded(
         messages = row["messages"]
         reason = fault(messages, first=None) if isinstance(messages, list) else "bad_message"
         if reason is None:
-            view = seat_view(messages, seat, system)
-            encoded = chat_template.encode(tokenizer, template, view, max_length=block.max_tokens)
+            encoded = printer(seat_view(messages, printer.seat, system))
             if encoded.loss_tokens:
                 found += 1
                 yield str(row.get("id", index)), encoded

@@ -27,10 +27,13 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A filter's verdict: `rows` stand in for the conversation (one when changed, several when cut up), see `note`."""
+    """A filter's verdict: `rows` stand in for the conversation (one when changed, several when cut up).
+
+    `note` is the word that reports count the change by; several, where several things were changed.
+    """
 
     rows: list[Conversation]
-    note: str
+    note: str | tuple[str, ...]
 
 
 Verdict = Drop | Edit | None
@@ -153,7 +156,8 @@ class Chain:
                     count(step.dropped, verdict.reason, row.id)
                     yield Dropped(row, step.name, verdict.reason)
                 else:
-                    count(step.changed, verdict.note, row.id)
+                    for note in (verdict.note,) if isinstance(verdict.note, str) else verdict.note:
+                        count(step.changed, note, row.id)
                     step.added += len(verdict.rows) - 1
                     kept.extend(verdict.rows)
             step.rows_out += len(kept)
@@ -162,6 +166,11 @@ class Chain:
             if not rows:
                 return
         yield from rows
+
+
+def needs_tokenizer(specs: Iterable[Spec]) -> bool:
+    """Whether a filter of `specs` counts tokens."""
+    return any(spec.name in ("segments", "max_tokens") for spec in specs)
 
 
 def _build(spec: Spec, context: Context) -> FilterFn:

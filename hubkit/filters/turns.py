@@ -71,11 +71,21 @@ def empty_turn() -> FilterFn:
 
 
 @register
+def failed() -> FilterFn:
+    """Drop dialogues that ended by an error (the rollout's column ``error`` is not null)."""
+
+    def judge(conversation: Conversation) -> Verdict:
+        return Drop("failed") if conversation.meta.get("error") else None
+
+    return judge
+
+
+@register
 def cut_off_turn(seat: Which = "both") -> FilterFn:
     """Drop dialogues in which a turn of `seat` ran into its token limit (recorded finish reason ``length``).
 
-    Reads ``finish_reasons`` of the row: one entry per message, in order, None for turns that were not generated. A row
-    that records none is kept and counted under ``no_finish_reasons``: nothing was judged.
+    Reads ``finish_reasons`` of the row: one entry per message, in order (``given`` or None for turns that were not
+    generated). A row that records none is kept and counted under ``no_finish_reasons``: nothing was judged.
     """
 
     def judge(conversation: Conversation) -> Verdict:

@@ -75,7 +75,7 @@ class Hub:
                 raise HubError(
                     f"no namespace for {self.url}: log in with `hf auth login`, or set HUBKIT_NAMESPACE", status=401
                 )
-            with self._translated("asking whose token this is"):
+            with self.translated("asking whose token this is"):
                 self._namespace = str(self.api.whoami()["name"])
         return self._namespace
 
@@ -90,7 +90,7 @@ class Hub:
 
     def resolve(self, repo_id: str, *, repo_type: str = "model", revision: str = "main") -> Ref:
         """The commit that `revision` of a repo is now. Raises `RepoMissingError`."""
-        with self._translated(f"looking up {repo_type} {repo_id}@{revision}"):
+        with self.translated(f"looking up {repo_type} {repo_id}@{revision}"):
             info = self.api.repo_info(repo_id, repo_type=repo_type, revision=revision)
         return Ref(repo_id, repo_type, str(info.sha))
 
@@ -98,7 +98,7 @@ class Hub:
         """A local folder with the files of `ref` (those that match, when patterns are given), downloaded once."""
         from huggingface_hub import snapshot_download
 
-        with self._translated(f"downloading {ref}"):
+        with self.translated(f"downloading {ref}"):
             folder = snapshot_download(
                 ref.repo_id,
                 repo_type=ref.repo_type,
@@ -129,10 +129,10 @@ class Hub:
         """
         if private is None:
             private = not self.embedded
-        with self._translated(f"creating {repo_type} {repo_id}"):
+        with self.translated(f"creating {repo_type} {repo_id}"):
             self.api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         for attempt in range(COMMIT_ATTEMPTS):
-            with self._translated(f"committing to {repo_type} {repo_id}", conflicts=True) as outcome:
+            with self.translated(f"committing to {repo_type} {repo_id}", conflicts=True) as outcome:
                 return self._commit_once(repo_id, repo_type, folder, message, replace)
             if outcome.conflict:
                 time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
@@ -162,7 +162,7 @@ class Hub:
     def find_commit(self, repo_id: str, mark: str, *, repo_type: str = "model") -> Ref | None:
         """The newest commit on ``main`` whose title contains `mark`, or None (also when the repo does not exist)."""
         try:
-            with self._translated(f"reading the history of {repo_type} {repo_id}"):
+            with self.translated(f"reading the history of {repo_type} {repo_id}"):
                 for commit in self.api.list_repo_commits(repo_id, repo_type=repo_type):
                     if mark in commit.title:
                         return Ref(repo_id, repo_type, str(commit.commit_id))
@@ -174,7 +174,7 @@ class Hub:
         """The bytes of one file. Raises `RepoMissingError` when it is not there."""
         from huggingface_hub import hf_hub_download
 
-        with self._translated(f"reading {path} of {ref}"):
+        with self.translated(f"reading {path} of {ref}"):
             return Path(
                 hf_hub_download(
                     ref.repo_id,
@@ -189,19 +189,19 @@ class Hub:
 
     def tags(self, repo_id: str, *, repo_type: str = "model") -> dict[str, str]:
         """Tag name → commit sha."""
-        with self._translated(f"listing tags of {repo_type} {repo_id}"):
+        with self.translated(f"listing tags of {repo_type} {repo_id}"):
             refs = self.api.list_repo_refs(repo_id, repo_type=repo_type)
         return {tag.name: str(tag.target_commit) for tag in refs.tags}
 
     def tag(self, ref: Ref, name: str, message: str) -> None:
         """Tag the commit of `ref`. Raises `HubError` when the tag exists on another commit."""
-        with self._translated(f"tagging {ref} as {name}"):
+        with self.translated(f"tagging {ref} as {name}"):
             self.api.create_tag(
                 ref.repo_id, tag=name, tag_message=message, revision=ref.revision, repo_type=ref.repo_type
             )
 
     @contextmanager
-    def _translated(self, doing: str, *, conflicts: bool = False) -> Iterator[_Outcome]:
+    def translated(self, doing: str, *, conflicts: bool = False) -> Iterator[_Outcome]:
         """Turn the clients' errors into ours; with `conflicts`, swallow a 409 or 412 and say so in the outcome."""
         import httpx2
         from huggingface_hub import errors as hf

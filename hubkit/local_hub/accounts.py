@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from .paths import checked_name
 from .settings import Settings
 from .wire import Call, Refusal
 
@@ -60,19 +61,30 @@ class Accounts:
         self._settings = settings
 
     def add_user(self, name: str, *, fullname: str | None = None, admin: bool = False) -> None:
-        """Make a user, or leave the existing one as it is."""
-        self._add(name, "user", fullname, admin)
+        """Make a user, or leave the existing one as it is. Raises `Refusal` 400 for an impossible name."""
+        self._add(checked_name(name, "namespace"), "user", fullname, admin)
 
-    def add_org(self, name: str, members: dict[str, str] | None = None) -> None:
-        """Make an organisation (or leave the existing one) and add members (user → read, write or admin)."""
-        self._add(name, "org", None, False)
+    def add_org(self, name: str, members: dict[str, str] | None = None, fullname: str | None = None) -> None:
+        """Make an organisation (or leave the existing one) and add members (user → read, write or admin).
+
+        Raises `Refusal` 400.
+        """
+        if not set((members or {}).values()) <= {"read", "write", "admin"}:
+            raise Refusal(400, "A member's role is read, write or admin.")
+        self._add(checked_name(name, "namespace"), "org", fullname, False)
         for user, role in (members or {}).items():
             self._settings.write("INSERT OR REPLACE INTO members VALUES (?, ?, ?)", name, user, role)
 
     def _add(self, name: str, kind: str, fullname: str | None, admin: bool) -> None:
         email = f"{name}@users.noreply.local" if kind == "user" else None
         self._settings.write(
-            "INSERT OR IGNORE INTO accounts VALUES (?, ?, ?, ?, ?, ?)", name, kind, fullname or name, email, admin, now()
+            "INSERT OR IGNORE INTO accounts VALUES (?, ?, ?, ?, ?, ?)",
+            name,
+            kind,
+            fullname or name,
+            email,
+            admin,
+            now(),
         )
 
     def exists(self, name: str) -> bool:
@@ -80,15 +92,29 @@ class Accounts:
         return self._settings.row("SELECT 1 FROM accounts WHERE name = ?", name) is not None
 
     def add_token(self, user: str, role: str = "write", *, name: str = "token", token: str | None = None) -> str:
-        """Make a token for a user (role: read or write) and return it; it is not kept anywhere in the clear."""
+        """Make a token for a user (role: read or write) and return it; it is not kept anywhere in the clear.
+
+        Raises `Refusal` 400 where a token is given that does not look like one.
+        """
+        if token is not None and not _TOKEN.fullmatch(token):
+            raise Refusal(400, "A token is hf_ and 8 to 200 letters, digits, '-' or '_'.")
         token = token or "hf_" + secrets.token_urlsafe(24).replace("-", "x").replace("_", "y")
         self._settings.write(
             "INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?)", _digest(token), user, role, name, now()
         )
         return token
 
+    def reader(self, user: str) -> Identity | None:
+        """A user with the right to read only (a logged-in browser), or None where the user is gone."""
+        row = self._settings.row("SELECT name, admin FROM accounts WHERE name = ? AND kind = 'user'", user)
+        return self._identity(row["name"], "read", "browser", row["admin"]) if row else None
+
+    def _identity(self, user: str, role: str, token_name: str, admin: int) -> Identity:
+        orgs = self._settings.rows("SELECT org, role FROM members WHERE user = ? ORDER BY org", user)
+        return Identity(user, role, token_name, bool(admin), tuple((org["org"], org["role"]) for org in orgs))
+
     def identify(self, authorization: str | None) -> Identity | None:
-        """The bearer of an `Authorization` header; None without one. Raises `Refusal` 401 for a token we do not know."""
+        """The bearer of an `Authorization` header; None without one. Raises `Refusal` 401 for an unknown token."""
         if not authorization:
             return None
         scheme, _, token = authorization.partition(" ")
@@ -101,9 +127,7 @@ class Accounts:
             )
         if row is None:
             raise Refusal(401, "Invalid credentials in Authorization header")
-        orgs = self._settings.rows("SELECT org, role FROM members WHERE user = ? ORDER BY org", row["user"])
-        pairs = tuple((org["org"], org["role"]) for org in orgs)
-        return Identity(row["user"], row["role"], row["token_name"], bool(row["admin"]), pairs)
+        return self._identity(row["user"], row["role"], row["token_name"], row["admin"])
 
 
 def _digest(token: str) -> str:
@@ -132,7 +156,7 @@ def whoami(call: Call) -> dict[str, Any]:
     who = require_user(call)
     account = call.hub.settings.row("SELECT * FROM accounts WHERE name = ?", who.user)
     assert account is not None  # tokens are joined with accounts
-    orgs = [_org_brief(org, role) for org, role in who.orgs]
+    orgs = [_org_brief(call, org, role) for org, role in who.orgs]
     token = {"displayName": who.token_name, "role": who.role, "createdAt": account["created_at"]}
     return {
         "type": "user",
@@ -150,12 +174,13 @@ def whoami(call: Call) -> dict[str, Any]:
     }
 
 
-def _org_brief(name: str, role: str) -> dict[str, Any]:
+def _org_brief(call: Call, name: str, role: str) -> dict[str, Any]:
+    account = call.hub.settings.row("SELECT fullname FROM accounts WHERE name = ?", name)
     return {
         "type": "org",
         "id": hashlib.sha256(name.encode()).hexdigest()[:24],
         "name": name,
-        "fullname": name,
+        "fullname": account["fullname"] if account else name,
         "isEnterprise": False,
         "canPay": False,
         "avatarUrl": "",

@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -22,7 +23,24 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from . import accounts, cards, commits, files, info, lfs, repos, resolve, revisions, spaces, xet
+from . import (
+    access,
+    accounts,
+    cards,
+    collection,
+    commits,
+    discussions,
+    files,
+    history,
+    info,
+    lfs,
+    people,
+    repos,
+    resolve,
+    revisions,
+    spaces,
+    xet,
+)
 from .accounts import Identity
 from .git import is_disk_full
 from .repos import PLURALS, Repo, can_read, lookup, missing
@@ -37,7 +55,7 @@ log = logging.getLogger("hubkit.local_hub")
 DRAIN_S, DRAIN_BYTES = 5.0, 64 * 2**20
 
 READ, USER, WRITE = "read", "user", "write"
-"""What a route needs: to see the repository, any token besides, or a token that may change it."""
+"""What a route needs: to see the repository, any write token besides, or one that may change it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,13 @@ class Route:
 
     handler: RepoHandler
     need: str = READ
+
+
+def _discussion(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """…/discussions[/{n}[/…]]"""
+    handlers = {(0, "GET"): discussions.listed, (1, "GET"): discussions.details, (0, "POST"): discussions.create}
+    method = "GET" if call.method == "HEAD" else call.method
+    return handlers.get((len(rest), method), discussions.change)(call, repo, rest or [""])
 
 
 def _space(handler: RepoHandler, need: str = WRITE) -> Route:
@@ -63,7 +88,14 @@ REPO_ROUTES: dict[str, dict[str, Route]] = {
     "commit": {"POST": Route(commits.commit, USER)},
     "branch": {"POST": Route(revisions.create_branch, WRITE), "DELETE": Route(revisions.delete_branch, WRITE)},
     "tag": {"POST": Route(revisions.create_tag, WRITE), "DELETE": Route(revisions.delete_tag, WRITE)},
-    "super-squash": {"POST": Route(revisions.super_squash, WRITE)},
+    "super-squash": {"POST": Route(history.super_squash, WRITE)},
+    "lfs-files": {"GET": Route(history.list_large_files), "POST": Route(history.delete_large_files, WRITE)},
+    "duplicate": {"POST": Route(history.duplicate, USER)},
+    "discussions": {"GET": Route(_discussion), "POST": Route(_discussion, USER)},
+    "auth-check": {"GET": Route(access.auth_check)},
+    "user-access-request": {"GET": Route(access.requests), "POST": Route(access.requests)},
+    "like": {"POST": Route(people.like, USER), "DELETE": Route(people.like, USER)},
+    "likers": {"GET": Route(people.likers)},
     "settings": {"PUT": Route(repos.update_settings, WRITE)},
     "xet-write-token": {"GET": Route(xet.write_token, USER)},
     "runtime": {"GET": _space(spaces.get_runtime, READ)},
@@ -92,8 +124,16 @@ PLAIN_ROUTES: dict[tuple[str, str], Handler] = {
     ("DELETE", "/api/repos/delete"): repos.delete,
     ("POST", "/api/repos/move"): repos.move,
     ("POST", "/api/validate-yaml"): cards.validate,
-    **{("GET", f"/api/{plural}"): (lambda call, kind=kind: info.list_repos(call, kind)) for plural, kind in PLURALS.items()},
+    **{("GET", f"/api/{plural}"): partial(info.list_repos, kind=kind) for plural, kind in PLURALS.items()},
 }
+
+
+FAMILIES: dict[tuple[str, ...], Handler] = {
+    ("api", "collections"): collection.route,
+    ("api", "users"): people.route,
+    ("api", "organizations"): people.route,
+}
+"""Addresses below which another module tells routes apart."""
 
 
 class App:
@@ -128,7 +168,9 @@ class App:
             return Response(status_code=499)
         except Exception as error:
             if is_disk_full(error):
-                return Refusal(507, "No space left on the disk that holds this Hub; free some and try again.").response()
+                return Refusal(
+                    507, "No space left on the disk that holds this Hub; free some and try again."
+                ).response()
             log.exception("%s %s failed", request.method, raw_path(request)[:300])
             return Refusal(500, "Internal error of the embedded Hub; its log says more.").response()
 
@@ -145,7 +187,12 @@ class App:
             raise Refusal(403, "Requests from pages of other sites are refused.")
 
     def _identify(self, request: Request) -> Identity | None:
-        return self.hub.accounts.identify(request.headers.get("authorization"))
+        header = request.headers.get("authorization")
+        if header is None and request.method in ("GET", "HEAD") and "cookie" in request.headers:
+            from .pages import session
+
+            return session.identity(self.hub, request.cookies.get(session.COOKIE))
+        return self.hub.accounts.identify(header)
 
     async def _route(self, request: Request) -> Response:
         path = raw_path(request)
@@ -160,17 +207,20 @@ class App:
         if segments[0] == "xet" and len(segments) > 2:
             return await xet.serve(Call(self.hub, request, None, segments))
         call = Call(self.hub, request, self._identify(request), segments)
-        if self.open_to_network and call.who is None and "sig" not in request.query_params:
+        if self.open_to_network and call.who is None and not _needs_no_token(request, segments):
             raise Refusal(401, "This Hub is open to the network and needs a token.")
         plain = PLAIN_ROUTES.get(("GET" if request.method == "HEAD" else request.method, path.rstrip("/")))
         if plain is not None:
             return await _run(call, plain)
+        family = FAMILIES.get(tuple(segments[:2]))
+        if family is not None:
+            return await _run(call, family)
         return await self._route_repo(call, segments)
 
     async def _route_repo(self, call: Call, segments: list[str]) -> Response:
         found = _api_target(segments) or _git_target(segments) or _resolve_target(segments)
         if found is None:
-            raise Refusal(404, "Not found: this Hub has nothing at this address.")
+            return await self._show_page(call)
         kind, namespace, name, table, verb, rest = found
         methods = table.get(verb, {})
         route = methods.get("GET" if call.method == "HEAD" else call.method)
@@ -181,11 +231,28 @@ class App:
             raise missing(call.who)
         if was_moved and call.method in ("GET", "HEAD"):
             return _redirect(call, repo, name)
-        if route.need == USER:
-            accounts.require_user(call)
+        if route.need == USER and not accounts.require_user(call).may_write:
+            raise Refusal(403, "Forbidden: this token only has the read role; a write token is needed.")
         elif route.need == WRITE:
             call.require_write(repo)
         return await _run(call, lambda c: route.handler(c, repo, rest), route.handler)
+
+    async def _show_page(self, call: Call) -> Response:
+        if call.segments[0] in ("api", "xet"):
+            raise Refusal(404, "Not found: this Hub has nothing at this address.")
+        from . import pages
+
+        try:
+            return await _run(call, pages.route)
+        except Refusal as refusal:
+            if "text/html" not in call.request.headers.get("accept", ""):
+                raise
+            return pages.answer_error(call, refusal)
+
+
+def _needs_no_token(request: Request, segments: list[str]) -> bool:
+    """Uploads to signed addresses, and the way to log in."""
+    return "sig" in request.query_params or segments[0] in ("login", "logout", "static")
 
 
 def _redirect(call: Call, repo: Repo, old_name: str) -> Response:

@@ -112,7 +112,10 @@ def _branch(rest: list[str]) -> str:
 def _commit(call: Call, repo: Repo, revision: str, request: CommitRequest) -> Response:
     from . import discussions
 
-    assert call.who is not None  # the route needs a token
+    if revision.startswith("refs/pr/"):
+        discussions.require_pull_author(call, repo, revision)
+    elif not call.flag("create_pr"):
+        call.require_write(repo)
     with call.hub.using_objects(), git(call.hub, repo) as opened:
         _settle_pointers(call, repo, request)
         if call.flag("create_pr"):
@@ -120,6 +123,8 @@ def _commit(call: Call, repo: Repo, revision: str, request: CommitRequest) -> Re
             url = f"{call.base_url}{repo.web_path}/discussions/{number}"
         else:
             sha, url = commit_to_branch(call, repo, opened, revision, request), None
+            if revision.startswith("refs/pr/"):
+                discussions.record_commit(call, repo, revision, request.summary, sha)
     answer = {
         "success": True,
         "commitOid": sha.decode(),
@@ -155,7 +160,7 @@ def commit_to_branch(call: Call, repo: Repo, opened: GitRepo, revision: str, req
     """Put a commit on top of a branch and return its id (the old head where nothing changes). Raises `Refusal` 412."""
     assert call.who is not None
     ref = branch_ref(opened, revision)
-    with call.hub.lock(repo.folder):
+    with call.hub.writing(repo.folder):
         head = opened.ref(ref)
         if head is None:
             raise Refusal(404, f"Invalid rev id: {revision[:200]}", "RevisionNotFound")
@@ -173,8 +178,6 @@ def check_parent(repo: GitRepo, request: CommitRequest, head: bytes) -> None:
     """The client may say on which commit it builds. Raises `Refusal` 412 where that is no longer the head."""
     if request.parent is None:
         return
-    if repo.resolve(request.parent) is None:
-        raise Refusal(404, f"Invalid rev id: {request.parent[:200]}", "RevisionNotFound")
     if not head.decode().startswith(request.parent):
         raise Refusal(412, STALE)
 
@@ -187,9 +190,9 @@ def build(repo: GitRepo, request: CommitRequest, head: bytes, author: str) -> tu
         changes.update(dict.fromkeys(_below(repo, base, path)))
     for path in request.deleted_files:
         entry = trees.find(repo, base, path)
-        if entry is None or not entry.is_file:
+        if entry is None:
             raise Refusal(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
-        changes[path] = None
+        changes.update(dict.fromkeys([path] if entry.is_file else _below(repo, base, path)))
     changes.update({path: blob.sha for path, blob in request.blobs.items()})
     tree, folders = trees.changed(repo, base, changes)
     if tree == base:

@@ -45,14 +45,16 @@ def pr_ref(number: int) -> bytes:
 # opening
 
 
-def _open(call: Call, repo: Repo, title: str, description: str, *, status: str, pull: bool) -> int:
+def _open(call: Call, repo: Repo, title: str, description: str, status: str, target: str | None = None) -> int:
+    """A new discussion, or a pull request for the branch `target`; its number."""
     who = require_user(call)
     with call.hub.settings.transaction() as connection:
         found = connection.execute("SELECT max(num) AS n FROM discussions WHERE repo = ?", (repo.pk,)).fetchone()
         number = int(found["n"] or 0) + 1
         connection.execute(
-            "INSERT INTO discussions (repo, num, title, status, is_pull, author, created_at) VALUES (?,?,?,?,?,?,?)",
-            (repo.pk, number, title, status, pull, who.user, now()),
+            "INSERT INTO discussions (repo, num, title, status, is_pull, author, created_at, target)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (repo.pk, number, title, status, target is not None, who.user, now(), target or ""),
         )
     _add_event(call, repo, number, "comment", _comment(description, who.user))
     return number
@@ -87,27 +89,30 @@ def create(call: Call, repo: Repo, rest: list[str]) -> Response:
         raise Refusal(400, "A discussion needs a title.")
     pull = bool(body.get("pullRequest"))
     if not pull:
-        number = _open(call, repo, title, text, status="open", pull=False)
+        number = _open(call, repo, title, text, "open")
     else:
-        with call.hub.lock(repo.folder), git(call.hub, repo) as opened:
+        with call.hub.writing(repo.folder), git(call.hub, repo) as opened:
             head = commit_of(opened, DEFAULT_BRANCH)
-            number = _open(call, repo, title, text, status="draft", pull=True)
+            number = _open(call, repo, title, text, "draft", f"refs/heads/{DEFAULT_BRANCH}")
             opened.swap_ref(pr_ref(number), None, head)
     url = f"{call.base_url}{repo.web_path}/discussions/{number}"
     return JSONResponse({"num": number, "pullRequest": pull, "url": url})
 
 
-def open_with_commit(call: Call, repo: Repo, opened: GitRepo, revision: str, request: CommitRequest) -> tuple[bytes, int]:
+def open_with_commit(
+    call: Call, repo: Repo, opened: GitRepo, revision: str, request: CommitRequest
+) -> tuple[bytes, int]:
     """A commit that opens a pull request instead of moving its branch: (commit id, number)."""
     who = require_user(call)
-    if revision != DEFAULT_BRANCH and revision != f"refs/heads/{DEFAULT_BRANCH}":
-        raise Refusal(400, "A pull request can only be opened against the main branch.")
-    with call.hub.lock(repo.folder):
-        head = commit_of(opened, DEFAULT_BRANCH)
+    target = f"refs/heads/{revision.removeprefix('refs/heads/')}"
+    with call.hub.writing(repo.folder):
+        head = opened.ref(target.encode("utf-8", "replace"))
+        if head is None:
+            raise Refusal(404, f"Invalid rev id: {revision[:200]}", "RevisionNotFound")
         check_parent(opened, request, head)
         sha, objects = build(opened, request, head, who.user)
         opened.write(objects)
-        number = _open(call, repo, request.summary, request.description, status="open", pull=True)
+        number = _open(call, repo, request.summary, request.description, "open", target)
         opened.swap_ref(pr_ref(number), None, sha)
     _add_event(call, repo, number, "commit", {"subject": request.summary, "oid": sha.decode()})
     return sha, number
@@ -254,7 +259,11 @@ def _change_comment(call: Call, repo: Repo, row: sqlite3.Row, comment: str, verb
     if verb == "hide":
         data = {**data, "hidden": True, "hiddenBy": who.user, "latest": {**data["latest"], "raw": "", "html": ""}}
     else:
-        data = {**_comment(field(call.json(), "content", str), who.user), "edited": True, "numEdits": data["numEdits"] + 1}
+        data = {
+            **_comment(field(call.json(), "content", str), who.user),
+            "edited": True,
+            "numEdits": data["numEdits"] + 1,
+        }
     call.hub.settings.write("UPDATE events SET data = ? WHERE pk = ?", json.dumps(data), event["pk"])
     return JSONResponse({"updatedComment": {**_event(event), "data": data}})
 
@@ -297,7 +306,7 @@ def merge(call: Call, repo: Repo, row: sqlite3.Row) -> Response:
     if not row["is_pull"] or row["status"] not in ("open", "draft"):
         raise Refusal(403, "Only an open pull request can be merged.")
     target_ref = row["target"].encode()
-    with call.hub.using_objects(), call.hub.lock(repo.folder), git(call.hub, repo) as opened:
+    with call.hub.writing(repo.folder), git(call.hub, repo) as opened:
         target, head = opened.ref(target_ref), opened.ref(pr_ref(row["num"]))
         if target is None or head is None:
             raise Refusal(404, "The branch of this pull request is gone.", "RevisionNotFound")
@@ -315,9 +324,7 @@ def merge(call: Call, repo: Repo, row: sqlite3.Row) -> Response:
     return JSONResponse({"mergeCommitId": commit.id.decode()})
 
 
-def _merge(
-    repo: GitRepo, base: bytes | None, target: bytes, head: bytes
-) -> tuple[dict[str, bytes | None], list[str]]:
+def _merge(repo: GitRepo, base: bytes | None, target: bytes, head: bytes) -> tuple[dict[str, bytes | None], list[str]]:
     """Files that `head` changed since `base`, and those of them that `target` changed in another way."""
     before, ours, theirs = (_files(repo, commit) for commit in (base, target, head))
     changes: dict[str, bytes | None] = {}

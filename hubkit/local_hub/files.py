@@ -85,7 +85,7 @@ def commit_brief(commit: Commit) -> dict[str, str]:
 
 def title_of(commit: Commit) -> str:
     """The first line of a commit's message."""
-    return commit.message.decode("utf-8", "replace").partition("\n")[0]
+    return str(commit.message.decode("utf-8", "replace").partition("\n")[0])
 
 
 def date_of(commit: Commit) -> str:
@@ -112,9 +112,7 @@ def last_commits(repo: GitRepo, head: bytes, entries: list[Entry]) -> dict[str, 
     return found
 
 
-def _changed_since(
-    repo: GitRepo, older: Commit, newer: Commit, paths: dict[str, bytes]
-) -> list[tuple[str, bytes]]:
+def _changed_since(repo: GitRepo, older: Commit, newer: Commit, paths: dict[str, bytes]) -> list[tuple[str, bytes]]:
     if older.tree == newer.tree:
         return []
     folders: dict[str, Entry | None] = {}

@@ -76,7 +76,7 @@ class GitRepo:
         path.mkdir()
         DulwichRepo.init_bare(str(path), default_branch=DEFAULT_BRANCH.encode()).close()
         with (path / "config").open("a") as config:
-            config.write("\tfsyncObjectFiles = true\n[gc]\n\tauto = 0\n")
+            config.write("[gc]\n\tauto = 0\n")
         for folder, _, names in os.walk(path):
             for name in names:
                 with (Path(folder) / name).open("rb") as file:
@@ -101,6 +101,12 @@ class GitRepo:
     def blob(self, sha: bytes) -> bytes:
         """A file's bytes."""
         return bytes(self.store.get_raw(sha)[1])
+
+    @staticmethod
+    def recomputed(item: ShaFile) -> bytes:
+        """The id that an object's bytes really have."""
+        data = item.as_raw_string()
+        return hashlib.sha1(_KINDS[item.type_num] + b" %d\0" % len(data) + data).hexdigest().encode()
 
     def write(self, objects: Sequence[NewObject]) -> None:
         """Write objects durably: loose files when few, one pack when many."""
@@ -147,7 +153,9 @@ class GitRepo:
         if not check_ref_format(name):
             return None
         try:
-            return cast("bytes | None", self._repo.refs.read_loose_ref(name) or self._repo.refs.get_packed_refs().get(name))
+            return cast(
+                "bytes | None", self._repo.refs.read_loose_ref(name) or self._repo.refs.get_packed_refs().get(name)
+            )
         except (KeyError, SymrefLoop, OSError, ValueError):
             return None
 
@@ -157,7 +165,7 @@ class GitRepo:
         return {cast(bytes, name): cast(bytes, sha) for name, sha in sorted(found.items())}
 
     def swap_ref(self, name: bytes, old: bytes | None, new: bytes | None) -> bool:
-        """Move a reference from `old` (None: it must not exist) to `new` (None: remove it). False: somebody was faster."""
+        """Move a reference from `old` (None: must not exist) to `new` (None: remove). False: somebody was faster."""
         if new is None:
             done = self._repo.refs.remove_if_equals(name, old)
         elif old is None:

@@ -17,8 +17,10 @@ from .repos import Repo, can_read, commit_of, git
 from .wire import Call, Refusal, page
 
 _ALWAYS = ("id", "_id")
-_LISTED = "id author sha lastModified private gated disabled tags downloads likes createdAt cardData siblings".split()
-_LISTED += "pipeline_tag library_name sdk modelId description".split()
+_LISTED = """
+    id author sha lastModified private gated disabled tags downloads likes createdAt cardData siblings
+    pipeline_tag library_name sdk modelId description
+    """.split()  # noqa: SIM905 - one word a word
 MAX_LIST_PAGE = 1000
 
 
@@ -177,7 +179,9 @@ def _filtered(call: Call, answer: dict[str, Any]) -> bool:
         return False
     if params.get("gated") in ("true", "false") and bool(answer["gated"]) != (params["gated"] == "true"):
         return False
-    known = {tag.lower() for tag in [*answer["tags"], str(answer.get("library_name") or ""), str(answer.get("sdk") or "")]}
+    known = {
+        tag.lower() for tag in [*answer["tags"], str(answer.get("library_name") or ""), str(answer.get("sdk") or "")]
+    }
     return all(tag.lower() in known for tag in wanted)
 
 

@@ -40,7 +40,7 @@ def is_held_for(hub: Hub, who: Identity | None, oid: str) -> bool:
 
 
 def require_object(call: Call, repo: Repo, oid: str, path: str) -> int:
-    """The size of an object that a commit names. Raises `Refusal` 404 where it is not here or not the caller's to use."""
+    """The size of an object that a commit names. Raises `Refusal` 404 where it is not here for this caller."""
     call.hub.xet.settle(oid)
     size = call.hub.objects.size(oid)
     if size is None or not is_held_for(call.hub, call.who, oid):
@@ -205,5 +205,3 @@ async def drain(stream: AsyncIterator[bytes], write: Callable[[bytes], None], li
             await run_in_threadpool(write, block)
     if pending:
         await run_in_threadpool(write, b"".join(pending))
-
-

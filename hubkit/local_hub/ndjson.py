@@ -9,7 +9,7 @@ import base64
 import binascii
 import json
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Spool:
     """Files' bytes, kept until they are written into git."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY_BYTES, dir=folder)  # noqa: SIM115
+        self._file = tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY_BYTES, dir=str(folder))  # noqa: SIM115
 
     def add(self, data: bytes) -> NewObject:
         """Keep `data`; its git object reads them back when it is written."""
@@ -43,7 +43,7 @@ class Spool:
 
     def _read(self, start: int, size: int) -> bytes:
         self._file.seek(start)
-        return self._file.read(size)
+        return bytes(self._file.read(size))
 
     def close(self) -> None:
         """Forget everything."""
@@ -77,7 +77,7 @@ class CommitRequest:
         value = item.get("value") if isinstance(item, dict) else None
         if not isinstance(value, dict):
             raise Refusal(400, "Each line of a commit is an object with 'key' and 'value'.")
-        handlers = {
+        handlers: dict[str, Callable[[dict[str, Any]], None]] = {
             "header": self._header,
             "file": self._file,
             "lfsFile": self._large_file,

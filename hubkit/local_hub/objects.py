@@ -63,7 +63,7 @@ class Incoming:
         self._hash = hashlib.sha256()
         self.size = 0
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes."""
         view = memoryview(data)
         self._hash.update(view)
@@ -72,7 +72,7 @@ class Incoming:
             view = view[self._file.write(view) :]
 
     def keep(self, oid: str | None = None, size: int | None = None) -> str:
-        """Move the bytes into place and return their sha256. Raises `Refusal` 400 where they are not what was promised."""
+        """Move the bytes into place; their sha256. Raises `Refusal` 400 where they are not what was promised."""
         found = self._hash.hexdigest()
         if size is not None and size != self.size:
             raise Refusal(400, f"Expected {size} bytes and received {self.size}.")
@@ -90,7 +90,9 @@ class Incoming:
     def __enter__(self) -> Incoming:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         self.path.unlink(missing_ok=True)
 

@@ -14,7 +14,9 @@ MAX_PATH_BYTES = 1024
 MAX_NAME_BYTES = 255
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 _RESERVED_NAMESPACES = frozenset(
-    "api models datasets spaces kernels buckets collections login logout healthz static xet settings".split()
+    """
+    api models datasets spaces kernels buckets collections login logout healthz static xet settings
+    """.split()  # noqa: SIM905 - one word a word
 )
 
 
@@ -43,7 +45,7 @@ def _good_segment(segment: str) -> bool:
     folded = unicodedata.normalize("NFKC", segment)
     if folded in (".", "..") or "/" in folded or folded.lower().rstrip(". ") == ".git":
         return False
-    return validate_path_element_ntfs(raw) and validate_path_element_hfs(raw)
+    return bool(validate_path_element_ntfs(raw) and validate_path_element_hfs(raw))
 
 
 def checked_name(name: str, what: str = "repo name") -> str:

@@ -30,11 +30,13 @@ PLURALS = {"models": "model", "datasets": "dataset", "spaces": "space", "kernels
 PREFIX = {"model": "", "dataset": "datasets/", "space": "spaces/", "kernel": "kernels/"}
 SDKS = ("gradio", "docker", "static", "streamlit")
 
-_BINARY = (
-    "7z arrow bin bz2 ckpt ftz gguf gz h5 joblib lfs.* mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl pt "
-    "pth rar safetensors saved_model/**/* tar.* tar tflite tgz wasm xz zip zst"
-).split()
-_MEDIA = "pcm sam raw aac flac mp3 ogg wav bmp gif png tiff jpg jpeg webp mp4 webm".split()
+_BINARY = """
+    7z arrow bin bz2 ckpt ftz gguf gz h5 joblib lfs.* mlmodel model msgpack npy npz onnx ot parquet pb
+    pickle pkl pt pth rar safetensors saved_model/**/* tar.* tar tflite tgz wasm xz zip zst
+    """.split()  # noqa: SIM905 - one word a word
+_MEDIA = """
+    pcm sam raw aac flac mp3 ogg wav bmp gif png tiff jpg jpeg webp mp4 webm
+    """.split()  # noqa: SIM905 - one word a word
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def create(call: Call) -> Response:
         url = f"{call.base_url}{known.web_path}"
         message = f"You already created this {kind} repo: {known.id}"
         raise Refusal(409, message, extra={"url": url, "name": known.id, "id": known.id})
-    private = _visibility(body) == "private"
+    private = _visibility(body, private_by_default(call.hub, namespace)) == "private"
     sdk = field(body, "sdk", str, "") or None
     if kind == "space" and sdk not in SDKS:
         raise Refusal(400, f"A Space needs an sdk, one of {', '.join(SDKS)}.")
@@ -191,7 +193,7 @@ def delete(call: Call) -> Response:
     if repo is None or not can_read(who, repo):
         raise missing(who)
     require_writer(call, repo.namespace)
-    with call.hub.lock(repo.folder):
+    with call.hub.writing(repo.folder):
         call.hub.settings.write("DELETE FROM repos WHERE pk = ?", repo.pk)
     shutil.rmtree(call.hub.repo_path(repo.folder), ignore_errors=True)
     return JSONResponse({})
@@ -237,11 +239,20 @@ def update_settings(call: Call, repo: Repo, rest: list[str]) -> Response:
         changes["gated"] = body["gated"] or ""
     for column, value in changes.items():
         call.hub.settings.write(f"UPDATE repos SET {column} = ? WHERE pk = ?", value, repo.pk)
-    return JSONResponse({"private": changes.get("private", repo.private), "gated": changes.get("gated", repo.gated) or False})
+    return JSONResponse(
+        {"private": changes.get("private", repo.private), "gated": changes.get("gated", repo.gated) or False}
+    )
 
 
-def _visibility(body: dict[str, Any]) -> str:
-    value = body.get("visibility") or ("private" if body.get("private") else "public")
+def private_by_default(hub: Hub, namespace: str) -> bool:
+    """Whether new repositories of this organisation are private unless asked otherwise."""
+    return hub.settings.get(f"private_by_default:{namespace.lower()}") == "1"
+
+
+def _visibility(body: dict[str, Any], private: bool = False) -> str:
+    if body.get("private") is not None:
+        private = bool(body["private"])
+    value = body.get("visibility") or ("private" if private else "public")
     if value not in ("public", "private", "protected"):
         raise Refusal(400, "'visibility' must be public, private or protected.")
     return str(value)

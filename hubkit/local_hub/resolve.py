@@ -142,7 +142,9 @@ def _bytes_response(call: Call, data: bytes, headers: dict[str, str], kind: str)
     return Response(body, status, headers, media_type=kind)
 
 
-def large_file_response(call: Call, oid: str, headers: dict[str, str], kind: str = "application/octet-stream") -> Response:
+def large_file_response(
+    call: Call, oid: str, headers: dict[str, str], kind: str = "application/octet-stream"
+) -> Response:
     """Stream (a range of) a large object."""
     size = call.hub.objects.size(oid)
     if size is None:

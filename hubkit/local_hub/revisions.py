@@ -39,7 +39,9 @@ def commits(call: Call, repo: Repo, rest: list[str]) -> Response:
         history = list(opened.history(commit_of(opened, rest[0] if rest else DEFAULT_BRANCH)))
         formatted = "formatted" in call.request.query_params.getlist("expand[]")
         formatted = formatted or "formatted" in call.request.query_params.getlist("expand")
-        return page(call, [_described(commit, formatted) for commit in history], call.number("limit", COMMITS_PAGE, 1000))
+        return page(
+            call, [_described(commit, formatted) for commit in history], call.number("limit", COMMITS_PAGE, 1000)
+        )
 
 
 def _described(commit: Commit, formatted: bool) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def create_branch(call: Call, repo: Repo, rest: list[str]) -> Response:
     """POST …/branch/{branch} {startingPoint, emptyBranch, overwrite}."""
     body = call.json()
     ref = checked_ref("heads", "/".join(rest))
-    with call.hub.lock(repo.folder), git(call.hub, repo) as opened:
+    with call.hub.writing(repo.folder), git(call.hub, repo) as opened:
         known = opened.ref(ref)
         if known and not body.get("overwrite"):
             raise Refusal(409, f"Reference {ref.decode()} already exists")
@@ -98,21 +100,20 @@ def delete_branch(call: Call, repo: Repo, rest: list[str]) -> Response:
 
 
 def _delete(call: Call, repo: Repo, ref: bytes) -> None:
-    with call.hub.lock(repo.folder), git(call.hub, repo) as opened:
+    with call.hub.writing(repo.folder), git(call.hub, repo) as opened:
         known = opened.ref(ref)
         if known is None:
-            raise Refusal(404, f"Reference {ref.decode()} doesn't exist", "RevisionNotFound")
+            raise Refusal(404, f"Invalid rev id: {ref.decode()}", "RevisionNotFound")
         _swap(opened, ref, known, None)
 
 
 def create_tag(call: Call, repo: Repo, rest: list[str]) -> Response:
     """POST …/tag/{rev} {tag, message}: annotated where there is a message."""
     body = call.json()
-    name = field(body, "tag", str)
-    ref = checked_ref("tags", name)
-    message = field(body, "message", str, "")
-    with call.hub.lock(repo.folder), git(call.hub, repo) as opened:
+    name, message = field(body, "tag", str), field(body, "message", str, "")
+    with call.hub.writing(repo.folder), git(call.hub, repo) as opened:
         target = commit_of(opened, "/".join(rest) or DEFAULT_BRANCH)
+        ref = checked_ref("tags", name)
         if opened.ref(ref):
             raise Refusal(409, f"Reference {ref.decode()} already exists")
         if message:
@@ -139,20 +140,4 @@ def _annotated(call: Call, name: str, message: str, commit: Commit) -> Tag:
 def delete_tag(call: Call, repo: Repo, rest: list[str]) -> Response:
     """DELETE …/tag/{tag}."""
     _delete(call, repo, checked_ref("tags", "/".join(rest)))
-    return JSONResponse({})
-
-
-def super_squash(call: Call, repo: Repo, rest: list[str]) -> Response:
-    """POST …/super-squash/{branch} {message}: one commit without a past, of the same files."""
-    assert call.who is not None
-    name = rest[0] if rest else DEFAULT_BRANCH
-    message = field(call.json(), "message", str, "") or f"Super-squash branch {name!r} using huggingface_hub"
-    ref = name.encode() if name.startswith("refs/") else checked_ref("heads", name)
-    with call.hub.lock(repo.folder), git(call.hub, repo) as opened:
-        head = opened.ref(ref)
-        if head is None or not ref.startswith((b"refs/heads/", b"refs/pr/")):
-            raise Refusal(404, f"Invalid rev id: {name[:200]}", "RevisionNotFound")
-        commit = new_commit(opened.commit(head).tree, [], message, call.who.user)
-        opened.write([NewObject.of(commit)])
-        _swap(opened, ref, head, commit.id)
     return JSONResponse({})

@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,6 +109,19 @@ def serve(root: Path, host: str, port: int, idle_timeout_s: float) -> None:
             hub.close()
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's server, stopped by us: its own handlers would end the process by the signal, not with status 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+    def stop(self) -> None:
+        """Finish the requests in flight, then stop."""
+        self.should_exit = True
+
+
 async def _serve(hub: Hub, sock: socket.socket, host: str, idle_timeout_s: float) -> None:
     app = App(hub, open_to_network=host not in ("127.0.0.1", "::1", "localhost"))
     config = uvicorn.Config(
@@ -120,9 +134,11 @@ async def _serve(hub: Hub, sock: socket.socket, host: str, idle_timeout_s: float
         timeout_keep_alive=30,
         backlog=512,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, server.stop)
     task = asyncio.create_task(server.serve([sock]))
-    while not server.started and not task.done():
+    while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.005)
     _announce(hub, sock, host)
     watcher = asyncio.create_task(_stop_when_idle(hub, server, idle_timeout_s))

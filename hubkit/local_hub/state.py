@@ -1,9 +1,9 @@
 """The folder of one embedded Hub, and everything that works on it.
 
-    DIR/hub.sqlite      settings           DIR/repos/*.git     bare git repositories
-    DIR/objects/        large files        DIR/xet/            what arrives by the Xet protocol
-    DIR/tmp/            on their way in    DIR/token           the owner's write token (mode 0600)
-    DIR/server.json     address of the running server          DIR/lock, DIR/gc.lock
+DIR/hub.sqlite      settings           DIR/repos/*.git     bare git repositories
+DIR/objects/        large files        DIR/xet/            what arrives by the Xet protocol
+DIR/tmp/            on their way in    DIR/token           the owner's write token (mode 0600)
+DIR/server.json     address of the running server          DIR/lock, DIR/gc.lock
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from .objects import Objects, make_durable_folder, write_durably
 from .settings import Settings
 from .wire import Refusal
 from .xet import Xet
-
 
 MULTIPART_ABOVE_BYTES = 5 * 2**30
 PART_BYTES = 512 * 2**20
@@ -75,9 +74,11 @@ class Hub:
         """Where a repository's bare git folder is."""
         return self.root / "repos" / folder
 
-    def lock(self, folder: str) -> threading.Lock:
-        """The lock under which a repository's references move."""
-        return self._locks[folder]
+    @contextmanager
+    def writing(self, folder: str) -> Iterator[None]:
+        """Move references of a repository, one thread at a time, while garbage collection waits."""
+        with self.using_objects(), self._locks[folder]:
+            yield
 
     @contextmanager
     def using_objects(self) -> Iterator[None]:

@@ -16,9 +16,7 @@ from .wire import Refusal
 
 FILE_MODE = 0o100644
 POINTER_MAX_BYTES = 200
-_POINTER = re.compile(
-    rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d{1,15})\n?"
-)
+_POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d{1,15})\n?")
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,9 @@ def find(repo: GitRepo, tree: bytes, path: str) -> Entry | None:
 def children(repo: GitRepo, folder: Entry) -> list[Entry]:
     """What is directly inside a folder, by name."""
     prefix = f"{folder.path}/" if folder.path else ""
-    return [Entry(prefix + name.decode("utf-8", "replace"), mode, sha) for name, mode, sha in repo.tree(folder.sha).items()]
+    return [
+        Entry(prefix + name.decode("utf-8", "replace"), mode, sha) for name, mode, sha in repo.tree(folder.sha).items()
+    ]
 
 
 def walk(repo: GitRepo, folder: Entry) -> Iterator[Entry]:
@@ -144,9 +144,8 @@ def _apply(
         head, rest = _split(path)
         if rest:
             below.setdefault(head, {})[rest] = blob
-        elif blob is None:
-            if head.encode() in tree:
-                del tree[head.encode()]
+        elif blob is None and head.encode() in tree:
+            del tree[head.encode()]
     for head, inner in below.items():
         _apply_below(repo, tree, head, inner, fresh, where)
     for path, blob in changes.items():
@@ -162,7 +161,7 @@ def _apply_below(
     repo: GitRepo, tree: Tree, head: str, inner: dict[str, bytes | None], fresh: list[NewObject], where: str
 ) -> None:
     name = head.encode()
-    known = tree[name] if name in tree else None
+    known = tree[name] if name in tree else None  # noqa: SIM401 - a tree has no get
     if known and not stat.S_ISDIR(known[0]):
         if all(blob is None for blob in inner.values()):
             return

@@ -17,7 +17,8 @@ _PATIENCE_S = 5.0
 def main() -> int:
     """Serve; the exit status is 0 after a signal and 1 when the server cannot start."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "gguf"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     settings = parse(sys.argv[1:])
     if settings.exit_with_parent:
         threading.Thread(target=_exit_with_parent, daemon=True).start()

@@ -135,9 +135,7 @@ def _chunks(
     }
     chunks = [{**envelope, "object": "chat.completion.chunk", "choices": [choice], "usage": None}]
     if ending and usage:
-        chunks.append(
-            {**envelope, "object": "chat.completion.chunk", "choices": [], "usage": usage_of(ending)}
-        )
+        chunks.append({**envelope, "object": "chat.completion.chunk", "choices": [], "usage": usage_of(ending)})
     return chunks
 
 

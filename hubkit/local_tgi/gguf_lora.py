@@ -21,7 +21,7 @@ from hubkit.local_tgi.tensors import stored_tensors
 ADAPTER_CONFIG = "adapter_config.json"
 _WEIGHT = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(.+)\.lora_([AB])\.weight")
 # PEFT options that must be off (falsy, or the value given) for the sum `base + scale * B @ A` to be the whole story.
-_MUST_BE = {
+_MUST_BE: dict[str, tuple[Any, ...]] = {
     "use_dora": (False,),
     "modules_to_save": (None, []),
     "bias": ("none",),
@@ -56,11 +56,15 @@ def convert_lora(folder: Path, base_config: dict[str, Any], out: Path) -> None:
     for option, allowed in _MUST_BE.items():
         value = config.get(option, allowed[0])
         if value not in allowed and value is not None:
-            raise UnsupportedModelError(f"{folder}: no conversion for a LoRA with {option}={value!r}; merge it and serve that")
+            raise UnsupportedModelError(
+                f"{folder}: no conversion for a LoRA with {option}={value!r}; merge it and serve that"
+            )
     alpha = float(config["lora_alpha"])
     if config.get("use_rslora"):
         if config.get("rank_pattern"):
-            raise UnsupportedModelError(f"{folder}: no conversion for use_rslora with a rank_pattern; merge it and serve that")
+            raise UnsupportedModelError(
+                f"{folder}: no conversion for use_rslora with a rank_pattern; merge it and serve that"
+            )
         alpha *= math.sqrt(config["r"])
     writer = GGUFWriter(str(out), "llama")
     try:

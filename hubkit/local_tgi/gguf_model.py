@@ -97,7 +97,9 @@ def check_supported(config: dict[str, Any]) -> None:
     if config.get("sliding_window"):
         raise UnsupportedModelError("no conversion for sliding-window attention; use --engine transformers")
     if config.get("hidden_act", "silu") != "silu" or config.get("quantization_config"):
-        raise UnsupportedModelError("no conversion for this activation or quantised checkpoint; use --engine transformers")
+        raise UnsupportedModelError(
+            "no conversion for this activation or quantised checkpoint; use --engine transformers"
+        )
 
 
 def eos_token_ids(folder: Path, config: dict[str, Any]) -> list[int]:
@@ -105,8 +107,8 @@ def eos_token_ids(folder: Path, config: dict[str, Any]) -> list[int]:
     path = folder / "generation_config.json"
     generation = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
-    ids = eos if isinstance(eos, list) else [eos]
-    if not ids or not all(isinstance(i, int) for i in ids):
+    ids = [i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)]
+    if not ids:
         raise EngineError(f"{folder} names no eos_token_id in generation_config.json or config.json; add one")
     return ids
 
@@ -186,9 +188,7 @@ def _storage(tensor: StoredTensor, dtype: Dtype) -> GGMLQuantizationType:
     return QUANTISATIONS[dtype]
 
 
-def _write_tensors(
-    writer: GGUFWriter, config: dict[str, Any], tensors: dict[str, StoredTensor], dtype: Dtype
-) -> None:
+def _write_tensors(writer: GGUFWriter, config: dict[str, Any], tensors: dict[str, StoredTensor], dtype: Dtype) -> None:
     extra = _extra_tensors(config)
     kinds = {name: _storage(tensor, dtype) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():

@@ -80,7 +80,9 @@ def _texts(spec: dict[str, Any]) -> dict[int, str]:
     elif "ByteFallback" in decoders:
         raw = {i: _from_sentencepiece(token) for token, i in vocab.items()}
     else:
-        raise UnsupportedModelError("this tokenizer is neither byte-level nor byte-fallback BPE; use the transformers engine")
+        raise UnsupportedModelError(
+            "this tokenizer is neither byte-level nor byte-fallback BPE; use the transformers engine"
+        )
     texts = {}
     for i, piece in raw.items():
         try:

@@ -209,5 +209,3 @@ def _step(entry: dict[str, Any]) -> Step:
 def _logprob(item: dict[str, Any]) -> float:
     value = item["logprob"]
     return _IMPOSSIBLE_LOGPROB if value is None else float(value)
-
-

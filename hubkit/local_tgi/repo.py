@@ -47,8 +47,8 @@ def _download(repo_id: str, revision: str | None) -> Snapshot:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HFValidationError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -102,6 +102,8 @@ def converted(cache_dir: Path, key: str, convert: Callable[[Path], None]) -> Pat
     except OSError as error:
         part.unlink(missing_ok=True)
         if error.errno == errno.ENOSPC:
-            raise DiskFullError(f"no space left in {cache_dir} for a converted model; free some or set --cache-dir") from error
+            raise DiskFullError(
+                f"no space left in {cache_dir} for a converted model; free some or set --cache-dir"
+            ) from error
         raise
     return target

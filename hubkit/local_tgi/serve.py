@@ -6,7 +6,10 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,21 +86,15 @@ def load_engine(settings: Settings, model: Snapshot, adapters: dict[str, Snapsho
 
 def _llamacpp(settings: Settings, model: Snapshot, adapters: dict[str, Snapshot]) -> Engine:
     dtype = cast(Dtype, settings.dtype)
-    base = converted(
-        settings.cache_dir, f"{model.key}-{dtype}", lambda path: convert_model(model.folder, path, dtype)
-    )
+    base = converted(settings.cache_dir, f"{model.key}-{dtype}", lambda path: convert_model(model.folder, path, dtype))
     config = read_config(model.folder)
-    loras = {}
-    for name, adapter in adapters.items():
-        folder = adapter.folder
-        loras[name] = converted(
-            settings.cache_dir,
-            f"{model.key}-lora-{adapter.key}",
-            lambda path, folder=folder: convert_lora(folder, config, path),
-        )
-    return LlamaCppEngine(
-        base, loras, parallel=settings.slots, context=settings.context, threads=settings.threads
-    )
+
+    def lora(adapter: Snapshot) -> Path:
+        key = f"{model.key}-lora-{adapter.key}"
+        return converted(settings.cache_dir, key, lambda path: convert_lora(adapter.folder, config, path))
+
+    loras = {name: lora(adapter) for name, adapter in adapters.items()}
+    return LlamaCppEngine(base, loras, parallel=settings.slots, context=settings.context, threads=settings.threads)
 
 
 def build_front(
@@ -125,6 +122,33 @@ def build_front(
     return Front(served, codec, renderer, generator, default_adapters=ports)
 
 
+class _Server(uvicorn.Server):
+    """uvicorn, but a signal ends `serve` instead of the process: there is a state file and a child to clean up."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._listening = asyncio.Event()
+
+    def stop(self) -> None:
+        """Stop accepting; a second call stops waiting for open requests."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def ready(self, serving: asyncio.Task[None]) -> None:
+        """Returns once connections are accepted, or `serving` has failed."""
+        started = asyncio.create_task(self._listening.wait())
+        await asyncio.wait({started, serving}, return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._listening.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 async def _serve(settings: Settings, model: Snapshot, adapters: dict[str, Snapshot], engine: Engine) -> None:
     sockets = [_bind(address) for address in settings.listen]
     ports = {sock.getsockname()[1]: at.serves for sock, at in zip(sockets, settings.listen, strict=True)}
@@ -134,11 +158,12 @@ async def _serve(settings: Settings, model: Snapshot, adapters: dict[str, Snapsh
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=_GRACE_S
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, server.stop)
     serving = asyncio.create_task(server.serve(sockets=sockets))
     try:
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.01)
+        await server.ready(serving)
         addresses = _addresses(settings.listen, sockets)
         if settings.state_file and server.started:
             _write_state(settings.state_file, model, addresses)

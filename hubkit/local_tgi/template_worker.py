@@ -29,8 +29,8 @@ def environment() -> Any:
         raise jinja2.exceptions.TemplateError(message)
 
     def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-        kept = {key: options.get(key) for key in ("separators", "sort_keys") if options.get(key) is not None}
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **kept)
+        sort_keys, separators = bool(options.get("sort_keys")), options.get("separators")
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     def strftime_now(layout: str) -> str:
         return datetime.now().strftime(layout)

@@ -37,11 +37,10 @@ def read_template(folder: Path, fallback: ChatTemplate | None = None) -> ChatTem
     text = path.read_text(encoding="utf-8") if path.exists() else _default_of(config.get("chat_template"))
     if text is None:
         return fallback
-    return ChatTemplate(
-        text,
-        _token(config.get("bos_token")) or (fallback and fallback.bos_token),
-        _token(config.get("eos_token")) or (fallback and fallback.eos_token),
-    )
+    bos, eos = _token(config.get("bos_token")), _token(config.get("eos_token"))
+    if fallback:
+        bos, eos = bos or fallback.bos_token, eos or fallback.eos_token
+    return ChatTemplate(text, bos, eos)
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
@@ -61,7 +60,8 @@ def _default_of(template: Any) -> str | None:
 
 
 def _token(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
 class TemplateRenderer:

@@ -26,7 +26,7 @@ from hubkit.train.config import lora_config, quiet_environment, sft_config
 from hubkit.train.loading import load_base, load_tokenizer
 from hubkit.train.report import TrainReport, outcome, versions
 from hubkit.train.save import save_model
-from hubkit.train.trainer import callbacks, last_complete, spent_before, trainer_class
+from hubkit.train.trainer import last_complete, spent_before, stopping_gently, trainer_class, watcher
 
 __all__ = ["TrainReport", "train"]
 
@@ -68,9 +68,10 @@ def train(
     progress(0, None, "loading the base")
     checkpoint = last_complete(work)
     before = spent_before(checkpoint)
-    watch = callbacks(progress, block.checkpoint_minutes, lambda: before + time.monotonic() - started)
+    watch = watcher(progress, block.checkpoint_minutes, lambda: before + time.monotonic() - started)
     trainer = _trainer(config, lora, base, arrow, tokenizer, watch)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with stopping_gently(watch):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     revision = base_revision or _revision_of(base)
     report = TrainReport(
@@ -92,14 +93,12 @@ def train(
         versions=versions(),
         **outcome(trainer),
     )
-    names = {"seat": block.seat, "base_repo_id": base_repo_id, "base_revision": revision}
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    save_model(model, tokenizer, base, out, report=report, merge=block.merge_adapter, **names)
+    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, base, out, report, block.merge_adapter)
     shutil.rmtree(work, ignore_errors=True)
     return report
 
 
-def _trainer(config: Any, lora: Any, base: Path, arrow: Path, tokenizer: Any, watch: list[Any]) -> Any:
+def _trainer(config: Any, lora: Any, base: Path, arrow: Path, tokenizer: Any, watch: Any | None) -> Any:
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
 
@@ -111,7 +110,7 @@ def _trainer(config: Any, lora: Any, base: Path, arrow: Path, tokenizer: Any, wa
         train_dataset=Dataset.from_file(str(arrow)),
         processing_class=tokenizer,
         peft_config=lora,
-        callbacks=watch,
+        callbacks=[watch] if watch else None,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -122,7 +121,7 @@ def _fingerprint(block: Training, data: Sequence[Path], base: Path, base_repo_id
     facts = {
         "block": block.model_dump(mode="json", exclude={"checkpoint_minutes"}),
         "data": [[path.name, _sha256(path)] for path in data],
-        "base": [base_repo_id, base.name, (base / "config.json").stat().st_size if base.exists() else 0],
+        "base": [base_repo_id, base.name],
         "seed": seed,
         "versions": versions(),
     }

@@ -78,7 +78,8 @@ def fit_to_machine(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
     """
     import torch
 
-    values, notes = dict(given), []
+    values = dict(given)
+    notes: list[str] = []
     if torch.cuda.is_available():
         values.setdefault("bf16", torch.cuda.is_bf16_supported())
         return values, notes

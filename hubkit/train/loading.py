@@ -15,7 +15,9 @@ def load_tokenizer(base: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(base)
     except (OSError, ValueError) as error:
-        raise SourceError(f"{base} holds no tokenizer that transformers reads ({error}); fetch the model again") from None
+        raise SourceError(
+            f"{base} holds no tokenizer that transformers reads ({error}); fetch the model again"
+        ) from None
 
 
 def load_base(base: Path, *, adapter: bool) -> Any:

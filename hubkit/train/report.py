@@ -7,16 +7,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hubkit.schema import Seat
+
 
 @dataclass
 class TrainReport:
-    """One finished SFT run. Tokens are per epoch, after truncation; `tokens_per_second` is over the training loop of the
-    last process; `seconds` is over all of the run, what killed processes had reached at their last checkpoint included.
+    """One finished SFT run.
+
+    Tokens are per epoch, after truncation. `tokens_per_second` is over the training loop of the last process; `seconds`
+    is over all of the run, what killed processes had reached at their last checkpoint included.
     """
 
     base: str
     base_revision: str | None
-    seat: str
+    seat: Seat
     steps: int
     epochs: float
     rows: dict[str, Any]
@@ -84,7 +88,7 @@ def outcome(trainer: Any) -> dict[str, Any]:
         for e in trainer.state.log_history
         if "loss" in e or "eval_loss" in e
     ]
-    summary = next((e for e in reversed(trainer.state.log_history) if "train_runtime" in e), {})
+    summary: dict[str, Any] = next((e for e in reversed(trainer.state.log_history) if "train_runtime" in e), {})
     losses = [e["loss"] for e in curve if "loss" in e]
     model = trainer.accelerator.unwrap_model(trainer.model)
     return {

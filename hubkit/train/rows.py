@@ -64,7 +64,9 @@ class RowStats:
         return asdict(self)
 
 
-def seat_view(messages: Sequence[Message], seat: str, system: str | None, *, end_mark: str | None = None) -> list[Message]:
+def seat_view(
+    messages: Sequence[Message], seat: str, system: str | None, *, end_mark: str | None = None
+) -> list[Message]:
     """`messages` as the model in `seat` sees them: own turns ``assistant``, its system message in front.
 
     An asker never sees the system message that was addressed to the chat model. A chat model keeps a conversation's

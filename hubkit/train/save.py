@@ -16,42 +16,32 @@ from hubkit.schema import Seat
 from hubkit.train.report import TrainReport
 
 
-def save_model(
-    model: Any,
-    tokenizer: Any,
-    base: Path,
-    out: Path,
-    *,
-    seat: Seat,
-    base_repo_id: str,
-    base_revision: str | None,
-    merge: bool,
-    report: TrainReport,
-) -> None:
-    """Write the model folder, `report` included (its `kind` set to what was saved). Replaces what was there, at once:
-    a kill leaves either no folder or a whole one."""
+def save_model(model: Any, tokenizer: Any, base: Path, out: Path, report: TrainReport, merge: bool) -> None:
+    """Write the model folder, `report` included (its `kind` set to what was saved), in place of what was there.
+
+    The folder appears at once: a kill leaves either none or a whole one.
+    """
     staging = out.with_name(out.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    report.kind = _save_weights(model, base, staging, base_repo_id=base_repo_id, base_revision=base_revision, merge=merge)
-    tokenizer.chat_template = chat_template.for_inference(base, seat)
+    report.kind = _save_weights(model, base, staging, report, merge)
+    tokenizer.chat_template = chat_template.for_inference(base, report.seat)
     tokenizer.save_pretrained(staging)
-    _write_generation_config(base, tokenizer, seat, staging)
+    _write_generation_config(base, tokenizer, report.seat, staging)
     (staging / "README.md").unlink(missing_ok=True)
     report.write(staging)
     shutil.rmtree(out, ignore_errors=True)
     staging.rename(out)
 
 
-def _save_weights(
-    model: Any, base: Path, out: Path, *, base_repo_id: str, base_revision: str | None, merge: bool
-) -> str:
+def _save_weights(model: Any, base: Path, out: Path, report: TrainReport, merge: bool) -> str:
+    """Returns what was saved: ``adapter``, ``merged`` or ``full`` weights (these in the base's own precision)."""
     import torch
 
     adapter = hasattr(model, "peft_config")
     if adapter and not merge:
         model.save_pretrained(out, safe_serialization=True)
-        _name_base(out / "adapter_config.json", base_repo_id, base_revision)
+        _name_base(out / "adapter_config.json", report.base, report.base_revision)
         return "adapter"
     if adapter:
         model = model.merge_and_unload()
@@ -79,4 +69,6 @@ def _name_base(path: Path, base_repo_id: str, base_revision: str | None) -> None
     """Name the base by its Hub repo. Done behind PEFT's back: it would ask the Hub for that repo's config on saving."""
     config = json.loads(path.read_text("utf-8"))
     config.update(base_model_name_or_path=base_repo_id, revision=base_revision)
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"].sort()  # PEFT writes a set: the same adapter should be the same file
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -8,8 +8,11 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +84,7 @@ def trainer_class() -> type[SFTTrainer]:
     return SeatTrainer
 
 
-def callbacks(progress: Progress, checkpoint_minutes: float, spent: Callable[[], float]) -> list[Any]:
+def watcher(progress: Progress, checkpoint_minutes: float, spent: Callable[[], float]) -> Any:
     """Progress per step, checkpoints by the clock, a mark on each complete one, and a stop at a loss that is no number.
 
     `spent` says how many seconds the run has taken so far; the mark keeps them, so that a resumed run adds up.
@@ -94,11 +97,12 @@ def callbacks(progress: Progress, checkpoint_minutes: float, spent: Callable[[],
         def __init__(self) -> None:
             self.saved_at = time.monotonic()
             self.note = "training"
+            self.stopping = False
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             progress(state.global_step, state.max_steps, self.note)
-            due = time.monotonic() - self.saved_at > checkpoint_minutes * 60
-            if args.save_strategy == "no" and _agreed(due) and state.global_step < state.max_steps:
+            due = args.save_strategy == "no" and time.monotonic() - self.saved_at > checkpoint_minutes * 60
+            if state.global_step < state.max_steps and _agreed(due or self.stopping):
                 control.should_save = True
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -106,6 +110,8 @@ def callbacks(progress: Progress, checkpoint_minutes: float, spent: Callable[[],
             if state.is_world_process_zero:
                 mark = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE
                 mark.write_text(json.dumps({"seconds": spent()}))
+            if self.stopping:
+                raise KeyboardInterrupt
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any) -> None:
             loss = (logs or {}).get("loss")
@@ -118,7 +124,26 @@ def callbacks(progress: Progress, checkpoint_minutes: float, spent: Callable[[],
                 )
             self.note = f"loss {loss:.3f}"
 
-    return [Watch()]
+    return Watch()
+
+
+@contextmanager
+def stopping_gently(watch: Any) -> Iterator[None]:
+    """Ctrl-C ends the running step, writes a checkpoint and then interrupts; a second one interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def interrupt(*_: Any) -> None:
+        signal.signal(signal.SIGINT, previous)
+        watch.stopping, watch.note = True, "stopping behind a checkpoint; Ctrl-C again to stop at once"
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _agreed(mine: bool) -> bool:
