@@ -211,6 +211,12 @@ HfApi().upload_file(path_or_fileobj="f.bin", path_in_repo="f.bin", repo_id="loca
         server.stop()
 
 
+UPLOAD_BIG = """
+from huggingface_hub import HfApi
+HfApi().upload_file(path_or_fileobj="big.bin", path_in_repo="big.bin", repo_id="local/full")
+"""
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small tmpfs")
 def test_a_full_disk_is_said_and_changes_nothing(tmp_path: Path) -> None:
     root = tmp_path / "small"
@@ -232,11 +238,16 @@ def test_a_full_disk_is_said_and_changes_nothing(tmp_path: Path) -> None:
         assert answer.status_code == 507
         assert "space" in answer.json()["error"]
         assert not list((root / "tmp").iterdir())
+        (tmp_path / "big.bin").write_bytes(data)
+        with pytest.raises(
+            AssertionError, match="413"
+        ):  # a stock client, by Xet: at once, not after minutes of retries
+            run_client(server, UPLOAD_BIG, tmp_path)
+        assert not list((root / "tmp").iterdir())
         filler = root / "filler"
-        with filler.open("wb") as file, pytest.raises(OSError, match="space"):
+        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="space"):
             while True:
                 file.write(b"\0" * 65536)
-                file.flush()
         codes = {
             client.commit("local/full", {f"{n}.txt": os.urandom(3000).hex().encode()}).status_code for n in range(5)
         }
@@ -389,3 +400,28 @@ def test_killed_at_random_nothing_acknowledged_is_lost(server: HubServer) -> Non
 @pytest.mark.timeout(3000)
 def test_killed_two_hundred_times(server: HubServer) -> None:
     _survive(server, rounds=200, seed=2, check_every=10)
+
+
+def test_a_long_assembly_goes_on_after_its_acknowledgement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients do not wait for ever: a shard of a huge file is acknowledged early, and the commit waits for the file."""
+    from hubkit.local_hub import repos, xet, xet_format
+    from hubkit.local_hub.state import Hub
+    from hubkit.local_hub.wire import Refusal
+
+    monkeypatch.setattr(xet, "SHARD_PATIENCE_S", 0)
+    hub = Hub(tmp_path)
+    who = hub.accounts.reader("local")
+    assert who is not None
+    repo = repos.make(hub, "model", "local", "slow", who)
+    space = hub.xet.space("local")
+    data, name = b"content", "ab" * 32
+    (hub.xet.folder(space) / f"{name}.xorb").write_bytes(b"\0\7\0\0\0\7\0\0" + data)
+    segments = (xet_format.Segment(name, len(data), 0, 1),)
+    good, wrong = hashlib.sha256(data).hexdigest(), "0" * 64
+    hub.xet.accept(space, repo, [xet_format.ShardFile(segments, good)])
+    hub.xet.settle(good)
+    assert hub.objects.size(good) == len(data)
+    with pytest.raises(Refusal, match="sha256"):
+        hub.xet.accept(space, repo, [xet_format.ShardFile(segments, wrong)])
+        hub.xet.settle(wrong)
+    hub.close()

@@ -77,8 +77,13 @@ class Hub:
 
     @contextmanager
     def writing(self, folder: str) -> Iterator[None]:
-        """Move references of a repository, one thread at a time, while garbage collection waits."""
+        """Move references of a repository, one thread at a time, while garbage collection waits.
+
+        Raises `Refusal` 404 where the repository was deleted meanwhile.
+        """
         with self.using_objects(), self._locks[folder]:
+            if self.settings.row("SELECT 1 FROM repos WHERE folder = ?", folder) is None:
+                raise Refusal(404, "Repository not found", "RepoNotFound")
             yield
 
     @contextmanager
