@@ -55,15 +55,23 @@ class CommitConflictError(HubError):
 
 
 class EndpointError(HubkitError, OSError):
-    """A generation endpoint answered with an error. `status` is the HTTP status, or None when there was no answer."""
+    """A generation endpoint answered with an error. `status` is the HTTP status, or None when there was no answer.
 
-    def __init__(self, message: str, *, status: int | None = None) -> None:
+    `retry_after_s` is what the server asked to wait, where it did.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after_s = retry_after_s
 
 
 class EndpointUnreachableError(EndpointError, ConnectionError):
     """A generation endpoint does not answer."""
+
+
+class MisconfiguredEndpointError(EndpointError, ValueError):
+    """An endpoint refuses every request: a wrong key, a model that it does not serve, a template that cannot render."""
 
 
 class EngineError(HubkitError, RuntimeError):
@@ -76,6 +84,20 @@ class TrainingError(HubkitError, RuntimeError):
 
 class StageError(HubkitError, RuntimeError):
     """A pipeline stage cannot run: an input is missing, a stage before it has not run."""
+
+
+class RunLockedError(HubkitError, BlockingIOError):
+    """Another process drives this run right now."""
+
+
+class RunInterruptedError(HubkitError, KeyboardInterrupt):
+    """Asked to stop (Ctrl-C, SIGTERM), and did: what was acknowledged is on disk, and the same command goes on."""
+
+    exit_code = 130
+
+
+class PublishError(HubkitError, ValueError):
+    """Something must not be published as it is: a card that misleads, a file with a secret in it."""
 
 
 class DiskFullError(HubkitError, OSError):

@@ -83,9 +83,11 @@ class Corpus(_Block):
     """Human conversations: sources, the cleaning chain in order, the splits.
 
     `join_parts` puts the parts that pre-split ShareGPT exports hold together again; `limit` is a number of rows read.
+    `questions` names files of benchmark questions, one file a source, for the filter ``decontaminate``.
     """
 
     sources: list[Source]
+    questions: dict[str, Source] = Field(default_factory=dict)
     join_parts: bool = False
     filters: list[Filter] = Field(default_factory=list)
     openings: Annotated[int, Field(ge=1)] = 1000
@@ -94,16 +96,29 @@ class Corpus(_Block):
 
 
 class Training(_Block):
-    """One SFT run: `seat` says whose tokens carry loss; `sft` goes as it is to SFTConfig, `lora` to LoraConfig."""
+    """One SFT run: `seat` says whose tokens carry loss; `sft` goes as it is to SFTConfig, `lora` to LoraConfig.
+
+    `max_conversations` and `max_tokens` bound one epoch (tokens after truncation). `checkpoint_minutes` is the longest
+    time that a kill can cost, unless ``sft.save_strategy`` says otherwise. `end_mark` is the text that the seat learns
+    to say when a conversation is over. `intent_column` names the column with what this conversation's human wants: it
+    goes into the system message, in place of ``{intent}`` or behind it. `holdout` is the share of rows kept for
+    evaluation during training, and `early_stopping` how many evaluations without a better one end the run.
+    `quantize` loads the base in 4 bits below the adapter (QLoRA; needs a CUDA GPU).
+    """
 
     base: str
     base_revision: str = "main"
     seat: Literal["user", "assistant"]
     system: str | None = None
     end_mark: str | None = None
+    intent_column: str | None = None
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    early_stopping: Annotated[int, Field(ge=1)] | None = None
+    quantize: Literal["4bit"] | None = None
     max_conversations: int | None = None
     max_tokens: int | None = None
     max_drop_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 15.0
     merge_adapter: bool = False
     lora: dict[str, Any] | None = None
     sft: dict[str, Any] = Field(default_factory=dict)
@@ -147,9 +162,22 @@ class Turns(_Block):
 
 
 class Rollout(_Block):
-    """Two endpoints in conversation."""
+    """Two endpoints in conversation.
+
+    `mode`: ``seeded`` opens with a held-out first turn, ``seeded_qa`` with a question and its answer where the opening
+    has one, ``free`` with nothing but the asker's system message, ``intent`` with that and one of `intents`.
+    `end_mark` is the text with which the asker was trained to end; `context_full` says whether a dialogue that
+    outgrows a window ends there or loses its oldest exchanges from what is sent; `retry_on` names the checks after
+    which a turn is asked for again, at most `retries_per_turn` times. `patience_s` is how long to wait while none of a
+    seat's addresses answers. `fsync`: ``turn`` syncs the journal to disk before a dialogue goes on (many turns share
+    one sync), ``interval`` writes it before and syncs once a second.
+    """
 
     mode: Literal["seeded", "seeded_qa", "free", "intent"] = "seeded"
+    intents: list[str] = Field(default_factory=list)
+    personas: list[str] = Field(default_factory=list)
+    end_mark: str | None = None
+    context_full: Literal["trim", "end"] = "trim"
     dialogues: Annotated[int, Field(ge=1)]
     openings: list[Source] = Field(default_factory=list)
     turns: Turns = Turns()
@@ -159,8 +187,13 @@ class Rollout(_Block):
     max_opening_chars: int = 4000
     shard_dialogues: int = 1000
     shard_minutes: float = 10.0
-    retries_per_turn: int = 2
-    request_timeout_s: float = 300.0
+    retries_per_turn: Annotated[int, Field(ge=0)] = 2
+    retry_on: list[Literal["empty", "cut_off", "role_leak", "repeated"]] = Field(
+        default_factory=lambda: ["empty", "cut_off", "role_leak", "repeated"]
+    )
+    request_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    patience_s: Annotated[float, Field(gt=0)] = 900.0
+    fsync: Literal["turn", "interval"] = "turn"
     budget_usd: float | None = None
     budget_tokens: int | None = None
     max_hours: float | None = None
@@ -173,12 +206,17 @@ class Curate(_Block):
 
 
 class Evals(_Block):
-    """Held-out loss per seat: how many conversations, how long, and how many resamples for the interval."""
+    """Held-out loss per seat: how many conversations, how long, and how many resamples for the interval.
+
+    With `prompted_base` an asker is also compared with its base that is only told, by its system message, to play the
+    user, and keeps its own seat.
+    """
 
     conversations: Annotated[int, Field(ge=2)] = 200
     max_tokens: Annotated[int, Field(ge=16)] = 2048
     resamples: int = 2000
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    prompted_base: bool = True
 
 
 class Publish(_Block):

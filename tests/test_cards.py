@@ -25,9 +25,11 @@ SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SOURCE = "anon8231489123/ShareGPT_Vicuna_unfiltered"
 RESULTS = {
     who: {
-        "model": {"loss": 3.1234, "conversations": 40, "tokens": 2345},
-        "base": {"loss": 3.9876},
-        "difference": {"mean": -0.8642, "low": -0.95, "high": -0.77, "confidence": 0.95},
+        "arms": {"trained": {"loss": 3.1234, "tokens": [2000, 345]}, "base": {"loss": 3.9876, "tokens": [2000, 345]}},
+        "trained": "trained",
+        "against": {
+            "base": {"difference": -0.8642, "low": -0.95, "high": -0.77, "confidence": 0.95, "conversations": 40}
+        },
     }
     for who in ("asker", "chat")
 }
@@ -145,7 +147,8 @@ def test_a_card_shows_the_reports_numbers() -> None:
     ("low", "high", "says"), [(-1.0, -0.5, "better"), (-0.1, 0.1, "does not show"), (0.1, 0.2, "worse")]
 )
 def test_the_verdict_follows_the_interval(low: float, high: float, says: str) -> None:
-    results = {"asker": {**RESULTS["asker"], "difference": {"mean": 0.0, "low": low, "high": high}}}
+    against = {"base": {"difference": 0.0, "low": low, "high": high}}
+    results = {"asker": {**RESULTS["asker"], "against": against}}
     assert says in render(facts("asker", results=results))
 
 

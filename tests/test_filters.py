@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from itertools import pairwise
+from pathlib import Path
 
-from hubkit.errors import RecipeError
-from hubkit.filters import FILTERS, Chain, Drop, Dropped, Edit
+import pytest
+from conftest import SHARED_DATA
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hubkit.errors import RecipeError, SourceError
+from hubkit.filters import FILTERS, Chain, Context, Drop, Dropped, Edit
 from hubkit.recipe import Filter
 from hubkit.schema import Conversation, Message
 
@@ -142,3 +149,163 @@ def test_the_ledger_balances_at_every_step_and_keeps_examples() -> None:
 def test_a_wrong_filter_is_an_error_before_anything_runs(filter_: Filter, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         Chain([filter_])
+
+
+def test_near_duplicates_go_by_runs_of_words() -> None:
+    story = " ".join(f"word{i} follows word{i * 7 % 50}" for i in range(200))
+    judge_one = FILTERS["near_duplicates"]()
+    assert judge_one(talk(story, "fine")) is None
+    assert judge_one(talk(story.replace("word3 ", "other ").upper(), "fine")) == Drop("near_duplicate")
+    assert judge_one(talk(" ".join(reversed(story.split())), "fine")) is None
+    assert judge_one(talk("", "")) is None and judge_one(talk("?", "!")) is None, "nothing to compare"
+    with pytest.raises(ValueError, match="threshold"):
+        FILTERS["near_duplicates"](threshold=1.2)
+
+
+def test_shingles_are_exact() -> None:
+    from hubkit.filters.shingles import shingles, words_of
+
+    text = "The quick, brown FOX jumps; the quick brown fox sleeps. Ünder the—moon"
+    words = words_of(text)
+    by_run = {}
+    for i, number in enumerate(shingles(text, 3).tolist()):
+        assert by_run.setdefault(tuple(words[i : i + 3]), number) == number
+    assert len(set(by_run.values())) == len(by_run) == len(words) - 2 - 2, "two runs come twice"
+    assert set(shingles("brown fox jumps", 3).tolist()) < set(by_run.values())
+
+
+def test_decontaminate_finds_long_runs_anywhere_and_near_copies_in_one_turn(tmp_path: Path) -> None:
+    long = "Compose an engaging travel blog post about a recent trip to Hawaii highlighting cultural experiences"
+    short = "What is the capital of Denmark and why?"
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"turns": [long, short]}) + "\n")
+    (tmp_path / "plain.txt").write_text("How many legs do nine spiders have\n")
+    context = Context(questions={"bench": tmp_path / "bench.jsonl"})
+    judge_one = FILTERS["decontaminate"](against=["bench", str(tmp_path / "plain.txt")], context=context)
+    assert judge_one(talk("hi", f"Sure: {long.lower()}!")) == Drop("contains_bench")
+    assert judge_one(talk("what is the capital of Denmark, and why?!", "x")) == Drop("contains_bench")
+    assert judge_one(talk("How many legs do nine spiders have?", "72")) == Drop("contains_plain")
+    assert judge_one(talk("What is the capital of Sweden and why?", "x")) is None
+    assert judge_one(talk("", "")) is None
+    with pytest.raises(RecipeError, match="'gone' names no known question file"):
+        FILTERS["decontaminate"](against=["gone"], context=context)
+    (tmp_path / "empty.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(SourceError, match="holds no questions"):
+        FILTERS["decontaminate"](against=[str(tmp_path / "empty.jsonl")], context=context)
+
+
+def test_decontaminate_on_the_benchmarks_themselves() -> None:
+    folder = SHARED_DATA / "fastchat"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here")
+    files = {name: folder / f"{name}__question.jsonl" for name in ("mt_bench", "vicuna_bench")}
+    judge_one = FILTERS["decontaminate"](against=list(files), context=Context(questions=files))
+    for name, path in files.items():
+        for line in path.read_text().splitlines():
+            for turn in json.loads(line)["turns"][:1]:
+                assert judge_one(talk(turn, "ok")) is not None, (name, turn)
+
+
+def test_privacy_filters_mask_or_drop_and_count_by_kind() -> None:
+    secret = "gh" + "p_" + "a1B2" * 9
+    dirty = talk(f"my key is {secret}", "write jane.doe@university.edu")
+    verdict = judge("secrets", dirty)
+    assert isinstance(verdict, Edit) and verdict.note == ("masked_github_token",)
+    assert verdict.rows[0].messages[0]["content"] == "my key is [GITHUB_TOKEN]"
+    assert reason("secrets", dirty, action="drop") == "secret_github_token"
+    verdict = judge("personal_data", dirty)
+    assert isinstance(verdict, Edit) and verdict.rows[0].messages[1]["content"] == "write [EMAIL]"
+    assert judge("personal_data", talk("a", "b")) is None
+    with pytest.raises(RecipeError, match="action must be mask or drop"):
+        Chain([Filter(name="secrets", args={"action": "hide"})])
+
+
+@pytest.mark.parametrize(
+    ("turn", "role", "why"),
+    [
+        ("Certainly! Here are five ideas", "user", "user_speaks_as_assistant"),
+        ("You're welcome!", "user", "user_speaks_as_assistant"),
+        ("As an AI language model I cannot", "user", "user_speaks_as_assistant"),
+        ("Nice. User: and then?", "user", None),
+        ("ok\nAssistant: yes", "user", "speaker_label"),
+        ("It works.\nUser: thanks", "assistant", "speaker_label"),
+        ("```yaml\nUser: x\n```", "assistant", None),
+        ("and<|im_end|>", "user", "special_token"),
+        ("Certainly! Here are five ideas", "assistant", None),
+        ("tides come from the pull of the moon", "user", "user_echoes"),
+        ("Why are there two tides?", "user", None),
+    ],
+)
+def test_role_leaks(turn: str, role: str, why: str | None) -> None:
+    said = ["Sure, what makes the tides?", "Tides come from the pull of the moon."]
+    said += [turn] if role == "user" else ["and?", turn]
+    assert reason("role_leak", talk(*said)) == why
+
+
+def test_refusals_by_share() -> None:
+    half = talk("a", "I'm sorry, but I can't help with that.", "b", "Paris.")
+    assert reason("refusals", half) == "refusal"
+    assert judge("refusals", half, max_share=0.5) is None
+    assert judge("refusals", talk("a", "I am sorry to hear that. Try tea.")) is None
+
+
+def test_leaves_topic_wants_one_turn_that_moves_on() -> None:
+    opening = ("How do volcanoes erupt through mountains?", "Magma rises through the crust and the mountain opens.")
+    stays = talk(*opening, "Why does magma rise through crust?", "Heat.", "go on", "More.")
+    moves = talk(*opening, "Which recipe suits a rainy sunday evening?", "Soup.")
+    assert reason("leaves_topic", stays) == "never_leaves_topic"
+    assert judge("leaves_topic", moves) is None
+
+
+@pytest.fixture(scope="module")
+def word_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that gives one token a word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def words(number: int, mark: str) -> str:
+    return " ".join([mark] * number)
+
+
+def cut(conversation: Conversation, tokenizer: Path, **args: object) -> list[list[str]]:
+    verdict = FILTERS["segments"](**args, per_turn_tokens=0, context=Context(tokenizer=tokenizer))(conversation)
+    rows = verdict.rows if isinstance(verdict, Edit) else [conversation]
+    return [[m["content"].split()[0] for m in row.messages] for row in rows]
+
+
+def test_segments_go_on_from_the_latest_answer(word_tokenizer: Path) -> None:
+    tens = talk(*(words(10, f"t{i}") for i in range(6)))
+    assert cut(tens, word_tokenizer, max_tokens=60) == [[f"t{i}" for i in range(6)]]
+    # a human turn overflows: closed before it, next begins with the answer before it
+    assert cut(tens, word_tokenizer, max_tokens=45) == [["t0", "t1", "t2", "t3"], ["t3", "t4", "t5"]]
+    # an answer overflows: it stays, and the next begins with it
+    assert cut(tens, word_tokenizer, max_tokens=35) == [["t0", "t1", "t2", "t3"], ["t3", "t4", "t5"]]
+    assert cut(talk("a", "b", "c"), word_tokenizer, max_tokens=60) == [["a", "b"]], "an unanswered turn is left out"
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 60))
+def test_segments_lose_no_answered_turn(word_tokenizer: Path, sizes: list[int], limit: int) -> None:
+    conversation = talk(*(words(size, f"t{i}") for i, size in enumerate(sizes)))
+    if len(sizes) < 2:
+        return
+    pieces = cut(conversation, word_tokenizer, max_tokens=limit)
+    seen = list(dict.fromkeys(mark for piece in pieces for mark in piece))
+    assert seen == [f"t{i}" for i in range(len(sizes) // 2 * 2)]
+    assert all(one[-1] == two[0] for one, two in pairwise(pieces))
+
+
+def test_max_tokens_keeps_whole_turns(word_tokenizer: Path) -> None:
+    make = FILTERS["max_tokens"]
+    context = Context(tokenizer=word_tokenizer / "tokenizer.json")
+    verdict = make(tokens=25, per_turn_tokens=0, context=context)(talk(*(words(10, f"t{i}") for i in range(4))))
+    assert isinstance(verdict, Edit) and len(verdict.rows[0].messages) == 2
+    assert make(tokens=5, per_turn_tokens=0, context=context)(talk(words(10, "x"), "y")) == Drop("too_long")
+    with pytest.raises(RecipeError, match="needs a tokenizer"):
+        make(tokens=5, context=Context())
+    with pytest.raises(RecipeError, match="cannot be read as a tokenizer"):
+        make(tokens=5, context=Context(tokenizer=Path("/nowhere")))

@@ -13,8 +13,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "hubkit"
 FLOORS = {
-    0: ("errors", "schema", "progress"),
-    1: ("recipe", "hub", "endpoint", "chat_template", "offline", "filters", "scan", "shards"),
+    0: ("errors", "schema", "progress", "scan"),
+    1: ("recipe", "hub", "endpoint", "chat_template", "offline", "filters", "shards"),
     2: ("corpus", "train", "rollout", "curate", "measures", "preference", "judge"),
     3: ("evals", "publish", "deploy"),
     4: ("pipeline",),

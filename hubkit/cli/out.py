@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from hubkit.progress import Progress, silent
 
+_LINE_EVERY_S = 10.0
+
 
 def say(line: str) -> None:
     """One line for the person, on stderr."""
     print(line, file=sys.stderr, flush=True)
+
+
+def line(text: str) -> None:
+    """One line of the result, on stdout."""
+    print(text, flush=True)
 
 
 def data(value: Any) -> None:
@@ -32,7 +40,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         shown.add_column(column, overflow="fold")
     for row in rows:
         shown.add_row(*("" if cell is None else str(cell) for cell in row))
-    Console(file=sys.stdout, highlight=False, markup=False).print(shown)
+    console = Console(file=sys.stdout, highlight=False, markup=False)
+    console.width = max(console.width, 120 if not sys.stdout.isatty() else 0)
+    console.print(shown)
 
 
 @contextmanager
@@ -48,13 +58,16 @@ def bars(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
 
 
 def _lines(name: str) -> Progress:
-    last = ""
+    """Without a terminal: a stage's first note, then its latest one every `_LINE_EVERY_S` seconds."""
+    spoke = -_LINE_EVERY_S
 
     def progress(done: float, total: float | None = None, note: str = "") -> None:
-        nonlocal last
-        if note and note.split(":")[0] != last:
-            last = note.split(":")[0]
-            say(f"{name}: {note}")
+        nonlocal spoke
+        now = time.monotonic()
+        if note and (now - spoke >= _LINE_EVERY_S or (total and done >= total)):
+            spoke = now
+            count = f" ({done:.0f} of {total:.0f})" if total else ""
+            say(f"{name}: {note}{count}")
 
     return progress
 

@@ -1,8 +1,10 @@
-"""``hubkit run`` and the stages as verbs: ``corpus train rollout curate eval publish``."""
+"""``hubkit run``, and the stages as verbs: ``corpus train rollout curate eval``."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +13,7 @@ from hubkit.cli import out
 if TYPE_CHECKING:
     from hubkit.hub import Hub
     from hubkit.pipeline import Made
+    from hubkit.publish import Change
     from hubkit.recipe import Recipe
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (parrot, realm) or a YAML file.")]
@@ -24,7 +27,6 @@ VERBS = {
     "rollout": ("rollout", "Let the asker question the chat model; commit the raw dialogues."),
     "curate": ("curate", "Filter the raw dialogues; commit what is kept, tag it as a version."),
     "eval": ("eval", "Held-out loss of asker and chat model beside their bases; commit the results."),
-    "publish": ("publish", "Make all cards final and tie the repos into a collection."),
 }
 
 
@@ -62,7 +64,7 @@ def train(
     _walk(recipe, profile, overrides, dry_run=dry_run, json=json, stage=seat)
 
 
-def _verb(stage: str):  # type: ignore[no-untyped-def]  # a command whose signature typer reads
+def _verb(stage: str) -> Callable[..., None]:
     def command(
         recipe: RecipeName,
         profile: Profiles = [],  # noqa: B006
@@ -95,7 +97,7 @@ def _walk(
     if dry_run:
         planned = pipeline.plan(recipe, hub, only=stage)
         if json:
-            out.data([vars_of(p) for p in planned])
+            out.data([asdict(p) for p in planned])
         else:
             out.table(
                 f"{recipe.name}: what would run on {hub.url}",
@@ -105,17 +107,14 @@ def _walk(
         return
     with out.bars(quiet=json) as bar_for:
         made = list(pipeline.run(recipe, hub, only=stage, progress_for=bar_for))
+        changes = [] if stage else pipeline.publish(recipe, hub, progress=bar_for("publish"))
     if json:
-        out.data({"recipe": recipe.name, "hub": hub.url, "stages": [m.to_dict() for m in made]})
-    else:
-        _show(recipe, hub, made)
-
-
-def vars_of(planned: object) -> dict[str, str]:
-    """A slotted dataclass as plain data."""
-    from dataclasses import asdict
-
-    return asdict(planned)  # type: ignore[call-overload, no-any-return]
+        stages = [m.to_dict() for m in made]
+        out.data({"recipe": recipe.name, "hub": hub.url, "stages": stages, "published": [c.to_dict() for c in changes]})
+        return
+    _show(recipe, hub, made)
+    if stage is None:
+        _show_next(recipe, hub, made, changes)
 
 
 def _show(recipe: Recipe, hub: Hub, made: list[Made]) -> None:
@@ -132,4 +131,30 @@ def _show(recipe: Recipe, hub: Hub, made: list[Made]) -> None:
             ]
             for m in made
         ],
+    )
+
+
+def _show_next(recipe: Recipe, hub: Hub, made: list[Made], changes: list[Change]) -> None:
+    """What the held-out losses say, what was published, and three lines to paste."""
+    by_stage = {m.stage: m for m in made}
+    for seat, turns in (("asker", "human"), ("chat", "assistant")):
+        out.line(f"{seat:<6} {_verdict(by_stage['eval'].report[seat], turns)}")
+    pages = len({change.repo_id for change in changes})
+    out.line(f"cards  {f'{len(changes)} changes in {pages} repos' if changes else 'all final, nothing to change'}")
+    dialogues, tag = by_stage["curate"], by_stage["curate"].tag
+    out.line("")
+    out.line("Use it:")
+    load = f"from hubkit import load_dataset; print(load_dataset('{recipe.repos.dialogues}', revision='{tag}'))"
+    out.line(f'  python -c "{load}"')
+    out.line(f"  hubkit serve {by_stage['asker'].ref.repo_id}        # then ask it at /v1/chat/completions")
+    out.line(f"  open {hub.page(dialogues.ref)}")
+
+
+def _verdict(seat: dict[str, Any], turns: str) -> str:
+    losses = {arm: values["loss"] for arm, values in seat["arms"].items()}
+    against = seat["against"]["base"]
+    words = "outside the noise" if against["outside_noise"] else "within the noise"
+    return (
+        f"{losses['trained']:.3f} nats per {turns}-turn token on held-out conversations, base {losses['base']:.3f}: "
+        f"{against['difference']:+.3f} [{against['low']:+.3f}, {against['high']:+.3f}], {words}"
     )

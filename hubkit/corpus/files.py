@@ -19,6 +19,7 @@ from typing import Any
 from hubkit.errors import SourceError
 
 BLOCK = 1 << 16
+_ZSTD_FEED = 1 << 12  # packed bytes unpacked at once: the most they can swell to is some 128 MB
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".gz", ".zst")
 _SPACE = b" \t\r\n"
 _ID = re.compile(rb'"(?:id|conversation_id|conversation_hash)"\s*:\s*"([^"\\]{1,100})"')
@@ -27,10 +28,11 @@ _MAX_TAIL = 1 << 24  # of a row that never ends, this much is searched for its i
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One raw row and where it stands: "line 17" or "row 17", counted from 1."""
+    """One raw row and where it stands ("line 17" or "row 17", counted from 1); `rows` of the file went into it."""
 
     value: Any
     place: str
+    rows: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,23 +162,26 @@ class _Blocks:
             self.fault = "broken_gzip"
             return
         if not unpacker.eof:
-            self.fault = "cut_off"
+            self.fault = self.fault or "cut_off"
 
     def _zstd(self) -> Iterator[bytes]:
         import zstandard
 
+        unpacker, fresh = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(), False
         try:
-            with self._path.open("rb") as file:
-                reader = zstandard.ZstdDecompressor(max_window_size=1 << 31).stream_reader(
-                    file, read_across_frames=True
-                )
-                while block := reader.read(BLOCK):
-                    self._on_bytes(file.tell())
-                    yield block
+            for packed in self._plain():
+                for at in range(0, len(packed), _ZSTD_FEED):
+                    block = packed[at : at + _ZSTD_FEED]
+                    while block:
+                        yield unpacker.decompress(block)
+                        block, fresh = unpacker.unused_data if unpacker.eof else b"", unpacker.eof
+                        if unpacker.eof:  # a zstd file may be several frames, one after another
+                            unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
         except zstandard.ZstdError:
             self.fault = "broken_zstd"
-        except OSError:
-            self.fault = "disk_error"
+            return
+        if not fresh:
+            self.fault = self.fault or "cut_off"
 
 
 def _array_rows(first: bytes, stream: Iterator[bytes], blocks: _Blocks, prefix: str = "item") -> Iterator[Item]:
@@ -187,7 +192,7 @@ def _array_rows(first: bytes, stream: Iterator[bytes], blocks: _Blocks, prefix: 
     import ijson
 
     found: list[Any] = ijson.sendable_list()
-    parser = ijson.items_coro(found, prefix, use_float=True, multiple_values=not prefix)
+    parser = ijson.items_coro(found, prefix, multiple_values=not prefix)  # not use_float: it fails on big integers
     number, last, tail, reason = 0, None, bytearray(), None
     block: bytes | None = first
     while block is not None and reason is None:
@@ -249,7 +254,7 @@ def _object_rows(first: bytes, stream: Iterator[bytes], blocks: _Blocks) -> Iter
 
 def _line_rows(lines: Iterator[bytes], blocks: _Blocks) -> Iterator[Item]:
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not line.strip(_SPACE):
             continue
         value, good = _load(line)
         if good:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Any
 
@@ -125,9 +126,9 @@ def _best_path(node: Mapping[str, Any]) -> Iterator[Message]:
         at = min(ranked, key=_rank, default=None)
 
 
-def _rank(reply: Mapping[str, Any]) -> float:
+def _rank(reply: Mapping[str, Any]) -> float | Decimal:
     rank = reply.get("rank")
-    return float(rank) if isinstance(rank, int | float) else float("inf")
+    return rank if isinstance(rank, int | float | Decimal) else float("inf")
 
 
 def _text(text: str) -> str:

@@ -5,8 +5,29 @@ None (keep as it is), `Drop(reason)` or `Edit(rows, note)`. `Chain` composes the
 ledger. To add one: write the factory, decorate it with `@register`, name it in a recipe.
 """
 
-from hubkit.filters import duplicates, text, turns  # noqa: F401  (importing registers their filters)
-from hubkit.filters.chain import FILTERS, Chain, Context, Drop, Dropped, Edit, Spec, Step, Tally, count, register
+from hubkit.filters import (  # noqa: F401  (importing registers their filters)
+    benchmarks,
+    duplicates,
+    privacy,
+    roles,
+    segments,
+    text,
+    turns,
+)
+from hubkit.filters.chain import (
+    FILTERS,
+    Chain,
+    Context,
+    Drop,
+    Dropped,
+    Edit,
+    Spec,
+    Step,
+    Tally,
+    count,
+    needs_tokenizer,
+    register,
+)
 
 __all__ = [
     "FILTERS",
@@ -19,5 +40,6 @@ __all__ = [
     "Step",
     "Tally",
     "count",
+    "needs_tokenizer",
     "register",
 ]

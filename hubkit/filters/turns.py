@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Literal
 
 from hubkit.filters.chain import Drop, Edit, FilterFn, Verdict, register
+from hubkit.filters.shingles import words_of
 from hubkit.schema import Conversation, Seat, fault
 
 Which = Literal["user", "assistant", "both"]
 _SENTENCE_END = re.compile(r"[^\s\d.!?][.!?…]+[\"')\]*”’]*(?=\s|\Z)")  # not the "2." that opens a list item
-_NOT_WORD = re.compile(r"[\W_]+")
 
 
 @register
@@ -71,11 +71,21 @@ def empty_turn() -> FilterFn:
 
 
 @register
+def failed() -> FilterFn:
+    """Drop dialogues that ended by an error (the rollout's column ``error`` is not null)."""
+
+    def judge(conversation: Conversation) -> Verdict:
+        return Drop("failed") if conversation.meta.get("error") else None
+
+    return judge
+
+
+@register
 def cut_off_turn(seat: Which = "both") -> FilterFn:
     """Drop dialogues in which a turn of `seat` ran into its token limit (recorded finish reason ``length``).
 
-    Reads ``finish_reasons`` of the row: one entry per message, in order, None for turns that were not generated. A row
-    that records none is kept and counted under ``no_finish_reasons``: nothing was judged.
+    Reads ``finish_reasons`` of the row: one entry per message, in order (``given`` or None for turns that were not
+    generated). A row that records none is kept and counted under ``no_finish_reasons``: nothing was judged.
     """
 
     def judge(conversation: Conversation) -> Verdict:
@@ -130,14 +140,15 @@ def repeated_turn(seat: Which = "both", min_words: int = 1) -> FilterFn:
     """
 
     def judge(conversation: Conversation) -> Verdict:
-        said: set[tuple[str, str]] = set()
+        said: set[tuple[str, bytes]] = set()
         for message in conversation.messages:
             role = message["role"]
             if role == "system" or seat not in ("both", role):
                 continue
-            words = _NOT_WORD.sub(" ", message["content"]).casefold().strip() or message["content"].strip()
-            if words.count(" ") + 1 < min_words:
+            found = words_of(message["content"])
+            if len(found) < min_words:
                 continue
+            words = b" ".join(found) or message["content"].strip().encode("utf-8", "replace")
             if (role, words) in said:
                 return Drop(f"repeated_{role}_turn")
             said.add((role, words))

@@ -10,6 +10,8 @@ from hubkit.hub import Hub
 from hubkit.pipeline.stage import Context, Made, Stage
 from hubkit.pipeline.stages import STAGES
 from hubkit.progress import Progress, silent
+from hubkit.publish import Change
+from hubkit.publish import publish as push
 from hubkit.recipe import Recipe
 
 
@@ -33,6 +35,33 @@ def run(
         context.made[stage.name] = made.ref
         if only in (None, stage.name):
             yield made
+
+
+def publish(
+    recipe: Recipe,
+    hub: Hub,
+    *,
+    target: Hub | None = None,
+    public: bool = False,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> list[Change]:
+    """Make the cards of everything that the stages made final, tie it into a collection, push the Spaces.
+
+    With `target`, another Hub, all of it is copied there. Raises `StageError` when a stage has not run for this recipe,
+    and what `hubkit.publish.publish` raises.
+    """
+    outputs = {}
+    context = Context(recipe, hub)
+    for stage in STAGES:
+        made = stage.find(context, stage.inputs(context, progress))
+        if made is None:
+            raise StageError(
+                f"stage {stage.name!r} of recipe {recipe.name!r} has not run for these values; "
+                f"run `hubkit run {recipe.name}` first, with the same --profile and --set"
+            )
+        context.made[stage.name] = outputs[stage.name] = made.ref
+    return push(target or hub, recipe, outputs, source=hub, public=public, dry_run=dry_run, progress=progress)
 
 
 @dataclass(frozen=True, slots=True)

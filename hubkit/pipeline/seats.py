@@ -16,7 +16,7 @@ from hubkit.hub.places import cache
 from hubkit.pipeline.imports import require
 from hubkit.pipeline.stage import Context, Work
 from hubkit.progress import Progress
-from hubkit.recipe import Rollout, SeatConfig
+from hubkit.recipe import SeatConfig
 from hubkit.schema import Conversation
 
 EMBEDDED = "embedded"
@@ -29,41 +29,42 @@ def model(context: Context, seat: SeatConfig, progress: Progress) -> Ref:
     return require(context.hub, seat.repo, progress=progress)
 
 
-def openings(shards: list[Path], block: Rollout) -> Iterator[Conversation]:
-    """Held-out conversations whose first human turn is short enough to open a dialogue, in the order of the shards."""
+def openings(shards: list[Path]) -> Iterator[Conversation]:
+    """Held-out conversations that may open dialogues, in the order of the shards."""
     import pyarrow.parquet as parquet
 
     for shard in shards:
         for row in parquet.read_table(shard).to_pylist():
-            first = next(m["content"] for m in row["messages"] if m["role"] == "user")
-            if len(first) <= block.max_opening_chars:
-                yield Conversation(row["id"], row["messages"], row["source"])
+            yield Conversation(row["id"], row["messages"], row["source"])
 
 
 @contextmanager
 def served(context: Context, inputs: dict[str, Ref], work: Work) -> Iterator[tuple[list[str], list[str]]]:
     """The addresses of asker and chat model, with embedded engines started for the length of the block."""
     block, recipe = context.recipe.rollout, context.recipe
-    asker, chat = inputs["asker"], inputs["chat model"]
+    asker, chat = inputs["asker"], inputs["chat"]
     asker_urls, chat_urls = list(block.asker.endpoints), list(block.chat.endpoints)
     embedded = [urls for urls in (asker_urls, chat_urls) if EMBEDDED in urls]
     is_adapter = recipe.asker.lora is not None and not recipe.asker.merge_adapter
     shares_base = is_adapter and block.asker.repo == "asker" and recipe.asker.base == chat.repo_id
-    options = {
-        "env": environment() if embedded else {},
-        "cache_dir": cache("engine"),
-        "context": max(block.asker.context, block.chat.context),
-        "slots": 2 * block.in_flight if len(embedded) == 2 and shares_base else block.in_flight,
-    }
+    together = len(embedded) == 2 and shares_base
     with ExitStack() as engines:
 
         def start(name: str, model: Ref, adapters: dict[str, str], listen: list[str]) -> dict[str, str]:
             work.progress(0, None, f"starting the engine: {model}")
-            log = work.scratch / f"engine-{name}.log"
-            engine = endpoint.start_engine(_at(model), adapters, listen=listen, log_path=log, **options)
+            engine = endpoint.start_engine(
+                _at(model),
+                adapters,
+                listen=listen,
+                env=environment(),
+                log_path=work.scratch / f"engine-{name}.log",
+                cache_dir=cache("engine"),
+                context=max(block.asker.context, block.chat.context),
+                slots=2 * block.in_flight if together else block.in_flight,
+            )
             return engines.enter_context(engine).addresses
 
-        if len(embedded) == 2 and shares_base:
+        if together:
             addresses = start("both", chat, {"asker": _at(asker)}, ["asker", "base"])
             asker_urls, chat_urls = [addresses["asker"]], [addresses["base"]]
         else:

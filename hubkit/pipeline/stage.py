@@ -157,6 +157,7 @@ class Stage:
         scratch.mkdir(exist_ok=True)
         started = time.monotonic()
         report = self.build(context, inputs, Work(part, scratch, progress))
+        (part / "report.json").unlink(missing_ok=True)  # it stands in the provenance
         record = self._provenance(context, inputs, key, report, time.monotonic() - started)
         if self.card is not None:
             (part / "README.md").write_text(self.card(context, inputs, record), "utf-8")

@@ -6,18 +6,19 @@ Builders are a few lines each: fetch the inputs' files, call the room that does 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hubkit import corpus as corpora
 from hubkit import curate, evals, publish, rollout, train
+from hubkit.filters import needs_tokenizer
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline import seats
 from hubkit.pipeline.imports import require
-from hubkit.pipeline.stage import PROVENANCE, Context, Stage, Work
+from hubkit.pipeline.stage import Context, Stage, Work
 from hubkit.progress import Progress
-from hubkit.recipe import Training
+from hubkit.recipe import Source, Training
 
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
@@ -26,25 +27,48 @@ WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
 def _corpus_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
-    return {
+    block = context.recipe.corpus
+    inputs = {
         f"source {number}": require(
             context.hub, source.repo_id, repo_type="dataset", revision=source.revision, progress=progress
         )
-        for number, source in enumerate(context.recipe.corpus.sources, start=1)
+        for number, source in enumerate(block.sources, start=1)
         if source.repo_id
     }
+    for name, source in block.questions.items():
+        if source.repo_id:
+            inputs[f"questions {name}"] = require(
+                context.hub, source.repo_id, repo_type="dataset", revision=source.revision, progress=progress
+            )
+    if needs_tokenizer(block.filters):
+        inputs["tokenizer"] = _base(context, context.recipe.asker, progress)
+    return inputs
 
 
 def _build_corpus(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
-    files: list[Path] = []
-    for number, source in enumerate(context.recipe.corpus.sources, start=1):
-        if source.repo_id:
-            folder = context.hub.snapshot(inputs[f"source {number}"], allow_patterns=source.files or None)
-            files += [folder / name for name in source.files] if source.files else [folder]
-        elif source.path:
-            files.append(Path(source.path))
-    report = corpora.build(context.recipe.corpus, files, work.out, seed=context.recipe.seed, progress=work.progress)
+    block = context.recipe.corpus
+    report = corpora.build(
+        block,
+        [path for n, source in enumerate(block.sources, 1) for path in _files(context, source, inputs, f"source {n}")],
+        work.out,
+        seed=context.recipe.seed,
+        tokenizer=context.hub.snapshot(inputs["tokenizer"], allow_patterns=WEIGHTS[1:])
+        if "tokenizer" in inputs
+        else None,
+        questions={
+            name: _files(context, source, inputs, f"questions {name}")[0] for name, source in block.questions.items()
+        },
+        progress=work.progress,
+    )
     return report.to_dict()
+
+
+def _files(context: Context, source: Source, inputs: dict[str, Ref], role: str) -> list[Path]:
+    """Where a source's files lie on this machine: in a snapshot of its repo, or at its path."""
+    if not source.repo_id:
+        return [Path(source.path)] if source.path else []
+    folder = context.hub.snapshot(inputs[role], allow_patterns=source.files or None)
+    return [folder / name for name in source.files] or [folder]
 
 
 # 2. asker, and 5. chat: one trainer, two seats
@@ -92,12 +116,12 @@ def _rollout_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
     asker, chat = (
         seats.model(context, seat, progress) for seat in (context.recipe.rollout.asker, context.recipe.rollout.chat)
     )
-    return {"openings": context.before("corpus"), "asker": asker, "chat model": chat}
+    return {"openings": context.before("corpus"), "asker": asker, "chat": chat}
 
 
 def _build_rollout(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
     block = context.recipe.rollout
-    openings = seats.openings(_parquet(context.hub, inputs["openings"], "openings"), block)
+    openings = seats.openings(_parquet(context.hub, inputs["openings"], "openings"))
     with seats.served(context, inputs, work) as (asker_urls, chat_urls):
         report = rollout.run(
             block,
@@ -107,7 +131,7 @@ def _build_rollout(context: Context, inputs: dict[str, Ref], work: Work) -> dict
             chat_urls=chat_urls,
             journal=work.scratch / "journal",
             seed=context.recipe.seed,
-            provenance={"asker": inputs["asker"].to_dict(), "chat": inputs["chat model"].to_dict()},
+            provenance={"asker": inputs["asker"].to_dict(), "chat": inputs["chat"].to_dict()},
             progress=work.progress,
         )
     return report.to_dict()
@@ -141,20 +165,16 @@ def _eval_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
 
 def _build_eval(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
     hub, recipe = context.hub, context.recipe
-    results = evals.heldout(
-        recipe.eval,
-        _parquet(hub, inputs["corpus"], "test"),
-        {
-            name: evals.Candidate(
-                training=getattr(recipe, name),
-                base=hub.snapshot(inputs[f"{name} base"], allow_patterns=WEIGHTS),
-                trained=hub.snapshot(inputs[name], allow_patterns=WEIGHTS),
-            )
-            for name in ("asker", "chat")
-        },
-        seed=recipe.seed,
-        progress=work.progress,
-    )
+    candidates = {
+        name: evals.Candidate(
+            training=training,
+            base=hub.snapshot(inputs[f"{name} base"], allow_patterns=WEIGHTS),
+            trained=hub.snapshot(inputs[name], allow_patterns=WEIGHTS),
+        )
+        for name, training in {"asker": recipe.asker, "chat": recipe.chat}.items()
+    }
+    held_out = _parquet(hub, inputs["corpus"], "test")
+    results = evals.heldout(recipe.eval, held_out, candidates, seed=recipe.seed, progress=work.progress)
     (work.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
     return results
 
@@ -168,32 +188,20 @@ def _parquet(hub: Hub, ref: Ref, split: str) -> list[Path]:
     return sorted((folder / "data").glob(f"{split}-*.parquet"))
 
 
-def _card(kind: publish.Kind, stage: str) -> Any:
-    """A function that renders the card of `kind` from what `stage` just did and from the records of its inputs."""
+def _card(kind: publish.Kind, stage: str) -> Callable[[Context, dict[str, Ref], dict[str, Any]], str]:
+    """A function that renders the card of `kind` from the record of `stage` and those that its repo held before."""
 
     def render(context: Context, inputs: dict[str, Ref], record: dict[str, Any]) -> str:
-        own = next(s for s in STAGES if s.name == stage)
-        reports = {name: report for ref in inputs.values() for name, report in reports_at(context.hub, ref).items()}
-        return publish.render(
-            publish.CardFacts(
-                kind=kind,
-                repo_id=own.repo_id(context),
-                recipe=context.recipe,
-                inputs=[publish.Input(role, ref.repo_id, ref.repo_type, ref.revision) for role, ref in inputs.items()],
-                reports={**reports, stage: record["report"]},
-                results=record["report"] if kind == "results" else None,
-                versions=record["packages"],
-            )
-        )
+        repo_id = next(s for s in STAGES if s.name == stage).repo_id(context)
+        records: dict[str, dict[str, Any]] = {}
+        for ref in inputs.values():
+            if ref.repo_id == repo_id:
+                records |= publish.records(context.hub, ref)
+        records[stage] = record
+        results = record["report"] if kind == "results" else None
+        return publish.render(publish.from_records(kind, repo_id, context.recipe, records, results=results))
 
     return render
-
-
-def reports_at(hub: Hub, ref: Ref) -> Mapping[str, dict[str, Any]]:
-    """The reports of the stages whose provenance a commit holds, by stage name."""
-    folder = hub.snapshot(ref, allow_patterns=[f"{PROVENANCE}/*.json"])
-    records = (json.loads(path.read_text("utf-8")) for path in sorted((folder / PROVENANCE).glob("*.json")))
-    return {record["stage"]: record["report"] for record in records}
 
 
 STAGES: tuple[Stage, ...] = (

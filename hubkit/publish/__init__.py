@@ -2,6 +2,20 @@
 
 from hubkit.publish.cards import import_card, render
 from hubkit.publish.facts import CardFacts, Input, Kind, from_records
+from hubkit.publish.lineage import records
 from hubkit.publish.lint import lint
+from hubkit.publish.plan import Change
+from hubkit.publish.push import publish
 
-__all__ = ["CardFacts", "Input", "Kind", "from_records", "import_card", "lint", "render"]
+__all__ = [
+    "CardFacts",
+    "Change",
+    "Input",
+    "Kind",
+    "from_records",
+    "import_card",
+    "lint",
+    "publish",
+    "records",
+    "render",
+]

@@ -74,7 +74,7 @@ def _context(facts: CardFacts) -> dict[str, Any]:
         "versions": [f"{name} {version}" for name, version in sorted(facts.versions.items())],
         "license_notes": metadata.license_notes(facts),
         "laptop": bool(facts.recipe.profile),
-        "held_out_data": facts.input("test", "corpus"),
+        "held_out_data": facts.input("held-out", "corpus"),
     }
     if facts.kind in ("asker", "chat"):
         return common | _model(facts, facts.recipe, facts.kind)
@@ -168,7 +168,7 @@ def _turns(recipe: Recipe) -> str:
 def _seats(facts: CardFacts, recipe: Recipe) -> list[tuple[str, str, str]]:
     """What each seat was given, row by row: label, asker's value, chat model's value."""
     sides = (recipe.rollout.asker, recipe.rollout.chat)
-    spoke = [facts.input("asker"), facts.input("chat", "base")]
+    spoke = [facts.input("asker"), facts.input("chat model", "chat")]
     names = [i.repo_id if i else side.repo for i, side in zip(spoke, sides, strict=True)]
     rows = [("model", *names), ("system message", *(side.system or "none" for side in sides))]
     for field in ("temperature", "top_p", "max_tokens", "frequency_penalty", "presence_penalty"):

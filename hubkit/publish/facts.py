@@ -23,16 +23,20 @@ Report = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One repo that went into another: its role there, and the commit (40 hex) that was read."""
+    """One repo that went into another: its role there, and the commit (40 hex) that was read.
+
+    `here` is False for a commit that the Hub which shows the card does not have, such as weights imported elsewhere.
+    """
 
     role: str
     repo_id: str
     repo_type: str
     revision: str
+    here: bool = True
 
     @property
     def path(self) -> str:
-        """The commit's page on whatever Hub shows the card: a path from that Hub's root."""
+        """The commit's page on whatever Hub shows the card: a path from that Hub's root. `here` says whether it is."""
         prefix = {"model": "", "dataset": "datasets/", "space": "spaces/"}[self.repo_type]
         return f"/{prefix}{self.repo_id}/tree/{self.revision}"
 
@@ -167,20 +171,21 @@ def lost(report: Report) -> list[str]:
 
 def held_out(results: Report | None, who: str) -> HeldOut | None:
     """The held-out comparison of ``asker`` or ``chat`` in a results file, or None when it was not measured."""
-    part = first(results, f"heldout.{who}", f"held_out.{who}", who)
-    model = first(part, "model.loss", "model_loss", "trained.loss", "model")
-    if not isinstance(model, int | float):
+    part = first(results, who)
+    if not part:
         return None
-    interval = first(part, "difference.interval", "interval") or [None, None]
+    trained = part["arms"][part["trained"]]
+    base = part["arms"].get("base") or {}
+    against = part["against"].get("base") or {}
     return HeldOut(
-        model=float(model),
-        base=first(part, "base.loss", "base_loss"),
-        difference=first(part, "difference.mean", "difference.estimate", "difference.difference", "mean"),
-        low=first(part, "difference.low") if interval[0] is None else interval[0],
-        high=first(part, "difference.high") if interval[1] is None else interval[1],
-        confidence=first(part, "difference.confidence", "confidence"),
-        conversations=first(part, "model.conversations", "conversations", "difference.conversations"),
-        tokens=first(part, "model.tokens", "tokens"),
+        model=trained["loss"],
+        base=base.get("loss"),
+        difference=against.get("difference"),
+        low=against.get("low"),
+        high=against.get("high"),
+        confidence=against.get("confidence"),
+        conversations=against.get("conversations"),
+        tokens=sum(trained["tokens"]),
     )
 
 

@@ -47,7 +47,10 @@ def is_adapter(training: Training) -> bool:
 def configs(facts: CardFacts) -> list[dict[str, Any]]:
     """The dataset's configs as the Hub wants them, only those whose files are there (all when no file is named)."""
     made = []
+    curated = facts.kind != "dialogues" or bool(facts.files) or "curate" in facts.reports or not facts.reports
     for name, splits in _PATTERNS.get(facts.kind, {}).items():
+        if not curated and name != "raw":
+            continue  # rolled out, and nothing filtered yet
         there = {s: p for s, p in splits.items() if not facts.files or fnmatch.filter(facts.files, p)}
         if there:
             data_files = [{"split": split, "path": path} for split, path in there.items()]
@@ -92,7 +95,7 @@ def _trained_model(facts: CardFacts, kind: Literal["asker", "chat"]) -> ModelCar
 
 
 def _eval_results(facts: CardFacts, kind: Literal["asker", "chat"]) -> list[EvalResult] | None:
-    held, corpus = read.held_out(facts.results, kind), facts.input("test", "corpus")
+    held, corpus = read.held_out(facts.results, kind), facts.input("held-out", "corpus")
     if held is None or corpus is None:
         return None
     turn = "human" if kind == "asker" else "assistant"
@@ -123,7 +126,7 @@ def _imported_base(facts: CardFacts) -> ModelCardData:
 def _dataset(facts: CardFacts) -> DatasetCardData:
     recipe = facts.recipe
     made_by_machine = facts.kind == "dialogues"
-    upstream = facts.input("source", "corpus") if facts.kind != "results" else None
+    upstream = facts.input("source 1", "source", "corpus", "openings") if facts.kind != "results" else None
     pretty = {"corpus": "asker", "dialogues": "dialogues", "results": "system"}
     name = getattr(recipe.names, pretty[facts.kind]) if recipe and facts.kind in pretty else facts.repo_id
     suffix = {"corpus": "human conversations", "results": "results"}.get(facts.kind, "")

@@ -1,0 +1,147 @@
+"""Files and commits of a repository."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from starlette.responses import RedirectResponse, Response
+
+from .. import cards, files, trees
+from ..discussions import diff
+from ..git import DEFAULT_BRANCH, GitRepo
+from ..repos import Repo, commit_of, git
+from ..resolve import find_file, media_type, require_gate
+from ..wire import Call, Refusal
+from .render import diff_lines, markdown
+from .repo import repo_page
+
+MAX_ENTRIES = 1000
+MAX_DATED = 200
+MAX_TEXT_BYTES = 400_000
+COMMITS_PAGE = 50
+
+
+def _quoted(path: str) -> str:
+    return quote(path, safe="/")
+
+
+def _revisions(repo: GitRepo) -> list[str]:
+    names = [name.decode("utf-8", "replace") for kind in (b"refs/heads", b"refs/tags") for name in repo.refs(kind)]
+    return list(dict.fromkeys([DEFAULT_BRANCH, *names]))[:500]
+
+
+def go(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """The revision form: to the same page at another revision."""
+    to = call.query("to") if call.query("to") in ("tree", "commits") else "tree"
+    revision = quote(call.query("rev") or DEFAULT_BRANCH, safe="")
+    return RedirectResponse(f"{repo.web_path}/{to}/{revision}", 303)
+
+
+def tree(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """A folder."""
+    revision, path = (rest[0] if rest else DEFAULT_BRANCH), "/".join(rest[1:]).strip("/")
+    with git(call.hub, repo) as opened:
+        commit = commit_of(opened, revision)
+        folder = trees.find(opened, opened.commit(commit).tree, path)
+        if folder is None or folder.is_file:
+            raise Refusal(404, f"There is no folder {path[:200]!r} at {revision[:100]!r}.")
+        children = sorted(trees.children(opened, folder), key=lambda entry: (entry.is_file, entry.path))
+        last = files.last_commits(opened, commit, children[:MAX_DATED])
+        shown = [_entry(opened, repo, revision, entry, last) for entry in children[:MAX_ENTRIES]]
+        revisions = _revisions(opened)
+    parent = f"{repo.web_path}/tree/{quote(revision, safe='')}/{_quoted(path.rpartition('/')[0])}" if path else None
+    values = {"revision": revision, "revisions": revisions, "to": "tree", "path": path, "entries": shown}
+    return repo_page(call, repo, "Files", "tree.html", parent=parent, more=len(children) > MAX_ENTRIES, **values)
+
+
+def _entry(repo: GitRepo, of: Repo, revision: str, entry: trees.Entry, last: dict[str, Any]) -> dict[str, Any]:
+    info = trees.blob_info(repo, entry.sha) if entry.is_file else None
+    verb = "blob" if entry.is_file else "tree"
+    return {
+        "name": entry.path.rpartition("/")[2],
+        "href": f"{of.web_path}/{verb}/{quote(revision, safe='')}/{_quoted(entry.path)}",
+        "is_file": entry.is_file,
+        "size": info.file_size if info else 0,
+        "large": bool(info and info.pointer),
+        "commit": files.commit_brief(last[entry.path]) if entry.path in last else None,
+    }
+
+
+def blob(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """A file: shown where it is text or an image, else offered."""
+    revision, path = (rest[0] if rest else DEFAULT_BRANCH), "/".join(rest[1:])
+    require_gate(call, repo)
+    found = find_file(call, repo, revision, path)
+    with git(call.hub, repo) as opened:
+        revisions = _revisions(opened)
+    data = found.data if found.data is not None else _beginning(call, found.pointer)
+    text = _as_text(data)
+    base = f"{repo.web_path}/{{}}/{quote(revision, safe='')}/{_quoted(path.rpartition('/')[0])}".rstrip("/") + "/"
+    is_markdown = text is not None and path.lower().endswith(".md")
+    return repo_page(
+        call,
+        repo,
+        "Files",
+        "blob.html",
+        revision=revision,
+        revisions=revisions,
+        to="tree",
+        path=path,
+        raw=f"{repo.web_path}/resolve/{quote(revision, safe='')}/{_quoted(path)}",
+        size=found.pointer.size if found.pointer else len(data),
+        oid=found.pointer.oid if found.pointer else None,
+        image=media_type(path).startswith("image/"),
+        text=text[:MAX_TEXT_BYTES] if text is not None else None,
+        cut=len(data) >= MAX_TEXT_BYTES,
+        card=markdown(cards.split(text)[1], base.format("blob"), base.format("resolve"))
+        if is_markdown and text
+        else None,
+    )
+
+
+def _beginning(call: Call, pointer: trees.Pointer | None) -> bytes:
+    assert pointer is not None  # a file without data is a large one
+    with call.hub.objects.path(pointer.oid).open("rb") as file:
+        return file.read(MAX_TEXT_BYTES)
+
+
+def _as_text(data: bytes) -> str | None:
+    if b"\0" in data[:8000]:
+        return None
+    text = data[:MAX_TEXT_BYTES].decode("utf-8", "replace")
+    return text if text.count("\ufffd") <= max(2, len(text) // 100) else None
+
+
+def commits(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """The history of a revision."""
+    revision = rest[0] if rest else DEFAULT_BRANCH
+    number = call.number("p", 1, 100_000)
+    with git(call.hub, repo) as opened:
+        history = list(opened.history(commit_of(opened, revision)))
+        tags: dict[bytes, list[str]] = {}
+        for name, sha in opened.refs(b"refs/tags").items():
+            tags.setdefault(opened.peel(sha) or b"", []).append(name.decode("utf-8", "replace"))
+        revisions = _revisions(opened)
+    shown = history[(number - 1) * COMMITS_PAGE : number * COMMITS_PAGE]
+    described = [{**files.commit_brief(c), "author": _author(c), "tags": tags.get(c.id, [])} for c in shown]
+    more = len(history) > number * COMMITS_PAGE
+    following = f"{repo.web_path}/commits/{quote(revision, safe='')}?p={number + 1}" if more else None
+    values = {"revision": revision, "revisions": revisions, "to": "commits", "path": ""}
+    return repo_page(call, repo, "Commits", "commits.html", commits=described, next=following, **values)
+
+
+def _author(commit: Any) -> str:
+    return str(commit.author.decode("utf-8", "replace").partition(" <")[0])
+
+
+def commit(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """One commit and what it changes."""
+    with git(call.hub, repo) as opened:
+        sha = commit_of(opened, rest[0] if rest else DEFAULT_BRANCH)
+        found = opened.commit(sha)
+        before = opened.commit(found.parents[0]).tree if found.parents else None
+        lines, cut = diff_lines(diff(opened, before, found.tree))
+    title, _, message = found.message.decode("utf-8", "replace").partition("\n")
+    values = {"title": title, "message": message.strip(), "author": _author(found), "date": files.date_of(found)}
+    return repo_page(call, repo, "Commits", "commit.html", sha=sha.decode(), lines=lines, cut=cut, **values)

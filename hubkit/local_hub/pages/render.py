@@ -1,0 +1,97 @@
+"""Templates, Markdown, and the headers that every page carries."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import jinja2
+import nh3
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+from starlette.responses import HTMLResponse, Response
+
+from ..wire import Call
+
+HEADERS = {
+    # No script at all, and nothing loaded from anywhere else: a card of a stranger can only be looked at.
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    "X-Frame-Options": "DENY",
+    "Cache-Control": "no-store",
+}
+MAX_MARKDOWN = 400_000
+_HERE = Path(__file__).parent
+
+
+@lru_cache(maxsize=1)
+def _templates() -> jinja2.Environment:
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters |= {
+        "day": lambda text: _moment(text, "%d %b %Y"),
+        "moment": lambda text: _moment(text, "%d %b %Y, %H:%M UTC"),
+    }
+    env.filters["size"] = human_size
+    return env
+
+
+def _moment(text: str, layout: str) -> str:
+    return datetime.fromisoformat(text).strftime(layout)
+
+
+def human_size(size: int) -> str:
+    """A number of bytes for people."""
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def page(call: Call, template: str, status: int = 200, **values: Any) -> Response:
+    """A page from a template."""
+    common = {"user": call.who.user if call.who else None, "search": call.query("search"), "active": None}
+    return HTMLResponse(_templates().get_template(template).render({**common, **values}), status, HEADERS)
+
+
+def stylesheet() -> Response:
+    """/static/hub.css"""
+    return Response((_HERE / "hub.css").read_bytes(), media_type="text/css", headers={"Cache-Control": "max-age=300"})
+
+
+def markdown(text: str, link_base: str = "", image_base: str = "") -> Markup:
+    """Markdown (with the HTML that cards use) as harmless HTML; relative links lead into the repository."""
+    engine = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    html = engine.render(text[:MAX_MARKDOWN])
+
+    def rewrite(tag: str, name: str, value: str) -> str | None:
+        if (tag, name) in (("a", "href"), ("img", "src")) and _is_relative(value):
+            return (image_base if tag == "img" else link_base) + quote(value, safe="/#?=&%.-_~")
+        return value
+
+    return Markup(nh3.clean(html, attribute_filter=rewrite, link_rel="noopener noreferrer nofollow"))
+
+
+def _is_relative(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    return not parts.scheme and not parts.netloc and not address.startswith(("/", "#", "\\"))
+
+
+def diff_lines(text: str, limit: int = 4000) -> tuple[list[tuple[str, str]], bool]:
+    """A diff as (kind, line), at most `limit` of them, and whether some were left out."""
+    kinds = {"+": "plus", "-": "minus", "@": "meta", "d": "meta", "i": "meta"}
+    lines = text.splitlines()
+    return [(kinds.get(line[:1], ""), line[:2000]) for line in lines[:limit]], len(lines) > limit

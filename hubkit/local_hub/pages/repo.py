@@ -1,0 +1,173 @@
+"""One repository: its card, rows of its data, its discussions."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import yaml
+from starlette.responses import Response
+
+from .. import cards, trees
+from ..discussions import diff, merge_base, pr_ref
+from ..git import DEFAULT_BRANCH
+from ..preview import ROWS, kind_of, preview
+from ..repos import Repo, commit_of, git
+from ..resolve import find_file, require_gate
+from ..wire import Call, Refusal
+from .render import diff_lines, markdown, page
+
+SNIPPETS = {
+    "model": 'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("{id}")',
+    "dataset": 'from datasets import load_dataset\n\ndataset = load_dataset("{id}")',
+    "space": 'from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{id}", repo_type="space")',
+}
+
+
+EMPTY: dict[str, Any] = {"total": None, "rows": []}
+
+
+def repo_page(call: Call, repo: Repo, tab: str, template: str, **values: Any) -> Response:
+    """A page about a repository, with its tabs."""
+    tabs = [("Card", ""), ("Files", f"/tree/{DEFAULT_BRANCH}"), ("Commits", f"/commits/{DEFAULT_BRANCH}")]
+    tabs += [("Rows", "/rows")] if repo.type == "dataset" else []
+    tabs.append(("Discussions", "/discussions"))
+    return page(call, template, repo=repo, tabs=tabs, tab=tab, active=f"{repo.type}s", **values)
+
+
+def card(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """The README, rendered."""
+    problem, metadata, tags, body = None, {}, [], None
+    with git(call.hub, repo) as opened:
+        tree = opened.commit(commit_of(opened, DEFAULT_BRANCH)).tree
+        paths = [entry.path for entry in trees.files(opened, tree)]
+        readme = trees.find(opened, tree, "README.md")
+        text = opened.blob(readme.sha).decode("utf-8", "replace") if readme and readme.is_file else None
+    if text is not None:
+        try:
+            metadata = cards.metadata(text)
+        except cards.CardError as error:
+            problem = str(error)
+        base = repo.web_path
+        body = markdown(cards.split(text)[1], f"{base}/blob/{DEFAULT_BRANCH}/", f"{base}/resolve/{DEFAULT_BRANCH}/")
+    tags = cards.tags_of(repo.type, metadata, paths)
+    return repo_page(
+        call,
+        repo,
+        "Card",
+        "card.html",
+        card=body,
+        tags=tags,
+        problem=problem,
+        metadata=yaml.safe_dump(metadata, allow_unicode=True, sort_keys=False) if metadata else "",
+        snippet=SNIPPETS.get(repo.type, SNIPPETS["model"]).replace("{id}", repo.id),
+        folder=str(call.hub.repo_path(repo.folder)),
+    )
+
+
+def rows(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """Rows of a data file."""
+    require_gate(call, repo)
+    with git(call.hub, repo) as opened:
+        tree = opened.commit(commit_of(opened, DEFAULT_BRANCH)).tree
+        files = [entry.path for entry in trees.files(opened, tree) if kind_of(entry.path)]
+    files.sort(key=lambda path: ("train" not in path, path))
+    file = call.query("file") or (files[0] if files else "")
+    if file and file not in files:
+        raise Refusal(404, f"There is no data file {file[:200]!r} on the main branch.")
+    text = call.query("start") or "0"
+    start = int(text) if text.isdecimal() and len(text) < 12 else 0
+    problem, found = None, EMPTY
+    if file:
+        try:
+            found = _preview(call, repo, file, start)
+        except Refusal as refusal:
+            problem = refusal.message
+    total, shown = found["total"], found["rows"]
+    has_next = len(shown) == ROWS and (total is None or start + ROWS < total)
+    return repo_page(
+        call,
+        repo,
+        "Rows",
+        "rows.html",
+        files=files[:2000],
+        file=file,
+        start=start,
+        total=total,
+        problem=problem,
+        rows=[[_cell(name, value) for name, value in row] for row in shown],
+        next=_rows_link(repo, file, start + ROWS) if has_next else None,
+        previous=_rows_link(repo, file, max(0, start - ROWS)),
+    )
+
+
+def _rows_link(repo: Repo, file: str, start: int) -> str:
+    return f"{repo.web_path}/rows?{urlencode({'file': file, 'start': start})}"
+
+
+def _cell(name: str, value: dict[str, Any]) -> dict[str, Any]:
+    turns = [{"role": role, "content": content} for role, content in value.get("turns", [])]
+    return {"name": name, "turns": turns, "text": value.get("text", "")}
+
+
+def _preview(call: Call, repo: Repo, file: str, start: int) -> dict[str, Any]:
+    found = find_file(call, repo, DEFAULT_BRANCH, file)
+    kind = kind_of(file)
+    assert kind is not None  # only such files are offered
+    if found.pointer:
+        return preview(call.hub.objects.path(found.pointer.oid), kind, start)
+    with _as_file(found.data or b"", call.hub.objects.temporary) as path:
+        return preview(path, kind, start)
+
+
+@contextmanager
+def _as_file(data: bytes, folder: Path) -> Iterator[Path]:
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        file.write(data)
+        file.flush()
+        yield Path(file.name)
+
+
+# discussions
+
+
+def discussions(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """The list, or one of them."""
+    if rest:
+        return _discussion(call, repo, rest[0])
+    found = call.hub.settings.rows("SELECT * FROM discussions WHERE repo = ? ORDER BY num DESC LIMIT 500", repo.pk)
+    return repo_page(call, repo, "Discussions", "discussions.html", discussions=found)
+
+
+def _discussion(call: Call, repo: Repo, number: str) -> Response:
+    row = None
+    if number.isdecimal() and len(number) < 10:
+        row = call.hub.settings.row("SELECT * FROM discussions WHERE repo=? AND num=?", repo.pk, int(number))
+    if row is None:
+        raise Refusal(404, "There is no such discussion.")
+    events = call.hub.settings.rows("SELECT * FROM events WHERE repo=? AND num=? ORDER BY pk", repo.pk, row["num"])
+    lines: list[tuple[str, str]] = []
+    if row["is_pull"]:
+        with git(call.hub, repo) as opened:
+            head, target = opened.ref(pr_ref(row["num"])), opened.ref(row["target"].encode())
+            base = merge_base(opened, target, head) if head and target else None
+            if head and base:
+                lines, _ = diff_lines(diff(opened, opened.commit(base).tree, opened.commit(head).tree))
+    shown = [_event(event["type"], event["author"], event["created_at"], json.loads(event["data"])) for event in events]
+    return repo_page(call, repo, "Discussions", "discussion.html", item=row, events=shown, lines=lines)
+
+
+def _event(kind: str, author: str, at: str, data: dict[str, Any]) -> dict[str, Any]:
+    said = {
+        "comment": "wrote" if not data.get("hidden") else "(hidden)",
+        "status-change": f"set the status to {data.get('status')}",
+        "title-change": f"changed the title to {data.get('to')}",
+        "commit": f"committed {str(data.get('oid'))[:12]}: {data.get('subject')}",
+    }
+    body = markdown(data["latest"]["raw"]) if kind == "comment" else None
+    return {"author": author, "at": at, "what": said.get(kind, kind), "card": body}

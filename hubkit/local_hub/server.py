@@ -1,0 +1,179 @@
+"""The process: one server for each folder, on loopback, until it is stopped or idle for long enough."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from hubkit.errors import HubError, HubUnreachableError
+
+from .app import App
+from .objects import make_durable_folder, write_durably
+from .state import MULTIPART_ABOVE_BYTES, PART_BYTES, Hub
+
+FIRST_PORT = 7364
+VERSION = 1
+GRACE_S = 20
+"""How long requests in flight may take to finish once the server was told to stop."""
+
+log = logging.getLogger("hubkit.local_hub")
+
+
+class AlreadyRunningError(HubError):
+    """Another server holds this folder."""
+
+    exit_code = 3
+
+
+@contextmanager
+def only_server(root: Path) -> Iterator[None]:
+    """Hold the folder's lock. Raises `AlreadyRunningError`."""
+    handle = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"An embedded Hub is already running for {root}; stop it first, or use its address."
+            raise AlreadyRunningError(message) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+class Watched:
+    """The application, with a count of open requests and the time of the last one."""
+
+    def __init__(self, app: App, hub: Hub) -> None:
+        self._app = app
+        self._hub = hub
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http" or scope["path"] == "/healthz":
+            await self._app(scope, receive, send)
+            return
+        self._hub.activity.begin()
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._hub.activity.end()
+
+
+def listen(host: str, port: int, remembered: int | None) -> socket.socket:
+    """A listening socket: the port asked for; else the one of last time, else the usual one, else any free one."""
+    candidates = [port] if port else [p for p in (remembered, FIRST_PORT) if p] + [0]
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in candidates:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, candidate))
+            sock.listen(512)
+            return sock
+        except OSError as error:
+            sock.close()
+            if candidate == candidates[-1]:
+                message = f"The embedded Hub cannot listen on {host}:{port or 'any port'}: {error.strerror}."
+                raise HubUnreachableError(message) from error
+    raise AssertionError("unreachable: the last candidate returns or raises")
+
+
+def serve(
+    root: Path,
+    host: str,
+    port: int,
+    idle_timeout_s: float,
+    parts: tuple[int, int] = (MULTIPART_ABOVE_BYTES, PART_BYTES),
+) -> None:
+    """Serve a folder until SIGTERM, SIGINT or idleness. `parts`: above how many bytes a file is uploaded in parts, and
+    the size of a part. Raises `AlreadyRunningError` or `HubUnreachableError`."""
+    make_durable_folder(root)
+    with only_server(root):
+        from .upkeep import sweep
+
+        hub = Hub(root)
+        hub.multipart_above_bytes, hub.part_bytes = parts
+        try:
+            sweep(hub)
+            remembered = hub.settings.get("port")
+            sock = listen(host, port, int(remembered) if remembered else None)
+            hub.settings.put("port", str(sock.getsockname()[1]))
+            asyncio.run(_serve(hub, sock, host, idle_timeout_s))
+        finally:
+            (root / "server.json").unlink(missing_ok=True)
+            hub.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, stopped by us: its own handlers would end the process by the signal, not with status 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone."""
+        yield
+
+    def stop(self) -> None:
+        """Finish the requests in flight, then stop."""
+        self.should_exit = True
+
+
+async def _serve(hub: Hub, sock: socket.socket, host: str, idle_timeout_s: float) -> None:
+    app = App(hub, open_to_network=host not in ("127.0.0.1", "::1", "localhost"))
+    config = uvicorn.Config(
+        Watched(app, hub),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=30,
+        backlog=512,
+    )
+    server = _Server(config)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, server.stop)
+    task = asyncio.create_task(server.serve([sock]))
+    while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.005)
+    _announce(hub, sock, host)
+    watcher = asyncio.create_task(_stop_when_idle(hub, server, idle_timeout_s))
+    try:
+        await task
+    finally:
+        watcher.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await watcher
+
+
+def _announce(hub: Hub, sock: socket.socket, host: str) -> None:
+    shown = "127.0.0.1" if host in ("0.0.0.0", "localhost") else f"[{host}]" if ":" in host else host
+    info = {
+        "url": f"http://{shown}:{sock.getsockname()[1]}",
+        "pid": os.getpid(),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": VERSION,
+    }
+    write_durably(hub.root / "server.json", json.dumps(info).encode())
+    log.info("serving %s at %s", hub.root, info["url"])
+
+
+async def _stop_when_idle(hub: Hub, server: uvicorn.Server, idle_timeout_s: float) -> None:
+    while idle_timeout_s > 0:
+        await asyncio.sleep(min(1.0, idle_timeout_s / 4))
+        if hub.idle_s() >= idle_timeout_s:
+            log.info("idle for %s s, stopping", idle_timeout_s)
+            server.should_exit = True
+            return

@@ -1,0 +1,159 @@
+"""What each dialogue of a run is before it begins: its opening, its target, its seeds. All of it follows from the seed.
+
+A dialogue's number in the run (`index`) fixes everything that chance decides, so a run that is stopped, moved to
+another machine or split over several draws the same dialogues.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hubkit.errors import RecipeError
+from hubkit.recipe import Rollout
+from hubkit.schema import Conversation, Message, fault
+
+# Keys of the recipe's block that do not change what a dialogue says: a run may go on under other values of them.
+_CADENCE = {
+    "dialogues", "in_flight", "shard_dialogues", "shard_minutes", "request_timeout_s", "patience_s", "fsync",
+    "budget_usd", "budget_tokens", "max_hours", "openings",
+}  # fmt: skip
+_SEAT_CADENCE = {"endpoints", "token_env", "usd_per_million_input", "usd_per_million_output"}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One dialogue to come. `messages` is what it opens with (unswapped), `human_turns` how many it shall reach."""
+
+    index: int
+    id: str
+    messages: tuple[Message, ...]
+    human_turns: int
+    opening: dict[str, str] = field(default_factory=dict)  # id, source
+    intent: str = ""
+    persona: str = ""
+
+    def to_record(self) -> dict[str, Any]:
+        """As the journal keeps it."""
+        return {
+            "id": self.id, "messages": self.messages, "human_turns": self.human_turns, "opening": self.opening,
+            "intent": self.intent, "persona": self.persona,
+        }  # fmt: skip
+
+    @classmethod
+    def from_record(cls, index: int, record: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_record`."""
+        return cls(index=index, **{**record, "messages": tuple(record["messages"])})
+
+
+def run_digest(block: Rollout, seed: int, provenance: Mapping[str, Any]) -> str:
+    """sha256 (hex) over all that decides what a run's dialogues say. Two runs with the same one are the same run."""
+    plain = {key: value for key, value in block.model_dump().items() if key not in _CADENCE}
+    for seat in ("asker", "chat"):
+        plain[seat] = {key: value for key, value in plain[seat].items() if key not in _SEAT_CADENCE}
+    payload = json.dumps([plain, seed, dict(provenance)], sort_keys=True, default=str)
+    return hashlib.sha256(payload.encode()).hexdigest()
+
+
+def turn_seed(seed: int, index: int, turn: int, attempt: int) -> int:
+    """The sampling seed (31 bits) of one attempt at one turn of one dialogue."""
+    digest = hashlib.blake2b(f"{seed}/{index}/{turn}/{attempt}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") & 0x7FFFFFFF
+
+
+def plans(
+    block: Rollout,
+    openings: Iterable[Conversation],
+    *,
+    seed: int,
+    digest: str,
+    skip: Callable[[int], bool],
+    skipped: Counter[str],
+) -> Iterator[Plan]:
+    """The run's dialogues in order of index, without those that `skip` knows; openings are read as they are needed.
+
+    An opening that cannot be used takes no index; its reason is counted in `skipped`.
+    """
+    index = 0
+    for opening in _openings(block, openings):
+        if index >= block.dialogues:
+            return
+        messages, reason = _first_messages(block, opening)
+        if reason:
+            skipped[reason] += 1
+            continue
+        if not skip(index):
+            yield _plan(block, index, opening, messages, seed=seed, digest=digest)
+        index += 1
+
+
+def _openings(block: Rollout, openings: Iterable[Conversation]) -> Iterator[Conversation]:
+    if block.mode in ("seeded", "seeded_qa"):
+        yield from openings
+        return
+    for _ in range(block.dialogues):
+        yield Conversation(id="", messages=[])
+
+
+def _first_messages(block: Rollout, opening: Conversation) -> tuple[tuple[Message, ...], str | None]:
+    """What a dialogue opens with, and why it cannot (a reason to count)."""
+    if block.mode in ("free", "intent"):
+        return (), None
+    turns = [m for m in opening.messages if m.get("role") != "system"]
+    wanted = 2 if block.mode == "seeded_qa" else 1
+    first = tuple(turns[:wanted])
+    if reason := fault(first):
+        return (), reason
+    if sum(len(m["content"]) for m in first) > block.max_opening_chars:
+        return (), "opening_too_long"
+    return first, None
+
+
+def _plan(
+    block: Rollout, index: int, opening: Conversation, messages: tuple[Message, ...], *, seed: int, digest: str
+) -> Plan:
+    chance = random.Random(f"{seed}/{index}")
+    return Plan(
+        index=index,
+        id=f"{digest[:8]}-{index:06d}",
+        messages=messages,
+        human_turns=_target(block, chance),
+        opening={"id": opening.id, "source": opening.source},
+        intent=chance.choice(block.intents) if block.mode == "intent" else "",
+        persona=chance.choice(block.personas) if block.personas else "",
+    )
+
+
+def _target(block: Rollout, chance: random.Random) -> int:
+    if block.turns.kind == "fixed":
+        return block.turns.value
+    counts = sorted(block.turns.weights)
+    return chance.choices(counts, weights=[block.turns.weights[count] for count in counts])[0]
+
+
+def expected_human_turns(block: Rollout) -> float:
+    """The mean of the turns that `block` draws."""
+    if block.turns.kind == "fixed":
+        return float(block.turns.value)
+    weights = block.turns.weights
+    return sum(count * weight for count, weight in weights.items()) / sum(weights.values())
+
+
+def check(block: Rollout) -> None:
+    """Raise `RecipeError` for a block that cannot be run, before anything is sent."""
+    if not (block.asker.system or "").strip():
+        raise RecipeError(
+            "rollout.asker.system is missing: the asker's side must open with a system message, because its own first "
+            "turn may not come first on every server; say there who it is"
+        )
+    if block.mode == "intent" and not block.intents:
+        raise RecipeError("rollout.mode is intent, but rollout.intents is empty; list what askers shall want")
+    if block.turns.kind == "choice":
+        weights = block.turns.weights
+        if not weights or min(weights) < 1 or min(weights.values()) < 0 or sum(weights.values()) <= 0:
+            raise RecipeError(f"rollout.turns.weights must give counts of at least 1 positive weights, got {weights}")

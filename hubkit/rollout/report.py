@@ -1,0 +1,76 @@
+"""What a rollout says of itself: while it runs (`Status`) and when it is done (`RolloutReport`)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A run at this moment. Rates are this session's; `eta_s` is None until there is something to judge by."""
+
+    dialogues: int
+    wanted: int
+    turns: int
+    turns_per_s: float
+    tokens_per_s: float
+    in_flight: dict[str, int]
+    limits: dict[str, int]
+    errors: dict[str, int]
+    retries: int
+    usd: float
+    tokens: int
+    seconds: float
+    eta_s: float | None
+
+    def line(self) -> str:
+        """The note beside a progress bar."""
+        parts = [f"{self.turns} turns", f"{self.tokens_per_s:.0f} tok/s", f"{sum(self.in_flight.values())} in flight"]
+        parts += [f"{kind} ×{count}" for kind, count in sorted(self.errors.items())]
+        if self.retries:
+            parts.append(f"{self.retries} retried")
+        if self.usd:
+            parts.append(f"${self.usd:.2f}")
+        return "in conversation: " + " · ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutReport:
+    """What a run made, over all its sessions unless said otherwise.
+
+    `stopped` names the cap that ended it (``budget_tokens``, ``budget_usd``, ``max_hours``), or is empty. `unfinished`
+    dialogues stay in the journal. `retries`: failed checks by kind; `errors`: transport errors of this session by kind;
+    `refused`: requests that a server refused for good, by status.
+    """
+
+    dialogues: int
+    wanted: int
+    unfinished: int
+    stopped: str
+    human_turns: int
+    generated_turns: int
+    end_reasons: dict[str, int]
+    openings_skipped: dict[str, int]
+    retries: dict[str, int]
+    refused: dict[str, int]
+    errors: dict[str, int]
+    requests: int
+    tokens: dict[str, dict[str, int]]
+    cached_tokens: int
+    usd: float
+    seconds: float
+    session: dict[str, Any]
+    damaged_records: int
+    shards: list[str] = field(default_factory=list)
+    digest: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``report.json`` holds it."""
+        return asdict(self)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The shards' paths below the output folder."""
+        return [Path(shard) for shard in self.shards]

@@ -1,0 +1,184 @@
+"""Finished dialogues as rows, and rows as parquet shards that are whole or not there.
+
+A shard's rows carry everything that says where they came from. `index` is the dialogue's number in its run: a run is
+continued from its shards alone by leaving out the numbers they hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hubkit.errors import DiskFullError, SourceError
+from hubkit.recipe import Rollout
+from hubkit.rollout.dialogue import Dialogue, ended_on_answer
+from hubkit.rollout.journal import sync_folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Row = dict[str, Any]
+_PER_TURN = ("finish_reasons", "seeds", "attempts", "trimmed", "prompt_tokens", "completion_tokens", "cached_tokens")
+
+
+@cache
+def schema() -> pa.Schema:
+    """The columns of a shard."""
+    import pyarrow as pa
+
+    text, count = pa.string(), pa.int64()
+    model = pa.struct([("repo_id", text), ("revision", text)])
+    columns: list[tuple[str, pa.DataType]] = [
+        ("id", text),
+        ("messages", pa.list_(pa.struct([("role", text), ("content", text)]))),
+        ("human_turns", pa.int32()),
+        ("end_reason", text),
+        ("source", text),
+        ("opening", pa.struct([("id", text), ("source", text)])),
+        ("intent", text),
+        ("persona", text),
+        ("asker", model),
+        ("chat", model),
+        ("sampling", text),
+        ("provenance", text),
+        ("run", text),
+        ("index", count),
+        ("seed", count),
+        ("target_turns", pa.int32()),
+        ("finish_reasons", pa.list_(text)),
+        *[(name, pa.list_(count)) for name in _PER_TURN[1:]],
+        ("flaws", pa.list_(text)),
+        ("retries", pa.list_(text)),
+        ("usage", pa.struct([(f"{s}_{k}_tokens", count) for s in ("asker", "chat") for k in ("prompt", "completion")])),
+        ("unanswered", text),
+        ("error", pa.struct([("seat", text), ("status", pa.int32()), ("message", text)])),
+        ("created_at", pa.timestamp("ms", tz="UTC")),
+    ]
+    return pa.schema(columns)
+
+
+class Rows:
+    """Makes rows for one run: what all of them share is worked out once."""
+
+    def __init__(self, block: Rollout, *, seed: int, digest: str, provenance: Mapping[str, Any]) -> None:
+        def model(seat: str) -> Row:
+            given = provenance.get(seat) or {}
+            return {"repo_id": given.get("repo_id") or getattr(block, seat).repo, "revision": given.get("revision")}
+
+        def sampling(seat: str) -> Row:
+            config = getattr(block, seat)
+            return {**config.sampling.model_dump(), "system": config.system, "context": config.context}
+
+        self._shared = {
+            "asker": model("asker"),
+            "chat": model("chat"),
+            "sampling": json.dumps({"asker": sampling("asker"), "chat": sampling("chat")}, sort_keys=True),
+            "provenance": json.dumps(dict(provenance), sort_keys=True, default=str),
+            "run": digest,
+            "seed": seed,
+        }
+
+    def row(self, dialogue: Dialogue) -> Row:
+        """The row of a dialogue that has ended. Per-turn lists run beside `messages`; an opening's are given."""
+        plan = dialogue.plan
+        messages, unanswered = ended_on_answer(dialogue.messages)
+        if dialogue.turns and dialogue.turns[-1].get("closing"):
+            unanswered = dialogue.turns[-1]["content"]
+        made = dialogue.turns[: max(0, len(messages) - len(plan.messages))]
+        given = len(messages) - len(made)
+        return {
+            **self._shared,
+            "id": plan.id,
+            "index": plan.index,
+            "messages": messages,
+            "human_turns": sum(m["role"] == "user" for m in messages),
+            "end_reason": dialogue.end_reason,
+            "source": plan.opening.get("source") or None,
+            "opening": plan.opening,
+            "intent": plan.intent or None,
+            "persona": plan.persona or None,
+            "target_turns": plan.human_turns,
+            "finish_reasons": [None] * given + [turn["finish"] for turn in made],
+            "seeds": [None] * given + [turn["seed"] for turn in made],
+            "attempts": [None] * given + [turn["tries"] for turn in made],
+            "trimmed": [0] * given + [turn["cut"] for turn in made],
+            "prompt_tokens": [None] * given + [turn["in"] for turn in made],
+            "completion_tokens": [None] * given + [turn["out"] for turn in made],
+            "cached_tokens": [None] * given + [turn["cached"] for turn in made],
+            "flaws": [""] * given + [turn.get("flaw", "") for turn in made],
+            "retries": [why for turn in dialogue.turns for why in turn.get("why", ())]
+            + [attempt["why"] for attempt in dialogue.tries],
+            "usage": _usage(dialogue),
+            "unanswered": unanswered or None,
+            "error": dialogue.error,
+            "created_at": datetime.fromtimestamp(dialogue.ended_at, UTC),
+        }
+
+
+def _usage(dialogue: Dialogue) -> Row:
+    usage = dict.fromkeys([f"{s}_{k}_tokens" for s in ("asker", "chat") for k in ("prompt", "completion")], 0)
+    for turn in dialogue.turns:
+        seat = "asker" if turn["seat"] == "user" else "chat"
+        usage[f"{seat}_prompt_tokens"] += turn["in"] or 0
+        usage[f"{seat}_completion_tokens"] += turn["out"] or 0
+    return usage
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """Write `rows` to `path`, whole or not at all, and durably."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    part = path.with_suffix(".part")
+    try:
+        table = pa.Table.from_pylist(sorted(rows, key=lambda row: int(row["index"])), schema=schema())
+        pq.write_table(table, part, compression="zstd")
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DiskFullError(f"the shard {path} cannot be written: {error.strerror or error}; free space") from None
+
+
+def read_indices(path: Path, digest: str) -> list[int]:
+    """The dialogue numbers that a shard holds. Raises `SourceError` when it is no shard, or one of another run."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=["index", "run"])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise SourceError(f"{path} is not a rollout shard: {' '.join(str(error).split())[:200]}; remove it") from None
+    runs = set(table["run"].unique().to_pylist())
+    if runs - {digest}:
+        raise SourceError(
+            f"{path} belongs to another run ({', '.join(sorted(str(run)[:8] for run in runs))}, not {digest[:8]}): "
+            "the recipe's rollout block, the seed or a model has changed. Use another folder for this run"
+        )
+    indices: list[int] = table["index"].to_pylist()
+    return indices
+
+
+def totals(paths: Iterable[Path]) -> tuple[int, dict[str, int], int, int]:
+    """Over finished shards: dialogues, end reasons, human turns and generated turns; read column by column."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    dialogues = human = made = 0
+    ends: dict[str, int] = {}
+    for path in paths:
+        table = pq.read_table(path, columns=["end_reason", "human_turns", "seeds"])
+        dialogues += table.num_rows
+        human += pc.sum(table["human_turns"]).as_py() or 0
+        seeds = pc.list_flatten(table["seeds"])
+        made += len(seeds) - seeds.null_count
+        for entry in pc.value_counts(table["end_reason"]).to_pylist():
+            ends[entry["values"]] = ends.get(entry["values"], 0) + entry["counts"]
+    return dialogues, ends, human, made

@@ -1,0 +1,192 @@
+"""What a run knows of itself on disk: finished shards, open dialogues, what was spent; and the lock that guards it.
+
+A run's folder holds ``journal-*.log`` (see `journal`), ``shards/raw-*.parquet`` and ``lock``. A dialogue is in exactly
+one place: in a shard, or in the journal. Where a crash left it in both, the shard counts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hubkit.errors import RunLockedError, StageError
+from hubkit.rollout import shards
+from hubkit.rollout.budget import Spent
+from hubkit.rollout.dialogue import Dialogue
+from hubkit.rollout.journal import Record, newest, read
+from hubkit.rollout.plan import Plan
+
+
+@dataclass(slots=True)
+class State:
+    """A run as it stands. `sharded` are the dialogue numbers in `shard_paths`; `live` are the others, by number."""
+
+    digest: str
+    sharded: set[int] = field(default_factory=set)
+    shard_paths: list[Path] = field(default_factory=list)
+    published: set[str] = field(default_factory=set)
+    live: dict[int, Dialogue] = field(default_factory=dict)
+    spent: Spent = field(default_factory=Spent)
+    counts: dict[str, int] = field(default_factory=dict)  # retries and errors by kind, over all sessions
+    damaged_records: int = 0
+
+    def count(self, what: str) -> None:
+        """One more of `what`."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+    @property
+    def ended(self) -> list[Dialogue]:
+        """Dialogues that have ended and are in no shard yet."""
+        return [dialogue for dialogue in self.live.values() if dialogue.end_reason]
+
+    def knows(self, index: int) -> bool:
+        """Whether the dialogue has begun already."""
+        return index in self.sharded or index in self.live
+
+    def snapshot(self) -> Iterator[Record]:
+        """All that a fresh journal must hold. Records are marked old: the header has counted what they cost."""
+        spent = self.spent
+        yield {
+            "k": "run", "digest": self.digest, "published": sorted(self.published), "counts": self.counts,
+            "spent": [spent.tokens, spent.requests, spent.cached, spent.seconds],
+        }  # fmt: skip
+        for dialogue in self.live.values():
+            yield opened(dialogue.plan)
+            yield from ({**record, "old": True} for record in (*dialogue.turns, *dialogue.tries))
+            if dialogue.end_reason:
+                yield {**ended(dialogue), "old": True}
+
+
+def opened(plan: Plan) -> Record:
+    """The record of a dialogue's beginning."""
+    return {"k": "open", "d": plan.index, "plan": plan.to_record()}
+
+
+def ended(dialogue: Dialogue) -> Record:
+    """The record of a dialogue's end."""
+    return {
+        "k": "end", "d": dialogue.plan.index, "why": dialogue.end_reason, "error": dialogue.error,
+        "at": dialogue.ended_at,
+    }  # fmt: skip
+
+
+def load(folder: Path, digest: str, earlier: Sequence[Path] = ()) -> State:
+    """The run in `folder`, which is made where it is not there; `earlier` are shards that another machine wrote.
+
+    Raises `StageError` when the journal belongs to another run, `SourceError` for a shard that cannot be read.
+    """
+    state = State(digest)
+    store = folder / "shards"
+    store.mkdir(parents=True, exist_ok=True)
+    for stale in store.glob("*.part"):
+        stale.unlink()
+    _adopt(store, earlier, digest)
+    state.shard_paths = sorted(store.glob("raw-*.parquet"))
+    for path in state.shard_paths:
+        state.sharded.update(shards.read_indices(path, digest))
+    state.published.update(path.name for path in earlier)
+    journal = newest(folder)
+    if journal is not None:
+        _replay(state, read(journal), journal)
+    return state
+
+
+def _adopt(store: Path, earlier: Sequence[Path], digest: str) -> None:
+    """Copy shards from elsewhere that are not here yet; those that bring nothing new stay away."""
+    known: set[int] = set()
+    for path in sorted(store.glob("raw-*.parquet")):
+        known.update(shards.read_indices(path, digest))
+    for path in sorted(earlier):
+        indices = shards.read_indices(path, digest)
+        if (store / path.name).exists() or known.issuperset(indices):
+            continue
+        part = store / f"{path.name}.part"
+        shutil.copyfile(path, part)
+        part.rename(store / path.name)
+        known.update(indices)
+
+
+def _replay(state: State, records: Iterable[Record | None], path: Path) -> None:
+    for record in records:
+        if record is None:
+            state.damaged_records += 1
+        else:
+            _apply(state, record, path)
+
+
+def _apply(state: State, record: Record, path: Path) -> None:
+    kind = record.get("k")
+    if kind == "run":
+        if record["digest"] != state.digest:
+            raise StageError(
+                f"{path.parent} holds another run ({record['digest'][:8]}, not {state.digest[:8]}): the recipe's "
+                "rollout block, the seed or a model has changed. Use another folder for this run, or remove that one"
+            )
+        tokens, requests, cached, seconds = record["spent"]
+        state.spent = Spent(tokens, requests, cached, seconds)
+        state.published.update(record["published"])
+        state.counts = dict(record["counts"])
+    elif kind == "clock":
+        state.spent.seconds = max(state.spent.seconds, record["s"])
+    elif kind == "published":
+        state.published.add(record["shard"])
+    elif record["d"] not in state.sharded:
+        _apply_to_dialogue(state, record)
+
+
+def _apply_to_dialogue(state: State, record: Record) -> None:
+    """Turns count only in their order: after a damaged record, what no longer joins on is left out and asked again."""
+    kind, index = record["k"], record["d"]
+    if kind == "open":
+        state.live[index] = Dialogue(Plan.from_record(index, record["plan"]))
+        return
+    dialogue = state.live.get(index)
+    if dialogue is None or (kind in ("turn", "try") and record["t"] != dialogue.position):
+        state.damaged_records += 1
+        return
+    if kind == "turn":
+        dialogue.add(record)
+    elif kind == "try":
+        dialogue.tries.append(record)
+    elif kind == "end":
+        dialogue.end_reason, dialogue.error, dialogue.ended_at = record["why"], record["error"], record["at"]
+    if not record.get("old"):
+        _count(state, record)
+
+
+def _count(state: State, record: Record) -> None:
+    """What a record of the last session adds to the run's sums."""
+    if record["k"] in ("turn", "try"):
+        state.spent.add(record["seat"], record["in"] or 0, record["out"] or 0, record["cached"] or 0)
+    if record["k"] == "try":
+        state.count(f"retry_{record['why']}")
+    if record["k"] == "end" and record["error"]:
+        state.count(f"refused_http_{record['error']['status']}")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run alone. Raises `RunLockedError`, which names the other process, when it is taken."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, note = FileLock(folder / "lock", thread_local=False), folder / "lock.pid"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        holder = "unknown"
+        with suppress(OSError):
+            holder = note.read_text("utf-8")
+        raise RunLockedError(
+            f"process {holder} is driving the run in {folder}; wait for it, or stop it first"
+        ) from None
+    try:
+        note.write_text(str(os.getpid()), "utf-8")
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+        lock.release()

@@ -1,0 +1,159 @@
+"""Supervised fine-tuning of either seat, on TRL: conversations in, a model folder that can be pushed out.
+
+Takes a recipe's `Training` block, parquet files with ``messages`` as recorded, and a base model's folder; gives a
+folder with adapter or weights, tokenizer, served chat template, ``training_report.json`` and ``loss.png``. Loss falls
+on the seat's own turns and their end tokens, on nothing else. A run that was killed goes on from its last complete
+checkpoint when it is called again with the same inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hubkit import chat_template
+from hubkit.errors import SourceError
+from hubkit.progress import Progress, silent
+from hubkit.recipe import Training
+from hubkit.train import rows as rows_
+from hubkit.train.config import lora_config, quiet_environment, sft_config
+from hubkit.train.loading import load_base, load_tokenizer
+from hubkit.train.report import TrainReport, outcome, versions
+from hubkit.train.save import save_model
+from hubkit.train.trainer import last_complete, spent_before, stopping_gently, trainer_class, watcher
+
+__all__ = ["TrainReport", "train"]
+
+
+def train(
+    block: Training,
+    data: Sequence[Path],
+    base: Path,
+    out: Path,
+    *,
+    base_repo_id: str,
+    seed: int,
+    work: Path,
+    base_revision: str | None = None,
+    progress: Progress = silent,
+) -> TrainReport:
+    """Train `block` on `data` from the model in `base`; write a pushable model folder to `out`.
+
+    `work` keeps checkpoints and survives a kill: the same call goes on where the last one stopped. `base_repo_id` (and
+    `base_revision`; by default read off a snapshot folder's name) is what the adapter will name as its base.
+
+    Raises `RecipeError` for keys or values that TRL or PEFT refuse, `SourceError` for unreadable data or base,
+    `TrainingError` when there is nothing to learn from, too much would be dropped, or the loss is not a number.
+    """
+    quiet_environment()
+    started = time.monotonic()
+    lora = lora_config(block)
+    fingerprint = _fingerprint(block, data, base, base_repo_id, seed)
+    if (finished := _finished(out, fingerprint)) is not None:
+        return finished
+    work = work / fingerprint[:16]
+    config, notes = sft_config(block, work, seed=seed)
+    progress(0, None, "tokenising")
+    tokenizer = load_tokenizer(base)
+    template = chat_template.for_training(base, block.seat)
+    maker = rows_.RowMaker(block, tokenizer, template, max_length=config.max_length)
+    arrow, stats = rows_.prepare(block, data, maker, work, seed=seed, progress=progress)
+
+    progress(0, None, "loading the base")
+    checkpoint = last_complete(work)
+    before = spent_before(checkpoint)
+    watch = watcher(progress, block.checkpoint_minutes, lambda: before + time.monotonic() - started)
+    trainer = _trainer(block, config, lora, base, arrow, tokenizer, watch)
+    with stopping_gently(watch):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    revision = base_revision or _revision_of(base)
+    report = TrainReport(
+        base=base_repo_id,
+        base_revision=revision,
+        seat=block.seat,
+        rows=stats.to_dict(),
+        tokens=stats.tokens,
+        loss_tokens=stats.loss_tokens,
+        seconds=before + time.monotonic() - started,
+        resumed_from_step=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+        seed=seed,
+        template_sha256=hashlib.sha256(template.encode()).hexdigest(),
+        system=block.system,
+        notes=notes,
+        sft=block.sft,
+        lora=block.lora,
+        fingerprint=fingerprint,
+        versions=versions(),
+        **outcome(trainer),
+    )
+    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, base, out, report, block.merge_adapter)
+    shutil.rmtree(work, ignore_errors=True)
+    return report
+
+
+def _trainer(
+    block: Training, config: Any, lora: Any, base: Path, arrow: Path, tokenizer: Any, watch: Any | None
+) -> Any:
+    from datasets import Dataset
+    from transformers import EarlyStoppingCallback
+    from transformers.trainer_callback import PrinterCallback
+
+    if config.dataset_kwargs is None and not config.packing:
+        config.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are ready as they are
+    rows = {"train": Dataset.from_file(str(arrow)), "test": None}
+    if block.holdout:
+        rows = rows["train"].train_test_split(block.holdout, seed=config.seed)
+    trainer = trainer_class()(
+        model=load_base(base, adapter=lora is not None, quantize=block.quantize),
+        args=config,
+        train_dataset=rows["train"],
+        eval_dataset=rows["test"],
+        processing_class=tokenizer,
+        peft_config=lora,
+        callbacks=[watch] if watch else None,
+    )
+    if block.early_stopping:
+        trainer.add_callback(EarlyStoppingCallback(block.early_stopping))
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _fingerprint(block: Training, data: Sequence[Path], base: Path, base_repo_id: str, seed: int) -> str:
+    """sha256 (hex) of all that decides the outcome: checkpoints and finished folders of another run are never used."""
+    facts = {
+        "block": block.model_dump(mode="json", exclude={"checkpoint_minutes"}),
+        "data": [[path.name, _sha256(path)] for path in data],
+        "base": [base_repo_id, base.name],
+        "seed": seed,
+        "versions": versions(),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _finished(out: Path, fingerprint: str) -> TrainReport | None:
+    """The report in `out`, when that folder is the finished outcome of these very inputs."""
+    try:
+        known = json.loads((out / "training_report.json").read_text("utf-8"))
+        return TrainReport(**known) if known.get("fingerprint") == fingerprint else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _revision_of(base: Path) -> str | None:
+    """The commit that a Hub cache's snapshot folder is named by, or None for any other folder."""
+    return base.name if re.fullmatch(r"[0-9a-f]{40}", base.name) else None

@@ -1,0 +1,101 @@
+"""How long the whole loop takes here: fresh homes, real runs, medians. Writes ``results/demo.json``.
+
+    python tests/bench/demo.py [--runs 3] [--recipes parrot realm] [--wheels FOLDER]
+
+Each run starts with an empty ``HUBKIT_HOME``; wheels already downloaded are copied in (installation is not counted).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).parent / "results" / "demo.json"
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "huggingface_hub", "xllamacpp")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--runs", type=int, default=3)
+    options.add_argument("--recipes", nargs="+", default=["parrot", "realm"])
+    options.add_argument("--wheels", type=Path)
+    chosen = options.parse_args()
+    results = {recipe: measure(recipe, chosen.runs, chosen.wheels) for recipe in chosen.recipes}
+    RESULTS.parent.mkdir(exist_ok=True)
+    report = {"machine": machine(), "command": "make bench-demo", "recipes": results}
+    RESULTS.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    print(json.dumps({name: result["seconds_median"] for name, result in results.items()}))
+
+
+def measure(recipe: str, runs: int, wheels: Path | None) -> dict[str, Any]:
+    """Run `recipe` `runs` times from nothing, and once more on top of the last; seconds, stages and what came out."""
+    made = []
+    for _ in range(runs):
+        with tempfile.TemporaryDirectory(prefix="hubkit-demo-") as home:
+            if wheels:
+                shutil.copytree(wheels, Path(home) / "cache" / "wheels")
+            first = run(recipe, home)
+            again = run(recipe, home)
+            made.append({**first, "again_s": again["seconds"]})
+            subprocess.run([sys.executable, "-m", "hubkit", "hub", "stop"], env=env(home), check=False)
+    return {
+        "seconds_median": statistics.median(m["seconds"] for m in made),
+        "again_s_median": statistics.median(m["again_s"] for m in made),
+        "runs": made,
+    }
+
+
+def run(recipe: str, home: str) -> dict[str, Any]:
+    started = time.monotonic()
+    command = [sys.executable, "-m", "hubkit", "run", recipe, "--profile", "laptop", "--json"]
+    done = subprocess.run(command, env=env(home), capture_output=True, text=True, check=False)
+    seconds = round(time.monotonic() - started, 1)
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    stages = {stage["stage"]: stage for stage in json.loads(done.stdout)["stages"]}
+    return {
+        "seconds": seconds,
+        "stage_seconds": {name: stage["seconds"] for name, stage in stages.items()},
+        "dialogues_kept": stages["curate"]["report"]["kept"],
+        "human_turns": stages["curate"]["report"]["human_turns"],
+        "held_out": {seat: against(stages["eval"]["report"][seat]) for seat in ("asker", "chat")},
+    }
+
+
+def against(seat: dict[str, Any]) -> dict[str, Any]:
+    losses = {arm: values["loss"] for arm, values in seat["arms"].items()}
+    return {"loss_per_token": losses, "trained_less_base": seat["against"]["base"]}
+
+
+def env(home: str) -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUBKIT_"))}
+    return {**clean, "HUBKIT_HOME": home, "HF_HOME": f"{home}/hf", "PYTHONPATH": str(ROOT)}
+
+
+def machine() -> dict[str, Any]:
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
+    return {
+        "cpu": cpu or platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+if __name__ == "__main__":
+    main()
