@@ -21,6 +21,7 @@ from hubkit.measures.definitions import definitions, published, step_table
 from hubkit.measures.dialogues import Dialogue, Sample, sample
 from hubkit.measures.likeness import human_likeness
 from hubkit.measures.topics import cluster_entropy, embed, mean_cosine, nearest_distance, plane, shifts
+from hubkit.measures.versions import Difference, diff
 from hubkit.measures.words import (
     distinct,
     interval,
@@ -39,7 +40,19 @@ from hubkit.shards import disk_errors
 if TYPE_CHECKING:
     from hubkit.measures.topics import Matrix
 
-__all__ = ["Judge", "Measured", "StatsReport", "Value", "definitions", "published", "stats", "step_table"]
+__all__ = [
+    "Difference",
+    "Judge",
+    "Measured",
+    "StatsReport",
+    "Value",
+    "definitions",
+    "diff",
+    "plots",
+    "published",
+    "stats",
+    "step_table",
+]
 
 Judge = Callable[[Sequence[Message]], bool | None]
 """Says of a conversation that ends in a human turn whether that turn needs its context; None where it cannot tell."""

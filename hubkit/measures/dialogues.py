@@ -56,7 +56,7 @@ def sample(name: str, files: Sequence[Path], *, size: int, seed: int) -> Sample:
     """
     heap: list[tuple[int, int, Dialogue]] = []
     total = 0
-    for row in _rows(files):
+    for row in rows_of(files):
         dialogue = _dialogue(row)
         if not dialogue.human:
             continue
@@ -72,7 +72,8 @@ def sample(name: str, files: Sequence[Path], *, size: int, seed: int) -> Sample:
     return Sample(name, [dialogue for _, _, dialogue in sorted(heap, key=lambda e: -e[0])], total)
 
 
-def _rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def rows_of(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Rows as dicts of ``id``, ``messages`` and, where there, ``finish_reasons``. Raises `SourceError`."""
     for path in files:
         for batch in read_batches(path):
             if "messages" not in batch.schema.names:

@@ -34,8 +34,8 @@ def human_likeness(
     """How well logistic regression on TF-IDF of words and character runs tells follow-up turns apart, out of fold.
 
     Turns of one dialogue share a fold, so nothing is tested on a dialogue it was trained on; both sides are cut to the
-    same number of turns, at most 1,000. The interval resamples dialogues. None with fewer than 25 turns or 5 dialogues a side. It says
-    whether *this* classifier finds a difference in wording or length, not how human a turn is.
+    same number of turns, at most 1,000. The interval resamples dialogues. None with fewer than 25 turns or 5 dialogues
+    a side. It says whether *this* classifier finds a difference in wording or length, not how human a turn is.
     """
     import numpy as np
 
