@@ -82,7 +82,7 @@ def hubkit(options: dict[str, Any]) -> float:
             "chat": seat,
             "in_flight": options["in_flight"],
             "fsync": options.get("fsync", "turn"),
-        }  # fmt: skip
+        }
     )
     with tempfile.TemporaryDirectory(dir=options["folder"]) as folder:
         report = run(
