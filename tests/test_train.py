@@ -266,7 +266,11 @@ def test_an_intent_goes_into_the_system_message_as_in_a_rollout(base):
 
 
 def test_early_stopping_looks_at_held_out_rows_and_keeps_the_best(tmp_path, base, rows):
-    changes = {"sft": {**SFT, "num_train_epochs": 6, "learning_rate": 50.0}, "holdout": 0.25, "early_stopping": 1}
+    changes = {
+        "sft": {**SFT, "num_train_epochs": 6, "learning_rate": 3.0, "lr_scheduler_type": "constant"},
+        "holdout": 0.25,
+        "early_stopping": 1,
+    }
     report = run(tmp_path, base, rows, block(**changes))
     held_out = [e["eval_loss"] for e in report.loss_curve if "eval_loss" in e]
     assert len(held_out) < 6, "a learning rate that breaks the model must end the run early"

@@ -9,8 +9,6 @@ checkpoint when it is called again with the same inputs.
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from hubkit import chat_template
-from hubkit.errors import SourceError
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Training
 from hubkit.train import rows as rows_
 from hubkit.train.config import lora_config, quiet_environment, sft_config
+from hubkit.train.dpo import prefer
+from hubkit.train.identity import fingerprint_of, finished, revision_of
 from hubkit.train.loading import load_base, load_tokenizer
 from hubkit.train.report import TrainReport, outcome, versions
 from hubkit.train.save import save_model
 from hubkit.train.trainer import last_complete, spent_before, stopping_gently, trainer_class, watcher
 
-__all__ = ["TrainReport", "train"]
+__all__ = ["TrainReport", "prefer", "train"]
 
 
 def train(
@@ -54,9 +53,9 @@ def train(
     quiet_environment()
     started = time.monotonic()
     lora = lora_config(block)
-    fingerprint = _fingerprint(block, data, base, base_repo_id, seed)
-    if (finished := _finished(out, fingerprint)) is not None:
-        return finished
+    fingerprint = fingerprint_of(block, data, base, base_repo_id, seed)
+    if (known := finished(out, fingerprint)) is not None:
+        return known
     work = work / fingerprint[:16]
     config, notes = sft_config(block, work, seed=seed)
     progress(0, None, "tokenising")
@@ -73,7 +72,7 @@ def train(
     with stopping_gently(watch):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    revision = base_revision or _revision_of(base)
+    revision = base_revision or revision_of(base)
     report = TrainReport(
         base=base_repo_id,
         base_revision=revision,
@@ -123,37 +122,3 @@ def _trainer(
         trainer.add_callback(EarlyStoppingCallback(block.early_stopping))
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _fingerprint(block: Training, data: Sequence[Path], base: Path, base_repo_id: str, seed: int) -> str:
-    """sha256 (hex) of all that decides the outcome: checkpoints and finished folders of another run are never used."""
-    facts = {
-        "block": block.model_dump(mode="json", exclude={"checkpoint_minutes"}),
-        "data": [[path.name, _sha256(path)] for path in data],
-        "base": [base_repo_id, base.name],
-        "seed": seed,
-        "versions": versions(),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _finished(out: Path, fingerprint: str) -> TrainReport | None:
-    """The report in `out`, when that folder is the finished outcome of these very inputs."""
-    try:
-        known = json.loads((out / "training_report.json").read_text("utf-8"))
-        return TrainReport(**known) if known.get("fingerprint") == fingerprint else None
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _revision_of(base: Path) -> str | None:
-    """The commit that a Hub cache's snapshot folder is named by, or None for any other folder."""
-    return base.name if re.fullmatch(r"[0-9a-f]{40}", base.name) else None

@@ -9,6 +9,17 @@ from typing import Any
 
 from hubkit.schema import Seat
 
+CURVE = (
+    "step",
+    "epoch",
+    "loss",
+    "eval_loss",
+    "learning_rate",
+    "grad_norm",
+    "rewards/accuracies",
+    "rewards/margins",
+)
+
 
 @dataclass
 class TrainReport:
@@ -84,9 +95,7 @@ def versions() -> dict[str, str]:
 def outcome(trainer: Any) -> dict[str, Any]:
     """What a finished trainer knows: steps, losses, speed, sizes, device."""
     curve = [
-        {k: float(e[k]) for k in ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm") if k in e}
-        for e in trainer.state.log_history
-        if "loss" in e or "eval_loss" in e
+        {k: float(e[k]) for k in CURVE if k in e} for e in trainer.state.log_history if "loss" in e or "eval_loss" in e
     ]
     summary: dict[str, Any] = next((e for e in reversed(trainer.state.log_history) if "train_runtime" in e), {})
     losses = [e["loss"] for e in curve if "loss" in e]

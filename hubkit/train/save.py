@@ -40,7 +40,7 @@ def _save_weights(model: Any, base: Path, out: Path, report: TrainReport, merge:
 
     adapter = hasattr(model, "peft_config")
     if adapter and not merge:
-        model.save_pretrained(out, safe_serialization=True)
+        model.save_pretrained(out, safe_serialization=True, selected_adapters=["default"])
         _name_base(out / "adapter_config.json", report.base, report.base_revision)
         return "adapter"
     if adapter:
