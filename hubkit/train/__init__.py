@@ -22,9 +22,11 @@ from hubkit.train import rows as rows_
 from hubkit.train.config import lora_config, quiet_environment, sft_config
 from hubkit.train.dpo import prefer
 from hubkit.train.identity import fingerprint_of, finished, revision_of
+from hubkit.train.launch import Strategy
+from hubkit.train.launch import launch as launched
 from hubkit.train.loading import load_base, load_tokenizer
 from hubkit.train.report import TrainReport, outcome, versions
-from hubkit.train.save import save_model
+from hubkit.train.save import save_trained
 from hubkit.train.trainer import last_complete, spent_before, stopping_gently, trainer_class, watcher
 
 __all__ = ["TrainReport", "prefer", "train"]
@@ -40,17 +42,23 @@ def train(
     seed: int,
     work: Path,
     base_revision: str | None = None,
+    launch: Strategy | None = None,
+    processes: int | None = None,
     progress: Progress = silent,
 ) -> TrainReport:
     """Train `block` on `data` from the model in `base`; write a pushable model folder to `out`.
 
     `work` keeps checkpoints and survives a kill: the same call goes on where the last one stopped. `base_repo_id` (and
-    `base_revision`; by default read off a snapshot folder's name) is what the adapter will name as its base.
+    `base_revision`; by default read off a snapshot folder's name) is what the adapter will name as its base. With
+    `launch` the run is spread over `processes` (by default one per GPU) through ``accelerate launch``.
 
     Raises `RecipeError` for keys or values that TRL or PEFT refuse, `SourceError` for unreadable data or base,
     `TrainingError` when there is nothing to learn from, too much would be dropped, or the loss is not a number.
     """
     quiet_environment()
+    if launch is not None:
+        more = {"base_repo_id": base_repo_id, "base_revision": base_revision, "seed": seed}
+        return launched(launch, block, data, base, out, more, processes=processes, work=work, progress=progress)
     started = time.monotonic()
     lora = lora_config(block)
     fingerprint = fingerprint_of(block, data, base, base_repo_id, seed)
@@ -62,7 +70,9 @@ def train(
     tokenizer = load_tokenizer(base)
     template = chat_template.for_training(base, block.seat)
     maker = rows_.RowMaker(block, tokenizer, template, max_length=config.max_length)
-    arrow, stats = rows_.prepare(block, data, maker, work, seed=seed, progress=progress)
+    with config.main_process_first(local=False, desc="tokenising"):
+        prepare = rows_.prepare if config.process_index == 0 else rows_.prepared
+        arrow, stats = prepare(block, data, maker, work, seed=seed, progress=progress)
 
     progress(0, None, "loading the base")
     checkpoint = last_complete(work)
@@ -92,8 +102,9 @@ def train(
         versions=versions(),
         **outcome(trainer),
     )
-    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, base, out, report, block.merge_adapter)
-    shutil.rmtree(work, ignore_errors=True)
+    save_trained(trainer, tokenizer, base, out, report, merge=block.merge_adapter)
+    if config.process_index == 0:
+        shutil.rmtree(work, ignore_errors=True)
     return report
 
 

@@ -108,6 +108,8 @@ def fit_to_machine(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
             values[key] = False
     if str(values.get("optim", "")).endswith("fused"):
         notes.append(f"optim {values.pop('optim')} is left at the default: this machine has no GPU")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        values.setdefault("ddp_backend", "gloo")
     return {"bf16": False, "use_cpu": True, **values}, notes
 
 

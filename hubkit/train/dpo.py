@@ -26,7 +26,7 @@ from hubkit.train.config import dpo_config, lora_config, quiet_environment
 from hubkit.train.identity import fingerprint_of, finished, revision_of
 from hubkit.train.loading import load_base, load_tokenizer
 from hubkit.train.report import TrainReport, outcome, versions
-from hubkit.train.save import save_model
+from hubkit.train.save import save_trained
 from hubkit.train.trainer import last_complete, spent_before, stopping_gently, watcher
 
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -90,8 +90,7 @@ def prefer(
         versions=versions(),
         **outcome(trainer),
     )
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    save_model(model, tokenizer, start, out, report, merge=False)
+    save_trained(trainer, tokenizer, start, out, report, merge=False)
     shutil.rmtree(work, ignore_errors=True)
     return report
 
