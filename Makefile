@@ -7,7 +7,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 RUN   := $(BIN)/hubkit run $(RECIPE) --profile $(PROFILE)
 
-.PHONY: conformance demo corpus asker rollout curate chat eval push test test-slow check format bench clean help
+.PHONY: conformance demo corpus asker rollout curate chat eval push test test-slow check format bench bench-demo clean help
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -39,6 +39,10 @@ test-slow: $(READY) ## the slow tests: kills, chaos, whole demos
 
 conformance: $(READY) ## the clients' own test suites against the embedded Hub
 	$(BIN)/python tests/contract/conformance.py
+
+bench-demo: $(READY) ## time the whole loop, three runs of each recipe, and write its figures
+	$(BIN)/python tests/bench/demo.py
+	$(BIN)/python tests/bench/readme.py
 
 bench: $(READY) ## measure, side by side with the alternatives
 	$(BIN)/python -m pytest -m bench --timeout 3600 tests/bench
