@@ -25,11 +25,12 @@ from hubkit.train.identity import fingerprint_of, finished, revision_of
 from hubkit.train.launch import Strategy
 from hubkit.train.launch import launch as launched
 from hubkit.train.loading import load_base, load_tokenizer
+from hubkit.train.plan import TrainPlan, plan
 from hubkit.train.report import TrainReport, outcome, versions
 from hubkit.train.save import save_trained
 from hubkit.train.trainer import last_complete, spent_before, stopping_gently, trainer_class, watcher
 
-__all__ = ["TrainReport", "prefer", "train"]
+__all__ = ["TrainPlan", "TrainReport", "plan", "prefer", "train"]
 
 
 def train(

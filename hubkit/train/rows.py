@@ -166,7 +166,7 @@ def prepared(
 def _encoded(
     block: Training, data: Sequence[Path], maker: RowMaker, stats: RowStats, seed: int, progress: Progress
 ) -> Iterator[chat_template.Encoded]:
-    rows = _table(data, ["id", "messages", block.intent_column])
+    rows = table(data, ["id", "messages", block.intent_column])
     stats.rows_read = rows.num_rows
     order = list(range(rows.num_rows))
     random.Random(seed).shuffle(order)
@@ -193,7 +193,7 @@ def _full(block: Training, stats: RowStats) -> bool:
     return (rows is not None and stats.rows_used >= rows) or (tokens is not None and stats.tokens >= tokens)
 
 
-def _table(data: Sequence[Path], columns: Sequence[str | None]) -> Any:
+def table(data: Sequence[Path], columns: Sequence[str | None]) -> Any:
     """The `columns` of all files as one memory-mapped Arrow table."""
     import pyarrow as pa
     import pyarrow.parquet as pq
