@@ -164,4 +164,17 @@ def shared_engine() -> Running:
     """
     adapters = [f"--adapter={name}={lora(name)}" for name in ("asker", "chat")]
     listen = [f"--listen=127.0.0.1:0={name}" for name in ("base", "asker", "chat")]
-    return start("--model", str(smollm2()), *adapters, *listen, "--slots", "8", "--context", "1024", "--dtype", "f32", "--threads", "1")
+    return start(
+        "--model",
+        str(smollm2()),
+        *adapters,
+        *listen,
+        "--slots",
+        "8",
+        "--context",
+        "1024",
+        "--dtype",
+        "f32",
+        "--threads",
+        "1",
+    )

@@ -85,7 +85,9 @@ def env(home: str) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    cpu = next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "")
+    cpu = next(
+        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""
+    )
     return {
         "cpu": cpu or platform.processor(),
         "cores": os.cpu_count(),
