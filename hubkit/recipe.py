@@ -99,7 +99,11 @@ class Training(_Block):
     """One SFT run: `seat` says whose tokens carry loss; `sft` goes as it is to SFTConfig, `lora` to LoraConfig.
 
     `max_conversations` and `max_tokens` bound one epoch (tokens after truncation). `checkpoint_minutes` is the longest
-    time that a kill can cost, unless ``sft.save_strategy`` says otherwise.
+    time that a kill can cost, unless ``sft.save_strategy`` says otherwise. `end_mark` is the text that the seat learns
+    to say when a conversation is over. `intent_column` names the column with what this conversation's human wants: it
+    goes into the system message, in place of ``{intent}`` or behind it. `holdout` is the share of rows kept for
+    evaluation during training, and `early_stopping` how many evaluations without a better one end the run.
+    `quantize` loads the base in 4 bits below the adapter (QLoRA; needs a CUDA GPU).
     """
 
     base: str
@@ -107,6 +111,10 @@ class Training(_Block):
     seat: Literal["user", "assistant"]
     system: str | None = None
     end_mark: str | None = None
+    intent_column: str | None = None
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    early_stopping: Annotated[int, Field(ge=1)] | None = None
+    quantize: Literal["4bit"] | None = None
     max_conversations: int | None = None
     max_tokens: int | None = None
     max_drop_share: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -253,3 +253,22 @@ def test_git_reads_the_folder(server: HubServer, api: HfApi, repo: str, tmp_path
     assert (tmp_path / "clone" / "many" / "59.txt").read_text() == "59"
     assert "add b" in git("-C", str(folder), "log", "--oneline")
     assert git("-C", str(folder), "fsck", "--full", "--strict") == ""
+
+
+def test_a_client_that_remembers_more_than_the_hub(server: HubServer, api: HfApi, repo: str, tmp_path: Path) -> None:
+    """A restored or cleaned folder lacks what clients believe they sent; their next upload but one succeeds."""
+    import shutil
+
+    code = f"""
+from huggingface_hub import HfApi
+HfApi().upload_file(path_or_fileobj="data.bin", path_in_repo=NAME, repo_id={repo!r})
+"""
+    (tmp_path / "data.bin").write_bytes(bytes(range(256)) * 4000)
+    run_client(server, f"NAME = 'one.bin'{code}", tmp_path)
+    for folder in (server.root / "xet").iterdir():
+        shutil.rmtree(folder)
+    (tmp_path / "data.bin").write_bytes(bytes(range(256)) * 4000 + b"more")
+    with pytest.raises(AssertionError, match="400 Bad Request"):
+        run_client(server, f"NAME = 'two.bin'{code}", tmp_path)
+    run_client(server, f"NAME = 'two.bin'{code}", tmp_path)
+    assert api.get_paths_info(repo, ["two.bin"])[0].size == 1_024_004

@@ -164,7 +164,8 @@ def make(
     except BaseException as error:
         shutil.rmtree(path, ignore_errors=True)
         if isinstance(error, sqlite3.IntegrityError):
-            raise Refusal(409, f"A {kind} repository called {namespace}/{name} already exists") from error
+            # Somebody made it between our look and now. These are the words on which clients ask again.
+            raise Refusal(409, "Cannot create repo: another conflicting operation is in progress") from error
         raise
     found, _ = lookup(hub, kind, namespace, name, who)
     assert found is not None  # just inserted

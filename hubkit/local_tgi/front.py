@@ -99,6 +99,13 @@ class Front:
         except ValidationError as error:
             raise invalid(_first_fault(error)) from error
 
+    def checked(self, fields: dict[str, Any], kind: type[Body]) -> Body:
+        """`fields` as `kind`. Raises `RequestError` (422)."""
+        try:
+            return kind.model_validate(fields)
+        except ValidationError as error:
+            raise invalid(_first_fault(error)) from error
+
     async def render(self, adapter: str, messages: list[dict[str, Any]]) -> str:
         """The prompt for `messages`. Raises `RequestError` (422)."""
         try:

@@ -116,6 +116,8 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
 
 
 def _load(model: Path, adapters: list[Path], parallel: int, context: int, threads: int) -> Any:
+    # Threads that spin while they wait for each other slow down fifty-fold as soon as another process wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import xllamacpp
 
     params = xllamacpp.CommonParams()

@@ -167,14 +167,14 @@ def _build_eval(context: Context, inputs: dict[str, Ref], work: Work) -> dict[st
     hub, recipe = context.hub, context.recipe
     candidates = {
         name: evals.Candidate(
-            training=getattr(recipe, name),
+            training=training,
             base=hub.snapshot(inputs[f"{name} base"], allow_patterns=WEIGHTS),
             trained=hub.snapshot(inputs[name], allow_patterns=WEIGHTS),
         )
-        for name in ("asker", "chat")
+        for name, training in {"asker": recipe.asker, "chat": recipe.chat}.items()
     }
-    data = _parquet(hub, inputs["corpus"], "test")
-    results = evals.heldout(recipe.eval, data, candidates, seed=recipe.seed, progress=work.progress)
+    held_out = _parquet(hub, inputs["corpus"], "test")
+    results = evals.heldout(recipe.eval, held_out, candidates, seed=recipe.seed, progress=work.progress)
     (work.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
     return results
 

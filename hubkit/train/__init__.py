@@ -69,7 +69,7 @@ def train(
     checkpoint = last_complete(work)
     before = spent_before(checkpoint)
     watch = watcher(progress, block.checkpoint_minutes, lambda: before + time.monotonic() - started)
-    trainer = _trainer(config, lora, base, arrow, tokenizer, watch)
+    trainer = _trainer(block, config, lora, base, arrow, tokenizer, watch)
     with stopping_gently(watch):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -98,20 +98,29 @@ def train(
     return report
 
 
-def _trainer(config: Any, lora: Any, base: Path, arrow: Path, tokenizer: Any, watch: Any | None) -> Any:
+def _trainer(
+    block: Training, config: Any, lora: Any, base: Path, arrow: Path, tokenizer: Any, watch: Any | None
+) -> Any:
     from datasets import Dataset
+    from transformers import EarlyStoppingCallback
     from transformers.trainer_callback import PrinterCallback
 
     if config.dataset_kwargs is None and not config.packing:
         config.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are ready as they are
+    rows = {"train": Dataset.from_file(str(arrow)), "test": None}
+    if block.holdout:
+        rows = rows["train"].train_test_split(block.holdout, seed=config.seed)
     trainer = trainer_class()(
-        model=load_base(base, adapter=lora is not None),
+        model=load_base(base, adapter=lora is not None, quantize=block.quantize),
         args=config,
-        train_dataset=Dataset.from_file(str(arrow)),
+        train_dataset=rows["train"],
+        eval_dataset=rows["test"],
         processing_class=tokenizer,
         peft_config=lora,
         callbacks=[watch] if watch else None,
     )
+    if block.early_stopping:
+        trainer.add_callback(EarlyStoppingCallback(block.early_stopping))
     trainer.remove_callback(PrinterCallback)
     return trainer
 

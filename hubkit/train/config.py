@@ -55,7 +55,15 @@ def sft_config(block: Training, work: Path, *, seed: int) -> tuple[Any, list[str
 
     check_keys("sft", block.sft, SFTConfig)
     values, notes = fit_to_machine(block.sft)
-    values = {**_defaults(), **values, "output_dir": str(work), "seed": seed, "truncation_mode": "keep_start"}
+    _check_quantize(block)
+    values = {
+        **_defaults(),
+        **_evaluation(block),
+        **values,
+        "output_dir": str(work),
+        "seed": seed,
+        "truncation_mode": "keep_start",
+    }
     return _build("sft", SFTConfig, values), notes
 
 
@@ -115,6 +123,35 @@ def _defaults() -> dict[str, Any]:
         "disable_tqdm": True,
         "max_length": 1024,
     }
+
+
+def _evaluation(block: Training) -> dict[str, Any]:
+    """When held-out rows are looked at: once an epoch, and the best epoch is kept when the run may stop early.
+
+    Raises `RecipeError` for early stopping without rows to judge by.
+    """
+    if block.early_stopping and not block.holdout:
+        raise RecipeError("early_stopping needs held-out rows to judge by; set holdout, for example to 0.05")
+    if not block.holdout:
+        return {}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "save_strategy": "epoch"}
+    return {"eval_strategy": "epoch", **(best if block.early_stopping else {})}
+
+
+def _check_quantize(block: Training) -> None:
+    """Raises `RecipeError` or `MissingDependencyError` where 4-bit training cannot run, before anything is loaded."""
+    if block.quantize is None:
+        return
+    import importlib.util
+
+    import torch
+
+    if block.lora is None:
+        raise RecipeError("quantize is for adapters: 4-bit weights cannot be trained; set lora")
+    if not torch.cuda.is_available():
+        raise RecipeError("quantize: 4bit needs a CUDA GPU, and this machine has none; remove it to train in float32")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingDependencyError("quantize: 4bit needs bitsandbytes: pip install bitsandbytes")
 
 
 def _build(where: str, config_class: type, values: dict[str, Any]) -> Any:

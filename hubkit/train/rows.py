@@ -65,22 +65,31 @@ class RowStats:
 
 
 def seat_view(
-    messages: Sequence[Message], seat: str, system: str | None, *, end_mark: str | None = None
+    messages: Sequence[Message],
+    seat: str,
+    system: str | None,
+    *,
+    end_mark: str | None = None,
+    intent: str | None = None,
 ) -> list[Message]:
     """`messages` as the model in `seat` sees them: own turns ``assistant``, its system message in front.
 
     An asker never sees the system message that was addressed to the chat model. A chat model keeps a conversation's
     own system message, and gets `system` where there is none. With `end_mark` and a conversation that ends on the
-    partner's turn, the seat's last turn is that mark: how it learns to stop.
+    partner's turn, the seat's last turn is that mark: how it learns to stop. `intent` goes into `system`, in place of
+    ``{intent}`` or, without that, as a paragraph behind it, just as a rollout writes it.
     """
+    if intent:
+        text = system or ""
+        system = text.replace("{intent}", intent) if "{intent}" in text else f"{text}\n\n{intent}".strip()
     turns = [m for m in messages if m["role"] != "system"]
     own_system = next((m["content"] for m in messages if m["role"] == "system"), None)
     if seat == "user":
         turns, own_system = swap_roles(turns), None
     if end_mark and turns and turns[-1]["role"] == "user":
         turns = [*turns, {"role": "assistant", "content": end_mark}]
-    text = own_system or system
-    return [{"role": "system", "content": text}, *turns] if text else turns
+    head = own_system or system
+    return [{"role": "system", "content": head}, *turns] if head else turns
 
 
 class RowMaker:
@@ -97,7 +106,10 @@ class RowMaker:
             return reason
         if not any(m["role"] == self.block.seat for m in messages):
             return "no_seat_turn"
-        view = seat_view(messages, self.block.seat, self.block.system, end_mark=self.block.end_mark)
+        intent = row.get(self.block.intent_column) if self.block.intent_column else None
+        if self.block.intent_column and not (isinstance(intent, str) and intent.strip()):
+            return "no_intent"
+        view = seat_view(messages, self.block.seat, self.block.system, end_mark=self.block.end_mark, intent=intent)
         encoded = chat_template.encode(self.tokenizer, self.template, view, max_length=self.max_length)
         return encoded if encoded.loss_tokens else "no_loss_tokens"
 
@@ -133,7 +145,7 @@ def prepare(
 def _encoded(
     block: Training, data: Sequence[Path], maker: RowMaker, stats: RowStats, seed: int, progress: Progress
 ) -> Iterator[chat_template.Encoded]:
-    rows = _table(data)
+    rows = _table(data, ["id", "messages", block.intent_column])
     stats.rows_read = rows.num_rows
     order = list(range(rows.num_rows))
     random.Random(seed).shuffle(order)
@@ -160,8 +172,8 @@ def _full(block: Training, stats: RowStats) -> bool:
     return (rows is not None and stats.rows_used >= rows) or (tokens is not None and stats.tokens >= tokens)
 
 
-def _table(data: Sequence[Path]) -> Any:
-    """All files as one memory-mapped Arrow table."""
+def _table(data: Sequence[Path], columns: Sequence[str | None]) -> Any:
+    """The `columns` of all files as one memory-mapped Arrow table."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -173,7 +185,7 @@ def _table(data: Sequence[Path]) -> Any:
             raise SourceError(f"{path} cannot be read as parquet ({type(error).__name__}); write it again") from None
         if "messages" not in table.column_names:
             raise SourceError(f"{path} has no column 'messages' (it has {', '.join(table.column_names)})")
-        tables.append(table.select([name for name in ("id", "messages") if name in table.column_names]))
+        tables.append(table.select([name for name in columns if name in table.column_names]))
     if not tables:
         raise SourceError("training was given no data files; name at least one parquet file")
     return pa.concat_tables(tables, promote_options="permissive")
