@@ -51,9 +51,10 @@ def root(
 
 
 def _register() -> None:
-    from hubkit.cli import doctor, run
+    from hubkit.cli import doctor, publish, run
 
     run.register(app)
+    publish.register(app)
     app.command("doctor")(doctor.doctor)
 
 
