@@ -141,7 +141,7 @@ def test_a_card_shows_the_reports_numbers() -> None:
     assert "3.1234" in asker and "-0.8642 [-0.9500, -0.7700]" in asker and "95 % interval" in asker
     assert "2,345 tokens of 2 conversations" in asker
     assert "| 17,672 |" in corpus and "| `not_english` | 5,000 |" in corpus and "| `cut_off` | 1 |" in corpus
-    assert "| 3.95 |" in dialogues and "| tokens of the asker, completion | 300 |" in dialogues
+    assert "| 3.95 |" in dialogues and "| completion tokens of the asker | 300 |" in dialogues
     assert "| `repeated_turn` | 3 |" in dialogues and "| `asker_empty` | 2 |" in dialogues
     assert DatasetCard(corpus).data.size_categories == "10K<n<100K"
 

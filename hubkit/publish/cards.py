@@ -22,6 +22,7 @@ _ARMS = {
     "base": "its base, in the same seat and under the same system message",
     "prompted": "its base, only asked by a system message to play the user",
 }
+_SEATS = {"chat": "chat model"}
 _CONFIG_HELP = {
     "default": "the dialogues that were kept (split `train`)",
     "raw": "every dialogue as it was rolled out, kept or not",
@@ -146,7 +147,11 @@ def _dialogues(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
         ("dialogues rolled out", rolled.get("dialogues")),
         ("dialogues kept", metadata.rows_of(facts)),
         ("human turns per kept dialogue (mean)", read.mean_turns(curated)),
-        *((f"tokens of the {seat}, {kind}", count) for seat, kinds in spoken.items() for kind, count in kinds.items()),
+        *(
+            (f"{kind} tokens of the {_SEATS.get(seat, seat)}", count)
+            for seat, kinds in spoken.items()
+            for kind, count in kinds.items()
+        ),
         ("seconds of rollout", rolled.get("seconds")),
     ]
     ends = rolled.get("end_reasons") or {}
@@ -159,6 +164,7 @@ def _dialogues(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
         "seats": _seats(facts, recipe),
         "funnel": read.funnel(curated),
         "drops": read.drops(curated),
+        "nothing_dropped": curated.get("dropped") == 0,
         "ends": sorted(((k, v) for k, v in ends.items() if isinstance(v, int)), key=lambda kv: -kv[1]),
     }
 

@@ -20,9 +20,9 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 try:  # on ZeroGPU this must come before torch; anywhere else it is absent or does nothing
-    import spaces
+    from spaces import GPU
 
-    on_gpu = spaces.GPU(duration=60)
+    on_gpu = GPU(duration=60)
 except ImportError:
 
     def on_gpu(function: Any) -> Any:
