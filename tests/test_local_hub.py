@@ -139,8 +139,11 @@ def test_tags_branches_and_what_they_mean(api: HfApi, repo: str) -> None:
     with pytest.raises(HfHubHTTPError) as error:
         api.create_tag(repo, tag="v1.0")
     assert status_of(error) == 409
-    with pytest.raises(RevisionNotFoundError):
-        api.repo_info(repo, revision="nowhere")
+    for meaning in (commit, commit[:7], commit[:10], "refs/heads/main", "refs/tags/v1.0", "HEAD"):
+        assert api.repo_info(repo, revision=meaning).sha == commit
+    for unknown in ("nowhere", "0" * 40, "0" * 7, "refs/heads/nowhere", "refs/pr/1", "a b"):
+        with pytest.raises(RevisionNotFoundError):
+            api.repo_info(repo, revision=unknown)
     api.delete_tag(repo, tag="v1.0")
     api.delete_branch(repo, branch="side/way")
     with pytest.raises(HfHubHTTPError) as error:

@@ -43,7 +43,7 @@ from . import (
     xet,
 )
 from .accounts import Identity
-from .git import is_disk_full
+from .git import DISK_FULL, is_disk_full
 from .repos import PLURALS, Repo, can_read, lookup, missing
 from .state import Hub
 from .wire import Call, Refusal, raw_path
@@ -177,9 +177,7 @@ class App:
             return Response(status_code=499)
         except Exception as error:
             if is_disk_full(error):
-                return Refusal(
-                    507, "No space left on the disk that holds this Hub; free some and try again."
-                ).response()
+                return Refusal(507, DISK_FULL).response()
             log.exception("%s %s failed", request.method, raw_path(request)[:300])
             return Refusal(500, "Internal error of the embedded Hub; its log says more.").response()
 
