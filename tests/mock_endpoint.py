@@ -137,8 +137,9 @@ class Mock:
         kind = self.chance.choice(["429", "500", "drop"])
         if kind == "drop":
             await asyncio.sleep(self.latency() / 2)
-            request.transport.abort()
-            raise ConnectionResetError
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()  # nobody will read it
         return web.json_response({"error": "unlucky"}, status=int(kind))
 
     def latency(self) -> float:

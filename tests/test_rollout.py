@@ -29,7 +29,7 @@ from hubkit.errors import (
     StageError,
 )
 from hubkit.recipe import Rollout
-from hubkit.rollout import RolloutReport, Status, run
+from hubkit.rollout import RolloutReport, Status, estimate, run
 from hubkit.rollout.journal import decode, encode, newest, read
 from hubkit.rollout.plan import turn_seed
 from hubkit.schema import Conversation, fault, swap_roles
@@ -310,6 +310,23 @@ def test_status_and_progress_tell_how_it_goes(tmp_path: Path) -> None:
         roll(server, tmp_path, block(dialogues=40), on_status=seen.append, progress=lambda *a: notes.append(a))
     assert seen[-1].dialogues == seen[-1].wanted == 40 and max(sum(s.in_flight.values()) for s in seen) > 0
     assert any(s.eta_s for s in seen) and notes[-1][:2] == (40, 40) and "tok/s" in notes[-1][2]
+
+
+def test_an_estimate_from_a_sample_comes_near_and_the_run_goes_on_from_it(tmp_path: Path) -> None:
+    prices = {"usd_per_million_input": 1000.0, "usd_per_million_output": 2000.0}
+    given = block(dialogues=60, turns={"kind": "choice", "weights": {2: 1, 5: 1}}, asker=prices, chat=prices)
+    with mock(latency=0.01, padding="some words " * 5) as server:
+        options = {"asker_urls": [server.url], "chat_urls": [server.url], "seed": 7, "provenance": PROVENANCE}
+        guess = estimate(given, openings(), journal=tmp_path / "journal", dialogues=10, **options)
+        asked = server.stats()["answered"]
+        report = roll(server, tmp_path, given)
+        assert server.stats()["answered"] == report.requests  # the sample was not asked for again
+    assert guess.sampled == 10 and asked < 100
+    assert sum(guess.requests.values()) == pytest.approx(report.requests, rel=0.2)
+    for seat in ("asker", "chat"):
+        assert guess.prompt_tokens[seat] == pytest.approx(report.tokens[seat]["prompt"], rel=0.3)
+        assert guess.completion_tokens[seat] == pytest.approx(report.tokens[seat]["completion"], rel=0.2)
+    assert guess.usd == pytest.approx(report.usd, rel=0.3) and 0 < guess.spread < 1 and guess.seconds > 0
 
 
 # --- what is on disk -------------------------------------------------------------------------------------------------

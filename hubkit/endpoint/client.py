@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -60,8 +61,8 @@ class HttpClient:
             )
         return self._sessions[remote]
 
-    async def post(self, url: str, body: dict[str, Any]) -> tuple[Any, float, dict[str, str]]:
-        """POST `body` as JSON; gives (answer, seconds, headers in lower case).
+    async def post(self, url: str, body: dict[str, Any]) -> tuple[Any, float, Mapping[str, str]]:
+        """POST `body` as JSON; gives (answer, seconds, headers).
 
         Raises `EndpointError` for any status but 200, with `status` and, where the server says so, `retry_after_s`;
         `EndpointUnreachableError` when there was no answer (refused, dropped, timed out).
@@ -86,7 +87,7 @@ class HttpClient:
         except orjson.JSONDecodeError:
             return status, None
 
-    async def _exchange(self, method: str, url: str, data: bytes | None) -> tuple[int, dict[str, str], bytes]:
+    async def _exchange(self, method: str, url: str, data: bytes | None) -> tuple[int, Mapping[str, str], bytes]:
         import aiohttp
 
         try:
@@ -94,7 +95,7 @@ class HttpClient:
                 if (response.content_length or 0) > LARGEST_ANSWER:
                     raise EndpointError(f"{url} answers with {response.content_length} bytes; refused", status=200)
                 raw = await response.read()
-                return response.status, {k.lower(): v for k, v in response.headers.items()}, raw
+                return response.status, response.headers, raw
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             if isinstance(error, EndpointError):
                 raise
@@ -139,7 +140,7 @@ def explain(raw: bytes) -> str:
     return " ".join(str(answer).split())[:300]
 
 
-def _retry_after(headers: dict[str, str]) -> float | None:
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that a Retry-After header asks for: a number or an HTTP date; None without or with nonsense."""
     value = headers.get("retry-after", "").strip()
     if not value:

@@ -18,10 +18,10 @@ from collections.abc import Callable
 FIRST_LIMIT = 8
 BREAK_AFTER = 5  # failures in a row
 COOL_DOWN_S = (1.0, 30.0)  # first, longest
-_DOUBLING_PAYS = 1.15  # a doubled limit must give this much more throughput to be kept
-_PROBE_PAYS = 1.04  # the same for a limit raised by a quarter
-_PROBE_EVERY = 8  # windows between probes once the limit is found
-_STRAY = 0.06  # share of refusals that may be chance
+_DOUBLING_PAYS = 1.05  # a doubled limit must give this much more throughput to be kept
+_PROBE_PAYS = 1.02  # the same for a limit raised by a quarter
+_PROBE_EVERY = 4  # windows between probes once the limit is found
+_STRAY = (3, 0.06)  # refusals in a window, and their share of it, from which on they are no chance
 _LATENCY_ALARM = 3.0  # times the settled latency
 
 
@@ -165,8 +165,9 @@ class _Tuner:
         return self.limit
 
     def _judge(self, seen: int) -> None:
-        refused = (self._bad["overloaded"] + self._bad["timeout"]) / seen
-        if refused > _STRAY or self._bad["fault"] / seen > 0.5:
+        refusals = self._bad["overloaded"] + self._bad["timeout"]
+        refused = refusals / seen
+        if (refusals >= _STRAY[0] and refused > _STRAY[1]) or self._bad["fault"] / seen > 0.5:
             keep = 1 - refused if not self._bad["timeout"] else 0.5
             self._settle(max(1, int(self.limit * max(0.5, min(keep, 0.9)))))
             return

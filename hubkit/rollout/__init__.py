@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -27,11 +28,12 @@ from hubkit.recipe import Rollout, SeatConfig
 from hubkit.rollout import shards
 from hubkit.rollout.driver import Driver, OnShard
 from hubkit.rollout.plan import Plan, check, plans, run_digest
+from hubkit.rollout.preflight import Estimate, judge
 from hubkit.rollout.report import RolloutReport, Status
 from hubkit.rollout.state import State, load, locked
 from hubkit.schema import Conversation
 
-__all__ = ["RolloutReport", "Status", "run", "run_digest"]
+__all__ = ["Estimate", "RolloutReport", "Status", "estimate", "run", "run_digest"]
 
 _NOTE_EVERY_S = 0.5
 
@@ -93,6 +95,22 @@ def run(
         facts = {"resumed": resumed, "turns": driver.turns, "requests": driver.sent}
         facts["seconds"] = round(time.monotonic() - started, 3)
         return _finish(block, state, driver, out, skipped=skipped, errors=errors, session=facts)
+
+
+def estimate(
+    block: Rollout, openings: Iterable[Conversation], *, journal: Path, dialogues: int = 8, **options: Any
+) -> Estimate:
+    """What the run will take and cost, from its first `dialogues` dialogues, really driven; raises what `run` raises.
+
+    `options` are those of `run` (addresses, seed, provenance, templates). The sample is kept in `journal`: the run
+    starts from it. Ends of a recipe other than its target turns (end mark, full context) are not foreseen, so a run may
+    come out smaller.
+    """
+    sample = block.model_copy(update={"dialogues": min(dialogues, block.dialogues)})
+    with tempfile.TemporaryDirectory() as scratch:
+        report = run(sample, openings, Path(scratch), journal=journal, **options)
+        shards = [Path(scratch) / path for path in report.paths]
+        return judge(block, shards, seconds=report.seconds, in_flight=sample.in_flight)
 
 
 def _endpoint(block: Rollout, seat: str, urls: Sequence[str], template: ClientTemplate | None) -> Endpoint:

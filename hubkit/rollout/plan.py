@@ -136,6 +136,14 @@ def _target(block: Rollout, chance: random.Random) -> int:
     return chance.choices(counts, weights=[block.turns.weights[count] for count in counts])[0]
 
 
+def expected_human_turns(block: Rollout) -> float:
+    """The mean of the turns that `block` draws."""
+    if block.turns.kind == "fixed":
+        return float(block.turns.value)
+    weights = block.turns.weights
+    return sum(count * weight for count, weight in weights.items()) / sum(weights.values())
+
+
 def check(block: Rollout) -> None:
     """Raise `RecipeError` for a block that cannot be run, before anything is sent."""
     if not (block.asker.system or "").strip():

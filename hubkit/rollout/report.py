@@ -33,7 +33,7 @@ class Status:
             parts.append(f"{self.retries} retried")
         if self.usd:
             parts.append(f"${self.usd:.2f}")
-        return " · ".join(parts)
+        return "in conversation: " + " · ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)
