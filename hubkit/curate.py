@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import RecipeError, SourceError
-from hubkit.filters import Chain, Context, Dropped, Step
+from hubkit.filters import Context, Dropped, Step
+from hubkit.filters.parallel import run, workers_for
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Curate
 from hubkit.schema import Conversation
@@ -25,7 +26,9 @@ from hubkit.shards import ShardWriter, disk_errors, read_batches
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_JUDGED = ("id", "messages", "source", "finish_reasons", "error")  # the columns that filters may read
+_META = ("finish_reasons", "error")  # the columns, beside the conversation, that filters may read
+_JUDGED = ("id", "messages", "source", *_META)
+_UNPACKED = 4  # how much bigger than its file a parquet table of text is, roughly
 
 
 @dataclass
@@ -51,27 +54,36 @@ def curate(
     *,
     tokenizer: Path | None = None,
     questions: dict[str, Path] | None = None,
+    workers: int | None = None,
     progress: Progress = silent,
 ) -> CurateReport:
     """Judge every row of `raw` by `block.filters`; write what is kept, what is dropped and why, and the report.
 
-    `tokenizer` and `questions` are as in `hubkit.corpus.build`. Raises `SourceError` (no parquet files, a broken one,
-    no ``messages`` column), `RecipeError` (unknown filter, or one that cuts dialogues up), `DiskFullError`.
+    `tokenizer`, `questions` and `workers` are as in `hubkit.corpus.build`. Raises `SourceError` (no parquet files, a
+    broken one, no ``messages`` column), `RecipeError` (unknown filter, or one that cuts dialogues up), `DiskFullError`.
     """
     import pyarrow as pa
 
     started = time.monotonic()
-    chain = Chain(block.filters, Context(tokenizer=tokenizer, questions=questions or {}))
-    report = CurateReport(steps=chain.steps)
     schema = _schema_of(raw)
+    batches: deque[_Batch] = deque()
+    if workers is None:
+        workers = workers_for(sum(path.stat().st_size for path in raw) * _UNPACKED)
+    context = Context(tokenizer=tokenizer, questions=questions or {})
+    steps, judged = run(block.filters, context, _dialogues(raw, schema, batches, progress), workers=workers)
+    report = CurateReport(steps=steps)
     words = [pa.field("reason", pa.string()), pa.field("step", pa.string())]
     turns: Counter[int] = Counter()
     with (
         ShardWriter(out / "data", "train", schema) as kept,
         ShardWriter(out / "data", "dropped", pa.schema([*schema, *words])) as dropped,
     ):
-        for batch in _batches(raw, schema, progress):
-            _judge(batch, chain, kept, dropped, turns)
+        for conversation, results in judged:
+            result = _only(results, conversation)
+            if not isinstance(result, Dropped):
+                turns[result.human_turns] += 1
+            if batches[0].take(result, conversation):
+                batches.popleft().write(kept, dropped)
     report.rows_read, report.kept, report.dropped = kept.rows + dropped.rows, kept.rows, dropped.rows
     report.human_turns = {str(number): turns[number] for number in sorted(turns)}
     report.seconds = round(time.monotonic() - started, 2)
@@ -102,7 +114,49 @@ def _schema_of(raw: list[Path]) -> pa.Schema:
     return schema
 
 
-def _batches(raw: list[Path], schema: pa.Schema, progress: Progress) -> Iterator[pa.Table]:
+class _Batch:
+    """Rows of one table and, one after another, what became of them; then they leave in the columns they came in."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+        self._rows: int = table.num_rows
+        self._judged = 0
+        self._stay: list[int] = []
+        self._messages: list[Any] = []
+        self._go: list[tuple[int, str, str]] = []
+        self._changed = False
+
+    def take(self, result: Conversation | Dropped, conversation: Conversation) -> bool:
+        """Note the verdict on the next row; says whether that was the last one."""
+        if isinstance(result, Dropped):
+            self._go.append((self._judged, result.reason, result.step))
+        else:
+            self._changed = self._changed or result.messages != conversation.messages
+            self._stay.append(self._judged)
+            self._messages.append(result.messages)
+        self._judged += 1
+        return self._judged == self._rows
+
+    def write(self, kept: ShardWriter, dropped: ShardWriter) -> None:
+        """Write the rows to where they belong."""
+        import pyarrow as pa
+
+        if self._stay:
+            rows = self._table.take(self._stay)
+            if self._changed:
+                at = rows.schema.get_field_index("messages")
+                rows = rows.set_column(at, rows.schema.field(at), pa.array(self._messages, rows.schema.field(at).type))
+            kept.write_table(rows)
+        if self._go:
+            rows = self._table.take([index for index, _, _ in self._go])
+            rows = rows.append_column("reason", pa.array([reason for _, reason, _ in self._go], pa.string()))
+            dropped.write_table(rows.append_column("step", pa.array([step for _, _, step in self._go], pa.string())))
+
+
+def _dialogues(
+    raw: list[Path], schema: pa.Schema, batches: deque[_Batch], progress: Progress
+) -> Iterator[Conversation]:
+    """Every row as a conversation; its table waits in `batches` for the verdicts."""
     import pyarrow as pa
 
     sizes = [path.stat().st_size for path in raw]
@@ -112,53 +166,24 @@ def _batches(raw: list[Path], schema: pa.Schema, progress: Progress) -> Iterator
             table = pa.Table.from_batches([batch])
             for extra in set(schema.names) - set(table.column_names):
                 table = table.append_column(extra, pa.nulls(table.num_rows, schema.field(extra).type))
-            yield table.select(schema.names).cast(schema)
+            table = table.select(schema.names).cast(schema)
+            batches.append(_Batch(table))
+            judged = table.select([name for name in _JUDGED if name in table.column_names])
+            yield from map(_conversation, judged.to_pylist())
     progress(sum(sizes), sum(sizes), "")
-
-
-def _judge(table: pa.Table, chain: Chain, kept: ShardWriter, dropped: ShardWriter, turns: Counter[int]) -> None:
-    """One batch through the chain; rows leave in the columns they came in."""
-    import pyarrow as pa
-
-    stay: list[int] = []
-    messages: list[Any] = []
-    go: list[tuple[int, str, str]] = []
-    changed = False
-    judged = table.select([name for name in _JUDGED if name in table.column_names]).to_pylist()
-    for index, row in enumerate(judged):
-        conversation = _conversation(row)
-        (result,) = _only(chain(conversation), conversation)
-        if isinstance(result, Dropped):
-            go.append((index, result.reason, result.step))
-            continue
-        changed = changed or result.messages is not conversation.messages
-        stay.append(index)
-        messages.append(result.messages)
-        turns[result.human_turns] += 1
-    if stay:
-        rows = table.take(stay)
-        if changed:
-            at = table.schema.get_field_index("messages")
-            rows = rows.set_column(at, table.schema.field(at), pa.array(messages, table.schema.field(at).type))
-        kept.write_table(rows)
-    if go:
-        rows = table.take([index for index, _, _ in go])
-        for name, values in (("reason", [reason for _, reason, _ in go]), ("step", [step for _, _, step in go])):
-            rows = rows.append_column(name, pa.array(values, pa.string()))
-        dropped.write_table(rows)
 
 
 def _conversation(row: dict[str, Any]) -> Conversation:
     messages = [
         {"role": (m or {}).get("role") or "", "content": (m or {}).get("content") or ""} for m in row["messages"] or []
     ]
-    return Conversation(str(row["id"]), messages, row.get("source") or "", row)  # type: ignore[arg-type]
+    meta = {key: row[key] for key in row if key in _META}
+    return Conversation(str(row["id"]), messages, row.get("source") or "", meta)  # type: ignore[arg-type]
 
 
-def _only(results: Iterator[Conversation | Dropped], conversation: Conversation) -> list[Conversation | Dropped]:
+def _only(results: list[Conversation | Dropped], conversation: Conversation) -> Conversation | Dropped:
     """The one verdict on a dialogue. Its per-turn columns describe its turns, so filters must leave their number be."""
-    found = list(results)
-    same = all(isinstance(r, Dropped) or len(r.messages) == len(conversation.messages) for r in found)
-    if len(found) != 1 or not same:
+    same = all(isinstance(r, Dropped) or len(r.messages) == len(conversation.messages) for r in results)
+    if len(results) != 1 or not same:
         raise RecipeError("curate.filters: a filter cut a dialogue up or shortened it; only corpus.filters may do so")
-    return found
+    return results[0]

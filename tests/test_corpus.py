@@ -269,3 +269,42 @@ def test_a_packed_file_cut_at_the_end_of_a_line_still_says_so(tmp_path: Path, pa
     path.write_bytes(packed + pack(b"\n" * 100_000)[:-1])
     found, report = load(path)
     assert len(found) == 1 and report.unreadable["cut_off"].count == 1
+
+
+def test_workers_change_nothing_but_the_time(tmp_path: Path) -> None:
+    rows = [sharegpt(i, turns=2 + i % 5) for i in range(700)] + [sharegpt(3), {"id": "bad"}]
+    rows[9]["conversations"][0]["value"] = "write to jane.doe@university.edu, and mind the ünicode \U0001f600"
+    path = written(tmp_path / "x.json", rows)
+    names = [
+        "clean_text",
+        "alternate_roles",
+        "english",
+        "personal_data",
+        "exact_duplicates",
+        "near_duplicates",
+        "min_turns",
+    ]
+    block = Corpus(sources=[Source()], filters=[Filter(name=n) for n in names], openings=20, test=20)
+    reports = []
+    for workers in (0, 3):
+        report = build(block, [path], tmp_path / str(workers), seed=1, workers=workers).to_dict()
+        del report["seconds"]
+        reports.append(report)
+    assert reports[0] == reports[1] and reports[0]["steps"][-2]["dropped"]
+    for shard in (tmp_path / "0" / "data").iterdir():
+        assert shard.read_bytes() == (tmp_path / "3" / "data" / shard.name).read_bytes()
+
+
+def test_a_worker_that_dies_is_an_error_not_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hubkit.filters import parallel
+
+    started = parallel._Worker.__init__
+
+    def start_and_kill(self: Any, *args: Any) -> None:
+        started(self, *args)
+        self._process.kill()
+
+    monkeypatch.setattr(parallel._Worker, "__init__", start_and_kill)
+    block = Corpus(sources=[Source()], filters=[Filter(name="clean_text")], openings=1, test=1)
+    with pytest.raises(StageError, match=r"exit status -9"):
+        build(block, [written(tmp_path / "x.json", [sharegpt(i) for i in range(9)])], tmp_path / "o", seed=1, workers=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,12 +64,13 @@ def test_the_loss_is_the_models_own_over_the_seats_tokens(base, data):
 def test_a_trained_asker_beats_its_base_outside_the_noise(base, data, asker):
     block, trained = asker
     results = heldout(BLOCK, [data], {"asker": Candidate(block, base, trained)}, seed=3)["asker"]
-    assert results["model"]["loss"] < results["base"]["loss"]
-    assert results["difference"]["outside_noise"] and results["difference"]["high"] < 0
-    assert results["difference"]["low"] <= results["difference"]["difference"] <= results["difference"]["high"]
-    assert results["prompted"]["tokens"] == results["model"]["tokens"] == sum(r["tokens"] for r in results["rows"])
-    assert results["prompted"]["loss"] != results["base"]["loss"]
-    assert results["model"]["conversations"] == 8
+    arms, against = results["arms"], results["against"]
+    assert arms["trained"]["loss"] < arms["base"]["loss"]
+    assert against["base"]["outside_noise"] and against["base"]["high"] < 0
+    assert against["base"]["low"] <= against["base"]["difference"] <= against["base"]["high"]
+    assert arms["prompted"]["tokens"] == arms["trained"]["tokens"] and len(arms["trained"]["ids"]) == 8
+    assert arms["prompted"]["loss"] != arms["base"]["loss"]
+    json.dumps(results)
 
 
 def test_whole_weights_and_their_adapter_score_the_same(tmp_path, base, data, asker):

@@ -338,17 +338,14 @@ def test_xet_uploads_are_checked(server: HubServer) -> None:
     sha_of_bomb = hashlib.sha256(b"\0" * 200_000).hexdigest()
     assert send(server, "POST", path, chunk(bomb[:200_000], 1, 200_000), token=token).status == 200
     assert send(server, "POST", f"{base}/v1/shards", shard(name, 200_000, 1, sha_of_bomb), token=token).status == 400
-    for lie in (
-        shard(name, 7, 2, SHA),
-        shard(name, 8, 1, SHA),
-        shard(name, 7, 1, "0" * 64),
-        shard("cd" * 32, 7, 1, SHA),
-    ):
+    for lie in (shard(name, 7, 2, SHA), shard(name, 8, 1, SHA), shard(name, 7, 1, "0" * 64)):
         assert send(server, "POST", path, chunk(b"content", 0, 7), token=token).status == 200
         assert send(server, "POST", f"{base}/v1/shards", lie, token=token).status == 400
     for junk in (b"", b"HFRepoMetaData\0" + b"\0" * 200, shard(name, 7, 1, SHA)[:100]):
         assert send(server, "POST", f"{base}/v1/shards", junk, token=token).status == 400
     assert send(server, "POST", f"{base}/v1/shards", shard(name, 7, 1, SHA), token=token).status == 200
+    assert send(server, "POST", f"{base}/v1/shards", shard("cd" * 32, 7, 1, SHA), token=token).status == 400
+    assert xet(server)[0] != base, "a client that refers to what was never sent gets a new address"
 
 
 def test_other_sites_and_other_names_are_refused(server: HubServer) -> None:
@@ -455,6 +452,12 @@ def test_open_to_the_network_needs_a_token_for_everything(tmp_path_factory: pyte
         assert send(server, "GET", "/api/models", token=None).status == 401
         assert send(server, "GET", "/", token=None).status == 401
         assert send(server, "GET", "/api/models/local/public", token=None).status == 401
+        for trick in (
+            "/api/models?sig=1",
+            "/local/public/resolve/main/.gitattributes?sig=1",
+            "/local/public.git/info/lfs/verify?sig=1",
+        ):
+            assert send(server, "GET", trick, token=None).status == 401
         assert send(server, "GET", "/login", token=None).status == 200
         assert send(server, "GET", "/api/models/local/public").status == 200
         server.api().upload_file(path_or_fileobj=b"\0" * 1000, path_in_repo="a.bin", repo_id="local/public")

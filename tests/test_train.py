@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 from tiny_models import tiny_base, write_rows
 
 from hubkit.errors import RecipeError, SourceError, TrainingError
@@ -112,7 +112,7 @@ def test_the_sparse_head_gives_trls_loss_and_gradients(tmp_path, base, rows):
     maker = RowMaker(training, tokenizer, chat_template.for_training(base, "user"), max_length=60)
     arrow, _ = prepare(training, [rows], maker, tmp_path, seed=1)
     config, _ = sft_config(training, tmp_path, seed=1)
-    trainer = _trainer(config, None, base, arrow, tokenizer, None)
+    trainer = _trainer(training, config, None, base, arrow, tokenizer, None)
     batch = next(iter(trainer.get_train_dataloader()))
     count = (batch["labels"][:, 1:] != -100).sum()
     found = []
@@ -234,12 +234,99 @@ def test_whole_weights_are_saved_in_the_bases_own_precision(tmp_path, base, rows
     assert report.kind == ("merged" if merge else "full") and not hasattr(model, "peft_config")
 
 
+def test_the_asker_learns_to_say_the_end_mark_behind_the_last_answer(tmp_path, base):
+    from transformers import AutoTokenizer
+
+    from hubkit import chat_template
+    from hubkit.train.rows import RowMaker
+
+    tokenizer, template = AutoTokenizer.from_pretrained(base), chat_template.for_training(base, "user")
+    maker = RowMaker(block(end_mark="[goodbye]"), tokenizer, template, max_length=None)
+    closed, opened = ([{"role": r, "content": c} for r, c in turns] for turns in (GOOD[0], TURNS))
+    said = [label for label in maker({"messages": closed}).labels if label != chat_template.IGNORE]
+    assert tokenizer.decode(said).endswith("<|im_end|>[goodbye]<|im_end|>")
+    said = [label for label in maker({"messages": opened}).labels if label != chat_template.IGNORE]
+    assert "goodbye" not in tokenizer.decode(said), "a conversation that ends on the human's turn did not end there"
+    cut = RowMaker(block(end_mark="[goodbye]"), tokenizer, template, max_length=40)({"messages": closed})
+    assert "goodbye" not in tokenizer.decode(cut.input_ids), "nor does one that was cut off"
+
+
+def test_an_intent_goes_into_the_system_message_as_in_a_rollout(base):
+    from transformers import AutoTokenizer
+
+    from hubkit import chat_template
+    from hubkit.train.rows import RowMaker
+
+    tokenizer, template = AutoTokenizer.from_pretrained(base), chat_template.for_training(base, "user")
+    row = {"messages": [{"role": r, "content": c} for r, c in TURNS], "wish": "bake rye bread"}
+    for system, text in (("Ask.", "Ask.\n\nbake rye bread"), ("You want: {intent}.", "You want: bake rye bread.")):
+        maker = RowMaker(block(system=system, intent_column="wish"), tokenizer, template, max_length=None)
+        assert tokenizer.decode(maker(row).input_ids).startswith(f"<|im_start|>system\n{text}<|im_end|>")
+    assert maker({**row, "wish": None}) == "no_intent"
+
+
+def test_early_stopping_looks_at_held_out_rows_and_keeps_the_best(tmp_path, base, rows):
+    changes = {
+        "sft": {**SFT, "num_train_epochs": 6, "learning_rate": 3.0, "lr_scheduler_type": "constant"},
+        "holdout": 0.25,
+        "early_stopping": 1,
+    }
+    report = run(tmp_path, base, rows, block(**changes))
+    held_out = [e["eval_loss"] for e in report.loss_curve if "eval_loss" in e]
+    assert len(held_out) < 6, "a learning rate that breaks the model must end the run early"
+    with pytest.raises(RecipeError, match="early_stopping needs held-out rows"):
+        run(tmp_path, base, rows, block(early_stopping=1))
+
+
+def test_packed_rows_give_the_same_loss_as_rows_alone(tmp_path, base, rows):
+    sft = {**SFT, "max_steps": 1, "gradient_accumulation_steps": 1, "max_length": 512, "num_train_epochs": 1}
+    packed = run(tmp_path, base, rows, block(sft={**sft, "packing": True}), out="packed")
+    alone = run(tmp_path, base, rows, block(sft={**sft, "per_device_train_batch_size": 12}), out="alone")
+    assert packed.loss_curve[0]["loss"] == pytest.approx(alone.loss_curve[0]["loss"], rel=1e-4)
+
+
+def test_four_bits_are_refused_where_they_cannot_run(tmp_path, base, rows):
+    import torch
+
+    with pytest.raises(RecipeError, match="quantize is for adapters"):
+        run(tmp_path, base, rows, block(quantize="4bit", lora=None))
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(RecipeError, match="needs a CUDA GPU"):
+        run(tmp_path, base, rows, block(quantize="4bit"))
+
+
 def test_a_finished_folder_is_not_trained_again_and_other_inputs_are(tmp_path, base, rows):
     first = run(tmp_path, base, rows, block(sft={**SFT, "max_steps": 1}))
     stamp = (tmp_path / "out" / "training_report.json").stat().st_mtime_ns
     assert run(tmp_path, base, rows, block(sft={**SFT, "max_steps": 1})).to_dict() == first.to_dict()
     assert (tmp_path / "out" / "training_report.json").stat().st_mtime_ns == stamp
     assert run(tmp_path, base, rows, block(sft={**SFT, "max_steps": 2})).steps == 2
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path, base, rows):
+    one = run(tmp_path, base, rows, block(sft={**SFT, "logging_steps": 1}), out="one", work="one-work")
+    halved = {**SFT, "gradient_accumulation_steps": 1, "logging_steps": 1}
+    two = run(tmp_path, base, rows, block(sft=halved), out="two", launch="ddp", processes=2)
+    assert two.steps == one.steps == 6 and two.rows == one.rows
+    with pytest.raises(RecipeError, match=r"sft\.learning_rat is not a key"):
+        run(tmp_path, base, rows, block(sft={"learning_rat": 1}), launch="ddp", processes=2)
+    losses = [[e["loss"] for e in report.loss_curve] for report in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert (tmp_path / "two" / "adapter_model.safetensors").exists()
+
+
+def test_a_launch_that_cannot_run_here_is_refused(tmp_path, base, rows):
+    with pytest.raises(RecipeError, match="none of ddp, fsdp2, deepspeed"):
+        run(tmp_path, base, rows, block(), launch="fsdp3", processes=2)
+    import torch
+
+    if not torch.cuda.is_available():
+        with pytest.raises(RecipeError, match="fsdp2 shards over GPUs"):
+            run(tmp_path, base, rows, block(), launch="fsdp2", processes=2)
+        with pytest.raises(RecipeError, match="needs a number of processes"):
+            run(tmp_path, base, rows, block(), launch="ddp")
 
 
 SCRIPT = """
@@ -277,7 +364,9 @@ def test_a_killed_run_goes_on_and_ends_bit_equal_to_one_that_was_not(tmp_path, b
     training = block(checkpoint_minutes=1e-9, sft={**SFT, "num_train_epochs": 3, "logging_steps": 1})
     whole = run(tmp_path, base, rows, training, out="whole", work="whole-work")
     call = json.dumps([training.model_dump(mode="json"), str(rows), str(base), str(tmp_path), 0.3])
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, call], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, call], env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    )
     deadline = time.monotonic() + 500
     while not list((tmp_path / "work").glob("*/checkpoint-[3-9]/hubkit-complete")):
         assert process.poll() is None and time.monotonic() < deadline

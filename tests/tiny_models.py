@@ -51,6 +51,7 @@ def tiny_base(folder: Path, family: str = "chatml", *, seed: int = 0) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = tiny_tokenizer(folder, family)
+    torch.set_num_threads(1)  # two threads on so little work only wait for each other
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

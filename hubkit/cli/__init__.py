@@ -18,6 +18,7 @@ from hubkit.errors import HubkitError
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_VERBOSITY": "error",
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
@@ -50,9 +51,14 @@ def root(
 
 
 def _register() -> None:
-    from hubkit.cli import doctor, run
+    from hubkit.cli import corpus, doctor, hub, publish, run, stats
 
     run.register(app)
+    publish.register(app)
+    app.command("clean", epilog="Example: hubkit clean chats.jsonl --out cleaned --profile laptop")(corpus.clean)
+    app.command("stats", epilog="Example: hubkit stats parrot-40k --baseline parrot-sharegpt:test")(stats.stats)
+    app.command("diff", epilog="Example: hubkit diff parrot-40k@v1 parrot-40k@v2")(stats.diff)
+    app.add_typer(hub.app)
     app.command("doctor")(doctor.doctor)
 
 

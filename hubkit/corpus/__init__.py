@@ -23,7 +23,8 @@ from hubkit.corpus.rows import Unreadable, conversation_of, id_of
 from hubkit.corpus.split import SPLITS, Splitter
 from hubkit.corpus.trees import assemble, branches
 from hubkit.errors import StageError
-from hubkit.filters import Chain, Context, Dropped, Step, Tally, count
+from hubkit.filters import Context, Dropped, Step, Tally, count
+from hubkit.filters.parallel import Results, run, workers_for
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Corpus
 from hubkit.schema import Conversation
@@ -99,23 +100,31 @@ def build(
     seed: int,
     tokenizer: Path | None = None,
     questions: dict[str, Path] | None = None,
+    workers: int | None = None,
     progress: Progress = silent,
 ) -> CorpusReport:
     """Read `files`, clean and split them by `block`, write ``out/data`` and ``out/report.json``.
 
     `tokenizer` is a folder with a ``tokenizer.json``, or that file, for filters that count tokens; `questions` names
-    files of benchmark questions for decontamination. Raises `SourceError` (a file is missing), `RecipeError` (unknown
+    files of benchmark questions for decontamination; `workers` is a number of processes (None: by the size of the
+    input); results do not depend on it. Raises `SourceError` (a file is missing), `RecipeError` (unknown
     filter or argument), `StageError` (too little is left), `DiskFullError`.
     """
     started = time.monotonic()
-    chain = Chain(block.filters, Context(tokenizer=tokenizer, questions=questions or {}))
-    report = CorpusReport(seed=seed, steps=chain.steps)
+    report = CorpusReport(seed=seed)
+    found = reading.data_files(files)
+    report.steps, judged = run(
+        block.filters,
+        Context(tokenizer=tokenizer, questions=questions or {}),
+        _conversations(block, found, report, progress),
+        workers=workers_for(sum(path.stat().st_size for path in found)) if workers is None else workers,
+    )
     kept_file = out / "kept"
     splitter = Splitter(seed)
     try:
         with ShardWriter(kept_file, "kept", conversation_schema()) as kept:
             names = _Names()
-            for conversation in _chained(chain, _conversations(block, files, report, progress), report):
+            for conversation in _kept(judged, report):
                 splitter.add(conversation)
                 row = {"id": names.unique(conversation.id), "messages": conversation.messages}
                 kept.write(row | {"source": conversation.source})
@@ -141,7 +150,7 @@ def read(path: Path, *, source: str = "", report: FileReport | None = None) -> I
 
 def _read(path: Path, report: FileReport, on_bytes: reading.OnBytes) -> Iterator[Conversation]:
     for item in assemble(reading.rows(path, on_bytes)):
-        place = f"{path.name}:{item.place}"
+        place = f"{_printable(path.name)}:{item.place}"
         if isinstance(item, reading.Broken):
             report.rows += 1
             count(report.unreadable, item.reason, item.row_id or place)
@@ -162,16 +171,15 @@ def _read(path: Path, report: FileReport, on_bytes: reading.OnBytes) -> Iterator
 
 
 def _conversations(
-    block: Corpus, paths: list[Path], report: CorpusReport, progress: Progress
+    block: Corpus, found: list[Path], report: CorpusReport, progress: Progress
 ) -> Iterator[Conversation]:
     """Every conversation of every file, its parts joined where the recipe says so; `report` counts along."""
-    found = reading.data_files(paths)
     sizes = [path.stat().st_size for path in found]
     room = block.limit
     for index, path in enumerate(found):
         if room is not None and room <= 0:
             break
-        file = FileReport(path.name, _source_name(block, path), sizes[index])
+        file = FileReport(_printable(path.name), _source_name(block, path), sizes[index])
         report.files.append(file)
         rows = islice(_read(path, file, _bytes_of(progress, sizes, index, path.name)), room)
         for conversation, made_of in join(rows) if block.join_parts else ((row, 1) for row in rows):
@@ -191,17 +199,22 @@ def _bytes_of(progress: Progress, sizes: list[int], index: int, name: str) -> re
 def _source_name(block: Corpus, path: Path) -> str:
     """The repo that `path` belongs to by the recipe, else the file's own name."""
     named = [s for s in block.sources if path.name in (Path(f).name for f in s.files)] or block.sources
-    return named[0].repo_id or path.name if len(named) == 1 else path.name
+    return (named[0].repo_id if len(named) == 1 else None) or _printable(path.name)
 
 
-def _chained(chain: Chain, conversations: Iterator[Conversation], report: CorpusReport) -> Iterator[Conversation]:
-    for conversation in conversations:
-        for result in chain(conversation):
+def _printable(name: str) -> str:
+    """A file's name as UTF-8 can hold it."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def _kept(judged: Iterator[tuple[Conversation, Results]], report: CorpusReport) -> Iterator[Conversation]:
+    for _, results in judged:
+        for result in results:
             if isinstance(result, Dropped):
                 report.dropped += 1
             else:
                 yield result
-    report.added = sum(step.added for step in chain.steps)
+    report.added = sum(step.added for step in report.steps)
 
 
 def _write_splits(kept: list[Path], data: Path, places: list[int | None], report: CorpusReport) -> None:

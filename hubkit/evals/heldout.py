@@ -144,10 +144,9 @@ def heldout(
 ) -> dict[str, Any]:
     """The content of a results file: per candidate its own held-out loss, its base's, and the paired difference.
 
-    ``{name: {"seat", "model": arm, "base": arm, "prompted": arm, "difference": comparison, "difference_prompted":
-    comparison, "rows": [...]}}``, where an arm is loss (nats per token), perplexity, conversations, tokens. ``base``
-    sits in the same seat; ``prompted`` (askers only, with ``block.prompted_base``) is the base that keeps its own seat
-    and is asked by its system message to play the user.
+    ``{name: {"seat", "system", "arms": {arm: losses}, "trained": "trained", "against": {arm: comparison}}}``, with the
+    arms ``trained``, ``base`` (in the same seat) and, for askers and with ``block.prompted_base``, ``prompted``: the
+    base that keeps its own seat and is only asked, by its system message, to play the user.
     """
     return {
         name: _judge(block, data, candidate, seed, _part(progress, number, len(candidates), name))
@@ -157,32 +156,28 @@ def heldout(
 
 def _judge(block: Evals, data: Sequence[Path], candidate: Candidate, seed: int, progress: Progress) -> dict[str, Any]:
     seat, system = candidate.training.seat, candidate.training.system
-    plans: dict[str, tuple[Path | None, Seat]] = {"base": (None, seat), "model": (candidate.trained, seat)}
+    plans: dict[str, tuple[Path | None, Seat]] = {"base": (None, seat), "trained": (candidate.trained, seat)}
     if seat == "user" and block.prompted_base:
         plans["prompted"] = (None, "assistant")
     arms: dict[str, HeldOut] = {}
-    for number, (arm, (trained, printed_as)) in enumerate(plans.items()):
+    for number, (arm, (folder, printed_as)) in enumerate(plans.items()):
         part = _part(progress, number, len(plans), arm)
         arms[arm] = heldout_loss(
-            block, candidate.base, trained, data, seat=seat, system=system, printed_as=printed_as, progress=part
+            block, candidate.base, folder, data, seat=seat, system=system, printed_as=printed_as, progress=part
         )
-    found: dict[str, Any] = {"seat": seat, "system": system}
-    for arm, scored in arms.items():
-        found[arm] = {
-            "loss": scored.loss,
-            "perplexity": scored.perplexity,
-            "conversations": len(scored.ids),
-            "tokens": sum(scored.tokens),
-        }
-        if arm != "model":
-            key = "difference" if arm == "base" else f"difference_{arm}"
-            found[key] = compare(
-                arms["model"], scored, resamples=block.resamples, confidence=block.confidence, seed=seed
-            ).to_dict()
-    rows = zip(arms["model"].ids, arms["model"].tokens, *(a.nats for a in arms.values()), strict=True)
-    found["rows"] = [{"id": i, "tokens": t, **dict(zip(arms, nats, strict=True))} for i, t, *nats in rows]
-    found["skipped"] = arms["model"].skipped
-    return found
+    trained = arms["trained"]
+    against = {
+        name: compare(trained, arm, resamples=block.resamples, confidence=block.confidence, seed=seed).to_dict()
+        for name, arm in arms.items()
+        if arm is not trained
+    }
+    return {
+        "seat": seat,
+        "system": system,
+        "arms": {name: arm.to_dict() for name, arm in arms.items()},
+        "trained": "trained",
+        "against": against,
+    }
 
 
 def _part(progress: Progress, number: int, parts: int, name: str) -> Progress:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,12 +58,19 @@ class Context:
 
 
 FILTERS: dict[str, Callable[..., FilterFn]] = {}
+REMEMBERING: set[str] = set()  # filters whose verdict depends on what they have seen; they must see every row in order
 
 
 def register(factory: Callable[..., FilterFn]) -> Callable[..., FilterFn]:
     """Make a filter known to recipes under its function's name. The factory's keyword arguments are the recipe's."""
     FILTERS[factory.__name__] = factory
     return factory
+
+
+def register_remembering(factory: Callable[..., FilterFn]) -> Callable[..., FilterFn]:
+    """As `register`, for a filter that compares each conversation with those before it."""
+    REMEMBERING.add(factory.__name__)
+    return register(factory)
 
 
 @dataclass
@@ -106,6 +113,16 @@ class Step:
     dropped: dict[str, Tally] = field(default_factory=dict)
     changed: dict[str, Tally] = field(default_factory=dict)
 
+    def merge(self, other: dict[str, Any]) -> None:
+        """Add what another process counted in the same step (a `to_dict` of its own), later rows' counts after ours."""
+        for key in ("rows_in", "rows_out", "conversations_out", "added"):
+            setattr(self, key, getattr(self, key) + other[key])
+        for mine, theirs in ((self.dropped, other["dropped"]), (self.changed, other["changed"])):
+            for reason, tally in theirs.items():
+                target = mine.setdefault(reason, Tally())
+                target.count += tally["count"]
+                target.examples += tally["examples"][: EXAMPLES - len(target.examples)]
+
     def to_dict(self) -> dict[str, Any]:
         """The step as a report holds it."""
         return {
@@ -130,7 +147,7 @@ class Dropped:
 
 
 class Chain:
-    """Filters in order. Call it with a conversation; it yields what is kept of it and what is `Dropped`.
+    """Filters in order. Call it with a conversation; it gives what is kept of it and what is `Dropped`.
 
     Raises `RecipeError` for an unknown filter or argument when it is built, never while it runs.
     """
@@ -142,30 +159,45 @@ class Chain:
             self._filters.append(_build(spec, context or Context()))
             self.steps.append(Step(spec.name, dict(spec.args)))
 
-    def __call__(self, conversation: Conversation) -> Iterator[Conversation | Dropped]:
+    def __call__(self, conversation: Conversation) -> list[Conversation | Dropped]:
         """Walk one conversation (and whatever it is cut into) through every step."""
-        rows = [conversation]
+        return self.walk([conversation])
+
+    def reset(self) -> None:
+        """Start the ledger anew; what filters remember stays."""
+        self.steps = [Step(step.name, step.args) for step in self.steps]
+
+    def walk(self, rows: list[Conversation]) -> list[Conversation | Dropped]:
+        """As a call, for what an earlier chain made of one conversation."""
+        gone: list[Conversation | Dropped] = []
         for step, judge in zip(self.steps, self._filters, strict=True):
-            kept: list[Conversation] = []
-            step.rows_in += len(rows)
-            for row in rows:
-                verdict = judge(row)
-                if verdict is None:
-                    kept.append(row)
-                elif isinstance(verdict, Drop):
-                    count(step.dropped, verdict.reason, row.id)
-                    yield Dropped(row, step.name, verdict.reason)
-                else:
-                    for note in (verdict.note,) if isinstance(verdict.note, str) else verdict.note:
-                        count(step.changed, note, row.id)
-                    step.added += len(verdict.rows) - 1
-                    kept.extend(verdict.rows)
-            step.rows_out += len(kept)
-            step.conversations_out += bool(kept)
-            rows = kept
+            rows = _pass(step, judge, rows, gone)
             if not rows:
-                return
-        yield from rows
+                break
+        return [*gone, *rows]
+
+
+def _pass(
+    step: Step, judge: FilterFn, rows: list[Conversation], gone: list[Conversation | Dropped]
+) -> list[Conversation]:
+    """What `step` keeps of `rows`, which all come from one conversation; what it drops goes to `gone`."""
+    kept: list[Conversation] = []
+    for row in rows:
+        verdict = judge(row)
+        if verdict is None:
+            kept.append(row)
+        elif isinstance(verdict, Drop):
+            count(step.dropped, verdict.reason, row.id)
+            gone.append(Dropped(row, step.name, verdict.reason))
+        else:
+            for note in (verdict.note,) if isinstance(verdict.note, str) else verdict.note:
+                count(step.changed, note, row.id)
+            step.added += len(verdict.rows) - 1
+            kept.extend(verdict.rows)
+    step.rows_in += len(rows)
+    step.rows_out += len(kept)
+    step.conversations_out += bool(kept)
+    return kept
 
 
 def needs_tokenizer(specs: Iterable[Spec]) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import Literal
 
-from hubkit.filters.chain import Drop, FilterFn, Verdict, register
+from hubkit.filters.chain import Drop, FilterFn, Verdict, register_remembering
 from hubkit.filters.shingles import shingles
 from hubkit.schema import Conversation
 
 _CHARS = 200_000  # of one conversation, this much is compared
 
 
-@register
+@register_remembering
 def exact_duplicates() -> FilterFn:
     """Drop conversations whose turns, word for word, were seen before; the first one stays. 16 bytes each."""
     seen: set[bytes] = set()
@@ -30,7 +30,7 @@ def exact_duplicates() -> FilterFn:
     return judge
 
 
-@register
+@register_remembering
 def near_duplicates(
     threshold: float = 0.8,
     words: int = 5,

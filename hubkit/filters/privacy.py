@@ -32,6 +32,8 @@ def _findings(action: str, kinds: frozenset[str], what: str) -> FilterFn:
         raise ValueError(f"unknown kinds {', '.join(sorted(unknown))}; known: {', '.join(sorted(KINDS))}")
 
     def judge(conversation: Conversation) -> Verdict:
+        if not scan_text("\n\n".join(m["content"] for m in conversation.messages), kinds):
+            return None  # nearly all are clean, and one long text is cheaper to scan than many short ones
         found: set[str] = set()
         messages: list[Message] = []
         for message in conversation.messages:

@@ -89,6 +89,8 @@ def _leak(text: str, role: str) -> str | None:
 
 
 def _echo(text: str, before: str, role: str, share: float) -> str | None:
+    if not share * len(before) * 0.9 <= len(text) <= len(before) / share / 0.9 or len(text) < 10:
+        return None  # too different in length to be an echo; splitting into words is the dear part
     mine, theirs = words_of(text), words_of(before)
     if len(mine) < 5 or not theirs:
         return None

@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Literal
 
 from hubkit.filters.chain import Drop, Edit, FilterFn, Verdict, register
+from hubkit.filters.shingles import words_of
 from hubkit.schema import Conversation, Seat, fault
 
 Which = Literal["user", "assistant", "both"]
 _SENTENCE_END = re.compile(r"[^\s\d.!?][.!?…]+[\"')\]*”’]*(?=\s|\Z)")  # not the "2." that opens a list item
-_NOT_WORD = re.compile(r"[\W_]+")
 
 
 @register
@@ -140,14 +140,15 @@ def repeated_turn(seat: Which = "both", min_words: int = 1) -> FilterFn:
     """
 
     def judge(conversation: Conversation) -> Verdict:
-        said: set[tuple[str, str]] = set()
+        said: set[tuple[str, bytes]] = set()
         for message in conversation.messages:
             role = message["role"]
             if role == "system" or seat not in ("both", role):
                 continue
-            words = _NOT_WORD.sub(" ", message["content"]).casefold().strip() or message["content"].strip()
-            if words.count(" ") + 1 < min_words:
+            found = words_of(message["content"])
+            if len(found) < min_words:
                 continue
+            words = b" ".join(found) or message["content"].strip().encode("utf-8", "replace")
             if (role, words) in said:
                 return Drop(f"repeated_{role}_turn")
             said.add((role, words))

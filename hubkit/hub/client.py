@@ -7,18 +7,27 @@ import functools
 import random
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from hubkit.errors import CommitConflictError, DiskFullError, HubError, HubUnreachableError, RepoMissingError
+from hubkit.errors import (
+    CommitConflictError,
+    DiskFullError,
+    HubError,
+    HubkitError,
+    HubUnreachableError,
+    RepoMissingError,
+)
 from hubkit.hub import embedded
 from hubkit.hub.places import cache, settings
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
 COMMIT_ATTEMPTS = 8
 
@@ -48,6 +57,22 @@ def connect() -> Hub:
     from huggingface_hub import get_token
 
     return Hub(configured.url, get_token(), configured.namespace, embedded=False)
+
+
+def connect_to(url: str) -> Hub:
+    """The Hub at `url`, to write to. Raises `HubError` when it is no URL, or when there is no token for it."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise HubError(f"{url!r} is not the address of a Hub; give a URL such as https://huggingface.co")
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token is None:
+        raise HubError(
+            f"there is no token for {url}: log in with `hf auth login` or set HF_TOKEN, to one that may write",
+            status=401,
+        )
+    return Hub(url.rstrip("/"), token, settings().namespace, embedded=False)
 
 
 class Hub:
@@ -148,15 +173,20 @@ class Hub:
         ours = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
         theirs = [s.rfilename for s in getattr(head, "siblings", None) or []]
         stale = [path for path in theirs if any(fnmatch(path, pattern) for pattern in replace)]
-        operations: list[Any] = [CommitOperationAdd(path, source) for path, source in ours.items()]
-        operations += [CommitOperationDelete(path) for path in stale if path not in ours]
-        made = self.api.create_commit(
-            repo_id,
-            operations,
-            commit_message=message,
-            repo_type=repo_type,
-            parent_commit=head.sha,
-        )
+        deletions = [CommitOperationDelete(path) for path in stale if path not in ours]
+        with ExitStack() as open_files:
+            # An open file goes up as one plain request; a path would go by Xet, whose client retries a full disk for
+            # minutes. Its de-duplication is worth that on a real Hub, not on this machine.
+            content: dict[str, Any] = ours
+            if self.embedded:
+                content = {path: open_files.enter_context(source.open("rb")) for path, source in ours.items()}
+            made = self.api.create_commit(
+                repo_id,
+                [*(CommitOperationAdd(path, source) for path, source in content.items()), *deletions],
+                commit_message=message,
+                repo_type=repo_type,
+                parent_commit=head.sha,
+            )
         return Ref(repo_id, repo_type, str(made.oid))
 
     def find_commit(self, repo_id: str, mark: str, *, repo_type: str = "model") -> Ref | None:
@@ -203,43 +233,49 @@ class Hub:
     @contextmanager
     def translated(self, doing: str, *, conflicts: bool = False) -> Iterator[_Outcome]:
         """Turn the clients' errors into ours; with `conflicts`, swallow a 409 or 412 and say so in the outcome."""
-        import httpx2
-        from huggingface_hub import errors as hf
-
         outcome = _Outcome()
         try:
             yield outcome
-        except (hf.RepositoryNotFoundError, hf.RevisionNotFoundError, hf.EntryNotFoundError) as error:
-            status = getattr(getattr(error, "response", None), "status_code", 404)
-            login = "" if self.token else " (or it is private: there is no token; log in with `hf auth login`)"
-            raise RepoMissingError(
-                f"{doing}: {self.url} has no such repo, revision or file{login}", status=status
-            ) from error
-        except hf.HfHubHTTPError as error:
-            status = error.response.status_code if error.response is not None else None
-            if conflicts and status in (409, 412):
+        except Exception as error:  # the HTTP client's errors share no narrower class; what is not theirs goes on
+            cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
+            ours = self._translate(doing, cause)
+            if ours is None:
+                raise
+            if conflicts and getattr(ours, "status", None) in (409, 412):
                 outcome.conflict = True
                 return
-            raise self._http_error(doing, status, error) from error
-        except (httpx2.TransportError, ConnectionError) as error:
-            raise HubUnreachableError(
-                f"{doing}: {self.url} does not answer ({type(error).__name__}). "
-                "Check the network, or set HUBKIT_HUB=local for the embedded Hub."
-            ) from error
-        except hf.HFValidationError as error:
-            raise HubError(f"{doing}: {error}", status=400) from error
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise DiskFullError(
-                f"{doing}: no space left on the disk of {self.cache_dir or 'the cache'}; free some"
-            ) from error
+            raise ours from error
 
-    def _http_error(self, doing: str, status: int | None, error: Exception) -> HubError | DiskFullError:
-        said = getattr(error, "server_message", None) or str(error).splitlines()[0]
+    def _translate(self, doing: str, error: BaseException) -> HubkitError | None:
+        import httpx2
+        from huggingface_hub import errors as hf
+
+        if isinstance(error, HubkitError):
+            return None
+        if isinstance(error, hf.RepositoryNotFoundError | hf.RevisionNotFoundError | hf.EntryNotFoundError):
+            login = "" if self.token else " (or it is private: there is no token; log in with `hf auth login`)"
+            return RepoMissingError(f"{doing}: {self.url} has no such repo, revision or file{login}", status=404)
+        if isinstance(error, hf.HfHubHTTPError):
+            return self._http_error(doing, error)
+        if isinstance(error, httpx2.TransportError | ConnectionError):
+            hint = "run the same command again" if self.embedded else "check the network, or set HUBKIT_HUB=local"
+            name = type(error).__name__
+            return HubUnreachableError(f"{doing}: {self.url} does not answer ({name}); {hint}")
+        if isinstance(error, hf.HFValidationError):
+            return HubError(f"{doing}: {error}", status=400)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            place = self.cache_dir or "the Hugging Face cache"
+            return DiskFullError(
+                f"{doing}: no space left on the disk of {place}; free some, then the same command again"
+            )
+        return None
+
+    def _http_error(self, doing: str, error: HfHubHTTPError) -> HubkitError:
+        status = error.response.status_code
+        said = error.server_message or str(error).splitlines()[0]
         if status == 507:
             return DiskFullError(
-                f"{doing}: the disk of {self.url} is full; free some space and run the same command again"
+                f"{doing}: the disk of {self.url} is full; free some space, then the same command again"
             )
         if status in (401, 403):
             return HubError(

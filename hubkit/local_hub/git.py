@@ -172,13 +172,18 @@ class GitRepo:
             done = self._repo.refs.add_if_new(name, new)
         else:
             done = self._repo.refs.set_if_equals(name, old, new)
-        folder = (self.path / name.decode()).parent
+        self._fsync_names(name, replaced=bool(old and new))
+        return bool(done)
+
+    def _fsync_names(self, ref: bytes, *, replaced: bool) -> None:
+        """Make a reference's name durable, and those of its folders: they may be new unless it only got a new value."""
+        folder = (self.path / ref.decode()).parent
         while not folder.is_dir():
             folder = folder.parent
-        while folder != self.path:
-            fsync_folder(folder)
+        fsync_folder(folder)
+        while not replaced and folder != self.path:
             folder = folder.parent
-        return bool(done)
+            fsync_folder(folder)
 
     def resolve(self, revision: str) -> bytes | None:
         """The commit that a revision means: branch, tag, full reference, commit id (7 digits or more), or None."""

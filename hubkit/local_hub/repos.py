@@ -130,7 +130,7 @@ def create(call: Call) -> Response:
         url = f"{call.base_url}{known.web_path}"
         message = f"You already created this {kind} repo: {known.id}"
         raise Refusal(409, message, extra={"url": url, "name": known.id, "id": known.id})
-    private = _visibility(body, private_by_default(call.hub, namespace)) == "private"
+    private = _is_private(body, private_by_default(call.hub, namespace))
     sdk = field(body, "sdk", str, "") or None
     if kind == "space" and sdk not in SDKS:
         raise Refusal(400, f"A Space needs an sdk, one of {', '.join(SDKS)}.")
@@ -164,7 +164,8 @@ def make(
     except BaseException as error:
         shutil.rmtree(path, ignore_errors=True)
         if isinstance(error, sqlite3.IntegrityError):
-            raise Refusal(409, f"A {kind} repository called {namespace}/{name} already exists") from error
+            # Somebody made it between our look and now. These are the words on which clients ask again.
+            raise Refusal(409, "Cannot create repo: another conflicting operation is in progress") from error
         raise
     found, _ = lookup(hub, kind, namespace, name, who)
     assert found is not None  # just inserted
@@ -232,7 +233,7 @@ def update_settings(call: Call, repo: Repo, rest: list[str]) -> Response:
     body = call.json()
     changes: dict[str, Any] = {}
     if body.get("visibility") is not None or body.get("private") is not None:
-        changes["private"] = _visibility(body) == "private"
+        changes["private"] = _is_private(body)
     if "gated" in body:
         if body["gated"] not in ("auto", "manual", False):
             raise Refusal(400, "'gated' must be 'auto', 'manual' or false.")
@@ -249,13 +250,14 @@ def private_by_default(hub: Hub, namespace: str) -> bool:
     return hub.settings.get(f"private_by_default:{namespace.lower()}") == "1"
 
 
-def _visibility(body: dict[str, Any], private: bool = False) -> str:
+def _is_private(body: dict[str, Any], private: bool = False) -> bool:
+    """`protected` Spaces are private here: their app would be public, but it does not run here."""
     if body.get("private") is not None:
         private = bool(body["private"])
     value = body.get("visibility") or ("private" if private else "public")
     if value not in ("public", "private", "protected"):
         raise Refusal(400, "'visibility' must be public, private or protected.")
-    return str(value)
+    return bool(value != "public")
 
 
 def _target(call: Call, body: dict[str, Any]) -> tuple[str, str, str]:

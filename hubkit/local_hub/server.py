@@ -22,7 +22,7 @@ from hubkit.errors import HubError, HubUnreachableError
 
 from .app import App
 from .objects import make_durable_folder, write_durably
-from .state import Hub
+from .state import MULTIPART_ABOVE_BYTES, PART_BYTES, Hub
 
 FIRST_PORT = 7364
 VERSION = 1
@@ -91,13 +91,21 @@ def listen(host: str, port: int, remembered: int | None) -> socket.socket:
     raise AssertionError("unreachable: the last candidate returns or raises")
 
 
-def serve(root: Path, host: str, port: int, idle_timeout_s: float) -> None:
-    """Serve a folder until SIGTERM, SIGINT or idleness. Raises `AlreadyRunningError` or `HubUnreachableError`."""
+def serve(
+    root: Path,
+    host: str,
+    port: int,
+    idle_timeout_s: float,
+    parts: tuple[int, int] = (MULTIPART_ABOVE_BYTES, PART_BYTES),
+) -> None:
+    """Serve a folder until SIGTERM, SIGINT or idleness. `parts`: above how many bytes a file is uploaded in parts, and
+    the size of a part. Raises `AlreadyRunningError` or `HubUnreachableError`."""
     make_durable_folder(root)
     with only_server(root):
         from .upkeep import sweep
 
         hub = Hub(root)
+        hub.multipart_above_bytes, hub.part_bytes = parts
         try:
             sweep(hub)
             remembered = hub.settings.get("port")

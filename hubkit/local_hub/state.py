@@ -66,7 +66,8 @@ class Hub:
         return self.activity.idle_s()
 
     def close(self) -> None:
-        """Close files."""
+        """Finish assemblies under way, close files."""
+        self.xet.close()
         self.settings.close()
         os.close(self._gc_lock)
 

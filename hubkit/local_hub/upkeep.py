@@ -75,7 +75,7 @@ def collect(hub: Hub, grace_s: float) -> Collected:
         for oid in list(hub.objects):
             _collect_large(hub, oid, used, before, result)
         if result.large_files:
-            hub.xet.new_epoch()
+            hub.xet.forget_everything()
     return result
 
 

@@ -3,8 +3,8 @@
 We are the write half of a Xet server and keep none of its storage: a client sends chunks (in "xorbs") and recipes for
 files (in "shards"); each file is put together, hashed, and becomes an ordinary large object. A xorb whose chunks all
 ended up in objects is replaced by a map of where they are: clients remember what they once sent and refer to it in
-later uploads. Each user has a space of their own, whose address changes when garbage collection removes objects, and
-with it the client's memory of it.
+later uploads. Each user has a space of their own under a made-up address. When what a client remembers is no longer
+here (garbage collection, a restored folder), the user gets a new address, and clients remember nothing of that one.
 
 Downloads never go through Xet.
 """
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -37,6 +37,7 @@ SHARD_PATIENCE_S = 45
 """After this long a shard is acknowledged while its files are still put together; a commit waits for them."""
 
 _BLOCK_BYTES = 4 * 2**20
+_KEY = "xet_space:"
 _SPACE = re.compile(r"[A-Za-z0-9_.-]{1,120}")
 
 Place = tuple[str, int, int]
@@ -51,20 +52,32 @@ class Xet:
         self._workers = ThreadPoolExecutor(2, thread_name_prefix="assemble")
         self._pending: dict[str, Future[None]] = {}
 
-    def epoch(self) -> str:
-        """The current part of every space's name."""
-        return self._hub.settings.get("xet_epoch") or "0"
+    def close(self) -> None:
+        """Wait for assemblies under way."""
+        self._workers.shutdown(wait=True)
 
-    def new_epoch(self) -> None:
-        """Forget all xorbs and maps; clients start afresh under a new address."""
-        self._hub.settings.put("xet_epoch", str(time.time_ns()))
-        for folder in (self._hub.root / "xet").iterdir():
-            shutil.rmtree(folder, ignore_errors=True)
+    def space(self, user: str) -> str:
+        """The name of a user's current space. It is made up, so that no client takes this Hub for a former one."""
+        known = self._hub.settings.get(_KEY + user)
+        return known or self.start_afresh(user)
+
+    def start_afresh(self, user: str) -> str:
+        """Give a user a new space, and forget what was sent to the old one; its name."""
+        space = f"{secrets.token_hex(6)}-{user}"
+        self._hub.settings.put(_KEY + user, space)
+        for folder in (self._hub.root / "xet").glob(f"*-{user}"):
+            if folder.name.partition("-")[2] == user:
+                shutil.rmtree(folder, ignore_errors=True)
+        return space
+
+    def forget_everything(self) -> None:
+        """Give every user a new space."""
+        for row in self._hub.settings.rows("SELECT key FROM settings WHERE key LIKE ?", f"{_KEY}%"):
+            self.start_afresh(row["key"].removeprefix(_KEY))
 
     def folder(self, space: str) -> Path:
-        """The folder of a space. Raises `Refusal` 404 for one of a former epoch."""
-        epoch, _, user = space.partition("-")
-        if not _SPACE.fullmatch(space) or epoch != self.epoch() or not user:
+        """The folder of a space. Raises `Refusal` 404 for a former one."""
+        if not _SPACE.fullmatch(space) or self._hub.settings.get(_KEY + space.partition("-")[2]) != space:
             raise Refusal(404, "This Xet address is no longer valid; upload again.")
         folder = self._hub.root / "xet" / space
         make_durable_folder(folder)
@@ -97,10 +110,15 @@ class Xet:
     def _assemble_all(self, space: str, repo: Repo, files: list[ShardFile]) -> None:
         from .lfs import link
 
-        with self._hub.using_objects(), _Xorbs(self._hub, self.folder(space)) as xorbs:
-            made = [self._assemble(xorbs, file) for file in files]
-            link(self._hub, repo, made)
-            xorbs.replace_by_maps()
+        try:
+            with self._hub.using_objects(), _Xorbs(self._hub, self.folder(space)) as xorbs:
+                made = [self._assemble(xorbs, file) for file in files]
+                link(self._hub, repo, made)
+                xorbs.replace_by_maps()
+        except UnknownXorbError:
+            # The client remembers an upload that we do not: under a new address it will send everything again.
+            self.start_afresh(space.partition("-")[2])
+            raise
 
     def _assemble(self, xorbs: _Xorbs, file: ShardFile) -> str:
         with self._hub.objects.incoming() as incoming:
@@ -118,6 +136,13 @@ class Xet:
         for xorb, index, offset, size in places:
             xorbs.placed(xorb, index, (oid, offset, size))
         return oid
+
+
+class UnknownXorbError(Refusal):
+    """A shard refers to a xorb that was never sent here, or is gone."""
+
+    def __init__(self, xorb: str) -> None:
+        super().__init__(400, f"Xorb {xorb} is not here; upload again.")
 
 
 class _Xorbs:
@@ -163,7 +188,7 @@ class _Xorbs:
             content = json.loads(mapped.read_bytes())
             self._maps[xorb] = [(content["objects"][i], offset, size) for i, offset, size in content["chunks"]]
         else:
-            raise Refusal(400, f"Unknown xorb {xorb}.")
+            raise UnknownXorbError(xorb)
 
     def _chunk(self, xorb: str, index: int) -> bytes:
         if xorb in self._chunks:
@@ -175,7 +200,7 @@ class _Xorbs:
             try:
                 self._files[oid] = self._hub.objects.path(oid).open("rb")
             except FileNotFoundError:
-                raise Refusal(400, f"Unknown xorb {xorb}.") from None
+                raise UnknownXorbError(xorb) from None
         self._files[oid].seek(offset)
         return self._files[oid].read(size)
 
@@ -202,7 +227,7 @@ class _Xorbs:
 def write_token(call: Call, repo: Repo, rest: list[str]) -> Response:
     """GET …/xet-write-token/{rev}: where to upload, and with which short-lived token."""
     assert call.who is not None  # the route needs a token
-    space = f"{call.hub.xet.epoch()}-{call.who.user}"
+    space = call.hub.xet.space(call.who.user)
     signature = call.hub.sign("xet", str(repo.pk), space, lifetime_s=TOKEN_LIFETIME_S)
     url, token = f"{call.base_url}/xet/{space}", f"{repo.pk}.{signature}"
     expires = int(signature.partition(".")[0])

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from hubkit.local_tgi import chat, native
+from hubkit.local_tgi import chat, completions, native
 from hubkit.local_tgi.faults import RequestError
 from hubkit.local_tgi.front import Front, error_response
 from hubkit.local_tgi.validation import MAX_BEST_OF, MAX_STOP_SEQUENCES
@@ -46,6 +46,8 @@ def build_app(front: Front, *, token: str | None = None) -> Starlette:
         "/tokenize": native.tokenize,
         "/chat_tokenize": chat.chat_tokenize,
         "/v1/chat/completions": chat.chat_completions,
+        "/v1/completions": completions.completions,
+        "/invocations": completions.invocations,
     }
     gets: dict[str, Handler] = {
         "/health": _health,
@@ -97,7 +99,7 @@ async def _info(front: Front, request: Request) -> Response:
         "max_input_tokens": engine.context - 1,
         "max_total_tokens": engine.context,
         "validation_workers": 1,
-        "max_client_batch_size": 1,
+        "max_client_batch_size": 4,
         "router": "hubkit.local_tgi",
         "version": served.version,
         "engine": engine.name,

@@ -164,26 +164,19 @@ def _eval_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
 
 
 def _build_eval(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
-    results = {name: _seat_losses(context, name, inputs, work) for name in ("asker", "chat")}
+    hub, recipe = context.hub, context.recipe
+    candidates = {
+        name: evals.Candidate(
+            training=training,
+            base=hub.snapshot(inputs[f"{name} base"], allow_patterns=WEIGHTS),
+            trained=hub.snapshot(inputs[name], allow_patterns=WEIGHTS),
+        )
+        for name, training in {"asker": recipe.asker, "chat": recipe.chat}.items()
+    }
+    held_out = _parquet(hub, inputs["corpus"], "test")
+    results = evals.heldout(recipe.eval, held_out, candidates, seed=recipe.seed, progress=work.progress)
     (work.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
     return results
-
-
-def _seat_losses(context: Context, name: str, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
-    """Loss of one seat's turns in people's held-out conversations: what was trained, and its base in the same seat."""
-    hub, block, training = context.hub, context.recipe.eval, getattr(context.recipe, name)
-    data = _parquet(hub, inputs["corpus"], "test")
-    base = hub.snapshot(inputs[f"{name} base"], allow_patterns=WEIGHTS)
-    arms = {}
-    for arm, folder in {"base": None, "trained": hub.snapshot(inputs[name], allow_patterns=WEIGHTS)}.items():
-
-        def progress(done: float, total: float | None = None, note: str = "", arm: str = arm) -> None:
-            work.progress(done, total, f"{name} {arm}: {note}")
-
-        arms[arm] = evals.heldout_loss(
-            block, base, folder, data, seat=training.seat, system=training.system, progress=progress
-        )
-    return evals.summary(block, arms, trained="trained", seed=context.recipe.seed)
 
 
 # What they share

@@ -158,7 +158,7 @@ def rows_of(facts: CardFacts) -> int | None:
     if facts.kind == "corpus":
         found = read.first(facts.report("corpus"), "kept")
     elif facts.kind == "dialogues":
-        found = read.first(facts.report("curate"), "kept", "rows_kept")
+        found = read.first(facts.report("curate"), "kept")
     elif facts.kind == "source":
         found = read.first(facts.report("import"), "conversations")
     else:

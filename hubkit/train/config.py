@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.errors import MissingDependencyError, RecipeError
-from hubkit.recipe import Training
+from hubkit.recipe import Preference, Training
 
 # What hubkit decides itself, with the reason a recipe's author reads when they set it all the same.
 RESERVED = {
@@ -55,8 +55,27 @@ def sft_config(block: Training, work: Path, *, seed: int) -> tuple[Any, list[str
 
     check_keys("sft", block.sft, SFTConfig)
     values, notes = fit_to_machine(block.sft)
-    values = {**_defaults(), **values, "output_dir": str(work), "seed": seed, "truncation_mode": "keep_start"}
+    _check_quantize(block)
+    values = {
+        **_defaults(),
+        **_evaluation(block),
+        **values,
+        "output_dir": str(work),
+        "seed": seed,
+        "truncation_mode": "keep_start",
+    }
     return _build("sft", SFTConfig, values), notes
+
+
+def dpo_config(block: Preference, work: Path, *, seed: int) -> tuple[Any, list[str]]:
+    """`block.dpo` as a ``DPOConfig``, on the same terms as `sft_config`."""
+    quiet_environment()
+    from trl import DPOConfig
+
+    check_keys("dpo", block.dpo, DPOConfig)
+    values, notes = fit_to_machine(block.dpo)
+    values = {**_defaults(), **values, "output_dir": str(work), "seed": seed, "truncation_mode": "keep_start"}
+    return _build("dpo", DPOConfig, values), notes
 
 
 def check_keys(where: str, given: Mapping[str, Any], config_class: type) -> None:
@@ -89,10 +108,12 @@ def fit_to_machine(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
             values[key] = False
     if str(values.get("optim", "")).endswith("fused"):
         notes.append(f"optim {values.pop('optim')} is left at the default: this machine has no GPU")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        values.setdefault("ddp_backend", "gloo")
     return {"bf16": False, "use_cpu": True, **values}, notes
 
 
-def lora_config(block: Training) -> Any | None:
+def lora_config(block: Training | Preference) -> Any | None:
     """`block.lora` as a ``LoraConfig``, or None for full fine-tuning. Raises `RecipeError` for unknown keys."""
     if block.lora is None:
         return None
@@ -115,6 +136,35 @@ def _defaults() -> dict[str, Any]:
         "disable_tqdm": True,
         "max_length": 1024,
     }
+
+
+def _evaluation(block: Training) -> dict[str, Any]:
+    """When held-out rows are looked at: once an epoch, and the best epoch is kept when the run may stop early.
+
+    Raises `RecipeError` for early stopping without rows to judge by.
+    """
+    if block.early_stopping and not block.holdout:
+        raise RecipeError("early_stopping needs held-out rows to judge by; set holdout, for example to 0.05")
+    if not block.holdout:
+        return {}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "save_strategy": "epoch"}
+    return {"eval_strategy": "epoch", **(best if block.early_stopping else {})}
+
+
+def _check_quantize(block: Training) -> None:
+    """Raises `RecipeError` or `MissingDependencyError` where 4-bit training cannot run, before anything is loaded."""
+    if block.quantize is None:
+        return
+    import importlib.util
+
+    import torch
+
+    if block.lora is None:
+        raise RecipeError("quantize is for adapters: 4-bit weights cannot be trained; set lora")
+    if not torch.cuda.is_available():
+        raise RecipeError("quantize: 4bit needs a CUDA GPU, and this machine has none; remove it to train in float32")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingDependencyError("quantize: 4bit needs bitsandbytes: pip install bitsandbytes")
 
 
 def _build(where: str, config_class: type, values: dict[str, Any]) -> Any:

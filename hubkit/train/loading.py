@@ -20,7 +20,7 @@ def load_tokenizer(base: Path) -> Any:
         ) from None
 
 
-def load_base(base: Path, *, adapter: bool) -> Any:
+def load_base(base: Path, *, adapter: bool, quantize: str | None = None) -> Any:
     """The causal language model in `base`: float32 on a CPU and for full fine-tuning, bfloat16 below a GPU's adapter.
 
     Raises `SourceError` when the folder holds no weights that transformers reads.
@@ -30,8 +30,23 @@ def load_base(base: Path, *, adapter: bool) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    dtype = torch.bfloat16 if adapter and torch.cuda.is_available() else torch.float32
+    options: dict[str, Any] = {"dtype": torch.bfloat16 if adapter and torch.cuda.is_available() else torch.float32}
+    if quantize:
+        options["quantization_config"] = four_bits()
     try:
-        return AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(base, **options)
     except (OSError, ValueError) as error:
         raise SourceError(f"{base} holds no model that transformers reads ({error}); fetch the model again") from None
+
+
+def four_bits() -> Any:
+    """QLoRA's own settings: NF4 with double quantisation, computing in bfloat16 (arXiv 2305.14314, section 3)."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )

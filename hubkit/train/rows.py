@@ -6,6 +6,7 @@ Takes parquet files with a ``messages`` column (as recorded, never swapped); giv
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ from hubkit.schema import Message, fault, swap_roles
 
 _EXAMPLES = 5
 _BATCH = 256
+_STATS = "rows.json"
 
 
 @dataclass
@@ -65,22 +67,31 @@ class RowStats:
 
 
 def seat_view(
-    messages: Sequence[Message], seat: str, system: str | None, *, end_mark: str | None = None
+    messages: Sequence[Message],
+    seat: str,
+    system: str | None,
+    *,
+    end_mark: str | None = None,
+    intent: str | None = None,
 ) -> list[Message]:
     """`messages` as the model in `seat` sees them: own turns ``assistant``, its system message in front.
 
     An asker never sees the system message that was addressed to the chat model. A chat model keeps a conversation's
     own system message, and gets `system` where there is none. With `end_mark` and a conversation that ends on the
-    partner's turn, the seat's last turn is that mark: how it learns to stop.
+    partner's turn, the seat's last turn is that mark: how it learns to stop. `intent` goes into `system`, in place of
+    ``{intent}`` or, without that, as a paragraph behind it, just as a rollout writes it.
     """
+    if intent:
+        text = system or ""
+        system = text.replace("{intent}", intent) if "{intent}" in text else f"{text}\n\n{intent}".strip()
     turns = [m for m in messages if m["role"] != "system"]
     own_system = next((m["content"] for m in messages if m["role"] == "system"), None)
     if seat == "user":
         turns, own_system = swap_roles(turns), None
     if end_mark and turns and turns[-1]["role"] == "user":
         turns = [*turns, {"role": "assistant", "content": end_mark}]
-    text = own_system or system
-    return [{"role": "system", "content": text}, *turns] if text else turns
+    head = own_system or system
+    return [{"role": "system", "content": head}, *turns] if head else turns
 
 
 class RowMaker:
@@ -97,7 +108,10 @@ class RowMaker:
             return reason
         if not any(m["role"] == self.block.seat for m in messages):
             return "no_seat_turn"
-        view = seat_view(messages, self.block.seat, self.block.system, end_mark=self.block.end_mark)
+        intent = row.get(self.block.intent_column) if self.block.intent_column else None
+        if self.block.intent_column and not (isinstance(intent, str) and intent.strip()):
+            return "no_intent"
+        view = seat_view(messages, self.block.seat, self.block.system, end_mark=self.block.end_mark, intent=intent)
         encoded = chat_template.encode(self.tokenizer, self.template, view, max_length=self.max_length)
         return encoded if encoded.loss_tokens else "no_loss_tokens"
 
@@ -122,18 +136,37 @@ def prepare(
     schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
     path = out / "rows.arrow"
     out.mkdir(parents=True, exist_ok=True)
+    (out / _STATS).unlink(missing_ok=True)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in _batches(_encoded(block, data, maker, stats, seed, progress), _BATCH):
             columns = {"input_ids": [e.input_ids for e in batch], "labels": [e.labels for e in batch]}
             writer.write_table(pa.table(columns, schema=schema))
     _refuse_if_too_few(block, stats)
+    (out / _STATS).write_text(json.dumps(stats.to_dict()), "utf-8")
     return path, stats
+
+
+def prepared(
+    block: Training,
+    data: Sequence[Path],
+    maker: RowMaker,
+    out: Path,
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> tuple[Path, RowStats]:
+    """What `prepare` with the same arguments wrote, in another process of the same run."""
+    try:
+        facts = json.loads((out / _STATS).read_text("utf-8"))
+    except OSError:
+        raise TrainingError(f"the first process left no rows in {out}; its own error says why") from None
+    return out / "rows.arrow", RowStats(**{**facts, "dropped": Drops(**facts["dropped"])})
 
 
 def _encoded(
     block: Training, data: Sequence[Path], maker: RowMaker, stats: RowStats, seed: int, progress: Progress
 ) -> Iterator[chat_template.Encoded]:
-    rows = _table(data)
+    rows = table(data, ["id", "messages", block.intent_column])
     stats.rows_read = rows.num_rows
     order = list(range(rows.num_rows))
     random.Random(seed).shuffle(order)
@@ -160,8 +193,8 @@ def _full(block: Training, stats: RowStats) -> bool:
     return (rows is not None and stats.rows_used >= rows) or (tokens is not None and stats.tokens >= tokens)
 
 
-def _table(data: Sequence[Path]) -> Any:
-    """All files as one memory-mapped Arrow table."""
+def table(data: Sequence[Path], columns: Sequence[str | None]) -> Any:
+    """The `columns` of all files as one memory-mapped Arrow table."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -173,7 +206,7 @@ def _table(data: Sequence[Path]) -> Any:
             raise SourceError(f"{path} cannot be read as parquet ({type(error).__name__}); write it again") from None
         if "messages" not in table.column_names:
             raise SourceError(f"{path} has no column 'messages' (it has {', '.join(table.column_names)})")
-        tables.append(table.select([name for name in ("id", "messages") if name in table.column_names]))
+        tables.append(table.select([name for name in columns if name in table.column_names]))
     if not tables:
         raise SourceError("training was given no data files; name at least one parquet file")
     return pa.concat_tables(tables, promote_options="permissive")

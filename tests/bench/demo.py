@@ -85,7 +85,8 @@ def env(home: str) -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    cpu = next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "")
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
     return {
         "cpu": cpu or platform.processor(),
         "cores": os.cpu_count(),

@@ -66,7 +66,7 @@ def fetch(package: str, folder: Path) -> Path:
 
 
 def prepare(package: str, source: Path, work: Path, url: str) -> Path:
-    """A `tests` package with the suite's files, our fixtures, and the server's address in place of the staging Hub's."""
+    """A `tests` package: the suite, our fixtures, and the server in place of the staging Hub."""
     target = work / package / "tests"
     (target / "fixtures").mkdir(parents=True)
     for path in source.glob("*.py"):

@@ -1,0 +1,53 @@
+"""Write the figures of ``results/*.json`` into README.md, between its markers: ``python tests/bench/readme.py``."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).parent / "results"
+
+
+def demo() -> str:
+    """The table of ``results/demo.json``."""
+    found = json.loads((RESULTS / "demo.json").read_text("utf-8"))
+    machine = found["machine"]
+    lines = [
+        f"{machine['cores']} cores of {machine['cpu']}, no GPU, Python {machine['python']}, {machine['date']}:",
+        "",
+        "| recipe | runs | minutes (median) | second run, s | dialogues kept "
+        "| asker: nats per human-turn token, less its base | chat: nats per assistant-turn token, less its base |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [_demo_row(name, recipe) for name, recipe in found["recipes"].items()]
+    return "\n".join(lines)
+
+
+def _demo_row(name: str, recipe: dict[str, Any]) -> str:
+    last = recipe["runs"][-1]
+    kept = statistics.median(run["dialogues_kept"] for run in recipe["runs"])
+    losses = " | ".join(_difference(last["held_out"][seat]["trained_less_base"]) for seat in ("asker", "chat"))
+    minutes, again = recipe["seconds_median"] / 60, recipe["again_s_median"]
+    return f"| {name} | {len(recipe['runs'])} | {minutes:.1f} | {again:.0f} | {kept:.0f} | {losses} |"
+
+
+def _difference(against: dict[str, Any]) -> str:
+    low, high, confidence = against["low"], against["high"], against["confidence"]
+    return f"{against['difference']:+.3f} ({confidence:.0%} interval {low:+.3f} to {high:+.3f})"
+
+
+def filled(text: str) -> str:
+    """`text` with every figures block written anew."""
+    for name, table in {"demo": demo}.items():
+        block = f"<!-- figures: {name} -->\n{table()}\n<!-- end figures -->"
+        text = re.sub(rf"<!-- figures: {name} -->.*?<!-- end figures -->", lambda _, b=block: b, text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text("utf-8")), "utf-8")
