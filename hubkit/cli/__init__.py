@@ -51,9 +51,10 @@ def root(
 
 
 def _register() -> None:
-    from hubkit.cli import corpus, doctor, hub, publish, run, stats
+    from hubkit.cli import corpus, doctor, hub, publish, rollout, run, stats
 
     run.register(app)
+    app.command("rollout", epilog="Example: hubkit rollout parrot --profile laptop --estimate 4")(rollout.rollout)
     publish.register(app)
     app.command("clean", epilog="Example: hubkit clean chats.jsonl --out cleaned --profile laptop")(corpus.clean)
     app.command("stats", epilog="Example: hubkit stats parrot-40k --baseline parrot-sharegpt:test")(stats.stats)
