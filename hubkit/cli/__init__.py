@@ -51,9 +51,10 @@ def root(
 
 
 def _register() -> None:
-    from hubkit.cli import doctor, run
+    from hubkit.cli import doctor, run, serve
 
     run.register(app)
+    app.command("serve")(serve.serve)
     app.command("doctor")(doctor.doctor)
 
 
