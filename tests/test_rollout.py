@@ -3,6 +3,7 @@ that nothing acknowledged is lost or asked for twice, whatever stops the driver.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -108,6 +109,14 @@ def test_each_seat_sees_its_own_side(tmp_path: Path) -> None:
         system = {"role": "system", "content": "You are a person." if asker else "You help."}
         assert body["messages"] == [system, *(swap_roles(so_far) if asker else so_far)]
         assert body["messages"][-1]["role"] == "user"
+
+
+def test_it_runs_where_a_loop_already_runs(tmp_path: Path) -> None:
+    async def notebook() -> RolloutReport:
+        return roll(server, tmp_path)
+
+    with mock() as server:
+        assert asyncio.run(notebook()).dialogues == 6
 
 
 def test_same_seed_same_dialogues(tmp_path: Path) -> None:
