@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 from tiny_models import tiny_base, write_rows
 
 from hubkit.errors import RecipeError, SourceError, TrainingError
