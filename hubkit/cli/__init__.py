@@ -23,6 +23,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait slow down twenty-fold on a busy machine
 }
 
 app = typer.Typer(
