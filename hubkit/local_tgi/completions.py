@@ -6,16 +6,15 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from hubkit.local_tgi import chat, native
 from hubkit.local_tgi.faults import RequestError, invalid
-from hubkit.local_tgi.front import Front, error_json, unless_gone, with_ending
+from hubkit.local_tgi.front import EventStream, Front, close_all, unless_gone, with_ending
 from hubkit.local_tgi.generation import Ending, Sequence, TokenText
 from hubkit.local_tgi.requests import ChatRequest, CompatGenerateRequest, CompletionRequest, GenerateParameters
 
@@ -58,8 +57,7 @@ async def answer(front: Front, request: Request, body: CompletionRequest) -> Res
                 work = await front.prepare(request, prompt, _parameters(body), adapter, add_special_tokens=True)
                 sequences.append(front.generator.start(work, ticket))
     except RequestError:
-        for sequence in sequences:
-            await sequence.aclose()
+        await close_all(sequences)
         raise
     envelope = {
         "id": f"cmpl-{uuid.uuid4().hex}",
@@ -69,7 +67,7 @@ async def answer(front: Front, request: Request, body: CompletionRequest) -> Res
         "object": "text_completion",
     }
     if body.stream:
-        return StreamingResponse(_events(sequences, envelope), media_type="text/event-stream")
+        return EventStream(sequences, _events(sequences, envelope))
 
     async def collect() -> list[Ending]:
         return [(await sequence.collect())[1] for sequence in sequences]
@@ -84,17 +82,10 @@ async def answer(front: Front, request: Request, body: CompletionRequest) -> Res
 
 async def _events(sequences: list[Sequence], envelope: dict[str, Any]) -> AsyncIterator[str]:
     """One prompt after the other: all of them are computed at the same time, and buffered."""
-    async with AsyncExitStack() as stack:
-        for sequence in sequences:
-            await stack.enter_async_context(aclosing(sequence))
-        try:
-            for index, sequence in enumerate(sequences):
-                async for token, ending in with_ending(sequence):
-                    yield f"data: {json.dumps({**envelope, 'choices': [_choice(index, token, ending)]})}\n\n"
-        except RequestError as error:
-            yield f"data: {error_json(error)}\n\n"
-            return
-    yield "data: [DONE]\n\n"
+    for index, sequence in enumerate(sequences):
+        async for token, ending in with_ending(sequence):
+            yield json.dumps({**envelope, "choices": [_choice(index, token, ending)]}, ensure_ascii=False)
+    yield "[DONE]"
 
 
 def _choice(index: int, token: TokenText, ending: Ending | None) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 from tokenizers import Encoding
 
 from hubkit.local_tgi.engine import Job
@@ -178,8 +178,35 @@ async def unless_gone(request: Request, sequences: list[Sequence], work: Awaitab
     finally:
         for pending in (task, watch):
             pending.cancel()
-        for sequence in sequences:
-            await sequence.aclose()
+        await close_all(sequences)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events out of running sequences, which end with the response however it ends."""
+
+    def __init__(
+        self, sequences: list[Sequence], events: AsyncIterator[str], headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(
+            self._lines(events),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-cache", **(headers or {})},
+        )
+        self._sequences = sequences
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Not in `_lines`: a client may be gone before the first line is asked for.
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await close_all(self._sequences)
+
+    async def _lines(self, events: AsyncIterator[str]) -> AsyncIterator[str]:
+        try:
+            async for data in events:
+                yield f"data: {data}\n\n"
+        except RequestError as error:
+            yield f"data: {error_json(error)}\n\n"
 
 
 def event_stream(
@@ -188,24 +215,23 @@ def event_stream(
     *,
     last: str | None = None,
     headers: Mapping[str, str] | None = None,
-) -> StreamingResponse:
-    """Server-sent events: `encode(token, ending or None)` for each token, the ending with the last one."""
+) -> EventStream:
+    """`encode(token, ending or None)` for each token of `sequence`, the ending with the last one; then `last`."""
 
-    async def lines() -> AsyncIterator[str]:
-        async with aclosing(sequence):
-            try:
-                async for token, ending in with_ending(sequence):
-                    for data in encode(token, ending):
-                        yield f"data: {data}\n\n"
-            except RequestError as error:
-                yield f"data: {error_json(error)}\n\n"
-                return
+    async def events() -> AsyncIterator[str]:
+        async for token, ending in with_ending(sequence):
+            for data in encode(token, ending):
+                yield data
         if last is not None:
-            yield f"data: {last}\n\n"
+            yield last
 
-    return StreamingResponse(
-        lines(), media_type="text/event-stream", headers={"cache-control": "no-cache", **(headers or {})}
-    )
+    return EventStream([sequence], events(), headers)
+
+
+async def close_all(sequences: list[Sequence]) -> None:
+    """Cancel what is still running."""
+    for sequence in sequences:
+        await sequence.aclose()
 
 
 async def with_ending(sequence: Sequence) -> AsyncIterator[tuple[TokenText, Ending | None]]:

@@ -26,7 +26,7 @@ from hubkit.local_tgi.engine import Event, Finish, GenerationError, Job, Samplin
 from hubkit.local_tgi.slots import Slot, SlotPool
 
 _SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "typ_p"]
-_PREFILL_CHUNK = 512  # tokens between two looks at whether the request was cancelled
+_PREFILL_CHUNK = 128  # tokens between two looks at whether the request was cancelled
 _IMPOSSIBLE_LOGPROB = -9999.0  # JSON has no -inf
 _WHOLE_CONTEXT = 1 << 20  # penalties look at every token so far, as TGI's do
 _SEED_RANGE = 0xFFFFFFFF  # llama.cpp's seeds have 32 bits, and the highest means "random"

@@ -8,9 +8,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from hubkit.local_tgi.faults import invalid
-from hubkit.local_tgi.front import Front, event_stream, unless_gone
-from hubkit.local_tgi.generation import Ending, TokenText, Work
+from hubkit.local_tgi.faults import RequestError, invalid
+from hubkit.local_tgi.front import Front, close_all, event_stream, unless_gone
+from hubkit.local_tgi.generation import Ending, Sequence, TokenText, Work
 from hubkit.local_tgi.requests import CompatGenerateRequest, GenerateParameters, GenerateRequest
 
 Sampled = tuple[list[TokenText], Ending]
@@ -42,14 +42,15 @@ async def answer(front: Front, request: Request, body: GenerateRequest) -> JSONR
     """Generate, then say everything at once."""
     p = body.parameters
     adapter = front.adapter(request, p.adapter_id)
-    count = p.best_of or 1
-    sequences = []
-    with front.generator.admit() as ticket:
-        work = await front.prepare(request, body.inputs, p, adapter, add_special_tokens=True)
-        sequences.append(front.generator.start(work, ticket))
-    for _ in range(count - 1):
-        sibling = await front.prepare(request, body.inputs, p, adapter, add_special_tokens=True)
-        sequences.append(front.generator.start(sibling, front.generator.admit()))
+    sequences: list[Sequence] = []
+    try:
+        for _ in range(p.best_of or 1):
+            with front.generator.admit() as ticket:
+                work = await front.prepare(request, body.inputs, p, adapter, add_special_tokens=True)
+                sequences.append(front.generator.start(work, ticket))
+    except RequestError:
+        await close_all(sequences)
+        raise
 
     async def collect() -> list[Sampled]:
         return [await sequence.collect() for sequence in sequences]
@@ -61,7 +62,7 @@ async def answer(front: Front, request: Request, body: GenerateRequest) -> JSONR
     if p.details:
         details = [_details(front, work, p, result) for result in results]
         best = details[0]
-        if count > 1:
+        if len(results) > 1:
             best["best_of_sequences"] = [
                 {"generated_text": prefix + ending.generated_text, **detail}
                 for detail, (_, ending) in zip(details[1:], results[1:], strict=True)
