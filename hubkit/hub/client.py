@@ -34,7 +34,10 @@ COMMIT_ATTEMPTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A repo at a commit: what stages read and make."""
+    """A repo at a commit: what stages read and make.
+
+    An input that is a file of the user's own has type ``file``, its name as id and its sha256 as revision.
+    """
 
     repo_id: str
     repo_type: str
