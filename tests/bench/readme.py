@@ -54,8 +54,8 @@ def hub() -> str:
     lfs, xet, commit = bench["1 GiB up by lfs"], bench["1 GiB up by xet"], bench["one file into 2,000"]
     peak_mib = max(lfs["server_peak_mib"], xet["server_peak_mib"])
     sentence = (
-        f"1 GiB up takes {lfs['ratio']:.1f} times (LFS) and {xet['ratio']:.1f} times (Xet) as long as reading, hashing, "
-        f"writing and syncing the same bytes in the same run, with a server of at most {peak_mib:.0f} MiB; one file "
+        f"1 GiB up takes {lfs['ratio']:.1f} times (LFS) and {xet['ratio']:.1f} times (Xet) as long as reading, "
+        f"hashing, writing and syncing the same bytes in the same run, with a server of at most {peak_mib:.0f} MiB; one file "
         f"into a repo of 2,000 is committed in {commit['commit_median_ms']:.0f} ms (median)."
     )
     return "\n".join([*lines, "", sentence])
