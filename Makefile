@@ -7,7 +7,8 @@ BIN   := .venv/bin
 READY := .venv/.ready
 RUN   := $(BIN)/hubkit run $(RECIPE) --profile $(PROFILE)
 
-.PHONY: conformance demo corpus asker rollout curate chat eval push test test-slow check format bench bench-demo clean help
+.PHONY: demo corpus asker rollout curate chat eval push spaces test test-slow conformance check format
+.PHONY: bench bench-demo bench-gpu clean help
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,8 +29,11 @@ corpus rollout curate eval: $(READY) ## one stage (also: asker, chat)
 asker chat: $(READY)
 	$(BIN)/hubkit train $@ $(RECIPE) --profile $(PROFILE)
 
-push: $(READY) ## make all cards final on the configured Hub (HUBKIT_HUB, HUBKIT_NAMESPACE)
-	$(BIN)/hubkit publish $(RECIPE) --profile $(PROFILE)
+push: $(READY) ## final cards, Spaces, collection; HUB=https://… copies it all there (ARGS=--dry-run)
+	$(BIN)/hubkit publish $(RECIPE) --profile $(PROFILE) $(if $(HUB),--to $(HUB)) $(ARGS)
+
+spaces: $(READY) ## both pushed Spaces on this machine, against the embedded Hub and engine
+	$(BIN)/hubkit spaces $(RECIPE) --profile $(PROFILE) $(ARGS)
 
 test: $(READY) ## the tests, without the slow ones
 	$(BIN)/python -m pytest
@@ -43,6 +47,9 @@ conformance: $(READY) ## the clients' own test suites against the embedded Hub
 bench-demo: $(READY) ## time the whole loop, three runs of each recipe, and write its figures
 	$(BIN)/python tests/bench/demo.py
 	$(BIN)/python tests/bench/readme.py
+
+bench-gpu: $(READY) ## training on a GPU: tokens/s, memory, utilisation (skipped where there is none)
+	$(BIN)/python -m pytest -m bench -s -rs --timeout 3600 tests/bench/test_train_gpu.py
 
 bench: $(READY) ## measure, side by side with the alternatives
 	$(BIN)/python -m pytest -m bench --timeout 3600 tests/bench

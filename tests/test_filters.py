@@ -7,9 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import SHARED_DATA
 from hypothesis import given
 from hypothesis import strategies as st
+from places import SHARED_DATA
 
 from hubkit.errors import RecipeError, SourceError
 from hubkit.filters import FILTERS, Chain, Context, Drop, Dropped, Edit

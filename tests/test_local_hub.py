@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -139,8 +139,11 @@ def test_tags_branches_and_what_they_mean(api: HfApi, repo: str) -> None:
     with pytest.raises(HfHubHTTPError) as error:
         api.create_tag(repo, tag="v1.0")
     assert status_of(error) == 409
-    with pytest.raises(RevisionNotFoundError):
-        api.repo_info(repo, revision="nowhere")
+    for meaning in (commit, commit[:7], commit[:10], "refs/heads/main", "refs/tags/v1.0", "HEAD"):
+        assert api.repo_info(repo, revision=meaning).sha == commit
+    for unknown in ("nowhere", "0" * 40, "0" * 7, "refs/heads/nowhere", "refs/pr/1", "a b"):
+        with pytest.raises(RevisionNotFoundError):
+            api.repo_info(repo, revision=unknown)
     api.delete_tag(repo, tag="v1.0")
     api.delete_branch(repo, branch="side/way")
     with pytest.raises(HfHubHTTPError) as error:
@@ -238,6 +241,28 @@ def test_private_repos_do_not_exist_for_others(server: HubServer, api: HfApi) ->
         api.repo_info(hidden)
 
 
+def test_large_files_of_private_repos_without_xet(server: HubServer, api: HfApi, tmp_path: Path) -> None:
+    code = """
+from huggingface_hub import HfApi, hf_hub_download
+HfApi().create_repo("local/quiet", private=True)
+HfApi().upload_file(path_or_fileobj=b"w" * 9999, path_in_repo="w.bin", repo_id="local/quiet")
+print(open(hf_hub_download("local/quiet", "w.bin"), "rb").read() == b"w" * 9999)
+"""
+    assert run_client(server, code, tmp_path, HF_HUB_DISABLE_XET="1").strip() == "True"
+    assert not list((tmp_path / "hf").rglob("shard-cache"))
+
+
+def test_a_renamed_repo_is_found_under_its_old_name(server: HubServer, api: HfApi, tmp_path: Path) -> None:
+    api.create_repo("local/api")
+    api.upload_file(path_or_fileobj=b"x", path_in_repo="local/api", repo_id="local/api")
+    api.move_repo("local/api", "local/renamed")
+    assert api.repo_info("local/api").id == "local/renamed"
+    path = hf_hub_download("local/api", "local/api", endpoint=server.url, cache_dir=tmp_path)
+    assert Path(path).read_bytes() == b"x"
+    api.upload_file(path_or_fileobj=b"y", path_in_repo="y", repo_id="local/api")
+    assert api.file_exists("local/renamed", "y")
+
+
 def test_git_reads_the_folder(server: HubServer, api: HfApi, repo: str, tmp_path: Path) -> None:
     api.upload_file(path_or_fileobj=b"one", path_in_repo="a/b.txt", repo_id=repo, commit_message="add b")
     api.create_tag(repo, tag="v1", tag_message="annotated")
@@ -272,3 +297,28 @@ HfApi().upload_file(path_or_fileobj="data.bin", path_in_repo=NAME, repo_id={repo
         run_client(server, f"NAME = 'two.bin'{code}", tmp_path)
     run_client(server, f"NAME = 'two.bin'{code}", tmp_path)
     assert api.get_paths_info(repo, ["two.bin"])[0].size == 1_024_004
+
+
+def test_the_command_line(cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    env = {"HUBKIT_HOME": str(tmp_path / "home")}
+    assert cli("hub", "status", **env).returncode == 1
+    url = cli("hub", "start", **env).stdout.strip()
+    try:
+        assert cli("hub", "start", **env).stdout.strip() == url, "the same server"
+        status = json.loads(cli("hub", "status", "--json", **env).stdout)
+        assert (status["url"], status["repositories"]) == (url, {"models": 0, "datasets": 0, "spaces": 0})
+        printed = cli("hub", "env", **env).stdout
+        token = (tmp_path / "home" / "hub" / "token").read_text()
+        assert f"export HF_ENDPOINT={url}\n" in printed
+        assert token not in printed
+        code = "from huggingface_hub import whoami, create_repo; create_repo('made'); print(whoami()['name'])"
+        command = ["bash", "-c", f'eval "$1"; exec {sys.executable} -c "{code}"', "sh", printed]
+        assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "local\n"
+        assert json.loads(cli("hub", "verify", "--json", **env).stdout)["repositories"] == 1
+        assert json.loads(cli("hub", "gc", "--json", **env).stdout)["kept"] == 0
+    finally:
+        assert "stopped" in cli("hub", "stop", **env).stderr
+    assert "not running" in cli("hub", "stop", **env).stderr
+    missing = cli("hub", "verify", HUBKIT_HOME=str(tmp_path / "nothing"))
+    assert missing.returncode == 1
+    assert "There is no embedded Hub" in missing.stderr

@@ -188,12 +188,12 @@ def test_what_people_added_to_a_card_stays(hub: Hub, recipe: Recipe, some: dict[
 
 def test_a_secret_stops_the_push_before_the_first_byte(hub: Hub, recipe: Recipe, some: dict[str, Ref]) -> None:
     leaky = recipe.model_copy(
-        update={"publish": recipe.publish.model_copy(update={"license_note": "use hf_" + "A" * 34})}
+        update={"publish": recipe.publish.model_copy(update={"license_note": "use hf_" + "Ab1" * 11 + "A"})}
     )
     before = heads(hub, recipe)
-    with pytest.raises(PublishError, match="secret") as caught:
+    with pytest.raises(PublishError, match="huggingface token") as caught:
         publish(hub, leaky, some)
-    assert "AAAA" not in str(caught.value)
+    assert "Ab1Ab1" not in str(caught.value)
     assert heads(hub, recipe) == before
 
 
@@ -284,6 +284,27 @@ def test_a_push_to_another_hub_moves_everything_and_its_lineage(
     before = other_hub.resolve(chat).revision
     assert publish(other_hub, recipe, outputs, source=hub) == []
     assert other_hub.resolve(chat).revision == before
+
+
+def test_personal_data_does_not_go_to_a_real_hub_unasked(
+    hub: Hub, recipe: Recipe, some: dict[str, Ref], other_hub: Hub, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "more" / "data").mkdir(parents=True)
+    messages = [{"role": "user", "content": "write to jane.roe@mail.example.com please"}]
+    rows = pa.table({"id": ["b"], "messages": [messages], "source": ["test"]})
+    pq.write_table(rows, tmp_path / "more" / "data" / "test-00000-of-00001.parquet")
+    corpus = hub.commit(some["corpus"].repo_id, tmp_path / "more", "more rows", repo_type="dataset")
+    told = {**some, "corpus": corpus}
+    assert publish(hub, recipe, told, with_spaces=False), "the embedded Hub is this machine"
+    with pytest.raises(PublishError, match=r"data/test-00000-of-00001\.parquet holds 1 email") as caught:
+        publish(other_hub, recipe, told, source=hub, with_spaces=False)
+    assert "jane" not in str(caught.value)
+    assert not other_hub.api.repo_exists(f"someone/{recipe.repos.corpus}", repo_type="dataset")
+    publish(other_hub, recipe, told, source=hub, with_spaces=False, allow_personal=True)
+    assert other_hub.api.repo_exists(f"someone/{recipe.repos.corpus}", repo_type="dataset")
 
 
 _PUSH = """

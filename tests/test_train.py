@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from places import ROOT
 from tiny_models import tiny_base, write_rows
 
 from hubkit.errors import RecipeError, SourceError, TrainingError
@@ -266,7 +266,11 @@ def test_an_intent_goes_into_the_system_message_as_in_a_rollout(base):
 
 
 def test_early_stopping_looks_at_held_out_rows_and_keeps_the_best(tmp_path, base, rows):
-    changes = {"sft": {**SFT, "num_train_epochs": 6, "learning_rate": 50.0}, "holdout": 0.25, "early_stopping": 1}
+    changes = {
+        "sft": {**SFT, "num_train_epochs": 6, "learning_rate": 3.0, "lr_scheduler_type": "constant"},
+        "holdout": 0.25,
+        "early_stopping": 1,
+    }
     report = run(tmp_path, base, rows, block(**changes))
     held_out = [e["eval_loss"] for e in report.loss_curve if "eval_loss" in e]
     assert len(held_out) < 6, "a learning rate that breaks the model must end the run early"
@@ -298,6 +302,31 @@ def test_a_finished_folder_is_not_trained_again_and_other_inputs_are(tmp_path, b
     assert run(tmp_path, base, rows, block(sft={**SFT, "max_steps": 1})).to_dict() == first.to_dict()
     assert (tmp_path / "out" / "training_report.json").stat().st_mtime_ns == stamp
     assert run(tmp_path, base, rows, block(sft={**SFT, "max_steps": 2})).steps == 2
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path, base, rows):
+    one = run(tmp_path, base, rows, block(sft={**SFT, "logging_steps": 1}), out="one", work="one-work")
+    halved = {**SFT, "gradient_accumulation_steps": 1, "logging_steps": 1}
+    two = run(tmp_path, base, rows, block(sft=halved), out="two", launch="ddp", processes=2)
+    assert two.steps == one.steps == 6 and two.rows == one.rows
+    with pytest.raises(RecipeError, match=r"sft\.learning_rat is not a key"):
+        run(tmp_path, base, rows, block(sft={"learning_rat": 1}), launch="ddp", processes=2)
+    losses = [[e["loss"] for e in report.loss_curve] for report in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert (tmp_path / "two" / "adapter_model.safetensors").exists()
+
+
+def test_a_launch_that_cannot_run_here_is_refused(tmp_path, base, rows):
+    with pytest.raises(RecipeError, match="none of ddp, fsdp2, deepspeed"):
+        run(tmp_path, base, rows, block(), launch="fsdp3", processes=2)
+    import torch
+
+    if not torch.cuda.is_available():
+        with pytest.raises(RecipeError, match="fsdp2 shards over GPUs"):
+            run(tmp_path, base, rows, block(), launch="fsdp2", processes=2)
+        with pytest.raises(RecipeError, match="needs a number of processes"):
+            run(tmp_path, base, rows, block(), launch="ddp")
 
 
 SCRIPT = """

@@ -51,10 +51,16 @@ def root(
 
 
 def _register() -> None:
-    from hubkit.cli import doctor, run, serve
+    from hubkit.cli import corpus, doctor, hub, publish, rollout, run, serve, stats
 
     run.register(app)
-    app.command("serve")(serve.serve)
+    app.command("rollout", epilog="Example: hubkit rollout parrot --profile laptop --estimate 4")(rollout.rollout)
+    publish.register(app)
+    app.command("serve", epilog="Example: hubkit serve HuggingFaceTB/SmolLM2-135M-Instruct --port 8080")(serve.serve)
+    app.command("clean", epilog="Example: hubkit clean chats.jsonl --out cleaned --profile laptop")(corpus.clean)
+    app.command("stats", epilog="Example: hubkit stats parrot-40k --baseline parrot-sharegpt:test")(stats.stats)
+    app.command("diff", epilog="Example: hubkit diff parrot-40k@v1 parrot-40k@v2")(stats.diff)
+    app.add_typer(hub.app)
     app.command("doctor")(doctor.doctor)
 
 

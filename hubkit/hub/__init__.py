@@ -8,9 +8,9 @@ The embedded Hub is one more URL here: `connect` starts it when the configuratio
     HUBKIT_HOME       where hubkit keeps its files; default ~/.local/share/hubkit
 """
 
-from hubkit.hub.client import Hub, Ref, connect
+from hubkit.hub.client import Hub, Ref, connect, connect_to
 from hubkit.hub.embedded import environment
 from hubkit.hub.load import load_dataset
 from hubkit.hub.places import home, local_root
 
-__all__ = ["Hub", "Ref", "connect", "environment", "home", "load_dataset", "local_root"]
+__all__ = ["Hub", "Ref", "connect", "connect_to", "environment", "home", "load_dataset", "local_root"]

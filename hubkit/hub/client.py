@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from hubkit.errors import (
     CommitConflictError,
@@ -33,7 +34,10 @@ COMMIT_ATTEMPTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """A repo at a commit: what stages read and make."""
+    """A repo at a commit: what stages read and make.
+
+    An input that is a file of the user's own has type ``file``, its name as id and its sha256 as revision.
+    """
 
     repo_id: str
     repo_type: str
@@ -56,6 +60,22 @@ def connect() -> Hub:
     from huggingface_hub import get_token
 
     return Hub(configured.url, get_token(), configured.namespace, embedded=False)
+
+
+def connect_to(url: str) -> Hub:
+    """The Hub at `url`, to write to. Raises `HubError` when it is no URL, or when there is no token for it."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise HubError(f"{url!r} is not the address of a Hub; give a URL such as https://huggingface.co")
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token is None:
+        raise HubError(
+            f"there is no token for {url}: log in with `hf auth login` or set HF_TOKEN, to one that may write",
+            status=401,
+        )
+    return Hub(url.rstrip("/"), token, settings().namespace, embedded=False)
 
 
 class Hub:

@@ -23,7 +23,7 @@ def auth_check(call: Call, repo: Repo, rest: list[str]) -> Response:
     return JSONResponse({})
 
 
-def ask(call: Call, repo: Repo) -> Response:
+def ask(call: Call, repo: Repo, rest: list[str]) -> Response:
     """POST /{prefix}{id}/ask-access: one's own request."""
     who = require_user(call)
     if not repo.gated:

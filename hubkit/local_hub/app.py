@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -42,7 +43,7 @@ from . import (
     xet,
 )
 from .accounts import Identity
-from .git import is_disk_full
+from .git import DISK_FULL, is_disk_full
 from .repos import PLURALS, Repo, can_read, lookup, missing
 from .state import Hub
 from .wire import Call, Refusal, raw_path
@@ -54,8 +55,9 @@ log = logging.getLogger("hubkit.local_hub")
 
 DRAIN_S, DRAIN_BYTES = 5.0, 64 * 2**20
 
-READ, USER, WRITE = "read", "user", "write"
-"""What a route needs: to see the repository, any write token besides, or one that may change it."""
+SIGNED, READ, USER, WRITE = "signed", "read", "user", "write"
+"""What a route needs: an address that we signed, to see the repository, any write token besides, or one that may
+change it."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,19 @@ REPO_ROUTES: dict[str, dict[str, Route]] = {
 
 LFS_ROUTES: dict[str, dict[str, Route]] = {
     "batch": {"POST": Route(lfs.batch)},
-    "objects": {"PUT": Route(lfs.upload), "GET": Route(lfs.download)},
-    "parts": {"PUT": Route(lfs.upload_part)},
-    "complete": {"POST": Route(lfs.complete)},
-    "verify": {"POST": Route(lfs.verify)},
+    "objects": {"PUT": Route(lfs.upload, SIGNED), "GET": Route(lfs.download, SIGNED)},
+    "parts": {"PUT": Route(lfs.upload_part, SIGNED)},
+    "complete": {"POST": Route(lfs.complete, SIGNED)},
+    "verify": {"POST": Route(lfs.verify, USER)},
 }
 """/{prefix}{id}.git/info/lfs/VERB/…; uploads carry a signature in place of a token."""
+
+FILE_ROUTES: dict[str, dict[str, Route]] = {
+    "resolve": {"GET": Route(resolve.resolve)},
+    "raw": {"GET": Route(resolve.resolve)},
+    "ask-access": {"POST": Route(access.ask, USER)},
+}
+"""/{prefix}{id}/VERB/…"""
 
 PLAIN_ROUTES: dict[tuple[str, str], Handler] = {
     ("GET", "/api/whoami-v2"): lambda call: JSONResponse(accounts.whoami(call)),
@@ -168,9 +177,7 @@ class App:
             return Response(status_code=499)
         except Exception as error:
             if is_disk_full(error):
-                return Refusal(
-                    507, "No space left on the disk that holds this Hub; free some and try again."
-                ).response()
+                return Refusal(507, DISK_FULL).response()
             log.exception("%s %s failed", request.method, raw_path(request)[:300])
             return Refusal(500, "Internal error of the embedded Hub; its log says more.").response()
 
@@ -207,7 +214,7 @@ class App:
         if segments[0] == "xet" and len(segments) > 2:
             return await xet.serve(Call(self.hub, request, None, segments))
         call = Call(self.hub, request, self._identify(request), segments)
-        if self.open_to_network and call.who is None and not _needs_no_token(request, segments):
+        if self.open_to_network and call.who is None and not _needs_no_token(call):
             raise Refusal(401, "This Hub is open to the network and needs a token.")
         plain = PLAIN_ROUTES.get(("GET" if request.method == "HEAD" else request.method, path.rstrip("/")))
         if plain is not None:
@@ -218,7 +225,7 @@ class App:
         return await self._route_repo(call, segments)
 
     async def _route_repo(self, call: Call, segments: list[str]) -> Response:
-        found = _api_target(segments) or _git_target(segments) or _resolve_target(segments)
+        found = _api_target(segments) or _git_target(segments) or _file_target(segments)
         if found is None:
             return await self._show_page(call)
         kind, namespace, name, table, verb, rest = found
@@ -227,10 +234,10 @@ class App:
         if route is None:
             raise Refusal(405 if methods else 404, f"This Hub does not offer {call.method} …/{verb[:40]}.")
         repo, was_moved = lookup(self.hub, kind, namespace, name, call.who)
-        if repo is None or not can_read(call.who, repo):
+        if repo is None or not (route.need == SIGNED or can_read(call.who, repo)):
             raise missing(call.who)
-        if was_moved and call.method in ("GET", "HEAD"):
-            return _redirect(call, repo, name)
+        if was_moved and namespace and call.method in ("GET", "HEAD"):
+            return _redirect(call, repo, namespace, name)
         if route.need == USER and not accounts.require_user(call).may_write:
             raise Refusal(403, "Forbidden: this token only has the read role; a write token is needed.")
         elif route.need == WRITE:
@@ -250,15 +257,20 @@ class App:
             return pages.answer_error(call, refusal)
 
 
-def _needs_no_token(request: Request, segments: list[str]) -> bool:
-    """Uploads to signed addresses, and the way to log in."""
-    return "sig" in request.query_params or segments[0] in ("login", "logout", "static")
+def _needs_no_token(call: Call) -> bool:
+    """Uploads to signed addresses (the handlers check the signature), and the way to log in."""
+    if call.segments[0] in ("login", "logout", "static"):
+        return True
+    target = _git_target(call.segments)
+    routes = target[3].get(target[4], {}) if target else {}
+    return call.method in routes and routes[call.method].need == SIGNED
 
 
-def _redirect(call: Call, repo: Repo, old_name: str) -> Response:
+def _redirect(call: Call, repo: Repo, namespace: str, name: str) -> Response:
     parts = raw_path(call.request).split("/")
-    index = next(i for i, part in enumerate(parts) if unquote(part).lower() == old_name.lower())
-    parts[index - 1], parts[index] = repo.namespace, repo.name
+    plain = [unquote(part).lower() for part in parts]
+    index = next(i for i, pair in enumerate(pairwise(plain)) if pair == (namespace.lower(), name.lower()))
+    parts[index : index + 2] = repo.namespace, repo.name
     query = call.request.url.query
     return Response(status_code=307, headers={"Location": "/".join(parts) + (f"?{query}" if query else "")})
 
@@ -297,16 +309,13 @@ def _git_target(segments: list[str]) -> Target | None:
     return kind, parts[0], parts[1].removesuffix(".git"), LFS_ROUTES, verb, rest
 
 
-RESOLVE = {"resolve": {"GET": Route(resolve.resolve)}}
-
-
-def _resolve_target(segments: list[str]) -> Target | None:
+def _file_target(segments: list[str]) -> Target | None:
     """/{prefix}{id}/resolve/{rev}/{path}"""
     kind, parts = _unprefixed(segments)
-    if len(parts) > 3 and parts[2] in ("resolve", "raw"):
-        return kind, parts[0], parts[1], RESOLVE, "resolve", parts[3:]
+    if len(parts) > 2 and parts[2] in FILE_ROUTES:
+        return kind, parts[0], parts[1], FILE_ROUTES, parts[2], parts[3:]
     if len(parts) > 2 and parts[1] in ("resolve", "raw"):
-        return kind, None, parts[0], RESOLVE, "resolve", parts[2:]
+        return kind, None, parts[0], FILE_ROUTES, parts[1], parts[2:]
     return None
 
 

@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from .accounts import Identity
+from .accounts import Identity, require_user
 from .objects import SHA256, Incoming
 from .repos import PREFIX, Repo, can_read
 from .state import Hub
@@ -56,8 +56,8 @@ def batch(call: Call, repo: Repo, rest: list[str]) -> Response:
     objects = field(body, "objects", list)
     if operation not in ("upload", "download") or len(objects) > MAX_BATCH:
         raise Refusal(422, f"'operation' is upload or download, for at most {MAX_BATCH} objects.")
-    if operation == "upload":
-        call.require_write(repo)
+    if operation == "upload" and not require_user(call).may_write:
+        raise Refusal(403, "Forbidden: this token only has the read role; a write token is needed.")
     transfers = field(body, "transfers", list, ["basic"])
     answers = [_batch_one(call, repo, operation, item, "multipart" in transfers) for item in objects]
     chosen = "multipart" if any("chunk_size" in _upload_header(a) for a in answers) else "basic"
@@ -170,7 +170,6 @@ def complete(call: Call, repo: Repo, rest: list[str]) -> Response:
 
 def verify(call: Call, repo: Repo, rest: list[str]) -> Response:
     """POST …/verify: is the object here, of this size?"""
-    call.require_write(repo)
     body = call.json()
     oid, size = field(body, "oid", str), field(body, "size", int)
     if call.hub.objects.size(oid) != size or not is_held_for(call.hub, call.who, oid):

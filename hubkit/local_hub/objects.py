@@ -103,6 +103,15 @@ class Objects:
     def __init__(self, folder: Path, temporary: Path) -> None:
         self.folder = folder
         self.temporary = temporary
+        self._sound: dict[str, int] = {}
+
+    def is_known_sound(self, oid: str) -> bool:
+        """Whether this file was found to match its hash since it was last written."""
+        return self._sound.get(oid) == self.path(oid).stat().st_ctime_ns
+
+    def note_sound(self, oid: str) -> None:
+        """This file was just found to match its hash."""
+        self._sound[oid] = self.path(oid).stat().st_ctime_ns
 
     def path(self, oid: str) -> Path:
         """Where the file of this sha256 is, or would be. Raises `Refusal` 400 for anything that is not a sha256."""

@@ -24,8 +24,8 @@ _RESERVED_NAMESPACES = frozenset(
 def checked_path(path: str) -> str:
     """A path inside a repository, unchanged. Raises `Refusal` 422 for one that could leave it or hide in it.
 
-    Refused: absolute paths and drive letters, empty, `.` and `..` segments, backslashes, control characters, anything that some
-    file system reads as `.git` (case, short names, invisible characters), over-long names.
+    Refused: absolute paths and drive letters, empty, `.` and `..` segments, backslashes, control characters, anything
+    that some file system reads as `.git` (case, short names, invisible characters), over-long names.
     """
     if not path or len(path.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES:
         raise Refusal(422, f"A path must be between 1 and {MAX_PATH_BYTES} bytes long.")

@@ -130,7 +130,7 @@ def create(call: Call) -> Response:
         url = f"{call.base_url}{known.web_path}"
         message = f"You already created this {kind} repo: {known.id}"
         raise Refusal(409, message, extra={"url": url, "name": known.id, "id": known.id})
-    private = _visibility(body, private_by_default(call.hub, namespace)) == "private"
+    private = _is_private(body, private_by_default(call.hub, namespace))
     sdk = field(body, "sdk", str, "") or None
     if kind == "space" and sdk not in SDKS:
         raise Refusal(400, f"A Space needs an sdk, one of {', '.join(SDKS)}.")
@@ -196,7 +196,7 @@ def delete(call: Call) -> Response:
     require_writer(call, repo.namespace)
     with call.hub.writing(repo.folder):
         call.hub.settings.write("DELETE FROM repos WHERE pk = ?", repo.pk)
-    shutil.rmtree(call.hub.repo_path(repo.folder), ignore_errors=True)
+        shutil.rmtree(call.hub.repo_path(repo.folder), ignore_errors=True)
     return JSONResponse({})
 
 
@@ -233,7 +233,7 @@ def update_settings(call: Call, repo: Repo, rest: list[str]) -> Response:
     body = call.json()
     changes: dict[str, Any] = {}
     if body.get("visibility") is not None or body.get("private") is not None:
-        changes["private"] = _visibility(body) == "private"
+        changes["private"] = _is_private(body)
     if "gated" in body:
         if body["gated"] not in ("auto", "manual", False):
             raise Refusal(400, "'gated' must be 'auto', 'manual' or false.")
@@ -250,13 +250,14 @@ def private_by_default(hub: Hub, namespace: str) -> bool:
     return hub.settings.get(f"private_by_default:{namespace.lower()}") == "1"
 
 
-def _visibility(body: dict[str, Any], private: bool = False) -> str:
+def _is_private(body: dict[str, Any], private: bool = False) -> bool:
+    """`protected` Spaces are private here: their app would be public, but it does not run here."""
     if body.get("private") is not None:
         private = bool(body["private"])
     value = body.get("visibility") or ("private" if private else "public")
     if value not in ("public", "private", "protected"):
         raise Refusal(400, "'visibility' must be public, private or protected.")
-    return str(value)
+    return bool(value != "public")
 
 
 def _target(call: Call, body: dict[str, Any]) -> tuple[str, str, str]:

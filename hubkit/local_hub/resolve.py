@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mimetypes
 import os
 import re
@@ -13,8 +14,11 @@ from urllib.parse import quote
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
+from hubkit.errors import HubError
+
 from . import trees
 from .git import DEFAULT_BRANCH
+from .objects import Objects
 from .repos import Repo, commit_of, git
 from .wire import Call, Refusal
 
@@ -154,7 +158,10 @@ def large_file_response(
     status, start, end = _window(call, size, headers)
     if call.method == "HEAD":
         return Response(b"", status, headers, media_type=kind)
-    return StreamingResponse(_read(call.hub.objects.path(oid), start, end), status, headers, media_type=kind)
+    path = call.hub.objects.path(oid)
+    whole = status == 200 and not call.hub.objects.is_known_sound(oid)
+    blocks = _read_checked(call.hub.objects, oid, size) if whole else _read(path, start, end)
+    return StreamingResponse(blocks, status, headers, media_type=kind)
 
 
 async def _read(path: Path, start: int, end: int) -> AsyncIterator[bytes]:
@@ -164,6 +171,21 @@ async def _read(path: Path, start: int, end: int) -> AsyncIterator[bytes]:
             yield await run_in_threadpool(os.pread, handle, length, position)
     finally:
         os.close(handle)
+
+
+async def _read_checked(objects: Objects, oid: str, size: int) -> AsyncIterator[bytes]:
+    """The whole object, hashed on its first way out; of one that is damaged the end is held back, so that the client
+    sees a broken transfer and not wrong bytes."""
+    digest, held = hashlib.sha256(), b""
+    async for block in _read(objects.path(oid), 0, size):
+        if held:
+            yield held
+        await run_in_threadpool(digest.update, block)
+        held = block
+    if digest.hexdigest() != oid:
+        raise HubError(f"The large file {oid} is damaged on disk; `hubkit hub verify` says where it is used.")
+    objects.note_sound(oid)
+    yield held
 
 
 def _blocks(start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -43,6 +43,7 @@ def publish(
     *,
     target: Hub | None = None,
     public: bool = False,
+    allow_personal: bool = False,
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> list[Change]:
@@ -61,7 +62,16 @@ def publish(
                 f"run `hubkit run {recipe.name}` first, with the same --profile and --set"
             )
         context.made[stage.name] = outputs[stage.name] = made.ref
-    return push(target or hub, recipe, outputs, source=hub, public=public, dry_run=dry_run, progress=progress)
+    return push(
+        target or hub,
+        recipe,
+        outputs,
+        source=hub,
+        public=public,
+        allow_personal=allow_personal,
+        dry_run=dry_run,
+        progress=progress,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,11 @@ from hubkit.publish import facts as read
 from hubkit.publish.facts import CardFacts, Input, Kind
 from hubkit.recipe import Recipe, SeatConfig
 
+_ARMS = {
+    "base": "its base, in the same seat and under the same system message",
+    "prompted": "its base, only asked by a system message to play the user",
+}
+_SEATS = {"chat": "chat model"}
 _CONFIG_HELP = {
     "default": "the dialogues that were kept (split `train`)",
     "raw": "every dialogue as it was rolled out, kept or not",
@@ -74,6 +79,7 @@ def _context(facts: CardFacts) -> dict[str, Any]:
         "versions": [f"{name} {version}" for name, version in sorted(facts.versions.items())],
         "license_notes": metadata.license_notes(facts),
         "laptop": bool(facts.recipe.profile),
+        "arms": _ARMS,
         "held_out_data": facts.input("held-out", "corpus"),
     }
     if facts.kind in ("asker", "chat"):
@@ -136,15 +142,19 @@ def _corpus(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
 
 def _dialogues(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
     rolled, curated = facts.report("rollout"), facts.report("curate")
+    spoken = read.first(rolled, "tokens") or {}
     numbers = [
-        ("dialogues rolled out", read.first(rolled, "dialogues", "rows", "finished")),
+        ("dialogues rolled out", rolled.get("dialogues")),
         ("dialogues kept", metadata.rows_of(facts)),
-        ("human turns per kept dialogue (mean)", read.first(curated, "human_turns_mean", "turns_mean")),
-        ("tokens written", read.first(rolled, "usage.completion_tokens", "completion_tokens", "tokens_out")),
-        ("tokens read", read.first(rolled, "usage.prompt_tokens", "prompt_tokens", "tokens_in")),
-        ("seconds of rollout", read.first(rolled, "seconds", "wall_s")),
+        ("human turns per kept dialogue (mean)", read.mean_turns(curated)),
+        *(
+            (f"{kind} tokens of the {_SEATS.get(seat, seat)}", count)
+            for seat, kinds in spoken.items()
+            for kind, count in kinds.items()
+        ),
+        ("seconds of rollout", rolled.get("seconds")),
     ]
-    ends = read.first(rolled, "end_reasons", "ended") or {}
+    ends = rolled.get("end_reasons") or {}
     return {
         "mode": recipe.rollout.mode,
         "turns": _turns(recipe),
@@ -154,6 +164,7 @@ def _dialogues(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
         "seats": _seats(facts, recipe),
         "funnel": read.funnel(curated),
         "drops": read.drops(curated),
+        "nothing_dropped": curated.get("dropped") == 0,
         "ends": sorted(((k, v) for k, v in ends.items() if isinstance(v, int)), key=lambda kv: -kv[1]),
     }
 

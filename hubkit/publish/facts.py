@@ -88,23 +88,45 @@ def from_records(
         versions |= {name: version for name, version in record.get("packages", {}).items() if version != "absent"}
         for role, ref in record.get("inputs", {}).items():
             if ref["repo_id"] != repo_id:
-                inputs.setdefault((ref["repo_id"], ref["revision"]), Input(role, **ref))
+                known = Input(role, **ref, here=ref["repo_type"] != "file")
+                inputs.setdefault((ref["repo_id"], ref["revision"]), known)
     reports = {stage: record.get("report") or {} for stage, record in records.items()}
     return CardFacts(kind, repo_id, recipe, list(inputs.values()), reports, results, versions, files)
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Loss in nats per token on held-out conversations, model beside base, with the paired difference's interval."""
+class Against:
+    """The trained model beside another arm: that arm's loss, and the paired difference's interval."""
 
-    model: float
-    base: float | None
+    arm: str
+    loss: float | None
     difference: float | None
     low: float | None
     high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Loss in nats per token on held-out conversations: the trained model, and the arms that it was held against.
+
+    The arm ``base`` is the base in the same seat; ``prompted`` the base that is only asked to play the user.
+    """
+
+    model: float
+    against: Sequence[Against]
     confidence: float | None
     conversations: int | None
     tokens: int | None
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the interval against the base."""
+        return next((a.low for a in self.against if a.arm == "base"), None)
+
+    @property
+    def high(self) -> float | None:
+        """Upper end of the interval against the base."""
+        return next((a.high for a in self.against if a.arm == "base"), None)
 
     @property
     def verdict(self) -> str:
@@ -171,22 +193,31 @@ def lost(report: Report) -> list[str]:
 
 def held_out(results: Report | None, who: str) -> HeldOut | None:
     """The held-out comparison of ``asker`` or ``chat`` in a results file, or None when it was not measured."""
-    part = first(results, who)
-    if not part:
+    part = first(results, who) or {}
+    arms, trained = first(part, "arms") or {}, first(part, "trained") or "trained"
+    loss = first(arms, f"{trained}.loss")
+    if not isinstance(loss, int | float):
         return None
-    trained = part["arms"][part["trained"]]
-    base = part["arms"].get("base") or {}
-    against = part["against"].get("base") or {}
+    compared = first(part, "against") or {}
+    against = [
+        Against(arm, first(arms, f"{arm}.loss"), found.get("difference"), found.get("low"), found.get("high"))
+        for arm, found in compared.items()
+    ]
+    tokens = first(arms, f"{trained}.tokens")
     return HeldOut(
-        model=trained["loss"],
-        base=base.get("loss"),
-        difference=against.get("difference"),
-        low=against.get("low"),
-        high=against.get("high"),
-        confidence=against.get("confidence"),
-        conversations=against.get("conversations"),
-        tokens=sum(trained["tokens"]),
+        model=float(loss),
+        against=sorted(against, key=lambda a: a.arm),
+        confidence=next((c["confidence"] for c in compared.values() if "confidence" in c), None),
+        conversations=len(tokens) if isinstance(tokens, list) else None,
+        tokens=sum(tokens) if isinstance(tokens, list) else None,
     )
+
+
+def mean_turns(report: Report) -> float | None:
+    """Mean human turns per conversation out of a report's histogram (turns → rows)."""
+    turns = {int(n): rows for n, rows in (first(report, "human_turns") or {}).items()}
+    rows = sum(turns.values())
+    return sum(n * count for n, count in turns.items()) / rows if rows else None
 
 
 def settings(recipe: Recipe, stage: Literal["asker", "chat"]) -> list[tuple[str, Any, Any, bool]]:

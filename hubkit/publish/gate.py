@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
+from hubkit import scan
 from hubkit.errors import PublishError
 from hubkit.publish.facts import Kind
 from hubkit.publish.lint import lint
 from hubkit.publish.plan import Content, RepoPlan
 
-_TEXT = (".md", ".json", ".jsonl", ".py", ".txt", ".yaml", ".yml", ".toml", ".jinja", ".cfg", ".env")
-_KEY_BLOCK = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
-_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bsk-[A-Za-z0-9]{20,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36,}")
 
+def check(plan: RepoPlan, kind: Kind | None, *, personal: bool) -> None:
+    """Raise `PublishError` naming every file of `plan` that must not leave, and why: kinds and counts, never values.
 
-def check(plan: RepoPlan, kind: Kind | None) -> None:
-    """Raise `PublishError` naming every file of `plan` that must not leave, and why (never what it holds).
-
+    Secrets are looked for in every text and table; with `personal`, personal data in the rows under ``data/`` too.
     `kind` says which card its README.md is; None for a Space.
     """
-    problems = list(_problems(plan, kind))
+    problems = list(_problems(plan, kind, personal))
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise PublishError(f"{plan.repo_type} {plan.repo_id} was not pushed: {shown}")
 
 
-def _problems(plan: RepoPlan, kind: Kind | None) -> Iterator[str]:
+def _problems(plan: RepoPlan, kind: Kind | None, personal: bool) -> Iterator[str]:
     for path, content in plan.write.items():
-        if not path.endswith(_TEXT):
-            continue
-        text = _text(content)
-        if _SECRET.search(text) or _KEY_BLOCK.search(text):
-            yield f"{path} holds something that looks like a secret"
+        kinds = scan.KINDS if personal and path.startswith("data/") else scan.SECRETS
+        found = _found(content, kinds)
+        if found:
+            listed = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in found.items())
+            advice = "" if scan.SECRETS & found.keys() else "; mask it with a filter of the recipe, or allow it by name"
+            yield f"{path} holds {listed}{advice}"
         if path == "README.md" and kind is not None:
-            yield from (f"{path}: {problem}" for problem in lint(text, kind))
+            yield from (f"{path}: {problem}" for problem in lint(_text(content), kind))
+
+
+def _found(content: Content, kinds: frozenset[str]) -> Mapping[str, int]:
+    if isinstance(content, bytes):
+        return dict(sorted(Counter(finding.kind for finding in scan.scan_text(_text(content), kinds)).items()))
+    return scan.scan_folder(content, kinds)
 
 
 def _text(content: Content) -> str:

@@ -16,7 +16,7 @@ from hubkit.hub import Hub, Ref
 
 PROVENANCE = "provenance"
 PICTURE = "lineage.png"
-_COLOURS = {"model": "#ffe9b8", "dataset": "#d5e8ff", "space": "#e3d9ff"}
+_COLOURS = {"model": "#ffe9b8", "dataset": "#d5e8ff", "space": "#e3d9ff", "file": "#eceff3"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def records(hub: Hub, ref: Ref) -> dict[str, dict[str, Any]]:
     A record that is not JSON of a record's shape is left out: somebody else's file of that name is not ours.
     """
     found: dict[str, dict[str, Any]] = {}
-    for path in _record_paths(hub, ref):
+    for path in _record_paths(hub, ref) if ref.repo_type != "file" else ():
         try:
             record = json.loads(hub.read(ref, path))
         except ValueError:
@@ -107,23 +107,25 @@ def picture(node: Node) -> bytes:
     from matplotlib.figure import Figure
 
     columns, edges = _layout(node)
-    height = max(len(column) for column in columns)
-    figure = Figure(figsize=(3.4 * len(columns), 0.95 * height + 0.3))
+    height = max(len(column) for column in columns) + 1
+    figure = Figure(figsize=(2.3 * len(columns), 0.8 * height))
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     axes.set_xlim(-0.5, len(columns) - 0.5)
-    axes.set_ylim(-0.65, height - 0.35)
+    axes.set_ylim(-0.5, height - 0.5)
     places = {}
     for x, column in enumerate(columns):
         for y, ref in enumerate(column):
-            places[ref] = (float(x), (height - len(column)) / 2 + y)
+            # Columns stand a little higher and lower in turn, so that an arrow over several of them can be followed.
+            places[ref] = (float(x), (height - len(column)) / 2 + y + (0.4 if x % 2 else -0.4))
             _box(axes, places[ref], ref)
     for source, made in edges:
         (x0, y0), (x1, y1) = places[source], places[made]
-        axes.annotate("", (x1 - 0.41, y1), (x0 + 0.41, y0), arrowprops={"arrowstyle": "->", "color": "#667085"})
+        style = {"arrowstyle": "->", "color": "#98a2b3", "connectionstyle": "arc3,rad=0.08"}
+        axes.annotate("", (x1 - 0.43, y1), (x0 + 0.43, y0), arrowprops=style, zorder=0)
     made_of = io.BytesIO()
-    figure.savefig(made_of, format="png", dpi=110, metadata={"Software": None})
+    figure.savefig(made_of, format="png", dpi=130, metadata={"Software": None})
     return made_of.getvalue()
 
 
@@ -156,13 +158,13 @@ def _box(axes: Any, at: tuple[float, float], ref: Ref) -> None:
     x, y = at
     style = "round,pad=0,rounding_size=0.04"
     axes.add_patch(
-        FancyBboxPatch((x - 0.4, y - 0.36), 0.8, 0.72, style, fc=_COLOURS[ref.repo_type], ec="#667085", lw=0.8)
+        FancyBboxPatch((x - 0.43, y - 0.38), 0.86, 0.76, style, fc=_COLOURS[ref.repo_type], ec="#667085", lw=0.8)
     )
     namespace, _, name = ref.repo_id.rpartition("/")
     commit = f"{ref.repo_type} @ {ref.revision[:8]}" if ref.revision else ref.repo_type
-    for dy, line, size in ((0.2, namespace, 8), (0.0, name, 10), (-0.2, commit, 8)):
+    for dy, line, size in ((0.22, namespace, 6.5), (0.0, name, 8), (-0.22, commit, 6.5)):
         axes.text(x, y + dy, _fitting(line), ha="center", va="center", fontsize=size, parse_math=False)
 
 
 def _fitting(line: str) -> str:
-    return line if len(line) <= 32 else f"{line[:20]}…{line[-11:]}"
+    return line if len(line) <= 26 else f"{line[:15]}…{line[-10:]}"

@@ -44,6 +44,7 @@ class _Push:
     recipe: Recipe
     outputs: Mapping[str, Ref]
     public: bool
+    allow_personal: bool
     moved: dict[tuple[str, str], Ref] = field(default_factory=dict)
     _records: dict[Ref, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
@@ -59,6 +60,11 @@ class _Push:
         return self.source.url != self.target.url
 
     @property
+    def guarded(self) -> bool:
+        """Whether personal data in rows stops this push: it does on the way to a real Hub, unless it is allowed."""
+        return not self.allow_personal and not self.target.embedded
+
+    @property
     def private(self) -> bool:
         """Repos made by this push are private on a real Hub unless asked to be public."""
         return not self.public and not self.target.embedded
@@ -71,6 +77,7 @@ def publish(
     *,
     source: Hub | None = None,
     public: bool = False,
+    allow_personal: bool = False,
     with_spaces: bool = True,
     dry_run: bool = False,
     progress: Progress = silent,
@@ -79,10 +86,11 @@ def publish(
 
     `source` is the Hub that holds `outputs`; when it is another one, all files move, and versions are tagged there. On
     the same Hub only cards, Spaces and the collection change. Returns what was changed, or with `dry_run` what would
-    be, touching nothing. Raises `PublishError` when a card or a file must not leave, `CommitConflictError` when others
+    be, touching nothing. New repos are private on a real Hub unless `public`; rows with personal data go there only
+    with `allow_personal`. Raises `PublishError` when a card or a file must not leave, `CommitConflictError` when others
     keep committing, `HubError` otherwise.
     """
-    push = _Push(source or hub, hub, recipe, outputs, public)
+    push = _Push(source or hub, hub, recipe, outputs, public, allow_personal)
     steps = [*_artifact_steps(push), *(_space_steps(push) if with_spaces else ())]
     planned = [_plan_all(push, step, progress, at, len(steps)) for at, step in enumerate(steps)]
     changes = [change for plan in planned for change in plan.changes]
@@ -113,7 +121,7 @@ class _Step:
 def _plan_all(push: _Push, step: _Step, progress: Progress, at: int, total: int) -> RepoPlan:
     progress(at, total, f"checking {step.repo_id}")
     plan = step.plan()
-    gate.check(plan, step.kind)
+    gate.check(plan, step.kind, personal=push.guarded)
     if push.across:
         step.after(UNKNOWN)
     return plan
@@ -124,7 +132,7 @@ def _carry_out(push: _Push, step: _Step, planned: RepoPlan | None) -> list[Chang
     for attempt in range(_ATTEMPTS):
         plan = planned or step.plan()
         planned = None
-        gate.check(plan, step.kind)
+        gate.check(plan, step.kind, personal=push.guarded)
         commit = _commit(push.target, plan, push.recipe)
         if commit is not None:
             changes = [replace(change, commit=commit) for change in plan.changes]
@@ -206,7 +214,7 @@ def _inputs_there(push: _Push, kind: Kind, inputs: Sequence[Input]) -> list[Inpu
         if new is not None:
             there.append(replace(given, repo_id=new.repo_id, revision=new.revision))
         else:
-            there.append(replace(given, here=not push.across or _exists(push.target, old)))
+            there.append(replace(given, here=given.here and (not push.across or _exists(push.target, old))))
     corpus = push.outputs.get("corpus")
     if kind == "chat" and corpus is not None and not any(i.role == "held-out" for i in there):
         at = push.moved.get((corpus.repo_id, corpus.revision), corpus)

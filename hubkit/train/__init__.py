@@ -9,8 +9,6 @@ checkpoint when it is called again with the same inputs.
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,17 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from hubkit import chat_template
-from hubkit.errors import SourceError
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Training
 from hubkit.train import rows as rows_
 from hubkit.train.config import lora_config, quiet_environment, sft_config
+from hubkit.train.dpo import prefer
+from hubkit.train.identity import fingerprint_of, finished, revision_of
+from hubkit.train.launch import Strategy
+from hubkit.train.launch import launch as launched
 from hubkit.train.loading import load_base, load_tokenizer
+from hubkit.train.plan import TrainPlan, plan
 from hubkit.train.report import TrainReport, outcome, versions
-from hubkit.train.save import save_model
+from hubkit.train.save import save_trained
 from hubkit.train.trainer import last_complete, spent_before, stopping_gently, trainer_class, watcher
 
-__all__ = ["TrainReport", "train"]
+__all__ = ["TrainPlan", "TrainReport", "plan", "prefer", "train"]
 
 
 def train(
@@ -41,29 +43,37 @@ def train(
     seed: int,
     work: Path,
     base_revision: str | None = None,
+    launch: Strategy | None = None,
+    processes: int | None = None,
     progress: Progress = silent,
 ) -> TrainReport:
     """Train `block` on `data` from the model in `base`; write a pushable model folder to `out`.
 
     `work` keeps checkpoints and survives a kill: the same call goes on where the last one stopped. `base_repo_id` (and
-    `base_revision`; by default read off a snapshot folder's name) is what the adapter will name as its base.
+    `base_revision`; by default read off a snapshot folder's name) is what the adapter will name as its base. With
+    `launch` the run is spread over `processes` (by default one per GPU) through ``accelerate launch``.
 
     Raises `RecipeError` for keys or values that TRL or PEFT refuse, `SourceError` for unreadable data or base,
     `TrainingError` when there is nothing to learn from, too much would be dropped, or the loss is not a number.
     """
     quiet_environment()
+    if launch is not None:
+        more = {"base_repo_id": base_repo_id, "base_revision": base_revision, "seed": seed}
+        return launched(launch, block, data, base, out, more, processes=processes, work=work, progress=progress)
     started = time.monotonic()
     lora = lora_config(block)
-    fingerprint = _fingerprint(block, data, base, base_repo_id, seed)
-    if (finished := _finished(out, fingerprint)) is not None:
-        return finished
+    fingerprint = fingerprint_of(block, data, base, base_repo_id, seed)
+    if (known := finished(out, fingerprint)) is not None:
+        return known
     work = work / fingerprint[:16]
     config, notes = sft_config(block, work, seed=seed)
     progress(0, None, "tokenising")
     tokenizer = load_tokenizer(base)
     template = chat_template.for_training(base, block.seat)
     maker = rows_.RowMaker(block, tokenizer, template, max_length=config.max_length)
-    arrow, stats = rows_.prepare(block, data, maker, work, seed=seed, progress=progress)
+    with config.main_process_first(local=False, desc="tokenising"):
+        prepare = rows_.prepare if config.process_index == 0 else rows_.prepared
+        arrow, stats = prepare(block, data, maker, work, seed=seed, progress=progress)
 
     progress(0, None, "loading the base")
     checkpoint = last_complete(work)
@@ -73,7 +83,7 @@ def train(
     with stopping_gently(watch):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    revision = base_revision or _revision_of(base)
+    revision = base_revision or revision_of(base)
     report = TrainReport(
         base=base_repo_id,
         base_revision=revision,
@@ -93,8 +103,9 @@ def train(
         versions=versions(),
         **outcome(trainer),
     )
-    save_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, base, out, report, block.merge_adapter)
-    shutil.rmtree(work, ignore_errors=True)
+    save_trained(trainer, tokenizer, base, out, report, merge=block.merge_adapter)
+    if config.process_index == 0:
+        shutil.rmtree(work, ignore_errors=True)
     return report
 
 
@@ -123,37 +134,3 @@ def _trainer(
         trainer.add_callback(EarlyStoppingCallback(block.early_stopping))
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _fingerprint(block: Training, data: Sequence[Path], base: Path, base_repo_id: str, seed: int) -> str:
-    """sha256 (hex) of all that decides the outcome: checkpoints and finished folders of another run are never used."""
-    facts = {
-        "block": block.model_dump(mode="json", exclude={"checkpoint_minutes"}),
-        "data": [[path.name, _sha256(path)] for path in data],
-        "base": [base_repo_id, base.name],
-        "seed": seed,
-        "versions": versions(),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise SourceError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _finished(out: Path, fingerprint: str) -> TrainReport | None:
-    """The report in `out`, when that folder is the finished outcome of these very inputs."""
-    try:
-        known = json.loads((out / "training_report.json").read_text("utf-8"))
-        return TrainReport(**known) if known.get("fingerprint") == fingerprint else None
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _revision_of(base: Path) -> str | None:
-    """The commit that a Hub cache's snapshot folder is named by, or None for any other folder."""
-    return base.name if re.fullmatch(r"[0-9a-f]{40}", base.name) else None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.errors import MissingDependencyError, RecipeError
-from hubkit.recipe import Training
+from hubkit.recipe import Preference, Training
 
 # What hubkit decides itself, with the reason a recipe's author reads when they set it all the same.
 RESERVED = {
@@ -67,6 +67,17 @@ def sft_config(block: Training, work: Path, *, seed: int) -> tuple[Any, list[str
     return _build("sft", SFTConfig, values), notes
 
 
+def dpo_config(block: Preference, work: Path, *, seed: int) -> tuple[Any, list[str]]:
+    """`block.dpo` as a ``DPOConfig``, on the same terms as `sft_config`."""
+    quiet_environment()
+    from trl import DPOConfig
+
+    check_keys("dpo", block.dpo, DPOConfig)
+    values, notes = fit_to_machine(block.dpo)
+    values = {**_defaults(), **values, "output_dir": str(work), "seed": seed, "truncation_mode": "keep_start"}
+    return _build("dpo", DPOConfig, values), notes
+
+
 def check_keys(where: str, given: Mapping[str, Any], config_class: type) -> None:
     """Refuse keys that `config_class` (a dataclass) does not have, naming the nearest, and those in `RESERVED`."""
     known = {f.name for f in dataclasses.fields(config_class) if f.init}
@@ -97,10 +108,12 @@ def fit_to_machine(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
             values[key] = False
     if str(values.get("optim", "")).endswith("fused"):
         notes.append(f"optim {values.pop('optim')} is left at the default: this machine has no GPU")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        values.setdefault("ddp_backend", "gloo")
     return {"bf16": False, "use_cpu": True, **values}, notes
 
 
-def lora_config(block: Training) -> Any | None:
+def lora_config(block: Training | Preference) -> Any | None:
     """`block.lora` as a ``LoraConfig``, or None for full fine-tuning. Raises `RecipeError` for unknown keys."""
     if block.lora is None:
         return None

@@ -9,6 +9,17 @@ from typing import Any
 
 from hubkit.schema import Seat
 
+CURVE = (
+    "step",
+    "epoch",
+    "loss",
+    "eval_loss",
+    "learning_rate",
+    "grad_norm",
+    "rewards/accuracies",
+    "rewards/margins",
+)
+
 
 @dataclass
 class TrainReport:
@@ -84,9 +95,7 @@ def versions() -> dict[str, str]:
 def outcome(trainer: Any) -> dict[str, Any]:
     """What a finished trainer knows: steps, losses, speed, sizes, device."""
     curve = [
-        {k: float(e[k]) for k in ("step", "epoch", "loss", "eval_loss", "learning_rate", "grad_norm") if k in e}
-        for e in trainer.state.log_history
-        if "loss" in e or "eval_loss" in e
+        {k: float(e[k]) for k in CURVE if k in e} for e in trainer.state.log_history if "loss" in e or "eval_loss" in e
     ]
     summary: dict[str, Any] = next((e for e in reversed(trainer.state.log_history) if "train_runtime" in e), {})
     losses = [e["loss"] for e in curve if "loss" in e]
@@ -96,11 +105,19 @@ def outcome(trainer: Any) -> dict[str, Any]:
         "epochs": round(float(trainer.state.epoch or 0), 4),
         "final_loss": sum(losses[-5:]) / len(losses[-5:]) if losses else None,
         "loss_curve": curve,
-        "tokens_per_second": trainer.tokens_trained / max(summary.get("train_runtime", 0.0), 1e-9),
+        "tokens_per_second": _everywhere(trainer) / max(summary.get("train_runtime", 0.0), 1e-9),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": _device(trainer.args.device),
     }
+
+
+def _everywhere(trainer: Any) -> int:
+    """Tokens trained on in all processes together."""
+    import torch
+
+    mine = torch.tensor(trainer.tokens_trained, device=trainer.args.device)
+    return int(trainer.accelerator.reduce(mine, reduction="sum"))
 
 
 def _device(device: Any) -> str:

@@ -6,6 +6,7 @@ Takes parquet files with a ``messages`` column (as recorded, never swapped); giv
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ from hubkit.schema import Message, fault, swap_roles
 
 _EXAMPLES = 5
 _BATCH = 256
+_STATS = "rows.json"
 
 
 @dataclass
@@ -134,18 +136,37 @@ def prepare(
     schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
     path = out / "rows.arrow"
     out.mkdir(parents=True, exist_ok=True)
+    (out / _STATS).unlink(missing_ok=True)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in _batches(_encoded(block, data, maker, stats, seed, progress), _BATCH):
             columns = {"input_ids": [e.input_ids for e in batch], "labels": [e.labels for e in batch]}
             writer.write_table(pa.table(columns, schema=schema))
     _refuse_if_too_few(block, stats)
+    (out / _STATS).write_text(json.dumps(stats.to_dict()), "utf-8")
     return path, stats
+
+
+def prepared(
+    block: Training,
+    data: Sequence[Path],
+    maker: RowMaker,
+    out: Path,
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> tuple[Path, RowStats]:
+    """What `prepare` with the same arguments wrote, in another process of the same run."""
+    try:
+        facts = json.loads((out / _STATS).read_text("utf-8"))
+    except OSError:
+        raise TrainingError(f"the first process left no rows in {out}; its own error says why") from None
+    return out / "rows.arrow", RowStats(**{**facts, "dropped": Drops(**facts["dropped"])})
 
 
 def _encoded(
     block: Training, data: Sequence[Path], maker: RowMaker, stats: RowStats, seed: int, progress: Progress
 ) -> Iterator[chat_template.Encoded]:
-    rows = _table(data, ["id", "messages", block.intent_column])
+    rows = table(data, ["id", "messages", block.intent_column])
     stats.rows_read = rows.num_rows
     order = list(range(rows.num_rows))
     random.Random(seed).shuffle(order)
@@ -172,7 +193,7 @@ def _full(block: Training, stats: RowStats) -> bool:
     return (rows is not None and stats.rows_used >= rows) or (tokens is not None and stats.tokens >= tokens)
 
 
-def _table(data: Sequence[Path], columns: Sequence[str | None]) -> Any:
+def table(data: Sequence[Path], columns: Sequence[str | None]) -> Any:
     """The `columns` of all files as one memory-mapped Arrow table."""
     import pyarrow as pa
     import pyarrow.parquet as pq

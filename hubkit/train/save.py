@@ -16,15 +16,25 @@ from hubkit.schema import Seat
 from hubkit.train.report import TrainReport
 
 
-def save_model(model: Any, tokenizer: Any, base: Path, out: Path, report: TrainReport, merge: bool) -> None:
+def save_trained(trainer: Any, tokenizer: Any, base: Path, out: Path, report: TrainReport, *, merge: bool) -> None:
     """Write the model folder, `report` included (its `kind` set to what was saved), in place of what was there.
 
-    The folder appears at once: a kill leaves either none or a whole one.
+    The folder appears at once: a kill leaves either none or a whole one. Of several processes the first one writes;
+    sharded weights are gathered from all.
     """
+    accelerator = trainer.accelerator
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    state = accelerator.get_state_dict(trainer.model) if sharded else None
+    if accelerator.is_main_process:
+        _write(accelerator.unwrap_model(trainer.model), state, tokenizer, base, out, report, merge)
+    accelerator.wait_for_everyone()
+
+
+def _write(model: Any, state: Any, tokenizer: Any, base: Path, out: Path, report: TrainReport, merge: bool) -> None:
     staging = out.with_name(out.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    report.kind = _save_weights(model, base, staging, report, merge)
+    report.kind = _save_weights(model, state, base, staging, report, merge)
     tokenizer.chat_template = chat_template.for_inference(base, report.seat)
     tokenizer.save_pretrained(staging)
     _write_generation_config(base, tokenizer, report.seat, staging)
@@ -34,20 +44,23 @@ def save_model(model: Any, tokenizer: Any, base: Path, out: Path, report: TrainR
     staging.rename(out)
 
 
-def _save_weights(model: Any, base: Path, out: Path, report: TrainReport, merge: bool) -> str:
+def _save_weights(model: Any, state: Any, base: Path, out: Path, report: TrainReport, merge: bool) -> str:
     """Returns what was saved: ``adapter``, ``merged`` or ``full`` weights (these in the base's own precision)."""
     import torch
 
     adapter = hasattr(model, "peft_config")
     if adapter and not merge:
-        model.save_pretrained(out, safe_serialization=True)
+        model.save_pretrained(out, selected_adapters=["default"], state_dict=state)
         _name_base(out / "adapter_config.json", report.base, report.base_revision)
         return "adapter"
     if adapter:
         model = model.merge_and_unload()
     stored = json.loads((base / "config.json").read_text("utf-8"))
     dtype = getattr(torch, str(stored.get("dtype") or stored.get("torch_dtype") or "float32"), torch.float32)
-    model.to(dtype).save_pretrained(out, safe_serialization=True)
+    if state is None:
+        model.to(dtype).save_pretrained(out)
+    else:
+        model.save_pretrained(out, state_dict={name: tensor.to(dtype) for name, tensor in state.items()})
     return "merged" if adapter else "full"
 
 

@@ -1,0 +1,329 @@
+"""Meet an asker: answer its questions, watch it question a chat model, tell its questions from people's."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from models import Model, ModelError, model, settings, stream
+from page import PER_MINUTE, RateLimit, TextChatbot, checked, launch, messages_of
+
+SETTINGS = settings()
+ASKER, CHAT = model("asker", SETTINGS), model("chat", SETTINGS)
+LIMIT = RateLimit(PER_MINUTE)
+MAX_TURNS = 12
+KEPT = Path(tempfile.mkdtemp(prefix="dialogues-"))
+TOPICS = [
+    "What should I cook for four friends, one of whom is vegan?",
+    "How do I get better at chess?",
+    "Why is the sky blue?",
+]
+Messages = list[dict[str, str]]
+OTHER = {"user": "assistant", "assistant": "user", "system": "system"}
+
+
+def swapped(messages: Messages) -> Messages:
+    """The conversation from the other seat: what the asker writes is `assistant` there."""
+    return [{"role": OTHER[m["role"]], "content": m["content"]} for m in messages]
+
+
+def turn(who: Model, messages: Messages, temperature: float) -> Iterator[tuple[str, str]]:
+    """(text so far, status) of `who`'s next turn in `messages`, where the asker is `user`. Raises `gr.Error`."""
+    seen = swapped(messages) if who.role == "asker" else messages
+    text = ""
+    try:
+        for piece in stream(who, seen, temperature=temperature, top_p=who.top_p, max_tokens=who.max_tokens):
+            text += piece.text
+            yield text, piece.status
+    except ModelError as error:
+        raise gr.Error(str(error)) from error
+
+
+def whole_turn(who: Model, messages: Messages, temperature: float) -> str:
+    """`who`'s next turn when it is written to the end."""
+    return next(iter(deque((text for text, _ in turn(who, messages, temperature)), maxlen=1)), "")
+
+
+def ended(text: str) -> tuple[str, bool]:
+    """The asker's words without its end mark, and whether it has ended: by its mark, or by saying nothing."""
+    words, mark, _ = text.partition(ASKER.end_mark) if ASKER.end_mark else (text, "", "")
+    return words.strip(), bool(mark) or not words.strip()
+
+
+def in_progress(messages: Messages, role: str, text: str, status: str) -> Messages:
+    """`messages` with a turn that is still being written, or a status in its place."""
+    return [*messages, {"role": role, "content": text or f"*{status or '…'}*"}]
+
+
+# 1. You are the assistant
+
+ENDED = "**The asker has ended the conversation.** Start another one, or keep this one as JSON."
+
+
+def open_conversation(topic: str, temperature: float, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    """Begin: with the person's own topic as the asker's first turn, or with whatever the asker opens with."""
+    LIMIT.check(request)
+    if topic.strip():
+        messages = [{"role": "user", "content": checked(topic)}]
+        yield swapped(messages), messages, "It is your turn: answer."
+        return
+    yield from _asker_speaks([], temperature)
+
+
+def answer_it(messages: Messages, answer: str, temperature: float, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    """The person has answered as the assistant; the asker asks on."""
+    LIMIT.check(request)
+    if not messages or messages[-1]["role"] != "user":
+        raise gr.Error("Let the asker speak first: press Start.")
+    yield from _asker_speaks([*messages, {"role": "assistant", "content": checked(answer)}], temperature)
+
+
+def ask_again(messages: Messages, temperature: float, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    """Take the asker's last turn back and let it write another one."""
+    LIMIT.check(request)
+    if messages and messages[-1]["role"] == "user":
+        messages = messages[:-1]
+    yield from _asker_speaks(messages, temperature)
+
+
+def take_back(messages: Messages) -> tuple[Messages, Messages, str]:
+    """Take back the person's last answer, and what the asker made of it."""
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    kept = messages[: answers[-1]] if answers else messages
+    return swapped(kept), kept, "Taken back. Answer again." if answers else "There is no answer to take back."
+
+
+def _asker_speaks(messages: Messages, temperature: float) -> Iterator[tuple[Any, ...]]:
+    text = ""
+    for text, status in turn(ASKER, messages, temperature):
+        yield in_progress(swapped(messages), "assistant", text, status), messages, "The asker is writing …"
+    words, over = ended(text)
+    if words:
+        messages = [*messages, {"role": "user", "content": words}]
+    yield swapped(messages), messages, ENDED if over else "It is your turn: answer."
+
+
+# 2. Watch them talk
+
+
+def converse(
+    messages: Messages, opening: str, turns: float, temperature: float, request: gr.Request, *, steps: int | None = None
+) -> Iterator[tuple[Any, ...]]:
+    """Go on with the conversation until the asker ends it, it has its turns, or `steps` further turns are written.
+
+    Only whole turns enter the state, so pausing in the middle of one loses nothing but that one.
+    """
+    LIMIT.check(request)
+    if not messages and opening.strip():
+        messages = [{"role": "user", "content": checked(opening)}]
+        yield messages, messages, _progress(messages, turns)
+        steps = None if steps is None else steps - 1
+    for _ in itertools.count() if steps is None else range(steps):
+        asker_next = not messages or messages[-1]["role"] == "assistant"
+        if asker_next and _human_turns(messages) >= turns:
+            yield messages, messages, f"**Done**: {int(turns)} turns each."
+            return
+        who, role = (ASKER, "user") if asker_next else (CHAT, "assistant")
+        text = ""
+        for text, status in turn(who, messages, temperature):
+            yield in_progress(messages, role, text, status), messages, f"{who.name} is writing …"
+        words, over = ended(text) if asker_next else (text.strip(), False)
+        if not words and not asker_next:
+            raise gr.Error(f"{CHAT.name} wrote nothing. Press Go on to try that turn again.")
+        messages = [*messages, {"role": role, "content": words}] if words else messages
+        yield messages, messages, _progress(messages, turns)
+        if over:
+            yield messages, messages, f"**The asker has ended the conversation** after {_human_turns(messages)} turns."
+            return
+
+
+def one_step(
+    messages: Messages, opening: str, turns: float, temperature: float, request: gr.Request
+) -> Iterator[tuple[Any, ...]]:
+    """One turn of whoever is next."""
+    yield from converse(messages, opening, turns, temperature, request, steps=1)
+
+
+def _human_turns(messages: Messages) -> int:
+    return sum(m["role"] == "user" for m in messages)
+
+
+def _progress(messages: Messages, turns: float) -> str:
+    return f"Turn {_human_turns(messages)} of {int(turns)}."
+
+
+def exported(messages: Messages, how: str) -> str:
+    """The conversation as a JSON file, in the shape that the dialogues dataset has."""
+    if not messages:
+        raise gr.Error("There is nothing to keep yet.")
+    people = {"watch": {"user": ASKER.repo_id, "assistant": CHAT.repo_id}, "be": {"user": ASKER.repo_id}}[how]
+    _forget_old_files()
+    path = Path(tempfile.mkdtemp(dir=KEPT)) / "dialogue.json"
+    path.write_text(json.dumps({"messages": messages, "written_by": people}, indent=1, ensure_ascii=False), "utf-8")
+    return str(path)
+
+
+def _forget_old_files() -> None:
+    """Remove what was written to be fetched an hour ago and more; the page has its own copy."""
+    for folder in KEPT.iterdir():
+        if time.time() - folder.stat().st_mtime > 3600:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# 3. Who is human?
+
+
+@cache
+def real_conversations() -> list[Messages]:
+    """Held-out conversations of real people, in which some human turn follows an answer."""
+    from datasets import load_dataset
+
+    source = SETTINGS["conversations"]
+    rows = load_dataset(source["repo_id"], split=source["split"], streaming=True)
+    found = [list(row["messages"]) for row in itertools.islice(rows, 400)]
+    return [m for m in found if _human_turns(m) >= 2 and all(len(turn["content"]) < 1500 for turn in m[:3])]
+
+
+def new_round(temperature: float, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    """Show a real conversation up to a human turn; write the asker's turn; shuffle the two."""
+    LIMIT.check(request)
+    try:
+        conversation = random.choice(real_conversations())
+    except (OSError, ValueError, IndexError) as error:
+        raise gr.Error("The real conversations cannot be read right now; try again later.") from error
+    before, real = conversation[:2], conversation[2]["content"]
+    yield before, "The asker is writing its turn …", "", "", {}
+    words, _ = ended(whole_turn(ASKER, before, temperature))
+    pair = [("human", _clipped(real)), ("asker", _clipped(words or "(it says nothing and leaves)"))]
+    random.shuffle(pair)
+    yield before, "Which one did a person write?", pair[0][1], pair[1][1], {"answer": [who for who, _ in pair]}
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= 600 else text[:600] + " …"
+
+
+def guess(place: int, current: dict[str, Any], score: list[int]) -> tuple[str, list[int], dict[str, Any]]:
+    """Say whether the guess was right, and keep the score."""
+    if not current.get("answer"):
+        raise gr.Error("Press New round first.")
+    right = current["answer"][place] == "human"
+    score = [score[0] + right, score[1] + 1]
+    said = "Right: a person wrote that." if right else "No: the asker wrote that one."
+    return f"**{said}** {score[0]} of {score[1]} so far; guessing blindly gives half.", score, {}
+
+
+# For programs
+
+
+def next_turn(conversation: list[dict[str, str]], temperature: float = 0.7) -> str:
+    """What the person says next, as the asker imagines it; an empty string when it would end the conversation.
+
+    Args:
+        conversation: Messages with role (user: the person, assistant: the chat model) and content; may be empty.
+        temperature: 0 for always the likeliest token, higher for more variety.
+    """
+    LIMIT.check(None)
+    messages = messages_of(conversation)
+    if messages and messages[-1]["role"] == "user":
+        raise gr.Error("The last message is the person's own; the asker has nothing to ask until it is answered.")
+    return ended(whole_turn(ASKER, messages, temperature))[0]
+
+
+with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200)) as demo:
+    gr.Markdown(
+        f"# {ASKER.name}\nA model of the *human* side of conversations, after [{SETTINGS['paper']['title']}]"
+        f"({SETTINGS['paper']['url']}). It asks; it does not answer. It runs {ASKER.where}."
+    )
+    heat = gr.Slider(0, 1.5, ASKER.temperature, step=0.05, label="Temperature", render=False)
+    with gr.Tab("Be the assistant", id="be"):
+        mine = gr.State([])
+        talk = TextChatbot(label="You are the assistant", elem_id="be", height="45vh", buttons=["copy"],
+                           placeholder="Press Start, and the asker opens. Or give it a topic first.")  # fmt: skip
+        status = gr.Markdown("", elem_id="be-status")
+        with gr.Row(elem_classes="stack-on-phone"):
+            topic = gr.Textbox(
+                placeholder="Your own first question (optional)", show_label=False, scale=3, elem_id="topic"
+            )
+            start = gr.Button("Start", variant="primary", elem_id="start")
+        reply = gr.Textbox(
+            placeholder="Answer as the assistant would, then press Enter", show_label=False, submit_btn=True,
+            elem_id="reply",
+        )  # fmt: skip
+        with gr.Row():
+            again = gr.Button("Ask something else", size="sm", elem_id="again")
+            back = gr.Button("Take my answer back", size="sm", elem_id="back")
+            halt = gr.Button("Stop", size="sm", elem_id="be-stop")
+            keep = gr.DownloadButton("Keep as JSON", size="sm", elem_id="be-keep")
+        shown = [talk, mine, status]
+        runs = [
+            start.click(open_conversation, [topic, heat], shown, api_visibility="private"),
+            topic.submit(open_conversation, [topic, heat], shown, api_visibility="private"),
+            reply.submit(answer_it, [mine, reply, heat], shown, api_visibility="private"),
+            again.click(ask_again, [mine, heat], shown, api_visibility="private"),
+        ]
+        reply.submit(lambda: "", None, reply, api_visibility="private")
+        back.click(take_back, mine, shown, cancels=runs, api_visibility="private")
+        talk.clear(lambda: ([], ""), None, [mine, status], cancels=runs, api_visibility="private")
+        halt.click(lambda m: (swapped(m), "Stopped."), mine, [talk, status], cancels=runs, api_visibility="private")
+    with gr.Tab("Watch them talk", id="watch"):
+        theirs = gr.State([])
+        stage = TextChatbot(label=f"{CHAT.name} (left) and {ASKER.name} (right)", elem_id="watch", height="45vh",
+                            buttons=["copy"])  # fmt: skip
+        news = gr.Markdown("", elem_id="watch-status")
+        opening = gr.Textbox(
+            label="First question", placeholder="Leave it empty and the asker opens", elem_id="opening"
+        )
+        gr.Examples(TOPICS, opening, label="For instance")
+        with gr.Row():
+            go = gr.Button("Go on", variant="primary", elem_id="go")
+            step = gr.Button("One step", elem_id="step")
+            pause = gr.Button("Pause", elem_id="pause")
+            fresh = gr.Button("Start again", elem_id="fresh")
+            save = gr.DownloadButton("Keep as JSON", elem_id="watch-keep")
+        turns = gr.Slider(1, MAX_TURNS, SETTINGS["turns"], step=1, label="Turns of the asker", elem_id="turns")
+        scene, given = [stage, theirs, news], [theirs, opening, turns, heat]
+        talking = [
+            go.click(converse, given, scene, api_visibility="private", concurrency_limit=2),
+            step.click(one_step, given, scene, api_visibility="private", concurrency_limit=2),
+        ]
+        pause.click(lambda m: (m, f"Paused after {_human_turns(m)} turns."), theirs, [stage, news], cancels=talking,
+                    api_visibility="private")  # fmt: skip
+        stage.clear(lambda: ([], ""), None, [theirs, news], cancels=talking, api_visibility="private")
+        fresh.click(lambda: ([], [], ""), None, scene, cancels=talking, api_visibility="private")
+    with gr.Tab("Who is human?", id="blind"):
+        gr.Markdown("A real conversation, cut off. One of the two next turns is the person's own, one is the asker's.")
+        current, score = gr.State({}), gr.State([0, 0])
+        scene_before = TextChatbot(label="A real conversation", elem_id="blind", height="35vh", buttons=[])
+        verdict = gr.Markdown("", elem_id="verdict")
+        with gr.Row(elem_classes="stack-on-phone"):
+            first = gr.Textbox(label="A", interactive=False, lines=4, elem_id="turn-a")
+            second = gr.Textbox(label="B", interactive=False, lines=4, elem_id="turn-b")
+        with gr.Row():
+            pick_first = gr.Button("A is the person", elem_id="pick-a")
+            pick_second = gr.Button("B is the person", elem_id="pick-b")
+            deal = gr.Button("New round", variant="primary", elem_id="deal")
+        deal.click(new_round, [heat], [scene_before, verdict, first, second, current], api_visibility="private")
+        for place, button in enumerate((pick_first, pick_second)):
+            button.click(
+                lambda c, s, place=place: guess(place, c, s), [current, score], [verdict, score, current],
+                api_visibility="private",
+            )  # fmt: skip
+    with gr.Accordion("Settings", open=False):
+        heat.render()
+    mine.change(lambda m: exported(m, "be") if m else None, mine, keep, api_visibility="private")
+    theirs.change(lambda m: exported(m, "watch") if m else None, theirs, save, api_visibility="private")
+    gr.api(next_turn, api_name="next_turn")
+
+if __name__ == "__main__":
+    launch(demo)

@@ -1,0 +1,173 @@
+"""Chat with the trained model, and beside the base that it was trained from."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+from models import Model, ModelError, model, settings, stream
+from page import PER_MINUTE, RateLimit, TextChatbot, checked, launch, messages_of
+
+SETTINGS = settings()
+CHAT, BASE = model("chat", SETTINGS), model("base", SETTINGS)
+MODELS: dict[str, Model] = {CHAT.name: CHAT, "Its base": BASE}
+EXAMPLES = [
+    "What should I see in Lisbon in two days?",
+    "Explain recursion to a ten-year-old.",
+    "Write a polite note to a neighbour about noise.",
+    "Give me three ideas for dinner with rice and eggs.",
+]
+LIMIT = RateLimit(PER_MINUTE)
+
+
+def answer(
+    message: str,
+    history: list[dict[str, Any]],
+    who: str,
+    system: str,
+    temperature: float,
+    top_p: float,
+    max_tokens: float,
+    request: gr.Request,
+) -> Iterator[str]:
+    """Answer a message in a conversation, streaming.
+
+    Args:
+        message: What the person says now.
+        history: The conversation so far, as role and content.
+        who: The model that answers: the trained one or its base.
+        system: A system message; empty for the model's own.
+        temperature: 0 for always the likeliest token, higher for more variety.
+        top_p: Draw only from the likeliest tokens that add up to this probability.
+        max_tokens: The longest answer, in tokens.
+    """
+    LIMIT.check(request)
+    messages = [*messages_of(history), {"role": "user", "content": checked(message)}]
+    yield from _written(MODELS[who], _with_system(messages, system), temperature, top_p, max_tokens)
+
+
+def _with_system(messages: list[dict[str, str]], system: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": system.strip()}, *messages] if system.strip() else messages
+
+
+def _written(
+    who: Model, messages: list[dict[str, str]], temperature: float, top_p: float, max_tokens: float
+) -> Iterator[str]:
+    """What is written so far, again and again; a status stands there until the first word. Errors become `gr.Error`."""
+    so_far = ""
+    try:
+        for piece in stream(who, messages, temperature=temperature, top_p=top_p, max_tokens=int(max_tokens)):
+            so_far += piece.text
+            yield so_far or f"*{piece.status}*"
+    except ModelError as error:
+        raise gr.Error(str(error)) from error
+    if not so_far.strip():
+        raise gr.Error(f"{who.name} wrote nothing. Try again, or at a higher temperature.")
+
+
+def compare(
+    message: str,
+    left: list[dict[str, Any]],
+    right: list[dict[str, Any]],
+    temperature: float,
+    top_p: float,
+    max_tokens: float,
+    request: gr.Request,
+) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]], str]]:
+    """Put one message to both models, each in its own conversation; the trained one first, then its base."""
+    LIMIT.check(request)
+    said = {"role": "user", "content": checked(message)}
+    sides = [[*messages_of(left), said], [*messages_of(right), said]]
+    yield sides[0], sides[1], ""
+    for side, who in enumerate((CHAT, BASE)):
+        asked = sides[side]
+        for text in _written(who, asked, temperature, top_p, max_tokens):
+            sides[side] = [*asked, {"role": "assistant", "content": text}]
+            yield sides[0], sides[1], ""
+
+
+def complete(message: str, system: str = "", temperature: float = 0.7, max_tokens: int = 256) -> str:
+    """Answer one message, with no conversation before it.
+
+    Args:
+        message: What to answer.
+        system: A system message; empty for the model's own.
+        temperature: 0 for always the likeliest token, higher for more variety.
+        max_tokens: The longest answer, in tokens.
+    """
+    LIMIT.check(None)
+    messages = _with_system([{"role": "user", "content": checked(message)}], system)
+    return deque(_written(CHAT, messages, temperature, CHAT.top_p, max_tokens), maxlen=1)[0]
+
+
+def kept(conversations: list[list[dict[str, Any]]] | None) -> gr.Dataset:
+    """The list of conversations that this browser has kept, each under its first words."""
+    first = (messages_of(conversation)[0]["content"] for conversation in conversations or [] if conversation)
+    return gr.Dataset(samples=[[text if len(text) <= 40 else f"{text[:40]}…"] for text in first])
+
+
+def sampling(*, render: bool) -> list[gr.Slider]:
+    """The three knobs, at the values that the recipe's rollout used."""
+    return [
+        gr.Slider(0, 1.5, CHAT.temperature, step=0.05, label="Temperature", render=render),
+        gr.Slider(0.05, 1, CHAT.top_p, step=0.05, label="Top-p", render=render),
+        gr.Slider(16, 1024, CHAT.max_tokens, step=16, label="Longest answer (tokens)", render=render),
+    ]
+
+
+with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3600, 7200)) as demo:
+    gr.Markdown(
+        f"# Chat with {CHAT.name}\n"
+        f"Trained on dialogues that an asker led with a chat model, after [{SETTINGS['paper']['title']}]"
+        f"({SETTINGS['paper']['url']}). It runs {CHAT.where}. It can be wrong: check what matters."
+    )
+    with gr.Tab("Chat", id="chat"):
+        talk = gr.ChatInterface(
+            answer,
+            chatbot=TextChatbot(
+                label=CHAT.name, elem_id="chat", height="55vh", buttons=["copy"], placeholder="Ask something."
+            ),
+            textbox=gr.Textbox(
+                placeholder="Write, then press Enter", elem_id="message", submit_btn=True, stop_btn=True, autofocus=True
+            ),
+            additional_inputs=[
+                gr.Radio(list(MODELS), value=CHAT.name, label="Who answers", elem_id="who", render=False),
+                gr.Textbox("", label="System message", placeholder=CHAT.system or "none", render=False),
+                *sampling(render=False),
+            ],
+            additional_inputs_accordion=gr.Accordion("Settings", open=False, render=False),
+            examples=[[example] for example in EXAMPLES],
+            cache_examples=False,
+            save_history=True,
+            editable=True,
+            api_name="chat",
+            concurrency_limit=4,
+        )
+    with gr.Tab("Beside its base", id="compare"):
+        with gr.Row(elem_classes="stack-on-phone"):
+            left = TextChatbot(label=CHAT.name, elem_id="left", height="45vh", min_width=280, buttons=["copy"])
+            right = TextChatbot(label=f"Its base: {BASE.repo_id}", elem_id="right", height="45vh", min_width=280,
+                                buttons=["copy"])  # fmt: skip
+        both = gr.Textbox(
+            placeholder="Write to both, then press Enter", show_label=False, elem_id="both", submit_btn=True
+        )
+        with gr.Row():
+            stop = gr.Button("Stop", size="sm", elem_id="stop-both")
+            clear = gr.Button("Start again", size="sm")
+        with gr.Accordion("Settings", open=False):
+            knobs = sampling(render=True)
+        run = both.submit(
+            compare, [both, left, right, *knobs], [left, right, both], api_visibility="private", concurrency_limit=2
+        )
+        stop.click(None, cancels=[run])
+        clear.click(lambda: ([], []), None, [left, right], cancels=[run], api_visibility="private")
+    # A key drawn anew at each start would make what a browser has kept unreadable after a restart of the Space.
+    talk.saved_conversations.secret = "kept-in-browser."
+    # Inside tabs, the interface does not hear that the page has loaded, so it is told what the browser has kept.
+    demo.load(kept, talk.saved_conversations, talk.chat_history_dataset, api_visibility="private")
+    gr.api(complete, api_name="complete")
+
+if __name__ == "__main__":
+    launch(demo)

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from conftest import SHARED_DATA
 from engine_server import shared_engine
+from places import SHARED_DATA
 
 OPENAPI = SHARED_DATA / "tgi" / "openapi.json"
 if not OPENAPI.exists():

@@ -1,0 +1,77 @@
+"""``hubkit clean``: any file or dataset of conversations through a recipe's chain, into a folder here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hubkit.cli import out
+from hubkit.cli.run import Json, Overrides, Profiles
+
+if TYPE_CHECKING:
+    from hubkit.corpus import CorpusReport
+
+
+def clean(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Files, folders, or REPO[@REV] on the Hub.")
+    ],
+    folder: Annotated[Path, typer.Option("--out", "-o", help="Where the dataset goes.")],
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Whose chain of filters and splits.")] = "parrot",
+    profile: Profiles = [],  # noqa: B006 - typer copies it
+    overrides: Overrides = [],  # noqa: B006
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder with a tokenizer.json, for filters that count.")
+    ] = None,
+    report_file: Annotated[Path | None, typer.Option("--report", help="Write the report there as well.")] = None,
+    json: Json = False,
+) -> None:
+    """Read conversations from anything, clean and split them by a recipe, and say what became of every row."""
+    from hubkit import corpus
+    from hubkit.recipe import load
+
+    chosen = load(recipe, profiles=profile, overrides=overrides)
+    files = [_local(name) for name in sources]
+    with out.bars(quiet=json) as bar_for:
+        report = corpus.build(
+            chosen.corpus, files, folder, seed=chosen.seed, tokenizer=tokenizer, progress=bar_for("corpus")
+        )
+    if report_file:
+        report_file.write_bytes((folder / "report.json").read_bytes())
+    if json:
+        out.data(report.to_dict())
+    else:
+        _show(report, recipe)
+
+
+def _local(name: str) -> Path:
+    """A path here, or the snapshot of a dataset repo."""
+    if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
+        return Path(name)
+    from hubkit.hub import connect
+    from hubkit.pipeline.imports import require
+
+    repo_id, _, revision = name.partition("@")
+    hub = connect()
+    return hub.snapshot(require(hub, repo_id, repo_type="dataset", revision=revision or "main"))
+
+
+def _show(report: CorpusReport, recipe: str) -> None:
+    from hubkit.measures import step_table
+
+    unread = [(reason, tally) for file in report.files for reason, tally in file.unreadable.items()]
+    out.table(
+        f"{report.rows_read:,} rows read, {report.unreadable:,} unreadable, {report.joined:,} joined to a neighbour",
+        ["unreadable because", "rows", "for example"],
+        [[reason, f"{tally.count:,}", ", ".join(tally.examples)] for reason, tally in unread],
+    )
+    out.table("Rows left after each step", *step_table(report.to_dict(), recipe))
+    dropped = [(step.name, reason, tally) for step in report.steps for reason, tally in step.dropped.items()]
+    out.table(
+        "Dropped",
+        ["step", "reason", "rows", "for example"],
+        [[name, reason, f"{tally.count:,}", ", ".join(tally.examples[:3])] for name, reason, tally in dropped],
+    )
+    out.table("Kept", ["split", "rows"], [[name, f"{rows:,}"] for name, rows in report.splits.items()])

@@ -1,0 +1,143 @@
+"""``hubkit hub …``: the embedded Hub from the command line."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import shlex
+import subprocess
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from hubkit.cli import out
+from hubkit.errors import HubError
+
+app = typer.Typer(
+    name="hub",
+    help="The embedded Hub: a Hub on this machine that every Hugging Face client can use.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def start(json: Json = False) -> None:
+    """Start the embedded Hub (if it does not run yet) and print its address."""
+    from hubkit.hub import embedded
+
+    url = embedded.ensure_running()
+    if json:
+        out.data(embedded.running())
+        return
+    out.line(url)
+    out.say('It stops by itself when nobody needs it. For other programs: eval "$(hubkit hub env)"')
+
+
+@app.command()
+def stop() -> None:
+    """Stop the embedded Hub; requests in flight finish first."""
+    from hubkit.hub import embedded
+
+    out.say("stopped" if embedded.stop() else "it was not running")
+
+
+@app.command()
+def status(json: Json = False) -> None:
+    """Say whether the embedded Hub runs, where, and what it holds. Exit code 1 when it does not run."""
+    from hubkit.hub import embedded, local_root
+
+    state = embedded.running()
+    found = {"running": state is not None, "folder": str(local_root()), **(state or {})}
+    if state:
+        found |= {"repositories": _counts(state["url"]), "bytes": _bytes_used()}
+    if json:
+        out.data(found)
+    else:
+        out.table("embedded Hub", ["", ""], [[key, _in_words(value)] for key, value in found.items()])
+    if state is None:
+        raise typer.Exit(1)
+
+
+def _counts(url: str) -> dict[str, int]:
+    """How many models, datasets and Spaces the owner of this machine has."""
+    from huggingface_hub import HfApi
+
+    from hubkit.hub import embedded
+
+    api = HfApi(endpoint=url, token=embedded.token() or False)
+    return {
+        "models": len(list(api.list_models())),
+        "datasets": len(list(api.list_datasets())),
+        "spaces": len(list(api.list_spaces())),
+    }
+
+
+def _bytes_used() -> int:
+    from hubkit.hub import local_root
+
+    return sum(path.stat().st_blocks * 512 for path in local_root().rglob("*") if path.is_file())
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name}" for name, count in value.items())
+    return str(value)
+
+
+@app.command()
+def env(json: Json = False) -> None:
+    """Print what other programs need in their environment to use the configured Hub: eval "$(hubkit hub env)"."""
+    from hubkit.hub import environment
+
+    values = environment()
+    if json:
+        out.data(values)
+        return
+    for name, value in values.items():
+        out.line(f"export {name}={shlex.quote(value)}")
+
+
+@app.command()
+def gc(
+    grace_h: Annotated[float, typer.Option("--grace-h", help="Keep what is younger than this many hours.")] = 24.0,
+    json: Json = False,
+) -> None:
+    """Remove large files and git objects that no revision of any repository needs any more."""
+    result = _upkeep("gc", "--grace-s", str(grace_h * 3600))
+    if json:
+        out.data(result)
+        return
+    removed = f"{result['large_files']} large files and {result['git_objects']} git objects"
+    out.line(f"removed {removed}: {result['bytes'] / 2**20:.1f} MiB")
+
+
+@app.command()
+def verify(json: Json = False) -> None:
+    """Check every git object and large file against its hash. Exit code 1 when something is wrong."""
+    result = _upkeep("verify")
+    if json:
+        out.data(result)
+    else:
+        for problem in result["problems"]:
+            out.line(problem)
+        checked = f"{result['repositories']} repositories, {result['git_objects']} git objects"
+        out.say(f"checked {checked}, {result['large_files']} large files: {len(result['problems'])} problems")
+    if result["problems"]:
+        raise typer.Exit(1)
+
+
+def _upkeep(action: str, *options: str) -> dict[str, Any]:
+    """Have the embedded Hub's own program look after its folder. Raises `HubError`."""
+    from hubkit.hub import local_root
+
+    command = [sys.executable, "-m", "hubkit.local_hub", action, "--root", str(local_root()), "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        result: dict[str, Any] = jsonlib.loads(done.stdout)
+    except ValueError:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise HubError(f"hub {action} failed: {last}") from None
+    return result

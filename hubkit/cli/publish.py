@@ -1,0 +1,137 @@
+"""``hubkit publish`` (to the configured Hub or another one), ``hubkit lineage`` and ``hubkit spaces``."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hubkit.cli import out
+from hubkit.cli.run import DryRun, Json, Overrides, Profiles, RecipeName
+
+if TYPE_CHECKING:
+    from hubkit.hub import Hub, Ref
+    from hubkit.publish import Change
+
+To = Annotated[str, typer.Option("--to", metavar="URL", help="Copy it all to this Hub, e.g. https://huggingface.co.")]
+Public = Annotated[bool, typer.Option("--public", help="New repos on a real Hub are public; they are private without.")]
+Allow = Annotated[bool, typer.Option("--allow-personal-data", help="Push rows in which personal data was found.")]
+RepoType = Annotated[str, typer.Option("--type", help="model, dataset or space; asked of the Hub when not given.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``publish``, ``lineage`` and ``spaces`` to `app`."""
+    app.command("publish", epilog="Example: hubkit publish parrot --profile laptop --dry-run")(publish)
+    app.command("lineage", epilog="Example: hubkit lineage parrot-chat")(lineage)
+    app.command("spaces", epilog="Example: hubkit spaces parrot --profile laptop")(spaces)
+
+
+def publish(
+    recipe: RecipeName,
+    profile: Profiles = [],  # noqa: B006 - typer copies it
+    overrides: Overrides = [],  # noqa: B006
+    to: To = "",
+    public: Public = False,
+    allow_personal_data: Allow = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Make all cards final, push the Spaces, tie the repos into a collection; with --to, copy it all to another Hub."""
+    from hubkit import pipeline
+    from hubkit.hub import connect
+    from hubkit.recipe import load
+
+    loaded = load(recipe, profiles=profile, overrides=overrides)
+    target = _target(to) if to else None
+    hub = connect()
+    with out.bars(quiet=json) as bar_for:
+        changes = pipeline.publish(
+            loaded,
+            hub,
+            target=target,
+            public=public,
+            allow_personal=allow_personal_data,
+            dry_run=dry_run,
+            progress=bar_for("publish"),
+        )
+    url = (target or hub).url
+    if json:
+        out.data({"hub": url, "dry_run": dry_run, "changes": [change.to_dict() for change in changes]})
+    else:
+        _show(changes, url, dry_run=dry_run)
+
+
+def _target(url: str) -> Hub:
+    """The Hub to copy to. Raises `HubError` when it is no URL, or when there is no token for it."""
+    from hubkit.hub import connect_to
+
+    return connect_to(url)
+
+
+def _show(changes: list[Change], url: str, *, dry_run: bool) -> None:
+    if not changes:
+        out.say(f"nothing to change on {url}")
+        return
+    rows = [[c.action, c.repo_type, c.repo_id, c.path, "" if c.size_bytes is None else c.size_bytes] for c in changes]
+    title = f"what would change on {url}" if dry_run else f"what was changed on {url}"
+    out.table(title, ["action", "type", "repo", "file", "bytes"], rows)
+
+
+def lineage(
+    repo: Annotated[str, typer.Argument(metavar="REPO[@REVISION]", help="A repo of the configured Hub.")],
+    repo_type: RepoType = "",
+    picture: Annotated[str, typer.Option("--picture", metavar="FILE", help="Also draw it into this PNG file.")] = "",
+    json: Json = False,
+) -> None:
+    """Show what a repo was made from, commit by commit, as a tree."""
+    from pathlib import Path
+
+    from hubkit.hub import connect
+    from hubkit.publish import lineage as tree
+
+    hub = connect()
+    name, _, revision = repo.partition("@")
+    root = tree.trace(
+        _found(hub, hub.qualify(name), repo_type, revision or "main"), functools.partial(tree.records, hub)
+    )
+    if picture:
+        Path(picture).write_bytes(tree.picture(root))
+    if json:
+        out.data(root.to_dict())
+    else:
+        out.line(tree.text(root))
+
+
+def _found(hub: Hub, repo_id: str, repo_type: str, revision: str) -> Ref:
+    from hubkit.errors import RepoMissingError
+
+    for kind in (repo_type,) if repo_type else ("model", "dataset", "space"):
+        try:
+            return hub.resolve(repo_id, repo_type=kind, revision=revision)
+        except RepoMissingError:
+            continue
+    raise RepoMissingError(
+        f"{hub.url} has no {repo_type or 'model, dataset or Space'} {repo_id} at {revision}", status=404
+    )
+
+
+def spaces(
+    recipe: RecipeName,
+    profile: Profiles = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
+    port: Annotated[int, typer.Option(help="The chat Space's port on this machine; the asker's is the next.")] = 7860,
+) -> None:
+    """Run both pushed Spaces on this machine, against the embedded engine, until Ctrl-C."""
+    import signal
+
+    from hubkit.hub import connect
+    from hubkit.publish import serve
+    from hubkit.recipe import load
+
+    loaded = load(recipe, profiles=profile, overrides=overrides)
+    with out.bars() as bar_for, serve.running(connect(), loaded, port=port, progress=bar_for("spaces")) as pages:
+        for name, url in pages.items():
+            out.line(f"{name}  {url}")
+        out.say("Ctrl-C stops them")
+        signal.pause()

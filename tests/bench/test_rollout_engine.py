@@ -1,0 +1,125 @@
+"""Rollout on the embedded engine: what driving costs it, and how often it computes a prefix.
+
+The plain load generator sends the very requests that the rollout sent, as many at once, in rounds (the first turns of
+all dialogues, then the second ones, ...), and keeps nothing. Prefill is read from the engine's own answers: prompt
+tokens less those that it took from its cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from engine_server import lora, smollm2
+
+from hubkit.endpoint import start_engine
+from hubkit.recipe import Rollout
+from hubkit.rollout import run
+from hubkit.schema import Conversation, swap_roles
+
+RESULTS = Path(__file__).resolve().parent / "results"
+DIALOGUES, TURNS, IN_FLIGHT = 8, 8, 8
+ASKED = (
+    "How do I bake bread at home?", "What is a good way to learn chess?", "Explain how rain forms.",
+    "Tell me about the history of Rome.", "How does a bicycle stay upright?", "What should I cook tonight?",
+    "Why is the sky blue?", "Help me plan a garden.",
+)  # fmt: skip
+
+
+def block() -> Rollout:
+    """Eight dialogues of eight human turns; end tokens are not waited for, so that both sides generate as much."""
+    sampling = {"temperature": 0.7, "max_tokens": 24}
+    return Rollout.model_validate(
+        {
+            "dialogues": DIALOGUES,
+            "turns": {"value": TURNS},
+            "in_flight": IN_FLIGHT,
+            "retry_on": [],
+            "asker": {"repo": "asker", "system": "You are a curious person.", "sampling": sampling, "context": 4096},
+            "chat": {"repo": "base", "sampling": sampling, "context": 4096},
+        }
+    )
+
+
+async def replay(bodies: list[list[tuple[str, dict[str, Any]]]]) -> float:
+    """Send every dialogue's requests, one dialogue beside the others; gives seconds."""
+    import aiohttp
+
+    async with aiohttp.ClientSession() as session:
+
+        async def dialogue(requests: list[tuple[str, dict[str, Any]]]) -> None:
+            for url, body in requests:
+                async with session.post(f"{url}/v1/chat/completions", json=body) as answer:
+                    assert answer.status == 200, await answer.text()
+                    await answer.read()
+
+        started = time.perf_counter()
+        await asyncio.gather(*map(dialogue, bodies))
+        return time.perf_counter() - started
+
+
+def requests_of(row: dict[str, Any], given: Rollout, urls: dict[str, str]) -> list[tuple[str, dict[str, Any]]]:
+    """The bodies that the rollout sent for one dialogue. Each turn's length is forced to what it was."""
+    found = []
+    for position, message in enumerate(row["messages"]):
+        if position == 0:
+            continue
+        seen = row["messages"][:position]
+        asker = message["role"] == "user"
+        system = given.asker.system if asker else given.chat.system
+        messages = ([{"role": "system", "content": system}] if system else []) + (swap_roles(seen) if asker else seen)
+        body = {
+            "model": "tgi", "messages": messages, "seed": row["seeds"][position], "temperature": 0.7,
+            "max_tokens": 24, "user": row["id"] + "-again",
+        }  # fmt: skip
+        found.append((urls["asker" if asker else "base"], body))
+    return found
+
+
+@pytest.mark.bench
+@pytest.mark.timeout(1800)
+def test_what_driving_costs_the_embedded_engine(tmp_path: Path) -> None:
+    given = block()
+    openings = [Conversation(str(i), [{"role": "user", "content": text}]) for i, text in enumerate(ASKED)]
+    cache = Path(os.environ.get("TMPDIR", "/tmp")) / f"hubkit-test-models-{os.getuid()}" / "gguf"
+    ratios, prefill, speeds = [], [], []
+    for number in range(3):
+        folder = tmp_path / str(number)
+        with start_engine(
+            str(smollm2()), {"asker": str(lora("asker"))}, listen=["asker", "base"], cache_dir=cache,
+            context=4096, slots=2 * IN_FLIGHT, log_path=folder / "engine.log",
+        ) as engine:  # fmt: skip
+            urls = engine.addresses
+            report = run(
+                given, openings, folder / "out", asker_urls=[urls["asker"]], chat_urls=[urls["base"]],
+                journal=folder / "journal", seed=number, provenance={},
+            )  # fmt: skip
+            rows = pq.read_table(folder / "out" / "data").to_pylist()
+            plain = asyncio.run(replay([requests_of(row, given, urls) for row in rows]))
+        assert report.dialogues == DIALOGUES, report.to_dict()
+        prompt = sum(seat["prompt"] for seat in report.tokens.values())
+        generated = sum(seat["completion"] for seat in report.tokens.values())
+        # Both seats hold the whole dialogue, each in its own slot.
+        held = sum(row["prompt_tokens"][-1] + row["completion_tokens"][-1] for row in rows)
+        ratios.append(plain / report.session["seconds"])
+        prefill.append((prompt - report.cached_tokens) / (2 * held))
+        speeds.append(generated / report.session["seconds"])
+    figures = {
+        "share_of_plain_load_generator": round(statistics.median(ratios), 3),
+        "prefilled_over_dialogue_tokens_per_seat": round(statistics.median(prefill), 3),
+        "generated_tokens_per_s": round(statistics.median(speeds), 1),
+        "all": {"share": ratios, "prefill": prefill},
+        "how": f"{DIALOGUES} dialogues of {TURNS} human turns, {IN_FLIGHT} in flight, median of 3 runs",
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "rollout_engine.json").write_text(json.dumps(figures, indent=1) + "\n")

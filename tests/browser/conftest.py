@@ -1,0 +1,116 @@
+"""A real headless Chromium, a scripted endpoint behind the pages, and the Spaces as processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import ROOT, Endpoint, Script
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def endpoints() -> Iterator[dict[str, Endpoint]]:
+    """One scripted endpoint per role."""
+    made = {role: Endpoint() for role in ("chat", "base", "asker")}
+    yield made
+    for endpoint in made.values():
+        endpoint.close()
+
+
+@pytest.fixture(autouse=True)
+def _fresh_scripts(endpoints: dict[str, Endpoint]) -> None:
+    for endpoint in endpoints.values():
+        endpoint.script = Script()
+
+
+@pytest.fixture(scope="session")
+def start_space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """Start a Space from a folder of files under an environment; gives its address."""
+    with contextlib.ExitStack() as stack:
+
+        def start(folder: Path, **env: str) -> str:
+            place = tmp_path_factory.mktemp(folder.name)
+            shutil.copytree(folder, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+            log = (place / "log.txt").open("wb")
+            process = subprocess.Popen(
+                [sys.executable, "app.py"],
+                cwd=place,
+                stdout=log,
+                stderr=log,
+                env={**clean, "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False",
+                     "RATE_PER_MINUTE": "600", **env},
+            )  # fmt: skip
+            stack.callback(_stop, process)
+            url = f"http://127.0.0.1:{port}"
+            for _ in range(400):
+                with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+                    return url
+                if process.poll() is not None:
+                    break
+                time.sleep(0.15)
+            raise AssertionError(f"the Space did not start:\n{(place / 'log.txt').read_text()[-3000:]}")
+
+        yield start
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium: the system's where there is one, else Playwright's own."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
+    system = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
+    with playwright.sync_playwright() as session:
+        try:
+            started = session.chromium.launch(executable_path=system, args=FLAGS)
+        except playwright.Error as error:
+            pytest.skip(
+                f"no Chromium: install Debian's `chromium`, or `playwright install chromium` ({error.message[:80]})"
+            )
+        yield started
+        started.close()
+
+
+SHOTS = Path(os.environ.get("SCREENSHOTS", ROOT / ".pytest_cache" / "screenshots"))
+
+
+@pytest.fixture
+def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A new page in a new profile; a screenshot of how the test left it is kept."""
+    context = browser.new_context(viewport={"width": 1100, "height": 850}, accept_downloads=True)
+    context.set_default_timeout(15_000)
+    opened = context.new_page()
+    opened.problems = []
+    opened.on("dialog", lambda dialog: (opened.problems.append(dialog.message), dialog.dismiss()))
+    yield opened
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    opened.screenshot(path=SHOTS / f"{request.node.name}.png")
+    context.close()

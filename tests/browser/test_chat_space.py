@@ -1,0 +1,223 @@
+"""The chat Space in a real browser: what a person sees when they send, stop, retry, compare, and when things break."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from scripted import ROOT, Endpoint
+
+pytest.importorskip("playwright", reason="needs the Python package playwright")
+
+from playwright.sync_api import Page, expect
+
+pytestmark = pytest.mark.browser
+HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"alert('owned')\"> a<b"
+
+
+@pytest.fixture(scope="session")
+def chat_space(start_space: Callable[..., str], endpoints: dict[str, Endpoint]) -> str:
+    return start_space(
+        ROOT / "spaces" / "chat",
+        CHAT_ENDPOINT=endpoints["chat"].url,
+        BASE_ENDPOINT=endpoints["base"].url,
+        ENDPOINT_WAIT_S="4",
+    )
+
+
+@pytest.fixture
+def chat(page: Page, chat_space: str) -> Page:
+    page.goto(chat_space)
+    page.locator("#message textarea").wait_for()
+    return page
+
+
+def say(page: Page, text: str) -> None:
+    page.locator("#message textarea").fill(text)
+    page.locator("#message textarea").press("Enter")
+
+
+def bubbles(page: Page, where: str = "#chat") -> Any:
+    return page.locator(f"{where} .message-row")
+
+
+def test_send_and_stream(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["chat"].script.answers = ["one two three four five six seven eight nine ten"]
+    endpoints["chat"].script.word_s = 0.2
+    say(chat, "count")
+    expect(chat.locator("#chat")).to_contain_text("one two")
+    assert "ten" not in chat.locator("#chat").inner_text()
+    expect(chat.locator("#chat")).to_contain_text("nine ten")
+    (asked,) = endpoints["chat"].script.asked
+    assert asked["messages"] == [{"role": "user", "content": "count"}] and asked["stream"] is True
+
+
+@pytest.mark.slow
+def test_a_second_message_carries_the_first(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["chat"].script.answers = ["Hello <b>you</b>.", "Fine."]
+    say(chat, "hi <there>")
+    expect(chat.locator("#chat")).to_contain_text("Hello <b>you</b>.")
+    say(chat, "how are you?")
+    expect(chat.locator("#chat")).to_contain_text("Fine.")
+    assert endpoints["chat"].script.asked[1]["messages"] == [
+        {"role": "user", "content": "hi <there>"},
+        {"role": "assistant", "content": "Hello <b>you</b>."},
+        {"role": "user", "content": "how are you?"},
+    ]
+
+
+def test_stop_ends_the_answer_and_the_request(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["chat"].script.answers = ["word " * 400]
+    endpoints["chat"].script.word_s = 0.05
+    say(chat, "talk")
+    expect(chat.locator("#chat")).to_contain_text("word word")
+    chat.locator("#message .stop-button").click()
+    chat.wait_for_timeout(1500)
+    length = len(chat.locator("#chat").inner_text())
+    chat.wait_for_timeout(700)
+    assert len(chat.locator("#chat").inner_text()) == length < 1500
+    assert endpoints["chat"].script.broken_off == 1
+    say(chat, "again")
+    expect(chat.locator("#chat")).to_contain_text("Answer number 2")
+
+
+def test_retry_asks_again_and_undo_takes_back(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["chat"].script.answers = ["First try.", "Second try."]
+    say(chat, "go")
+    expect(chat.locator("#chat")).to_contain_text("First try.")
+    chat.get_by_role("button", name="Retry").click()
+    expect(chat.locator("#chat")).to_contain_text("Second try.")
+    expect(chat.locator("#chat")).not_to_contain_text("First try.")
+    assert [m["content"] for m in endpoints["chat"].script.asked[1]["messages"]] == ["go"]
+    chat.get_by_role("button", name="Undo").click()
+    expect(chat.locator("#chat")).not_to_contain_text("Second try.")
+    expect(chat.locator("#message textarea")).to_have_value("go")
+
+
+def test_switch_to_the_base_and_set_a_system_message(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+    chat.get_by_role("button", name="Settings").first.click()
+    chat.locator("#who").get_by_text("Its base").click()
+    chat.get_by_label("System message").fill("Be brief.")
+    endpoints["base"].script.answers = ["From the base."]
+    say(chat, "hello")
+    expect(chat.locator("#chat")).to_contain_text("From the base.")
+    assert not endpoints["chat"].script.asked
+    assert endpoints["base"].script.asked[0]["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.slow
+def test_side_by_side(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["chat"].script.answers, endpoints["base"].script.answers = ["Trained says."], ["Base says."]
+    chat.get_by_role("tab", name="Beside its base").click()
+    chat.locator("#both textarea").fill("compare")
+    chat.locator("#both textarea").press("Enter")
+    expect(chat.locator("#left")).to_contain_text("Trained says.")
+    expect(chat.locator("#right")).to_contain_text("Base says.")
+    expect(chat.locator("#right")).not_to_contain_text("Trained says.")
+
+
+def test_markup_in_what_people_and_models_write_stays_text(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["chat"].script.answers = [f"You wrote {HOSTILE} and `x<y`"]
+    say(chat, HOSTILE)
+    expect(chat.locator("#chat")).to_contain_text("You wrote")
+    chat.wait_for_timeout(500)
+    assert chat.locator("#chat").inner_text().count("<script>document.title='owned'</script>") == 2
+    assert chat.title() != "owned" and chat.problems == []  # type: ignore[attr-defined]
+    assert endpoints["chat"].script.asked[0]["messages"][0]["content"] == HOSTILE
+
+
+@pytest.mark.slow
+def test_a_sleeping_endpoint_is_waited_for(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["chat"].script.refuse = [503, 503]
+    say(chat, "wake up")
+    expect(chat.locator("#chat")).to_contain_text("endpoint is asleep or starting; waiting for it")
+    expect(chat.locator("#chat")).to_contain_text("Answer number 1")
+    expect(chat.locator("#chat")).not_to_contain_text("waiting")
+
+
+def test_an_endpoint_that_stays_down_gets_a_sentence(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["chat"].script.refuse = [503] * 50
+    say(chat, "anyone?")
+    expect(chat.get_by_text("does not answer (asleep or starting)")).to_be_visible()
+    assert "Traceback" not in chat.inner_text("body")
+
+
+@pytest.mark.slow
+def test_a_refused_token_gets_a_sentence(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["chat"].script.refuse = [401]
+    say(chat, "hello?")
+    expect(chat.get_by_text("wants a token; set the secret ENDPOINT_TOKEN")).to_be_visible()
+
+
+@pytest.mark.slow
+def test_history_outlives_a_reload(chat: Page) -> None:
+    say(chat, "remember me please")
+    expect(chat.get_by_text("remember me please")).to_have_count(2)  # said, and listed as kept
+    chat.reload()
+    chat.locator("#message textarea").wait_for()
+    chat.get_by_text("remember me please").first.click()
+    expect(chat.locator("#chat")).to_contain_text("Answer number 1")
+
+
+def test_a_phone_has_no_sideways_scroll_and_keys_are_enough(chat: Page) -> None:
+    chat.set_viewport_size({"width": 360, "height": 740})
+    chat.locator("#message textarea").focus()
+    chat.keyboard.type("from a phone")
+    chat.keyboard.press("Enter")
+    expect(chat.locator("#chat")).to_contain_text("Answer number 1")
+    assert chat.evaluate("document.documentElement.scrollWidth") <= 360
+    send = chat.locator("#message .submit-button").bounding_box()
+    assert send and send["x"] + send["width"] <= 360
+
+
+@pytest.mark.slow
+def test_an_empty_message_is_not_sent(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+    say(chat, "   ")
+    chat.wait_for_timeout(800)
+    assert not endpoints["chat"].script.asked
+
+
+@pytest.mark.slow
+def test_programs_can_call_it(chat_space: str, endpoints: dict[str, Endpoint]) -> None:
+    from gradio_client import Client
+
+    endpoints["chat"].script.answers = ["For programs."]
+    client = Client(chat_space, verbose=False)
+    assert client.predict("hello", "", 0.0, 16, api_name="/complete") == "For programs."
+    assert endpoints["chat"].script.asked[0]["temperature"] == 0.0
+    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert set(named) == {"/chat", "/complete"}
+
+
+@pytest.mark.slow
+def test_agents_find_its_tools(chat_space: str) -> None:
+    anyio = pytest.importorskip("anyio")
+    mcp = pytest.importorskip("mcp", reason="needs the Python package mcp")
+    from mcp.client.streamable_http import streamablehttp_client
+
+    async def tools() -> list[str]:
+        async with (
+            streamablehttp_client(f"{chat_space}/gradio_api/mcp/") as (read, write, _),
+            mcp.ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            return [tool.name for tool in (await session.list_tools()).tools]
+
+    with ThreadPoolExecutor() as pool:  # this thread has a loop of its own: the browser's
+        names = pool.submit(anyio.run, tools).result()
+    assert any(name.endswith("complete") for name in names)
+
+
+@pytest.mark.slow
+def test_who_asks_too_fast_is_told_to_wait(
+    page: Page, start_space: Callable[..., str], endpoints: dict[str, Endpoint]
+) -> None:
+    page.goto(start_space(ROOT / "spaces" / "chat", CHAT_ENDPOINT=endpoints["chat"].url, RATE_PER_MINUTE="1"))
+    page.locator("#message textarea").wait_for()
+    say(page, "one")
+    expect(page.locator("#chat")).to_contain_text("Answer number 1")
+    say(page, "two")
+    expect(page.get_by_text("more than 1 messages a minute")).to_be_visible()
+    assert len(endpoints["chat"].script.asked) == 1

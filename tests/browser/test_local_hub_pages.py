@@ -1,0 +1,121 @@
+"""The embedded Hub's pages in a real browser: on a phone, by keyboard, and with nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hub_server import HubServer
+
+pytestmark = pytest.mark.browser
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PHONE = {"width": 360, "height": 740}
+PAGES = ("", "/tree/main", "/blob/main/README.md", "/commits/main", "/commit/main", "/rows", "/discussions/1")
+
+CARD = """---
+license: apache-2.0
+tags: [dialogue, synthetic]
+---
+# Talks
+
+| a wide column | another wide column | a third wide column | a fourth wide column | a fifth |
+| --- | --- | --- | --- | --- |
+| ThisIsOneVeryLongWordThatDoesNotFitOnAPhoneAnyhowWhateverOneDoes | x | y | z | 1 |
+
+[files](data/train.jsonl) <script>document.title = "broken in"</script> <img src="https://evil.example/x.png">
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    from huggingface_hub import CommitOperationAdd
+
+    running = HubServer(tmp_path_factory.mktemp("hub")).start()
+    api = running.api()
+    api.create_repo("local/talks", repo_type="dataset")
+    turns = [{"role": "user", "content": "Why is the sky blue? " * 20}, {"role": "assistant", "content": "Air."}]
+    rows = "\n".join(json.dumps({"id": n, "messages": turns}) for n in range(45))
+    files = [CommitOperationAdd("README.md", CARD.encode()), CommitOperationAdd("data/train.jsonl", rows.encode())]
+    api.create_commit("local/talks", operations=files, commit_message="rows and a card", repo_type="dataset")
+    api.create_tag("local/talks", tag="v1.0", repo_type="dataset")
+    api.create_discussion("local/talks", title="A question", description="*Why?*", repo_type="dataset")
+    api.create_repo("local/secret", private=True)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def tab(server: HubServer) -> Iterator[Any]:
+    """A phone's browser tab. Whatever it wants to load from elsewhere, or complains about, fails the test."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    elsewhere: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport=PHONE, base_url=server.url)
+        page.on("requestfinished", lambda request: elsewhere.append(request.url))
+        page.on("pageerror", lambda error: elsewhere.append(f"error: {error}"))
+        yield page
+        browser.close()
+    assert [url for url in elsewhere if not url.startswith(server.url)] == []
+
+
+def test_pages_fit_a_phone(tab: Any) -> None:
+    for path in ("/", "/datasets", "/login", *(f"/datasets/local/talks{page}" for page in PAGES)):
+        assert tab.goto(path).status == 200, path
+        assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], path
+        assert tab.title() != "broken in"
+        small = tab.evaluate("[...document.querySelectorAll('button, input, select')].map(e => e.offsetHeight)")
+        assert all(height == 0 or height >= 32 for height in small), path
+
+
+def test_by_keyboard_to_the_second_page_of_rows(tab: Any) -> None:
+    tab.goto("/")
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.textContent") == "Skip to content"
+    tab.keyboard.press("Enter")
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.textContent") == "local/talks"
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/datasets/local/talks")
+    tab.get_by_role("link", name="Rows").focus()
+    tab.keyboard.press("Enter")
+    tab.get_by_text("Row 19").wait_for()
+    assert tab.get_by_text("Why is the sky blue?").count() == 20
+    tab.get_by_role("link", name="Next").focus()
+    tab.keyboard.press("Enter")
+    tab.get_by_text("Row 20").wait_for()
+
+
+def test_tags_in_the_revision_list_lead_there(tab: Any) -> None:
+    tab.goto("/datasets/local/talks/tree/main")
+    tab.get_by_label("Revision").select_option("v1.0")
+    tab.get_by_role("button", name="Show").click()
+    tab.wait_for_url("**/tree/v1.0")
+    tab.get_by_role("link", name="data/").click()
+    tab.get_by_role("link", name="train.jsonl").click()
+    tab.get_by_text("Download").wait_for()
+
+
+def test_logging_in_shows_what_is_private(tab: Any, server: HubServer) -> None:
+    tab.goto("/models")
+    assert tab.get_by_text("local/secret").count() == 0
+    tab.get_by_role("link", name="Log in").click()
+    tab.get_by_label("Access token").fill("hf_wrongwrongwrong")
+    tab.get_by_role("button", name="Log in").click()
+    tab.get_by_role("alert").wait_for()
+    tab.get_by_label("Access token").fill(server.token)
+    tab.get_by_role("button", name="Log in").click()
+    tab.get_by_role("link", name="local/secret").click()
+    assert tab.get_by_text("private", exact=True).count() == 1
+    tab.get_by_role("button", name="Log out local").click()
+    assert tab.get_by_text("local/secret").count() == 0

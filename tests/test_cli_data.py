@@ -1,0 +1,60 @@
+"""``hubkit clean``, ``stats`` and ``diff`` as a person types them, on files here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def chats(path: Path, number: int, *, cut: int = 0) -> Path:
+    rows = [
+        {
+            "id": f"c{i}",
+            "conversations": [
+                {"from": ("human", "gpt")[t % 2], "value": f"How does part {t} of the number {i} machine work, please?"}
+                for t in range(6)
+            ],
+        }
+        for i in range(number)
+    ]
+    text = json.dumps(rows)
+    path.write_text(text[: len(text) - cut])
+    return path
+
+
+def test_clean_stats_and_diff_on_files(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    small = [
+        "--set",
+        "corpus.openings=5",
+        "--set",
+        "corpus.test=10",
+        "--set",
+        "corpus.filters=[{name: exact_duplicates}]",
+    ]
+    done = cli("clean", str(chats(tmp_path / "a.json", 60, cut=40)), "--out", str(tmp_path / "v1"), *small)
+    assert done.returncode == 0, done.stderr
+    assert "cut_off" in done.stdout and "c59" in done.stdout and "exact_duplicates" in done.stdout
+    done = cli("clean", str(chats(tmp_path / "b.json", 65)), "-o", str(tmp_path / "v2"), "--json", *small)
+    assert json.loads(done.stdout)["splits"] == {"train": 50, "openings": 5, "test": 10}
+
+    done = cli(
+        "stats", f"{tmp_path}/v2", "--baseline", f"{tmp_path}/v2:test", "--no-topics", "--json", "-o", str(tmp_path)
+    )
+    assert done.returncode == 0, done.stderr
+    stored = json.loads(done.stdout)
+    assert stored["datasets"][0]["values"]["human_turns"]["value"] == 3 and (tmp_path / "stats.json").exists()
+
+    done = cli("diff", f"{tmp_path}/v1", f"{tmp_path}/v2", "--json")
+    found = json.loads(done.stdout)
+    assert found["before"] == 44 and found["after"] == 50 and found["changed"] == 0
+    assert found["after"] - found["added"] == found["before"] - found["dropped"] == found["same"]
+
+
+def test_mistakes_are_one_sentence(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "empty").mkdir()
+    for args, says in (
+        (("clean", str(tmp_path / "gone.json"), "-o", str(tmp_path / "o")), "does not exist"),
+        (("stats", str(tmp_path / "empty"), "--no-topics"), "has no split 'train'"),
+    ):
+        done = cli(*args)
+        assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr

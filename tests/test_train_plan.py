@@ -1,0 +1,98 @@
+"""A plan says what a run will take: held against real small runs, and against the full-size recipes' shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_models import tiny_base, write_rows
+
+from hubkit import recipe
+from hubkit.errors import RecipeError
+from hubkit.recipe import Training
+from hubkit.train import plan, train
+from hubkit.train.plan import GIB, flops_per_token, require_runnable
+
+ROWS = [
+    [("user", f"How do I bake bread {n}?"), ("assistant", "Mix flour."), ("user", "And rye?" * (1 + n % 5))]
+    for n in range(30)
+]
+SFT = {
+    "num_train_epochs": 2,
+    "max_length": 64,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "gradient_checkpointing": False,
+    "learning_rate": 1e-3,
+}
+LLAMA_2 = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("data") / "train.parquet", [*ROWS, [("user", " ")]])
+
+
+@pytest.mark.parametrize("lora", [{"r": 4, "target_modules": "all-linear"}, None])
+def test_a_plan_agrees_with_the_run_it_plans(tmp_path, data, lora):
+    from safetensors import safe_open
+
+    base = tiny_base(tmp_path / "base")
+    block = Training(base="acme/tiny", seat="user", lora=lora, sft=SFT)
+    planned = plan(block, [data], base, base_repo_id="acme/tiny", seed=1)
+    report = train(block, [data], base, tmp_path / "out", base_repo_id="acme/tiny", seed=1, work=tmp_path / "work")
+    assert (planned.steps, planned.rows) == (report.steps, report.rows["rows_used"])
+    assert (planned.tokens, planned.loss_tokens) == (report.tokens, report.loss_tokens)
+    assert planned.trainable_parameters == report.trainable_parameters and planned.parameters == report.parameters
+    assert planned.dropped_share == pytest.approx(1 / 31) and not planned.refusals
+    weights = next((tmp_path / "out").glob("*.safetensors"))
+    with safe_open(weights, "pt") as file:
+        saved = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+    assert saved == planned.trainable_parameters
+    assert planned.memory_gib["optimizer"] == pytest.approx(8 * planned.trainable_parameters / GIB, abs=1e-3)
+
+
+def test_estimated_operations_are_those_that_a_step_does():
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
+    )
+    model = LlamaForCausalLM(config)
+    ids = torch.zeros(1, 32, dtype=torch.long)
+    with FlopCounterMode(display=False) as counted:
+        model(input_ids=ids, labels=ids).loss.backward()
+    weights = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name)
+    assert counted.get_total_flops() / 32 == pytest.approx(flops_per_token(weights, weights, recompute=False), rel=0.1)
+
+
+@pytest.mark.parametrize(("name", "seat", "size"), [("parrot", "asker", "13b"), ("realm", "chat", "7b")])
+def test_the_papers_recipes_can_be_planned_from_a_config_alone(tmp_path, data, name, seat, size):
+    base = tiny_base(tmp_path, "raw")
+    shape = {"vocab_size": 32000, "max_position_embeddings": 4096, "num_key_value_heads": None, **LLAMA_2[size]}
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, **shape, "head_dim": 128, "tie_word_embeddings": False}))
+    (base / "model.safetensors").unlink()
+    block = getattr(recipe.load(name), seat)
+    options = {"base_repo_id": block.base, "seed": 1, "device": "A100", "device_gib": 80.0}
+    alone = plan(block, [data], base, **options)
+    assert alone.parameters == pytest.approx({"7b": 6.74e9, "13b": 13.0e9}[size], rel=0.01)
+    assert "GiB per device are needed and 80 are there" in " ".join(alone.refusals)
+    with pytest.raises(RecipeError, match="shard it"):
+        require_runnable(alone)
+    spread = plan(block, [data], base, launch="fsdp2", processes=8, **options)
+    assert spread.memory_gib["optimizer"] == pytest.approx(alone.memory_gib["optimizer"] / 8, rel=1e-3)
+    assert alone.hours and spread.hours == pytest.approx(alone.hours / 8)
+
+
+def test_a_context_over_the_bases_own_is_refused(tmp_path, data):
+    base = tiny_base(tmp_path)
+    block = Training(base="acme/tiny", seat="user", sft={**SFT, "max_length": 1024})
+    [reason] = plan(block, [data], base, base_repo_id="acme/tiny", seed=1).refusals
+    assert reason == "sft.max_length 1024 is more than the 512 positions that acme/tiny knows"
