@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SHARED_DATA
 from engine_server import Running, lora, shared_engine, smollm2, start
+from places import SHARED_DATA
 
 TOP = 5
 F32_TOLERANCE = 0.05
