@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SHARED_DATA
 from engine_server import Running, lora, shared_engine, smollm2, start
+from places import SHARED_DATA
 
 TOP = 5
 F32_TOLERANCE = 0.05
@@ -188,7 +188,7 @@ def test_the_transformers_engine_serves_the_same_contract() -> None:
     assert torch_engine.get("/info")["engine"] == "transformers"
     for adapter in (None, "asker"):
         text = prompts(1)[0]
-        assert served(torch_engine, adapter, text, 12)[1] == expected(adapter, text, 12)[1]
+        assert served(torch_engine, adapter, text, 6)[1] == expected(adapter, text, 6)[1]
     torch_engine.stop()
 
 

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import urllib.request
 
-from conftest import ROOT
 from engine_server import lora, smollm2
+from places import ROOT
 
 
 def test_serve_prints_an_address_that_answers_and_ends_on_ctrl_c() -> None:

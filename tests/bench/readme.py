@@ -55,8 +55,8 @@ def hub() -> str:
     peak_mib = max(lfs["server_peak_mib"], xet["server_peak_mib"])
     sentence = (
         f"1 GiB up takes {lfs['ratio']:.1f} times (LFS) and {xet['ratio']:.1f} times (Xet) as long as reading, "
-        f"hashing, writing and syncing the same bytes in the same run, with a server of at most {peak_mib:.0f} MiB; one file "
-        f"into a repo of 2,000 is committed in {commit['commit_median_ms']:.0f} ms (median)."
+        f"hashing, writing and syncing the same bytes in the same run, with a server of at most {peak_mib:.0f} MiB; "
+        f"one file into a repo of 2,000 is committed in {commit['commit_median_ms']:.0f} ms (median)."
     )
     return "\n".join([*lines, "", sentence])
 
