@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import json
 import os
 import signal
@@ -12,6 +14,8 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -88,3 +92,90 @@ def run_client(server: HubServer, code: str, home: Path, **env: str) -> str:
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
+
+
+def upkeep(server: HubServer, action: str, *options: str) -> tuple[int, dict[str, Any]]:
+    command = [sys.executable, "-m", "hubkit.local_hub", action, "--root", str(server.root), "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    return done.returncode, json.loads(done.stdout)
+
+
+def fsck(folder: Path) -> None:
+    done = subprocess.run(["git", "fsck", "--full"], cwd=folder, capture_output=True, text=True, timeout=120)
+    said = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("dangling")]
+    assert (done.returncode, said) == (0, []), folder
+
+
+class Answer:
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.body = response.read()
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def send(
+    server: HubServer, method: str, path: str, body: Any = None, token: str | None = "owner", **headers: str
+) -> Answer:
+    """One raw request: the path goes out as written."""
+    address = server.url.removeprefix("http://")
+    connection = http.client.HTTPConnection(address, timeout=30)
+    if token == "owner":
+        token = server.token
+    if token:
+        headers.setdefault("Authorization", f"Bearer {token}")
+    if isinstance(body, dict):
+        body = json.dumps(body).encode()
+        headers.setdefault("Content-Type", "application/json")
+    connection.putrequest(method, path, skip_host="Host" in headers, skip_accept_encoding=True)
+    for name, value in headers.items():
+        connection.putheader(name.replace("_", "-"), value)
+    if body is not None:
+        connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders(body)
+    try:
+        return Answer(connection.getresponse())
+    finally:
+        connection.close()
+
+
+class RawClient:
+    """Just enough of a client to say what was acknowledged: one connection, no retries, no caches."""
+
+    def __init__(self, server: HubServer) -> None:
+        headers = {"Authorization": f"Bearer {server.token}"}
+        self.http = httpx.Client(base_url=server.url, headers=headers, timeout=30)
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        return self.http.post(path, json=body)
+
+    def commit(
+        self,
+        repo: str,
+        files: dict[str, bytes],
+        parent: str | None = None,
+        oids: dict[str, tuple[str, int]] | None = None,
+    ) -> httpx.Response:
+        header = {"summary": "add " + ", ".join([*files, *(oids or {})])}
+        lines: list[dict[str, Any]] = [
+            {"key": "header", "value": header | ({"parentCommit": parent} if parent else {})}
+        ]
+        lines += [
+            {"key": "file", "value": {"path": p, "content": c.decode(), "encoding": "utf-8"}} for p, c in files.items()
+        ]
+        lines += [
+            {"key": "lfsFile", "value": {"path": p, "algo": "sha256", "oid": oid, "size": size}}
+            for p, (oid, size) in (oids or {}).items()
+        ]
+        body = "\n".join(json.dumps(line) for line in lines)
+        return self.http.post(f"/api/models/{repo}/commit/main", content=body)
+
+    def upload(self, repo: str, data: bytes) -> str:
+        oid = hashlib.sha256(data).hexdigest()
+        body = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": oid, "size": len(data)}]}
+        answer = self.post(f"/{repo}.git/info/lfs/objects/batch", body).raise_for_status().json()["objects"][0]
+        if "actions" in answer:
+            self.http.put(answer["actions"]["upload"]["href"], content=data).raise_for_status()
+        return oid

@@ -54,6 +54,9 @@ def test_one_server_per_folder_and_the_same_port_again(tmp_path: Path) -> None:
     assert len(second.stderr.strip().splitlines()) == 1
     assert (server.root / "token").stat().st_mode & 0o777 == 0o600
     assert set(server.info) >= {"url", "pid", "started_at", "version"}
+    health = get_session().get(f"{url}/healthz").json()
+    assert (health["status"], health["pid"]) == ("ok", server.info["pid"])
+    assert health["idle_s"] >= 0
     assert server.stop() == 0
     assert not (server.root / "server.json").exists()
     assert server.start().url == url
@@ -139,8 +142,11 @@ def test_tags_branches_and_what_they_mean(api: HfApi, repo: str) -> None:
     with pytest.raises(HfHubHTTPError) as error:
         api.create_tag(repo, tag="v1.0")
     assert status_of(error) == 409
-    with pytest.raises(RevisionNotFoundError):
-        api.repo_info(repo, revision="nowhere")
+    for meaning in (commit, commit[:7], commit[:10], "refs/heads/main", "refs/tags/v1.0", "HEAD"):
+        assert api.repo_info(repo, revision=meaning).sha == commit
+    for unknown in ("nowhere", "0" * 40, "0" * 7, "refs/heads/nowhere", "refs/pr/1", "a b"):
+        with pytest.raises(RevisionNotFoundError):
+            api.repo_info(repo, revision=unknown)
     api.delete_tag(repo, tag="v1.0")
     api.delete_branch(repo, branch="side/way")
     with pytest.raises(HfHubHTTPError) as error:

@@ -1,4 +1,4 @@
-"""``hubkit run``, and the stages as verbs: ``corpus train rollout curate eval``."""
+"""``hubkit run``, and the stages as verbs: ``corpus train curate eval`` (``rollout`` has a file of its own)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what is done and wh
 
 VERBS = {
     "corpus": ("corpus", "Read, clean and split human conversations; commit them as a dataset."),
-    "rollout": ("rollout", "Let the asker question the chat model; commit the raw dialogues."),
     "curate": ("curate", "Filter the raw dialogues; commit what is kept, tag it as a version."),
     "eval": ("eval", "Held-out loss of asker and chat model beside their bases; commit the results."),
 }

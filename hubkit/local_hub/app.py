@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import os
 import re
 import secrets
 from collections.abc import Awaitable, Callable
@@ -43,7 +44,7 @@ from . import (
     xet,
 )
 from .accounts import Identity
-from .git import is_disk_full
+from .git import DISK_FULL, is_disk_full
 from .repos import PLURALS, Repo, can_read, lookup, missing
 from .state import Hub
 from .wire import Call, Refusal, raw_path
@@ -177,9 +178,7 @@ class App:
             return Response(status_code=499)
         except Exception as error:
             if is_disk_full(error):
-                return Refusal(
-                    507, "No space left on the disk that holds this Hub; free some and try again."
-                ).response()
+                return Refusal(507, DISK_FULL).response()
             log.exception("%s %s failed", request.method, raw_path(request)[:300])
             return Refusal(500, "Internal error of the embedded Hub; its log says more.").response()
 
@@ -206,7 +205,8 @@ class App:
     async def _route(self, request: Request) -> Response:
         path = raw_path(request)
         if path == "/healthz":
-            return JSONResponse({"status": "ok", "idle_s": round(self.hub.idle_s(), 3)})
+            # The pid tells whether this is the server that a `server.json` speaks of, or one that took its port over.
+            return JSONResponse({"status": "ok", "idle_s": round(self.hub.idle_s(), 3), "pid": os.getpid()})
         try:
             segments = [unquote(part, errors="strict") for part in path.strip("/").split("/")]
         except UnicodeDecodeError:

@@ -169,7 +169,7 @@ def commit_to_branch(call: Call, repo: Repo, opened: GitRepo, revision: str, req
         if sha == head:
             return head
         opened.write(objects)
-        if not call.hub.repo_path(repo.folder).is_dir() or not opened.swap_ref(ref, head, sha):
+        if not opened.swap_ref(ref, head, sha):
             raise Refusal(412, STALE)
     return sha
 

@@ -242,6 +242,9 @@ def new_commit(tree: bytes, parents: list[bytes], message: str, author: str, whe
     return commit
 
 
+DISK_FULL = "No space left on the disk that holds this Hub; free some and try again."
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether an error says that there is no space left (device or quota)."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

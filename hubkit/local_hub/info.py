@@ -41,7 +41,7 @@ def snapshot(path: Path, repo: GitRepo, commit: bytes) -> Snapshot:
     return _snapshot(path, commit, repo.commit(commit).tree)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=256)
 def _snapshot(path: Path, commit: bytes, tree: bytes) -> Snapshot:
     with opened(path) as repo:
         entries = {entry.path: entry for entry in trees.files(repo, tree)}

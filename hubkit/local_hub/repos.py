@@ -196,7 +196,7 @@ def delete(call: Call) -> Response:
     require_writer(call, repo.namespace)
     with call.hub.writing(repo.folder):
         call.hub.settings.write("DELETE FROM repos WHERE pk = ?", repo.pk)
-    shutil.rmtree(call.hub.repo_path(repo.folder), ignore_errors=True)
+        shutil.rmtree(call.hub.repo_path(repo.folder), ignore_errors=True)
     return JSONResponse({})
 
 

@@ -15,7 +15,6 @@ import os
 import secrets
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +45,7 @@ class Hub:
         self.activity = Activity()
         self.multipart_above_bytes = MULTIPART_ABOVE_BYTES
         self.part_bytes = PART_BYTES
-        self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._locks: dict[str, threading.Lock] = {}
         self._secret = self._first_start()
         self._gc_lock = os.open(root / "gc.lock", os.O_RDWR | os.O_CREAT, 0o600)
         self._gc_shared = 0
@@ -77,8 +76,13 @@ class Hub:
 
     @contextmanager
     def writing(self, folder: str) -> Iterator[None]:
-        """Move references of a repository, one thread at a time, while garbage collection waits."""
-        with self.using_objects(), self._locks[folder]:
+        """Move references of a repository, one thread at a time, while garbage collection waits.
+
+        Raises `Refusal` 404 where the repository was deleted meanwhile.
+        """
+        with self.using_objects(), self._locks.setdefault(folder, threading.Lock()):
+            if self.settings.row("SELECT 1 FROM repos WHERE folder = ?", folder) is None:
+                raise Refusal(404, "Repository not found", "RepoNotFound")
             yield
 
     @contextmanager

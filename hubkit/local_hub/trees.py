@@ -73,7 +73,7 @@ def blob_info(repo: GitRepo, sha: bytes) -> BlobInfo:
     if info is None:
         data = repo.blob(sha)
         info = BlobInfo(len(data), parse_pointer(data))
-        if len(_known_blobs) > 100_000:
+        if len(_known_blobs) > 50_000:
             _known_blobs.clear()
         _known_blobs[sha] = info
     return info

@@ -60,7 +60,7 @@ class Collected:
 
 
 def collect(hub: Hub, grace_s: float) -> Collected:
-    """Remove large files and git objects that no reference leads to and that are older than `grace_s` seconds.
+    """Remove large files and loose git objects that no reference leads to and that are older than `grace_s` seconds.
 
     Safe beside a running server: commits wait meanwhile, and what a client was just told to be here is young.
     """

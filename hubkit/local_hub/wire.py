@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
@@ -148,8 +148,3 @@ def raw_path(request: Request) -> str:
     """The path as it was sent, still percent-encoded."""
     raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
     return raw.decode("latin-1")
-
-
-def first(items: Iterable[T]) -> T | None:
-    """The first of `items`, or None."""
-    return next(iter(items), None)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
+from .git import DISK_FULL, is_disk_full
 from .objects import SHA256, make_durable_folder, write_durably
 from .wire import Call, Refusal
 from .xet_format import MAX_SHARD_BYTES, MAX_XORB_BYTES, Chunk, Segment, ShardFile, decode_chunk, parse_shard, scan_xorb
@@ -248,7 +249,17 @@ def _repo_of_token(call: Call, space: str) -> Repo:
 
 
 async def serve(call: Call) -> Response:
-    """/xet/{space}/v1/…: the content-addressed store as the client sees it."""
+    """/xet/{space}/v1/…: the content-addressed store as the client sees it. Raises `Refusal`."""
+    try:
+        return await _serve(call)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        # Not 507: Xet clients try again for minutes after any server error.
+        raise Refusal(413, DISK_FULL) from error
+
+
+async def _serve(call: Call) -> Response:
     from .lfs import drain
 
     space, path = call.segments[1], call.segments[2:]

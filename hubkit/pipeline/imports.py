@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+from pathlib import Path
 
-from hubkit.errors import RepoMissingError
+from hubkit.errors import RepoMissingError, SourceError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.places import cache
 from hubkit.offline import IMPORTS
 from hubkit.progress import Progress, silent
 from hubkit.publish import import_card
+from hubkit.recipe import Source
+
+
+def locate(hub: Hub, source: Source, *, progress: Progress = silent) -> Ref:
+    """What a recipe's source is now: a dataset's commit on the Hub, or the content of a local file or folder.
+
+    Raises `RepoMissingError` as `require` does, and `SourceError` when there is nothing at a local path.
+    """
+    if source.repo_id:
+        return require(hub, source.repo_id, repo_type="dataset", revision=source.revision, progress=progress)
+    path = Path(source.path or "")
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    content = hashlib.sha256()
+    try:
+        for file in files:
+            with file.open("rb") as stream:
+                content.update(f"{file.name}\0".encode() + hashlib.file_digest(stream, "sha256").digest())
+    except OSError as error:
+        raise SourceError(f"source {source.path!r} cannot be read: {error.strerror}; check the recipe's path") from None
+    return Ref(path.name, "file", content.hexdigest())
 
 
 def require(

@@ -16,7 +16,7 @@ from hubkit.filters import needs_tokenizer
 from hubkit.hub import Hub, Ref
 from hubkit.measures import plots
 from hubkit.pipeline import seats
-from hubkit.pipeline.imports import require
+from hubkit.pipeline.imports import locate, require
 from hubkit.pipeline.stage import Context, Stage, Work
 from hubkit.progress import Progress
 from hubkit.recipe import Source, Training
@@ -29,18 +29,9 @@ WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 def _corpus_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
     block = context.recipe.corpus
-    inputs = {
-        f"source {number}": require(
-            context.hub, source.repo_id, repo_type="dataset", revision=source.revision, progress=progress
-        )
-        for number, source in enumerate(block.sources, start=1)
-        if source.repo_id
-    }
-    for name, source in block.questions.items():
-        if source.repo_id:
-            inputs[f"questions {name}"] = require(
-                context.hub, source.repo_id, repo_type="dataset", revision=source.revision, progress=progress
-            )
+    named = {f"source {number}": source for number, source in enumerate(block.sources, start=1)}
+    named |= {f"questions {name}": source for name, source in block.questions.items()}
+    inputs = {role: locate(context.hub, source, progress=progress) for role, source in named.items()}
     if needs_tokenizer(block.filters):
         inputs["tokenizer"] = _base(context, context.recipe.asker, progress)
     return inputs

@@ -88,7 +88,8 @@ def from_records(
         versions |= {name: version for name, version in record.get("packages", {}).items() if version != "absent"}
         for role, ref in record.get("inputs", {}).items():
             if ref["repo_id"] != repo_id:
-                inputs.setdefault((ref["repo_id"], ref["revision"]), Input(role, **ref))
+                known = Input(role, **ref, here=ref["repo_type"] != "file")
+                inputs.setdefault((ref["repo_id"], ref["revision"]), known)
     reports = {stage: record.get("report") or {} for stage, record in records.items()}
     return CardFacts(kind, repo_id, recipe, list(inputs.values()), reports, results, versions, files)
 

@@ -16,7 +16,7 @@ from hubkit.hub import Hub, Ref
 
 PROVENANCE = "provenance"
 PICTURE = "lineage.png"
-_COLOURS = {"model": "#ffe9b8", "dataset": "#d5e8ff", "space": "#e3d9ff"}
+_COLOURS = {"model": "#ffe9b8", "dataset": "#d5e8ff", "space": "#e3d9ff", "file": "#eceff3"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def records(hub: Hub, ref: Ref) -> dict[str, dict[str, Any]]:
     A record that is not JSON of a record's shape is left out: somebody else's file of that name is not ours.
     """
     found: dict[str, dict[str, Any]] = {}
-    for path in _record_paths(hub, ref):
+    for path in _record_paths(hub, ref) if ref.repo_type != "file" else ():
         try:
             record = json.loads(hub.read(ref, path))
         except ValueError:

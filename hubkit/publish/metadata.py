@@ -138,7 +138,7 @@ def _dataset(facts: CardFacts) -> DatasetCardData:
         task_categories=["text-generation"] if facts.kind != "results" else None,
         size_categories=read.size_category(rows_of(facts)),
         annotations_creators="machine-generated" if made_by_machine else "found" if facts.kind != "results" else None,
-        source_datasets=[upstream.repo_id] if upstream else None,
+        source_datasets=[upstream.repo_id] if upstream and upstream.repo_type == "dataset" else None,
         tags=_tags(recipe, *_DATASET_TAGS[facts.kind]),
         configs=configs(facts) or None,
         **_license_extra(facts),

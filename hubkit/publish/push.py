@@ -214,7 +214,7 @@ def _inputs_there(push: _Push, kind: Kind, inputs: Sequence[Input]) -> list[Inpu
         if new is not None:
             there.append(replace(given, repo_id=new.repo_id, revision=new.revision))
         else:
-            there.append(replace(given, here=not push.across or _exists(push.target, old)))
+            there.append(replace(given, here=given.here and (not push.across or _exists(push.target, old))))
     corpus = push.outputs.get("corpus")
     if kind == "chat" and corpus is not None and not any(i.role == "held-out" for i in there):
         at = push.moved.get((corpus.repo_id, corpus.revision), corpus)

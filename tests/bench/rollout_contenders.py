@@ -1,4 +1,4 @@
-"""The same dialogues through different clients: ``python rollout_contenders.py NAME OPTIONS-AS-JSON`` prints one JSON line.
+"""The same dialogues through different clients: ``python rollout_contenders.py NAME OPTIONS`` prints one JSON line.
 
 Each contender drives `dialogues` dialogues of 8 requests (4 turns of each seat, every request carrying the whole
 conversation so far) against the same addresses with 64 in flight, and says how many seconds that took, from its first
@@ -114,9 +114,10 @@ def datatrove(options: dict[str, Any], *, durable: bool) -> float:
             server_type="endpoint", endpoint_url=options["urls"][0], model_name_or_path="tgi",
             max_concurrent_generations=options["in_flight"], rollouts_per_document=1,
         )  # fmt: skip
+        writer = JsonlWriter(f"{folder}/out", "${rank}_${chunk_index}.jsonl", compression=None)
         runner = InferenceRunner(
-            rollout_fn=rollout, config=config, output_writer=JsonlWriter(f"{folder}/out", compression=None),
-            records_per_chunk=options["dialogues"] if durable else None,
+            rollout_fn=rollout, config=config, output_writer=writer,
+            records_per_chunk=options["dialogues"],
             checkpoints_local_dir=f"{folder}/checkpoints" if durable else None,
         )  # fmt: skip
         documents = [Document(text="x", id=str(i)) for i in range(options["dialogues"])]

@@ -85,10 +85,13 @@ def test_speed_beside_others(tmp_path: Path) -> None:
     runs: dict[str, list[dict[str, float] | str]] = {name: [] for name in ours + theirs}
     with mock(latency=LATENCY_S) as server:
         for _ in range(ROUNDS):
-            for name in ours:
-                runs[name].append(contend(name, [server.url], tmp_path))
-            for name in theirs:
-                runs[name].append(contend(name, [server.url], tmp_path, other) if other else "no datatrove here")
+            for name in ours + theirs:
+                python = other if name in theirs else sys.executable
+                before = server.stats()["answered"]
+                run = contend(name, [server.url], tmp_path, python) if python else "no datatrove here"
+                runs[name].append(run)
+                asked = server.stats()["answered"] - before
+                assert isinstance(run, str) or asked == DIALOGUES * REQUESTS, f"{name} asked {asked} times"
     figures = medians(runs)
     figures["distilabel"] = {"not run": "its last release needs packages that exclude this project's own"}
     ratios = [
@@ -147,11 +150,15 @@ openings = (Conversation(str(i), [{"role": "user", "content": text.format(i)}]) 
 rss = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 seen = []
 started = time.perf_counter()
-report = run(Rollout.model_validate(given), openings, folder / "out", asker_urls=[url], chat_urls=[url], journal=folder / "journal", seed=1,
-    provenance={}, on_status=lambda s: seen.append((s.dialogues, rss())))
+report = run(
+    Rollout.model_validate(given), openings, folder / "out", asker_urls=[url], chat_urls=[url],
+    journal=folder / "journal", seed=1, provenance={}, on_status=lambda s: seen.append((s.dialogues, rss())),
+)
 at = lambda n: next((m for d, m in seen if d >= n), None)
-print(json.dumps({"seconds": time.perf_counter() - started, "at_1000": at(1000), "at_10000": at(10000),
-    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "requests": report.session["requests"]}))
+print(json.dumps({
+    "seconds": time.perf_counter() - started, "at_1000": at(1000), "at_10000": at(10000),
+    "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "requests": report.session["requests"],
+}))
 """
 
 
