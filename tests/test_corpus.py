@@ -165,6 +165,15 @@ def test_parts_of_one_conversation_are_joined_where_they_fit(tmp_path: Path) -> 
     assert report.human_turns["5"] == 1
 
 
+def test_parts_that_disagree_stay_apart(tmp_path: Path) -> None:
+    turns = sharegpt(1, turns=8)["conversations"]
+    other = [{**turns[3], "value": "another answer"}, *turns[4:]]
+    rows = [{"id": "abc_0", "conversations": turns[:4]}, {"id": "abc_3", "conversations": other}]
+    rows += [sharegpt(i) for i in range(2, 30)]
+    report = corpus(written(tmp_path / "x.json", rows), tmp_path / "out", join_parts=True)
+    assert report.joined == 0 and report.rows_read == report.kept + report.dropped == 30
+
+
 def test_rows_in_are_kept_dropped_or_unreadable_and_the_report_says_so(tmp_path: Path) -> None:
     rows = [sharegpt(i) for i in range(40)] + [sharegpt(5, name="again_0"), sharegpt(90, turns=1), {"id": "no"}]
     filters = [Filter(name="min_turns", args={"human_turns": 2}), Filter(name="exact_duplicates")]

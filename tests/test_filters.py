@@ -172,6 +172,9 @@ def test_shingles_are_exact() -> None:
         assert by_run.setdefault(tuple(words[i : i + 3]), number) == number
     assert len(set(by_run.values())) == len(by_run) == len(words) - 2 - 2, "two runs come twice"
     assert set(shingles("brown fox jumps", 3).tolist()) < set(by_run.values())
+    assert (
+        len({int(shingles(run, 3)[0]) for run in ("a b cat", "a b car", "b b cat", "a bb cat", "a b", "ab cat")}) == 6
+    )
 
 
 def test_decontaminate_finds_long_runs_anywhere_and_near_copies_in_one_turn(tmp_path: Path) -> None:

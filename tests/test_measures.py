@@ -119,10 +119,12 @@ def test_likeness_tells_strangers_apart_and_not_brothers() -> None:
 
 
 def test_openings_and_given_turns_do_not_count_as_the_asker_s(tmp_path: Path) -> None:
-    given = ["given", "given", "stop", "stop", "stop"]
-    path = parquet(tmp_path / "a", [["q1", "a1", "q2", "a2", "q3"]], finish_reasons=[given])
-    (dialogue,) = sample("x", [path], size=5, seed=0).dialogues
-    assert dialogue.followups == ["q2", "q3"] and dialogue.human == ["q1", "q2", "q3"]
+    turns = ["q1", "a1", "q2", "a2", "q3"]
+    for given, followups in ((1, ["q2", "q3"]), (3, ["q3"])):
+        finish = ["given"] * given + ["stop"] * (5 - given)
+        path = parquet(tmp_path / "a", [turns], finish_reasons=[finish])
+        (dialogue,) = sample("x", [path], size=5, seed=0).dialogues
+        assert dialogue.followups == followups and dialogue.human == ["q1", "q2", "q3"]
 
 
 def test_samples_are_the_same_whatever_the_order(tmp_path: Path) -> None:
