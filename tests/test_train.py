@@ -305,6 +305,18 @@ def test_a_finished_folder_is_not_trained_again_and_other_inputs_are(tmp_path, b
 
 
 @pytest.mark.slow
+def test_trackio_keeps_its_curves_on_this_machine(tmp_path, base, rows):
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    sft = {**SFT, "max_steps": 2, "logging_steps": 1, "report_to": "trackio"}
+    call = json.dumps([block(sft=sft).model_dump(mode="json"), str(rows), str(base), str(tmp_path), 0])
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HUBKIT_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    env |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_never_sent"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT, call], env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "home" / "trackio").glob("*.db")) or list((tmp_path / "home" / "trackio").iterdir())
+
+
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path, base, rows):
     one = run(tmp_path, base, rows, block(sft={**SFT, "logging_steps": 1}), out="one", work="one-work")
     halved = {**SFT, "gradient_accumulation_steps": 1, "logging_steps": 1}
