@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import random
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,18 @@ def hub(hubkit_home: Path) -> Hub:
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rows() -> Callable[[str], bytes]:
+    """A split's parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
-    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-    pq.write_table(pa.table({"id": ["a"], "messages": [messages], "source": ["test"]}), path)
-    return path
+    def of(split: str) -> bytes:
+        messages = [{"role": "user", "content": f"hi {split}"}, {"role": "assistant", "content": "hello"}]
+        out = io.BytesIO()
+        pq.write_table(pa.table({"id": ["a"], "messages": [messages], "source": ["test"]}), out)
+        return out.getvalue()
+
+    return of
 
 
 @pytest.fixture
@@ -76,9 +81,8 @@ def stage(
 
 
 @pytest.fixture
-def outputs(hub: Hub, recipe: Recipe, rows: Path, tmp_path: Path) -> dict[str, Ref]:
+def outputs(hub: Hub, recipe: Recipe, rows: Callable[[str], bytes], tmp_path: Path) -> dict[str, Ref]:
     """Commits as the stages leave them, small but whole."""
-    data = rows.read_bytes()
     made: dict[str, Ref] = {}
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text("{}")
@@ -87,7 +91,7 @@ def outputs(hub: Hub, recipe: Recipe, rows: Path, tmp_path: Path) -> dict[str, R
     def add(
         name: str, repo: str, repo_type: str, inputs: dict[str, Ref], extra: dict[str, bytes] | None = None
     ) -> None:
-        files = {f"data/{split}-00000-of-00001.parquet": data for split in PARQUET.get(name, ())}
+        files = {f"data/{split}-00000-of-00001.parquet": rows(split) for split in PARQUET.get(name, ())}
         made[name] = stage(hub, recipe, name, repo, repo_type, inputs, {**files, **(extra or {})}, tmp_path)
 
     weights = {"adapter_model.safetensors": b"weights", "adapter_config.json": b"{}"}
