@@ -100,6 +100,30 @@ def test_the_interval_covers_zero_for_equals_and_narrows_with_conversations():
     assert compare(scores(-0.2, 40, 1), scores(0, 40, 2), resamples=1000, confidence=0.95) == better
 
 
+def test_an_asker_that_learned_its_end_mark_ends_where_people_did(tmp_path, base):
+    closed = [[*row, ("assistant", "Use less water.")] for row in ROWS]
+    data = write_rows(tmp_path / "closed.parquet", [*closed, ROWS[0]])
+    lora = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
+    sft = {**SFT, "num_train_epochs": 12}
+    block = Training(base="acme/tiny", seat="user", end_mark="[bye]", lora=lora, sft=sft)
+    train(block, [data], base, tmp_path / "out", base_repo_id="acme/tiny", seed=1, work=tmp_path / "work")
+    found = evals.termination(BLOCK, block, base, tmp_path / "out", [data])
+    assert (found.conversations, found.chances, found.ends, found.real_turns) == (8, 16, 8, 2.0)
+    assert found.at_ends > found.before_ends, "the mark is likelier behind the last answer than behind the first"
+    assert sum(count for _, _, count in found.bins) == 16 and 0 <= found.predicted_rate <= 1
+    with pytest.raises(SourceError, match="without an end mark"):
+        evals.termination(BLOCK, block.model_copy(update={"end_mark": None}), base, tmp_path / "out", [data])
+
+
+def test_calibration_figures_are_what_they_say():
+    from hubkit.evals.termination import summarise
+
+    sure = summarise([[0.0, 0.0, 1.0], [1.0]])
+    assert (sure.brier, sure.predicted_turns, sure.real_turns, sure.real_rate) == (0.0, 2.0, 2.0, 0.5)
+    flat = summarise([[0.5, 0.5], [0.5, 0.5]])
+    assert flat.brier == flat.brier_constant == 0.25 and flat.predicted_turns == 1.5
+
+
 def test_only_the_same_conversations_can_be_compared():
     one, other = HeldOut("user", ["a"], [1.0], [1]), HeldOut("user", ["b"], [1.0], [1])
     with pytest.raises(ValueError, match="same conversations"):

@@ -265,15 +265,11 @@ def test_an_intent_goes_into_the_system_message_as_in_a_rollout(base):
     assert maker({**row, "wish": None}) == "no_intent"
 
 
-def test_early_stopping_looks_at_held_out_rows_and_keeps_the_best(tmp_path, base, rows):
-    changes = {
-        "sft": {**SFT, "num_train_epochs": 6, "learning_rate": 3.0, "lr_scheduler_type": "constant"},
-        "holdout": 0.25,
-        "early_stopping": 1,
-    }
-    report = run(tmp_path, base, rows, block(**changes))
+def test_early_stopping_looks_at_held_out_rows_and_ends_when_nothing_gets_better(tmp_path, base, rows):
+    sft = {**SFT, "num_train_epochs": 6, "learning_rate": 0.0}
+    report = run(tmp_path, base, rows, block(sft=sft, holdout=0.25, early_stopping=1))
     held_out = [e["eval_loss"] for e in report.loss_curve if "eval_loss" in e]
-    assert len(held_out) < 6, "a learning rate that breaks the model must end the run early"
+    assert len(held_out) == 2 and held_out[0] == held_out[1]
     with pytest.raises(RecipeError, match="early_stopping needs held-out rows"):
         run(tmp_path, base, rows, block(early_stopping=1))
 
@@ -302,6 +298,18 @@ def test_a_finished_folder_is_not_trained_again_and_other_inputs_are(tmp_path, b
     assert run(tmp_path, base, rows, block(sft={**SFT, "max_steps": 1})).to_dict() == first.to_dict()
     assert (tmp_path / "out" / "training_report.json").stat().st_mtime_ns == stamp
     assert run(tmp_path, base, rows, block(sft={**SFT, "max_steps": 2})).steps == 2
+
+
+@pytest.mark.slow
+def test_trackio_keeps_its_curves_on_this_machine(tmp_path, base, rows):
+    pytest.importorskip("trackio", reason="trackio is not installed")
+    sft = {**SFT, "max_steps": 2, "logging_steps": 1, "report_to": "trackio"}
+    call = json.dumps([block(sft=sft).model_dump(mode="json"), str(rows), str(base), str(tmp_path), 0])
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HUBKIT_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
+    env |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_never_sent"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT, call], env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "home" / "trackio").glob("*.db")) or list((tmp_path / "home" / "trackio").iterdir())
 
 
 @pytest.mark.slow

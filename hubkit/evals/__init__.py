@@ -5,5 +5,6 @@ between two models on the same conversations with an interval that says how far 
 """
 
 from hubkit.evals.heldout import Candidate, Comparison, HeldOut, compare, heldout, heldout_loss
+from hubkit.evals.termination import Termination, termination
 
-__all__ = ["Candidate", "Comparison", "HeldOut", "compare", "heldout", "heldout_loss"]
+__all__ = ["Candidate", "Comparison", "HeldOut", "Termination", "compare", "heldout", "heldout_loss", "termination"]

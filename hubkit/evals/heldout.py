@@ -90,19 +90,16 @@ def heldout_loss(
     Raises `SourceError` when data or models cannot be read, or when no row is usable.
     """
     quiet_environment()
-    import torch
-
     tokenizer = load_tokenizer(base)
     skipped: dict[str, int] = {}
     rows = list(_encoded(block, data, _Printer(tokenizer, base, seat, printed_as or seat, block), system, skipped))
     if not rows:
         raise SourceError(f"none of the held-out rows has a turn of seat {seat!r} ({skipped}); check the test split")
-    model = _load(base, adapter)
+    model = load_model(base, adapter)
     nats: list[float] = []
-    with torch.inference_mode():
-        for done, (_, encoded) in enumerate(rows):
-            progress(done, len(rows), f"held-out loss, {seat} seat")
-            nats.append(_score(model, encoded))
+    for done, (_, encoded) in enumerate(rows):
+        progress(done, len(rows), f"held-out loss, {seat} seat")
+        nats.append(score(model, encoded))
     progress(len(rows), len(rows), f"held-out loss, {seat} seat")
     return HeldOut(seat, [row_id for row_id, _ in rows], nats, [e.loss_tokens for _, e in rows], skipped)
 
@@ -224,6 +221,13 @@ def _encoded(
         skipped[reason] = skipped.get(reason, 0) + 1
 
 
+def usable_rows(data: Sequence[Path]) -> Iterator[list[Message]]:
+    """The messages of every well-formed row, in order."""
+    for row in _rows(data):
+        if isinstance(row["messages"], list) and fault(row["messages"], first=None) is None:
+            yield row["messages"]
+
+
 def _rows(data: Sequence[Path]) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -236,7 +240,7 @@ def _rows(data: Sequence[Path]) -> Iterator[dict[str, Any]]:
             raise SourceError(f"{path} cannot be read as parquet ({type(error).__name__}); write it again") from None
 
 
-def _load(base: Path, adapter: Path | None) -> Any:
+def load_model(base: Path, adapter: Path | None) -> Any:
     """The model to score, on the best device. An adapter is merged: the same function, without its extra products."""
     import torch
 
@@ -249,7 +253,7 @@ def _load(base: Path, adapter: Path | None) -> Any:
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _score(model: Any, encoded: chat_template.Encoded) -> float:
+def score(model: Any, encoded: chat_template.Encoded) -> float:
     """Summed negative log-likelihood (nats) of the loss-bearing tokens; logits are made only where they are needed."""
     import torch
     from torch.nn.functional import cross_entropy
@@ -257,5 +261,6 @@ def _score(model: Any, encoded: chat_template.Encoded) -> float:
     ids = torch.tensor([encoded.input_ids], device=model.device)
     labels = torch.tensor(encoded.labels[1:], device=model.device)
     kept = (labels != chat_template.IGNORE).nonzero()[:, 0]
-    logits = model(input_ids=ids, logits_to_keep=kept, use_cache=False).logits[0]
+    with torch.inference_mode():
+        logits = model(input_ids=ids, logits_to_keep=kept, use_cache=False).logits[0]
     return float(cross_entropy(logits.float(), labels[kept], reduction="sum"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from hubkit.train.loading import load_base, load_tokenizer
 from hubkit.train.plan import TrainPlan, plan
 from hubkit.train.report import TrainReport, outcome, versions
 from hubkit.train.save import save_trained
-from hubkit.train.trainer import last_complete, spent_before, stopping_gently, trainer_class, watcher
+from hubkit.train.trainer import Run, trainer_class, watcher
 
 __all__ = ["TrainPlan", "TrainReport", "plan", "prefer", "train"]
 
@@ -57,15 +56,31 @@ def train(
     `TrainingError` when there is nothing to learn from, too much would be dropped, or the loss is not a number.
     """
     quiet_environment()
+    more: Any = {"base_repo_id": base_repo_id, "seed": seed, "base_revision": base_revision or revision_of(base)}
     if launch is not None:
-        more = {"base_repo_id": base_repo_id, "base_revision": base_revision, "seed": seed}
         return launched(launch, block, data, base, out, more, processes=processes, work=work, progress=progress)
-    started = time.monotonic()
+    return _train_here(block, data, base, out, work, progress, **more)
+
+
+def _train_here(
+    block: Training,
+    data: Sequence[Path],
+    base: Path,
+    out: Path,
+    work: Path,
+    progress: Progress,
+    *,
+    base_repo_id: str,
+    seed: int,
+    base_revision: str | None,
+) -> TrainReport:
+    """`train` in this process; under a launcher, this process's part of it."""
     lora = lora_config(block)
     fingerprint = fingerprint_of(block, data, base, base_repo_id, seed)
     if (known := finished(out, fingerprint)) is not None:
         return known
     work = work / fingerprint[:16]
+    run = Run(work)
     config, notes = sft_config(block, work, seed=seed)
     progress(0, None, "tokenising")
     tokenizer = load_tokenizer(base)
@@ -76,23 +91,19 @@ def train(
         arrow, stats = prepare(block, data, maker, work, seed=seed, progress=progress)
 
     progress(0, None, "loading the base")
-    checkpoint = last_complete(work)
-    before = spent_before(checkpoint)
-    watch = watcher(progress, block.checkpoint_minutes, lambda: before + time.monotonic() - started)
+    watch = watcher(progress, block.checkpoint_minutes, run)
     trainer = _trainer(block, config, lora, base, arrow, tokenizer, watch)
-    with stopping_gently(watch):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    run.train(trainer, watch)
 
-    revision = base_revision or revision_of(base)
     report = TrainReport(
         base=base_repo_id,
-        base_revision=revision,
+        base_revision=base_revision,
         seat=block.seat,
         rows=stats.to_dict(),
         tokens=stats.tokens,
         loss_tokens=stats.loss_tokens,
-        seconds=before + time.monotonic() - started,
-        resumed_from_step=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+        seconds=run.seconds,
+        resumed_from_step=run.resumed_from_step,
         seed=seed,
         template_sha256=hashlib.sha256(template.encode()).hexdigest(),
         system=block.system,

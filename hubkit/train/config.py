@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.errors import MissingDependencyError, RecipeError
+from hubkit.hub.places import home
 from hubkit.recipe import Preference, Training
 
 # What hubkit decides itself, with the reason a recipe's author reads when they set it all the same.
@@ -62,6 +63,7 @@ def sft_config(block: Training, work: Path, *, seed: int) -> tuple[Any, list[str
     check_keys("sft", block.sft, SFTConfig)
     values, notes = fit_to_machine(block.sft)
     _check_quantize(block)
+    os.environ.setdefault("TRACKIO_DIR", str(home() / "trackio"))
     values = {
         **_defaults(),
         **_evaluation(block),
@@ -134,6 +136,8 @@ def _defaults() -> dict[str, Any]:
     """Where hubkit's defaults differ from TRL's. A recipe's own value always wins."""
     return {
         "report_to": "none",
+        "project": "hubkit",
+        "trackio_static_space_id": False,  # a Space only where a recipe names one: curves stay on this machine
         "logging_steps": 0.02,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,

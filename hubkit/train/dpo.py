@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from hubkit.train.identity import fingerprint_of, finished, revision_of
 from hubkit.train.loading import load_base, load_tokenizer
 from hubkit.train.report import TrainReport, outcome, versions
 from hubkit.train.save import save_trained
-from hubkit.train.trainer import last_complete, spent_before, stopping_gently, watcher
+from hubkit.train.trainer import Run, watcher
 
 COLUMNS = ("prompt", "chosen", "rejected")
 
@@ -51,13 +50,13 @@ def prefer(
     and answers alone do not fit are dropped, counted. `work` keeps checkpoints, as in `train`. Raises as `train` does.
     """
     quiet_environment()
-    started = time.monotonic()
     is_adapter = (chat / "adapter_config.json").exists()
     start = base if is_adapter else chat
     fingerprint = fingerprint_of(block, data, start, base_repo_id, seed, more=_adapter_digest(chat))
     if (known := finished(out, fingerprint)) is not None:
         return known
     work = work / fingerprint[:16]
+    run = Run(work)
     config, notes = dpo_config(block, work, seed=seed)
     lora = None if is_adapter else lora_config(block)
     tokenizer = load_tokenizer(chat)
@@ -65,12 +64,9 @@ def prefer(
     progress(0, None, "fitting pairs")
     rows, stats = fit(data, tokenizer, config.max_length, block.max_drop_share)
 
-    checkpoint = last_complete(work)
-    before = spent_before(checkpoint)
-    watch = watcher(progress, block.checkpoint_minutes, lambda: before + time.monotonic() - started)
+    watch = watcher(progress, block.checkpoint_minutes, run)
     trainer = _trainer(config, lora, start, chat if is_adapter else None, rows, tokenizer, watch)
-    with stopping_gently(watch):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    run.train(trainer, watch)
     trainer.tokens_trained = int(stats.tokens * (trainer.state.epoch or 0))
     report = TrainReport(
         base=base_repo_id,
@@ -79,8 +75,8 @@ def prefer(
         rows=stats.to_dict(),
         tokens=stats.tokens,
         loss_tokens=stats.answer_tokens,
-        seconds=before + time.monotonic() - started,
-        resumed_from_step=int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0,
+        seconds=run.seconds,
+        resumed_from_step=run.resumed_from_step,
         seed=seed,
         template_sha256=hashlib.sha256(tokenizer.chat_template.encode()).hexdigest(),
         notes=notes,

@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,10 +84,10 @@ def trainer_class() -> type[SFTTrainer]:
     return SeatTrainer
 
 
-def watcher(progress: Progress, checkpoint_minutes: float, spent: Callable[[], float]) -> Any:
+def watcher(progress: Progress, checkpoint_minutes: float, run: Run) -> Any:
     """Progress per step, checkpoints by the clock, a mark on each complete one, and a stop at a loss that is no number.
 
-    `spent` says how many seconds the run has taken so far; the mark keeps them, so that a resumed run adds up.
+    The mark keeps how many seconds `run` has taken so far, so that a resumed run adds up.
     """
     from transformers import TrainerCallback
 
@@ -109,7 +109,7 @@ def watcher(progress: Progress, checkpoint_minutes: float, spent: Callable[[], f
             self.saved_at = time.monotonic()
             if state.is_world_process_zero:
                 mark = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE
-                mark.write_text(json.dumps({"seconds": spent()}))
+                mark.write_text(json.dumps({"seconds": run.seconds}))
             if self.stopping:
                 raise KeyboardInterrupt
 
@@ -163,6 +163,26 @@ def last_complete(work: Path) -> Path | None:
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def spent_before(checkpoint: Path | None) -> float:
-    """Seconds that the run had taken when `checkpoint` was written."""
-    return float(json.loads((checkpoint / COMPLETE).read_text())["seconds"]) if checkpoint else 0.0
+class Run:
+    """A run in its work folder: the checkpoint it goes on from, and how long it has taken in all its processes."""
+
+    def __init__(self, work: Path) -> None:
+        self._started = time.monotonic()
+        self.checkpoint = last_complete(work)
+        mark = json.loads((self.checkpoint / COMPLETE).read_text()) if self.checkpoint else {}
+        self._before = float(mark.get("seconds", 0.0))
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far, what a killed process had taken at its last checkpoint included."""
+        return self._before + time.monotonic() - self._started
+
+    @property
+    def resumed_from_step(self) -> int:
+        """The step of the checkpoint, 0 for a run from the start."""
+        return int(self.checkpoint.name.rpartition("-")[2]) if self.checkpoint else 0
+
+    def train(self, trainer: Any, watch: Any) -> None:
+        """Train to the end, from the checkpoint where there is one."""
+        with stopping_gently(watch):
+            trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)

@@ -20,9 +20,10 @@ from hubkit.recipe import Training
 from hubkit.schema import swap_roles
 from hubkit.train import train
 
-BASE = os.environ.get("HUBKIT_BENCH_BASE")  # a folder with SmolLM2-135M-Instruct, for figures that mean something
-DATA = os.environ.get("HUBKIT_BENCH_DATA")  # a parquet file with real conversations
-ROUNDS, ROWS, MAX_LENGTH = int(os.environ.get("HUBKIT_BENCH_ROUNDS", "3")), 16, 384
+BASE = os.environ.get("BENCH_BASE")  # a folder with SmolLM2-135M-Instruct, for figures that mean something
+DATA = os.environ.get("BENCH_DATA")  # a parquet file with real conversations
+ROUNDS, ROWS = int(os.environ.get("BENCH_ROUNDS", "3")), int(os.environ.get("BENCH_ROWS", "16"))
+MAX_LENGTH = 384
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 SYSTEM = "You are a person talking with an AI assistant."
 
