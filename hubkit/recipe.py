@@ -188,9 +188,7 @@ class Rollout(_Block):
     shard_dialogues: int = 1000
     shard_minutes: float = 10.0
     retries_per_turn: Annotated[int, Field(ge=0)] = 2
-    retry_on: list[Literal["empty", "cut_off", "role_leak", "repeated"]] = Field(
-        default_factory=lambda: ["empty", "cut_off", "role_leak", "repeated"]
-    )
+    retry_on: list[Literal["empty", "cut_off", "role_leak", "repeated"]] = ["empty", "cut_off", "role_leak", "repeated"]
     request_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     patience_s: Annotated[float, Field(gt=0)] = 900.0
     fsync: Literal["turn", "interval"] = "turn"

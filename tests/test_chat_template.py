@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import urllib.request
 from pathlib import Path
 
 import pytest
-from tiny_models import TOKENS, tiny_tokenizer
+from tiny_models import TOKENS, tiny_base, tiny_tokenizer
 
 from hubkit import chat_template
+from hubkit.endpoint import ClientTemplate
 from hubkit.errors import SourceError
+from hubkit.local_tgi import template_worker
+from hubkit.local_tgi.gguf_model import convert_model
 from hubkit.schema import swap_roles
 
 SEATS = ("user", "assistant")
@@ -49,7 +54,7 @@ def test_exactly_the_seats_turns_and_their_ends_carry_loss(family, seat, shape):
 
 @pytest.mark.parametrize("seat", SEATS)
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("renderer", ["transformers", "minijinja"])
+@pytest.mark.parametrize("renderer", ["transformers", "minijinja", "embedded engine", "client"])
 def test_what_is_served_is_a_prefix_of_what_was_trained(family, seat, shape, renderer):
     _, folder, tokenizer = family
     turns = view(SHAPES[shape], seat)
@@ -71,9 +76,41 @@ def test_what_is_served_is_a_prefix_of_what_was_trained(family, seat, shape, ren
 def render(renderer: str, tokenizer, template: str, turns) -> str:
     if renderer == "transformers":
         return tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, add_generation_prompt=True)
+    if renderer == "embedded engine":
+        compiled = template_worker.environment().from_string(template_worker.without_generation_marks(template))
+        return template_worker.render(compiled, {"messages": turns, "add_generation_prompt": True})["text"]
+    if renderer == "client":
+        return ClientTemplate(template, {}).render(turns)
     minijinja = pytest.importorskip("minijinja", reason="the renderer of TGI is not installed")
     environment = minijinja.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False)
     return environment.render_str(template, messages=turns, add_generation_prompt=True)
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gguf")
+    convert_model(tiny_base(folder / "base"), folder / "model.gguf", "f32")
+    return folder / "model.gguf"
+
+
+@pytest.mark.parametrize("seat", SEATS)
+def test_llama_cpps_own_jinja_renders_the_same(family, seat, gguf):
+    xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")
+    _, folder, tokenizer = family
+    template = chat_template.for_inference(folder, seat)
+    params = xllamacpp.CommonParams()
+    params.model.path, params.chat_template, params.use_jinja = str(gguf), template, True
+    params.n_ctx, params.n_parallel, params.warmup, params.prefill_assistant, params.verbosity = 256, 1, False, False, 0
+    params.cpuparams.n_threads = 1
+    server = xllamacpp.Server(params)
+    for shape in SHAPES.values():
+        turns = view(shape, seat)
+        turns = turns if turns[-1]["role"] == "user" else turns[:-1]
+        body = json.dumps({"messages": turns}).encode()
+        request = urllib.request.Request(f"{server.listening_address}/apply-template", data=body)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            rendered = json.load(answer)["prompt"]
+        assert rendered == render("transformers", tokenizer, template, turns)
 
 
 def test_the_served_template_carries_no_marks_and_renders_the_same(family):

@@ -58,3 +58,24 @@ def test_mistakes_are_one_sentence(cli, tmp_path: Path) -> None:  # type: ignore
     ):
         done = cli(*args)
         assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_stats_and_diff_of_versions_on_the_hub(cli, hubkit_home: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from hubkit.hub import connect
+
+    hub = connect()
+    small = ["--set", "corpus.openings=5", "--set", "corpus.test=10", "--set", "corpus.filters=[]"]
+    for version, number in (("v1", 40), ("v2", 45)):
+        folder = tmp_path / version
+        assert cli("clean", str(chats(tmp_path / "x.json", number)), "-o", str(folder), *small).returncode == 0
+        ref = hub.commit(hub.qualify("versions"), folder, f"Version {version}", repo_type="dataset")
+        hub.tag(ref, version, f"Version {version}")
+    done = cli("diff", "versions@v1", "versions@v2", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["before"], found["after"]) == (25, 30) and all(len(sha) == 40 for sha in found["revisions"].values())
+    done = cli("stats", "versions@v2", "-b", "versions:test", "--no-topics", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["datasets"][0]["dialogues"] == 30
+    done = cli("stats", "nobody-made-this", "--no-topics")
+    assert done.returncode == 1 and "Traceback" not in done.stderr

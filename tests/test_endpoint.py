@@ -146,11 +146,13 @@ def test_nothing_listening_is_an_error_that_names_the_address(monkeypatch: pytes
     assert isinstance(error, EndpointUnreachableError) and "127.0.0.1:9" in str(error)
 
 
-def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("status", [503, 429])
+def test_patience_ends(status: int) -> None:
     with mock() as server:
-        server.script(status=503)
+        server.script(status=status)
         [error] = ask([server.url], patience_s=0.5)
     assert isinstance(error, EndpointUnreachableError) and "run the same command" in str(error)
+    assert f"http_{status}" in str(error)
 
 
 def test_a_request_that_breaks_the_server_is_given_up_when_the_server_is_well() -> None:

@@ -54,6 +54,9 @@ def test_one_server_per_folder_and_the_same_port_again(tmp_path: Path) -> None:
     assert len(second.stderr.strip().splitlines()) == 1
     assert (server.root / "token").stat().st_mode & 0o777 == 0o600
     assert set(server.info) >= {"url", "pid", "started_at", "version"}
+    health = get_session().get(f"{url}/healthz").json()
+    assert (health["status"], health["pid"]) == ("ok", server.info["pid"])
+    assert health["idle_s"] >= 0
     assert server.stop() == 0
     assert not (server.root / "server.json").exists()
     assert server.start().url == url

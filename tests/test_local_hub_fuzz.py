@@ -115,6 +115,21 @@ def test_chunks(plain: bytes, scheme: int, flips: list[int]) -> None:
         assert _chunks(bytes(damaged)) <= xet_format.MAX_CHUNK_BYTES * 64
 
 
+def test_a_bomb_is_not_unpacked() -> None:
+    """A chunk that would unfold into 64 MiB costs no more memory than the length that it promises."""
+    import tracemalloc
+
+    import lz4.frame
+
+    bomb = lz4.frame.compress(b"\0" * (64 * 2**20))
+    tracemalloc.start()
+    with pytest.raises(Refusal):
+        xet_format.decode_chunk(bomb, 1, 1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
 @given(data=st.binary(max_size=600), start=st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_shards(data: bytes, start: bool) -> None:

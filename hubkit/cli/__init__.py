@@ -23,6 +23,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait slow down twenty-fold on a busy machine
 }
 
 app = typer.Typer(
@@ -51,11 +52,12 @@ def root(
 
 
 def _register() -> None:
-    from hubkit.cli import corpus, doctor, hub, publish, rollout, run, stats
+    from hubkit.cli import corpus, doctor, hub, publish, rollout, run, serve, stats
 
     run.register(app)
     app.command("rollout", epilog="Example: hubkit rollout parrot --profile laptop --estimate 4")(rollout.rollout)
     publish.register(app)
+    app.command("serve", epilog="Example: hubkit serve local/parrot-chat --port 8080")(serve.serve)
     app.command("clean", epilog="Example: hubkit clean chats.jsonl --out cleaned --profile laptop")(corpus.clean)
     app.command("stats", epilog="Example: hubkit stats parrot-40k --baseline parrot-sharegpt:test")(stats.stats)
     app.command("diff", epilog="Example: hubkit diff parrot-40k@v1 parrot-40k@v2")(stats.diff)

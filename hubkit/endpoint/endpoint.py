@@ -85,7 +85,7 @@ class Endpoint:
         self._http = HttpClient(token=token, timeout_s=request_timeout_s)
         self._probation = Probation()
         self._patience_s = patience_s
-        self._silent_since: float | None = None  # the first failure since the last sign of life
+        self._silent_since: float | None = None  # the first failure since the last answer
         self._model, self.name = model, name
         self._draining = False
         self.errors: Counter[str] = Counter()
@@ -211,9 +211,11 @@ class Endpoint:
     def _raise_if_impatient(self) -> None:
         silent_s = self._silent_s()
         if silent_s > self._patience_s:
+            addresses = ", ".join(replica.url for replica in self._replicas)
+            instead = ", ".join(f"{kind} ×{count}" for kind, count in self.errors.most_common(3))
             raise EndpointUnreachableError(
-                f"none of the {self.name} addresses ({', '.join(r.url for r in self._replicas)}) has answered for "
-                f"{silent_s:.0f} s; start them again and run the same command: it goes on where it stopped"
+                f"none of the {self.name} addresses ({addresses}) has given an answer for {silent_s:.0f} s, only "
+                f"{instead}; mend them and run the same command: it goes on where it stopped"
             )
 
     def _silent_s(self) -> float:
@@ -238,7 +240,7 @@ class Endpoint:
     def _mark(self, replica: Replica, error: EndpointError) -> None:
         """Let the address's limit and breaker know."""
         if error.status == 429:
-            self._silent_since = None
+            self._silent_since = self._silent_since or time.monotonic()
             replica.overloaded(error.retry_after_s)
         elif error.status is None or error.status >= 500 or error.status in (200, 404, 408, 425):
             replica.failed(timed_out=isinstance(error, RequestTimeoutError))

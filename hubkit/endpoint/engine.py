@@ -39,6 +39,7 @@ def start_engine(
     adapters: Mapping[str, str] | None = None,
     *,
     listen: Sequence[str] = (),
+    port: int = 0,
     env: Mapping[str, str] | None = None,
     log_path: Path | None = None,
     cache_dir: Path | None = None,
@@ -54,7 +55,8 @@ def start_engine(
     """Serve `model` (``repo_id[@revision]`` or a folder) with `adapters` (name → repo or folder) until the block ends.
 
     `listen` are the names that each get an address of their own on loopback (an adapter's name, or ``base``); without
-    any, there is one address. `env` is laid over this process's environment (so that the engine finds the same Hub).
+    any, there is one address. `port` is the first address's (0: any free one). `env` is laid over this process's
+    environment (so that the engine finds the same Hub).
     Values that are None are left to the engine. Raises `EngineError`, with the end of its log, when it does not come
     up within `start_timeout_s` or dies before.
     """
@@ -62,7 +64,7 @@ def start_engine(
         state = Path(scratch) / "state.json"
         log = log_path or Path(scratch) / "engine.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = _command(python, model, adapters or {}, listen, state)
+        command = _command(python, model, adapters or {}, listen, state, port)
         options = {"cache-dir": cache_dir, "engine": engine, "dtype": dtype, "threads": threads, "context": context}
         options |= {"slots": slots, "max-concurrent": max_concurrent}
         for name, value in options.items():
@@ -74,13 +76,15 @@ def start_engine(
             _stop(child)
 
 
-def _command(python: str, model: str, adapters: Mapping[str, str], listen: Sequence[str], state: Path) -> list[str]:
+def _command(
+    python: str, model: str, adapters: Mapping[str, str], listen: Sequence[str], state: Path, port: int
+) -> list[str]:
     command = [python, "-m", "hubkit.local_tgi", "--model", model, "--state-file", str(state), "--exit-with-parent"]
     for name, source in adapters.items():
         command += ["--adapter", f"{name}={source}"]
-    for name in listen:
-        command += ["--listen", f"127.0.0.1:0={name}"]
-    return command if listen else [*command, "--listen", "127.0.0.1:0"]
+    for i, name in enumerate(listen):
+        command += ["--listen", f"127.0.0.1:{0 if i else port}={name}"]
+    return command if listen else [*command, "--listen", f"127.0.0.1:{port}"]
 
 
 def _spawn(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import os
 import re
 import secrets
 from collections.abc import Awaitable, Callable
@@ -204,7 +205,8 @@ class App:
     async def _route(self, request: Request) -> Response:
         path = raw_path(request)
         if path == "/healthz":
-            return JSONResponse({"status": "ok", "idle_s": round(self.hub.idle_s(), 3)})
+            # The pid tells whether this is the server that a `server.json` speaks of, or one that took its port over.
+            return JSONResponse({"status": "ok", "idle_s": round(self.hub.idle_s(), 3), "pid": os.getpid()})
         try:
             segments = [unquote(part, errors="strict") for part in path.strip("/").split("/")]
         except UnicodeDecodeError:

@@ -14,6 +14,7 @@ from hubkit import corpus as corpora
 from hubkit import curate, evals, publish, rollout, train
 from hubkit.filters import needs_tokenizer
 from hubkit.hub import Hub, Ref
+from hubkit.measures import plots
 from hubkit.pipeline import seats
 from hubkit.pipeline.imports import locate, require
 from hubkit.pipeline.stage import Context, Stage, Work
@@ -51,7 +52,13 @@ def _build_corpus(context: Context, inputs: dict[str, Ref], work: Work) -> dict[
         },
         progress=work.progress,
     )
-    return report.to_dict()
+    return _with_funnel(report.to_dict(), work)
+
+
+def _with_funnel(report: dict[str, Any], work: Work) -> dict[str, Any]:
+    """`report`, its drop funnel plotted beside it for the card."""
+    plots.funnel(work.out / "funnel.png", report)
+    return report
 
 
 def _files(context: Context, source: Source, inputs: dict[str, Ref], role: str) -> list[Path]:
@@ -137,7 +144,8 @@ def _curate_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
 
 def _build_curate(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
     raw = _parquet(context.hub, inputs["rollout"], "raw")
-    return curate.curate(context.recipe.curate, raw, work.out, progress=work.progress).to_dict()
+    report = curate.curate(context.recipe.curate, raw, work.out, progress=work.progress)
+    return _with_funnel(report.to_dict(), work)
 
 
 # 6. eval: held-out loss of each seat beside its base

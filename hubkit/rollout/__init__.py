@@ -16,10 +16,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hubkit.endpoint import ClientTemplate, Endpoint
 from hubkit.errors import RecipeError, StageError
@@ -36,6 +37,7 @@ from hubkit.schema import Conversation
 __all__ = ["Estimate", "RolloutReport", "Status", "estimate", "run", "run_digest"]
 
 _NOTE_EVERY_S = 0.5
+T = TypeVar("T")
 
 
 def run(
@@ -91,10 +93,20 @@ def run(
                 return driver, dict(seats["user"].errors + seats["assistant"].errors)
 
         started = time.monotonic()
-        driver, errors = asyncio.run(session())
+        driver, errors = _run_to_end(session())
         facts = {"resumed": resumed, "turns": driver.turns, "requests": driver.sent}
         facts["seconds"] = round(time.monotonic() - started, 3)
         return _finish(block, state, driver, out, skipped=skipped, errors=errors, session=facts)
+
+
+def _run_to_end(session: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run`, also where a loop already runs (a notebook): then in a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(session)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, session).result()
 
 
 def estimate(

@@ -23,6 +23,7 @@ _LABELS = {
     "assistant": ("User:", "Human:", "### User", "### Human"),
 }
 _TOKENS_PER_MESSAGE = 6  # headers of a turn, at most, in the usual templates
+_ROOM_AFTER_TRIM = 0.75
 _CHARS_PER_TOKEN = 3.0  # until a server has counted; low, so that the estimate is rather too long than too short
 
 Turn = dict[str, Any]
@@ -89,9 +90,10 @@ class Prompt:
 
 
 def prompt(dialogue: Dialogue, block: Rollout, *, slack: float = 1.0) -> Prompt | None:
-    """What the seat to come shall read; None when its window is full (and the recipe says to end there).
+    """What the seat to come shall read; None when its window is full (and trimming does not help, or is not wanted).
 
-    `slack` below 1 takes the window for that much smaller, after a server has refused a prompt as too long.
+    What was left out once stays out, and a trim makes room for several turns. `slack` below 1 takes the window for that
+    much smaller, after a server has refused a prompt as too long.
     """
     seat = block.asker if dialogue.seat == "user" else block.chat
     said = dialogue.messages
@@ -99,15 +101,31 @@ def prompt(dialogue: Dialogue, block: Rollout, *, slack: float = 1.0) -> Prompt 
     system = _system(dialogue, seat)
     room = int(seat.context * slack) - seat.sampling.max_tokens
     sizes = _sizes(dialogue)
-    head = sum(_guess(m["content"]) for m in system)
-    total = head + sum(sizes)
-    cut = 0
-    while total > room and cut + 2 < len(seen):
-        total -= sizes[cut] + sizes[cut + 1]
-        cut += 2
-    if total > room or (cut and block.context_full == "end"):
-        return None
+    cut, total = _as_before(dialogue, sizes, sum(_guess(m["content"]) for m in system))
+    if total > room:
+        if block.context_full == "end":
+            return None
+        # More than must be: the next turns then begin with the same messages, and their prefix stays in the cache.
+        while total > _ROOM_AFTER_TRIM * room and cut + 2 < len(seen):
+            total -= sizes[cut] + sizes[cut + 1]
+            cut += 2
+        if total > room:
+            return None
     return Prompt(system + seen[cut:], cut, total)
+
+
+def _as_before(dialogue: Dialogue, sizes: list[int], head: int) -> tuple[int, int]:
+    """Messages left out of this seat's last prompt, and the tokens of the next one if it leaves out the same.
+
+    What the server counted for that last prompt is taken where it said so; the rest is guessed from lengths.
+    """
+    last = next((turn for turn in reversed(dialogue.turns) if turn["seat"] == dialogue.seat), None)
+    if last is None:
+        return 0, head + sum(sizes)
+    cut = int(last["cut"])
+    if last["in"] is None:
+        return cut, head + sum(sizes[cut:])
+    return cut, int(last["in"]) + sum(sizes[last["t"] :])
 
 
 def _system(dialogue: Dialogue, seat: SeatConfig) -> list[Message]:

@@ -37,7 +37,13 @@ RESERVED = {
 
 
 def quiet_environment() -> None:
-    """No telemetry, no experiment tracker that was not asked for, no fork warnings. Call before importing trl."""
+    """No telemetry, no fork warnings, no threads that spin. Call before anything imports torch.
+
+    Torch's threads wait for each other by spinning, which costs nothing on an idle machine and twenty-fold as soon as
+    another process wants a core: measured here, 5 against 109 tokens/s on two busy cores. OpenMP reads its variable
+    when torch is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,236 @@
+"""The embedded engine's figures beside transformers on the same prompts. Printed, and written to results/."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from conftest import ROOT
+from engine_server import Running, lora, smollm2, start
+from test_local_tgi_fidelity import prompts
+
+pytestmark = pytest.mark.bench
+NEW_TOKENS = 64
+IN_FLIGHT = (1, 8, 32)
+ROUNDS = int(os.environ.get("HUBKIT_BENCH_ROUNDS", "3"))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Running]:
+    running = start("--model", str(smollm2()), "--slots", "32", "--context", "1024")
+    yield running
+    running.stop()
+
+
+def report(name: str, **figures: float) -> None:
+    rounded = {key: round(value, 3) for key, value in figures.items()} | {"load": round(os.getloadavg()[0], 1)}
+    sys.stderr.write(f"\n{name}: {json.dumps(rounded)}\n")
+    path = ROOT / "tests" / "bench" / "results" / "local_tgi.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**known, name: rounded}, indent=2) + "\n")
+
+
+def questions(count: int, salt: int) -> list[str]:
+    """Prompts that no cache has seen: each begins with its own number."""
+    return [f"({salt}.{i}) {prompts(80)[i]}" for i in range(count)]
+
+
+def chat(url: str, text: str, **options: Any) -> dict[str, Any]:
+    body = {"messages": [{"role": "user", "content": text}], "max_tokens": NEW_TOKENS, "temperature": 0, **options}
+    request = urllib.request.Request(
+        url + "/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=600) as answer:
+        return json.load(answer)
+
+
+def tokens_per_s(url: str, texts: list[str], **options: Any) -> float:
+    """Output tokens per second of wall time, prefill included, all `texts` at once."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(len(texts)) as pool:
+        answers = list(pool.map(lambda text: chat(url, text, **options), texts))
+    return sum(a["usage"]["completion_tokens"] for a in answers) / (time.perf_counter() - began)
+
+
+def test_served_tokens_per_second(engine: Running) -> None:
+    chat(engine.url(), "warm up")
+    figures = {}
+    for n in IN_FLIGHT:
+        rounds = [tokens_per_s(engine.url(), questions(n, 100 * n + r)) for r in range(ROUNDS)]
+        figures[f"tokens_per_s_{n}"] = statistics.median(rounds)
+    report("engine, Q8_0", **figures, rss_mib=psutil.Process(engine.process.pid).memory_info().rss / 2**20)
+
+
+def test_the_front_beside_the_bare_engine(engine: Running) -> None:
+    """The same requests straight into the engine, in this process, and through HTTP, turn about."""
+    from tokenizers import Tokenizer
+
+    from hubkit.local_tgi.engine import Job, Step
+    from hubkit.local_tgi.llamacpp import LlamaCppEngine
+
+    gguf = next(iter(Path(engine.process.args[engine.process.args.index("--cache-dir") + 1]).glob("*q8_0.gguf")))
+    tokenizer = Tokenizer.from_file(str(smollm2() / "tokenizer.json"))
+
+    def bare(texts: list[str]) -> float:
+        async def one(direct: LlamaCppEngine, text: str) -> int:
+            prompt = engine.post("/chat_tokenize", {"messages": [{"role": "user", "content": text}]})[1]
+            ids = tokenizer.encode(prompt["templated_text"], add_special_tokens=False).ids
+            return sum([isinstance(event, Step) async for event in direct.generate(Job(ids, NEW_TOKENS))])
+
+        async def everything() -> float:
+            direct = LlamaCppEngine(gguf, {}, parallel=32, context=1024)
+            await one(direct, "warm up")
+            began = time.perf_counter()
+            counts = await asyncio.gather(*[one(direct, text) for text in texts])
+            elapsed = time.perf_counter() - began
+            direct.close()
+            return sum(counts) / elapsed
+
+        return asyncio.run(everything())
+
+    pairs = [(bare(questions(8, r)), tokens_per_s(engine.url(), questions(8, 900 + r))) for r in range(ROUNDS)]
+    report(
+        "front, 8 in flight",
+        bare=statistics.median(b for b, _ in pairs),
+        served=statistics.median(s for _, s in pairs),
+        share=statistics.median(s / b for b, s in pairs),
+    )
+
+
+def test_transformers_generate_batch() -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(smollm2(), padding_side="left")
+    figures = {}
+    for n in IN_FLIGHT:
+        rates = []
+        for r in range(ROUNDS):
+            chats = [[{"role": "user", "content": text}] for text in questions(n, 100 * n + r)]
+            began = time.perf_counter()
+            batch = tokenizer.apply_chat_template(
+                chats, add_generation_prompt=True, return_tensors="pt", padding=True, return_dict=True
+            )
+            with torch.inference_mode():
+                out = model.generate(**batch, max_new_tokens=NEW_TOKENS, do_sample=False)
+            elapsed = time.perf_counter() - began
+            written = out[:, batch["input_ids"].shape[1] :]
+            ended = (written == model.generation_config.eos_token_id).int().cumsum(1).clamp(max=1)
+            rates.append(float((1 - ended).sum() + ended.amax(1).sum()) / elapsed)
+        figures[f"tokens_per_s_{n}"] = statistics.median(rates)
+    report("transformers generate, float32", **figures)
+
+
+def test_transformers_serve() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(smollm2()), "--port", str(port)]
+    serving = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                chat(url, "warm up", model=str(smollm2()), max_tokens=2)
+                break
+            except OSError:
+                if serving.poll() is not None:
+                    pytest.skip("transformers serve does not start here")
+                time.sleep(0.5)
+        figures = {f"tokens_per_s_{n}": tokens_per_s(url, questions(n, 100 * n), model=str(smollm2())) for n in (1, 8)}
+        report("transformers serve", **figures)
+    finally:
+        serving.terminate()
+        serving.wait(20)
+
+
+def test_many_turns_from_both_seats_re_use_their_prefixes() -> None:
+    """8 dialogues × 5 turns × both seats, two adapters on one base: the share of prompt tokens not computed again."""
+    both = start(
+        "--model", str(smollm2()), f"--adapter=asker={lora('asker')}", f"--adapter=chat={lora('chat')}",
+        "--listen=127.0.0.1:0=asker", "--listen=127.0.0.1:0=chat", "--slots", "16", "--context", "2048",
+    )  # fmt: skip
+    turns, tokens = 5, 0
+
+    def dialogue(number: int) -> int:
+        system = {"role": "system", "content": f"You are person {number} and you ask about {prompts(8)[number][:80]}."}
+        said: list[str] = []
+        written = 0
+        for turn in range(2 * turns):
+            asking = turn % 2 == 0
+            roles = ("assistant", "user") if asking else ("user", "assistant")
+            messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(said)]
+            body = {
+                "messages": [system, *messages] if asking else messages,
+                "max_tokens": 48,
+                "temperature": 0.7,
+                "seed": number,
+            }
+            status, answer = both.post("/v1/chat/completions", body, "asker" if asking else "chat")
+            assert status == 200, answer
+            said.append(answer["choices"][0]["message"]["content"].strip() or "Go on.")
+            written += answer["usage"]["completion_tokens"]
+        return written
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(8) as pool:
+        tokens = sum(pool.map(dialogue, range(8)))
+    elapsed = time.perf_counter() - began
+    with urllib.request.urlopen(both.url("asker") + "/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    counters = {name: float(value) for name, value in (x.rsplit(" ", 1) for x in lines if not x.startswith("#"))}
+    shares = {
+        adapter: counters[f'hubkit_prompt_tokens_cached_total{{adapter="{adapter}"}}']
+        / counters[f'hubkit_prompt_tokens_total{{adapter="{adapter}"}}']
+        for adapter in ("asker", "chat")
+    }
+    both.stop()
+    report(
+        "8 dialogues × 5 turns × both seats",
+        cached_share_asker=shares["asker"],
+        cached_share_chat=shares["chat"],
+        tokens_per_s=tokens / elapsed,
+        turns_per_s=16 * turns / elapsed,
+    )
+    assert min(shares.values()) > 0.5
+
+
+def test_starts(tmp_path: Path) -> None:
+    arguments = ("--model", str(smollm2()), "--slots", "16", "--cache-dir", str(tmp_path))
+    times = []
+    for _ in range(3):
+        running = start(*arguments)
+        times.append(running.start_s)
+        memory = psutil.Process(running.process.pid).memory_info().rss / 2**20
+        running.stop()
+    report("start", cold_s=times[0], warm_s=min(times[1:]), rss_mib=memory)
+
+
+def test_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    cuda = start("--model", str(smollm2()), "--engine", "transformers", "--slots", "32")
+    figures = {f"tokens_per_s_{n}": tokens_per_s(cuda.url(), questions(n, 100 * n)) for n in IN_FLIGHT}
+    cuda.stop()
+    report("transformers engine on CUDA, bfloat16", **figures)

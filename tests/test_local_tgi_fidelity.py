@@ -1,0 +1,226 @@
+"""The engine computes what transformers computes in float32, whatever was asked of it before.
+
+Tolerances: full precision (F32 weights, F16 cache) stays within 0.05 of every log-probability that matters and picks
+the same text. Q8_0 is allowed a mean total-variation distance of 0.05 on the first token; what it really costs is in
+the benchmark's table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SHARED_DATA
+from engine_server import Running, lora, shared_engine, smollm2, start
+
+TOP = 5
+F32_TOLERANCE = 0.05
+Q8_MEAN_DISTANCE = 0.08
+
+
+@pytest.fixture(scope="session")
+def engine() -> Running:
+    return shared_engine()
+
+
+@functools.cache
+def prompts(count: int) -> list[str]:
+    """Real questions, each once."""
+    questions = sorted((SHARED_DATA / "fastchat").rglob("*question*.jsonl"))
+    if not questions:
+        pytest.skip("no benchmark questions here")
+    lines = [json.loads(line) for path in questions for line in path.read_text("utf-8").splitlines()]
+    texts = [line["turns"][0] if "turns" in line else line["text"] for line in lines]
+    return [text for text in dict.fromkeys(texts) if len(text) < 400][:count]
+
+
+@functools.cache
+def reference(adapter: str | None) -> tuple[Any, Any]:
+    """transformers, float32, and its tokenizer."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(1)  # threads that wait for each other crawl on a busy machine
+    model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=torch.float32)
+    if adapter:
+        model = PeftModel.from_pretrained(model, str(lora(adapter)))
+    return model.eval(), AutoTokenizer.from_pretrained(smollm2())
+
+
+def expected(adapter: str | None, text: str, new_tokens: int = 0) -> tuple[Any, str]:
+    """transformers' first-token log-probabilities after `text` as a user's turn, and its greedy answer."""
+    import torch
+
+    model, tokenizer = reference(adapter)
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    with torch.inference_mode():
+        logprobs = model(**ids, logits_to_keep=1).logits[0, -1].log_softmax(-1)
+        answer = ""
+        if new_tokens:
+            out = model.generate(**ids, max_new_tokens=new_tokens, do_sample=False)
+            answer = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    return logprobs, answer
+
+
+def served(engine: Running, adapter: str | None, text: str, new_tokens: int) -> tuple[dict[str, float], str]:
+    """The engine's best first tokens with their log-probabilities, and its greedy answer."""
+    status, answer = engine.post(
+        "/v1/chat/completions",
+        {
+            "model": adapter or "base",
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": new_tokens,
+            "temperature": 0,
+            "logprobs": True,
+            "top_logprobs": TOP,
+        },
+    )
+    assert status == 200, answer
+    choice = answer["choices"][0]
+    top = {item["token"]: item["logprob"] for item in choice["logprobs"]["content"][0]["top_logprobs"]}
+    return top, choice["message"]["content"]
+
+
+def differences(engine: Running, adapter: str | None, texts: list[str]) -> list[tuple[float, float]]:
+    """Per prompt: the largest log-probability error, and the probability mass that moved, over the best tokens."""
+    found = []
+    for text in texts:
+        truth, _ = expected(adapter, text)
+        top, _ = served(engine, adapter, text, 1)
+        tokenizer = reference(adapter)[1]
+        pairs = [(logprob, float(truth[tokenizer.encode(token)[0]])) for token, logprob in top.items()]
+        worst = max(abs(ours - theirs) for ours, theirs in pairs)
+        moved = sum(abs(math.exp(ours) - math.exp(theirs)) for ours, theirs in pairs) / 2
+        found.append((worst, moved))
+    return found
+
+
+@pytest.mark.parametrize("adapter", [None, "asker"])
+def test_full_precision_agrees_with_transformers(engine: Running, adapter: str | None) -> None:
+    found = differences(engine, adapter, prompts(4))
+    assert max(worst for worst, _ in found) < F32_TOLERANCE
+    for text in prompts(2):
+        assert served(engine, adapter, text, 12)[1] == expected(adapter, text, 12)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [None, "asker", "chat"])
+def test_full_precision_agrees_on_fifty_prompts(engine: Running, adapter: str | None) -> None:
+    found = differences(engine, adapter, prompts(50))
+    assert max(worst for worst, _ in found) < F32_TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", [None, "asker"])
+def test_q8_0_stays_close(adapter: str | None) -> None:
+    quantised = start(
+        "--model", str(smollm2()), f"--adapter=asker={lora('asker')}", "--threads", "1", "--context", "1024"
+    )
+    found = differences(quantised, adapter, prompts(50))
+    quantised.stop()
+    print(f"\nQ8_0, {adapter or 'base'}: mean distance {statistics.mean(moved for _, moved in found):.4f}")
+    assert statistics.mean(moved for _, moved in found) < Q8_MEAN_DISTANCE
+
+
+def test_an_adapters_output_never_depends_on_what_another_computed(engine: Running) -> None:
+    """The same dialogue through every adapter, interleaved, each turn after another adapter filled the slots."""
+    fresh = {}
+    for adapter in ("base", "asker", "chat"):
+        alone = start(
+            "--model", str(smollm2()), *(["--adapter", f"{adapter}={lora(adapter)}"] if adapter != "base" else []),
+            "--slots", "1", "--threads", "1", "--context", "512", "--dtype", "f32",
+        )  # fmt: skip
+        fresh[adapter] = served(alone, adapter, "Tell me about tea.", 20)
+        alone.stop()
+    narrow = start(
+        "--model", str(smollm2()), f"--adapter=asker={lora('asker')}", f"--adapter=chat={lora('chat')}",
+        "--slots", "2", "--threads", "1", "--context", "512", "--dtype", "f32",
+    )  # fmt: skip
+    for order in (("base", "asker", "chat"), ("chat", "base", "asker"), ("asker", "asker", "base", "chat", "chat")):
+        for adapter in order:
+            top, text = served(narrow, adapter, "Tell me about tea.", 20)
+            assert text == fresh[adapter][1], f"{adapter} after {order}"
+            for token, logprob in fresh[adapter][0].items():
+                assert abs(top.get(token, -99) - logprob) < F32_TOLERANCE, f"{adapter} after {order}"
+    narrow.stop()
+
+
+def test_slots_tell_dialogues_seats_and_adapters_apart() -> None:
+    from hubkit.local_tgi.engine import Job
+    from hubkit.local_tgi.slots import SlotPool
+
+    async def play() -> None:
+        pool = SlotPool(4)
+        system = list(range(30))
+
+        async def turn(prompt: list[int], reply: list[int], adapter: str | None) -> tuple[int, int]:
+            job = Job(prompt, 8, adapter=adapter)
+            slot = await pool.acquire(job)
+            shared = slot.shared_prefix(prompt) if slot.adapter == adapter else 0
+            pool.release(slot, job, reply, computed=True)
+            return slot.id, shared
+
+        one = [*system, *range(101, 107)]
+        first, _ = await turn(one, [1] * 50, "asker")
+        other, _ = await turn([*system, *range(200, 250)], [2] * 50, "asker")
+        assert other != first, "a dialogue that shares only the system message must not evict another"
+        same_prompt, shared = await turn(one, [3] * 50, "chat")
+        assert (same_prompt not in (first, other), shared) == (True, 0), "another adapter's cache is never used"
+        again, shared = await turn([*one, *[1] * 50, 7, 8, 9], [4], "asker")
+        assert (again, shared) == (first, len(one) + 50), "the next turn finds its own slot and all of its prefix"
+
+    asyncio.run(play())
+
+
+def test_the_transformers_engine_serves_the_same_contract() -> None:
+    torch_engine = start(
+        "--model", str(smollm2()), f"--adapter=asker={lora('asker')}", "--engine", "transformers", "--context", "512"
+    )
+    assert torch_engine.get("/info")["engine"] == "transformers"
+    for adapter in (None, "asker"):
+        text = prompts(1)[0]
+        assert served(torch_engine, adapter, text, 12)[1] == expected(adapter, text, 12)[1]
+    torch_engine.stop()
+
+
+def test_the_transformers_engine_on_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    cuda = start("--model", str(smollm2()), "--engine", "transformers", "--context", "512")
+    top, _ = served(cuda, None, prompts(1)[0], 8)
+    truth, _ = expected(None, prompts(1)[0])
+    tokenizer = reference(None)[1]
+    best = max(top, key=lambda token: top[token])
+    assert abs(top[best] - float(truth[tokenizer.encode(best)[0]])) < 0.2  # bfloat16
+    cuda.stop()
+
+
+def test_an_architecture_without_a_conversion_is_served_by_transformers(tmp_path: Path) -> None:
+    import shutil
+
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=49152, n_embd=32, n_layer=2, n_head=2, n_positions=256, eos_token_id=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if (smollm2() / name).exists():
+            shutil.copy(smollm2() / name, tmp_path / name)
+    other = start("--model", str(tmp_path), "--context", "256")
+    assert other.get("/info")["engine"] == "transformers"
+    status, answer = other.post("/generate", {"inputs": "Hi", "parameters": {"max_new_tokens": 3}})
+    assert status == 200, answer
+    other.stop()
+    refused = start("--model", str(tmp_path), "--engine", "llamacpp", wait=False)
+    assert refused.process.wait(60) == 1
+    assert "no conversion to llama.cpp for GPT2LMHeadModel" in refused.log.read_text()
