@@ -290,6 +290,7 @@ def available() -> dict[str, list[str]]:
 def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = ()) -> Recipe:
     """Read recipe `name` (a shipped name or a path), lay `profiles` over it, then ``dotted.key=value`` overrides.
 
+    An end mark that the asker is trained on also ends dialogues, unless the rollout names another.
     Raises `RecipeError` when a file is missing or not YAML, or a key or value is not what a recipe may hold.
     """
     data = _read(name)
@@ -301,9 +302,13 @@ def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = 
     if profile_names:
         data["profile"] = "+".join(Path(p).stem for p in profile_names)
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
         raise RecipeError(_explain(name, error)) from None
+    if recipe.asker.end_mark and recipe.rollout.end_mark is None:
+        rollout = recipe.rollout.model_copy(update={"end_mark": recipe.asker.end_mark})
+        return recipe.model_copy(update={"rollout": rollout})
+    return recipe
 
 
 def _read(name: str) -> dict[str, Any]:

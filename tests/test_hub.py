@@ -14,6 +14,8 @@ import pytest
 from hubkit.errors import DiskFullError, HubError, HubUnreachableError, RepoMissingError
 from hubkit.hub import Hub, Ref, connect, embedded, environment
 
+CLIENTS = 64
+
 
 @pytest.fixture
 def hub(hubkit_home: Path) -> Hub:
@@ -45,13 +47,13 @@ def test_replace_deletes_what_is_stale_and_nothing_else(hub: Hub, tmp_path: Path
 
 
 def test_commits_at_once_all_land_in_one_line_of_history(hub: Hub, tmp_path: Path) -> None:
-    folders = [_folder(tmp_path, **{f"file{n}": str(n)}) for n in range(6)]
-    with ThreadPoolExecutor(6) as pool:
-        refs = list(pool.map(lambda n: hub.commit("local/many", folders[n], f"Commit {n}"), range(6)))
-    titles = [c.title for c in hub.api.list_repo_commits("local/many")]
-    assert len({ref.revision for ref in refs}) == 6
-    assert sorted(t for t in titles if t.startswith("Commit")) == [f"Commit {n}" for n in range(6)]
-    assert {f"file{n}" for n in range(6)} <= set(hub.api.list_repo_files("local/many"))
+    folders = [_folder(tmp_path, **{f"file{n}": str(n)}) for n in range(CLIENTS)]
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        refs = list(pool.map(lambda n: hub.commit("local/many", folders[n], f"Commit {n}"), range(CLIENTS)))
+    titles = {c.title for c in hub.api.list_repo_commits("local/many")}
+    assert len({ref.revision for ref in refs}) == CLIENTS
+    assert {f"Commit {n}" for n in range(CLIENTS)} <= titles
+    assert {f"file{n}" for n in range(CLIENTS)} <= set(hub.api.list_repo_files("local/many"))
 
 
 def test_a_commit_is_found_by_its_mark(hub: Hub, tmp_path: Path) -> None:

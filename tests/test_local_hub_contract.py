@@ -175,6 +175,7 @@ def test_lists_are_cut_into_pages(api: HfApi, server: HubServer) -> None:
     names = [f"local/page-{n}" for n in range(5)]
     for name in names:
         api.create_repo(name, repo_type="dataset")
+    time.sleep(1.1)  # commits are dated by the second
     card = b"---\ntags: [needle]\nlicense: mit\n---\n"
     api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id=names[2], repo_type="dataset")
     found, url = [], f"{server.url}/api/datasets?search=page-&limit=2&sort=createdAt"

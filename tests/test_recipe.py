@@ -89,6 +89,11 @@ def test_a_value_changes_the_digest_of_its_own_stage_only(changed: str) -> None:
     assert [s for s in KEYED if before.digest(s) != after.digest(s)] == [changed]
 
 
+def test_what_the_asker_learns_to_end_with_ends_its_dialogues() -> None:
+    assert load("parrot").rollout.end_mark is None
+    assert load("parrot", overrides=["asker.end_mark=<done>"]).rollout.end_mark == "<done>"
+
+
 def test_a_profile_lays_over_and_is_named() -> None:
     recipe = load("parrot", profiles=["laptop"])
     assert recipe.profile == "laptop"

@@ -422,10 +422,11 @@ def check_against_ledger(folder: Path, server: Handle) -> tuple[int, int]:
 def test_kill_9_loses_nothing_and_asks_for_nothing_twice(tmp_path: Path, fsync: str) -> None:
     given = {"dialogues": 40, "in_flight": 8, "shard_dialogues": 5, "fsync": fsync}
     with mock(latency=0.02) as server:
-        for delay in (0.3, 0.7, 0.2, 0.5):
+        for delay in (0.03, 0.07, 0.02, 0.05):
+            before = server.stats()["answered"]
             driver = start([server.url], tmp_path, **given)
-            while driver.poll() is None and not driver.stdout.readline():
-                pass
+            while driver.poll() is None and server.stats()["answered"] < before + 20:
+                time.sleep(0.01)
             time.sleep(delay)
             driver.kill()
             driver.wait()

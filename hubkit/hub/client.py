@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-COMMIT_ATTEMPTS = 8
+COMMIT_ATTEMPTS = 100
+BACKOFF_CAP_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ class Hub:
             with self.translated(f"committing to {repo_type} {repo_id}", conflicts=True) as outcome:
                 return self._commit_once(repo_id, repo_type, folder, message, replace)
             if outcome.conflict:
-                time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
+                time.sleep(random.uniform(0.1, 1.0) * min(0.05 * 2**attempt, BACKOFF_CAP_S))
         raise CommitConflictError(
             f"{repo_type} {repo_id}: {COMMIT_ATTEMPTS} commits lost against others'; try again when they are done",
             status=412,

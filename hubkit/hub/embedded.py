@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ def running() -> dict[str, Any] | None:
         state: dict[str, Any] = json.loads((local_root() / "server.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return state if _answers(state["url"]) else None
+    return state if _answers(state) else None
 
 
 def ensure_running() -> str:
@@ -82,7 +81,7 @@ def stop(*, timeout_s: float = 10.0) -> bool:
         return False
     os.kill(state["pid"], signal.SIGTERM)
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline and _answers(state["url"]):
+    while time.monotonic() < deadline and _answers(state):
         time.sleep(0.05)
     return True
 
@@ -118,9 +117,10 @@ def default_namespace() -> str:
     return settings().namespace or LOCAL
 
 
-def _answers(url: str) -> bool:
+def _answers(state: dict[str, Any]) -> bool:
+    """Whether the server of `state` answers at its address, and not another one that took its port since."""
     try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError, ValueError):
+        with urllib.request.urlopen(f"{state['url']}/healthz", timeout=5) as answer:
+            return bool(json.load(answer).get("pid") == state["pid"])
+    except (OSError, ValueError, KeyError):
         return False

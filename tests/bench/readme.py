@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,32 @@ def _difference(against: dict[str, Any]) -> str:
     return f"{against['difference']:+.3f} ({confidence:.0%} interval {low:+.3f} to {high:+.3f})"
 
 
+def hub() -> str:
+    """The embedded Hub: the clients' own suites, and what its bench measured."""
+    suites = json.loads((ROOT / "tests" / "contract" / "figures.json").read_text("utf-8"))
+    lines = ["| suite | tests that reach the server | pass | on the list of what a local Hub has no use for |"]
+    lines += ["| --- | --- | --- | --- |"]
+    lines += [
+        f"| {name} {s['version']} | {s['reach_the_server']} | {s['passed']} | {s['expected_failures']} |"
+        for name, s in suites.items()
+    ]
+    bench = json.loads((RESULTS / "local_hub.json").read_text("utf-8"))
+    lfs, xet, commit = bench["1 GiB up by lfs"], bench["1 GiB up by xet"], bench["one file into 2,000"]
+    peak_mib = max(lfs["server_peak_mib"], xet["server_peak_mib"])
+    sentence = (
+        f"1 GiB up takes {lfs['ratio']:.1f} times (LFS) and {xet['ratio']:.1f} times (Xet) as long as reading, "
+        f"hashing, writing and syncing the same bytes in the same run, with a server of at most {peak_mib:.0f} MiB; one file "
+        f"into a repo of 2,000 is committed in {commit['commit_median_ms']:.0f} ms (median)."
+    )
+    return "\n".join([*lines, "", sentence])
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"demo": demo, "hub": hub}
+
+
 def filled(text: str) -> str:
     """`text` with every figures block written anew."""
-    for name, table in {"demo": demo}.items():
+    for name, table in BLOCKS.items():
         block = f"<!-- figures: {name} -->\n{table()}\n<!-- end figures -->"
         text = re.sub(rf"<!-- figures: {name} -->.*?<!-- end figures -->", lambda _, b=block: b, text, flags=re.DOTALL)
     return text
