@@ -22,6 +22,7 @@ SETTINGS = settings()
 ASKER, CHAT = model("asker", SETTINGS), model("chat", SETTINGS)
 LIMIT = RateLimit(PER_MINUTE)
 MAX_TURNS = 12
+PAUSED: dict[str | None, bool] = {}
 KEPT = Path(tempfile.mkdtemp(prefix="dialogues-"))
 TOPICS = [
     "What should I cook for four friends, one of whom is vegan?",
@@ -124,6 +125,7 @@ def converse(
     Only whole turns enter the state, so pausing in the middle of one loses nothing but that one.
     """
     LIMIT.check(request)
+    PAUSED.pop(request.session_hash, None)
     if not messages and opening.strip():
         messages = [{"role": "user", "content": checked(opening)}]
         yield messages, messages, _progress(messages, turns)
@@ -136,6 +138,9 @@ def converse(
         who, role = (ASKER, "user") if asker_next else (CHAT, "assistant")
         text = ""
         for text, status in turn(who, messages, temperature):
+            if PAUSED.pop(request.session_hash, False):
+                yield messages, messages, f"Paused after {_human_turns(messages)} turns."
+                return
             yield in_progress(messages, role, text, status), messages, f"{who.name} is writing …"
         words, over = ended(text) if asker_next else (text.strip(), False)
         if not words and not asker_next:
@@ -145,6 +150,13 @@ def converse(
         if over:
             yield messages, messages, f"**The asker has ended the conversation** after {_human_turns(messages)} turns."
             return
+
+
+def ask_to_pause(request: gr.Request) -> None:
+    """The conversation of this visitor stops at the next word, and takes the unfinished turn back by itself."""
+    PAUSED[request.session_hash] = True
+    while len(PAUSED) > 1000:  # of visitors who pressed it while nothing was running
+        PAUSED.pop(next(iter(PAUSED)), None)
 
 
 def one_step(
@@ -297,8 +309,7 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
             go.click(converse, given, scene, api_visibility="private", concurrency_limit=2),
             step.click(one_step, given, scene, api_visibility="private", concurrency_limit=2),
         ]
-        pause.click(lambda m: (m, f"Paused after {_human_turns(m)} turns."), theirs, [stage, news], cancels=talking,
-                    api_visibility="private")  # fmt: skip
+        pause.click(ask_to_pause, None, None, queue=False, api_visibility="private")
         stage.clear(lambda: ([], ""), None, [theirs, news], cancels=talking, api_visibility="private")
         fresh.click(lambda: ([], [], ""), None, scene, cancels=talking, api_visibility="private")
     with gr.Tab("Who is human?", id="blind"):

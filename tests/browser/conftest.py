@@ -83,9 +83,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Headless Chromium: the system's where there is one, else Playwright's own."""
+    """Headless Chromium: the system's where there is one, else Playwright's own.
+
+    Ends with its module: while it runs, this thread has an event loop, and no other test could start one.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
     system = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
     with playwright.sync_playwright() as session:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from hub_server import HubServer
 
 pytestmark = pytest.mark.browser
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PHONE = {"width": 360, "height": 740}
 PAGES = ("", "/tree/main", "/blob/main/README.md", "/commits/main", "/commit/main", "/rows", "/discussions/1")
 
@@ -53,19 +51,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
 
 
 @pytest.fixture
-def tab(server: HubServer) -> Iterator[Any]:
+def tab(server: HubServer, browser: Any) -> Iterator[Any]:
     """A phone's browser tab. Whatever it wants to load from elsewhere, or complains about, fails the test."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
     elsewhere: list[str] = []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport=PHONE, base_url=server.url)
-        page.on("requestfinished", lambda request: elsewhere.append(request.url))
-        page.on("pageerror", lambda error: elsewhere.append(f"error: {error}"))
-        yield page
-        browser.close()
+    page = browser.new_page(viewport=PHONE, base_url=server.url)
+    page.on("requestfinished", lambda request: elsewhere.append(request.url))
+    page.on("pageerror", lambda error: elsewhere.append(f"error: {error}"))
+    yield page
+    page.close()
     assert [url for url in elsewhere if not url.startswith(server.url)] == []
 
 
