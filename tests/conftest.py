@@ -16,7 +16,7 @@ for _name in [n for n in os.environ if n.startswith(("HF_", "HUBKIT_", "TRANSFOR
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_WAIT_POLICY"] = "passive"  # spinning threads take the cores from everybody else's tests
+os.environ["GOMP_SPINCOUNT"] = "4000"  # as the command line sets it
 os.environ["PYTHONPATH"] = str(ROOT)
 
 

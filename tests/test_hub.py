@@ -56,6 +56,15 @@ def test_commits_at_once_all_land_in_one_line_of_history(hub: Hub, tmp_path: Pat
     assert {f"file{n}" for n in range(CLIENTS)} <= set(hub.api.list_repo_files("local/many"))
 
 
+def test_equal_large_files_of_one_commit_all_arrive(hub: Hub, tmp_path: Path) -> None:
+    folder = tmp_path / "twins"
+    folder.mkdir()
+    for n in range(6):
+        (folder / f"{n}.safetensors").write_bytes(b"same" * 500_000)
+    ref = hub.commit("local/twins", folder, "First")
+    assert {hub.read(ref, f"{n}.safetensors") for n in range(6)} == {b"same" * 500_000}
+
+
 def test_a_commit_is_found_by_its_mark(hub: Hub, tmp_path: Path) -> None:
     ref = hub.commit("local/marked", _folder(tmp_path, a="1"), "Made [stage:abc]")
     hub.commit("local/marked", _folder(tmp_path, a="2"), "Later")

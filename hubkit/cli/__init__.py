@@ -23,7 +23,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
-    "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait slow down twenty-fold on a busy machine
+    "GOMP_SPINCOUNT": "4000",  # wait for each other awake, but not for long: somebody else may want the core
 }
 
 app = typer.Typer(

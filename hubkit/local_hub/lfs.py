@@ -59,9 +59,16 @@ def batch(call: Call, repo: Repo, rest: list[str]) -> Response:
     if operation == "upload" and not require_user(call).may_write:
         raise Refusal(403, "Forbidden: this token only has the read role; a write token is needed.")
     transfers = field(body, "transfers", list, ["basic"])
-    answers = [_batch_one(call, repo, operation, item, "multipart" in transfers) for item in objects]
+    answers = [_batch_one(call, repo, operation, item, "multipart" in transfers) for item in _distinct(objects)]
     chosen = "multipart" if any("chunk_size" in _upload_header(a) for a in answers) else "basic"
     return JSONResponse({"transfer": chosen, "objects": answers, "hash_algo": "sha256"}, media_type=_CONTENT_TYPE)
+
+
+def _distinct(objects: list[Any]) -> list[Any]:
+    """Each object once: a client that is told twice to upload the same bytes reads one stream from two threads."""
+    return list(
+        {str(item.get("oid")) if isinstance(item, dict) else str(n): item for n, item in enumerate(objects)}.values()
+    )
 
 
 def _upload_header(answer: dict[str, Any]) -> dict[str, Any]:

@@ -31,15 +31,19 @@ def main() -> None:
     options.add_argument("--runs", type=int, default=3)
     options.add_argument("--recipes", nargs="+", default=["parrot", "realm"])
     options.add_argument("--wheels", type=Path)
+    options.add_argument("--more", action="store_true", help="add to the runs that the file holds")
     chosen = options.parse_args()
-    results = {recipe: measure(recipe, chosen.runs, chosen.wheels) for recipe in chosen.recipes}
+    results: dict[str, Any] = json.loads(RESULTS.read_text("utf-8"))["recipes"] if chosen.more else {}
+    for recipe in chosen.recipes:
+        before = results.get(recipe, {}).get("runs", [])
+        results[recipe] = summary(before + measure(recipe, chosen.runs, chosen.wheels))
     RESULTS.parent.mkdir(exist_ok=True)
     report = {"machine": machine(), "command": "make bench-demo", "recipes": results}
     RESULTS.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     print(json.dumps({name: result["seconds_median"] for name, result in results.items()}))
 
 
-def measure(recipe: str, runs: int, wheels: Path | None) -> dict[str, Any]:
+def measure(recipe: str, runs: int, wheels: Path | None) -> list[dict[str, Any]]:
     """Run `recipe` `runs` times from nothing, and once more on top of the last; seconds, stages and what came out."""
     made = []
     for _ in range(runs):
@@ -50,10 +54,15 @@ def measure(recipe: str, runs: int, wheels: Path | None) -> dict[str, Any]:
             again = run(recipe, home)
             made.append({**first, "again_s": again["seconds"]})
             subprocess.run([sys.executable, "-m", "hubkit", "hub", "stop"], env=env(home), check=False)
+    return made
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The medians of `runs`, and the runs."""
     return {
-        "seconds_median": statistics.median(m["seconds"] for m in made),
-        "again_s_median": statistics.median(m["again_s"] for m in made),
-        "runs": made,
+        "seconds_median": statistics.median(run["seconds"] for run in runs),
+        "again_s_median": statistics.median(run["again_s"] for run in runs),
+        "runs": runs,
     }
 
 
