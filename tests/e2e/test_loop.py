@@ -217,7 +217,7 @@ def test_the_two_clients_get_an_answer_from_both_seats(loop: dict[str, Any], sta
         (["run", "parrot", "--profile", "laptop", "--set", "asker.base=nobody/nothing"], {}, "nobody/nothing"),
         (["run", "parrot", "--profile", "laptop"], {"HUBKIT_HUB": "http://127.0.0.1:9"}, "does not answer"),
         (["run", "parrot", "--profile", "laptop"], {"HUBKIT_HUB": "nowhere"}, "HUBKIT_HUB"),
-        (["rollout", "parrot", "--profile", "laptop", "--set", "asker.max_tokens=77"], {}, "has not run"),
+        (["rollout", "parrot", "--profile", "laptop", "--set", "asker.sft.max_length=77"], {}, "has not run"),
     ],
 )
 def test_mistakes_are_one_clear_sentence(loop: dict[str, Any], cli: Any, arguments: Any, env: Any, says: str) -> None:
