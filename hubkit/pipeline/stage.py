@@ -42,9 +42,10 @@ class Context:
         """The commit of an earlier stage. Raises `StageError` when that stage has not run."""
         if ref := self.made.get(stage):
             return ref
+        verb = f"train {stage}" if stage in ("asker", "chat") else stage
         raise StageError(
-            f"stage {stage!r} of recipe {self.recipe.name!r} has not run for these values; "
-            f"run `hubkit {stage} {self.recipe.name}` first, or `hubkit run {self.recipe.name}` for all stages"
+            f"stage {stage!r} of recipe {self.recipe.name!r} has not run for these values; with the same --profile and "
+            f"--set, run `hubkit {verb} {self.recipe.name}` first, or `hubkit run {self.recipe.name}` for all stages"
         )
 
 
