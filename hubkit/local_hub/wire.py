@@ -51,8 +51,8 @@ class Refusal(HubError):
 
 
 def header_safe(text: str) -> str:
-    """Text as it may stand in a header: one line of printable latin-1, at most 400 characters."""
-    return "".join(c if " " <= c <= "~" or "\xa0" <= c <= "\xff" else "?" for c in text)[:400]
+    """Text as it may stand in a header: one line of printable latin-1, at most 400 characters, no space at its ends."""
+    return "".join(c if " " <= c <= "~" or "\xa0" <= c <= "\xff" else "?" for c in text)[:400].strip()
 
 
 class Call:
