@@ -24,7 +24,7 @@ _IN_FLIGHT, _EMBEDDED_IN_FLIGHT = 8, 4
 _TOKENS, _EMBEDDED_TOKENS = 1024, 96
 _VERDICT_TOKENS, _EMBEDDED_VERDICT_TOKENS = 1024, 48
 _MODEL = "REPO_ID[@REV] (on our engine), deploy:REPO_ID[@REV] (on an endpoint made for it), URL[#MODEL], or a file"
-_SOURCE = "FILE or REPO_ID[@REV]:FILE"
+_SOURCE = "FILE or REPO_ID[@REV][:FILE]"
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL} of answers.")]
 Against = Annotated[str | None, typer.Option("--against", "-a", metavar="MODEL", help="Compare with this one.")]
@@ -32,6 +32,9 @@ Name = Annotated[
     str, typer.Option("--benchmark", "-b", help="offline-16, mt-bench, mt-bench-8, vicuna, alpaca, or a question file.")
 ]
 Questions = Annotated[str | None, typer.Option(metavar="SOURCE", help=f"Its questions: {_SOURCE}.")]
+Columns = Annotated[
+    list[str], typer.Option("--column", metavar="OURS=THEIRS", help="E.g. turns=question: what its columns are called.")
+]
 References = Annotated[str | None, typer.Option(metavar="SOURCE", help=f"Reference answers: {_SOURCE}.")]
 Way = Annotated[str | None, typer.Option(help="single (grades) or pairwise (both orders); default: the benchmark's.")]
 JudgeName = Annotated[str, typer.Option(metavar="MODEL", help="Who judges: URL[#MODEL], REPO_ID, or deploy:REPO_ID.")]
@@ -63,6 +66,7 @@ def chat(
     against: Against = None,
     benchmark: Name = "offline-16",
     questions: Questions = None,
+    column: Columns = [],  # noqa: B006 - typer copies it
     references: References = None,
     mode: Way = None,
     judge: JudgeName = _WEAK_JUDGE,
@@ -90,10 +94,10 @@ def chat(
     way = _mode(mode, benchmark)
     with out.bars(quiet=json) as bar_for:
         names = Names(bar_for("look up"))
-        found = benchmarks.load(benchmark, names.file, questions=questions, references=references)
-        found = found.part(questions=limit, turns=turns)
-        caps = {"budget_usd": budget_usd, "budget_tokens": budget_tokens}
-        block = _block(judge, setting, caps, in_flight)
+        found = benchmarks.load(
+            benchmark, names.file, questions=questions, references=references, columns=_columns(column)
+        ).part(questions=limit, turns=turns)
+        block = _block(judge, setting, {"budget_usd": budget_usd, "budget_tokens": budget_tokens}, in_flight)
         on, spoken = terms(engine, hardware), Served(server, token_env)
         players = [names.player(name, spoken, on) for name in (model, against) if name]
         judging = names.player(judge, Served(block.judge.profile, block.judge.token_env), block.judge.deploy or on)
@@ -117,6 +121,15 @@ def chat(
         out.data(plan) if json else _show_plan(plan)
     else:
         out.data(result.to_dict()) if json else _show(result)
+
+
+def _columns(pairs: list[str]) -> dict[str, str]:
+    from hubkit.evals.benchmarks import COLUMNS
+
+    found = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    if len(found) < len(pairs) or set(found) - set(COLUMNS):
+        raise typer.BadParameter(f"must be OURS=THEIRS, with OURS out of {', '.join(COLUMNS)}", param_hint="--column")
+    return found
 
 
 def _block(judge: str, setting: list[str], caps: dict[str, Any], in_flight: int | None) -> Judging:

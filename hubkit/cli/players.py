@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.cli import out
-from hubkit.errors import RecipeError, SourceError
+from hubkit.errors import RecipeError, RepoMissingError, SourceError
 
 if TYPE_CHECKING:
     from hubkit.evals import Player
-    from hubkit.hub import Hub
+    from hubkit.hub import Hub, Ref
     from hubkit.pipeline.serving import Model, Reached
     from hubkit.progress import Progress
     from hubkit.recipe import Deploy
@@ -27,7 +27,7 @@ HARDWARE = "aws-nvidia-l40s-x1"
 """What it runs on, unless said."""
 
 _FILE = re.compile(
-    r"(?:(?P<type>datasets|models|spaces)/)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:\s]+))?:(?P<file>[^:]+)\Z"
+    r"(?:(?P<type>datasets|models|spaces)/)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:\s]+))?(?::(?P<file>[^:]+))?\Z"
 )
 _REPO = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:\s]+))?\Z")
 
@@ -92,20 +92,40 @@ class Names:
         return self._hub
 
     def file(self, name: str) -> tuple[Path, str]:
-        """Where ``FILE`` or ``[datasets/|spaces/|models/]REPO_ID[@REV]:FILE`` lies here, and what to call it."""
+        """Where ``FILE`` or ``[datasets/|spaces/|models/]REPO_ID[@REV][:FILE]`` lies here, and what to call it.
+
+        Without a file, a repo's only JSON or parquet file is meant.
+        """
         if Path(name).is_file():
             return Path(name), Path(name).name
         match = _FILE.match(name)
-        if match is None:
+        if match is None or (not match["file"] and name.endswith((".json", ".jsonl", ".parquet"))):
             raise SourceError(f"there is no file {name!r}; give a path, or REPO_ID[@REVISION]:FILE on the Hub")
-        if ".." in Path(match["file"]).parts or match["file"].startswith("/"):
+        if match["file"] and (".." in Path(match["file"]).parts or match["file"].startswith("/")):
             raise SourceError(f"{match['file']!r} points out of its repo")
         repo_type = (match["type"] or "datasets").removesuffix("s")
-        ref = self.hub.resolve(match["repo"], repo_type=repo_type, revision=match["revision"] or "main")
-        path = self.hub.snapshot(ref, allow_patterns=[match["file"]]) / match["file"]
+        try:
+            ref = self.hub.resolve(match["repo"], repo_type=repo_type, revision=match["revision"] or "main")
+        except RepoMissingError as error:
+            where = "push it there, set HUBKIT_HUB=https://huggingface.co, or name a file on this machine"
+            raise RepoMissingError(f"{error}; {where} (--questions FILE for a benchmark)", status=404) from None
+        file = match["file"] or self._only(ref)
+        path = self.hub.snapshot(ref, allow_patterns=[file]) / file
         if not path.is_file():
-            raise SourceError(f"{ref} has no file {match['file']!r}")
-        return path, f"{ref.repo_id}@{ref.revision[:12]}:{match['file']}"
+            raise SourceError(f"{ref} has no file {file!r}, only {', '.join(self._tables(ref)) or 'none of its kind'}")
+        return path, f"{ref.repo_id}@{ref.revision[:12]}:{file}"
+
+    def _tables(self, ref: Ref) -> list[str]:
+        with self.hub.translated(f"listing {ref}"):
+            files = self.hub.api.list_repo_files(ref.repo_id, repo_type=ref.repo_type, revision=ref.revision)
+        return [file for file in files if file.endswith((".json", ".jsonl", ".parquet"))]
+
+    def _only(self, ref: Ref) -> str:
+        found = self._tables(ref)
+        if len(found) != 1:
+            said = f"holds {', '.join(found)}; name one" if found else "holds no JSON and no parquet; name a file"
+            raise SourceError(f"{ref} {said}, as {ref.repo_id}:FILE")
+        return found[0]
 
     def player(self, name: str, served: Served, terms: Deploy | None = None) -> Player:
         """Who `name` is: ``URL[#MODEL]``, a file of recorded answers, a model folder, ``REPO_ID[@REV]``, or
