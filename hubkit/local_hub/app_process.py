@@ -1,9 +1,9 @@
 """One app of a Space: its files checked out, and the process that runs them.
 
 As on the real Hub the app finds its secrets and variables in its environment, and who it is in ``SPACE_ID`` and its
-like (but no ``SYSTEM=spaces``, on which Gradio counts on packages that only the real Hub's image has); beside them the address of this Hub and a token that may only read, for as long as the app runs. What its
-``requirements.txt`` asks for is not installed: the app runs in this Python environment, and the build log names what
-is missing there.
+like (but no ``SYSTEM=spaces``, on which Gradio counts on packages that only the real Hub's image has); beside them the
+address of this Hub and a token that may only read, for as long as the app runs. What its ``requirements.txt`` asks for
+is not installed: the app runs in this Python environment, and the build log names what is missing there.
 """
 
 from __future__ import annotations
