@@ -102,17 +102,11 @@ def test_the_sparse_head_gives_trls_loss_and_gradients(tmp_path, base, rows):
     import torch
     from trl import SFTTrainer
 
-    from hubkit import chat_template
-    from hubkit.train import _trainer
-    from hubkit.train.config import sft_config
-    from hubkit.train.loading import load_tokenizer
-    from hubkit.train.rows import RowMaker, prepare
+    from hubkit.train.sft import Supervised
 
-    training, tokenizer = block(lora=None, sft={**SFT, "per_device_train_batch_size": 3}), load_tokenizer(base)
-    maker = RowMaker(training, tokenizer, chat_template.for_training(base, "user"), max_length=60)
-    arrow, _ = prepare(training, [rows], maker, tmp_path, seed=1)
-    config, _ = sft_config(training, tmp_path, seed=1)
-    trainer = _trainer(training, config, None, base, arrow, tokenizer, None)
+    task = Supervised(block(lora=None, sft={**SFT, "per_device_train_batch_size": 3, "max_length": 60}), base)
+    config, _ = task.configure(tmp_path, seed=1)
+    trainer = task.trainer(config, task.rows([rows], config, tmp_path, lambda *_: None), None)
     batch = next(iter(trainer.get_train_dataloader()))
     count = (batch["labels"][:, 1:] != -100).sum()
     found = []

@@ -74,6 +74,7 @@ def build_align(context: Context, inputs: dict[str, Ref], work: Work) -> dict[st
         system=context.recipe.chat.system,
         seed=context.recipe.seed,
         work=work.scratch,
+        launch=context.launch,
         progress=work.progress,
     )
     return report.to_dict()

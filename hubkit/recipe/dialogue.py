@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from hubkit.recipe.block import Block
 from hubkit.recipe.data import Source
+from hubkit.recipe.training import Expected
 
 DEPLOY = "deploy"
 Check = Literal["empty", "cut_off", "role_leak", "repeated"]
@@ -193,3 +194,5 @@ class Preference(Block):
     reference."""
     dpo: dict[str, Any] = Field(default_factory=dict)
     """Goes as it is to TRL's DPOConfig."""
+    expected: Expected | None = None
+    """For plans alone: how many pairs, and tokens in both sequences of one."""

@@ -126,7 +126,7 @@ class Recipe(Block):
             return block.model_dump(mode=mode, exclude={"expected", "published"})
         if self.preference is None:
             raise ValueError(f"a recipe without a preference block has no stage {stage!r}")
-        optimising = {"exclude": _OPTIMISING} if stage == "prefer" else {"include": _OPTIMISING}
+        optimising = {"exclude": {*_OPTIMISING, "expected"}} if stage == "prefer" else {"include": _OPTIMISING}
         return self.preference.model_dump(mode=mode, **optimising)  # type: ignore[arg-type]
 
     def digest(self, stage: str) -> str:
