@@ -10,8 +10,9 @@ from pydantic import BaseModel, Field
 
 from hubkit.recipe.block import Block
 from hubkit.recipe.data import Corpus, Curate
-from hubkit.recipe.dialogue import Preference, Rollout
+from hubkit.recipe.dialogue import Rollout
 from hubkit.recipe.judgement import Evals
+from hubkit.recipe.preference import Preference
 from hubkit.recipe.training import Training
 
 PREFERENCE_STAGES = ("prefer", "align")

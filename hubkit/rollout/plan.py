@@ -124,7 +124,7 @@ def _plan(
         messages=messages,
         human_turns=_target(block, chance),
         opening={"id": opening.id, "source": opening.source},
-        intent=chance.choice(block.intents) if block.mode == "intent" else "",
+        intent=chance.choice(block.intents) if block.mode == "intent" else str(opening.meta.get("intent") or ""),
         persona=chance.choice(block.personas) if block.personas else "",
     )
 
