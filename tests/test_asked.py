@@ -153,6 +153,24 @@ def test_an_intent_goes_from_the_source_to_training_rollout_and_cards(folder: Pa
     assert "what the opening's own person wanted" in " ".join(cards["rollout"].split())
 
 
+def test_an_opening_without_an_intent_is_passed_over_and_counted():
+    from collections import Counter
+
+    from hubkit.rollout.plan import plans
+    from hubkit.schema import Conversation
+
+    block = recipe_block(dialogues=4)
+    talk = [{"role": "user", "content": "Hi"}]
+    openings = [Conversation(str(n), talk, "s", {"intent": wish}) for n, wish in enumerate(["a", "", "b", ""])]
+    skipped: Counter[str] = Counter()
+    made = list(plans(block, openings, seed=1, digest="d" * 8, skip=lambda _: False, skipped=skipped))
+    assert [plan.intent for plan in made] == ["a", "b"] and skipped == {"no_intent": 2}
+
+
+def recipe_block(**changes: Any) -> Any:
+    return load("parrot").rollout.model_copy(update=changes)
+
+
 DIALOGUES = [[("user", f"How do I bake bread {n}?"), ("assistant", "Mix flour."), ("user", f"Rye number {n}, then."),
               ("assistant", f"About {n} hours."), ("user", "What is the capital of France?"), ("assistant", "Paris.")]
              for n in range(8)]  # fmt: skip

@@ -36,8 +36,8 @@ def openings(shards: list[Path], intent_column: str | None = None) -> Iterator[C
 
     for shard in shards:
         for row in parquet.read_table(shard).to_pylist():
-            intent = row.get(intent_column) if intent_column else None
-            yield Conversation(row["id"], row["messages"], row["source"], {"intent": intent or ""})
+            meta = {"intent": row.get(intent_column) or ""} if intent_column else {}
+            yield Conversation(row["id"], row["messages"], row["source"], meta)
 
 
 @contextmanager
