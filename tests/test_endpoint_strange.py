@@ -47,7 +47,7 @@ def strange(answers: dict[str, list[Said]]) -> Iterator[tuple[str, list[float]]]
             except OSError:
                 pass  # hung up on
 
-        do_POST = do_GET = _answer  # noqa: N815
+        do_POST = do_GET = _answer
 
         def log_message(self, *_: object) -> None:
             """Not a word."""

@@ -73,7 +73,7 @@ class HttpClient:
         if status != 200:
             words = explain(raw)
             if 300 <= status < 400:
-                words = f"it redirects to {headers.get('location', 'nowhere')}; give that address instead, if you trust it"
+                words = f"it redirects to {headers.get('location', 'nowhere')}; give that address, if you trust it"
             raise EndpointError(f"{url} answered {status}: {words}", status=status, retry_after_s=_retry_after(headers))
         try:
             return orjson.loads(raw), seconds, headers
@@ -96,7 +96,7 @@ class HttpClient:
                 raw = await _body(response)
                 if raw is None:
                     raise EndpointError(
-                        f"{url} answers with more than {LARGEST_ANSWER} bytes, which is no completion; check the address",
+                        f"{url} answers with more than {LARGEST_ANSWER} bytes: no completion; check the address",
                         status=200,
                     )
                 return response.status, response.headers, raw
