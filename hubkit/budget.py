@@ -62,10 +62,6 @@ class Seat(Protocol):
         ...
 
 
-CAPS = ("budget_tokens", "budget_usd", "max_hours")  # how a dialogue ends that a larger cap lets go on
-_WAYS = ("in", "out")
-
-
 @dataclass(slots=True)
 class Spent:
     """Tokens in and out per seat, requests, and seconds of driving, over all the sessions of a run."""

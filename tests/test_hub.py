@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +105,56 @@ def test_a_dead_hub_and_a_refused_token_are_said_plainly(hub: Hub, tmp_path: Pat
     stranger = Hub(hub.url, None, "local", embedded=True)
     with pytest.raises(HubError) as refused:
         stranger.commit("local/stolen", _folder(tmp_path, a="1"), "First")
-    assert refused.value.status in (401, 403) and "hf auth login" in str(refused.value)
-    with pytest.raises(HubError, match="HUBKIT_NAMESPACE"):
+    assert refused.value.status in (401, 403) and str(embedded.token_path()) in str(refused.value)
+    foreign = Hub(hub.url, None, "local", embedded=False)
+    with pytest.raises(HubError, match="hf auth login"):
+        foreign.commit("local/stolen", _folder(tmp_path, a="1"), "First")
+
+
+def test_a_missing_login_is_asked_for_only_where_a_hub_answers(hub: Hub) -> None:
+    with pytest.raises(HubError, match="HUBKIT_NAMESPACE") as caught:
+        _ = Hub(hub.url, None, None, embedded=False).namespace
+    assert caught.value.status == 401
+    with pytest.raises(HubUnreachableError, match="does not answer"):
         _ = Hub("http://127.0.0.1:9", None, None, embedded=False).namespace
+
+
+class _Page(BaseHTTPRequestHandler):
+    """A web site that is no Hub: the same page at every address."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>welcome</html>")
+
+    def log_message(self, *_: object) -> None:
+        """Not a word."""
+
+
+@pytest.mark.parametrize("token", [None, "x"])
+def test_a_web_site_that_is_no_hub_is_told_from_one(token: str | None) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Page) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        hub = Hub(f"http://127.0.0.1:{site.server_port}", token, None, embedded=False)
+        for call in (lambda: hub.namespace, lambda: hub.resolve("x/y"), lambda: hub.tags("x/y")):
+            with pytest.raises(HubError, match="not as a Hub does"):
+                call()
+        site.shutdown()
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"[1"])
+def test_a_damaged_address_or_token_file_is_no_stack_trace(hub: Hub, damage: bytes) -> None:
+    root = embedded.local_root()
+    (root / "token").write_bytes(damage)
+    (root / "server.json").write_bytes(damage)
+    again = connect()  # the server says where it is once more
+    assert again.url == hub.url
+    with pytest.raises(HubError, match="token"):
+        again.api and again.commit("local/x", _folder(root.parent, a="1"), "First")
+    embedded.stop()
+    (root / "token").unlink()
+    again = connect()
+    again.commit("local/x", _folder(root.parent, a="1"), "First")
 
 
 def test_the_environment_names_the_token_s_file_never_the_token(hub: Hub) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,33 @@ def test_an_idle_server_leaves(tmp_path: Path) -> None:
     server = HubServer(tmp_path / "hub", ("--idle-timeout-s", "1")).start()
     assert server.process.wait(timeout=20) == 0
     assert not (server.root / "server.json").exists()
+
+
+def test_a_server_is_found_again_whatever_became_of_its_address_file(tmp_path: Path) -> None:
+    server = HubServer(tmp_path / "hub").start()
+    about, path = server.info, server.root / "server.json"
+    for damaged in (b"[]", b"", None):
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        wait_until(lambda: path.exists() and path.read_bytes()[:1] == b"{")
+        assert server.info == about
+    server.stop()
+
+
+def test_a_server_whose_folder_was_removed_leaves_the_next_one_alone(tmp_path: Path) -> None:
+    first = HubServer(tmp_path / "hub").start()
+    shutil.rmtree(first.root)
+    second = HubServer(first.root).start()
+    assert first.process.wait(timeout=20) == 0
+    assert second.info["pid"] == second.process.pid
+    second.api().create_repo("local/one")
+    second.stop()
+
+
+def wait_until(true: Callable[[], bool], timeout_s: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_killed_server_starts_again(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import sys
 import typer
 
 from hubkit import __version__
+from hubkit.cli.groups import Mapped
 from hubkit.errors import HubkitError
 
 QUIET = {
@@ -28,6 +29,7 @@ QUIET = {
 
 app = typer.Typer(
     name="hubkit",
+    cls=Mapped,
     help="Train an asker, roll out dialogues, train and judge a chat model, all through the Hugging Face Hub.",
     epilog="Start with: hubkit run parrot --profile laptop",
     no_args_is_help=True,
@@ -67,8 +69,8 @@ def register_all() -> None:
     app.command("diff", epilog="Example: hubkit diff parrot-40k@v1 parrot-40k@v2")(stats.diff)
     app.add_typer(hub.app)
     app.add_typer(deploy.app)
-    app.command("doctor")(doctor.doctor)
-    app.command("reference")(reference.reference)
+    app.command("doctor", epilog="Example: hubkit doctor --json")(doctor.doctor)
+    app.command("reference", epilog="Example: hubkit reference > REFERENCE.md")(reference.reference)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from hubkit.errors import HubError
 app = typer.Typer(
     name="hub",
     help="The embedded Hub: a Hub on this machine that every Hugging Face client can use.",
+    epilog='Example: eval "$(hubkit hub env)"',
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -23,7 +24,7 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-@app.command()
+@app.command(epilog="Example: hubkit hub start --jobs")
 def start(
     jobs: Annotated[
         bool, typer.Option("--jobs", help="Allow Jobs: whoever has a write token may run commands as you.")
@@ -44,7 +45,7 @@ def start(
     out.say('It stops by itself when nobody needs it. For other programs: eval "$(hubkit hub env)"')
 
 
-@app.command()
+@app.command(epilog="Example: hubkit hub stop")
 def stop() -> None:
     """Stop the embedded Hub; requests in flight finish first."""
     from hubkit.hub import embedded
@@ -52,7 +53,7 @@ def stop() -> None:
     out.say("stopped" if embedded.stop() else "it was not running")
 
 
-@app.command()
+@app.command(epilog="Example: hubkit hub status --json")
 def status(json: Json = False) -> None:
     """Say whether the embedded Hub runs, where, and what it holds. Exit code 1 when it does not run."""
     from hubkit.hub import embedded, local_root
@@ -95,7 +96,7 @@ def _in_words(value: Any) -> str:
     return str(value)
 
 
-@app.command()
+@app.command(epilog='Example: eval "$(hubkit hub env)"')
 def env(json: Json = False) -> None:
     """Print what other programs need in their environment to use the configured Hub: eval "$(hubkit hub env)"."""
     from hubkit.hub import environment
@@ -108,7 +109,7 @@ def env(json: Json = False) -> None:
         out.line(f"export {name}={shlex.quote(value)}")
 
 
-@app.command()
+@app.command(epilog="Example: hubkit hub gc --grace-h 1")
 def gc(
     grace_h: Annotated[float, typer.Option("--grace-h", help="Keep what is younger than this many hours.")] = 24.0,
     json: Json = False,
@@ -122,7 +123,7 @@ def gc(
     out.line(f"removed {removed}: {result['bytes'] / 2**20:.1f} MiB")
 
 
-@app.command()
+@app.command(epilog="Example: hubkit hub verify")
 def verify(json: Json = False) -> None:
     """Check every git object and large file against its hash. Exit code 1 when something is wrong."""
     result = _upkeep("verify")

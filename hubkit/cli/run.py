@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
         more = " --profile capo-laptop" if stage == "prefer" else ""
         epilog = f"Example: hubkit {verb} parrot --profile laptop{more}"
         app.command(verb, help=help_text, epilog=epilog)(stage_verb(stage))
-    app.command("recipes")(recipes)
+    app.command("recipes", epilog="Example: hubkit recipes")(recipes)
 
 
 def run(

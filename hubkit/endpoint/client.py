@@ -71,9 +71,10 @@ class HttpClient:
         status, headers, raw = await self._exchange("POST", url, orjson.dumps(body))
         seconds = time.monotonic() - started
         if status != 200:
-            raise EndpointError(
-                f"{url} answered {status}: {explain(raw)}", status=status, retry_after_s=_retry_after(headers)
-            )
+            words = explain(raw)
+            if 300 <= status < 400:
+                words = f"it redirects to {headers.get('location', 'nowhere')}; give that address, if you trust it"
+            raise EndpointError(f"{url} answered {status}: {words}", status=status, retry_after_s=_retry_after(headers))
         try:
             return orjson.loads(raw), seconds, headers
         except orjson.JSONDecodeError:
@@ -92,9 +93,12 @@ class HttpClient:
 
         try:
             async with self._session(url).request(method, url, data=data, allow_redirects=False) as response:
-                if (response.content_length or 0) > LARGEST_ANSWER:
-                    raise EndpointError(f"{url} answers with {response.content_length} bytes; refused", status=200)
-                raw = await response.read()
+                raw = await _body(response)
+                if raw is None:
+                    raise EndpointError(
+                        f"{url} answers with more than {LARGEST_ANSWER} bytes: no completion; check the address",
+                        status=200,
+                    )
                 return response.status, response.headers, raw
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             if isinstance(error, EndpointError):
@@ -106,6 +110,19 @@ class HttpClient:
         for session in self._sessions.values():
             await session.close()
         self._sessions.clear()
+
+
+async def _body(response: aiohttp.ClientResponse) -> bytes | None:
+    """All of an answer, or None when it is larger than `LARGEST_ANSWER`: not every server says so in front."""
+    if (response.content_length or 0) > LARGEST_ANSWER:
+        return None
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > LARGEST_ANSWER:
+            return None
+        parts.append(part)
+    return b"".join(parts)
 
 
 class RefusedConnectionError(EndpointUnreachableError):

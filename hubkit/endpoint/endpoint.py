@@ -189,7 +189,7 @@ class Endpoint:
                 self._mark(replica, error)
                 others_live = self._answered() > answered_at_first
                 await self._raise_if_final(error, replica, faults if others_live else -faults)
-                wait_s = _back_off(tries, error.retry_after_s)
+                wait_s = min(_back_off(tries, error.retry_after_s), self._patience_s)
             else:
                 replica.succeeded(reply.latency_s)
                 self._silent_since = None
@@ -304,7 +304,8 @@ class Endpoint:
         except EndpointUnreachableError:
             return
         if status == 200:
-            served = [m.get("id") for m in (listing or {}).get("data", []) if isinstance(m, dict)]
+            listed = listing.get("data") if isinstance(listing, dict) else None
+            served = [m.get("id") for m in listed if isinstance(m, dict)] if isinstance(listed, list) else []
             raise MisconfiguredEndpointError(
                 f"{self.name}: {replica.url} does not know model {self._model!r}; it serves "
                 f"{', '.join(map(str, served)) or 'none by name'}. Set the seat's model to one of them",
@@ -326,8 +327,11 @@ def _kind(error: EndpointError) -> str:
 
 
 def _back_off(tries: int, retry_after_s: float | None) -> float:
-    """Seconds to wait: half of an exponential plus chance, so that those who failed together do not return together."""
-    if retry_after_s is not None:
+    """Seconds to wait: half of an exponential plus chance, so that those who failed together do not return together.
+
+    A server that says to come back at once (0, a date gone by) has given no answer all the same: it is not hammered.
+    """
+    if retry_after_s:
         return retry_after_s + random.uniform(0, 0.1)
     first, longest = _BACK_OFF_S
     return float(min(longest, first * 2 ** min(tries, 16)) * random.uniform(0.5, 1.0))

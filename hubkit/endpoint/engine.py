@@ -108,8 +108,10 @@ def _wait_until_ready(
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         with suppress(FileNotFoundError, ValueError):  # not there yet, or half written
-            addresses = json.loads(state.read_text("utf-8"))["addresses"]
-            return {str(name): str(url) for name, url in addresses.items()}
+            said = json.loads(state.read_text("utf-8"))
+            if "error" in said:
+                raise EngineError(str(said["error"]))
+            return {str(name): str(url) for name, url in said["addresses"].items()}
         if child.poll() is not None:
             raise EngineError(
                 f"the embedded engine for {model} ended with exit code {child.returncode} before it was ready; "

@@ -28,6 +28,7 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
 }
 # Servers of one's own may be told which dialogue a request belongs to (`user`): it helps them find a cached prefix.
 NAMES_DIALOGUES = frozenset({"tgi", "vllm", "sglang", "llamacpp"})
+_MOST_TOKENS = 1 << 31
 _MOST_STOPS = {"tgi": 4, "openai": 4}
 # Spellings of the same two ends: a turn that its model ended, and one that ran out of tokens.
 _FINISH = {"eos_token": "stop", "stop_sequence": "stop", "end_turn": "stop", "max_tokens": "length"}
@@ -127,7 +128,7 @@ def read_chat(answer: Any, *, latency_s: float, address: str) -> Reply:
         raise _not_an_answer(answer, address) from None
     if not isinstance(content, str | None) or not isinstance(finish, str):
         raise _not_an_answer(answer, address)
-    prompt, completion, cached = (count if isinstance(count, int) and count >= 0 else None for count in counts)
+    prompt, completion, cached = map(_count, counts)
     return Reply(content or "", _FINISH.get(finish, finish), prompt, completion, cached, latency_s, address)
 
 
@@ -139,12 +140,17 @@ def read_generate(answer: Any, *, latency_s: float, address: str, prompt_tokens:
         content = answer["generated_text"]
         details = answer.get("details") or {}
         finish = details.get("finish_reason") or "stop"
-        completion = details.get("generated_tokens")
+        completion = _count(details.get("generated_tokens"))
     except (TypeError, KeyError, AttributeError):
         raise _not_an_answer(answer, address) from None
     if not isinstance(content, str) or not isinstance(finish, str):
         raise _not_an_answer(answer, address)
     return Reply(content, _FINISH.get(finish, finish), prompt_tokens, completion, None, latency_s, address)
+
+
+def _count(said: Any) -> int | None:
+    """A number of tokens as a server says it, or None for what can be none: it would stand in sums, caps and files."""
+    return said if type(said) is int and 0 <= said <= _MOST_TOKENS else None
 
 
 def _not_an_answer(answer: Any, address: str) -> EndpointError:

@@ -27,10 +27,9 @@ class Branch:
         try:
             self.head = hub.resolve(self.repo_id, repo_type=self.repo_type, revision=self.name)
         except RepoMissingError:
+            hub.make(self.repo_id, repo_type=self.repo_type)
             with hub.translated(f"creating branch {self.name} of {self.repo_type} {self.repo_id}"):
-                kind = self.repo_type
-                hub.api.create_repo(self.repo_id, repo_type=kind, private=not hub.embedded, exist_ok=True)
-                hub.api.create_branch(self.repo_id, branch=self.name, repo_type=kind, exist_ok=True)
+                hub.api.create_branch(self.repo_id, branch=self.name, repo_type=self.repo_type, exist_ok=True)
             self.head = hub.resolve(self.repo_id, repo_type=self.repo_type, revision=self.name)
         return self.head
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -121,12 +122,18 @@ class Hub:
         """The user or organisation whose repos we make. Raises `HubError` when there is neither setting nor token."""
         if self._namespace is None:
             if self.token is None:
+                self._greet()  # where nothing answers, a login mends nothing
                 raise HubError(
                     f"no namespace for {self.url}: log in with `hf auth login`, or set HUBKIT_NAMESPACE", status=401
                 )
             with self.translated("asking whose token this is"):
                 self._namespace = str(self.api.whoami()["name"])
         return self._namespace
+
+    def _greet(self) -> None:
+        """Ask for something that any Hub gives to anybody. Raises `HubError`."""
+        with self.translated("reaching the Hub"):
+            next(iter(self.api.list_models(limit=1)), None)
 
     def qualify(self, name: str) -> str:
         """``namespace/name``; a name that has a namespace stays as it is."""
@@ -160,6 +167,18 @@ class Hub:
             )
         return Path(folder)
 
+    def make(
+        self, repo_id: str, *, repo_type: str = "model", private: bool | None = None, sdk: str | None = None
+    ) -> None:
+        """Make a repo where there is none: private on a real Hub unless `private` is False. Raises `HubError`."""
+        from huggingface_hub.errors import HfUriError
+
+        hidden = not self.embedded if private is None else private
+        # Where a token may not create what is there already, the client is content, but then fails to read an address
+        # that is not huggingface.co's. Whether the token may write is for the commit to say.
+        with self.translated(f"creating {repo_type} {repo_id}"), suppress(HfUriError):
+            self.api.create_repo(repo_id, repo_type=repo_type, private=hidden, exist_ok=True, space_sdk=sdk)
+
     def commit(
         self,
         repo_id: str,
@@ -176,10 +195,7 @@ class Hub:
         When somebody else commits in between, the commit is made again on top of theirs, never over it. Raises
         `CommitConflictError` when that happens too often, `HubError` otherwise.
         """
-        if private is None:
-            private = not self.embedded
-        with self.translated(f"creating {repo_type} {repo_id}"):
-            self.api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        self.make(repo_id, repo_type=repo_type, private=private)
         for attempt in range(COMMIT_ATTEMPTS):
             with self.translated(f"committing to {repo_type} {repo_id}", conflicts=True) as outcome:
                 return self._commit_once(repo_id, repo_type, folder, message, replace)
@@ -277,8 +293,9 @@ class Hub:
         if isinstance(error, HubkitError):
             return None
         if isinstance(error, hf.RepositoryNotFoundError | hf.RevisionNotFoundError | hf.EntryNotFoundError):
-            login = "" if self.token else " (or it is private: there is no token; log in with `hf auth login`)"
-            return RepoMissingError(f"{doing}: {self.url} has no such repo, revision or file{login}", status=404)
+            return RepoMissingError(
+                f"{doing}: {self.url} has no such repo, revision or file{self._where_to_look()}", status=404
+            )
         if isinstance(error, hf.HfHubHTTPError):
             return self._http_error(doing, error)
         if isinstance(error, httpx2.TransportError | ConnectionError):
@@ -287,12 +304,22 @@ class Hub:
             return HubUnreachableError(f"{doing}: {self.url} does not answer ({name}); {hint}")
         if isinstance(error, hf.HFValidationError):
             return HubError(f"{doing}: {error}", status=400)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, json.JSONDecodeError):
+            return HubError(f"{doing}: {self.url} answers, but not as a Hub does; check HUBKIT_HUB", status=200)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             place = self.cache_dir or "the Hugging Face cache"
             return DiskFullError(
                 f"{doing}: no space left on the disk of {place}; free some, then the same command again"
             )
         return None
+
+    def _where_to_look(self) -> str:
+        """What to do about a repo that is not there."""
+        if self.embedded:
+            return "; its page lists what it holds, and `hubkit run RECIPE` makes a recipe's repos"
+        if self.token:
+            return "; check the name, and that this token may read it"
+        return " (or it is private: there is no token; log in with `hf auth login`)"
 
     def _http_error(self, doing: str, error: HfHubHTTPError) -> HubkitError:
         status = error.response.status_code
@@ -302,9 +329,11 @@ class Hub:
                 f"{doing}: the disk of {self.url} is full; free some space, then the same command again"
             )
         if status in (401, 403):
+            mend = "Log in with a token that may write there: `hf auth login`."
+            if self.embedded:
+                mend = f"It is the one in {embedded.token_path()}; `hubkit hub stop`, and remove it: a new one is made."
             return HubError(
-                f"{doing}: {self.url} refuses this token ({status}: {said}). "
-                "Log in with a token that may write there: `hf auth login`.",
+                f"{doing}: {self.url} refuses this token ({status}: {said}). {mend}",
                 status=status,
             )
         return HubError(f"{doing}: {self.url} answered {status}: {said}", status=status)

@@ -24,6 +24,7 @@ from hubkit.hub.places import LOCAL, cache, local_root, settings
 
 IDLE_S = 900
 START_TIMEOUT_S = 60.0
+_ALREADY_RUNNING = 3  # the server's exit status
 
 
 def running() -> dict[str, Any] | None:
@@ -32,7 +33,7 @@ def running() -> dict[str, Any] | None:
         state: dict[str, Any] = json.loads((local_root() / "server.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return state if _answers(state) else None
+    return state if isinstance(state, dict) and _answers(state) else None
 
 
 def ensure_running(*, jobs: bool = False, spaces: bool = False) -> str:
@@ -72,13 +73,13 @@ def _start(root: Path, allowed: set[str]) -> dict[str, Any]:
     while time.monotonic() < deadline:
         if state := running():
             return state
-        if server.poll() is not None:
+        if server.poll() not in (None, _ALREADY_RUNNING):  # that one will say within a second where it is
             break
         time.sleep(0.05)
     else:
         server.kill()
     last = (log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1]
-    raise HubUnreachableError(f"the embedded Hub in {root} did not start: {last}. Its log is {log}.")
+    raise HubUnreachableError(f"the embedded Hub in {root} did not start: {last.rstrip('.')}; its log is {log}")
 
 
 def stop(*, timeout_s: float = 10.0) -> bool:
@@ -96,9 +97,14 @@ def stop(*, timeout_s: float = 10.0) -> bool:
 def token() -> str | None:
     """The embedded Hub's write token, which its first start wrote for this user alone."""
     try:
-        return (local_root() / "token").read_text("ascii").strip()
-    except OSError:
+        return token_path().read_text("ascii").strip()
+    except (OSError, ValueError):
         return None
+
+
+def token_path() -> Path:
+    """The file that holds it."""
+    return local_root() / "token"
 
 
 def environment() -> dict[str, str]:
@@ -112,7 +118,7 @@ def environment() -> dict[str, str]:
         return {"HF_ENDPOINT": configured.url}
     return {
         "HF_ENDPOINT": ensure_running(),
-        "HF_TOKEN_PATH": str(local_root() / "token"),
+        "HF_TOKEN_PATH": str(token_path()),
         "HF_HUB_CACHE": str(cache("hub")),
         "HF_DATASETS_CACHE": str(cache("datasets")),
         "HF_UPDATE_DOWNLOAD_COUNTS": "0",
@@ -129,5 +135,5 @@ def _answers(state: dict[str, Any]) -> bool:
     try:
         with urllib.request.urlopen(f"{state['url']}/healthz", timeout=5) as answer:
             return bool(json.load(answer).get("pid") == state["pid"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, AttributeError):
         return False

@@ -40,18 +40,26 @@ class AlreadyRunningError(HubError):
 
 
 @contextmanager
-def only_server(root: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises `AlreadyRunningError`."""
+def only_server(root: Path) -> Iterator[int]:
+    """Hold the folder's lock; gives its open file. Raises `AlreadyRunningError`."""
     handle = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            message = f"An embedded Hub is already running for {root}; stop it first, or use its address."
+            message = f"an embedded Hub is already running for {root}; stop it first, or use its address"
             raise AlreadyRunningError(message) from None
-        yield
+        yield handle
     finally:
         os.close(handle)
+
+
+def ours(root: Path, handle: int) -> bool:
+    """Whether the folder whose lock we hold still stands there: people remove it, and the next server makes another."""
+    try:
+        return os.path.samestat(os.fstat(handle), (root / "lock").stat())
+    except OSError:
+        return False
 
 
 class Watched:
@@ -108,7 +116,7 @@ def serve(
 
     Raises `AlreadyRunningError` or `HubUnreachableError`."""
     make_durable_folder(root)
-    with only_server(root):
+    with only_server(root) as lock:
         from .upkeep import sweep
 
         hub = Hub(root)
@@ -120,9 +128,10 @@ def serve(
             remembered = hub.settings.get("port")
             sock = listen(host, port, int(remembered) if remembered else None)
             hub.settings.put("port", str(sock.getsockname()[1]))
-            asyncio.run(_serve(hub, sock, host, idle_timeout_s))
+            asyncio.run(_serve(hub, sock, host, idle_timeout_s, lock))
         finally:
-            (root / "server.json").unlink(missing_ok=True)
+            if ours(root, lock):
+                (root / "server.json").unlink(missing_ok=True)
             hub.close()
 
 
@@ -139,7 +148,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def _serve(hub: Hub, sock: socket.socket, host: str, idle_timeout_s: float) -> None:
+async def _serve(hub: Hub, sock: socket.socket, host: str, idle_timeout_s: float, lock: int) -> None:
     app = App(hub, open_to_network=host not in LOOPBACK)
     config = uvicorn.Config(
         Watched(app, hub),
@@ -162,8 +171,10 @@ async def _serve(hub: Hub, sock: socket.socket, host: str, idle_timeout_s: float
     await asyncio.to_thread(hub.jobs.open)
     await asyncio.to_thread(hub.fleet.open, url)
     await asyncio.to_thread(hub.apps.open, url, host, asyncio.get_running_loop())
-    _announce(hub, url)
-    watcher = asyncio.create_task(_stop_when_idle(hub, server, idle_timeout_s))
+    about = _about(hub, url)
+    write_durably(hub.root / "server.json", about)
+    log.info("serving %s at %s", hub.root, url)
+    watcher = asyncio.create_task(_watch(hub, server, idle_timeout_s, lock, about))
     try:
         await task
     finally:
@@ -177,8 +188,8 @@ def _address(sock: socket.socket, host: str) -> str:
     return f"http://{shown}:{sock.getsockname()[1]}"
 
 
-def _announce(hub: Hub, url: str) -> None:
-    """Write where the server is, and what it allows."""
+def _about(hub: Hub, url: str) -> bytes:
+    """Where the server is and what it allows, as ``server.json`` says it."""
     info = {
         "url": url,
         "pid": os.getpid(),
@@ -187,14 +198,21 @@ def _announce(hub: Hub, url: str) -> None:
         "jobs": hub.jobs.enabled,
         "spaces": hub.apps.enabled,
     }
-    write_durably(hub.root / "server.json", json.dumps(info).encode())
-    log.info("serving %s at %s", hub.root, url)
+    return json.dumps(info).encode()
 
 
-async def _stop_when_idle(hub: Hub, server: uvicorn.Server, idle_timeout_s: float) -> None:
-    while idle_timeout_s > 0:
-        await asyncio.sleep(min(1.0, idle_timeout_s / 4))
-        if hub.idle_s() >= idle_timeout_s:
+async def _watch(hub: Hub, server: uvicorn.Server, idle_timeout_s: float, lock: int, about: bytes) -> None:
+    """Stop when nobody needs us, or our folder is gone; see to it that clients find us until then."""
+    said = hub.root / "server.json"
+    while not server.should_exit:
+        await asyncio.sleep(min(1.0, idle_timeout_s / 4 or 1.0))
+        if not ours(hub.root, lock):
+            log.info("%s is gone, stopping", hub.root)
+            server.should_exit = True
+        elif 0 < idle_timeout_s <= hub.idle_s():
             log.info("idle for %s s, stopping", idle_timeout_s)
             server.should_exit = True
-            return
+        else:
+            with contextlib.suppress(OSError):
+                if not said.exists() or said.read_bytes() != about:
+                    write_durably(said, about)

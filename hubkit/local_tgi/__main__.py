@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ _PATIENCE_S = 5.0
 def main() -> int:
     """Serve; the exit status is 0 after a signal and 1 when the server cannot start."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
-    for chatty in ("httpx", "gguf"):
+    for chatty in ("httpx", "httpx2", "gguf"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     settings = parse(sys.argv[1:])
     if settings.exit_with_parent:
@@ -28,6 +29,8 @@ def main() -> int:
         run(settings)
     except HubkitError as error:
         print(error, file=sys.stderr)
+        if settings.state_file:
+            settings.state_file.write_text(json.dumps({"error": str(error)}), "utf-8")
         return error.exit_code
     except KeyboardInterrupt:
         return 0

@@ -18,13 +18,12 @@ from hubkit.errors import EndpointError, RecipeError, RunLockedError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.places import runs
 from hubkit.judge import Judge, Parse, Prompts, judging, question_prompts
-from hubkit.pipeline.deployed import elsewhere
 from hubkit.pipeline.imports import require
-from hubkit.pipeline.seated import Asker, served
 from hubkit.pipeline.seats import EMBEDDED
+from hubkit.pipeline.serving import Model, Reached, serving
 from hubkit.pipeline.stage import Context, Work
 from hubkit.progress import Progress
-from hubkit.recipe import DEPLOY, Judging, SeatConfig
+from hubkit.recipe import DEPLOY, Deploy, Judging, SeatConfig
 from hubkit.replies import Journal
 from hubkit.schema import Message
 
@@ -33,22 +32,21 @@ JUDGE = "judge"
 
 @contextmanager
 def answering(
-    hub: Hub, config: SeatConfig, ref: Ref, base: Ref | None, work: Work, *, slots: int
-) -> Iterator[tuple[list[str], SeatConfig]]:
-    """The addresses of `ref` (an adapter of `base`, or whole), and `config` with what is spoken there.
+    hub: Hub, config: SeatConfig, ref: Ref | None, base: Ref | None, work: Work, *, slots: int
+) -> Iterator[tuple[Reached, SeatConfig]]:
+    """Where `ref` (an adapter of `base`, or whole) answers, and `config` with what is spoken there; without a `ref`,
+    who is at the addresses of `config`.
 
     An embedded engine runs, and an endpoint that is deployed is held, for the length of the block.
     """
-    if DEPLOY in config.endpoints:
-        with elsewhere(hub, ref, config, work.progress) as told:
-            spoken = {"profile": told["profile"], "model": told["served_as"], "token_env": told["token_env"]}
-            yield list(told["urls"]), config.model_copy(update=spoken)
-    elif EMBEDDED in config.endpoints:
-        one = Asker(ref.repo_id, ref, base)
-        with served([one], work.scratch, work.progress, slots=slots, tokens=config.context) as urls:
-            yield urls[one.name], config
-    else:
-        yield list(config.endpoints), config
+    if ref is None or not {DEPLOY, EMBEDDED} & set(config.endpoints):
+        yield Reached(tuple(config.endpoints), config.profile, config.model, key_of(config)), config
+        return
+    terms = (config.deploy or Deploy()) if DEPLOY in config.endpoints else None
+    models = {ref.repo_id: Model(ref, base, terms)}
+    with serving(hub, models, work.scratch, work.progress, slots=slots, tokens=config.context) as found:
+        reached = found[ref.repo_id]
+        yield reached, config.model_copy(update={"profile": reached.profile, "model": reached.served_as})
 
 
 def judge_input(context: Context, block: Judging | None, progress: Progress) -> dict[str, Ref]:
@@ -65,8 +63,8 @@ class Questioner:
     conversations, asks for nothing twice. `told` is what a report says of all that was asked.
     """
 
-    def __init__(self, block: Judging, urls: Sequence[str], prompts: Prompts, name: str, *, who: str, run: str) -> None:
-        self._block, self._urls, self._who, self._run = block, list(urls), who, run
+    def __init__(self, block: Judging, at: Reached, prompts: Prompts, name: str, *, who: str, run: str) -> None:
+        self._block, self._at, self._who, self._run = block, at, who, run
         self._prompts, self._name = prompts, name
         self._missing: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
@@ -101,7 +99,8 @@ class Questioner:
         self, about: Iterator[tuple[str, dict[str, str]]], read: Parse, journal: Journal, progress: Progress
     ) -> dict[str, str]:
         said: dict[str, str] = {}
-        options: dict[str, Any] = {"identity": self._who, "run": self._run, "token": key_of(self._block.judge)}
+        at = self._at
+        options: dict[str, Any] = {"identity": self._who, "run": self._run, "token": at.token, "template": at.template}
 
         async def work(judge: Judge) -> None:
             for key, values in about:
@@ -112,7 +111,7 @@ class Questioner:
                     said[key] = verdict.said
                 progress(len(said) + self._missing.total(), None, "what the judge says")
 
-        async with judging(self._block, self._urls, journal, **options) as judge:
+        async with judging(self._block, at.urls, journal, **options) as judge:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._block.in_flight):
                     group.create_task(work(judge))
@@ -140,14 +139,10 @@ def questioner(
     """The judge of `block`, ready to be asked the prompt `name`; caps hold over all sessions of `stage` on `inputs`."""
     read = {role: ref.to_dict() for role, ref in sorted(inputs.items())}
     run = hashlib.sha256(json.dumps([context.recipe.name, stage, read], sort_keys=True).encode()).hexdigest()
-    prompts = question_prompts()
-    if (ref := inputs.get(JUDGE)) is None:
-        who = " ".join([*sorted(block.judge.endpoints), block.judge.model])
-        yield Questioner(block, block.judge.endpoints, prompts, name, who=who, run=run)
-        return
-    with answering(context.hub, block.judge, ref, None, work, slots=block.in_flight) as (urls, spoken):
-        spoken_to = block.model_copy(update={"judge": spoken})
-        yield Questioner(spoken_to, urls, prompts, name, who=f"{ref.repo_id}@{ref.revision}", run=run)
+    ref = inputs.get(JUDGE)
+    who = f"{ref.repo_id}@{ref.revision}" if ref else " ".join([*sorted(block.judge.endpoints), block.judge.model])
+    with answering(context.hub, block.judge, ref, None, work, slots=block.in_flight) as (at, spoken):
+        yield Questioner(block.model_copy(update={"judge": spoken}), at, question_prompts(), name, who=who, run=run)
 
 
 def key_of(config: SeatConfig) -> str | None:

@@ -48,10 +48,7 @@ class OnJobs:
         _require_elsewhere(context, stage)
         hub = context.hub
         # Made here, as a run on this machine would: a job cannot know whether a Hub's repos are private by default.
-        with hub.translated(f"creating {stage.repo_type} {stage.repo_id(context)}"):
-            hub.api.create_repo(
-                stage.repo_id(context), repo_type=stage.repo_type, private=not hub.embedded, exist_ok=True
-            )
+        hub.make(stage.repo_id(context), repo_type=stage.repo_type)
         command = self.command(stage, context, inputs)
         for attempt in range(ATTEMPTS):
             outcome = deploy.run_job(

@@ -38,12 +38,14 @@ def build_prefer(context: Context, inputs: dict[str, Ref], work: Work) -> dict[s
     """The preference dataset; every reply is on disk before it counts, so a killed run asks for nothing twice."""
     block, answers = _block(context), inputs["answers"]
     dialogues = parquet(context.hub, inputs["dialogues"], "train")
-    with answering(context.hub, block.chat, answers, inputs.get("base"), work, slots=block.in_flight) as (urls, spoken):
+    with answering(context.hub, block.chat, answers, inputs.get("base"), work, slots=block.in_flight) as (at, spoken):
         report = preference.build(
             block.model_copy(update={"chat": spoken}),
             dialogues,
             work.out,
-            chat_urls=urls,
+            chat_urls=at.urls,
+            token=at.token,
+            template=at.template,
             journal=work.scratch / "journal",
             seed=context.recipe.seed,
             choose=_choice(context, inputs, work),

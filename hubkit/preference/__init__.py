@@ -7,7 +7,6 @@ before it counts, so a run that was killed asks for nothing twice.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hubkit.endpoint import Endpoint, ask_all
+from hubkit.endpoint import ClientTemplate, Endpoint, ask_all
 from hubkit.errors import RecipeError, SourceError
 from hubkit.filters.turns import to_sentence_end
 from hubkit.preference.context import dependence
@@ -91,13 +90,16 @@ def build(
     chat_urls: Sequence[str],
     journal: Path,
     seed: int,
+    token: str | None = None,
+    template: ClientTemplate | None = None,
     choose: Choose | None = None,
     provenance: dict[str, Any] | None = None,
     progress: Progress = silent,
 ) -> PreferenceReport:
     """Make up to ``block.pairs`` preference pairs and write them to ``out``/data and ``out``/report.json.
 
-    `chat_urls` serve the chat model that answers wrongly on order; `journal` is a folder that survives a kill. `choose`
+    `chat_urls` serve the chat model that answers wrongly on order (with `token` as its key; with a `template`, prompts
+    are rendered here); `journal` is a folder that survives a kill. `choose`
     finds the questions that need their context; without it, `dependence` does. A pair
     whose rejected answer is empty, cut off, refused by the server or equal to the chosen one is dropped by reason.
 
@@ -121,7 +123,18 @@ def build(
     report.wanted = len(jobs)
     with Journal(journal, {"seed": seed, "provenance": provenance}) as replies:
         known = sum(job.key in replies for job in jobs)
-        _ask(block, [job for job in jobs if job.key not in replies], chat_urls, replies, seed, progress)
+        endpoint = Endpoint(
+            chat_urls,
+            profile=block.chat.profile,
+            model=block.chat.model,
+            sampling=block.chat.sampling.model_dump(),
+            token=token,
+            template=template,
+            most_in_flight=block.in_flight,
+            request_timeout_s=block.request_timeout_s,
+            name="chat",
+        )
+        _ask(endpoint, [job for job in jobs if job.key not in replies], replies, seed, block.in_flight, progress)
         report.from_journal, report.asked = known, len(jobs) - known
         _write(block, jobs, replies, out, report)
     report.seconds = round(time.monotonic() - started, 3)
@@ -186,9 +199,7 @@ def _jobs(
             yield Job(f"{question.dialogue}/{question.turn}/{strategy}", question, strategy, messages)
 
 
-def _ask(
-    block: Preference, jobs: list[Job], urls: Sequence[str], replies: Journal, seed: int, progress: Progress
-) -> None:
+def _ask(endpoint: Endpoint, jobs: list[Job], replies: Journal, seed: int, in_flight: int, progress: Progress) -> None:
     """Ask for every rejected answer that is not in the journal, `in_flight` at a time."""
     done = 0
 
@@ -197,34 +208,15 @@ def _ask(
         done += 1
         progress(done, len(jobs), "answers that lose the context")
 
-    endpoint = Endpoint(
-        list(urls),
-        profile=block.chat.profile,
-        model=block.chat.model,
-        sampling=block.chat.sampling.model_dump(),
-        token=_token(block),
-        most_in_flight=block.in_flight,
-        request_timeout_s=block.request_timeout_s,
-        name="chat",
-    )
     ask_all(
         endpoint,
         {job.key: job.messages for job in jobs},
         replies,
         refused=lambda error: ("", f"refused_{error.status}"),
         seed=seed,
-        in_flight=block.in_flight,
+        in_flight=in_flight,
         step=step,
     )
-
-
-def _token(block: Preference) -> str | None:
-    name = block.chat.token_env
-    if name is None:
-        return None
-    if not (token := os.environ.get(name, "").strip()):
-        raise RecipeError(f"preference.chat.token_env names {name}, which is not set; export it, or remove token_env")
-    return token
 
 
 def _write(block: Preference, jobs: list[Job], replies: Journal, out: Path, report: PreferenceReport) -> None:

@@ -166,11 +166,8 @@ def _commit(hub: Hub, plan: RepoPlan, recipe: Recipe) -> str | None:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     if plan.parent is None:
-        with hub.translated(f"creating {plan.repo_type} {plan.repo_id}"):
-            sdk = "gradio" if plan.repo_type == "space" else None
-            hub.api.create_repo(
-                plan.repo_id, repo_type=plan.repo_type, private=plan.private, exist_ok=True, space_sdk=sdk
-            )
+        sdk = "gradio" if plan.repo_type == "space" else None
+        hub.make(plan.repo_id, repo_type=plan.repo_type, private=plan.private, sdk=sdk)
     elif not plan.write and not plan.delete:
         return plan.parent
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
