@@ -199,6 +199,13 @@ def test_the_papers_benchmarks_come_from_hub_datasets(cli, hubkit_home, tmp_path
     said = plan(*args, "--column", "turns=text")["stderr"]
     assert "has no column 'text', only instruction, topic" in said and "Traceback" not in said
     assert "must be OURS=THEIRS" in plan(*args, "--column", "text=turns")["stderr"]
+    rows = [{"dataset": kind, "instruction": f"Do {n}", "output": "Done.", "generator": "davinci"}
+            for n, kind in enumerate(["koala", "vicuna", "oasst", "vicuna"])]  # fmt: skip
+    (tmp_path / "alpaca").mkdir()
+    (tmp_path / "alpaca" / "alpaca_eval.json").write_text(json.dumps(rows))
+    hub.commit("tatsu-lab/alpaca_eval", tmp_path / "alpaca", "AlpacaEval", repo_type="dataset")
+    found = [plan("-b", name) for name in ("alpaca", "vicuna")]
+    assert [one["benchmark"]["questions"] for one in found] == [4, 2] and found[1]["against"]["name"] == "davinci"
     assert "name one, as" in plan(*args[:2], "--questions", _two_files(hub, tmp_path))["stderr"]
 
 
@@ -213,7 +220,7 @@ def _two_files(hub, folder: Path) -> str:
     ("args", "why"),
     [(["no such model!"], "no model"), (["local/absent"], "no model 'local/absent'"),
      (["x.jsonl"], "no file 'x.jsonl'"), (["a/b", "--mode", "both"], "neither"),
-     (["a/b", "-b", "absent.jsonl"], "no file"), (["a/b", "-b", "vicuna"], "--questions"),
+     (["a/b", "-b", "absent.jsonl"], "no file"),
      (["a/b", "--set", "attempts=0"], "attempts")],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence(cli, hubkit_home, files, args: list[str], why: str) -> None:

@@ -134,6 +134,13 @@ def test_a_repo_without_a_record_is_told_to_play(repos: dict[str, Ref], server: 
     assert prompt.endswith("<|im_start|>assistant\n"), "in its own seat"
 
 
+def test_a_base_is_told_what_the_asker_is_told_and_plays_once(repos: dict[str, Ref], server: Handle) -> None:
+    served = [part for name in ("tiny-ask", "tiny-base") for part in ("--endpoint", f"{name}={server.url}")]
+    done = run("tiny-ask", "--against", "tiny-base", *served, "--no-perplexity", "-n", "4", "--openings", "1", "--json")
+    assert [row["name"] for row in json.loads(done.stdout)["rows"]] == ["people", "tiny-ask", "tiny-base"]
+    assert server.ledger()[-1]["body"]["inputs"].startswith(f"<|im_start|>system\n{SYSTEM}")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [

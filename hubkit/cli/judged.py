@@ -243,7 +243,7 @@ def _plan(setup: Setup, folder: Path, endpoints: list[dict[str, Any]]) -> dict[s
     usd = (prompt * judge.usd_per_million_input + completion * judge.usd_per_million_output) / 1e6
     return {
         **setup.to_dict(),
-        "answers": sum(setup.turns for player in setup.players if player.recorded is None),
+        "answers": setup.answers,
         "judgments": setup.judgments,
         "at_most": {"prompt_tokens": prompt, "completion_tokens": completion, "usd": round(usd, 4)},
         "endpoints": endpoints,

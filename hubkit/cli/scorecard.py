@@ -26,7 +26,7 @@ Against = Annotated[
     list[str], typer.Option("--against", "-a", metavar="REPO[@REV]", help="Another asker, on the same contexts.")
 ]
 System = Annotated[
-    str | None, typer.Option(help="System message for repos that no asker stage made: they are told to play.")
+    str | None, typer.Option(help="Tells repos that no asker stage made to play; default: as the first asker is told.")
 ]
 Endpoints = Annotated[
     list[str],
@@ -69,7 +69,8 @@ def asker(
         progress = bar_for("eval")
         urls = _urls([repo, *against], endpoint)
         on = terms(engine, hardware)
-        found = [_reached(_asker(hub, name, system, progress), urls.get(name), on) for name in (repo, *against)]
+        found = _found(hub, [repo, *against], system, progress)
+        found = [_reached(one, urls.get(one.name), on) for one in found]
         held_out, source = _held_out(hub, data, found)
         players = _with_base(found, urls.get("base"), on) if base else found
         block = Scorecard(
@@ -118,10 +119,13 @@ def _urls(repos: list[str], served: list[str]) -> dict[str, list[str]]:
     return urls
 
 
-def _asker(hub: Hub, name: str, system: str | None, progress: Progress) -> Asker:
+def _found(hub: Hub, repos: list[str], system: str | None, progress: Progress) -> list[Asker]:
+    """The askers; one that no asker stage made is told to play by `system`, else by the first one's system message."""
     from hubkit.pipeline import askers
 
-    return askers.find(hub, name, system=system, progress=progress)
+    first = askers.find(hub, repos[0], system=system, progress=progress)
+    told = system or first.system
+    return [first, *(askers.find(hub, name, system=told, progress=progress) for name in repos[1:])]
 
 
 def _reached(asker: Asker, urls: list[str] | None, terms: Deploy) -> Asker:

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,19 +78,21 @@ class Benchmark:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A benchmark by name: how it is judged by default, where its questions are, and follow-ups that ship."""
+    """A benchmark by name: how it is judged by default, where its questions are (`only` those of one category there),
+    and follow-ups that ship."""
 
     mode: Mode
-    questions: str | None
+    questions: str
     follow_ups: str | None = None
-    get: str = ""
+    only: str = ""
 
 
 KNOWN: Mapping[str, Known] = {
     "offline-16": Known("single", "offline-16.jsonl"),
     "mt-bench": Known("single", "HuggingFaceH4/mt_bench_prompts:raw/question.jsonl"),
     "mt-bench-8": Known("single", "HuggingFaceH4/mt_bench_prompts:raw/question.jsonl", "mt-bench-8.jsonl"),
-    "vicuna": Known("pairwise", None, get="FastChat's fastchat/llm_judge/data/vicuna_bench/question.jsonl"),
+    # AlpacaEval's 805 instructions hold the 80 of Vicuna-Bench, marked so, without FastChat's categories.
+    "vicuna": Known("pairwise", "tatsu-lab/alpaca_eval:alpaca_eval.json", only="vicuna"),
     "alpaca": Known("pairwise", "tatsu-lab/alpaca_eval:alpaca_eval.json"),
 }
 
@@ -105,20 +108,17 @@ def load(
     """The benchmark `name` (one of `KNOWN`, or a file), its questions from `questions` where given.
 
     `find` says where a named file lies; `columns` which of its columns is read as which of ours. Raises `SourceError`
-    for a file that is not there or does not read as questions, a column that it lacks, follow-ups without their
-    question, or a known name whose questions have to be named.
+    for a file that is not there or does not read as questions, a column that it lacks, or follow-ups without their
+    question.
     """
     known = KNOWN.get(name)
     where = questions or (known.questions if known else name)
-    if where is None:
-        raise SourceError(
-            f"the questions of {name!r} have no home on the Hub that is known here; name them with --questions: a file"
-            f" ({known and known.get}), or REPO_ID[@REV]:FILE of a Hub dataset, with --column where its columns have"
-            " other names"
-        )
     records, files = _open(where, find)
     records = _mapped(records, columns or {}, files[0]["name"])
     found = [_question(record, number, files[0]["name"]) for number, record in enumerate(records, start=1)]
+    if known and known.only and not questions:
+        kept = [question.category == known.only for question in found]
+        records, found = list(compress(records, kept)), list(compress(found, kept))
     recorded = _outputs(records, found)
     if known and known.follow_ups:
         further, more = _open(known.follow_ups, find)

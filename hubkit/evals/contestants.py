@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,15 +44,30 @@ class Contestant(Protocol):
 
 
 class Served:
-    """A model at an endpoint."""
+    """A model at an endpoint; `answered` is called after each answer."""
 
-    def __init__(self, name: str, identity: str, endpoint: Endpoint, journal: Journal, *, max_tokens: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        identity: str,
+        endpoint: Endpoint,
+        journal: Journal,
+        *,
+        max_tokens: int,
+        answered: Callable[[], None] = lambda: None,
+    ) -> None:
         self.name, self.identity = name, identity
         self._endpoint, self._journal, self._max_tokens = endpoint, journal, max_tokens
+        self._answered = answered
         self.asked = 0
 
     async def answer(self, question: str, messages: Sequence[Message], temperature: float) -> Answer:
         """The journaled answer, or the model's; one seed for one conversation."""
+        found = await self._answer(question, messages, temperature)
+        self._answered()
+        return found
+
+    async def _answer(self, question: str, messages: Sequence[Message], temperature: float) -> Answer:
         asked = [self.identity, question, list(messages), temperature, self._max_tokens]
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         if key in self._journal:

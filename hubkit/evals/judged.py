@@ -126,13 +126,16 @@ class _Run:
 
                 bench = Bench(setup.benchmark, judge, setup.prompts, self._one_more)
                 logs = await self._evaluate(bench, players)
+            self._done = setup.answers + setup.judgments - 1  # with what a missing answer left out
+            self._one_more()
             result = self._result(logs, judge.to_dict())
         result.path.write_text(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
         return result
 
     def _one_more(self) -> None:
         self._done += 1
-        self._progress(self._done, self._setup.judgments, f"judgments, {self._setup.benchmark.name}")
+        what = f"answers and verdicts, {self._setup.benchmark.name}"
+        self._progress(self._done, self._setup.answers + self._setup.judgments, what)
 
     async def _contestant(self, player: Player, journal: Journal, stack: AsyncExitStack) -> Contestant:
         setup = self._setup
@@ -152,7 +155,14 @@ class _Run:
             name=player.name,
         )
         await stack.enter_async_context(endpoint)
-        return Served(player.name, player.identity, endpoint, journal, max_tokens=setup.max_tokens)
+        return Served(
+            player.name,
+            player.identity,
+            endpoint,
+            journal,
+            max_tokens=setup.max_tokens,
+            answered=self._one_more,
+        )
 
     def _tasks(self, bench: Bench, players: Sequence[Contestant]) -> list[Task]:
         from hubkit.evals import tasks

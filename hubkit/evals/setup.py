@@ -67,6 +67,11 @@ class Setup:
         return sum(len(question.turns) for question in self.benchmark.questions)
 
     @property
+    def answers(self) -> int:
+        """How many answers are to be played: those of a file are there."""
+        return self.turns * sum(player.recorded is None for player in self.players)
+
+    @property
     def judgments(self) -> int:
         """How many verdicts there are to be: one an answer, or, pairwise, two a pair."""
         return self.turns * (2 if self.mode == "pairwise" else len(self.players))

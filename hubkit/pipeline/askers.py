@@ -62,9 +62,10 @@ def base_of(hub: Hub, ref: Ref, progress: Progress) -> Ref | None:
 def with_base(askers: Sequence[Asker]) -> list[Asker]:
     """`askers`, and behind them the first one's base, told by that one's system message to play the user. It is served
     here, but a deployed asker's is deployed too, where the service can, on one endpoint with it. An asker with whole
-    weights, or no system message, has no such base."""
+    weights, or no system message, has no such base; one that plays already, told the same, is not added again."""
     first = askers[0]
-    if first.base is None or not first.system:
+    plays = any(one.prompted and (one.ref, one.system) == (first.base, first.system) for one in askers[1:])
+    if first.base is None or not first.system or plays:
         return list(askers)
     return [*askers, replace(first, name=BASE, ref=first.base, base=None, end_mark=None, urls=(), prompted=True)]
 

@@ -116,12 +116,41 @@ def rollout() -> str:
     return "\n".join([*lines, "", sentence])
 
 
+def evaluation() -> str:
+    """A finished demo's chat model before a judge of its own size, and its asker beside people."""
+    found = json.loads((RESULTS / "eval.json").read_text("utf-8"))
+    chat, asker = found["chat"], found["asker"]
+    missing = sum(sum(model["missing"].values()) for model in chat["models"].values())
+    judgments = sum(model["judgments"] for model in chat["models"].values())
+    sentence = (
+        f"`hubkit eval chat`: {chat['questions']} conversations of eight turns ({chat['benchmark']}) with two models, "
+        f"{judgments} grades by {chat['judge']} on the embedded engine ({missing} missing), in "
+        f"{chat['seconds'] / 60:.1f} minutes. So small a judge shows that the machine works, not who is better. "
+        f"`hubkit eval asker`, at {asker['contexts']} held-out contexts, in {asker['seconds'] / 60:.1f} minutes:"
+    )
+    players = asker["players"]
+    measures = [name for name in asker["titles"] if sum(name in values for values in players.values()) > 1]
+    lines = [f"| measure | {' | '.join(players)} |", "| --- |" + " ---: |" * len(players)]
+    for name in measures:
+        cells = " | ".join(_value(values.get(name)) for values in players.values())
+        lines.append(f"| {asker['titles'][name]} | {cells} |")
+    return "\n".join([sentence, "", *lines])
+
+
+def _value(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    low, high = found.get("low"), found.get("high")
+    return f"{found['value']:.3g}" + ("" if low is None or high is None else f" ({low:.3g} to {high:.3g})")
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "hub": hub,
     "steps": steps,
     "engine": engine,
     "rollout": rollout,
+    "eval": evaluation,
 }
 
 

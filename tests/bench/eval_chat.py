@@ -1,0 +1,79 @@
+"""What evaluation takes on this machine, and what it says of a finished demo. Writes ``results/eval.json``.
+
+    HUBKIT_HOME=… python tests/bench/eval_chat.py [--chat parrot-chat] [--asker parrot-ask] [--base REPO]
+
+The home is that of a finished ``make demo``. Chat model and base answer the whole offline set before the embedded
+engine's own judge, and the asker is put beside its base and people; each from nothing, in a folder that is removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from demo import machine
+
+RESULTS = Path(__file__).parent / "results" / "eval.json"
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--chat", default="parrot-chat")
+    options.add_argument("--asker", default="parrot-ask")
+    options.add_argument("--base", default=BASE)
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        chat_s, chat = ran("eval", "chat", chosen.chat, "--against", chosen.base, "--log-dir", folder)
+    asker_s, asker = ran("eval", "asker", chosen.asker, "--against", chosen.base)
+    found = {
+        "machine": machine(),
+        "command": "python tests/bench/eval_chat.py",
+        "chat": {"seconds": chat_s, **judged(chat)},
+        "asker": {"seconds": asker_s, **played(asker)},
+    }
+    RESULTS.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    print(json.dumps({"chat_s": chat_s, "asker_s": asker_s}))
+
+
+def ran(*args: str) -> tuple[float, dict[str, Any]]:
+    """Seconds that ``hubkit …`` took, and what it said."""
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "hubkit", *args, "--json"], stdout=subprocess.PIPE, check=True)
+    return round(time.monotonic() - started, 1), json.loads(done.stdout)
+
+
+def judged(result: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a judged run."""
+    return {
+        "benchmark": result["benchmark"]["name"],
+        "questions": result["benchmark"]["questions"],
+        "turns": result["benchmark"]["turns"],
+        "judge": result["judge"]["name"],
+        "models": {
+            name: {"mean": table["mean"], "judgments": table["judgments"], "missing": table["missing"]}
+            for name, table in result["scores"].items()
+        },
+        "difference": result["difference"],
+        "judging": result["judging"],
+    }
+
+
+def played(card: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a scorecard, by player."""
+    return {
+        "contexts": card["settings"]["contexts"],
+        "titles": {name: entry["title"] for name, entry in card["measures"].items()},
+        "players": {row["name"]: row["values"] for row in card["rows"]},
+    }
+
+
+if __name__ == "__main__":
+    main()
