@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_server import HubServer
 from places import ROOT
 
 for _name in [n for n in os.environ if n.startswith(("HF_", "HUBKIT_", "TRANSFORMERS_"))]:
@@ -32,6 +33,16 @@ def hubkit_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield home
     embedded.stop()
     patch.undo()
+
+
+@pytest.fixture(scope="module")
+def target_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """An embedded Hub with a repo that everybody sees, ``local/target``, and one that only its owner does."""
+    running = HubServer(tmp_path_factory.mktemp("hub")).start()
+    running.api().create_repo("local/target")
+    running.api().create_repo("local/hidden", private=True)
+    yield running
+    running.stop()
 
 
 @pytest.fixture

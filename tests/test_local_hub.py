@@ -347,6 +347,8 @@ def test_the_command_line(cli: Callable[..., subprocess.CompletedProcess[str]], 
         assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "local\n"
         assert json.loads(cli("hub", "verify", "--json", **env).stdout)["repositories"] == 1
         assert json.loads(cli("hub", "gc", "--json", **env).stdout)["kept"] == 0
+        again = json.loads(cli("hub", "start", "--spaces", "--json", **env).stdout)
+        assert again["spaces"] and not again["jobs"] and again["url"] == url, "started again, at its address"
     finally:
         assert "stopped" in cli("hub", "stop", **env).stderr
     assert "not running" in cli("hub", "stop", **env).stderr

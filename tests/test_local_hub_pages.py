@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
 
 import pytest
 from hub_server import HubServer, send
@@ -12,12 +11,8 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
-    running = HubServer(tmp_path_factory.mktemp("hub")).start()
-    running.api().create_repo("local/target")
-    running.api().create_repo("local/hidden", private=True)
-    yield running
-    running.stop()
+def server(target_hub: HubServer) -> HubServer:
+    return target_hub
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,12 +17,8 @@ SHA = hashlib.sha256(b"content").hexdigest()
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
-    running = HubServer(tmp_path_factory.mktemp("hub")).start()
-    running.api().create_repo("local/target")
-    running.api().create_repo("local/hidden", private=True)
-    yield running
-    running.stop()
+def server(target_hub: HubServer) -> HubServer:
+    return target_hub
 
 
 @pytest.fixture(scope="module")

@@ -281,7 +281,10 @@ def test_a_push_to_another_hub_moves_everything_and_its_lineage(
     chat = f"someone/{recipe.repos.chat}"
     card = card_of(other_hub, chat)
     dialogues = other_hub.resolve(f"someone/{recipe.repos.dialogues}", repo_type="dataset")
-    assert dialogues.revision in card and "not on this Hub" in card and "revision=" not in card
+    assert dialogues.revision in card and "not on this Hub" not in card
+    base = other_hub.resolve(recipe.chat.base)
+    assert f'revision="{base.revision}"' in card, "the base that it lacked came along"
+    assert other_hub.read(base, "config.json") == b"{}"
     assert "local/" not in card.split("## Paper")[0]
     assert other_hub.read(other_hub.resolve(chat), "adapter_model.safetensors") == b"weights"
     assert other_hub.tags(dialogues.repo_id, repo_type="dataset") == {"v1": dialogues.revision}
@@ -289,6 +292,18 @@ def test_a_push_to_another_hub_moves_everything_and_its_lineage(
     before = other_hub.resolve(chat).revision
     assert publish(other_hub, recipe, outputs, source=hub) == []
     assert other_hub.resolve(chat).revision == before
+
+
+def test_a_base_of_the_same_name_with_other_files_stays_as_it_is(
+    hub: Hub, recipe: Recipe, some: dict[str, Ref], other_hub: Hub, tmp_path: Path
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.json").write_text('{"theirs": true}')
+    theirs = other_hub.commit(recipe.chat.base, tmp_path / "theirs", "another model of that name")
+    publish(other_hub, recipe, some, source=hub, with_spaces=False)
+    assert other_hub.resolve(recipe.chat.base) == theirs
+    assert "not on this Hub" in card_of(other_hub, f"someone/{recipe.repos.chat}")
+    assert publish(other_hub, recipe, some, source=hub, with_spaces=False) == []
 
 
 def test_personal_data_does_not_go_to_a_real_hub_unasked(
@@ -313,35 +328,64 @@ def test_personal_data_does_not_go_to_a_real_hub_unasked(
 
 
 _PUSH = """
-import json, sys
+import json, os, sys
 from hubkit import recipe as recipes
-from hubkit.hub import Ref, connect
+from hubkit.hub import Hub, Ref, connect
 from hubkit.publish import publish
 from hubkit.recipe import Recipe
 given = json.loads(sys.stdin.read())
-publish(connect(), Recipe.model_validate(given["recipe"]), {k: Ref(**v) for k, v in given["outputs"].items()})
+here = connect()
+there = Hub(given["to"], os.environ["TOKEN_THERE"], "someone", embedded=False) if given["to"] else here
+publish(there, Recipe.model_validate(given["recipe"]), {k: Ref(**v) for k, v in given["outputs"].items()}, source=here)
 """
 
 
-@pytest.mark.slow
-def test_killed_pushes_end_like_a_whole_one(hub: Hub, recipe: Recipe, outputs: dict[str, Ref]) -> None:
-    """kill -9 at fifty random moments, over growing waits; then one push to the end: one commit a repo, no more."""
-    before = heads(hub, recipe)
-    given = json.dumps({"recipe": recipe.model_dump(), "outputs": {k: v.to_dict() for k, v in outputs.items()}})
+def pushed_and_killed(recipe: Recipe, outputs: dict[str, Ref], to: Hub | None) -> Iterator[int]:
+    """A push killed at a random moment, fifty times over, with growing waits."""
+    told = {"recipe": recipe.model_dump(), "outputs": {k: v.to_dict() for k, v in outputs.items()}}
+    given = json.dumps({**told, "to": to.url if to else ""})
+    env = {**os.environ, "TOKEN_THERE": (to.token or "") if to else ""}
     spread = random.Random(7)
     for round_ in range(50):
         command = [sys.executable, "-c", _PUSH]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL, env=env)
         assert process.stdin
         process.stdin.write(given)
         process.stdin.close()
         time.sleep(spread.uniform(0.5, 1.5 + 0.1 * round_))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+        yield round_
+
+
+@pytest.mark.slow
+def test_killed_pushes_end_like_a_whole_one(hub: Hub, recipe: Recipe, outputs: dict[str, Ref]) -> None:
+    """kill -9 at fifty random moments; then one push to the end: one commit a repo, no more."""
+    before = heads(hub, recipe)
+    for _ in pushed_and_killed(recipe, outputs, to=None):
+        pass
     publish(hub, recipe, outputs)
     after = heads(hub, recipe)
     assert {kind: len(after[kind]) - len(before[kind]) for kind in after} == dict.fromkeys(after, 1)
     assert publish(hub, recipe, outputs) == []
+
+
+@pytest.mark.slow
+def test_killed_pushes_to_another_hub_end_like_a_whole_one(
+    hub: Hub, recipe: Recipe, outputs: dict[str, Ref], other_hub: Hub
+) -> None:
+    """The same where data moves and is tagged: one commit a repo, and never a tag on what is not whole."""
+    dialogues = f"someone/{recipe.repos.dialogues}"
+    wanted = {f"data/{split}-00000-of-00001.parquet" for split in ("raw", "train", "dropped")}
+    for _ in pushed_and_killed(recipe, outputs, to=other_hub):
+        if other_hub.api.repo_exists(dialogues, repo_type="dataset"):
+            for sha in other_hub.tags(dialogues, repo_type="dataset").values():
+                assert wanted <= {*other_hub.api.list_repo_files(dialogues, repo_type="dataset", revision=sha)}
+    publish(other_hub, recipe, outputs, source=hub)
+    after = heads(other_hub, recipe)
+    assert {kind: len(commits) for kind, commits in after.items()} == dict.fromkeys(after, 2), "its making, the push"
+    assert other_hub.tags(dialogues, repo_type="dataset") == {"v1": after["dialogues"][0]}
+    assert publish(other_hub, recipe, outputs, source=hub) == []
 
 
 def test_mlcroissant_takes_the_datasets_metadata(

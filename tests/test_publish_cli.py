@@ -37,6 +37,12 @@ def test_publishing_before_anything_was_made_says_what_to_run(cli: Callable[...,
     assert said.returncode == 1 and "has not run" in said.stderr and "Traceback" not in said.stderr
 
 
+def test_the_spaces_of_a_real_hub_are_run_there(cli: Callable[..., object], tmp_path: Path):
+    said = cli("spaces", "parrot", HUBKIT_HUB="https://huggingface.co", HUBKIT_HOME=str(tmp_path))
+    assert said.returncode == 1 and "runs its Spaces itself" in said.stderr and "Traceback" not in said.stderr
+    assert not (tmp_path / "hub").exists()
+
+
 @pytest.fixture
 def made(hubkit_home: Path, tmp_path: Path) -> str:
     """A model that was made from another one, on the embedded Hub."""

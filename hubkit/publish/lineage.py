@@ -6,6 +6,7 @@ Takes a `Hub` and a commit; gives a `Node` with the nodes that it was made from,
 from __future__ import annotations
 
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -101,12 +102,17 @@ def _lines(node: Node, lead: str, below: str) -> Iterator[str]:
         yield from _lines(child, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  "))
 
 
+_LINE = "#98a2b3"
+Slot = Ref | tuple[Ref, int]
+"""A commit's place in the picture, or where the arrows from a commit pass through a column."""
+
+
 def picture(node: Node) -> bytes:
     """The tree as a PNG: each commit once, an arrow from what was read to what was made. Same tree, same bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns, edges = _layout(node)
+    columns, paths = _layout(node)
     height = max(len(column) for column in columns) + 1
     figure = Figure(figsize=(2.3 * len(columns), 0.8 * height))
     FigureCanvasAgg(figure)
@@ -114,23 +120,30 @@ def picture(node: Node) -> bytes:
     axes.set_axis_off()
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(-0.5, height - 0.5)
-    places = {}
+    places: dict[Slot, tuple[float, float]] = {}
     for x, column in enumerate(columns):
-        for y, ref in enumerate(column):
-            # Columns stand a little higher and lower in turn, so that an arrow over several of them can be followed.
-            places[ref] = (float(x), (height - len(column)) / 2 + y + (0.4 if x % 2 else -0.4))
-            _box(axes, places[ref], ref)
-    for source, made in edges:
-        (x0, y0), (x1, y1) = places[source], places[made]
-        style = {"arrowstyle": "->", "color": "#98a2b3", "connectionstyle": "arc3,rad=0.08"}
-        axes.annotate("", (x1 - 0.43, y1), (x0 + 0.43, y0), arrowprops=style, zorder=0)
+        for y, slot in enumerate(column):
+            places[slot] = (float(x), (height - len(column)) / 2 + y)
+            if isinstance(slot, Ref):
+                _box(axes, places[slot], slot)
+    for path in paths:
+        for step, (start, end) in enumerate(itertools.pairwise(path), start=1):
+            (x0, y0), (x1, y1) = places[start], places[end]
+            head = "->" if step == len(path) - 1 else "-"
+            style = {"arrowstyle": head, "color": _LINE, "shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", (x1 - 0.43, y1), (x0 + 0.43, y0), arrowprops=style, zorder=0)
+            if not isinstance(end, Ref):
+                axes.plot((x1 - 0.43, x1 + 0.43), (y1, y1), color=_LINE, lw=1, zorder=0)
     made_of = io.BytesIO()
     figure.savefig(made_of, format="png", dpi=130, metadata={"Software": None})
     return made_of.getvalue()
 
 
-def _layout(root: Node) -> tuple[list[list[Ref]], list[tuple[Ref, Ref]]]:
-    """Columns of commits, sources at the left, and the arrows between them."""
+def _layout(root: Node) -> tuple[list[list[Slot]], list[list[Slot]]]:
+    """Columns of commits, sources at the left, and the arrows between them, each as the slots that it goes through.
+
+    An arrow over several columns has a slot of its own in those between, so that it passes behind nobody's box.
+    """
     depth: dict[Ref, int] = {}
     edges: list[tuple[Ref, Ref]] = []
 
@@ -146,10 +159,17 @@ def _layout(root: Node) -> tuple[list[list[Ref]], list[tuple[Ref, Ref]]]:
             if made in depth:
                 depth[source] = max(depth.get(source, 0), min(depth[made] + 1, len(edges)))
     deepest = max(depth.values())
-    columns: list[list[Ref]] = [[] for _ in range(deepest + 1)]
+    columns: list[list[Slot]] = [[] for _ in range(deepest + 1)]
     for ref, steps in depth.items():
         columns[deepest - steps].append(ref)
-    return columns, edges
+    paths: list[list[Slot]] = []
+    for source, made in dict.fromkeys(edges):
+        between: list[Slot] = [(source, x) for x in range(deepest - depth[source] + 1, deepest - depth[made])]
+        for slot, column in zip(between, columns[deepest - depth[source] + 1 :], strict=False):
+            if slot not in column:
+                column.append(slot)
+        paths.append([source, *between, made])
+    return columns, paths
 
 
 def _box(axes: Any, at: tuple[float, float], ref: Ref) -> None:

@@ -19,7 +19,7 @@ from hubkit.errors import CommitConflictError, RepoMissingError
 from hubkit.hub import Hub, Ref
 from hubkit.measures import scorecards
 from hubkit.progress import Progress, silent
-from hubkit.publish import cards, collection, croissant, facts, gate, lineage, merge, scorecard, spaces
+from hubkit.publish import bases, cards, collection, croissant, facts, gate, lineage, merge, scorecard, spaces
 from hubkit.publish.facts import Input, Kind
 from hubkit.publish.plan import Change, Content, RepoPlan, compare
 from hubkit.recipe import Recipe
@@ -106,20 +106,22 @@ def publish(
     when others keep committing, `HubError` otherwise.
     """
     push = _Push(source or hub, hub, recipe, outputs, public, allow_personal)
-    steps = [*_artifact_steps(push), *(_space_steps(push) if with_spaces else ())]
+    along = list(_base_steps(push))
+    steps = [*along, *_artifact_steps(push), *(_space_steps(push) if with_spaces else ())]
     if benchmark:
         steps.append(_benchmark_step(push, benchmark))
     planned = [_plan_all(push, step, progress, at, len(steps)) for at, step in enumerate(steps)]
     changes = [change for plan in planned for change in plan.changes]
+    tied = [(step.repo_id, step.repo_type) for step in steps[len(along) :]]
     if dry_run:
-        return changes + collection.plan(hub, recipe, [(p.repo_id, p.repo_type) for p in planned])
+        return changes + collection.plan(hub, recipe, tied)
     done: list[Change] = []
     push.moved.clear()
     for at, (step, plan) in enumerate(zip(steps, planned, strict=True)):
         progress(at, len(steps) + 1, f"pushing {step.repo_id}")
         # Across Hubs a card names commits that this push makes, so it is planned again once they are known.
         done += _carry_out(push, step, None if push.across else plan)
-    done += collection.push(hub, recipe, [(p.repo_id, p.repo_type) for p in planned], private=push.private)
+    done += collection.push(hub, recipe, tied, private=push.private)
     progress(len(steps) + 1, len(steps) + 1, "pushed")
     return done
 
@@ -185,6 +187,21 @@ def _commit(hub: Hub, plan: RepoPlan, recipe: Recipe) -> str | None:
             parent_commit=parent,
         )
     return None if outcome.conflict else str(made.oid)
+
+
+def _base_steps(push: _Push) -> Iterator[_Step]:
+    trained = [push.records(push.outputs[stage]) for stage in ("asker", "chat", "align") if stage in push.outputs]
+    for base in bases.needed(push.source, push.target, trained):
+
+        def plan(base: Ref = base) -> RepoPlan:
+            return bases.plan(push.source, push.target, base, private=push.private)[0]
+
+        def after(commit: str, base: Ref = base) -> list[Change]:
+            if bases.plan(push.source, push.target, base, private=push.private)[1]:
+                push.moved[base.repo_id, base.revision] = replace(base, revision=commit)
+            return []
+
+        yield _Step(base.repo_id, base.repo_type, plan, after=after)
 
 
 def _artifact_steps(push: _Push) -> Iterator[_Step]:

@@ -106,8 +106,12 @@ def take_back(messages: Messages) -> tuple[Messages, Messages, str]:
 
 def _asker_speaks(messages: Messages, temperature: float) -> Iterator[tuple[Any, ...]]:
     text = ""
-    for text, status in turn(ASKER, messages, temperature):
-        yield in_progress(swapped(messages), "assistant", text, status), messages, "The asker is writing …"
+    try:
+        for text, status in turn(ASKER, messages, temperature):
+            yield in_progress(swapped(messages), "assistant", text, status), messages, "The asker is writing …"
+    except gr.Error as error:
+        yield swapped(messages), messages, f"**{error.message}**"
+        raise
     words, over = ended(text)
     if words:
         messages = [*messages, {"role": "user", "content": words}]
@@ -120,6 +124,19 @@ def _asker_speaks(messages: Messages, temperature: float) -> Iterator[tuple[Any,
 def converse(
     messages: Messages, opening: str, turns: float, temperature: float, request: gr.Request, *, steps: int | None = None
 ) -> Iterator[tuple[Any, ...]]:
+    """Let them talk (see `_talking`); what goes wrong is said under the conversation too, which stays as it is."""
+    kept = messages
+    try:
+        for shown, kept, status in _talking(messages, opening, turns, temperature, request, steps):
+            yield shown, kept, status
+    except gr.Error as error:
+        yield kept, kept, f"**{error.message}**"
+        raise
+
+
+def _talking(
+    messages: Messages, opening: str, turns: float, temperature: float, request: gr.Request, steps: int | None
+) -> Iterator[tuple[Messages, Messages, str]]:
     """Go on with the conversation until the asker ends it, it has its turns, or `steps` further turns are written.
 
     Only whole turns enter the state, so pausing in the middle of one loses nothing but that one.
@@ -215,7 +232,11 @@ def new_round(temperature: float, request: gr.Request) -> Iterator[tuple[Any, ..
         raise gr.Error("The real conversations cannot be read right now; try again later.") from error
     before, real = conversation[:2], conversation[2]["content"]
     yield before, "The asker is writing its turn …", "", "", {}
-    words, _ = ended(whole_turn(ASKER, before, temperature))
+    try:
+        words, _ = ended(whole_turn(ASKER, before, temperature))
+    except gr.Error as error:
+        yield before, f"**{error.message}**", "", "", {}
+        raise
     pair = [("human", _clipped(real)), ("asker", _clipped(words or "(it says nothing and leaves)"))]
     random.shuffle(pair)
     yield before, "Which one did a person write?", pair[0][1], pair[1][1], {"answer": [who for who, _ in pair]}
@@ -257,6 +278,8 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         f"# {ASKER.name}\nA model of the *human* side of conversations, after [{SETTINGS['paper']['title']}]"
         f"({SETTINGS['paper']['url']}). It asks; it does not answer. It runs {ASKER.where}."
     )
+    # The line under a conversation says what goes on; Gradio's own marks would hide the conversation behind "Error".
+    quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     heat = gr.Slider(0, 1.5, ASKER.temperature, step=0.05, label="Temperature", render=False)
     with gr.Tab("Be the assistant", id="be"):
         mine = gr.State([])
@@ -279,10 +302,10 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
             keep = gr.DownloadButton("Keep as JSON", size="sm", elem_id="be-keep")
         shown = [talk, mine, status]
         runs = [
-            start.click(open_conversation, [topic, heat], shown, api_visibility="private"),
-            topic.submit(open_conversation, [topic, heat], shown, api_visibility="private"),
-            reply.submit(answer_it, [mine, reply, heat], shown, api_visibility="private"),
-            again.click(ask_again, [mine, heat], shown, api_visibility="private"),
+            start.click(open_conversation, [topic, heat], shown, **quietly),
+            topic.submit(open_conversation, [topic, heat], shown, **quietly),
+            reply.submit(answer_it, [mine, reply, heat], shown, **quietly),
+            again.click(ask_again, [mine, heat], shown, **quietly),
         ]
         reply.submit(lambda: "", None, reply, api_visibility="private")
         back.click(take_back, mine, shown, cancels=runs, api_visibility="private")
@@ -306,8 +329,8 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         turns = gr.Slider(1, MAX_TURNS, SETTINGS["turns"], step=1, label="Turns of the asker", elem_id="turns")
         scene, given = [stage, theirs, news], [theirs, opening, turns, heat]
         talking = [
-            go.click(converse, given, scene, api_visibility="private", concurrency_limit=2),
-            step.click(one_step, given, scene, api_visibility="private", concurrency_limit=2),
+            go.click(converse, given, scene, **quietly, concurrency_limit=2),
+            step.click(one_step, given, scene, **quietly, concurrency_limit=2),
         ]
         pause.click(ask_to_pause, None, None, queue=False, api_visibility="private")
         stage.clear(lambda: ([], ""), None, [theirs, news], cancels=talking, api_visibility="private")
@@ -324,11 +347,11 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
             pick_first = gr.Button("A is the person", elem_id="pick-a")
             pick_second = gr.Button("B is the person", elem_id="pick-b")
             deal = gr.Button("New round", variant="primary", elem_id="deal")
-        deal.click(new_round, [heat], [scene_before, verdict, first, second, current], api_visibility="private")
+        deal.click(new_round, [heat], [scene_before, verdict, first, second, current], **quietly)
         for place, button in enumerate((pick_first, pick_second)):
             button.click(
                 lambda c, s, place=place: guess(place, c, s), [current, score], [verdict, score, current],
-                api_visibility="private",
+                **quietly,
             )  # fmt: skip
     with gr.Accordion("Settings", open=False):
         heat.render()

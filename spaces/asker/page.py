@@ -32,6 +32,7 @@ CSS = """
   .gradio-container .row:has(> .column #chat) > .column {flex: none !important; width: 100%}
   .gradio-container > .main, .gradio-container .wrap {padding: 4px}
   button {min-height: 40px}
+  .tab-container button[role=tab] {padding: 4px 7px !important; font-size: 13px}
 }
 footer {opacity: .7}
 """

@@ -62,7 +62,7 @@ def _written(
             so_far += piece.text
             yield so_far or f"*{piece.status}*"
     except ModelError as error:
-        raise gr.Error(str(error)) from error
+        raise gr.Error(str(error), duration=None) from error  # stays until it is read
     if not so_far.strip():
         raise gr.Error(f"{who.name} wrote nothing. Try again, or at a higher temperature.")
 
@@ -143,6 +143,7 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
             save_history=True,
             editable=True,
             api_name="chat",
+            show_progress="hidden",  # which would hide the conversation behind "Error"; a sentence says what went wrong
             concurrency_limit=4,
         )
     with gr.Tab("Beside its base", id="compare"):
@@ -159,7 +160,8 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
         with gr.Accordion("Settings", open=False):
             knobs = sampling(render=True)
         run = both.submit(
-            compare, [both, left, right, *knobs], [left, right, both], api_visibility="private", concurrency_limit=2
+            compare, [both, left, right, *knobs], [left, right, both], api_visibility="private", concurrency_limit=2,
+            show_progress="hidden",
         )
         stop.click(None, cancels=[run])
         clear.click(lambda: ([], []), None, [left, right], cancels=[run], api_visibility="private")
