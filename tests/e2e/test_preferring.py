@@ -176,6 +176,19 @@ def test_another_beta_runs_the_optimisation_alone(recipe: list[str], loop: dict[
     assert [name for name, state in states.items() if state != "done"] == ["align", "eval"]
 
 
+def test_two_processes_align_as_the_plan_says(recipe: list[str], loop: dict[str, Any], cli: Any) -> None:
+    halved = ["--set", "preference.dpo.per_device_train_batch_size=1", "--set", "preference.dpo.beta=0.3"]
+    spread = [*halved, "--launch", "ddp", "--processes", "2", "--json"]
+    planned = json.loads(cli("align", *recipe, *spread, "--dry-run").stdout)
+    assert (planned["kind"], planned["processes"], planned["batch"]) == ("dpo", 2, 2) and planned["refusals"] == []
+    done = cli("align", *recipe, *spread)
+    assert done.returncode == 0, done.stderr
+    [made] = json.loads(done.stdout)["stages"]
+    report = made["report"]
+    assert (report["processes"], report["steps"]) == (2, planned["steps"]), report
+    assert report["rows"]["pairs_used"] == planned["rows"] and report["tokens"] == planned["tokens"]
+
+
 def test_a_recipe_without_the_block_says_that_it_has_no_such_stage(hubkit_home: Path, cli: Any) -> None:
     done = cli("prefer", "realm", "--dry-run")
     assert done.returncode == 1 and "has no stage 'prefer': it has no 'preference' block" in done.stderr
