@@ -67,6 +67,7 @@ def recipe(hubkit_home: Path, tmp_path_factory: pytest.TempPathFactory, answers:
             "preference": block,
             "eval.conversations": 3,
             "eval.max_tokens": 256,
+            "eval.scorecard": None,  # asks for longer turns than so small a base can say
             "repos": {name: f"preferring-{name}" for name in
                       ("corpus", "asker", "dialogues", "chat", "results", "preference", "aligned")},
         }  # fmt: skip
