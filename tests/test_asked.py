@@ -230,3 +230,30 @@ def test_a_judge_that_runs_out_of_money_leaves_what_it_chose(folder: Path, judge
         said = asked.ask(about, yes_or_no, work.progress)
     assert 0 < len(said) < 9 and asked.told["stopped"] == "budget_usd" and asked.told["usd"] <= 0.01
     assert asked.told["missing"] == {"budget_usd": 9 - len(said)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_seat_that_answers_wrongly_can_be_deployed_and_is_given_back(folder: Path, tmp_path: Path):
+    from test_local_hub_inference import tiny_model
+
+    from hubkit import deploy
+    from hubkit.pipeline.preferring import build_prefer, prefer_inputs
+    from hubkit.pipeline.stage import Context, Work
+
+    hub = connect()
+    hub.commit(hub.qualify("asked-seat"), tiny_model(tmp_path / "model"), "A model")
+    data = tmp_path / "dialogues"
+    (data / "data").mkdir(parents=True)
+    talk = [("user", "Bread?"), ("assistant", "Mix flour."), ("user", "And rye?"), ("assistant", "Less water.")]
+    write_rows(data / "data" / "train-00000-of-00001.parquet", [talk, talk])
+    at = hub.commit(hub.qualify("asked-deployed"), data, "Dialogues", repo_type="dataset")
+    seat = {"repo": hub.qualify("asked-seat"), "endpoints": ["deploy"], "deploy": {"hardware": "intel-spr-x1"},
+            "context": 512, "sampling": {"max_tokens": 8}}  # fmt: skip
+    block = {"chat": seat, "strategies": ["neglect"], "in_flight": 2, "cut_off": "whole_sentences"}
+    context = Context(recipe(folder, "deployed", preference=block), hub, {"curate": at})
+    notes: list[str] = []
+    work = Work(tmp_path / "out", tmp_path / "scratch", lambda done, total=None, note="": notes.append(note))
+    report = build_prefer(context, prefer_inputs(context, work.progress), work)
+    assert report["asked"] == 2 == report["wanted"] and any("endpoint" in note for note in notes), set(notes)
+    assert deploy.listed(hub) == []

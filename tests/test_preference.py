@@ -258,7 +258,11 @@ def losses(report) -> list[float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_prefer_what_one_does(tmp_path, base, chat, strategy, whole):
+def test_two_processes_prefer_what_one_does(tmp_path, base, chat, strategy, whole, monkeypatch):
+    from test_train import shard_over_processors
+
+    if strategy == "fsdp2":
+        shard_over_processors(monkeypatch)
     data = write_pairs(tmp_path / "pairs.parquet", PAIRS)
     dpo = {**DPO, "num_train_epochs": 2, "per_device_train_batch_size": 1, "logging_steps": 1}
     model, found = base if whole else chat, {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import signal
@@ -322,17 +321,37 @@ def test_trackio_keeps_its_curves_on_this_machine(tmp_path, base, rows):
     assert list((tmp_path / "home" / "trackio").glob("*.db")) or list((tmp_path / "home" / "trackio").iterdir())
 
 
+def shard_over_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `Launch("fsdp2", …)` run without GPUs, its workers through ``sharded_worker.py``."""
+    from hubkit.train import launch
+
+    real = launch.command
+
+    def command(*arguments):
+        *front, _, _, job = real(*arguments)  # … -m hubkit.train.worker JOB
+        config = Path(front[front.index("--config_file") + 1])
+        config.write_text(config.read_text().replace("mixed_precision: bf16", 'mixed_precision: "no"'))
+        return [*front, str(Path(__file__).with_name("sharded_worker.py")), job]
+
+    monkeypatch.setattr(launch, "command", command)
+    monkeypatch.setattr(launch, "refuse", lambda *_: None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "lora"), [("ddp", LORA), ("fsdp2", LORA), ("fsdp2", None)])
-def test_two_processes_learn_what_one_does(tmp_path, base, rows, strategy, lora):
+def test_two_processes_learn_what_one_does(tmp_path, base, rows, strategy, lora, monkeypatch):
     from safetensors.torch import load_file
 
+    if strategy == "fsdp2":
+        shard_over_processors(monkeypatch)
     one = run(tmp_path, base, rows, block(lora=lora, sft={**SFT, "logging_steps": 1}), out="one", work="one-work")
     halved = {**SFT, "gradient_accumulation_steps": 1, "logging_steps": 1}
     two = run(tmp_path, base, rows, block(lora=lora, sft=halved), out="two", launch=Launch(strategy, 2))
     assert two.steps == one.steps == 6 and two.rows == one.rows and (two.processes, two.kind) == (2, one.kind)
     losses = [[e["loss"] for e in report.loss_curve] for report in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[0][-1] < losses[0][0]
+    if strategy == "fsdp2":
+        assert "SHARDED DistributedType.FSDP ['DTensor']" in (tmp_path / "work" / "launch.log").read_text()
     weights = [load_file(next((tmp_path / name).glob("*.safetensors"))) for name in ("one", "two")]
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
@@ -345,27 +364,21 @@ def test_a_mistake_in_a_launched_run_is_the_same_sentence(tmp_path, base, rows):
         run(tmp_path, base, rows, block(sft={"learning_rat": 1}), launch=Launch("ddp", 2))
 
 
-def test_shipped_launch_configurations_are_what_accelerate_takes(tmp_path):
-    """DeepSpeed's is parsed only: that package needs a CUDA toolkit, so no run of it stands behind this test."""
-    from accelerate.commands.config.config_args import load_config_from_file
-    from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+def test_the_shipped_deepspeed_configuration_is_what_accelerate_takes(tmp_path):
+    """Parsed by accelerate's own launcher, not run: the package deepspeed needs a CUDA toolkit to build with."""
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
-    from hubkit.train.launch import CONFIGS
+    from hubkit.train.launch import command
 
-    found = {name: load_config_from_file(str(CONFIGS / f"{name}.yaml")) for name in ("ddp", "fsdp2", "deepspeed")}
-    kinds = {name: config.distributed_type for name, config in found.items()}
-    assert kinds == {
-        "ddp": DistributedType.MULTI_GPU,
-        "fsdp2": DistributedType.FSDP,
-        "deepspeed": DistributedType.DEEPSPEED,
-    }
-    sharding = {key.removeprefix("fsdp_"): value for key, value in found["fsdp2"].fsdp_config.items()}
-    sharding["auto_wrap_policy"] = sharding["auto_wrap_policy"].lower()
-    made = FullyShardedDataParallelPlugin(fsdp_version=sharding.pop("version"), **sharding)
-    assert made.fsdp_version == 2 and made.reshard_after_forward is True
-    zero = found["deepspeed"].deepspeed_config
-    known = set(inspect.signature(DeepSpeedPlugin).parameters) | {"deepspeed_multinode_launcher"}
-    assert set(zero) <= known and zero["zero_stage"] == 3 and zero["zero3_save_16bit_model"] is True
+    [*_, worker, job] = asked = command(Launch("deepspeed", 2), tmp_path / "job.json", 2)
+    args = launch.launch_command_parser().parse_args(asked[3:])
+    args, defaults, _ = launch._validate_launch_command(args)
+    assert args.use_deepspeed and args.training_script == worker and args.training_script_args == [job]
+    args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+    _, env = prepare_deepspeed_cmd_env(args)
+    assert env["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3" and env["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    assert env["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] == "true"
 
 
 LAUNCHED = """
@@ -404,8 +417,9 @@ def test_a_launch_that_cannot_run_here_is_refused(tmp_path, base, rows):
     import torch
 
     if not torch.cuda.is_available():
-        with pytest.raises(RecipeError, match="deepspeed needs GPUs"):
-            run(tmp_path, base, rows, block(), launch=Launch("deepspeed", 2))
+        for strategy in ("fsdp2", "deepspeed"):
+            with pytest.raises(RecipeError, match=f"{strategy} shards over GPUs"):
+                run(tmp_path, base, rows, block(), launch=Launch(strategy, 2))
         with pytest.raises(RecipeError, match="needs a number of processes"):
             run(tmp_path, base, rows, block(), launch=Launch("ddp"))
 

@@ -14,7 +14,7 @@ from tiny_models import tiny_base, write_rows
 
 from hubkit import recipe
 from hubkit.errors import RecipeError
-from hubkit.recipe import Training
+from hubkit.recipe import Preference, Training
 from hubkit.train import Launch, plan, train
 from hubkit.train.estimate import GIB, flops_per_token
 from hubkit.train.plan import require_runnable
@@ -100,13 +100,17 @@ def test_the_papers_recipes_can_be_planned_from_a_config_alone(tmp_path, data, n
 PEAK = """
 import json, resource, sys
 from pathlib import Path
-from hubkit.recipe import Training
-from hubkit.train import train
+from hubkit.recipe import Preference, Training
+from hubkit.train import prefer, train
 def rss():
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
-folder, sft, lora, warm, base, data = json.loads(sys.argv[1])
+folder, sft, lora, warm, base, data, pairs = json.loads(sys.argv[1])
 def run(name, base):
+    if pairs:
+        block = Preference(chat={"repo": "acme/tiny"}, lora=lora, dpo=sft)
+        return prefer(block, [Path(data)], Path(base), Path(base), Path(folder) / name, base_repo_id="acme/tiny",
+                      seed=1, work=Path(folder) / (name + "-work"))
     block = Training(base="acme/tiny", seat="user", lora=lora, sft=sft)
     return train(block, [Path(data)], Path(base), Path(folder) / name, base_repo_id="acme/tiny", seed=1,
                  work=Path(folder) / (name + "-work"))
@@ -117,10 +121,22 @@ print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 """
 
 
+def write_pairs(path: Path) -> Path:
+    """Pairs of some 256 tokens a sequence."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    said = {"prompt": ("user", "How do I bake bread? " * 31), "chosen": ("assistant", "Mix flour. " * 6),
+            "rejected": ("assistant", "Use less water. " * 5)}  # fmt: skip
+    row = {name: [{"role": role, "content": text}] for name, (role, text) in said.items()}
+    pq.write_table(pa.Table.from_pylist([row] * 8), path)
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, {"r": 8, "target_modules": "all-linear"}])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_planned_memory_is_near_a_real_runs_peak(tmp_path, lora, checkpointing):
+@pytest.mark.parametrize(("checkpointing", "pairs"), [(False, False), (True, False), (True, True)])
+def test_planned_memory_is_near_a_real_runs_peak(tmp_path, lora, checkpointing, pairs):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     warm, base = tiny_base(tmp_path / "warm"), tiny_base(tmp_path / "base")
@@ -128,12 +144,15 @@ def test_planned_memory_is_near_a_real_runs_peak(tmp_path, lora, checkpointing):
     shape |= {"num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
     LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(base)
     long = [[("user", "How do I bake bread? " * 60), ("assistant", "Mix flour.")] for _ in range(8)]
-    data = write_rows(tmp_path / "long.parquet", long)
+    data = write_pairs(tmp_path / "pairs.parquet") if pairs else write_rows(tmp_path / "long.parquet", long)
     sft = {"max_steps": 2, "max_length": 256, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
     sft |= {"gradient_checkpointing": checkpointing}
     block = Training(base="acme/tiny", seat="user", lora=lora, sft=sft)
+    if pairs:
+        sft["per_device_train_batch_size"] = 2  # both answers of a pair go through the model
+        block = Preference(chat={"repo": "acme/tiny"}, lora=lora, dpo=sft)
     planned = plan(block, [data], base, base_repo_id="acme/tiny", seed=1).memory_gib
-    call = json.dumps([str(tmp_path), sft, lora, str(warm), str(base), str(data)])
+    call = json.dumps([str(tmp_path), sft, lora, str(warm), str(base), str(data), pairs])
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     env["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed is given back: the peak is of tensors, not of the allocator
     done = subprocess.run([sys.executable, "-c", PEAK, call], env=env, capture_output=True, text=True, timeout=280)

@@ -40,9 +40,10 @@ def clean(
     chosen = load(recipe, profiles=profile, overrides=overrides)
     files = [_local(name) for name in sources]
     asked = _questions(chosen.corpus, questions)
+    block = _without_judge(chosen.corpus)
     with out.bars(quiet=json) as bar_for:
         report = corpus.build(
-            chosen.corpus,
+            block,
             files,
             folder,
             seed=chosen.seed,
@@ -68,6 +69,14 @@ def _local(name: str) -> Path:
     repo_id, _, revision = name.partition("@")
     hub = connect()
     return hub.snapshot(require(hub, repo_id, repo_type="dataset", revision=revision or "main"))
+
+
+def _without_judge(block: Corpus) -> Corpus:
+    """`block` as it is cleaned here, where no judge is asked; says so."""
+    if block.intents is None or block.intents.judging is None:
+        return block
+    out.say("no intents are written: the judge is asked by the stage, `hubkit corpus`")
+    return block.model_copy(update={"intents": None})
 
 
 def _questions(block: Corpus, named: list[str]) -> dict[str, Path]:

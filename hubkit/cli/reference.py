@@ -53,14 +53,21 @@ def _recipe() -> Iterator[str]:
     shipped = {name: recipe.load(name) for name in recipe.available()["recipes"]}
     yield "A recipe is YAML of this shape, a profile the same with any part left out; `--set key=value` sets one value."
     yield "The columns of the recipes show their values; *(ours)* marks what no source states."
-    yield from _block(recipe.Recipe, "", shipped, set())
+    later: list[tuple[str, Any]] = []
+    seen: set[str] = set()
+    yield from _block(recipe.Recipe, "", shipped, seen, later)
+    yield from _below(later, shipped, seen, later)  # no shipped recipe has these; the list grows as it is read
 
 
-def _block(block: Any, path: str, shipped: dict[str, Any], seen: set[str]) -> Iterator[str]:
+def _block(
+    block: Any, path: str, shipped: dict[str, Any], seen: set[str], later: list[tuple[str, Any]]
+) -> Iterator[str]:
+    import inspect
+
     from hubkit.recipe import block_of
 
     below: list[tuple[str, Any]] = []
-    yield from ("", f"### {path or 'the recipe'}", "", (block.__doc__ or "").strip(), "")
+    yield from ("", f"### {path or 'the recipe'}", "", inspect.cleandoc(block.__doc__ or ""), "")
     yield "| key | type | default | meaning | " + " | ".join(shipped) + " |"
     yield "|" + " --- |" * (4 + len(shipped))
     for name, field in block.model_fields.items():
@@ -73,12 +80,23 @@ def _block(block: Any, path: str, shipped: dict[str, Any], seen: set[str]) -> It
         cells = (f"`{name}`", _type(field.annotation), default, _cell(field.description), *values)
         yield f"| {' | '.join(cells)} |"
         if inner is not None:
-            below.append((key, inner))
-    for key, inner in below:
+            (below if _somewhere(shipped, key) else later).append((key, inner))
+    yield from _below(below, shipped, seen, later)
+
+
+def _below(
+    blocks: list[tuple[str, Any]], shipped: dict[str, Any], seen: set[str], later: list[tuple[str, Any]]
+) -> Iterator[str]:
+    for key, inner in blocks:
         if inner.__name__ in seen and inner.__name__ not in ("SeatConfig", "Training"):
             continue
         seen.add(inner.__name__)
-        yield from _block(inner, key, shipped, seen)
+        yield from _block(inner, key, shipped, seen, later)
+
+
+def _somewhere(shipped: dict[str, Any], key: str) -> bool:
+    """Whether some shipped recipe sets the block at `key`."""
+    return any(_at(made, key) is not None for made in shipped.values())
 
 
 def _many(annotation: Any) -> bool:
@@ -87,13 +105,24 @@ def _many(annotation: Any) -> bool:
 
 def _value(made: Any, key: str, nested: bool) -> str:
     """What a shipped recipe says under `key`, shortened; nothing for blocks, which have tables of their own."""
+    value = _at(made, key)
+    if value is _NOWHERE:
+        return ""
+    ours = " *(ours)*" if any(key == own or key.startswith(f"{own}.") for own in made.ours) else ""
+    return ("" if nested else _code(value)) + ours
+
+
+_NOWHERE = object()
+
+
+def _at(made: Any, key: str) -> Any:
+    """The value under `key`; `_NOWHERE` below a block that is not set, or one of many."""
     value: Any = made
     for part in key.split("."):
         if value is None or isinstance(value, list | dict):
-            return ""
+            return _NOWHERE
         value = getattr(value, part)
-    ours = " *(ours)*" if any(key == own or key.startswith(f"{own}.") for own in made.ours) else ""
-    return ("" if nested else _code(value)) + ours
+    return value
 
 
 def _code(value: Any) -> str:

@@ -156,7 +156,7 @@ def _show(title: str, made: TrainPlan) -> None:
 
     tokens, rows_are = count(made.tokens), "rows" if made.kind == "sft" else "pairs"
     devices = f"{made.processes} x {made.device}" + (f", {made.device_gib:g} GiB" if made.device_gib else "")
-    memory = ", ".join(f"{part} {gib:.1f}" for part, gib in made.memory_gib.items() if part != "total")
+    memory = ", ".join(f"{part} {gib:.1f}" for part, gib in made.memory_gib.items() if gib and part != "total")
     hours = "not known" if made.hours is None else f"{made.hours:,.2f}, at {made.utilisation:.0%} of its peak"
     rows = [
         ["base", f"{made.base}, {made.parameters:,} parameters, {made.trainable_parameters:,} of them trained"],

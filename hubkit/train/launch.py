@@ -114,8 +114,8 @@ def refuse(how: Launch, block: Training | Preference, gpus: int) -> None:
         raise RecipeError(f"--launch {strategy} is none of ddp, fsdp2, deepspeed")
     if processes < 1:
         raise RecipeError("--launch needs a number of processes on a machine without GPUs, for example --processes 2")
-    if not gpus and strategy == "deepspeed":
-        raise RecipeError("--launch deepspeed needs GPUs, and this machine has none; use ddp or fsdp2")
+    if not gpus and strategy != "ddp":  # accelerate would not say so, and copy the model to every process
+        raise RecipeError(f"--launch {strategy} shards over GPUs, and this machine has none; use ddp")
     if gpus and processes > gpus:
         raise RecipeError(f"--processes {processes} is more than the {gpus} GPUs of this machine")
     if strategy != "ddp" and isinstance(block, Training) and block.merge_adapter:
@@ -135,7 +135,6 @@ def command(how: Launch, job: Path, gpus: int) -> list[str]:
         path = config
     if not gpus:
         text = path.read_text("utf-8").replace("use_cpu: false", "use_cpu: true")
-        text = text.replace("mixed_precision: bf16", 'mixed_precision: "no"')  # slow on CPUs, and off in every recipe
         path = job.with_name("accelerate.yaml")
         path.write_text(text, "utf-8")
     options = ["--config_file", str(path), "--num_processes", str(how.per_node() * how.nodes)]

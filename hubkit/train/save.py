@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,20 @@ def _save_weights(model: Any, state: Any, base: Path, out: Path, report: TrainRe
     if state is None:
         model.to(dtype).save_pretrained(out)
     else:
-        model.save_pretrained(out, state_dict={name: tensor.to(dtype) for name, tensor in state.items()})
+        model.save_pretrained(out, state_dict={name: tensor.to(dtype) for name, tensor in _untied(model, state)})
     return "merged" if adapter else "full"
+
+
+def _untied(model: Any, state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """`state`, gathered from shards, without what is there a second time: a head that is the embedding."""
+    import torch
+
+    tied = getattr(model, "_tied_weights_keys", None)
+    tied = tied if isinstance(tied, dict) and model.config.get_text_config().tie_word_embeddings else {}
+    for name, tensor in state.items():
+        twin = state.get(tied.get(name, ""))
+        if twin is None or not torch.equal(tensor, twin):
+            yield name, tensor
 
 
 def _write_generation_config(base: Path, tokenizer: Any, seat: Seat, out: Path) -> None:

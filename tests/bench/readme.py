@@ -144,6 +144,26 @@ def _value(found: dict[str, Any] | None) -> str:
     return f"{found['value']:.3g}" + ("" if low is None or high is None else f" ({low:.3g} to {high:.3g})")
 
 
+def train() -> str:
+    """The trainer beside stock TRL on the same rows; on a GPU, where that was measured."""
+    found = json.loads((RESULTS / "train_speed.json").read_text("utf-8"))
+    lines = ["| trainer | loss-bearing tokens/s | all tokens/s |", "| --- | --- | --- |"]
+    for name, speed in found["speed"].items():
+        lines.append(f"| {name} | {speed['loss_tokens_per_s']:.0f} | {speed['tokens_per_s']:.0f} |")
+    sentence = (
+        f"{found['base']}, LoRA, {found['conversations']} conversations of the laptop's corpus, without a GPU: "
+        f"{found['times']:.1f} times stock TRL's speed (median of {found['rounds']} rounds, {found['least']:.1f} to "
+        f"{found['most']:.1f})."
+    )
+    lines += ["", sentence]
+    if (gpu := RESULTS / "train_gpu.json").exists():
+        lines += ["", "| on a GPU | tokens/s | GiB | of its peak |", "| --- | --- | --- | --- |"]
+        for name, row in json.loads(gpu.read_text("utf-8")).items():
+            share = f"{row['utilisation']:.0%}" if row["utilisation"] else "not known"
+            lines.append(f"| {name}, {row['device']} | {row['tokens/s']:,.0f} | {row['GiB']:.0f} | {share} |")
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "hub": hub,
@@ -151,6 +171,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "engine": engine,
     "rollout": rollout,
     "eval": evaluation,
+    "train": train,
 }
 
 

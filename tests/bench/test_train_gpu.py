@@ -1,11 +1,14 @@
 """Training on a GPU: tokens/s, memory and model FLOPs utilisation. Skipped, with the reason, where there is none.
 
 Run with ``make bench-gpu`` (or ``pytest -m bench -s tests/bench/test_train_gpu.py``). Weights are random, from a
-configuration: speed does not depend on them. The goal for the 13B shape is 50 % utilisation.
+configuration: speed does not depend on them. Writes ``results/train_gpu.json``. The goal for the 13B shape is 50 %
+utilisation.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from tiny_models import tiny_tokenizer
 
 from hubkit.train.estimate import GIB, PEAK_TFLOPS, flops_per_token
 
+RESULTS = Path(__file__).parent / "results" / "train_gpu.json"
 SHAPES = {
     "SmolLM2-135M, full": {
         "shape": {
@@ -56,8 +60,13 @@ def test_tokens_memory_and_utilisation(name, tmp_path, capsys):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA GPU on this machine")
     measured = measure(tmp_path, **SHAPES[name])
+    device = torch.cuda.get_device_name(0)
     with capsys.disabled():
-        print(f"\n{name} on {torch.cuda.get_device_name(0)}: " + ", ".join(f"{k} {v:.3g}" for k, v in measured.items()))
+        print(f"\n{name} on {device}: " + ", ".join(f"{k} {v:.3g}" for k, v in measured.items()))
+    known = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    share = measured["utilisation"] if math.isfinite(measured["utilisation"]) else None
+    known[name] = {"device": device, "date": time.strftime("%Y-%m-%d"), **measured, "utilisation": share}
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
     assert measured["tokens/s"] > 0
 
 

@@ -67,6 +67,7 @@ def recipe(hubkit_home: Path, tmp_path_factory: pytest.TempPathFactory, answers:
             "preference": block,
             "eval.conversations": 3,
             "eval.max_tokens": 256,
+            "eval.scorecard": None,  # asks for longer turns than so small a base can say
             "repos": {name: f"preferring-{name}" for name in
                       ("corpus", "asker", "dialogues", "chat", "results", "preference", "aligned")},
         }  # fmt: skip
@@ -174,6 +175,19 @@ def test_another_beta_runs_the_optimisation_alone(recipe: list[str], loop: dict[
     done = subprocess.run([*RUN, "run", *changed], capture_output=True, text=True, check=True, env=os.environ)
     states = {planned["stage"]: planned["state"] for planned in json.loads(done.stdout)}
     assert [name for name, state in states.items() if state != "done"] == ["align", "eval"]
+
+
+def test_two_processes_align_as_the_plan_says(recipe: list[str], loop: dict[str, Any], cli: Any) -> None:
+    halved = ["--set", "preference.dpo.per_device_train_batch_size=1", "--set", "preference.dpo.beta=0.3"]
+    spread = [*halved, "--launch", "ddp", "--processes", "2", "--json"]
+    planned = json.loads(cli("align", *recipe, *spread, "--dry-run").stdout)
+    assert (planned["kind"], planned["processes"], planned["batch"]) == ("dpo", 2, 2) and planned["refusals"] == []
+    done = cli("align", *recipe, *spread)
+    assert done.returncode == 0, done.stderr
+    [made] = json.loads(done.stdout)["stages"]
+    report = made["report"]
+    assert (report["processes"], report["steps"]) == (2, planned["steps"]), report
+    assert report["rows"]["pairs_used"] == planned["rows"] and report["tokens"] == planned["tokens"]
 
 
 def test_a_recipe_without_the_block_says_that_it_has_no_such_stage(hubkit_home: Path, cli: Any) -> None:
