@@ -26,7 +26,7 @@ from hubkit.progress import Progress, silent
 from hubkit.recipe import Preference
 from hubkit.replies import Journal
 from hubkit.schema import Message, fault
-from hubkit.shards import ShardWriter
+from hubkit.shards import ShardWriter, opened
 
 __all__ = ["STRATEGIES", "PreferenceReport", "build", "dependence"]
 
@@ -141,11 +141,10 @@ def _questions(dialogues: Sequence[Path], report: PreferenceReport) -> tuple[lis
 
 def _rows(dialogues: Sequence[Path]) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     for path in dialogues:
         try:
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=256, columns=["id", "messages"]):
+            for batch in opened(path).iter_batches(batch_size=256, columns=["id", "messages"]):
                 yield from batch.to_pylist()
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             raise SourceError(f"{path} does not read as dialogues in parquet ({type(error).__name__})") from None
