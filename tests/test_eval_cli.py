@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from mock_endpoint import mock
+from places import SHARED_DATA
 
 
 @pytest.fixture
@@ -156,6 +157,56 @@ def test_questions_and_prompts_come_from_the_hub(cli, hubkit_home, tmp_path, fil
         for bad, why in ((":raw/none.jsonl", "has no file"), (":../../x.jsonl", "points out of its repo")):
             wrong = cli(*args[:-2], f"local/bench-questions{bad}", "--json")
             assert wrong.returncode == 1 and why in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_the_papers_benchmarks_come_from_hub_datasets(cli, hubkit_home, tmp_path, files) -> None:
+    """Where their questions live on the Hub, in whatever layout; where it has none, the error says what to do."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from hubkit.hub import connect
+
+    fastchat = SHARED_DATA / "fastchat"
+    if not fastchat.is_dir():
+        pytest.skip(f"no {fastchat}")
+
+    def plan(*args: str) -> dict:
+        done = cli("eval", "chat", str(files[1]), "--judge", "http://127.0.0.1:9#j", *args, "--dry-run", "--json")
+        return json.loads(done.stdout) if done.returncode == 0 else {"stderr": done.stderr}
+
+    absent = plan("-b", "mt-bench")["stderr"]
+    assert "HuggingFaceH4/mt_bench_prompts" in absent and "--questions FILE" in absent and "Traceback" not in absent
+    (tmp_path / "mt" / "raw").mkdir(parents=True)
+    (tmp_path / "mt" / "raw" / "question.jsonl").write_bytes((fastchat / "mt_bench__question.jsonl").read_bytes())
+    hub = connect()
+    ref = hub.commit("HuggingFaceH4/mt_bench_prompts", tmp_path / "mt", "MT-Bench", repo_type="dataset")
+    for name, turns in (("mt-bench", 160), ("mt-bench-8", 640)):
+        found = plan("-b", name)["benchmark"]
+        assert (found["questions"], found["turns"]) == (80, turns)
+        assert found["files"][0]["name"] == f"{ref.repo_id}@{ref.revision[:12]}:raw/question.jsonl"
+
+    rows = [json.loads(line) for line in (fastchat / "vicuna_bench__question.jsonl").open()]
+    table = {"instruction": [row["turns"][0] for row in rows], "topic": [row["category"] for row in rows]}
+    (tmp_path / "vicuna" / "data").mkdir(parents=True)
+    pq.write_table(pa.table(table), tmp_path / "vicuna" / "data" / "test-00000-of-00001.parquet")
+    hub.commit("acme/vicuna-eval", tmp_path / "vicuna", "Vicuna-Bench", repo_type="dataset")
+    args = ["-b", "vicuna", "--questions", "acme/vicuna-eval@main", "--column", "category=topic", "-a", "acme.jsonl"]
+    (tmp_path / "acme.jsonl").write_bytes(files[1].read_bytes())
+    args[-1] = str(tmp_path / "acme.jsonl")
+    found = plan(*args)
+    assert (found["mode"], found["benchmark"]["questions"], found["judgments"]) == ("pairwise", 80, 160)
+    assert plan(*args, "--column", "turns=instruction")["benchmark"] == found["benchmark"]
+    said = plan(*args, "--column", "turns=text")["stderr"]
+    assert "has no column 'text', only instruction, topic" in said and "Traceback" not in said
+    assert "must be OURS=THEIRS" in plan(*args, "--column", "text=turns")["stderr"]
+    assert "name one, as" in plan(*args[:2], "--questions", _two_files(hub, tmp_path))["stderr"]
+
+
+def _two_files(hub, folder: Path) -> str:
+    (folder / "two").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (folder / "two" / name).write_text('{"turns": ["How far?"]}\n')
+    return hub.commit("acme/two-files", folder / "two", "Two", repo_type="dataset").repo_id
 
 
 @pytest.mark.parametrize(

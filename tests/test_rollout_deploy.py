@@ -181,29 +181,31 @@ def deployed_token() -> str:
     return TOKEN_ENV
 
 
-def test_an_eval_may_name_a_repo_too(hub: Hub) -> None:
-    """An adapter on an engine with one template per server: its own template, its pinned revision."""
+def test_an_adapter_is_served_with_its_own_template_at_its_pinned_revision(hub: Hub, tmp_path: Path) -> None:
+    """On an engine with one template a server, and on one that has only its base's: then prompts are rendered here."""
     import httpx
 
-    from hubkit.errors import RecipeError
-    from hubkit.pipeline.deployed import elsewhere
+    from hubkit.pipeline.serving import Model, serving
     from hubkit.progress import silent
-    from hubkit.recipe import SeatConfig
+    from hubkit.recipe import Deploy
 
-    seat = {"repo": "local/seat-asker", "endpoints": ["deploy"], "context": 256}
-    vllm = SeatConfig.model_validate({**seat, "deploy": {"engine": "vllm", "hardware": "intel-spr-x1"}})
-    ref = hub.resolve("local/seat-asker")
-    with elsewhere(hub, ref, vllm, silent) as told:
-        assert told["profile"] == "vllm" and told["served_as"] == "local/seat-asker"
-        headers = {"Authorization": f"Bearer {os.environ[told['token_env']]}"}
-        body = {"model": told["served_as"], "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
-        answer = httpx.post(f"{told['urls'][0]}/v1/chat/completions", json=body, headers=headers, timeout=60)
+    ref, base = hub.resolve("local/seat-asker"), hub.resolve("local/seat-base")
+    place = {"hardware": "intel-spr-x1"}
+    vllm = {"asker": Model(ref, base, Deploy(engine="vllm", **place))}
+    with serving(hub, vllm, tmp_path, silent, slots=2, tokens=256) as found:
+        told = found["asker"]
+        assert (told.profile, told.served_as, told.template) == ("vllm", "local/seat-asker", None)
+        body = {"model": told.served_as, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+        headers = {"Authorization": f"Bearer {told.token}"}
+        answer = httpx.post(f"{told.urls[0]}/v1/chat/completions", json=body, headers=headers, timeout=60)
         assert answer.status_code == 200, answer.text
         assert deploy.listed(hub)[0].repo_id == "local/seat-asker"  # mounted, so that its revision is pinned
     nothing_is_left(hub)
-    tgi = vllm.model_copy(update={"deploy": None})
-    with pytest.raises(RecipeError, match=r"deploy\.engine: vllm"), elsewhere(hub, ref, tgi, silent):
-        pass
+    tgi = {"asker": Model(ref, base, Deploy(**place)), "base": Model(base, None, Deploy(**place))}
+    with serving(hub, tgi, tmp_path, silent, slots=2, tokens=256) as found:
+        assert found["asker"].urls == found["base"].urls and len(deploy.listed(hub)) == 1
+        assert found["asker"].template is not None and found["base"].template is None
+    nothing_is_left(hub)
 
 
 def test_deploy_stands_alone_in_a_seat() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hubkit.cli import out
+from hubkit.cli.players import DEPLOYED, HARDWARE, show_endpoints
 from hubkit.cli.run import Json
 
 if TYPE_CHECKING:
@@ -22,18 +23,21 @@ _WEAK_JUDGE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _IN_FLIGHT, _EMBEDDED_IN_FLIGHT = 8, 4
 _TOKENS, _EMBEDDED_TOKENS = 1024, 96
 _VERDICT_TOKENS, _EMBEDDED_VERDICT_TOKENS = 1024, 48
-_MODEL = "REPO_ID[@REV] (on our engine), URL[#MODEL], or a file of recorded answers"
-_SOURCE = "FILE or REPO_ID[@REV]:FILE"
+_MODEL = "REPO_ID[@REV] (on our engine), deploy:REPO_ID[@REV] (on an endpoint made for it), URL[#MODEL], or a file"
+_SOURCE = "FILE or REPO_ID[@REV][:FILE]"
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL}.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL} of answers.")]
 Against = Annotated[str | None, typer.Option("--against", "-a", metavar="MODEL", help="Compare with this one.")]
 Name = Annotated[
     str, typer.Option("--benchmark", "-b", help="offline-16, mt-bench, mt-bench-8, vicuna, alpaca, or a question file.")
 ]
 Questions = Annotated[str | None, typer.Option(metavar="SOURCE", help=f"Its questions: {_SOURCE}.")]
+Columns = Annotated[
+    list[str], typer.Option("--column", metavar="OURS=THEIRS", help="E.g. turns=question: what its columns are called.")
+]
 References = Annotated[str | None, typer.Option(metavar="SOURCE", help=f"Reference answers: {_SOURCE}.")]
 Way = Annotated[str | None, typer.Option(help="single (grades) or pairwise (both orders); default: the benchmark's.")]
-JudgeName = Annotated[str, typer.Option(metavar="MODEL", help="Who judges: URL[#MODEL] or REPO_ID.")]
+JudgeName = Annotated[str, typer.Option(metavar="MODEL", help="Who judges: URL[#MODEL], REPO_ID, or deploy:REPO_ID.")]
 Wording = Annotated[
     str | None, typer.Option(metavar="SOURCE", help=f"default, small (both ours), or {_SOURCE} in FastChat's layout.")
 ]
@@ -43,6 +47,8 @@ Setting = Annotated[
 ]
 Server = Annotated[str, typer.Option(help="Kind of server at MODEL's URL: tgi, vllm, sglang, llamacpp, openai, …")]
 TokenEnv = Annotated[str | None, typer.Option(metavar="VAR", help="Environment variable with MODEL's key.")]
+Engine = Annotated[str, typer.Option(help="What serves deploy: models there: tgi, vllm, sglang or llamacpp.")]
+Place = Annotated[str, typer.Option("--hardware", help="What they run on, a row of the price table.")]
 Usd = Annotated[float | None, typer.Option(min=0, help="Stop before the judge has cost more.")]
 Tokens = Annotated[int | None, typer.Option(min=1, help="Stop before the judge took more tokens.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only so many questions, spread over the categories.")]
@@ -60,6 +66,7 @@ def chat(
     against: Against = None,
     benchmark: Name = "offline-16",
     questions: Questions = None,
+    column: Columns = [],  # noqa: B006 - typer copies it
     references: References = None,
     mode: Way = None,
     judge: JudgeName = _WEAK_JUDGE,
@@ -67,6 +74,8 @@ def chat(
     setting: Setting = [],  # noqa: B006 - typer copies it
     server: Server = "tgi",
     token_env: TokenEnv = None,
+    engine: Engine = "tgi",
+    hardware: Place = HARDWARE,
     budget_usd: Usd = None,
     budget_tokens: Tokens = None,
     limit: Limit = None,
@@ -78,19 +87,20 @@ def chat(
     json: Json = False,
 ) -> None:
     """Put a chat model before a judge: grades or win rates, with intervals. Stopped, it goes on where it was."""
-    from hubkit.cli.players import Names, Served
+    from hubkit.cli.players import Names, Served, terms
     from hubkit.evals import Setup, benchmarks
     from hubkit.hub import home
 
     way = _mode(mode, benchmark)
     with out.bars(quiet=json) as bar_for:
         names = Names(bar_for("look up"))
-        found = benchmarks.load(benchmark, names.file, questions=questions, references=references)
-        found = found.part(questions=limit, turns=turns)
-        caps = {"budget_usd": budget_usd, "budget_tokens": budget_tokens}
-        block = _block(judge, setting, caps, in_flight)
-        players = [names.player(name, Served(server, token_env)) for name in (model, against) if name]
-        judging = names.player(judge, Served(block.judge.profile, block.judge.token_env))
+        found = benchmarks.load(
+            benchmark, names.file, questions=questions, references=references, columns=_columns(column)
+        ).part(questions=limit, turns=turns)
+        block = _block(judge, setting, {"budget_usd": budget_usd, "budget_tokens": budget_tokens}, in_flight)
+        on, spoken = terms(engine, hardware), Served(server, token_env)
+        players = [names.player(name, spoken, on) for name in (model, against) if name]
+        judging = names.player(judge, Served(block.judge.profile, block.judge.token_env), block.judge.deploy or on)
         setup = Setup(
             benchmark=found,
             mode=way,
@@ -105,11 +115,21 @@ def chat(
         setup.check()
         folder = log_dir or home() / "evals" / found.name
         if not dry_run:
-            result = _judged(setup, folder, bar_for("judge"))
+            result = _judged(setup, names, folder, bar_for("judge"))
     if dry_run:
-        out.data(_plan(setup, folder)) if json else _show_plan(_plan(setup, folder))
+        plan = _plan(setup, folder, names.endpoints(block.judge.context))
+        out.data(plan) if json else _show_plan(plan)
     else:
         out.data(result.to_dict()) if json else _show(result)
+
+
+def _columns(pairs: list[str]) -> dict[str, str]:
+    from hubkit.evals.benchmarks import COLUMNS
+
+    found = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    if len(found) < len(pairs) or set(found) - set(COLUMNS):
+        raise typer.BadParameter(f"must be OURS=THEIRS, with OURS out of {', '.join(COLUMNS)}", param_hint="--column")
+    return found
 
 
 def _block(judge: str, setting: list[str], caps: dict[str, Any], in_flight: int | None) -> Judging:
@@ -117,16 +137,18 @@ def _block(judge: str, setting: list[str], caps: dict[str, Any], in_flight: int 
     from hubkit.errors import RecipeError
     from hubkit.recipe import judging
 
-    served = judge.startswith(("http://", "https://"))
+    served, deployed = judge.startswith(("http://", "https://")), judge.startswith(DEPLOYED)
     name = judge.partition("#")[2] or "tgi"
+    longest = _VERDICT_TOKENS if served or deployed else _EMBEDDED_VERDICT_TOKENS
     seat = {
-        "repo": judge,
+        "repo": judge.removeprefix(DEPLOYED),
+        "endpoints": ["deploy" if deployed else "embedded"],
         "profile": "openai" if served else "tgi",
         "model": name if served else "tgi",
         "context": 8192,
-        "sampling": {"temperature": 0.0, "max_tokens": _VERDICT_TOKENS if served else _EMBEDDED_VERDICT_TOKENS},
+        "sampling": {"temperature": 0.0, "max_tokens": longest},
     }
-    data = {"judge": seat, "in_flight": in_flight or (_IN_FLIGHT if served else _EMBEDDED_IN_FLIGHT)}
+    data = {"judge": seat, "in_flight": in_flight or (_IN_FLIGHT if served or deployed else _EMBEDDED_IN_FLIGHT)}
     block = judging(data, setting)
     block = block.model_copy(update={name: cap for name, cap in caps.items() if cap is not None})
     prices = (block.judge.usd_per_million_input, block.judge.usd_per_million_output)
@@ -167,17 +189,19 @@ def _prompts(source: str | None, names: Names, judge: Player) -> Prompts:
     return ours[source]() if source in ours else read_prompts(*names.file(source))
 
 
-def _judged(setup: Setup, folder: Path, progress: Any) -> Judged:
+def _judged(setup: Setup, names: Names, folder: Path, progress: Any) -> Judged:
     from hubkit.cli.players import serving
     from hubkit.evals import judged, report
 
     folder.mkdir(parents=True, exist_ok=True)
     asked = [*setup.players, setup.judge]
     engine = {"context": setup.block.judge.context, "slots": 2 * setup.in_flight}
-    with serving(asked, **engine, log_dir=folder, progress=progress) as players:
-        judge, answering = players[-1], players[:-1]
+    with serving(names, asked, **engine, log_dir=folder, progress=progress) as (*answering, judge):
         against = answering[1] if setup.against else None
-        result = judged(replace(setup, model=answering[0], against=against, judge=judge), folder, progress=progress)
+        spoken = setup.block.judge.model_copy(update={"profile": judge.profile, "model": judge.model})
+        block = setup.block.model_copy(update={"judge": spoken})
+        seated = replace(setup, model=answering[0], against=against, judge=judge, block=block)
+        result = judged(seated, folder, progress=progress)
     result.path.with_suffix(".md").write_text(report.markdown(result, _published()), "utf-8")
     return result
 
@@ -204,8 +228,9 @@ def _show(result: Judged) -> None:
     )
 
 
-def _plan(setup: Setup, folder: Path) -> dict[str, Any]:
-    """What a run would ask, and what the judge would take if every answer and verdict were as long as it may be."""
+def _plan(setup: Setup, folder: Path, endpoints: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a run would ask, which endpoints it would make, and what the judge would take if every answer and verdict
+    were as long as it may be."""
     prompt = completion = 0
     answer = setup.max_tokens * (2 if setup.mode == "pairwise" else 1)
     each = setup.judgments // setup.turns
@@ -221,6 +246,7 @@ def _plan(setup: Setup, folder: Path) -> dict[str, Any]:
         "answers": sum(setup.turns for player in setup.players if player.recorded is None),
         "judgments": setup.judgments,
         "at_most": {"prompt_tokens": prompt, "completion_tokens": completion, "usd": round(usd, 4)},
+        "endpoints": endpoints,
         "log_dir": str(folder),
     }
 
@@ -237,3 +263,4 @@ def _show_plan(plan: dict[str, Any]) -> None:
         ["folder", plan["log_dir"]],
     ]
     out.table("what would be asked", ["", ""], rows)
+    show_endpoints(plan["endpoints"])

@@ -9,42 +9,53 @@ import typer
 
 from hubkit.cli import data as names
 from hubkit.cli import out
+from hubkit.cli.judged import Engine, Place
+from hubkit.cli.players import HARDWARE, show_endpoints, terms
 
 if TYPE_CHECKING:
     from hubkit.hub import Hub
     from hubkit.measures.scorecards import Scorecard
     from hubkit.pipeline.seated import Asker
     from hubkit.progress import Progress
+    from hubkit.recipe import Deploy
 
+DEPLOY = "deploy"
 EXAMPLE = "Example: hubkit eval asker parrot-ask --against usergpt --out scorecard"
+
+Against = Annotated[
+    list[str], typer.Option("--against", "-a", metavar="REPO[@REV]", help="Another asker, on the same contexts.")
+]
+System = Annotated[
+    str | None, typer.Option(help="System message for repos that no asker stage made: they are told to play.")
+]
+Endpoints = Annotated[
+    list[str],
+    typer.Option(
+        "--endpoint",
+        metavar="REPO=URL",
+        help="Served there, not by our engine; REPO=deploy: by an endpoint made for it. `base=…`: its base.",
+    ),
+]
+Folder = Annotated[Path | None, typer.Option("--out", "-o", help="Write data, picture, card section, Hub entries.")]
 
 
 def asker(
     repo: Annotated[str, typer.Argument(metavar="REPO[@REV]", help="The asker.")],
-    against: Annotated[
-        list[str], typer.Option("--against", "-a", metavar="REPO[@REV]", help="Another asker, on the same contexts.")
-    ] = [],  # noqa: B006 - typer copies it
+    against: Against = [],  # noqa: B006 - typer copies it
     data: Annotated[str, typer.Option("--data", metavar="REPO[@REV][:SPLIT]", help="Held-out conversations.")] = "",
     conversations: Annotated[int, typer.Option("--conversations", "-n", min=2, help="Contexts to go on at.")] = 100,
     openings: Annotated[int, typer.Option(min=0, help="First turns to ask for.")] = 50,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Also its base, only told to play the user.")] = True,
     perplexity: Annotated[bool, typer.Option(help="Also the perplexity of people's turns (loads the weights).")] = True,
-    system: Annotated[
-        str | None, typer.Option(help="System message for repos that no asker stage made: they are told to play.")
-    ] = None,
-    endpoint: Annotated[
-        list[str],
-        typer.Option(
-            "--endpoint", metavar="REPO=URL", help="Served there, not by the embedded engine. `base=URL`: its base."
-        ),
-    ] = [],  # noqa: B006
+    system: System = None,
+    endpoint: Endpoints = [],  # noqa: B006
+    engine: Engine = "tgi",
+    hardware: Place = HARDWARE,
     temperature: Annotated[float, typer.Option(min=0, help="Of both players' sampling.")] = 0.7,
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens a turn, at most.")] = 256,
     context_chars: Annotated[int, typer.Option(min=100, help="Characters of a context, at most.")] = 6000,
     seed: Annotated[int, typer.Option(help="Draws contexts and turns.")] = 42,
-    folder: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write data, picture, card section, Hub entries.")
-    ] = None,
+    folder: Folder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked, and ask nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and no bars.")] = False,
 ) -> None:
@@ -57,9 +68,10 @@ def asker(
     with out.bars(quiet=json) as bar_for:
         progress = bar_for("eval")
         urls = _urls([repo, *against], endpoint)
-        found = [_asker(hub, name, system, urls, progress) for name in (repo, *against)]
+        on = terms(engine, hardware)
+        found = [_reached(_asker(hub, name, system, progress), urls.get(name), on) for name in (repo, *against)]
         held_out, source = _held_out(hub, data, found)
-        players = askers.with_base(found, urls.get("base", [])) if base else found
+        players = _with_base(found, urls.get("base"), on) if base else found
         block = Scorecard(
             contexts=conversations,
             openings=openings,
@@ -67,7 +79,12 @@ def asker(
             sampling=Sampling(temperature=temperature, max_tokens=max_tokens),
         )
         if dry_run:
-            _plan(askers.plan(block, players, held_out, seed=seed), source, json=json)
+            plan = {
+                "data": source,
+                "players": askers.plan(block, players, held_out, seed=seed),
+                "endpoints": askers.endpoints(hub, players),
+            }
+            out.data(plan) if json else _show_plan(plan)
             return
         losses = Evals(conversations=conversations) if perplexity else None
         work = askers.workplace(block, players, held_out, seed)
@@ -101,12 +118,26 @@ def _urls(repos: list[str], served: list[str]) -> dict[str, list[str]]:
     return urls
 
 
-def _asker(hub: Hub, name: str, system: str | None, urls: dict[str, list[str]], progress: Progress) -> Asker:
-    from dataclasses import replace
-
+def _asker(hub: Hub, name: str, system: str | None, progress: Progress) -> Asker:
     from hubkit.pipeline import askers
 
-    return replace(askers.find(hub, name, system=system, progress=progress), urls=tuple(urls.get(name, ())))
+    return askers.find(hub, name, system=system, progress=progress)
+
+
+def _reached(asker: Asker, urls: list[str] | None, terms: Deploy) -> Asker:
+    """`asker` where ``--endpoint`` says: at these addresses, or at an endpoint on these terms."""
+    from dataclasses import replace
+
+    if not urls:
+        return asker
+    return replace(asker, urls=(), deploy=terms) if urls == [DEPLOY] else replace(asker, urls=tuple(urls), deploy=None)
+
+
+def _with_base(found: list[Asker], urls: list[str] | None, terms: Deploy) -> list[Asker]:
+    from hubkit.pipeline import askers
+
+    players = askers.with_base(found)
+    return [*players[: len(found)], *(_reached(base, urls, terms) for base in players[len(found) :])]
 
 
 def _held_out(hub: Hub, asked: str, found: list[Asker]) -> tuple[list[Path], dict[str, Any]]:
@@ -125,13 +156,12 @@ def _held_out(hub: Hub, asked: str, found: list[Asker]) -> tuple[list[Path], dic
     return names.find(f"{ref.repo_id}@{ref.revision}:test", hub).files, {**ref.to_dict(), "split": "test"}
 
 
-def _plan(rows: list[dict[str, Any]], source: dict[str, Any], *, json: bool) -> None:
-    if json:
-        out.data({"data": source, "players": rows})
-        return
+def _show_plan(plan: dict[str, Any]) -> None:
     columns = ["name", "model", "base", "served", "requests", "tokens_at_most"]
-    title = f"What would be asked, on {source['repo_id']} ({source['split']})"
-    out.table(title, [column.replace("_", " ") for column in columns], [[row[c] for c in columns] for row in rows])
+    title = f"What would be asked, on {plan['data']['repo_id']} ({plan['data']['split']})"
+    rows = [[row[column] for column in columns] for row in plan["players"]]
+    out.table(title, [column.replace("_", " ") for column in columns], rows)
+    show_endpoints(plan["endpoints"])
 
 
 def _table(card: Scorecard) -> tuple[list[str], list[list[str]]]:

@@ -2,7 +2,8 @@
 
 Takes a name that is known here, or files: questions in FastChat's layout (JSON lines of ``question_id``, ``category``,
 ``turns``, optional ``reference``), follow-ups keyed by question id (``follow_ups``: objects with ``text``), reference
-answers or a model's recorded answers (``choices`` with ``turns``), AlpacaEval's JSON (``instruction``, ``output``).
+answers or a model's recorded answers (``choices`` with ``turns``), AlpacaEval's JSON (``instruction``, ``output``), or
+parquet with such columns.
 Every file that went in is named in the result with its sha256.
 """
 
@@ -33,6 +34,9 @@ TEMPERATURES: Mapping[str, float] = {
     "humanities": 0.1,
 }
 OTHER_TEMPERATURE = 0.7
+COLUMNS = ("question_id", "category", "turns", "reference", "output", "generator")
+"""What a question file's columns are called."""
+_PARQUET = b"PAR1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +89,35 @@ KNOWN: Mapping[str, Known] = {
     "offline-16": Known("single", "offline-16.jsonl"),
     "mt-bench": Known("single", "HuggingFaceH4/mt_bench_prompts:raw/question.jsonl"),
     "mt-bench-8": Known("single", "HuggingFaceH4/mt_bench_prompts:raw/question.jsonl", "mt-bench-8.jsonl"),
-    "vicuna": Known("pairwise", None, get="vicuna_bench/question.jsonl of FastChat's llm_judge data"),
+    "vicuna": Known("pairwise", None, get="FastChat's fastchat/llm_judge/data/vicuna_bench/question.jsonl"),
     "alpaca": Known("pairwise", "tatsu-lab/alpaca_eval:alpaca_eval.json"),
 }
 
 
-def load(name: str, find: Find, *, questions: str | None = None, references: str | None = None) -> Benchmark:
+def load(
+    name: str,
+    find: Find,
+    *,
+    questions: str | None = None,
+    references: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> Benchmark:
     """The benchmark `name` (one of `KNOWN`, or a file), its questions from `questions` where given.
 
-    `find` says where a named file lies. Raises `SourceError` for a file that is not there or does not read as
-    questions, follow-ups without their question, or a known name whose questions have to be named.
+    `find` says where a named file lies; `columns` which of its columns is read as which of ours. Raises `SourceError`
+    for a file that is not there or does not read as questions, a column that it lacks, follow-ups without their
+    question, or a known name whose questions have to be named.
     """
     known = KNOWN.get(name)
     where = questions or (known.questions if known else name)
     if where is None:
         raise SourceError(
-            f"the questions of {name!r} have no home on the Hub that is known here; name their file with --questions"
-            f" ({known and known.get})"
+            f"the questions of {name!r} have no home on the Hub that is known here; name them with --questions: a file"
+            f" ({known and known.get}), or REPO_ID[@REV]:FILE of a Hub dataset, with --column where its columns have"
+            " other names"
         )
     records, files = _open(where, find)
+    records = _mapped(records, columns or {}, files[0]["name"])
     found = [_question(record, number, files[0]["name"]) for number, record in enumerate(records, start=1)]
     recorded = _outputs(records, found)
     if known and known.follow_ups:
@@ -141,8 +155,21 @@ def _open(where: str, find: Find) -> tuple[list[dict[str, Any]], list[dict[str, 
     return list(_records(raw, name)), [{"name": name, "sha256": hashlib.sha256(raw).hexdigest()}]
 
 
+def _mapped(records: list[dict[str, Any]], columns: Mapping[str, str], name: str) -> list[dict[str, Any]]:
+    """`records` with those of `columns` (ours → theirs) under our names."""
+    for number, record in enumerate(records, start=1):
+        for theirs in columns.values():
+            if theirs not in record:
+                there = ", ".join(map(str, record))
+                raise SourceError(f"{name}, record {number} has no column {theirs!r}, only {there}; mend --column")
+    return [record | {ours: record[theirs] for ours, theirs in columns.items()} for record in records]
+
+
 def _records(raw: bytes, name: str) -> Iterator[dict[str, Any]]:
-    """JSON lines, or one JSON array."""
+    """JSON lines, one JSON array, or the rows of a parquet file."""
+    if raw[:4] == _PARQUET:
+        yield from _rows(raw, name)
+        return
     try:
         whole = json.loads(raw) if raw.lstrip()[:1] == b"[" else None
         rows = whole if whole is not None else [json.loads(line) for line in raw.splitlines() if line.strip()]
@@ -152,6 +179,17 @@ def _records(raw: bytes, name: str) -> Iterator[dict[str, Any]]:
         if not isinstance(row, dict):
             raise SourceError(f"{name}, record {number} is not a JSON object but {type(row).__name__}")
         yield row
+
+
+def _rows(raw: bytes, name: str) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found: list[dict[str, Any]] = pq.read_table(pa.BufferReader(raw)).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise SourceError(f"{name} does not read as parquet ({type(error).__name__}); is it whole?") from None
+    return found
 
 
 def _id(record: dict[str, Any], number: int) -> str:
@@ -172,7 +210,8 @@ def _question(record: dict[str, Any], number: int, name: str) -> Question:
     where = f"{name}, record {number}"
     turns = next((record[key] for key in ("turns", "prompt", "instruction") if key in record), None)
     if turns is None:
-        raise SourceError(f"{where} has no user turns: it needs `turns`, a list of texts")
+        there = ", ".join(map(str, record))
+        raise SourceError(f"{where} has no user turns, only {there}; name the column with --column turns=NAME")
     category = record.get("category") or record.get("dataset") or "all"
     reference = _texts(record.get("reference") or [], where, "reference")
     return Question(_id(record, number), str(category), _texts(turns, where, "turns"), reference)
@@ -204,6 +243,11 @@ def _followed(questions: list[Question], further: list[dict[str, Any]], name: st
         question = by_id.get(_id(record, number))
         if question is None:
             raise SourceError(f"{where} follows question {_id(record, number)}, which the questions do not hold")
+        if record.get("category", question.category) != question.category:
+            raise SourceError(
+                f"{where} follows a question about {record['category']}, and question {question.id} is about "
+                f"{question.category}; the ids are not those of the questions that it was written for"
+            )
         texts = record.get("follow_ups")
         if not isinstance(texts, list) or not all(
             isinstance(t, dict) and isinstance(t.get("text"), str) for t in texts

@@ -118,6 +118,7 @@ class _Run:
                     identity=setup.judge.identity,
                     run=setup.digest,
                     token=setup.judge.token,
+                    template=setup.judge.template,
                 )
             )
             with _quiet_inspect(self._folder):
@@ -144,6 +145,7 @@ class _Run:
             model=player.model,
             sampling=sampling.model_dump(),
             token=player.token,
+            template=player.template,
             most_in_flight=setup.in_flight,
             request_timeout_s=setup.request_timeout_s,
             patience_s=setup.block.patience_s,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hubkit.endpoint import ClientTemplate
 from hubkit.errors import EvalError
 from hubkit.evals.aggregate import Drawing
 from hubkit.evals.benchmarks import Benchmark, Mode
@@ -20,7 +21,8 @@ class Player:
     """Who answers or judges: a `name` for reports, an `identity` that says exactly who (a repo at a commit, an address
     and a model, a file's sha256), and either `addresses` or, for one who answers, `recorded` answers by question id.
 
-    `embedded` says that it runs on this machine for as long as the evaluation does.
+    `embedded` says that it runs on this machine for as long as the evaluation does. With a `template`, prompts are
+    rendered here: for servers that hold only another model's.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Player:
     model: str = "tgi"
     token: str | None = field(default=None, repr=False)
     embedded: bool = False
+    template: ClientTemplate | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """What a result says of it."""

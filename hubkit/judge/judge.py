@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hubkit.budget import Budget, Spent
-from hubkit.endpoint import Endpoint, Reply
+from hubkit.endpoint import ClientTemplate, Endpoint, Reply
 from hubkit.errors import EndpointError, EndpointUnreachableError, MisconfiguredEndpointError
 from hubkit.judge.prompts import Kind
 from hubkit.judge.verdicts import Found, Winner, rating, winner
@@ -184,15 +184,23 @@ class Judge:
 
 @asynccontextmanager
 async def judging(
-    block: Judging, addresses: Sequence[str], journal: Journal, *, identity: str, run: str, token: str | None = None
+    block: Judging,
+    addresses: Sequence[str],
+    journal: Journal,
+    *,
+    identity: str,
+    run: str,
+    token: str | None = None,
+    template: ClientTemplate | None = None,
 ) -> AsyncIterator[Judge]:
-    """A `Judge` at `addresses` for the length of the block."""
+    """A `Judge` at `addresses` for the length of the block; with a `template`, prompts are rendered here."""
     async with Endpoint(
         addresses,
         profile=block.judge.profile,
         model=block.judge.model,
         sampling=block.judge.sampling.model_dump(),
         token=token,
+        template=template,
         most_in_flight=block.in_flight,
         request_timeout_s=2 * block.timeout_s,  # ours comes first
         patience_s=block.patience_s,

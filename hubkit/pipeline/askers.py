@@ -19,15 +19,17 @@ from hubkit.evals.scorecard import contexts, requests, scorecard
 from hubkit.hub import Hub, Ref
 from hubkit.hub.places import runs
 from hubkit.measures.scorecards import Scorecard as Result
+from hubkit.pipeline import deployed
 from hubkit.pipeline.imports import require
-from hubkit.pipeline.seated import BASE, Asker, served, templates
+from hubkit.pipeline.seated import BASE, Asker, served
+from hubkit.pipeline.serving import Model, deployed_of
 from hubkit.pipeline.stage import WEIGHTS
 from hubkit.progress import Progress, silent
 from hubkit.publish import records
 from hubkit.recipe import Evals, Scorecard, Training
 from hubkit.schema import Seat
 
-_ENGINE_TOKENS = 4096
+ENGINE_TOKENS = 4096
 
 
 def find(hub: Hub, name: str, *, system: str | None = None, progress: Progress = silent) -> Asker:
@@ -41,10 +43,10 @@ def find(hub: Hub, name: str, *, system: str | None = None, progress: Progress =
         training, read = Training.model_validate(record["block"]), record["inputs"]
         base = Ref(**read["base"]) if training.lora is not None and not training.merge_adapter else None
         return Asker(name, ref, base, training.system, training.end_mark, training.intent_column, Ref(**read["corpus"]))
-    return Asker(name, ref, _base_of(hub, ref, progress), system, prompted=system is not None)
+    return Asker(name, ref, base_of(hub, ref, progress), system, prompted=system is not None)
 
 
-def _base_of(hub: Hub, ref: Ref, progress: Progress) -> Ref | None:
+def base_of(hub: Hub, ref: Ref, progress: Progress) -> Ref | None:
     """What an adapter is an adapter of; None for whole weights."""
     with hub.translated(f"listing {ref}"):
         files = hub.api.list_repo_files(ref.repo_id, revision=ref.revision)
@@ -57,16 +59,20 @@ def _base_of(hub: Hub, ref: Ref, progress: Progress) -> Ref | None:
         raise SourceError(f"adapter_config.json of {ref} does not name its base; mend it, or train it again") from None
 
 
-def with_base(askers: Sequence[Asker], urls: Sequence[str] = ()) -> list[Asker]:
-    """`askers`, and behind them the first one's base, told by that one's system message to play the user, at `urls`
-    where it is served elsewhere. An asker with whole weights, or no system message, has no such base."""
+def with_base(askers: Sequence[Asker]) -> list[Asker]:
+    """`askers`, and behind them the first one's base, told by that one's system message to play the user. It is served
+    here, but a deployed asker's is deployed too, where the service can, on one endpoint with it. An asker with whole
+    weights, or no system message, has no such base."""
     first = askers[0]
     if first.base is None or not first.system:
         return list(askers)
-    return [
-        *askers,
-        replace(first, name=BASE, ref=first.base, base=None, end_mark=None, urls=tuple(urls), prompted=True),
-    ]
+    return [*askers, replace(first, name=BASE, ref=first.base, base=None, end_mark=None, urls=(), prompted=True)]
+
+
+def endpoints(hub: Hub, askers: Sequence[Asker]) -> list[dict[str, Any]]:
+    """The endpoints that `compare` would make, and what each costs an hour."""
+    models = {asker.name: Model(asker.ref, asker.base, asker.deploy) for asker in askers if not asker.urls}
+    return deployed.prices(hub, deployed_of(models, ENGINE_TOKENS))
 
 
 def plan(block: Scorecard, askers: Sequence[Asker], data: Sequence[Path], *, seed: int) -> list[dict[str, Any]]:
@@ -75,7 +81,7 @@ def plan(block: Scorecard, askers: Sequence[Asker], data: Sequence[Path], *, see
     rows = []
     for asker in askers:
         number = requests(block, asker.player(), found)
-        served = ", ".join(asker.urls) or "embedded engine"
+        served = ", ".join(asker.urls) or ("an endpoint made for it" if asker.deploy else "embedded engine")
         base = str(asker.base) if asker.base else None
         rows.append(
             {"name": asker.name, "model": str(asker.ref), "base": base, "served": served, "requests": number,
@@ -107,9 +113,8 @@ def compare(
     work = work or workplace(block, askers, data, seed)
     work.mkdir(parents=True, exist_ok=True)
     perplexities = _perplexities(hub, losses, askers, data, progress) if losses else {}
-    own = templates(hub, askers)
-    with served(askers, work, progress, slots=block.in_flight, tokens=_ENGINE_TOKENS) as urls:
-        players = [a.player(urls[a.name], perplexities.get(a.name), own.get(a.name)) for a in askers]
+    with served(hub, askers, work, progress, slots=block.in_flight, tokens=ENGINE_TOKENS) as seated:
+        players = [asker.player(perplexities.get(asker.name)) for asker in seated]
         return scorecard(
             block, data, players, seed=seed, journal=work, intent_column=askers[0].intent_column, source=source,
             progress=progress,

@@ -1,6 +1,6 @@
-"""Seats whose endpoint is ``deploy``: their model is served by an Inference Endpoint for as long as the rollout runs.
+"""Models whose endpoint is ``deploy``: an Inference Endpoint serves each for as long as somebody asks it.
 
-The endpoint is found or made, waited for, used and given back (`hubkit.deploy.held`). Seats that share a base share an
+The endpoint is found or made, waited for, used and given back (`hubkit.deploy.held`). Models that share a base share an
 endpoint where the engine serves adapters of one base together. Such a server holds only the base's chat template, so
 an adapter's prompts are rendered here, with its own.
 """
@@ -9,74 +9,88 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from hubkit import deploy
 from hubkit.deploy.endpoints import base_of
 from hubkit.deploy.prices import hardware
 from hubkit.endpoint import ClientTemplate
-from hubkit.errors import HubError, RecipeError
+from hubkit.errors import HubError
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline.stage import Context, Work
 from hubkit.progress import Progress
-from hubkit.recipe import DEPLOY, Deploy, Rollout, SeatConfig
+from hubkit.recipe import DEPLOY, Deploy, Rollout
 
 TOKEN_ENV = "HUBKIT_DEPLOY_TOKEN"
-"""Where a seat finds the token for its endpoint while it is held."""
+"""Where a rollout's seat finds the token for its endpoint while it is held."""
 
 SEATS = ("asker", "chat")
 
 
-def asked(block: Rollout, inputs: dict[str, Ref], hub: Hub) -> dict[str, deploy.Wanted]:
-    """Seat → the endpoint that `block` asks for; seats that share one have the same."""
-    found = {}
-    for seat in SEATS:
-        config = getattr(block, seat)
-        if DEPLOY in config.endpoints:
-            found[seat] = _wanted(hub, inputs[seat], config.deploy or Deploy(), config.context)
-    if len(found) == len(SEATS):
-        asker, chat = found["asker"], found["chat"]
-        one_base = (asker.model, asker.engine, asker.hardware) == (chat.model, chat.engine, chat.hardware)
-        if one_base and asker.engine == "tgi":
-            context = max(asker.context or 0, chat.context or 0)
-            adapters = tuple(dict.fromkeys((*asker.adapters, *chat.adapters)))
-            found = dict.fromkeys(SEATS, replace(asker, adapters=adapters, context=context))
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """A model that an endpoint is made for, on which terms, and how many tokens a sequence of it may have."""
+
+    ref: Ref
+    terms: Deploy
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """How a model is spoken to at its endpoint: what kind of server it is, the model's name there, and the template
+    with which its prompts are rendered here, where the server holds another's."""
+
+    profile: Literal["tgi", "vllm", "sglang", "llamacpp"]
+    model: str
+    template: ClientTemplate | None
+
+
+def wanted(hub: Hub, hosted: Mapping[str, Hosted]) -> dict[str, deploy.Wanted]:
+    """Name → the endpoint to be made; those that share one have the same. Nothing is made.
+
+    Raises `RecipeError` for hardware that is in no price table, and adapters that do not name their base.
+    """
+    found = {name: _wanted(hub, one) for name, one in hosted.items()}
+    for name, one in found.items():
+        together = [other for other in found.values() if _alike(one, other)]
+        adapters = tuple(dict.fromkeys(adapter for other in together for adapter in other.adapters))
+        context = max(other.context or 0 for other in together)
+        found[name] = replace(one, adapters=adapters, context=context)
     return found
 
 
-def _wanted(hub: Hub, ref: Ref, block: Deploy, context: int) -> deploy.Wanted:
-    base = base_of(hub, ref)
+def _alike(one: deploy.Wanted, other: deploy.Wanted) -> bool:
+    """Whether one endpoint serves both: the same, or TGI with adapters of the same base on the same hardware."""
+    same = (one.model, one.engine, one.hardware) == (other.model, other.engine, other.hardware)
+    return same and (one.engine == "tgi" or one.adapters == other.adapters)
+
+
+def _wanted(hub: Hub, one: Hosted) -> deploy.Wanted:
+    base = base_of(hub, one.ref)
     return deploy.Wanted(
-        model=base or ref,
-        engine=block.engine,
-        hardware=hardware(block.hardware),
-        adapters=(ref,) if base else (),
-        context=context,
-        gguf_file=block.gguf,
-        sleep_minutes=block.sleep_minutes,
-        max_replica=block.replicas,
+        model=base or one.ref,
+        engine=one.terms.engine,
+        hardware=hardware(one.terms.hardware),
+        adapters=(one.ref,) if base else (),
+        context=one.context,
+        gguf_file=one.terms.gguf,
+        sleep_minutes=one.terms.sleep_minutes,
+        max_replica=one.terms.replicas,
     )
 
 
-def as_deployed(context: Context, inputs: dict[str, Ref], block: Rollout) -> Rollout:
-    """`block` with what its deployed seats speak: their engine's profile, their model's name there, their token."""
-    changes = {}
-    for seat, wanted in asked(block, inputs, context.hub).items():
-        told = {"profile": wanted.engine, "model": deploy.served_as(wanted, inputs[seat]), "token_env": TOKEN_ENV}
-        changes[seat] = getattr(block, seat).model_copy(update=told)
-    return block.model_copy(update=changes) if changes else block
-
-
-def templates(context: Context, inputs: dict[str, Ref], block: Rollout) -> dict[str, ClientTemplate]:
-    """``asker_template`` and ``chat_template`` of `rollout.run`, for seats whose server holds another's template."""
-    return {
-        f"{seat}_template": _template(context.hub, inputs[seat])
-        for seat, wanted in asked(block, inputs, context.hub).items()
-        if wanted.engine == "tgi" and inputs[seat] in wanted.adapters
-    }
+def spoken(hub: Hub, hosted: Mapping[str, Hosted]) -> dict[str, Spoken]:
+    """Name → how it will be spoken to."""
+    found = {}
+    for name, up in wanted(hub, hosted).items():
+        ref = hosted[name].ref
+        own = up.engine == "tgi" and ref in up.adapters
+        found[name] = Spoken(up.engine, deploy.served_as(up, ref), _template(hub, ref) if own else None)
+    return found
 
 
 def _template(hub: Hub, ref: Ref) -> ClientTemplate:
@@ -93,48 +107,70 @@ def _template(hub: Hub, ref: Ref) -> ClientTemplate:
 
 
 @contextmanager
-def addresses(context: Context, inputs: dict[str, Ref], work: Work, block: Rollout) -> Iterator[dict[str, str]]:
-    """Seat → address, for the seats that are deployed; their endpoints are given back at the end, however it ends."""
-    wanted = asked(block, inputs, context.hub)
-    if not wanted:
-        yield {}
-        return
-    if context.hub.token is None:
-        raise HubError(f"no token for {context.hub.url}: log in with `hf auth login` to deploy there", status=401)
+def held(hub: Hub, hosted: Mapping[str, Hosted], progress: Progress) -> Iterator[dict[str, str]]:
+    """Name → address; the endpoints are given back at the end, however it ends. Raises `EndpointError`, `HubError`."""
+    if hosted and hub.token is None:
+        raise HubError(f"no token for {hub.url}: log in with `hf auth login` to deploy there", status=401)
     with ExitStack() as stack:
-        stack.enter_context(_token_in_environment(context.hub.token))
         up: dict[deploy.Wanted, deploy.Held] = {}
-        for seat, one in wanted.items():
+        ends = wanted(hub, hosted)
+        for name, one in ends.items():
             if one not in up:
-                terms = getattr(block, seat).deploy or Deploy()
-                up[one] = stack.enter_context(
-                    deploy.held(
-                        context.hub, one, after=terms.after, wait_s=60 * terms.wait_minutes, progress=work.progress
-                    )
-                )
-        yield {seat: up[one].url for seat, one in wanted.items()}
+                terms = hosted[name].terms
+                wait_s = 60 * terms.wait_minutes
+                one_up = deploy.held(hub, one, after=terms.after, wait_s=wait_s, progress=progress)
+                up[one] = stack.enter_context(one_up)
+        yield {name: up[one].url for name, one in ends.items()}
+
+
+def prices(hub: Hub, hosted: Mapping[str, Hosted]) -> list[dict[str, Any]]:
+    """Each endpoint that would be made: its ``name``, which of `hosted` it ``serves``, its ``engine`` and ``hardware``,
+    and ``usd_per_hour`` at most while it is up."""
+    rows: dict[deploy.Wanted, dict[str, Any]] = {}
+    for name, one in wanted(hub, hosted).items():
+        rate = one.hardware.usd_per_hour * one.max_replica
+        row = {"name": one.name, "serves": [], "engine": one.engine, "hardware": str(one.hardware)}
+        rows.setdefault(one, {**row, "usd_per_hour": rate})["serves"].append(name)
+    return list(rows.values())
+
+
+# A rollout's seats
+
+
+def seats(block: Rollout, inputs: Mapping[str, Ref]) -> dict[str, Hosted]:
+    """The seats of `block` that are deployed."""
+    found = {}
+    for seat in SEATS:
+        config = getattr(block, seat)
+        if DEPLOY in config.endpoints:
+            found[seat] = Hosted(inputs[seat], config.deploy or Deploy(), config.context)
+    return found
+
+
+def as_deployed(context: Context, inputs: dict[str, Ref], block: Rollout) -> Rollout:
+    """`block` with what its deployed seats speak: their engine's profile, their model's name there, their token."""
+    changes = {}
+    for seat, said in spoken(context.hub, seats(block, inputs)).items():
+        told = {"profile": said.profile, "model": said.model, "token_env": TOKEN_ENV}
+        changes[seat] = getattr(block, seat).model_copy(update=told)
+    return block.model_copy(update=changes) if changes else block
+
+
+def templates(context: Context, inputs: dict[str, Ref], block: Rollout) -> dict[str, ClientTemplate]:
+    """``asker_template`` and ``chat_template`` of `rollout.run`, for seats whose server holds another's template."""
+    said = spoken(context.hub, seats(block, inputs))
+    return {f"{seat}_template": one.template for seat, one in said.items() if one.template is not None}
 
 
 @contextmanager
-def elsewhere(hub: Hub, ref: Ref, config: SeatConfig, progress: Progress) -> Iterator[dict[str, Any]]:
-    """The one model `ref` behind the endpoint that `config` asks for, as an eval asks it: urls, profile, name, token.
-
-    Raises `RecipeError` for an adapter on an engine whose server has only its base's chat template.
-    """
-    terms = config.deploy or Deploy()
-    wanted = _wanted(hub, ref, terms, config.context)
-    if wanted.adapters and terms.engine == "tgi":
-        raise RecipeError(
-            f"{ref} is an adapter, and TGI would ask it with its base's chat template; set deploy.engine: vllm"
-        )
-    if hub.token is None:
-        raise HubError(f"no token for {hub.url}: log in with `hf auth login` to deploy there", status=401)
-    told = {"profile": terms.engine, "served_as": deploy.served_as(wanted, ref), "token_env": TOKEN_ENV}
+def addresses(context: Context, inputs: dict[str, Ref], work: Work, block: Rollout) -> Iterator[dict[str, str]]:
+    """Seat → address, for the seats that are deployed; meanwhile their token is in the environment."""
+    asked = seats(block, inputs)
     with (
-        _token_in_environment(hub.token),
-        deploy.held(hub, wanted, after=terms.after, wait_s=60 * terms.wait_minutes, progress=progress) as held,
+        held(context.hub, asked, work.progress) as urls,
+        _token_in_environment(context.hub.token) if asked and context.hub.token else nullcontext(),
     ):
-        yield {"urls": (held.url,), **told}
+        yield urls
 
 
 @contextmanager

@@ -6,19 +6,17 @@ The asker that was trained, and its base that is only told to play the user.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from hubkit.evals.scorecard import scorecard
 from hubkit.hub import Ref
 from hubkit.measures import scorecards
-from hubkit.pipeline.deployed import elsewhere
-from hubkit.pipeline.seated import BASE, Asker, served, templates
+from hubkit.pipeline.seated import BASE, Asker, served
 from hubkit.pipeline.seats import EMBEDDED
 from hubkit.pipeline.stage import Context, Work
 from hubkit.publish.metadata import is_adapter
-from hubkit.recipe import DEPLOY, Scorecard
+from hubkit.recipe import DEPLOY, Deploy, Scorecard
 
 ASKER = "asker"
 PICTURE = "scorecard.png"
@@ -37,30 +35,14 @@ def card(
 
     `losses` are the asker's in the same results: its perplexity and the base's are taken from there.
     """
-    with ExitStack() as held:
-        return _carded(context, block, inputs, held_out, losses, work, _seated(context, block, inputs, held, work))
-
-
-def _carded(
-    context: Context,
-    block: Scorecard,
-    inputs: Mapping[str, Ref],
-    held_out: list[Path],
-    losses: Mapping[str, Any],
-    work: Work,
-    askers: list[Asker],
-) -> dict[str, Any]:
-    recipe = context.recipe
-    arms = {asker.name: losses["arms"].get(_ARMS[asker.name]) or {} for asker in askers}
-    tokens, own = recipe.rollout.asker.context, templates(context.hub, askers)
-    with served(askers, work.scratch, work.progress, slots=block.in_flight, tokens=tokens) as urls:
+    recipe, tokens = context.recipe, context.recipe.rollout.asker.context
+    arms = {name: losses["arms"].get(arm) or {} for name, arm in _ARMS.items()}
+    asked = _askers(context, block, inputs)
+    with served(context.hub, asked, work.scratch, work.progress, slots=block.in_flight, tokens=tokens) as askers:
         made = scorecard(
             block,
             held_out,
-            [
-                asker.player(urls[asker.name], arms[asker.name].get("perplexity"), own.get(asker.name))
-                for asker in askers
-            ],
+            [asker.player(arms[asker.name].get("perplexity")) for asker in askers],
             seed=recipe.seed,
             journal=work.scratch / "scorecard",
             intent_column=recipe.asker.intent_column,
@@ -71,20 +53,13 @@ def _carded(
     return made.to_dict()
 
 
-def _seated(context: Context, block: Scorecard, inputs: Mapping[str, Ref], held: ExitStack, work: Work) -> list[Asker]:
-    """Asker and base; an asker that the rollout reaches elsewhere is reached there, a deployed one within `held`."""
+def _askers(context: Context, block: Scorecard, inputs: Mapping[str, Ref]) -> list[Asker]:
+    """Asker and base, each reached as the recipe says: an asker that sits in the rollout's seat as it is there."""
     training, seat = context.recipe.asker, context.recipe.rollout.asker
     base = inputs["asker base"]
-
-    def deployed(ref: Ref) -> Any:
-        return held.enter_context(elsewhere(context.hub, ref, seat, work.progress))
-
     told: Any = {}
-    if seat.repo == "asker" and DEPLOY in seat.endpoints:
-        told = deployed(inputs["asker"])
-    elif seat.repo == "asker":
-        told = _elsewhere(seat.endpoints, seat.profile, seat.model, seat.token_env)
-    base_told = deployed(base) if DEPLOY in block.base_endpoints else _elsewhere(block.base_endpoints)
+    if seat.repo == "asker":
+        told = _reached(seat.endpoints, seat.deploy, seat.profile, seat.model, seat.token_env)
     asker = Asker(
         ASKER,
         inputs["asker"],
@@ -93,11 +68,15 @@ def _seated(context: Context, block: Scorecard, inputs: Mapping[str, Ref], held:
         training.end_mark,
         **told,
     )
-    prompted = Asker(BASE, base, None, training.system, prompted=True, **base_told)
-    return [asker, prompted]
+    base_told = _reached(block.base_endpoints, seat.deploy)
+    return [asker, Asker(BASE, base, None, training.system, prompted=True, **base_told)]
 
 
-def _elsewhere(urls: list[str], profile: str = "tgi", model: str = "tgi", token_env: str | None = None) -> Any:
+def _reached(
+    urls: list[str], terms: Deploy | None, profile: str = "tgi", model: str = "tgi", token_env: str | None = None
+) -> Any:
     if EMBEDDED in urls:
         return {}
+    if DEPLOY in urls:
+        return {"deploy": terms or Deploy()}
     return {"urls": tuple(urls), "profile": profile, "served_as": model, "token_env": token_env}

@@ -1,26 +1,28 @@
-"""Models that play the human, and the engines that serve them for as long as they are asked.
+"""Models that play the human, and where they answer for as long as they are asked.
 
-Takes repos at commits; gives addresses. What is served elsewhere keeps its own; adapters of one base share its engine.
+Takes repos at commits; gives addresses. What is served elsewhere keeps its own.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from hubkit import chat_template, endpoint
+from hubkit import chat_template
 from hubkit.endpoint import ClientTemplate
 from hubkit.errors import RecipeError
 from hubkit.evals.scorecard import Player
-from hubkit.hub import Hub, Ref, environment
-from hubkit.hub.places import cache
+from hubkit.hub import Hub, Ref
+from hubkit.pipeline.serving import Model, Reached, serving
 from hubkit.progress import Progress
+from hubkit.recipe import Deploy
 
 BASE = "base as user"
+_REACHED = fields(Reached)
 _TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -28,7 +30,8 @@ _TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")
 class Asker:
     """A model that plays the human: `base` is what it is an adapter of (None: whole weights), `data` the commit of the
     conversations that it was held out from. `prompted`: it keeps its own seat and is only told to play the user.
-    `urls` serve it elsewhere, spoken to as `profile`, under the name `served_as`, with the key in ``$token_env``."""
+    `urls` serve it elsewhere, spoken to as `profile`, under the name `served_as`, with `token` or the key in
+    ``$token_env``; with `template`, its prompts are rendered here. With `deploy`, an endpoint is made for it."""
 
     name: str
     ref: Ref
@@ -42,24 +45,22 @@ class Asker:
     profile: str = "tgi"
     served_as: str = "tgi"
     token_env: str | None = None
+    token: str | None = field(default=None, repr=False)
+    template: ClientTemplate | None = None
+    deploy: Deploy | None = None
 
-    def player(
-        self, urls: Sequence[str] = (), perplexity: float | None = None, template: ClientTemplate | None = None
-    ) -> Player:
-        """This model at `urls`, its prompts rendered here with `template` where it has none of its own.
-
-        Raises `RecipeError` when the variable with its key is not set.
-        """
-        token = os.environ.get(self.token_env, "").strip() if self.token_env else None
+    def player(self, perplexity: float | None = None) -> Player:
+        """This model as the scorecard asks it. Raises `RecipeError` when the variable with its key is not set."""
+        token = os.environ.get(self.token_env, "").strip() if self.token_env else self.token
         if self.token_env and not token:
             raise RecipeError(f"{self.name}: token_env names {self.token_env}, which is not set; export it")
         return Player(
-            self.name, urls, self.system, self.end_mark, self.ref.to_dict(), self.profile, self.served_as, token,
-            perplexity, template,
+            self.name, self.urls, self.system, self.end_mark, self.ref.to_dict(), self.profile, self.served_as, token,
+            perplexity, self.template,
         )  # fmt: skip
 
 
-def templates(hub: Hub, askers: Sequence[Asker]) -> dict[str, ClientTemplate]:
+def _templates(hub: Hub, askers: Sequence[Asker]) -> dict[str, ClientTemplate]:
     """Templates for models that are told to play and have none, as bases often do: their family's, for their own seat.
 
     The server puts the beginning-of-text token in front itself, so it is left out here. Raises `SourceError` where the
@@ -89,29 +90,14 @@ def _has_template(folder: Path) -> bool:
 
 @contextmanager
 def served(
-    askers: Sequence[Asker], log: Path, progress: Progress, *, slots: int, tokens: int
-) -> Iterator[dict[str, list[str]]]:
-    """Name → addresses: those that are given, or embedded engines of `slots` times `tokens`, whose logs go to `log`."""
-    urls = {asker.name: list(asker.urls) for asker in askers}
-    by_model: dict[Ref, list[Asker]] = {}
-    for asker in askers:
-        if not asker.urls:
-            by_model.setdefault(asker.base or asker.ref, []).append(asker)
-    with ExitStack() as engines:
-        for number, (model, seated) in enumerate(by_model.items()):
-            progress(0, None, f"starting the engine: {model}")
-            adapters = {f"asker{k}": asker for k, asker in enumerate(seated) if asker.base}
-            listen = [*adapters, *(["base"] if len(adapters) < len(seated) else [])]
-            engine = endpoint.start_engine(
-                _at(model), {name: _at(asker.ref) for name, asker in adapters.items()}, listen=listen,
-                env=environment(), cache_dir=cache("engine"), log_path=log / f"engine-{number}.log",
-                context=tokens, slots=slots,
-            )  # fmt: skip
-            addresses: Mapping[str, str] = engines.enter_context(engine).addresses
-            named = {asker.name: name for name, asker in adapters.items()}
-            urls |= {asker.name: [addresses[named.get(asker.name, "base")]] for asker in seated}
-        yield urls
-
-
-def _at(ref: Ref) -> str:
-    return f"{ref.repo_id}@{ref.revision}"
+    hub: Hub, askers: Sequence[Asker], log: Path, progress: Progress, *, slots: int, tokens: int
+) -> Iterator[list[Asker]]:
+    """`askers` with addresses and what is spoken there: those that are given, or as `serving` gives them."""
+    own = _templates(hub, askers)
+    models = {asker.name: Model(asker.ref, asker.base, asker.deploy) for asker in askers if not asker.urls}
+    with serving(hub, models, log, progress, slots=slots, tokens=tokens) as found:
+        seated = [
+            asker if asker.urls else replace(asker, **{f.name: getattr(found[asker.name], f.name) for f in _REACHED})
+            for asker in askers
+        ]
+        yield [replace(asker, template=own.get(asker.name) or asker.template) for asker in seated]

@@ -7,7 +7,6 @@ before it counts, so a run that was killed asks for nothing twice.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import time
@@ -17,8 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hubkit.endpoint import Endpoint
-from hubkit.errors import EndpointError, EndpointUnreachableError, MisconfiguredEndpointError, RecipeError, SourceError
+from hubkit.endpoint import Endpoint, ask_all
+from hubkit.errors import RecipeError, SourceError
 from hubkit.filters.turns import to_sentence_end
 from hubkit.preference.context import dependence
 from hubkit.preference.strategies import STRATEGIES
@@ -109,7 +108,7 @@ def build(
     report.wanted = len(jobs)
     with Journal(journal, {"seed": seed, "provenance": provenance}) as replies:
         known = sum(job.key in replies for job in jobs)
-        asyncio.run(_ask(block, [job for job in jobs if job.key not in replies], chat_urls, replies, seed, progress))
+        _ask(block, [job for job in jobs if job.key not in replies], chat_urls, replies, seed, progress)
         report.from_journal, report.asked = known, len(jobs) - known
         _write(block, jobs, replies, out, report)
     report.seconds = round(time.monotonic() - started, 3)
@@ -171,10 +170,17 @@ def _jobs(
             yield Job(f"{question.dialogue}/{question.turn}/{strategy}", question, strategy, messages)
 
 
-async def _ask(
+def _ask(
     block: Preference, jobs: list[Job], urls: Sequence[str], replies: Journal, seed: int, progress: Progress
 ) -> None:
     """Ask for every rejected answer that is not in the journal, `in_flight` at a time."""
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        progress(done, len(jobs), "answers that lose the context")
+
     endpoint = Endpoint(
         list(urls),
         profile=block.chat.profile,
@@ -185,29 +191,15 @@ async def _ask(
         request_timeout_s=block.request_timeout_s,
         name="chat",
     )
-    done = 0
-    waiting = iter(jobs)
-
-    async def worker() -> None:
-        nonlocal done
-        for job in waiting:
-            try:
-                reply = await endpoint.chat(job.messages, seed=_seed(seed, job.key), key=job.key)
-                replies.note(job.key, reply.content, reply.finish_reason)
-            except (EndpointUnreachableError, MisconfiguredEndpointError):
-                raise
-            except EndpointError as error:
-                replies.note(job.key, "", f"refused_{error.status}")
-            endpoint.forget(job.key)
-            done += 1
-            progress(done, len(jobs), "answers that lose the context")
-
-    try:
-        async with endpoint, asyncio.TaskGroup() as group:
-            for _ in range(min(block.in_flight, len(jobs))):
-                group.create_task(worker())
-    except* EndpointError as failed:
-        raise failed.exceptions[0] from None
+    ask_all(
+        endpoint,
+        {job.key: job.messages for job in jobs},
+        replies,
+        refused=lambda error: ("", f"refused_{error.status}"),
+        seed=seed,
+        in_flight=block.in_flight,
+        step=step,
+    )
 
 
 def _token(block: Preference) -> str | None:
@@ -217,10 +209,6 @@ def _token(block: Preference) -> str | None:
     if not (token := os.environ.get(name, "").strip()):
         raise RecipeError(f"preference.chat.token_env names {name}, which is not set; export it, or remove token_env")
     return token
-
-
-def _seed(seed: int, key: str) -> int:
-    return random.Random(f"{seed}/{key}").getrandbits(31)
 
 
 def _write(block: Preference, jobs: list[Job], replies: Journal, out: Path, report: PreferenceReport) -> None:

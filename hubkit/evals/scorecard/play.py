@@ -6,17 +6,14 @@ play the user is sent the same messages at its own address, where its own templa
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hubkit.endpoint import ClientTemplate, Endpoint
-from hubkit.errors import EndpointError, EndpointUnreachableError, MisconfiguredEndpointError
+from hubkit.endpoint import ClientTemplate, Endpoint, ask_all
 from hubkit.evals.scorecard.contexts import Contexts
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Scorecard
@@ -95,7 +92,15 @@ def play(
                 done += 1
                 progress(done, total, f"scorecard: {player.name}")
 
-            asyncio.run(_ask(block, player, waiting, replies, seed, step))
+            ask_all(
+                _endpoint(block, player),
+                waiting,
+                replies,
+                refused=lambda error: (json.dumps({"status": error.status}), "failed"),
+                seed=seed,
+                in_flight=block.in_flight,
+                step=step,
+            )
             played[player.name] = _gather(player, jobs, replies)
     return played
 
@@ -125,10 +130,8 @@ def _identity(block: Scorecard, player: Player, jobs: Mapping[str, list[Message]
     return {"model": model, "sampling": block.sampling.model_dump(), "seed": seed, "asked": asked}
 
 
-async def _ask(
-    block: Scorecard, player: Player, jobs: Mapping[str, list[Message]], replies: Journal, seed: int, step: Any
-) -> None:
-    endpoint = Endpoint(
+def _endpoint(block: Scorecard, player: Player) -> Endpoint:
+    return Endpoint(
         list(player.urls),
         profile=player.profile,
         model=player.served_as,
@@ -139,25 +142,6 @@ async def _ask(
         request_timeout_s=block.request_timeout_s,
         name=player.name,
     )
-    waiting = iter(jobs.items())
-
-    async def worker() -> None:
-        for key, messages in waiting:
-            try:
-                reply = await endpoint.chat(messages, seed=random.Random(f"{seed}/{key}").getrandbits(31))
-                replies.note(key, reply.content, reply.finish_reason)
-            except (EndpointUnreachableError, MisconfiguredEndpointError):
-                raise
-            except EndpointError as error:
-                replies.note(key, json.dumps({"status": error.status}), "failed")
-            step()
-
-    try:
-        async with endpoint, asyncio.TaskGroup() as group:
-            for _ in range(min(block.in_flight, len(jobs))):
-                group.create_task(worker())
-    except* EndpointError as failed:
-        raise failed.exceptions[0] from None
 
 
 def _gather(player: Player, jobs: Iterable[str], replies: Journal) -> Played:
