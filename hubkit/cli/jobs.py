@@ -79,6 +79,14 @@ def show_costs(recipe: Recipe, hub: Hub, on_jobs: OnJobs, *, json: bool, only: s
     out.say(costs.priced_on() + ("; the embedded Hub costs nothing" if hub.embedded else ""))
 
 
+def end_what_was_left(hub: Hub) -> None:
+    """Endpoints whose run was killed cost money until somebody comes: whoever comes next ends them."""
+    from hubkit import deploy
+    from hubkit.cli.deploy import say_reaped
+
+    say_reaped(deploy.reap(hub))
+
+
 def say_endpoints(recipe: Recipe, hub: Hub) -> None:
     """Before a rollout whose seats are deployed: on what, at which price, and what becomes of the endpoints."""
     from hubkit.deploy import hardware, prices

@@ -130,7 +130,10 @@ def _walk(
                 ["stage", "repo", "state", "commit"],
                 [[p.stage, p.repo_id, p.state, p.commit] for p in planned],
             )
+            if stage in (None, "rollout"):
+                jobs.say_endpoints(recipe, hub)
         return
+    jobs.end_what_was_left(hub)
     if stage in (None, "rollout"):
         jobs.say_endpoints(recipe, hub)
     with out.bars(quiet=json) as bar_for:
