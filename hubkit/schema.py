@@ -69,6 +69,19 @@ def swap_roles(messages: Iterable[Message]) -> list[Message]:
     return swapped
 
 
+def filled_in(system: str, name: str, value: str) -> str:
+    """`system` with `value` in place of ``{name}``, or, without that place, as a paragraph behind it: the one way in
+    which an asker is told its intent or persona, in training and in a rollout.
+
+    >>> filled_in("You want: {intent}.", "intent", "bake bread"), filled_in("Ask.", "intent", "Bake bread.")
+    ('You want: bake bread.', 'Ask.\n\nBake bread.')
+    """
+    place = "{" + name + "}"
+    if place in system:
+        return system.replace(place, value)
+    return f"{system}\n\n{value}".strip() if value else system
+
+
 def fault(messages: Sequence[Message], *, first: Seat | None = "user") -> str | None:
     """The first reason why `messages` is not a well-formed conversation, or None when it is.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -91,6 +94,28 @@ def test_stats_asks_a_judge(cli, tmp_path: Path) -> None:  # type: ignore[no-unt
         assert unset.returncode == 2 and "which is not set" in unset.stderr
     gone = cli(*given, "http://127.0.0.1:9")
     assert gone.returncode in (1, 3) and "judge" in gone.stderr and "Traceback" not in gone.stderr
+
+
+@pytest.mark.slow
+def test_a_judge_is_asked_for_exactly_the_rest_after_kill_9(cli, tmp_path: Path, hubkit_home: Path) -> None:  # type: ignore[no-untyped-def]
+    small = ["--set", "corpus.openings=5", "--set", "corpus.test=40", "--set", "corpus.filters=[]"]
+    assert cli("clean", str(chats(tmp_path / "a.json", 60)), "-o", str(tmp_path / "v"), *small).returncode == 0
+    with mock(latency=0.3) as judge:
+        judge.script(texts=["Yes."])
+        command = ["stats", f"{tmp_path}/v:test", "--no-topics", "--judge", judge.url, "--json"]
+        run = subprocess.Popen([sys.executable, "-m", "hubkit", *command], stdout=subprocess.DEVNULL)
+        while judge.stats()["answered"] < 32 and run.poll() is None:
+            time.sleep(0.02)
+        run.kill()
+        run.wait()
+        time.sleep(0.5)  # what was out is answered meanwhile, to nobody
+        (journal,) = (hubkit_home / "evals" / "context").glob("*/replies.jsonl")
+        kept = sum(line.endswith("}\n") and '"key"' in line for line in journal.open())
+        before = judge.stats()["answered"]
+        done = cli(*command)
+        (measured,) = json.loads(done.stdout)["datasets"]
+        assert measured["judged"] == {"turns": 80, "without_verdict": 0}
+        assert 16 <= kept < 80 and judge.stats()["answered"] == before + 80 - kept
 
 
 def test_clean_on_the_benchmarks_themselves(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

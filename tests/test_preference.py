@@ -12,7 +12,7 @@ from tiny_models import tiny_base, write_rows
 from hubkit.errors import EndpointError, RecipeError, SourceError, TrainingError
 from hubkit.preference import STRATEGIES, build, dependence
 from hubkit.recipe import Preference, SeatConfig, Training
-from hubkit.train import prefer, train
+from hubkit.train import Launch, plan, prefer, train
 
 DIALOGUES = [
     [
@@ -249,8 +249,66 @@ def test_over_long_histories_lose_their_oldest_exchanges_and_are_counted(tmp_pat
         fit([data], load_tokenizer(chat), 64, 0.5)
 
 
+def losses(report) -> list[float]:
+    return [entry["loss"] for entry in report.loss_curve]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_prefer_what_one_does(tmp_path, base, chat, strategy, whole):
+    data = write_pairs(tmp_path / "pairs.parquet", PAIRS)
+    dpo = {**DPO, "num_train_epochs": 2, "per_device_train_batch_size": 1, "logging_steps": 1}
+    model, found = base if whole else chat, {}
+    for name, steps, launch in (("one", 4, None), ("two", 2, Launch(strategy, 2))):
+        changed = {**dpo, "gradient_accumulation_steps": steps}
+        found[name] = prefer(
+            block(dpo=changed), [data], base, model, tmp_path / name, base_repo_id="acme/tiny", seed=1,
+            work=tmp_path / f"{name}-work", launch=launch,
+        )  # fmt: skip
+    one, two = found["one"], found["two"]
+    assert (one.processes, two.processes) == (1, 2) and one.rows == two.rows and one.kind == two.kind
+    assert len(losses(one)) == 4 and losses(one) == pytest.approx(losses(two), rel=1e-3)
+    assert losses(one)[-1] < losses(one)[0]
+
+
 def test_dpo_keys_are_checked(tmp_path, base, chat):
     data = write_pairs(tmp_path / "pairs.parquet", PAIRS)
     folders = {"out": tmp_path / "out", "work": tmp_path / "work"}
     with pytest.raises(RecipeError, match=r"dpo\.bata is not a key of DPOConfig; did you mean 'beta'"):
         prefer(block(dpo={"bata": 1}), [data], base, chat, base_repo_id="acme/tiny", seed=1, **folders)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_plan_of_dpo_agrees_with_the_run_it_plans(tmp_path, base, chat, whole):
+    data = write_pairs(tmp_path / "pairs.parquet", [*PAIRS, pair([("user", "word " * 200)], "Yes.", "No.")])
+    training = Training(base="acme/tiny", seat="assistant", lora=None if whole else LORA)
+    asked = block(dpo={**DPO, "num_train_epochs": 1}, expected={"conversations": 100, "tokens": 500})
+    planned = plan(asked, [data], base, base_repo_id="acme/tiny", seed=1, chat=training)
+    folders = {"out": tmp_path / "out", "work": tmp_path / "work"}
+    model = base if whole else chat
+    report = prefer(asked, [data], base, model, base_repo_id="acme/tiny", seed=1, **folders)
+    assert (planned.kind, planned.rows, planned.steps) == ("dpo", report.rows["pairs_used"], report.steps)
+    assert planned.tokens == report.tokens and planned.loss_tokens == report.loss_tokens
+    assert planned.dropped_share == pytest.approx(1 / 9) and planned.refusals == []
+    assert planned.trainable_parameters == report.trainable_parameters
+    from_recipe = plan(asked, [], base, base_repo_id="acme/tiny", seed=1, chat=training)
+    assert (from_recipe.rows, from_recipe.tokens) == (100, 100 * 2 * 96), "a pair is cut at twice max_length"
+
+
+def test_what_a_reference_takes_depends_on_the_chat_model(tmp_path):
+    from hubkit.train.estimate import Size, memory_gib
+
+    class Config:
+        max_length, per_device_train_batch_size, gradient_checkpointing = 512, 1, True
+
+    class Text:
+        hidden_size, num_hidden_layers, vocab_size = 512, 8, 32000
+
+    sizes = {kind: Size(10**9, 10**7, Text, True, reference=kind) for kind in (None, "base", "adapter", "model")}
+    need = {kind: memory_gib(size, Config, 2, 1, gpu=True)["reference"] for kind, size in sizes.items()}
+    assert need[None] == need["base"] == 0
+    assert need["adapter"] == pytest.approx(4e7 / 2**30, abs=1e-3)
+    assert need["model"] == pytest.approx(4e9 / 2**30, abs=1e-3)
+    once = sizes[None].flops_per_token(recompute=False)
+    assert sizes["adapter"].flops_per_token(recompute=False) == once + 2e9, "its forward pass"

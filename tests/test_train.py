@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -102,17 +103,11 @@ def test_the_sparse_head_gives_trls_loss_and_gradients(tmp_path, base, rows):
     import torch
     from trl import SFTTrainer
 
-    from hubkit import chat_template
-    from hubkit.train import _trainer
-    from hubkit.train.config import sft_config
-    from hubkit.train.loading import load_tokenizer
-    from hubkit.train.rows import RowMaker, prepare
+    from hubkit.train.sft import Supervised
 
-    training, tokenizer = block(lora=None, sft={**SFT, "per_device_train_batch_size": 3}), load_tokenizer(base)
-    maker = RowMaker(training, tokenizer, chat_template.for_training(base, "user"), max_length=60)
-    arrow, _ = prepare(training, [rows], maker, tmp_path, seed=1)
-    config, _ = sft_config(training, tmp_path, seed=1)
-    trainer = _trainer(training, config, None, base, arrow, tokenizer, None)
+    task = Supervised(block(lora=None, sft={**SFT, "per_device_train_batch_size": 3, "max_length": 60}), base)
+    config, _ = task.configure(tmp_path, seed=1)
+    trainer = task.trainer(config, task.rows([rows], config, tmp_path, lambda *_: None), None)
     batch = next(iter(trainer.get_train_dataloader()))
     count = (batch["labels"][:, 1:] != -100).sum()
     found = []
@@ -328,16 +323,49 @@ def test_trackio_keeps_its_curves_on_this_machine(tmp_path, base, rows):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(tmp_path, base, rows):
-    one = run(tmp_path, base, rows, block(sft={**SFT, "logging_steps": 1}), out="one", work="one-work")
+@pytest.mark.parametrize(("strategy", "lora"), [("ddp", LORA), ("fsdp2", LORA), ("fsdp2", None)])
+def test_two_processes_learn_what_one_does(tmp_path, base, rows, strategy, lora):
+    from safetensors.torch import load_file
+
+    one = run(tmp_path, base, rows, block(lora=lora, sft={**SFT, "logging_steps": 1}), out="one", work="one-work")
     halved = {**SFT, "gradient_accumulation_steps": 1, "logging_steps": 1}
-    two = run(tmp_path, base, rows, block(sft=halved), out="two", launch=Launch("ddp", 2))
-    assert two.steps == one.steps == 6 and two.rows == one.rows
+    two = run(tmp_path, base, rows, block(lora=lora, sft=halved), out="two", launch=Launch(strategy, 2))
+    assert two.steps == one.steps == 6 and two.rows == one.rows and (two.processes, two.kind) == (2, one.kind)
+    losses = [[e["loss"] for e in report.loss_curve] for report in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[0][-1] < losses[0][0]
+    weights = [load_file(next((tmp_path / name).glob("*.safetensors"))) for name in ("one", "two")]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert tensor.allclose(weights[1][name], atol=1e-3), name
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_launched_run_is_the_same_sentence(tmp_path, base, rows):
     with pytest.raises(RecipeError, match=r"sft\.learning_rat is not a key"):
         run(tmp_path, base, rows, block(sft={"learning_rat": 1}), launch=Launch("ddp", 2))
-    losses = [[e["loss"] for e in report.loss_curve] for report in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    assert (tmp_path / "two" / "adapter_model.safetensors").exists()
+
+
+def test_shipped_launch_configurations_are_what_accelerate_takes(tmp_path):
+    """DeepSpeed's is parsed only: that package needs a CUDA toolkit, so no run of it stands behind this test."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+
+    from hubkit.train.launch import CONFIGS
+
+    found = {name: load_config_from_file(str(CONFIGS / f"{name}.yaml")) for name in ("ddp", "fsdp2", "deepspeed")}
+    kinds = {name: config.distributed_type for name, config in found.items()}
+    assert kinds == {
+        "ddp": DistributedType.MULTI_GPU,
+        "fsdp2": DistributedType.FSDP,
+        "deepspeed": DistributedType.DEEPSPEED,
+    }
+    sharding = {key.removeprefix("fsdp_"): value for key, value in found["fsdp2"].fsdp_config.items()}
+    sharding["auto_wrap_policy"] = sharding["auto_wrap_policy"].lower()
+    made = FullyShardedDataParallelPlugin(fsdp_version=sharding.pop("version"), **sharding)
+    assert made.fsdp_version == 2 and made.reshard_after_forward is True
+    zero = found["deepspeed"].deepspeed_config
+    known = set(inspect.signature(DeepSpeedPlugin).parameters) | {"deepspeed_multinode_launcher"}
+    assert set(zero) <= known and zero["zero_stage"] == 3 and zero["zero3_save_16bit_model"] is True
 
 
 LAUNCHED = """
@@ -376,8 +404,8 @@ def test_a_launch_that_cannot_run_here_is_refused(tmp_path, base, rows):
     import torch
 
     if not torch.cuda.is_available():
-        with pytest.raises(RecipeError, match="fsdp2 shards over GPUs"):
-            run(tmp_path, base, rows, block(), launch=Launch("fsdp2", 2))
+        with pytest.raises(RecipeError, match="deepspeed needs GPUs"):
+            run(tmp_path, base, rows, block(), launch=Launch("deepspeed", 2))
         with pytest.raises(RecipeError, match="needs a number of processes"):
             run(tmp_path, base, rows, block(), launch=Launch("ddp"))
 

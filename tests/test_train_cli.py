@@ -78,6 +78,23 @@ def test_the_papers_recipes_can_be_planned_on_a_laptop(
     assert any(f"{seat}.expected" in note for note in plan.notes)
 
 
+def test_the_papers_preference_optimisation_can_be_planned_on_a_laptop(
+    hubkit_home: Path, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    made = planned(cli("align", "parrot", "--dry-run", "--json"))
+    assert (made["kind"], made["rows"], made["batch"], made["processes"]) == ("dpo", 30_000, 32, 8)
+    assert made["steps"] == 938 and made["hours"] > 1 and made["refusals"] == []
+    assert made["memory_gib"]["reference"] == pytest.approx(13.0e9 * 4 / 8 / 2**30, rel=0.02), "a second model"
+    shown = cli("align", "parrot", "--dry-run", "--launch", "ddp", "--processes", "8", "--device-gib", "80",
+                "--device", "A100")  # fmt: skip
+    assert shown.returncode == 1 and "dpo.beta" in shown.stdout and "shard it (--launch fsdp2)" in shown.stderr
+    job = tmp_path / "job.sh"
+    assert cli("align", "parrot", "--launch", "fsdp2", "--processes", "8", "--slurm", str(job)).returncode == 0
+    assert " align parrot --launch fsdp2 --processes 8 --nodes 1 &" in job.read_text("utf-8")
+    lacking = cli("align", "realm", "--dry-run")
+    assert lacking.returncode == 1 and "has no 'preference' block" in lacking.stderr
+
+
 @pytest.fixture
 def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A home, and a Hub in it, that no other test has put anything into."""

@@ -16,7 +16,8 @@ from hubkit import recipe
 from hubkit.errors import RecipeError
 from hubkit.recipe import Training
 from hubkit.train import Launch, plan, train
-from hubkit.train.plan import GIB, flops_per_token, require_runnable
+from hubkit.train.estimate import GIB, flops_per_token
+from hubkit.train.plan import require_runnable
 
 ROWS = [
     [("user", f"How do I bake bread {n}?"), ("assistant", "Mix flour."), ("user", "And rye?" * (1 + n % 5))]

@@ -58,6 +58,7 @@ def register_all() -> None:
     run.register(app)
     app.command("rollout", epilog="Example: hubkit rollout parrot --profile laptop --estimate 4")(rollout.rollout)
     app.command("train", epilog="Example: hubkit train asker parrot --dry-run")(train.train)
+    app.command("align", epilog="Example: hubkit align parrot --dry-run")(train.align)
     evals.register(app)
     publish.register(app)
     app.command("serve", epilog="Example: hubkit serve local/parrot-chat --port 8080")(serve.serve)

@@ -28,12 +28,15 @@ def start(
     jobs: Annotated[
         bool, typer.Option("--jobs", help="Allow Jobs: whoever has a write token may run commands as you.")
     ] = False,
+    spaces: Annotated[
+        bool, typer.Option("--spaces", help="Run the apps of pushed Spaces on this machine, as you.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Start the embedded Hub (if it does not run yet) and print its address."""
     from hubkit.hub import embedded
 
-    url = embedded.ensure_running(jobs=jobs)
+    url = embedded.ensure_running(jobs=jobs, spaces=spaces)
     if json:
         out.data(embedded.running())
         return

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 To = Annotated[str, typer.Option("--to", metavar="URL", help="Copy it all to this Hub, e.g. https://huggingface.co.")]
 Public = Annotated[bool, typer.Option("--public", help="New repos on a real Hub are public; they are private without.")]
 Allow = Annotated[bool, typer.Option("--allow-personal-data", help="Push rows in which personal data was found.")]
+_LOOK_S = 60.0
 RepoType = Annotated[str, typer.Option("--type", help="model, dataset or space; asked of the Hub when not given.")]
 
 
@@ -120,18 +121,31 @@ def spaces(
     recipe: RecipeName,
     profile: Profiles = [],  # noqa: B006
     overrides: Overrides = [],  # noqa: B006
-    port: Annotated[int, typer.Option(help="The chat Space's port on this machine; the asker's is the next.")] = 7860,
 ) -> None:
-    """Run both pushed Spaces on this machine, against the embedded engine, until Ctrl-C."""
-    import signal
+    """Run both pushed Spaces on this machine, by the embedded Hub and against the embedded engine, until Ctrl-C."""
+    import time
 
-    from hubkit.hub import connect
+    from hubkit.hub import connect, embedded
     from hubkit.publish import serve
     from hubkit.recipe import load
 
     loaded = load(recipe, profiles=profile, overrides=overrides)
-    with out.bars() as bar_for, serve.running(connect(), loaded, port=port, progress=bar_for("spaces")) as pages:
-        for name, url in pages.items():
-            out.line(f"{name}  {url}")
+    _require_embedded()
+    embedded.ensure_running(spaces=True)
+    hub = connect()
+    with out.bars() as bar_for, serve.running(hub, loaded, progress=bar_for("spaces")) as pages:
+        for name, page in pages.items():
+            out.line(f"{name}  {page.app_url}  (its page: {page.url})")
         out.say("Ctrl-C stops them")
-        signal.pause()
+        while True:
+            time.sleep(_LOOK_S)
+            for page in pages.values():  # a Hub that is asked something does not think that nobody needs it
+                hub.api.get_space_runtime(page.repo_id)
+
+
+def _require_embedded() -> None:
+    from hubkit.errors import HubError
+    from hubkit.hub.places import settings
+
+    if (url := settings().url) is not None:
+        raise HubError(f"{url} runs its Spaces itself; for the embedded Hub's, set HUBKIT_HUB=local")

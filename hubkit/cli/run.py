@@ -28,7 +28,6 @@ VERBS = {
     "corpus": ("corpus", "Read, clean and split human conversations; commit them as a dataset."),
     "curate": ("curate", "Filter the raw dialogues; commit what is kept, tag it as a version."),
     "prefer": ("prefer", "Make preference pairs of questions that need their context; commit them as a dataset."),
-    "align": ("align", "Optimise the chat model on the preference pairs (DPO); push it beside the chat model."),
 }
 
 
@@ -36,7 +35,7 @@ def register(app: typer.Typer) -> None:
     """Add ``run``, ``recipes`` and a command for most stages to `app`."""
     app.command("run", epilog="Example: hubkit run parrot --profile laptop --set rollout.dialogues=48")(run)
     for verb, (stage, help_text) in VERBS.items():
-        more = " --profile capo-laptop" if stage in ("prefer", "align") else ""
+        more = " --profile capo-laptop" if stage == "prefer" else ""
         epilog = f"Example: hubkit {verb} parrot --profile laptop{more}"
         app.command(verb, help=help_text, epilog=epilog)(stage_verb(stage))
     app.command("recipes")(recipes)

@@ -132,12 +132,14 @@ def _judge(url: str, model: str, profile: str, token_env: str | None, progress: 
     import os
 
     from hubkit.errors import RecipeError
+    from hubkit.hub import home
     from hubkit.measures import endpoint_judge
 
     token = os.environ.get(token_env, "").strip() if token_env else None
     if token_env and not token:
         raise RecipeError(f"--judge-token-env names {token_env}, which is not set; export it, or leave the option out")
-    return endpoint_judge(url, model=model, profile=profile, token=token, progress=progress)
+    kept = home() / "evals" / "context"
+    return endpoint_judge(url, model=model, profile=profile, token=token, journal=kept, progress=progress)
 
 
 def _tokenizer(hub: Hub | None, name: str, progress: Progress) -> Path:

@@ -1,4 +1,4 @@
-"""``hubkit train``: one seat of a recipe, here or over several processes and nodes; or what it would take."""
+"""``hubkit train`` and ``hubkit align``: a model of a recipe, here or over processes; or what that would take."""
 
 from __future__ import annotations
 
@@ -44,13 +44,51 @@ def train(
     """
     if seat not in ("asker", "chat"):
         raise typer.BadParameter(f"{seat!r} is neither asker nor chat", param_hint="SEAT")
-    how = _how(launch, processes, nodes)
+    spread = (launch, processes, nodes, slurm)
+    _do(seat, recipe, profile, overrides, spread, (device or None, device_gib), dry_run=dry_run, json=json)
+
+
+def align(
+    recipe: RecipeName,
+    profile: Profiles = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
+    launch: Strategy = "",
+    processes: Processes = None,
+    nodes: Nodes = 1,
+    slurm: Slurm = "",
+    device: Device = "",
+    device_gib: DeviceGib = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Optimise the chat model on the preference pairs (DPO); push it beside the chat model.
+
+    With --dry-run: steps, tokens, memory, hours, and what stands against it (then the exit status is 1).
+    """
+    spread = (launch, processes, nodes, slurm)
+    _do("align", recipe, profile, overrides, spread, (device or None, device_gib), dry_run=dry_run, json=json)
+
+
+def _do(
+    stage: str,
+    recipe: str,
+    profiles: list[str],
+    overrides: list[str],
+    spread: tuple[str, int | None, int, str],
+    device: tuple[str | None, float | None],
+    *,
+    dry_run: bool,
+    json: bool,
+) -> None:
+    """Run a stage that trains as `spread` (strategy, processes, nodes, batch script) says, or plan it for `device`."""
+    strategy, processes, nodes, slurm = spread
+    how = _how(strategy, processes, nodes)
     if slurm:
-        _write_job(slurm, how, seat, recipe, profile, overrides)
+        _write_job(slurm, how, stage, recipe, profiles, overrides)
     elif dry_run:
-        _plan(seat, recipe, profile, overrides, how, device or None, device_gib, json=json)
+        _plan(stage, recipe, profiles, overrides, how, *device, json=json)
     else:
-        _walk(recipe, profile, overrides, dry_run=False, json=json, stage=seat, launch=how)
+        _walk(recipe, profiles, overrides, dry_run=False, json=json, stage=stage, launch=how)
 
 
 def _how(strategy: str, processes: int | None, nodes: int) -> Launch | None:
@@ -66,7 +104,7 @@ def _how(strategy: str, processes: int | None, nodes: int) -> Launch | None:
 
 
 def _write_job(
-    file: str, how: Launch | None, seat: str, recipe: str, profiles: list[str], overrides: list[str]
+    file: str, how: Launch | None, stage: str, recipe: str, profiles: list[str], overrides: list[str]
 ) -> None:
     import os
     import sys
@@ -78,19 +116,19 @@ def _write_job(
     if how is None:
         raise typer.BadParameter("--slurm needs --launch and --processes", param_hint="--slurm")
     name = load(recipe, profiles=profiles, overrides=overrides).name  # a mistake is told now, not in the queue
-    command = [sys.executable, "-m", "hubkit", "train", seat, recipe]
+    command = [sys.executable, "-m", "hubkit", *(["align"] if stage == "align" else ["train", stage]), recipe]
     for option, values in (("--profile", profiles), ("--set", overrides)):
         command += [part for value in values for part in (option, value)]
     command += ["--launch", how.strategy, "--processes", str(how.processes), "--nodes", str(how.nodes)]
     environment = {key: os.environ[key] for key in ("HUBKIT_HUB", "HUBKIT_NAMESPACE", "HF_HOME") if key in os.environ}
     environment["HUBKIT_HOME"] = str(home())
-    text = script(command, how, name=f"hubkit-{name}-{seat}", home=str(home()), environment=environment)
+    text = script(command, how, name=f"hubkit-{name}-{stage}", home=str(home()), environment=environment)
     Path(file).write_text(text, "utf-8")
     out.say(f"wrote {file}; submit it with: sbatch {file}")
 
 
 def _plan(
-    seat: str,
+    stage: str,
     name: str,
     profiles: list[str],
     overrides: list[str],
@@ -105,8 +143,9 @@ def _plan(
     from hubkit.recipe import load
 
     recipe = load(name, profiles=profiles, overrides=overrides)
-    made = plan_training(recipe, connect(), seat, launch=how, device=device, device_gib=device_gib)
-    out.data(made.to_dict()) if json else _show(f"{recipe.name}: training the {seat}", made)
+    made = plan_training(recipe, connect(), stage, launch=how, device=device, device_gib=device_gib)
+    what = "optimising the chat model" if stage == "align" else f"training the {stage}"
+    out.data(made.to_dict()) if json else _show(f"{recipe.name}: {what}", made)
     if made.refusals:
         raise typer.Exit(1)
 
@@ -115,17 +154,18 @@ def _show(title: str, made: TrainPlan) -> None:
     def count(value: float | None) -> str:
         return "not known yet" if value is None else f"{value:,.0f}"
 
+    tokens, rows_are = count(made.tokens), "rows" if made.kind == "sft" else "pairs"
     devices = f"{made.processes} x {made.device}" + (f", {made.device_gib:g} GiB" if made.device_gib else "")
     memory = ", ".join(f"{part} {gib:.1f}" for part, gib in made.memory_gib.items() if part != "total")
     hours = "not known" if made.hours is None else f"{made.hours:,.2f}, at {made.utilisation:.0%} of its peak"
     rows = [
         ["base", f"{made.base}, {made.parameters:,} parameters, {made.trainable_parameters:,} of them trained"],
-        ["data", f"{count(made.rows)} rows, {count(made.tokens)} tokens an epoch, {count(made.loss_tokens)} with loss"],
-        ["steps", f"{count(made.steps)} of {made.batch} rows, {made.epochs or '?'} epochs"],
+        ["data", f"{count(made.rows)} {rows_are}, {tokens} tokens an epoch, {count(made.loss_tokens)} with loss"],
+        ["steps", f"{count(made.steps)} of {made.batch} {rows_are}, {made.epochs or '?'} epochs"],
         ["devices", devices + (f", {made.launch}" if made.launch else "")],
         ["memory, GiB a device", f"{made.memory_gib['total']:.1f} ({memory})"],
         ["hours", hours],
-        *([f"sft.{key}", str(value)] for key, value in made.config.items()),
+        *([f"{made.kind}.{key}", str(value)] for key, value in made.config.items()),
     ]
     out.table(title, ["what", "planned"], rows)
     for note in made.notes:

@@ -31,7 +31,8 @@ from hubkit.recipe import Corpus
 from hubkit.schema import Conversation
 from hubkit.shards import ShardWriter, conversation_schema, disk_errors, read_batches
 
-__all__ = ["CorpusReport", "FileReport", "build", "read"]
+__all__ = ["INTENT", "CorpusReport", "FileReport", "build", "read"]
+INTENT = "intent"  # the column, and the key of a conversation's meta
 
 
 @dataclass
@@ -124,14 +125,15 @@ def build(
     kept_file = out / "kept"
     splitter = Splitter(seed)
     try:
-        with ShardWriter(kept_file, "kept", conversation_schema()) as kept:
+        with ShardWriter(kept_file, "kept", _schema(block)) as kept:
             names = _Names()
             for conversation in _kept(judged, report):
                 splitter.add(conversation)
                 row = {"id": names.unique(conversation.id), "messages": conversation.messages}
-                kept.write(row | {"source": conversation.source})
+                kept.write(row | {"source": conversation.source, INTENT: conversation.meta.get(INTENT)})
             report.renamed = names.renamed
-        _write_splits(kept.paths, out / "data", splitter.assign(openings=block.openings, test=block.test), report)
+        places = splitter.assign(openings=block.openings, test=block.test)
+        _write_splits(kept.paths, out / "data", places, _schema(block), report)
     finally:
         for path in kept_file.glob("*"):
             path.unlink()
@@ -150,7 +152,9 @@ def read(path: Path, *, source: str = "", report: FileReport | None = None) -> I
     yield from _read(path, report, lambda _: None)
 
 
-def _read(path: Path, report: FileReport, on_bytes: reading.OnBytes) -> Iterator[Conversation]:
+def _read(
+    path: Path, report: FileReport, on_bytes: reading.OnBytes, intent_column: str | None = None
+) -> Iterator[Conversation]:
     for item in assemble(reading.rows(path, on_bytes)):
         place = f"{_printable(path.name)}:{item.place}"
         if isinstance(item, Broken):
@@ -169,6 +173,8 @@ def _read(path: Path, report: FileReport, on_bytes: reading.OnBytes) -> Iterator
             continue
         if isinstance(item.value.get("prompt"), Mapping):
             report.other_branches += branches(item.value["prompt"]) - 1
+        if intent_column and isinstance(text := item.value.get(intent_column), str) and text.strip():
+            conversation.meta[INTENT] = " ".join(text.split())
         yield conversation
 
 
@@ -183,7 +189,8 @@ def _conversations(
             break
         file = FileReport(_printable(path.name), _source_name(block, path), sizes[index])
         report.files.append(file)
-        rows = islice(_read(path, file, _bytes_of(progress, sizes, index, path.name)), room)
+        column = block.intents.column if block.intents else None
+        rows = islice(_read(path, file, _bytes_of(progress, sizes, index, path.name), column), room)
         for conversation, made_of in join(rows) if block.join_parts else ((row, 1) for row in rows):
             file.joined += made_of - 1
             room = None if room is None else room - made_of
@@ -219,7 +226,14 @@ def _kept(judged: Iterator[tuple[Conversation, Results]], report: CorpusReport) 
     report.added = sum(step.added for step in report.steps)
 
 
-def _write_splits(kept: list[Path], data: Path, places: list[int | None], report: CorpusReport) -> None:
+def _schema(block: Corpus) -> Any:
+    """The columns of the dataset: with ``intent`` where the recipe asks for it, though a judge fills it in later."""
+    import pyarrow as pa
+
+    return conversation_schema([(INTENT, pa.string())] if block.intents else [])
+
+
+def _write_splits(kept: list[Path], data: Path, places: list[int | None], schema: Any, report: CorpusReport) -> None:
     """Second pass: each kept row to its split, in order; the split is the last step of the ledger."""
     import pyarrow as pa
 
@@ -228,7 +242,7 @@ def _write_splits(kept: list[Path], data: Path, places: list[int | None], report
     conversations: set[int] = set()  # a segment's id is its conversation's, with #2, #3, … behind it
     at = 0
     with ExitStack() as stack:
-        writers = [stack.enter_context(ShardWriter(data, name, conversation_schema())) for name in SPLITS]
+        writers = [stack.enter_context(ShardWriter(data, name, schema)) for name in SPLITS]
         for batch in (batch for path in kept for batch in read_batches(path)):
             here = places[at : at + batch.num_rows]
             at += batch.num_rows

@@ -35,18 +35,21 @@ def running() -> dict[str, Any] | None:
     return state if _answers(state) else None
 
 
-def ensure_running(*, jobs: bool = False) -> str:
-    """The embedded Hub's URL, starting it when it does not run. With `jobs`, one that does not allow jobs is started
-    again, allowing them. Raises `HubUnreachableError` or `DiskFullError`."""
+def ensure_running(*, jobs: bool = False, spaces: bool = False) -> str:
+    """The embedded Hub's URL, starting it when it does not run. One that does not allow `jobs`, or does not run the
+    apps of `spaces`, is started again where they are wanted. Raises `HubUnreachableError` or `DiskFullError`."""
+    wanted = {name for name, is_wanted in (("jobs", jobs), ("spaces", spaces)) if is_wanted}
     if state := running():
-        if state.get("jobs") or not jobs:
+        allowed = {name for name in ("jobs", "spaces") if state.get(name)}
+        if wanted <= allowed:
             return str(state["url"])
+        wanted |= allowed
         stop()
     root = local_root()
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / "start.lock", timeout=START_TIMEOUT_S):
-            return str((running() or _start(root, jobs=jobs))["url"])
+            return str((running() or _start(root, wanted))["url"])
     except Timeout:
         raise HubUnreachableError(
             f"another process has been starting the embedded Hub in {root} for {START_TIMEOUT_S:.0f} s; see server.log"
@@ -58,11 +61,11 @@ def ensure_running(*, jobs: bool = False) -> str:
         raise kind(f"{root} cannot hold the embedded Hub: {error.strerror}; set HUBKIT_HOME elsewhere") from None
 
 
-def _start(root: Path, *, jobs: bool) -> dict[str, Any]:
+def _start(root: Path, allowed: set[str]) -> dict[str, Any]:
     log = root / "server.log"
     idle_s = os.environ.get("HUBKIT_HUB_IDLE_S", str(IDLE_S))
     command = [sys.executable, "-m", "hubkit.local_hub", "--root", str(root), "--idle-timeout-s", idle_s]
-    command += ["--jobs"] if jobs else []
+    command += [f"--{name}" for name in sorted(allowed)]
     with log.open("ab") as out:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     deadline = time.monotonic() + START_TIMEOUT_S

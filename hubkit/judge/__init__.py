@@ -11,24 +11,29 @@ from hubkit.judge.prompts import (
     Prompts,
     Turns,
     default_prompts,
+    question_prompts,
     read_prompts,
     small_prompts,
 )
-from hubkit.judge.verdicts import Found, Winner, rating, winner
+from hubkit.judge.verdicts import Found, Parse, Winner, line, rating, winner, yes_or_no
 
 __all__ = [
     "REFERENCE_CATEGORIES",
     "Found",
     "Judge",
     "Kind",
+    "Parse",
     "Prompts",
     "Turns",
     "Verdict",
     "Winner",
     "default_prompts",
     "judging",
+    "line",
+    "question_prompts",
     "rating",
     "read_prompts",
     "small_prompts",
     "winner",
+    "yes_or_no",
 ]

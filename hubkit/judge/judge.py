@@ -21,18 +21,18 @@ from hubkit.budget import Budget, Spent
 from hubkit.endpoint import ClientTemplate, Endpoint, Reply
 from hubkit.errors import EndpointError, EndpointUnreachableError, MisconfiguredEndpointError
 from hubkit.judge.prompts import Kind
-from hubkit.judge.verdicts import Found, Winner, rating, winner
+from hubkit.judge.verdicts import Found, Parse, Winner, rating, winner
 from hubkit.recipe import Judging
 from hubkit.replies import Journal
 from hubkit.schema import Message
 
 _SEAT = "judge"
-_PARSE = {"single": rating, "pairwise": winner}
+_PARSE: dict[Kind, Parse] = {"single": rating, "pairwise": winner}
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A rating (``single``) or a winner (``pairwise``), or None for both and the reason of the last attempt.
+    """A rating (``single``), a winner (``pairwise``) or what was `said`; or none, and the reason of the last attempt.
 
     Reasons are those of `Found`, and ``timeout``, ``refused``, and the name of the cap that forbade asking.
     """
@@ -42,6 +42,7 @@ class Verdict:
     reason: str
     attempts: int
     text: str
+    said: str = ""
 
     @property
     def missing(self) -> bool:
@@ -93,6 +94,10 @@ class Judge:
 
         Raises `EndpointUnreachableError` and `MisconfiguredEndpointError`, which concern all verdicts.
         """
+        return await self.answer(_PARSE[kind], messages, conversation=conversation)
+
+    async def answer(self, read: Parse, messages: Sequence[Message], *, conversation: str = "") -> Verdict:
+        """What `read` finds in the judge's reply to `messages`; else as `verdict`."""
         found, text, attempt = Found(reason="no_verdict"), "", 0
         for attempt in range(self._block.attempts):
             key = self._key(messages, attempt)
@@ -105,11 +110,11 @@ class Judge:
                     continue
                 break  # a refused request is refused again, and a cap stays
             text = reply[0]
-            found = _PARSE[kind](*reply)
+            found = read(*reply)
             if not found.reason:
                 break
             self.unusable[found.reason] += 1
-        return Verdict(found.rating, found.winner, found.reason, attempt + 1, text)
+        return Verdict(found.rating, found.winner, found.reason, attempt + 1, text, found.said)
 
     def _key(self, messages: Sequence[Message], attempt: int) -> str:
         """What a reply is found by: who was asked what, how, for which time."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -88,9 +88,11 @@ class Prompts:
     def render(self, kind: Kind, turns: Turns) -> list[Message]:
         """The messages that ask for a verdict on the last answer of `turns`. ``pairwise`` shows `answers` as A."""
         later = len(turns.questions) > 1
-        name = _names(kind, references=turns.with_reference, later=later)[-1]
+        return self.fill(_names(kind, references=turns.with_reference, later=later)[-1], _values(turns))
+
+    def fill(self, name: str, values: Mapping[str, str]) -> list[Message]:
+        """The messages of the prompt `name`, with `values` in place of their names in braces."""
         template = self._template(name)
-        values = _values(turns)
         # One pass, so that braces in what people and models wrote stay as they are.
         text = _PLACEHOLDER.sub(lambda match: values.get(match[1], match[0]), template.text)
         system: list[Message] = [{"role": "system", "content": template.system}] if template.system else []
@@ -144,6 +146,12 @@ def default_prompts() -> Prompts:
 def small_prompts() -> Prompts:
     """Our own wording for a judge of a few hundred million parameters: short, with examples, the verdict alone."""
     return _read((_OURS / "small.jsonl").read_bytes(), "hubkit's own wording for small judges")
+
+
+def question_prompts() -> Prompts:
+    """Our own wording of what is asked about conversations: ``context-v1`` (`conversation`, `question`; to be answered
+    with yes or no) and ``intent-v1`` (`turns`; to be answered with one line)."""
+    return _read((_OURS / "questions.jsonl").read_bytes(), "hubkit's own questions")
 
 
 def read_prompts(path: Path, source: str | None = None) -> Prompts:

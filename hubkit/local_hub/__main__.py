@@ -22,6 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--multipart-above-mib", type=int, default=5120, help="larger files are uploaded in parts")
     parser.add_argument("--part-mib", type=int, default=512, help="size of such a part")
     parser.add_argument("--jobs", action="store_true", help="holders of a write token may run commands on this machine")
+    parser.add_argument("--spaces", action="store_true", help="they may run the apps of Spaces on this machine")
     parser.add_argument("--grace-s", type=float, default=24 * 3600, help="gc: keep what is younger than this")
     parser.add_argument("--json", action="store_true", help="gc, verify: print the result as JSON")
     parser.add_argument("--user", help="account: make this user if need be, and a token")
@@ -67,7 +68,8 @@ def main() -> int:
             from .server import serve
 
             parts = (options.multipart_above_mib * 2**20, options.part_mib * 2**20)
-            serve(root, options.host, options.port, options.idle_timeout_s, parts, jobs=options.jobs)
+            allowed = {"jobs": options.jobs, "spaces": options.spaces}
+            serve(root, options.host, options.port, options.idle_timeout_s, parts, **allowed)
             return 0
         if options.action == "account":
             return _account(root, options)

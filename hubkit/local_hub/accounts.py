@@ -105,6 +105,10 @@ class Accounts:
         )
         return token
 
+    def revoke(self, name: str) -> None:
+        """Forget the tokens of this name; ``%`` stands for anything."""
+        self._settings.write("DELETE FROM tokens WHERE name LIKE ?", name)
+
     def reader(self, user: str) -> Identity | None:
         """A user with the right to read only (a logged-in browser), or None where the user is gone."""
         row = self._settings.row("SELECT name, admin FROM accounts WHERE name = ? AND kind = 'user'", user)

@@ -105,6 +105,7 @@ REPO_ROUTES: dict[str, dict[str, Route]] = {
     "settings": {"PUT": Route(repos.update_settings, WRITE)},
     "xet-write-token": {"GET": Route(xet.write_token, USER)},
     "runtime": {"GET": _space(spaces.get_runtime, READ)},
+    "logs": {"GET": _space(spaces.get_logs)},
     "secrets": {m: _space(spaces.secrets) for m in ("GET", "POST", "DELETE")},
     "variables": {m: _space(spaces.variables) for m in ("GET", "POST", "DELETE")},
     "hardware": {"POST": _space(spaces.set_hardware)},

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -22,6 +23,12 @@ _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_P
 def environment(more: Mapping[str, str]) -> dict[str, str]:
     """What a child gets to see: a short list of this process's variables (no token among them), and `more`."""
     return {**{name: os.environ[name] for name in _KEPT if name in os.environ}, **more}
+
+
+def guarded(command: Sequence[str], *, timeout_s: float, memory_mib: float, verdict: Path) -> list[str]:
+    """`command` under limits: what ended it, when they did, stands in `verdict` (see `guard`)."""
+    guard = [sys.executable, "-m", "hubkit.local_hub.guard", "--timeout-s", str(timeout_s)]
+    return [*guard, "--memory-mib", str(memory_mib), "--verdict", str(verdict), "--", *command]
 
 
 class Child:

@@ -73,7 +73,7 @@ def describe(call: Call, repo: Repo, revision: str = DEFAULT_BRANCH, *, blobs: b
         siblings: list[dict[str, Any]] = [{"rfilename": path} for path in snap.paths]
         if blobs:
             siblings = [_sibling(open_repo, entry) for entry in trees.files(open_repo, open_repo.commit(commit).tree)]
-    return {**_facts(call, repo), **_from_snapshot(repo, snap), "siblings": siblings}
+    return {**_facts(call, repo), **_from_snapshot(call, repo, snap), "siblings": siblings}
 
 
 def _facts(call: Call, repo: Repo) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _facts(call: Call, repo: Repo) -> dict[str, Any]:
     }
 
 
-def _from_snapshot(repo: Repo, snap: Snapshot) -> dict[str, Any]:
+def _from_snapshot(call: Call, repo: Repo, snap: Snapshot) -> dict[str, Any]:
     card = snap.card
     facts: dict[str, Any] = {
         "sha": snap.sha,
@@ -114,11 +114,11 @@ def _from_snapshot(repo: Repo, snap: Snapshot) -> dict[str, Any]:
         facts |= {"description": str(card.get("pretty_name") or ""), "citation": None, "paperswithcode_id": None}
         facts |= {"mainSize": snap.used}
     elif repo.type == "space":
-        from .spaces import runtime
+        from .spaces import address, runtime
 
         facts |= {"sdk": card.get("sdk") or repo.sdk, "subdomain": repo.id.replace("/", "-").lower()}
-        facts |= {"models": card.get("models") or [], "datasets": card.get("datasets") or [], "host": None}
-        facts |= {"runtime": runtime(repo)}
+        facts |= {"models": card.get("models") or [], "datasets": card.get("datasets") or []}
+        facts |= {"host": address(call, repo), "runtime": runtime(call.hub, repo)}
     return facts
 
 

@@ -8,8 +8,6 @@ values of its secrets are in its environment and nowhere else.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -19,16 +17,17 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from . import logs
 from .accounts import now, require_user, require_writer
-from .children import Child, environment
+from .children import Child, environment, guarded
 from .wire import Call, Refusal, field, page
 
 if TYPE_CHECKING:
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE = 2
 DEFAULT_TIMEOUT_S = 30 * 60
-MAX_LOG_BYTES = 16 * 2**20
-KEEP_ALIVE_S = 30.0
+LOG = "log.jsonl"
 OVER = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
 MEMORY_GIB = {"cpu-basic": 16, "cpu-upgrade": 32}
 """Memory of a flavor; others: as much as there is."""
@@ -159,10 +157,9 @@ class Jobs:
         verdict = self.folder(job_id) / "verdict"
         verdict.unlink(missing_ok=True)
         _furnish(home)
-        command = [sys.executable, "-m", "hubkit.local_hub.guard", "--timeout-s", str(spec["timeoutSeconds"])]
         memory = MEMORY_GIB.get(spec["flavor"], 2**20) * 1024
-        command += ["--memory-mib", str(memory), "--verdict", str(verdict), "--"]
-        command += [*spec["command"], *spec["arguments"]]
+        asked = [*spec["command"], *spec["arguments"]]
+        command = guarded(asked, timeout_s=spec["timeoutSeconds"], memory_mib=memory, verdict=verdict)
         env = environment({**_defaults(home, job_id, url), **spec["environment"], **hidden})
         with self._lock:
             sql = (
@@ -171,7 +168,7 @@ class Jobs:
             if self._closed or not self._hub.settings.write(sql, now(), job_id):
                 return "CANCELED", None
             child = self._children[job_id] = Child(command, env=env, cwd=home, output=-1)
-        self._keep_log(job_id, child)
+        logs.keep(self.folder(job_id) / LOG, child.output, "Job")
         status = child.wait()
         child.stop(0)
         if verdict.exists():
@@ -181,27 +178,9 @@ class Jobs:
             return ("CANCELED", None) if why == "canceled" else ("ERROR", _REASONS[why])
         return ("COMPLETED", None) if status == 0 else ("ERROR", f"Job failed with exit code: {status}")
 
-    def _keep_log(self, job_id: str, child: Child) -> None:
-        """Everything it prints, a line an event, until its output ends."""
-        size = 0
-        with (self.folder(job_id) / "log.jsonl").open("a", encoding="utf-8") as out:
-            _note(out, f"===== Job started at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} =====")
-            for raw in child.output:
-                size += len(raw)
-                if size > MAX_LOG_BYTES:
-                    continue
-                _note(out, raw.decode("utf-8", "replace").rstrip("\r\n"))
-            if size > MAX_LOG_BYTES:
-                _note(out, f"(the log was cut off after {MAX_LOG_BYTES} bytes)")
-
     def _over(self, job_id: str, stage: str, message: str | None) -> None:
         sql = "UPDATE jobs SET stage=?, message=?, finished_at=? WHERE id=? AND stage IN ('SCHEDULING', 'RUNNING')"
         self._hub.settings.write(sql, stage, message, now(), job_id)
-
-
-def _note(out: Any, text: str) -> None:
-    out.write(json.dumps({"data": text, "timestamp": now()}, ensure_ascii=False) + "\n")
-    out.flush()
 
 
 def _furnish(home: Path) -> None:
@@ -238,10 +217,15 @@ async def route(call: Call) -> Response:
     """/api/jobs/…; the log is a stream, the rest is answered in a thread."""
     if len(call.segments) == 5 and call.segments[4] == "logs" and call.method == "GET":
         row = await run_in_threadpool(_readable, call)
-        return StreamingResponse(_events(call.hub, row), media_type="text/event-stream")
+        is_over = partial(_is_over, call.hub, row)
+        return StreamingResponse(logs.events(call.hub.jobs.folder(row["id"]) / LOG, is_over), media_type=logs.EVENTS)
     if call.method not in ("GET", "HEAD"):
         await call.read_body()
     return await run_in_threadpool(_answer, call)
+
+
+def _is_over(hub: Hub, row: sqlite3.Row) -> bool:
+    return hub.jobs.find(row["namespace"], row["id"])["stage"] in OVER and not hub.jobs.under_way(row["id"])
 
 
 def _answer(call: Call) -> Response:
@@ -359,25 +343,3 @@ def _flavor(name: str, gib: int) -> dict[str, Any]:
     cost = {"unitCostMicroUSD": 0, "unitCostUSD": 0.0, "unitLabel": "minute"}
     cores = f"{os.cpu_count()} vCPU"
     return {"name": name, "prettyName": f"{name} (this machine)", "cpu": cores, "ram": f"{gib} GB", **cost}
-
-
-async def _events(hub: Hub, row: sqlite3.Row) -> AsyncIterator[str]:
-    """The log as server-sent events: what there is, then what comes, until the job is over."""
-    path = hub.jobs.folder(row["id"]) / "log.jsonl"
-    position, quiet_since = 0, time.monotonic()
-    while True:
-        over = hub.jobs.find(row["namespace"], row["id"])["stage"] in OVER and not hub.jobs.under_way(row["id"])
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-            file.seek(position)
-            for line in file.read(1 << 20).splitlines(keepends=True):
-                if not line.endswith(b"\n"):
-                    break
-                position += len(line)
-                quiet_since = time.monotonic()
-                yield f"data: {line.decode()}\n"
-        if over and (not path.exists() or position >= path.stat().st_size):
-            return
-        if time.monotonic() - quiet_since > KEEP_ALIVE_S:
-            quiet_since = time.monotonic()
-            yield ": keep-alive\n\n"
-        await asyncio.sleep(0 if path.exists() and position < path.stat().st_size else 0.2)

@@ -14,8 +14,8 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, Response
 
@@ -23,8 +23,10 @@ from . import trees
 from .accounts import Identity, now, require_user, require_writer
 from .git import GitRepo, NewObject, new_commit, opened
 from .paths import checked_name
-from .state import Hub
 from .wire import Call, Refusal, field
+
+if TYPE_CHECKING:
+    from .state import Hub
 
 PLURALS = {"models": "model", "datasets": "dataset", "spaces": "space", "kernels": "kernel"}
 PREFIX = {"model": "", "dataset": "datasets/", "space": "spaces/", "kernel": "kernels/"}
@@ -98,6 +100,17 @@ def lookup(hub: Hub, kind: str, namespace: str | None, name: str, who: Identity 
         name,
     )
     return (Repo.of(row), True) if row is not None else (None, False)
+
+
+def update_extra(hub: Hub, repo: Repo, changes: dict[str, Any]) -> Repo:
+    """The repository with other settings of its kind. Raises `Refusal` 404 where it was deleted meanwhile."""
+    with hub.settings.transaction() as connection:
+        row = connection.execute("SELECT * FROM repos WHERE pk = ?", (repo.pk,)).fetchone()
+        if row is None:
+            raise Refusal(404, "Repository not found", "RepoNotFound")
+        extra = {**json.loads(row["extra"]), **changes}
+        connection.execute("UPDATE repos SET extra = ? WHERE pk = ?", (json.dumps(extra), repo.pk))
+    return replace(Repo.of(row), extra=extra)
 
 
 @contextmanager

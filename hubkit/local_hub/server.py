@@ -100,9 +100,11 @@ def serve(
     parts: tuple[int, int] = (MULTIPART_ABOVE_BYTES, PART_BYTES),
     *,
     jobs: bool = False,
+    spaces: bool = False,
 ) -> None:
     """Serve a folder until SIGTERM, SIGINT or idleness. `parts`: above how many bytes a file is uploaded in parts, and
-    the size of a part. With `jobs`, holders of a write token may run commands here (on loopback only).
+    the size of a part. With `jobs`, holders of a write token may run commands here, with `spaces` the apps of Spaces
+    (either on loopback only).
 
     Raises `AlreadyRunningError` or `HubUnreachableError`."""
     make_durable_folder(root)
@@ -112,6 +114,7 @@ def serve(
         hub = Hub(root)
         hub.multipart_above_bytes, hub.part_bytes = parts
         hub.jobs.enabled = jobs and host in LOOPBACK
+        hub.apps.enabled = spaces and host in LOOPBACK
         try:
             sweep(hub)
             remembered = hub.settings.get("port")
@@ -155,9 +158,11 @@ async def _serve(hub: Hub, sock: socket.socket, host: str, idle_timeout_s: float
     task = asyncio.create_task(server.serve([sock]))
     while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.005)
-    url = _announce(hub, sock, host)
+    url = _address(sock, host)
     await asyncio.to_thread(hub.jobs.open)
     await asyncio.to_thread(hub.fleet.open, url)
+    await asyncio.to_thread(hub.apps.open, url, host, asyncio.get_running_loop())
+    _announce(hub, url)
     watcher = asyncio.create_task(_stop_when_idle(hub, server, idle_timeout_s))
     try:
         await task
@@ -167,19 +172,23 @@ async def _serve(hub: Hub, sock: socket.socket, host: str, idle_timeout_s: float
             await watcher
 
 
-def _announce(hub: Hub, sock: socket.socket, host: str) -> str:
-    """Write where the server is; returns its address."""
+def _address(sock: socket.socket, host: str) -> str:
     shown = "127.0.0.1" if host in ("0.0.0.0", "localhost") else f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{sock.getsockname()[1]}"
+
+
+def _announce(hub: Hub, url: str) -> None:
+    """Write where the server is, and what it allows."""
     info = {
-        "url": f"http://{shown}:{sock.getsockname()[1]}",
+        "url": url,
         "pid": os.getpid(),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": VERSION,
         "jobs": hub.jobs.enabled,
+        "spaces": hub.apps.enabled,
     }
     write_durably(hub.root / "server.json", json.dumps(info).encode())
-    log.info("serving %s at %s", hub.root, info["url"])
-    return str(info["url"])
+    log.info("serving %s at %s", hub.root, url)
 
 
 async def _stop_when_idle(hub: Hub, server: uvicorn.Server, idle_timeout_s: float) -> None:

@@ -1,15 +1,16 @@
-"""What a Space has beside its files: runtime, secrets, variables. Nothing is run here."""
+"""What a Space has beside its files: runtime, logs, secrets, variables. Its app itself runs in `apps`."""
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from . import logs
 from .accounts import now
-from .repos import Repo
+from .apps import COMING, UP
+from .repos import Repo, update_extra
 from .state import Hub
 from .wire import Call, Refusal, field
 
@@ -21,41 +22,58 @@ MAX_VALUE_BYTES = 64 * 2**10
 def set_up(hub: Hub, repo: Repo, body: dict[str, Any]) -> None:
     """Hardware, sleep time, secrets and variables that came with the creation of a Space."""
     changes = {"requested": body.get("hardware"), "sleep": body.get("sleepTimeSeconds"), "volumes": body.get("volumes")}
-    _update(hub, repo, {key: value for key, value in changes.items() if value is not None})
+    update_extra(hub, repo, {key: value for key, value in changes.items() if value is not None})
     for kind in ("secrets", "variables"):
         for item in body.get(kind) or []:
             _put(hub, repo, kind, item if isinstance(item, dict) else {})
 
 
-def runtime(repo: Repo) -> dict[str, Any]:
-    """GET …/runtime. A Space of an embedded Hub is stored, not run; `stage` keeps what was last asked for."""
+def runtime(hub: Hub, repo: Repo) -> dict[str, Any]:
+    """A Space's stage, and what was asked for it."""
     extra = repo.extra
-    sleep = extra.get("sleep")
-    return {
-        "stage": extra.get("stage", "STOPPED"),
-        "hardware": {"current": None, "requested": extra.get("requested", DEFAULT_HARDWARE)},
+    stage, message, port = hub.apps.state(repo)
+    is_up = stage in UP
+    answer = {
+        "stage": stage,
+        "hardware": {
+            "current": DEFAULT_HARDWARE if is_up else None,
+            "requested": extra.get("requested", DEFAULT_HARDWARE),
+        },
         "storage": extra.get("storage"),
-        "gcTimeout": sleep,
+        "gcTimeout": extra.get("sleep"),
         "devMode": False,
-        "replicas": {"current": 0, "requested": 1},
+        "replicas": {"current": int(is_up), "requested": 1},
         "volumes": extra.get("volumes") or [],
     }
+    if port:
+        answer["domains"] = [{"domain": f"127.0.0.1:{port}", "stage": "READY"}]
+    return answer | ({"errorMessage": message} if message else {})
+
+
+def address(call: Call, repo: Repo) -> str | None:
+    """Where a Space's app is, or will be when it wakes; None for one that nobody has started yet."""
+    stage, _, port = call.hub.apps.state(repo)
+    where = call.request.url.hostname or "127.0.0.1"
+    return f"http://{f'[{where}]' if ':' in where else where}:{port}" if port and stage != "STOPPED" else None
 
 
 def get_runtime(call: Call, repo: Repo, rest: list[str]) -> Response:
     """GET …/runtime."""
-    return JSONResponse(runtime(repo))
+    return JSONResponse(runtime(call.hub, repo))
 
 
-def _update(hub: Hub, repo: Repo, changes: dict[str, Any]) -> Repo:
-    with hub.settings.transaction() as connection:
-        row = connection.execute("SELECT extra FROM repos WHERE pk = ?", (repo.pk,)).fetchone()
-        extra = {**json.loads(row["extra"] if row else "{}"), **changes}
-        connection.execute("UPDATE repos SET extra = ? WHERE pk = ?", (json.dumps(extra), repo.pk))
-    fresh = hub.settings.row("SELECT * FROM repos WHERE pk = ?", repo.pk)
-    if fresh is None:
-        raise Refusal(404, "Repository not found", "RepoNotFound")
-    return Repo.of(fresh)
+async def get_logs(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """GET …/logs/{build|run}: a stream that ends when build or app do."""
+    if rest not in (["build"], ["run"]):
+        raise Refusal(404, "A Space has a build log and a run log: …/logs/build, …/logs/run.")
+    awaited = (*UP, *COMING) if rest == ["run"] else ("BUILDING", "RUNNING_BUILDING")
+    path = call.hub.apps.log(repo, rest[0])
+    events = logs.events(path, lambda: call.hub.apps.state(repo)[0] not in awaited)
+    return StreamingResponse(events, media_type=logs.EVENTS)
+
+
+def _again(call: Call, repo: Repo) -> Response:
+    return JSONResponse(runtime(call.hub, update_extra(call.hub, repo, {})))
 
 
 def set_hardware(call: Call, repo: Repo, rest: list[str]) -> Response:
@@ -64,32 +82,35 @@ def set_hardware(call: Call, repo: Repo, rest: list[str]) -> Response:
     changes: dict[str, Any] = {"requested": field(body, "flavor", str)}
     if body.get("sleepTimeSeconds") is not None:
         changes["sleep"] = field(body, "sleepTimeSeconds", int)
-    return JSONResponse(runtime(_update(call.hub, repo, changes)))
+    return JSONResponse(runtime(call.hub, update_extra(call.hub, repo, changes)))
 
 
 def set_sleep_time(call: Call, repo: Repo, rest: list[str]) -> Response:
     """POST …/sleeptime {seconds}."""
-    return JSONResponse(runtime(_update(call.hub, repo, {"sleep": field(call.json(), "seconds", int)})))
+    return JSONResponse(runtime(call.hub, update_extra(call.hub, repo, {"sleep": field(call.json(), "seconds", int)})))
 
 
 def pause(call: Call, repo: Repo, rest: list[str]) -> Response:
     """POST …/pause."""
-    return JSONResponse(runtime(_update(call.hub, repo, {"stage": "PAUSED"})))
+    call.hub.apps.rest(repo, "PAUSED")
+    return _again(call, repo)
 
 
 def restart(call: Call, repo: Repo, rest: list[str]) -> Response:
     """POST …/restart."""
-    return JSONResponse(runtime(_update(call.hub, repo, {"stage": "STOPPED"})))
+    call.hub.apps.start(repo)
+    return _again(call, repo)
 
 
 def set_volumes(call: Call, repo: Repo, rest: list[str]) -> Response:
     """PUT …/volumes."""
-    return JSONResponse(runtime(_update(call.hub, repo, {"volumes": field(call.json(), "volumes", list)})))
+    volumes = field(call.json(), "volumes", list)
+    return JSONResponse(runtime(call.hub, update_extra(call.hub, repo, {"volumes": volumes})))
 
 
 def remove_volumes(call: Call, repo: Repo, rest: list[str]) -> Response:
     """DELETE …/volumes."""
-    return JSONResponse(runtime(_update(call.hub, repo, {"volumes": []})))
+    return JSONResponse(runtime(call.hub, update_extra(call.hub, repo, {"volumes": []})))
 
 
 def _put(hub: Hub, repo: Repo, kind: str, item: dict[str, Any]) -> None:
@@ -124,6 +145,8 @@ def environment(call: Call, repo: Repo, kind: str) -> Response:
     elif call.method == "DELETE":
         key = field(call.json(), "key", str)
         call.hub.settings.write("DELETE FROM space_env WHERE repo=? AND kind=? AND key=?", repo.pk, kind, key)
+    if call.method in ("POST", "DELETE"):
+        call.hub.apps.changed(repo)
     return JSONResponse(_listed(call.hub, repo, kind))
 
 

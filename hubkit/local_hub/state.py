@@ -4,6 +4,7 @@ DIR/hub.sqlite      settings           DIR/repos/*.git     bare git repositories
 DIR/objects/        large files        DIR/xet/            what arrives by the Xet protocol
 DIR/tmp/            on their way in    DIR/token           the owner's write token (mode 0600)
 DIR/endpoints/      engines' logs      DIR/jobs/           jobs' logs
+DIR/spaces/         apps' logs, and their files while they run
 DIR/server.json     address of the running server          DIR/lock, DIR/gc.lock
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from .accounts import OWNER, Accounts
 from .activity import Activity
+from .apps import Apps
 from .fleet import Fleet
 from .jobs import Jobs
 from .objects import Objects, make_durable_folder, write_durably
@@ -48,6 +50,7 @@ class Hub:
         self.activity = Activity()
         self.fleet = Fleet(self)
         self.jobs = Jobs(self)
+        self.apps = Apps(self)
         self.multipart_above_bytes = MULTIPART_ABOVE_BYTES
         self.part_bytes = PART_BYTES
         self._locks: dict[str, threading.Lock] = {}
@@ -66,12 +69,13 @@ class Hub:
         return bytes.fromhex(self.settings.get("secret") or "")
 
     def idle_s(self) -> float:
-        """Seconds since the last request; 0 while a job runs."""
-        return 0.0 if self.jobs.running() else self.activity.idle_s()
+        """Seconds since the last request; 0 while a job or a Space's app runs."""
+        return 0.0 if self.jobs.running() or self.apps.running() else self.activity.idle_s()
 
     def close(self) -> None:
         """End processes of ours, finish assemblies under way, close files."""
         self.jobs.close()
+        self.apps.close()
         self.fleet.close()
         self.xet.close()
         self.settings.close()

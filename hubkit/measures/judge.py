@@ -6,15 +6,21 @@ turn is counted as one without.
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from hubkit.endpoint import Endpoint
-from hubkit.errors import EndpointError, EndpointUnreachableError, MisconfiguredEndpointError
+from filelock import FileLock, Timeout
+
+from hubkit.endpoint import Endpoint, ask_all
+from hubkit.errors import RunLockedError
 from hubkit.progress import Progress, silent
+from hubkit.replies import Journal
 from hubkit.schema import Message
 
 Judge = Callable[[Sequence[Sequence[Message]]], Sequence[bool | None]]
@@ -47,46 +53,56 @@ def endpoint_judge(
     in_flight: int = 16,
     max_tokens: int = 8,
     patience_s: float = 60.0,
+    journal: Path | None = None,
     progress: Progress = silent,
 ) -> Judge:
     """A `Judge` behind the OpenAI-style endpoint at `url`, asked greedily, at most `in_flight` at once.
 
-    `profile` is one of `hubkit.endpoint.PROFILES`; a judge that thinks aloud first needs more than 8 `max_tokens`. The
-    judge raises `MisconfiguredEndpointError` or `EndpointUnreachableError` where nothing can be asked; one refused
-    question is a turn without a verdict.
+    `profile` is one of `hubkit.endpoint.PROFILES`; a judge that thinks aloud first needs more than 8 `max_tokens`. With
+    `journal`, a folder that survives a kill, what this judge was asked in this wording is not asked again. The judge
+    raises `MisconfiguredEndpointError` or `EndpointUnreachableError` where nothing can be asked; one refused question
+    is a turn without a verdict; `RunLockedError` while another process writes the journal.
     """
     options: dict[str, Any] = {"profile": profile, "model": model, "token": token, "most_in_flight": in_flight}
     sampling = {**_SAMPLING, "max_tokens": max_tokens}
-
-    async def ask(conversations: Sequence[Sequence[Message]]) -> list[bool | None]:
-        done = 0
-        async with Endpoint([url], sampling=sampling, patience_s=patience_s, name="judge", **options) as judge:
-
-            async def one(conversation: Sequence[Message]) -> bool | None:
-                nonlocal done
-                try:
-                    reply = await judge.chat([{"role": "user", "content": _prompt(conversation)}], seed=0)
-                except (MisconfiguredEndpointError, EndpointUnreachableError):
-                    raise
-                except EndpointError:
-                    return None
-                finally:
-                    done += 1
-                    progress(done, len(conversations), "asking the judge")
-                return verdict(reply.content)
-
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(conversation)) for conversation in conversations]
-        return [task.result() for task in tasks]
+    identity = {"judge": [url, model, profile], "sampling": sampling, "question": QUESTION}
 
     def judge(conversations: Sequence[Sequence[Message]]) -> list[bool | None]:
-        try:
-            return asyncio.run(ask(conversations))
-        except* (MisconfiguredEndpointError, EndpointUnreachableError) as errors:
-            first = errors.exceptions[0]
-        raise first
+        prompts = [_prompt(conversation) for conversation in conversations]
+        keys = [hashlib.sha256(prompt.encode()).hexdigest() for prompt in prompts]
+        with _kept(journal, identity) as replies:
+            asked: dict[str, list[Message]] = {
+                key: [{"role": "user", "content": prompt}]
+                for key, prompt in zip(keys, prompts, strict=True)
+                if key not in replies
+            }
+            done = 0
+
+            def step() -> None:
+                nonlocal done
+                done += 1
+                progress(done, len(asked), "asking the judge")
+
+            endpoint = Endpoint([url], sampling=sampling, patience_s=patience_s, name="judge", **options)
+            ask_all(endpoint, asked, replies, refused=lambda _: ("", "refused"), seed=0, in_flight=in_flight, step=step)
+            return [verdict(replies[key][0]) for key in keys]
 
     return judge
+
+
+@contextmanager
+def _kept(folder: Path | None, identity: dict[str, Any]) -> Iterator[Journal]:
+    """The journal of `identity` in `folder`, or one that is gone at the end."""
+    with ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(TemporaryDirectory()))
+        name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        try:
+            stack.enter_context(FileLock(folder / name / "lock", timeout=0))
+        except Timeout:
+            raise RunLockedError(f"another process asks this judge too; wait for it ({folder / name})") from None
+        yield stack.enter_context(Journal(folder / name, identity))
 
 
 def _prompt(conversation: Sequence[Message]) -> str:

@@ -25,7 +25,7 @@ from hubkit.pipeline.run import Planned, plan
 from hubkit.pipeline.stage import PROVENANCE
 from hubkit.recipe import DEPLOY, PREFERENCE_STAGES, Deploy, Preference, Recipe, SeatConfig, Training
 from hubkit.rollout.plan import expected_human_turns
-from hubkit.train.plan import PEAK_TFLOPS, flops_per_token
+from hubkit.train.estimate import PEAK_TFLOPS, flops_per_token
 
 LORA_SHARE = 0.01  # of a model's parameters that an adapter trains, about
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)\s*([bBmM])(?![A-Za-z0-9])")

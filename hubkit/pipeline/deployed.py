@@ -164,13 +164,14 @@ def addresses(context: Context, inputs: dict[str, Ref], work: Work, block: Rollo
     asked = seats(block, inputs)
     with (
         held(context.hub, asked, work.progress) as urls,
-        _token_in_environment(context.hub.token) if asked and context.hub.token else nullcontext(),
+        token_in_environment(context.hub.token) if asked and context.hub.token else nullcontext(),
     ):
         yield urls
 
 
 @contextmanager
-def _token_in_environment(token: str) -> Iterator[None]:
+def token_in_environment(token: str) -> Iterator[None]:
+    """`TOKEN_ENV` holds `token` for the length of the block."""
     before = os.environ.get(TOKEN_ENV)
     os.environ[TOKEN_ENV] = token
     try:

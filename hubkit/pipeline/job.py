@@ -41,12 +41,13 @@ def main() -> int:
 
 def spread(recipe: Recipe, stage: str) -> Launch | None:
     """How a stage that trains uses all of this machine's GPUs: as the recipe expects, else sharded; None for one."""
-    if stage not in ("asker", "chat"):
+    blocks = {"asker": recipe.asker, "chat": recipe.chat, "align": recipe.preference}
+    if stage not in blocks:
         return None
     import torch
 
     count = torch.cuda.device_count()
-    expected = (recipe.asker if stage == "asker" else recipe.chat).expected
+    expected = block.expected if (block := blocks[stage]) else None
     return Launch((expected and expected.launch) or "fsdp2", count) if count > 1 else None
 
 

@@ -1,4 +1,4 @@
-"""What training one seat of a recipe would take, before any of it is done: nothing is built, imported or committed.
+"""What training one model of a recipe would take, before any of it is done: nothing is built, imported or committed.
 
 The data is a sample of what the stage before committed, or what the recipe expects; the base's shape is read off the
 Hub, or off the table that ships.
@@ -13,42 +13,46 @@ from hubkit import train
 from hubkit.errors import HubkitError, HubUnreachableError, RepoMissingError
 from hubkit.hub import Hub
 from hubkit.offline import IMPORTS
-from hubkit.pipeline.run import Untouched, untouched
+from hubkit.pipeline.run import Untouched, untouched, upto
 from hubkit.pipeline.stage import WEIGHTS, Context, parquet
 from hubkit.pipeline.stages import stages_of
-from hubkit.recipe import Recipe, Training
+from hubkit.recipe import Preference, Recipe, Training
 
-_BEFORE = {"asker": "corpus", "chat": "curate"}
+_BEFORE = {"asker": "corpus", "chat": "curate", "align": "prefer"}
 
 
 def plan_training(
     recipe: Recipe,
     hub: Hub,
-    seat: str,
+    stage: str,
     *,
     launch: train.Launch | None = None,
     device: str | None = None,
     device_gib: float | None = None,
 ) -> train.TrainPlan:
-    """Plan ``hubkit train`` of `seat` (``asker`` or ``chat``), as `hubkit.train.plan` does.
+    """Plan the stage ``asker``, ``chat`` or ``align`` of `recipe`, as `hubkit.train.plan` does.
 
     Where neither `launch` nor `device` is given and this machine has no GPU, it is planned for the devices that the
-    recipe expects. Raises `RepoMissingError` when the base is neither on the Hub nor in the table that ships.
+    recipe expects. Raises `RepoMissingError` when the base is neither on the Hub nor in the table that ships, and
+    `StageError` for a stage that the recipe does not have.
     """
-    block: Training = getattr(recipe, seat)
+    upto(recipe, stage)
+    seat = recipe.asker if stage == "asker" else recipe.chat
+    block = recipe.preference if stage == "align" and recipe.preference else seat
     with tempfile.TemporaryDirectory() as scratch:
-        base, notes, refusals = _shape(hub, block, Path(scratch))
-        data = _data(recipe, hub, seat) if (base / "tokenizer.json").exists() else []
+        base, notes, refusals = _shape(hub, seat, Path(scratch))
+        data = _data(recipe, hub, stage) if (base / "tokenizer.json").exists() else []
         if not data:
-            notes.append(_without_data(block, recipe, seat))
+            notes.append(_without_data(block, recipe, stage))
         if launch is None and device is None:
             launch, device, device_gib = _elsewhere(block, device_gib, notes)
         made = train.plan(
             block,
             data,
             base,
-            base_repo_id=block.base,
+            base_repo_id=seat.base,
             seed=recipe.seed,
+            chat=recipe.chat,
             launch=launch,
             device=device,
             device_gib=device_gib,
@@ -92,7 +96,7 @@ def _gated(hub: Hub, block: Training) -> str:
     return f"base {block.base} is gated and this token was not let in: ask for access at {page}"
 
 
-def _data(recipe: Recipe, hub: Hub, seat: str) -> list[Path]:
+def _data(recipe: Recipe, hub: Hub, name: str) -> list[Path]:
     """The training split that the stage before has committed for these values, or nothing."""
     context = Context(recipe, hub)
     for stage in stages_of(recipe):
@@ -103,20 +107,21 @@ def _data(recipe: Recipe, hub: Hub, seat: str) -> list[Path]:
         if made is None:
             return []
         context.made[stage.name] = made.ref
-        if stage.name == _BEFORE[seat]:
+        if stage.name == _BEFORE[name]:
             return parquet(hub, made.ref, "train")
     return []
 
 
-def _without_data(block: Training, recipe: Recipe, seat: str) -> str:
-    missing = f"stage {_BEFORE[seat]!r} of recipe {recipe.name!r} has not run, or the base's tokenizer is not at hand"
+def _without_data(block: Training | Preference, recipe: Recipe, stage: str) -> str:
+    missing = f"stage {_BEFORE[stage]!r} of recipe {recipe.name!r} has not run, or the base's tokenizer is not at hand"
+    key = "preference" if stage == "align" else stage
     if block.expected is None:
-        return f"{missing}: steps, tokens and hours are not known, and {seat}.expected does not estimate them"
-    return f"{missing}: rows and tokens are what {seat}.expected says"
+        return f"{missing}: tokens and hours are not known, and {key}.expected does not estimate them"
+    return f"{missing}: rows and tokens are what {key}.expected says"
 
 
 def _elsewhere(
-    block: Training, device_gib: float | None, notes: list[str]
+    block: Training | Preference, device_gib: float | None, notes: list[str]
 ) -> tuple[train.Launch | None, str | None, float | None]:
     """The devices that the recipe expects, where this machine has no GPU."""
     import torch

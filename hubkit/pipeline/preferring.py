@@ -6,27 +6,27 @@ commits to a repo of its own: the chat model stays as it was, so that the two ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from hubkit import endpoint, evals, preference, train
-from hubkit.hub import Ref, environment
-from hubkit.hub.places import cache
+from hubkit import evals, preference, train
+from hubkit.hub import Ref
+from hubkit.judge import yes_or_no
+from hubkit.pipeline.answering import answering, clipped, judge_input, questioner
 from hubkit.pipeline.imports import require
-from hubkit.pipeline.seats import EMBEDDED
 from hubkit.pipeline.stage import WEIGHTS, Context, Work, parquet
 from hubkit.progress import Progress
 from hubkit.publish.metadata import is_adapter
 from hubkit.recipe import Preference
 
+_SHOWN_CHARS = 1500  # of each message that a judge is shown
 OURS = "chat"  # as `preference.chat.repo`: the chat model that this recipe trained
 
 
 def prefer_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
-    """The curated dialogues, and the model that answers without their context (and its base, below an adapter)."""
+    """The curated dialogues, the model that answers without their context (and its base, below an adapter), and the
+    judge that chooses questions, where one does."""
     recipe, answers = context.recipe, _block(context).chat.repo
-    inputs = {"dialogues": context.before("curate")}
+    inputs = {"dialogues": context.before("curate")} | judge_input(context, _block(context).judging, progress)
     if answers != OURS:
         return inputs | {"answers": require(context.hub, answers, progress=progress)}
     if is_adapter(recipe.chat):
@@ -36,15 +36,17 @@ def prefer_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
 
 def build_prefer(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
     """The preference dataset; every reply is on disk before it counts, so a killed run asks for nothing twice."""
+    block, answers = _block(context), inputs["answers"]
     dialogues = parquet(context.hub, inputs["dialogues"], "train")
-    with _served(context, inputs, work) as urls:
+    with answering(context.hub, block.chat, answers, inputs.get("base"), work, slots=block.in_flight) as (urls, spoken):
         report = preference.build(
-            _block(context),
+            block.model_copy(update={"chat": spoken}),
             dialogues,
             work.out,
             chat_urls=urls,
             journal=work.scratch / "journal",
             seed=context.recipe.seed,
+            choose=_choice(context, inputs, work),
             provenance={role: ref.to_dict() for role, ref in inputs.items()},
             progress=work.progress,
         )
@@ -74,6 +76,7 @@ def build_align(context: Context, inputs: dict[str, Ref], work: Work) -> dict[st
         system=context.recipe.chat.system,
         seed=context.recipe.seed,
         work=work.scratch,
+        launch=context.launch,
         progress=work.progress,
     )
     return report.to_dict()
@@ -101,28 +104,25 @@ def _block(context: Context) -> Preference:
     return block
 
 
-@contextmanager
-def _served(context: Context, inputs: dict[str, Ref], work: Work) -> Iterator[list[str]]:
-    """The addresses of the model that answers, an embedded engine started for the length of the block."""
-    block, answers = _block(context), inputs["answers"]
-    if EMBEDDED not in block.chat.endpoints:
-        yield list(block.chat.endpoints)
-        return
-    below = inputs.get("base", answers)
-    name = "base" if below == answers else "chat"
-    work.progress(0, None, f"starting the engine: {answers}")
-    with endpoint.start_engine(
-        _at(below),
-        {} if below == answers else {name: _at(answers)},
-        listen=[name],
-        env=environment(),
-        log_path=work.scratch / "engine-answers.log",
-        cache_dir=cache("engine"),
-        context=block.chat.context,
-        slots=block.in_flight,
-    ) as engine:
-        yield [engine.addresses[name]]
+def _choice(context: Context, inputs: dict[str, Ref], work: Work) -> preference.Choose | None:
+    """How questions are chosen: by a judge, where the block names one, batch by batch until there are enough."""
+    block = _block(context).judging
+    if block is None:
+        return None
+
+    def choose(questions: list[preference.Question], wanted: int) -> tuple[list[preference.Question], dict[str, Any]]:
+        chosen: list[preference.Question] = []
+        looked = 0
+        with questioner(context, "prefer", block, inputs, work, "context-v1") as judge:
+            while len(chosen) < wanted and looked < len(questions) and not judge.told.get("stopped"):
+                batch = questions[looked : looked + max(block.in_flight, wanted - len(chosen))]
+                looked += len(batch)
+                said = judge.ask(((f"{q.dialogue}/{q.turn}", _about(q)) for q in batch), yes_or_no, work.progress)
+                chosen += [q for q in batch if said.get(f"{q.dialogue}/{q.turn}") == "yes"]
+            return chosen[:wanted], {**judge.told, "looked_at": looked, "chosen": min(len(chosen), wanted)}
+
+    return choose
 
 
-def _at(ref: Ref) -> str:
-    return f"{ref.repo_id}@{ref.revision}"
+def _about(question: preference.Question) -> dict[str, str]:
+    return {"conversation": clipped(question.history[-2:], _SHOWN_CHARS), "question": question.text[:_SHOWN_CHARS]}

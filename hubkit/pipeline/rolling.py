@@ -89,7 +89,8 @@ def _call(
     context: Context, inputs: dict[str, Ref], work: Work, block: Rollout, *, shared: bool
 ) -> Iterator[tuple[Iterator[Any], dict[str, Any]]]:
     """What a rollout is called with: its openings and its options, while its seats are served and the run is ours."""
-    openings = seats.openings(parquet(context.hub, inputs["openings"], "openings"))
+    wants = context.recipe.asker.intent_column if block.asker.repo == "asker" else None
+    openings = seats.openings(parquet(context.hub, inputs["openings"], "openings"), wants)
     options: dict[str, Any] = {
         "seed": context.recipe.seed,
         "provenance": _provenance(inputs),

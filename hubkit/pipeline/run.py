@@ -30,14 +30,14 @@ def run(
 ) -> Iterator[Made]:
     """Run the stages in order, yielding what each made as soon as it is there; with `only`, run that stage alone.
 
-    `launch` spreads supervised training over processes; what it makes is keyed as if one process had made it.
+    `launch` spreads training over processes; what it makes is keyed as if one process had made it.
     `execute` runs a stage that is not done: here and now, or elsewhere (`hubkit.pipeline.on_jobs.OnJobs`).
     A stage whose commit exists for the same recipe values and input commits is skipped, not run. Raises `StageError`
     when `only` needs a stage that has not run, and what the stages raise; whatever was committed before stays, and the
     next run goes on from there.
     """
     context = Context(recipe, hub, launch=launch)
-    for stage in _upto(recipe, only):
+    for stage in upto(recipe, only):
         progress = progress_for(stage.name)
         inputs = stage.inputs(context, progress)
         made = stage.find(context, inputs)
@@ -57,7 +57,7 @@ def before(recipe: Recipe, hub: Hub, name: str, progress: Progress) -> tuple[Sta
     Raises `StageError` when there is no such stage, or one that it needs has not run.
     """
     context = Context(recipe, hub)
-    *earlier, last = _upto(recipe, name)
+    *earlier, last = upto(recipe, name)
     for stage in earlier:
         if made := stage.find(context, stage.inputs(context, progress)):
             context.made[stage.name] = made.ref
@@ -117,7 +117,7 @@ def plan(recipe: Recipe, hub: Hub, *, only: str | None = None) -> list[Planned]:
     """What `run` would do now, without doing it: nothing is downloaded, built or committed."""
     context = Context(recipe, hub)
     planned: list[Planned] = []
-    for stage in _upto(recipe, only):
+    for stage in upto(recipe, only):
         try:
             made = stage.find(context, stage.inputs(context, untouched))
         except (StageError, Untouched):
@@ -142,7 +142,8 @@ def untouched(done: float, total: float | None = None, note: str = "") -> None:
     raise Untouched
 
 
-def _upto(recipe: Recipe, until: str | None) -> tuple[Stage, ...]:
+def upto(recipe: Recipe, until: str | None) -> tuple[Stage, ...]:
+    """The stages of `recipe` up to and with `until` (None: all). Raises `StageError` when it has no such stage."""
     stages = stages_of(recipe)
     names = [stage.name for stage in stages]
     if until is None:

@@ -30,13 +30,14 @@ def model(context: Context, seat: SeatConfig, progress: Progress) -> Ref:
     return require(context.hub, seat.repo, progress=progress)
 
 
-def openings(shards: list[Path]) -> Iterator[Conversation]:
-    """Held-out conversations that may open dialogues, in the order of the shards."""
+def openings(shards: list[Path], intent_column: str | None = None) -> Iterator[Conversation]:
+    """Held-out conversations that may open dialogues, in the order of the shards, with what their human wanted."""
     import pyarrow.parquet as parquet
 
     for shard in shards:
         for row in parquet.read_table(shard).to_pylist():
-            yield Conversation(row["id"], row["messages"], row["source"])
+            meta = {"intent": row.get(intent_column) or ""} if intent_column else {}
+            yield Conversation(row["id"], row["messages"], row["source"], meta)
 
 
 @contextmanager

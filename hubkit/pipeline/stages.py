@@ -15,7 +15,8 @@ from hubkit import curate, evals, publish, train
 from hubkit.filters import needs_questions, needs_tokenizer
 from hubkit.hub import Ref
 from hubkit.measures import plots
-from hubkit.pipeline import baseline, measuring, players, preferring, rolling, seats
+from hubkit.pipeline import baseline, intents, measuring, players, preferring, rolling, seats
+from hubkit.pipeline.answering import judge_input
 from hubkit.pipeline.imports import locate, require
 from hubkit.pipeline.stage import WEIGHTS, Context, Stage, Work, parquet
 from hubkit.progress import Progress
@@ -31,7 +32,7 @@ def _corpus_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
     inputs |= _question_inputs(context, block.filters, progress)
     if needs_tokenizer(block.filters):
         inputs["tokenizer"] = _base(context, context.recipe.asker, progress)
-    return inputs
+    return inputs | (judge_input(context, block.intents.judging, progress) if block.intents else {})
 
 
 def _question_inputs(context: Context, filters: list[Filter], progress: Progress) -> dict[str, Ref]:
@@ -63,7 +64,7 @@ def _build_corpus(context: Context, inputs: dict[str, Ref], work: Work) -> dict[
         questions=_questions(context, inputs),
         progress=work.progress,
     )
-    return _with_funnel(report.to_dict(), work)
+    return _with_funnel(intents.add(context, inputs, work, report.to_dict()), work)
 
 
 def _with_funnel(report: dict[str, Any], work: Work) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,15 @@ from hubkit.replies import Journal
 from hubkit.schema import Message, fault
 from hubkit.shards import ShardWriter, opened
 
-__all__ = ["STRATEGIES", "PreferenceReport", "build", "dependence"]
+__all__ = ["JUDGED", "STRATEGIES", "Choose", "PreferenceReport", "Question", "build", "dependence"]
+JUDGED = "judged"  # the kind of a question that a judge, not a sign, found to need its context
 
 
 @dataclass
 class PreferenceReport:
     """What became of the questions. ``wanted == pairs + sum(dropped.values())``; `turns` counts human turns behind the
-    first, `dependent` those that need their context, by kind; `cut_back` pairs hold a rejected answer that was cut back
-    to whole sentences."""
+    first, `dependent` those that need their context, by kind (where a judge looks at them, as many as were looked for);
+    `judging` says what it was asked. `cut_back` pairs hold a rejected answer that was cut back to whole sentences."""
 
     dialogues: int = 0
     turns: int = 0
@@ -48,6 +49,7 @@ class PreferenceReport:
     asked: int = 0
     from_journal: int = 0
     seconds: float = 0.0
+    judging: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,6 +67,10 @@ class Question:
     history: list[Message]
     text: str
     answer: str
+
+
+Choose = Callable[[list[Question], int], tuple[list[Question], dict[str, Any]]]
+"""Questions in the order in which they are to be looked at, and how many are wanted → those, and what it took."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +91,14 @@ def build(
     chat_urls: Sequence[str],
     journal: Path,
     seed: int,
+    choose: Choose | None = None,
     provenance: dict[str, Any] | None = None,
     progress: Progress = silent,
 ) -> PreferenceReport:
     """Make up to ``block.pairs`` preference pairs and write them to ``out``/data and ``out``/report.json.
 
-    `chat_urls` serve the chat model that answers wrongly on order; `journal` is a folder that survives a kill. A pair
+    `chat_urls` serve the chat model that answers wrongly on order; `journal` is a folder that survives a kill. `choose`
+    finds the questions that need their context; without it, `dependence` does. A pair
     whose rejected answer is empty, cut off, refused by the server or equal to the chosen one is dropped by reason.
 
     Raises `SourceError` for unreadable dialogues or none with a question that needs its context, `RecipeError` for an
@@ -101,7 +109,12 @@ def build(
         raise RecipeError(f"preference.strategies: {unknown[0]!r} is none of {', '.join(STRATEGIES)}")
     started = time.monotonic()
     report = PreferenceReport(provenance=provenance or {})
-    questions, histories = _questions(dialogues, report)
+    questions, histories = _questions(dialogues, report, dependence if choose is None else lambda _: JUDGED)
+    if choose is not None:
+        random.Random(f"{seed}/chosen").shuffle(questions)
+        wanted = len(questions) if block.pairs is None else -(-block.pairs // max(len(block.strategies), 1))
+        questions, report.judging = choose(questions, wanted)
+        report.dependent = {JUDGED: len(questions)}
     if not questions:
         raise SourceError(f"none of {report.turns} follow-up turns needs its context; there is nothing to prefer")
     jobs = list(_jobs(block, questions, histories, seed))
@@ -116,8 +129,10 @@ def build(
     return report
 
 
-def _questions(dialogues: Sequence[Path], report: PreferenceReport) -> tuple[list[Question], dict[str, list[Message]]]:
-    """Every question that needs its context, and each dialogue's first exchange, for use as a history that misleads."""
+def _questions(
+    dialogues: Sequence[Path], report: PreferenceReport, kind_of: Callable[[str], str | None]
+) -> tuple[list[Question], dict[str, list[Message]]]:
+    """Every question that `kind_of` has a kind for, and each dialogue's first exchange: a history that misleads."""
     questions: list[Question] = []
     histories: dict[str, list[Message]] = {}
     for row in _rows(dialogues):
@@ -131,7 +146,7 @@ def _questions(dialogues: Sequence[Path], report: PreferenceReport) -> tuple[lis
         for place in range(2, len(turns) - 1, 2):
             report.turns += 1
             text = turns[place]["content"]
-            if kind := dependence(text):
+            if kind := kind_of(text):
                 report.dependent[kind] = report.dependent.get(kind, 0) + 1
                 history = messages[: len(messages) - len(turns) + place]
                 questions.append(Question(row["id"], place // 2, kind, history, text, turns[place + 1]["content"]))

@@ -19,6 +19,7 @@ from hubkit.publish import assets, markdown, measured, metadata, scorecard
 from hubkit.publish import facts as read
 from hubkit.publish.facts import CardFacts, Kind
 from hubkit.recipe import Filter, Recipe, SeatConfig
+from hubkit.schema import filled_in
 
 _ARMS = {
     "base": "its base, in the same seat and under the same system message",
@@ -26,6 +27,7 @@ _ARMS = {
     "chat": "the chat model that it was before",
 }
 _SEATS = {"chat": "chat model"}
+_INTENT = "plan two days in Lisbon for somebody who does not like museums"
 _STRATEGY_HELP = {
     "neglect": "context neglect: the question alone, as if it opened a conversation",
     "hallucination": "context hallucination: the question alone, with the order to guess what it refers to",
@@ -122,6 +124,8 @@ def _model(facts: CardFacts, recipe: Recipe, kind: metadata.TrainedKind) -> dict
         "chat": facts.input("chat"),
         "adapter": metadata.adapter_of(recipe, kind),
         "system": training.system,
+        "intent": training.intent_column if kind == "asker" else None,
+        "told": filled_in(training.system or "", "intent", _INTENT) if kind == "asker" else None,
         "sampling": seat.sampling,
         "held_out": read.held_out(facts.results, kind),
         "settings": [(name, _plain(value), None if full is None else _plain(full), ours)
@@ -174,6 +178,7 @@ def _preference(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
         "strategy_help": _STRATEGY_HELP,
         "strategies": recipe.preference.strategies if recipe.preference else [],
         "answers": facts.input("answers"),
+        "judging": report.get("judging") or None,
         "sampling": recipe.preference.chat.sampling if recipe.preference else None,
         "drops": read.drops({"dropped": report.get("dropped"), "reasons": report.get("skipped_dialogues")}),
         "nothing_dropped": report.get("pairs") is not None,
@@ -194,6 +199,7 @@ def _corpus(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
     return {
         "looked_for": _looked_for(recipe, recipe.corpus.filters),
         "cap": recipe.asker.sft.get("max_length"),
+        "intents": report.get("intents"),
         "rows": list((report.get("splits") or {}).items()),
         "counts": counts,
         "lost": read.lost(report),
@@ -223,6 +229,9 @@ def _dialogues(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
         "baseline": recipe.rollout.baseline,
         "curated": bool(curated),
         "mode": recipe.rollout.mode,
+        "opening_intents": recipe.rollout.mode.startswith("seeded")
+        and recipe.rollout.asker.repo == "asker"
+        and recipe.asker.intent_column,
         "turns": _turns(recipe),
         "configs": metadata.configs(facts),
         "config_help": {k: Markup(v) for k, v in _CONFIG_HELP.items()},

@@ -1,23 +1,13 @@
-"""Runs the pushed Spaces on this machine: their files as they are on the Hub, the embedded engine behind them.
+"""Runs the pushed Spaces on this machine: by the embedded Hub, from their repos, with the embedded engine behind them.
 
-Takes a `Hub` and a recipe whose models and Spaces are pushed there; gives the addresses of the pages.
+Takes the embedded `Hub` and a recipe whose models and Spaces are pushed there; gives the addresses of the pages.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 
 from hubkit import endpoint
 from hubkit.errors import EngineError
@@ -28,55 +18,73 @@ from hubkit.publish.metadata import is_adapter
 from hubkit.publish.spaces import SPACES
 from hubkit.recipe import Recipe
 
-_START_TIMEOUT_S = 120.0
+_START_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A Space that runs: its repo, its page on the Hub, and the app's own address."""
+
+    repo_id: str
+    url: str
+    app_url: str
 
 
 @contextlib.contextmanager
-def running(hub: Hub, recipe: Recipe, *, port: int = 7860, progress: Progress = silent) -> Iterator[dict[str, str]]:
-    """Serve both models and both Spaces for the length of the block: Space's name (chat, asker) → address.
+def running(hub: Hub, recipe: Recipe, *, progress: Progress = silent) -> Iterator[dict[str, Page]]:
+    """Serve both models and both Spaces for the length of the block: Space's name (chat, asker) → its page.
 
-    Pages listen on loopback, at `port` and the ports behind it. Raises `RepoMissingError` when something is not pushed
-    and `EngineError` when engine or page does not start.
+    `hub` must allow Spaces (``ensure_running(spaces=True)``). Raises `RepoMissingError` when something is not pushed
+    and `EngineError` when engine or app does not start.
     """
     with contextlib.ExitStack() as stack:
         progress(0, len(SPACES) + 1, "starting the engine")
+        repos = {space.folder: hub.qualify(getattr(recipe.repos, space.named_after)) for space in SPACES}
+        for repo_id in repos.values():
+            hub.resolve(repo_id, repo_type="space")
         addresses = _engines(stack, hub, recipe)
         variables = {f"{role.upper()}_ENDPOINT": url for role, url in addresses.items()}
+        for repo_id in repos.values():
+            stack.enter_context(_started(hub, repo_id, variables))
         pages = {}
-        for number, space in enumerate(SPACES):
-            progress(number + 1, len(SPACES) + 1, f"starting the {space.folder} Space")
-            ref = hub.resolve(hub.qualify(getattr(recipe.repos, space.named_after)), repo_type="space")
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"space-{space.folder}-")))
-            shutil.copytree(hub.snapshot(ref), folder, dirs_exist_ok=True)
-            pages[space.folder] = start(stack, folder, port + number, {**environment(), **variables})
+        for number, (name, repo_id) in enumerate(repos.items()):
+            progress(number + 1, len(SPACES) + 1, f"starting the {name} Space")
+            pages[name] = _page(hub, repo_id)
         progress(len(SPACES) + 1, len(SPACES) + 1, "the Spaces are up")
         yield pages
 
 
-def start(stack: contextlib.ExitStack, folder: Path, port: int, variables: Mapping[str, str]) -> str:
-    """Start the Space whose files lie in `folder`; `stack` stops it. Its address once it answers."""
-    _refuse_taken(port)
-    env = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", **variables, "GRADIO_SERVER_PORT": str(port)}
-    log = folder / "space.log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [sys.executable, "app.py"], cwd=folder, env=env, stdout=sink, stderr=sink, stdin=subprocess.DEVNULL
-        )
-    stack.callback(_stop, process)
-    url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError, urllib.error.URLError), urllib.request.urlopen(url, timeout=5):
-            return url
-        time.sleep(0.2)
-    said = (log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1]
-    raise EngineError(f"the Space in {folder.name} did not start: {said}")
+@contextlib.contextmanager
+def _started(hub: Hub, repo_id: str, variables: Mapping[str, str]) -> Iterator[None]:
+    """The Space's app with these variables beside its own, started; afterwards it is paused and has its own again."""
+    with hub.translated(f"starting the Space {repo_id}"):
+        before = hub.api.get_space_variables(repo_id)
+        for name, value in variables.items():
+            hub.api.add_space_variable(repo_id, name, value)
+        hub.api.restart_space(repo_id)
+    try:
+        yield
+    finally:
+        with hub.translated(f"pausing the Space {repo_id}"):
+            hub.api.pause_space(repo_id)
+            for name in variables:
+                if name in before:
+                    hub.api.add_space_variable(repo_id, name, before[name].value)
+                else:
+                    hub.api.delete_space_variable(repo_id, name)
 
 
-def _refuse_taken(port: int) -> None:
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise EngineError(f"port {port} is taken on this machine; choose another one with --port")
+def _page(hub: Hub, repo_id: str) -> Page:
+    try:
+        with hub.translated(f"waiting for the Space {repo_id}"):
+            runtime = hub.api.wait_for_space(repo_id, timeout=_START_TIMEOUT_S, poll_interval=0.3)
+            app_url = hub.api.space_info(repo_id).host
+    except TimeoutError:
+        raise EngineError(f"the Space {repo_id} did not start within {_START_TIMEOUT_S:.0f} s") from None
+    if runtime.stage != "RUNNING" or app_url is None:
+        why = runtime.raw.get("errorMessage") or "its log says more"
+        raise EngineError(f"the Space {repo_id} did not start ({runtime.stage}): {why}")
+    return Page(repo_id, f"{hub.url}/spaces/{repo_id}", app_url)
 
 
 def _engines(stack: contextlib.ExitStack, hub: Hub, recipe: Recipe) -> dict[str, str]:
@@ -101,12 +109,3 @@ def _engines(stack: contextlib.ExitStack, hub: Hub, recipe: Recipe) -> dict[str,
         if role == "chat" and adapters:
             addresses["base"] = found["base"]
     return addresses
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

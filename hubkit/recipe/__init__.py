@@ -19,9 +19,11 @@ from pydantic import BaseModel, ValidationError
 
 from hubkit.errors import RecipeError
 from hubkit.recipe.block import block_of
-from hubkit.recipe.data import Corpus, Curate, Filter, Measure, Source
-from hubkit.recipe.dialogue import DEPLOY, Baseline, Deploy, Preference, Rollout, Sampling, SeatConfig, Turns
+from hubkit.recipe.data import Corpus, Curate, Filter, Intents, Measure
+from hubkit.recipe.dialogue import DEPLOY, Baseline, Deploy, Rollout, Sampling, SeatConfig, Turns
 from hubkit.recipe.judgement import Evals, Judging, Published, Scorecard
+from hubkit.recipe.preference import Preference
+from hubkit.recipe.source import Source
 from hubkit.recipe.training import Expected, Training
 from hubkit.recipe.whole import PREFERENCE_STAGES, Names, Paper, Publish, Recipe, Repos
 
@@ -37,6 +39,7 @@ __all__ = [
     "Evals",
     "Expected",
     "Filter",
+    "Intents",
     "Judging",
     "Measure",
     "Names",

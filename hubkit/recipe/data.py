@@ -4,26 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from hubkit.recipe.block import Block
-
-
-class Source(Block):
-    """Where conversations come from: a dataset repo on the Hub at a revision, or a local path."""
-
-    repo_id: str | None = None
-    """Dataset repo on the Hub."""
-    revision: str = "main"
-    """Branch, tag or commit."""
-    path: str | None = None
-    """A local file or folder instead."""
-    files: list[str] = Field(default_factory=list)
-    """Only these files of it."""
-    license: str = "other"
-    """Its licence, as the Hub names it."""
-    license_note: str = ""
-    """What cards say about the licence."""
+from hubkit.recipe.judgement import Judging
+from hubkit.recipe.source import Source
 
 
 class Filter(Block):
@@ -33,6 +18,24 @@ class Filter(Block):
     """One of the filters that `hubkit.filters` knows."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Its arguments."""
+
+
+class Intents(Block):
+    """The column ``intent``: a line that says what a conversation's human wants, as the sources have it or as a judge
+    model words it. A row without one stays in the dataset, is counted, and is no row to train such an asker on."""
+
+    column: str | None = None
+    """The sources' own column of that meaning."""
+    judging: Judging | None = None
+    """The model that is asked instead, and what it may take."""
+    max_missing_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """A corpus with more rows than that without an intent is refused."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Intents:
+        if (self.column is None) == (self.judging is None):
+            raise ValueError("intents come from a column or from judging: name one of the two")
+        return self
 
 
 class Corpus(Block):
@@ -47,6 +50,8 @@ class Corpus(Block):
     """Put the parts that pre-split ShareGPT exports hold together again."""
     filters: list[Filter] = Field(default_factory=list)
     """The cleaning chain, in order."""
+    intents: Intents | None = None
+    """What each conversation's human wants, for an asker with ``intent_column: intent``; null: not said."""
     openings: Annotated[int, Field(ge=1)] = 1000
     """Conversations set aside to open dialogues."""
     test: Annotated[int, Field(ge=1)] = 500

@@ -1,13 +1,13 @@
-"""Blocks about generation: who sits in a seat, how two of them talk, what a chat model gets wrong on purpose."""
+"""Blocks about generation: who sits in a seat, and how two of them talk."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from hubkit.recipe.block import Block
-from hubkit.recipe.data import Source
+from hubkit.recipe.source import Source
 
 DEPLOY = "deploy"
 Check = Literal["empty", "cut_off", "role_leak", "repeated"]
@@ -155,7 +155,6 @@ class Rollout(Block):
     before and syncs once a second."""
     baseline: Baseline | None = None
     """Some of the openings, also rolled out with nobody trained in the asker's seat."""
-    """Some of the openings, also rolled out with nobody trained in the asker's seat."""
     budget_usd: float | None = None
     """Cap on money over both seats and all sessions."""
     budget_tokens: int | None = None
@@ -167,29 +166,3 @@ class Rollout(Block):
     def seats(self) -> dict[str, SeatConfig]:
         """Who sits where: ``user`` is the asker, ``assistant`` the chat model."""
         return {"user": self.asker, "assistant": self.chat}
-
-
-class Preference(Block):
-    """Pairs of a dialogue's own answer and one that loses the context, and the DPO run over them."""
-
-    strategies: list[str] = Field(default_factory=lambda: ["neglect", "hallucination", "misunderstanding"])
-    """One rejected answer each per question."""
-    pairs: Annotated[int, Field(ge=1)] | None = None
-    """At most this many pairs."""
-    chat: SeatConfig
-    """Who writes the rejected answers; its `repo` is ``chat``, what this recipe trained, or a repo."""
-    cut_off: Literal["drop", "whole_sentences"] = "drop"
-    """An answer that ran into its token limit is dropped, or cut back to its last whole sentence."""
-    in_flight: Annotated[int, Field(ge=1)] = 64
-    """Most requests at once."""
-    request_timeout_s: Annotated[float, Field(gt=0)] = 300.0
-    """Longest wait for one answer."""
-    max_drop_share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """A run that would drop more of its rows refuses to start."""
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = 15.0
-    """The longest time that a kill can cost."""
-    lora: dict[str, Any] | None = None
-    """For chat models that are whole; one that is an adapter goes on being trained as one, with itself as the
-    reference."""
-    dpo: dict[str, Any] = Field(default_factory=dict)
-    """Goes as it is to TRL's DPOConfig."""

@@ -10,8 +10,9 @@ from pydantic import BaseModel, Field
 
 from hubkit.recipe.block import Block
 from hubkit.recipe.data import Corpus, Curate
-from hubkit.recipe.dialogue import Preference, Rollout
+from hubkit.recipe.dialogue import Rollout
 from hubkit.recipe.judgement import Evals
+from hubkit.recipe.preference import Preference
 from hubkit.recipe.training import Training
 
 PREFERENCE_STAGES = ("prefer", "align")
@@ -128,7 +129,7 @@ class Recipe(Block):
             return block.model_dump(mode=mode, exclude=_NOT_READ | ({"on"} if stage in _SAME_ANYWHERE else set()))
         if self.preference is None:
             raise ValueError(f"a recipe without a preference block has no stage {stage!r}")
-        optimising = {"exclude": _OPTIMISING} if stage == "prefer" else {"include": _OPTIMISING}
+        optimising = {"exclude": {*_OPTIMISING, "expected"}} if stage == "prefer" else {"include": _OPTIMISING}
         return self.preference.model_dump(mode=mode, **optimising)  # type: ignore[arg-type]
 
     def digest(self, stage: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from hubkit.recipe import Rollout, SeatConfig
 from hubkit.rollout.plan import Plan
-from hubkit.schema import Message, Seat, swap_roles
+from hubkit.schema import Message, Seat, filled_in, swap_roles
 
 # What a turn must not contain: the marks with which chat templates open turns, and, at the start of a line, the label
 # of the dialogue's other speaker. A model that writes them has slipped out of its seat.
@@ -132,11 +132,7 @@ def _system(dialogue: Dialogue, seat: SeatConfig) -> list[Message]:
     text = seat.system or ""
     if dialogue.seat == "user":
         for name in ("persona", "intent"):
-            value, place = getattr(dialogue.plan, name), "{" + name + "}"
-            if place in text:
-                text = text.replace(place, value)
-            elif value:
-                text = f"{text}\n\n{value}"
+            text = filled_in(text, name, getattr(dialogue.plan, name))
     return [{"role": "system", "content": text}] if text.strip() else []
 
 

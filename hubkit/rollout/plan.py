@@ -107,6 +107,8 @@ def _first_messages(block: Rollout, opening: Conversation) -> tuple[tuple[Messag
     turns = [m for m in opening.messages if m.get("role") != "system"]
     wanted = 2 if block.mode == "seeded_qa" else 1
     first = tuple(turns[:wanted])
+    if opening.meta.get("intent") == "":  # this asker was trained with one, always
+        return (), "no_intent"
     if reason := fault(first):
         return (), reason
     if sum(len(m["content"]) for m in first) > block.max_opening_chars:
@@ -124,7 +126,7 @@ def _plan(
         messages=messages,
         human_turns=_target(block, chance),
         opening={"id": opening.id, "source": opening.source},
-        intent=chance.choice(block.intents) if block.mode == "intent" else "",
+        intent=chance.choice(block.intents) if block.mode == "intent" else str(opening.meta.get("intent", "")),
         persona=chance.choice(block.personas) if block.personas else "",
     )
 

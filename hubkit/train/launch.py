@@ -1,9 +1,9 @@
 """One training run over several processes, through ``accelerate launch`` and the configurations that ship.
 
-Takes the arguments of `train` and a `Launch`; gives the same folder and report. The processes are children: they tell
-how far they are through a file, what stopped them comes back as the error that it was, and they end when this process
-does, even on ``kill -9``. On several nodes of a Slurm allocation they are started through ``srun``; the work folder
-must then be on a file system that all nodes share.
+Takes the arguments of `train` or `prefer` and a `Launch`; gives the same folder and report. The processes are children:
+they tell how far they are through a file, what stopped them comes back as the error that it was, and they end when this
+process does, even on ``kill -9``. On several nodes of a Slurm allocation they are started through ``srun``; the work
+folder must then be on a file system that all nodes share.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import hubkit
 from hubkit import errors
 from hubkit.errors import MissingDependencyError, RecipeError, TrainingError
 from hubkit.progress import Progress
-from hubkit.recipe import Training
+from hubkit.recipe import Preference, Training
 from hubkit.train.report import TrainReport
 from hubkit.train.trainer import STOP
 
@@ -61,16 +61,16 @@ class Launch:
 
 def launch(
     how: Launch,
-    block: Training,
+    run: Literal["train", "prefer"],
+    block: Training | Preference,
     data: Sequence[Path],
-    base: Path,
-    out: Path,
+    folders: Sequence[Path],
     more: dict[str, Any],
     *,
     work: Path,
     progress: Progress,
 ) -> TrainReport:
-    """Run `train` as `how` says, with its other arguments in `more`.
+    """Call `hubkit.train`'s `run` as `how` says: its folders in their order, the outcome's last, the rest in `more`.
 
     Raises `RecipeError` where the strategy cannot run here, `TrainingError` (with the end of the log) when a process
     dies without a word, `RunInterruptedError` when somebody else stopped them behind a checkpoint.
@@ -81,12 +81,12 @@ def launch(
     refuse(how, block, gpus)
     work.mkdir(parents=True, exist_ok=True)
     call = {
+        "run": run,
         "block": block.model_dump(mode="json"),
         "data": [str(path.resolve()) for path in data],
-        "base": str(base.resolve()),
-        "out": str(out.resolve()),
+        "folders": [str(path.resolve()) for path in folders],
         "work": str(work.resolve()),
-        **more,
+        "more": more,
     }
     job = work / "launch.json"
     job.write_text(json.dumps(call), "utf-8")
@@ -104,21 +104,21 @@ def launch(
         _watch(child, work, progress)
     if child.returncode:
         raise _failure(work)
-    return TrainReport(**json.loads((out / "training_report.json").read_text("utf-8")))
+    return TrainReport(**json.loads((folders[-1] / "training_report.json").read_text("utf-8")))
 
 
-def refuse(how: Launch, block: Training, gpus: int) -> None:
+def refuse(how: Launch, block: Training | Preference, gpus: int) -> None:
     """Raise `RecipeError` or `MissingDependencyError` for what is known not to run on a machine with `gpus`."""
     strategy, processes = how.strategy, how.per_node()
     if strategy not in Strategy.__args__:  # type: ignore[attr-defined]
         raise RecipeError(f"--launch {strategy} is none of ddp, fsdp2, deepspeed")
     if processes < 1:
         raise RecipeError("--launch needs a number of processes on a machine without GPUs, for example --processes 2")
-    if not gpus and strategy != "ddp":
-        raise RecipeError(f"--launch {strategy} shards over GPUs, and this machine has none; use ddp")
+    if not gpus and strategy == "deepspeed":
+        raise RecipeError("--launch deepspeed needs GPUs, and this machine has none; use ddp or fsdp2")
     if gpus and processes > gpus:
         raise RecipeError(f"--processes {processes} is more than the {gpus} GPUs of this machine")
-    if strategy != "ddp" and block.merge_adapter:
+    if strategy != "ddp" and isinstance(block, Training) and block.merge_adapter:
         raise RecipeError(f"merge_adapter cannot merge sharded weights; train under {strategy} without it")
     if how.nodes > int(os.environ.get("SLURM_JOB_NUM_NODES", "1")):
         raise RecipeError(
@@ -135,6 +135,7 @@ def command(how: Launch, job: Path, gpus: int) -> list[str]:
         path = config
     if not gpus:
         text = path.read_text("utf-8").replace("use_cpu: false", "use_cpu: true")
+        text = text.replace("mixed_precision: bf16", 'mixed_precision: "no"')  # slow on CPUs, and off in every recipe
         path = job.with_name("accelerate.yaml")
         path.write_text(text, "utf-8")
     options = ["--config_file", str(path), "--num_processes", str(how.per_node() * how.nodes)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from hubkit.errors import SourceError
+from hubkit.errors import RecipeError, SourceError
 
 
 def load_tokenizer(base: Path) -> Any:
@@ -50,3 +51,20 @@ def four_bits() -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
+
+
+def require_context(key: str, base: Path, max_length: int | None, name: str) -> None:
+    """Raise `RecipeError` where rows, whose most tokens the recipe's `key` says, outgrow what `base`, the model `name`,
+    knows."""
+    try:
+        config = json.loads((base / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return  # loading it says what is wrong with it
+    known = config.get("max_position_embeddings")
+    if isinstance(known, int) and max_length and max_length > known:
+        raise RecipeError(over_context(key, max_length, known, name))
+
+
+def over_context(key: str, max_length: int, known: int, name: str) -> str:
+    """The sentence for rows that outgrow a model."""
+    return f"{key} {max_length} is more than the {known} positions that {name} knows"

@@ -1,7 +1,8 @@
 """What a training run would take, before anything is loaded: steps, tokens, memory per device, hours; and refusals.
 
-Takes the arguments of `train`; gives a `TrainPlan`. Sizes come from shapes on torch's meta device, so a 13B base needs
-its ``config.json`` only, and its tokenizer to look at data. Without data, rows and tokens are what the recipe expects.
+Takes the arguments of `train` or `prefer`; gives a `TrainPlan`. Sizes come from shapes on torch's meta device, so a 13B
+base needs its ``config.json`` only, and its tokenizer to look at data. Without data, rows and tokens are what the
+recipe expects.
 """
 
 from __future__ import annotations
@@ -9,39 +10,39 @@ from __future__ import annotations
 import json
 import math
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from hubkit import chat_template
 from hubkit.errors import RecipeError, SourceError
-from hubkit.recipe import Training
-from hubkit.train.config import lora_config, sft_config
+from hubkit.recipe import Preference, Training
+from hubkit.train.config import dpo_config, lora_config, sft_config
+from hubkit.train.estimate import GIB, Reference, Size, duration, memory_gib
 from hubkit.train.launch import Launch
-from hubkit.train.loading import load_tokenizer
+from hubkit.train.loading import load_tokenizer, over_context
+from hubkit.train.pairs import sampled
 from hubkit.train.rows import Drops, RowMaker, table
 
-GIB = 2**30
 _SAMPLE = 200
-# Dense bf16 tensor-core peaks in TFLOP/s, from the vendors' data sheets; by a part of the device's name.
-PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40": 181.0, "A10": 125.0, "L4": 121.0, "RTX 4090": 165.0}
-_EXPECTED_UTILISATION = 0.35
-_EXPECTED_UTILISATION_CPU = 0.7  # of what a large float32 product reaches there
+_FOUND = ("rows", "tokens", "loss_tokens", "truncated_share", "dropped_share")
 SHAPES = Path(__file__).with_name("shapes.yaml")
 
 
 @dataclass
 class TrainPlan:
-    """One planned run. Tokens are per epoch, estimated from `sampled_rows` or (none sampled) from what the recipe
-    expects; None: not known before there is data. Memory is GiB per device; `hours` is at `utilisation` of
-    `peak_tflops` per device. `refusals` are why `train` would not run.
+    """One planned run, `kind` naming the block that goes to TRL. Rows are conversations (``sft``) or pairs (``dpo``:
+    both sequences of a pair count as tokens, and `truncated_share` of pairs lose old exchanges). Tokens are per epoch,
+    estimated from `sampled_rows` or (none sampled) from what the recipe expects; None: not known before there is data.
+    Memory is GiB per device; `hours` is at `utilisation` of `peak_tflops` per device. `refusals` are why it would not
+    run.
     """
 
     base: str
+    kind: Literal["sft", "dpo"]
     seat: str
     rows: int | None
     sampled_rows: int
@@ -73,51 +74,91 @@ class TrainPlan:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _What:
+    """What differs between the two kinds of training: `sequences` of ``max_length`` are on a device at a time."""
+
+    kind: Literal["sft", "dpo"]
+    seat: str
+    config: Any
+    notes: list[str]
+    settings: dict[str, Any]
+    found: dict[str, Any]
+    size: Size
+    sequences: int
+
+
 def plan(
-    block: Training,
+    block: Training | Preference,
     data: Sequence[Path],
     base: Path,
     *,
     base_repo_id: str,
     seed: int,
+    chat: Training | None = None,
     launch: Launch | None = None,
     device: str | None = None,
     device_gib: float | None = None,
 ) -> TrainPlan:
-    """Plan the run that `train` with these arguments would be, on devices named `device`.
+    """Plan the run that `train` (or, with a `Preference` block, `prefer`) would be, on devices named `device`.
 
-    Without `data`, ``block.expected`` says how much there will be. `device` is a part of a GPU's name (by default this
+    `chat` is the block by which the chat model is trained that preferences start from. Without `data`,
+    ``block.expected`` says how much there will be. `device` is a part of a GPU's name (by default this
     machine's); `device_gib` its memory, against which the need is held. Raises `RecipeError` and `SourceError` as
     `train` does; what else would stop it stands in `refusals`.
     """
-    config, notes = sft_config(block, Path("unused"), seed=seed)
+    if isinstance(block, Training):
+        what = _supervised(block, data, base, seed)
+    else:
+        what = _pairwise(block, chat, data, base, seed)
+    config, found = what.config, what.found
     elsewhere = device is not None and device not in _here()[0]
-    found = _sample(block, data, base, config.max_length, seed) if data else _expected(block, config.max_length)
-    total, trainable, text = _sizes(block, base)
     name, memory = (device, device_gib) if device else (_here()[0], device_gib or _here()[1])
     processes = launch.per_node() * launch.nodes if launch else 1
     sharded = processes if launch and launch.shards else 1
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-    flops = flops_per_token(total, trainable, recompute=config.gradient_checkpointing)
+    flops = what.size.flops_per_token(recompute=config.gradient_checkpointing)
     made = TrainPlan(
         base=base_repo_id,
-        seat=block.seat,
+        kind=what.kind,
+        seat=what.seat,
         batch=batch,
         launch=launch.strategy if launch else None,
         nodes=launch.nodes if launch else 1,
         processes=processes,
         device=name,
         device_gib=memory,
-        parameters=total,
-        trainable_parameters=trainable,
-        memory_gib=memory_gib(block, config, text, total, trainable, sharded, gpu=name != "cpu"),
-        config=dict(block.sft),
-        notes=[] if elsewhere else notes,
-        **_duration(config, found, batch, flops, name, processes),
+        parameters=what.size.total,
+        trainable_parameters=what.size.trained,
+        memory_gib=memory_gib(what.size, config, what.sequences, sharded, gpu=name != "cpu"),
+        config=what.settings,
+        notes=[] if elsewhere else what.notes,
+        **duration(config, found, batch, flops, name, processes),
         **found,
     )
-    made.refusals = _refusals(block, made, text, config, memory)
+    made.refusals = _refusals(what, made, block.max_drop_share, memory)
     return made
+
+
+def _supervised(block: Training, data: Sequence[Path], base: Path, seed: int) -> _What:
+    config, notes = sft_config(block, Path("unused"), seed=seed)
+    size = _size(base, lora_config(block), four_bits=bool(block.quantize))
+    found = _sample(block, data, base, config.max_length, seed) if data else _expected(block, config.max_length)
+    sequences = config.per_device_train_batch_size
+    return _What("sft", block.seat, config, notes, dict(block.sft), found, size, sequences)
+
+
+def _pairwise(block: Preference, chat: Training | None, data: Sequence[Path], base: Path, seed: int) -> _What:
+    """Both answers of a pair go through the model together. An adapter is held against a frozen copy of itself, a new
+    one on a whole model against that model without it, and a whole model against a second one."""
+    config, notes = dpo_config(block, Path("unused"), seed=seed)
+    goes_on = chat is not None and chat.lora is not None and not chat.merge_adapter
+    lora = lora_config(chat if goes_on and chat else block)
+    reference: Reference = "adapter" if goes_on else "base" if lora else "model"
+    size = _size(base, lora, reference=None if config.precompute_ref_log_probs else reference)
+    found = _sample_pairs(block, chat, data, base, config, seed) if data else _expected_pairs(block, config.max_length)
+    sequences = 2 * config.per_device_train_batch_size
+    return _What("dpo", "assistant", config, notes, dict(block.dpo), found, size, sequences)
 
 
 def write_shape(repo_id: str, folder: Path) -> bool:
@@ -129,43 +170,9 @@ def write_shape(repo_id: str, folder: Path) -> bool:
     return True
 
 
-def _duration(
-    config: Any, found: dict[str, Any], batch: int, flops: float, device: str, processes: int
-) -> dict[str, Any]:
-    """Steps, epochs, operations and hours, as far as they can be known."""
-    peak = _peak_tflops(device)
-    share = _EXPECTED_UTILISATION_CPU if device == "cpu" else _EXPECTED_UTILISATION
-    known: dict[str, Any] = {"peak_tflops": peak, "utilisation": share}
-    if found["rows"] is None:
-        return {**known, "steps": None, "epochs": None, "flops": None, "hours": None}
-    units = math.ceil(found["tokens"] / config.max_length) if config.packing else found["rows"]
-    steps = config.max_steps if config.max_steps > 0 else math.ceil(units / batch) * math.ceil(config.num_train_epochs)
-    epochs = steps * batch / max(units, 1) if config.max_steps > 0 else config.num_train_epochs
-    total = flops * found["tokens"] * epochs
-    hours = total / (peak * 1e12 * processes * share) / 3600 if peak else None
-    return {**known, "steps": steps, "epochs": round(epochs, 3), "flops": total, "hours": hours}
-
-
-def _peak_tflops(device: str) -> float | None:
-    """A device's peak: a GPU's from its data sheet, this processor's from a product that takes a moment."""
-    if device != "cpu":
-        return next((value for part, value in PEAK_TFLOPS.items() if part in device), None)
-    import torch
-
-    square = torch.ones(1024, 1024)
-    torch.mm(square, square)
-    best = math.inf
-    for _ in range(5):
-        started = time.perf_counter()
-        torch.mm(square, square)
-        best = min(best, time.perf_counter() - started)
-    return 2 * 1024**3 / best / 1e12
-
-
 def _expected(block: Training, max_length: int | None) -> dict[str, Any]:
     """What `_sample` gives, out of the recipe."""
-    names = ("rows", "tokens", "loss_tokens", "truncated_share", "dropped_share")
-    found: dict[str, Any] = {**dict.fromkeys(names), "sampled_rows": 0}
+    found: dict[str, Any] = {**dict.fromkeys(_FOUND), "sampled_rows": 0}
     if (expected := block.expected) is None:
         return found
     each = min(expected.tokens, max_length or expected.tokens)
@@ -175,41 +182,14 @@ def _expected(block: Training, max_length: int | None) -> dict[str, Any]:
     return {**found, "rows": rows, "tokens": rows * each}
 
 
-def flops_per_token(parameters: int, trainable: int, *, recompute: bool) -> float:
-    """Floating-point operations per trained token, attention's own products left out (below 10 % up to 4,096 tokens).
-
-    Two per weight forward, two backward for the gradient to the input, two for the gradient to a trained weight
-    (Kaplan et al., arXiv 2001.08361, section 2.1); `recompute` adds a second forward.
-    """
-    return (4 + 2 * recompute) * parameters + 2 * trainable
-
-
-def memory_gib(
-    block: Training, config: Any, text: Any, total: int, trainable: int, sharded: int, *, gpu: bool
-) -> dict[str, float]:
-    """GiB per device by part, and their sum, with everything of a trained weight over `sharded` devices.
-
-    Weights: 4 bytes (float32), 2 below an adapter on a GPU, 0.5 in 4 bits. Gradients 4 and Adam's two moments 8 bytes
-    per trained weight. Activations per layer and token: 34 bytes times the hidden size at 16 bit, without attention's
-    scores, which no current kernel stores (Korthikanti et al., arXiv 2205.05198, section 4); with recomputation 2 bytes
-    per layer plus one layer in full.
-    """
-    bytes_each = 0.5 if block.quantize else 2 if block.lora is not None and gpu else 4
-    tokens = config.per_device_train_batch_size * (config.max_length or text.max_position_embeddings)
-    half = 1 if gpu else 2
-    layer = 34 * text.hidden_size * tokens * half
-    layers = text.num_hidden_layers
-    kept = 2 * text.hidden_size * tokens * half * layers + layer if config.gradient_checkpointing else layer * layers
-    head = 4 * 2 * min(tokens, 4096) * text.vocab_size  # logits and their gradient, a slice of positions at a time
-    parts = {
-        "weights": bytes_each * (total - trainable) / sharded + 4 * trainable / sharded,
-        "gradients": 4 * trainable / sharded,
-        "optimizer": 8 * trainable / sharded,
-        "activations": float(kept),
-        "head": float(head),
-    }
-    found = {name: round(value / GIB, 3) for name, value in parts.items()}
-    return {**found, "total": round(sum(parts.values()) / GIB, 3)}
+def _expected_pairs(block: Preference, max_length: int | None) -> dict[str, Any]:
+    """What `_sample_pairs` gives, out of the recipe."""
+    found: dict[str, Any] = {**dict.fromkeys(_FOUND), "sampled_rows": 0}
+    expected = block.expected
+    rows = min((n for n in (block.pairs, expected and expected.conversations) if n), default=None)
+    if rows is None or expected is None:
+        return {**found, "rows": rows}
+    return {**found, "rows": rows, "tokens": rows * min(expected.tokens, 2 * (max_length or expected.tokens))}
 
 
 def _sample(block: Training, data: Sequence[Path], base: Path, max_length: int | None, seed: int) -> dict[str, Any]:
@@ -248,8 +228,29 @@ def _sample(block: Training, data: Sequence[Path], base: Path, max_length: int |
     }
 
 
-def _sizes(block: Training, base: Path) -> tuple[int, int, Any]:
-    """(parameters, trained ones, the text model's configuration), from shapes alone."""
+def _sample_pairs(
+    block: Preference, chat: Training | None, data: Sequence[Path], base: Path, config: Any, seed: int
+) -> dict[str, Any]:
+    """The same of pairs."""
+    tokenizer = load_tokenizer(base)
+    tokenizer.chat_template = chat_template.for_inference(base, "assistant")
+    system = chat.system if chat else None
+    total, stats = sampled(data, _SAMPLE, tokenizer, config.max_length, system=system, seed=seed)
+    if not stats.pairs_used:
+        raise SourceError(f"none of {stats.pairs_read} pairs can be trained on: {stats.dropped}")
+    rows = int(total * stats.pairs_used / stats.pairs_read)
+    return {
+        "rows": rows,
+        "sampled_rows": stats.pairs_read,
+        "tokens": int(stats.tokens / stats.pairs_used * rows),
+        "loss_tokens": int(stats.answer_tokens / stats.pairs_used * rows),
+        "truncated_share": stats.trimmed / stats.pairs_used,
+        "dropped_share": 1 - stats.pairs_used / stats.pairs_read,
+    }
+
+
+def _size(base: Path, lora: Any | None, *, four_bits: bool = False, reference: Reference | None = None) -> Size:
+    """How large the model in `base` is, from shapes alone."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -259,26 +260,27 @@ def _sizes(block: Training, base: Path) -> tuple[int, int, Any]:
         raise SourceError(f"{base} holds no config.json that transformers reads ({error})") from None
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)
-        if (lora := lora_config(block)) is not None:
+        if lora is not None:
             from peft import get_peft_model
 
             model = get_peft_model(model, lora)
     total = sum(p.numel() for p in model.parameters())
-    return total, sum(p.numel() for p in model.parameters() if p.requires_grad), config.get_text_config()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Size(total, trained, config.get_text_config(), lora is not None, four_bits, reference)
 
 
-def _refusals(block: Training, made: TrainPlan, text: Any, config: Any, memory: float | None) -> list[str]:
-    context = getattr(text, "max_position_embeddings", None)
-    need = made.memory_gib["total"]
+def _refusals(what: _What, made: TrainPlan, max_drop_share: float, memory: float | None) -> list[str]:
+    context = getattr(what.size.config, "max_position_embeddings", None)
+    longest, need = what.config.max_length, made.memory_gib["total"]
     found = []
-    if context and config.max_length and config.max_length > context:
-        found.append(f"sft.max_length {config.max_length} is more than the {context} positions that {made.base} knows")
-    if (made.dropped_share or 0) > block.max_drop_share:
-        found.append(f"{made.dropped_share:.0%} of rows would be dropped, more than {block.max_drop_share:.0%}")
+    if context and longest and longest > context:
+        found.append(over_context(f"{made.kind}.max_length", longest, context, made.base))
+    if (made.dropped_share or 0) > max_drop_share:
+        found.append(f"{made.dropped_share:.0%} of rows would be dropped, more than {max_drop_share:.0%}")
     if memory and need > memory:
         found.append(
             f"about {need:.0f} GiB per device are needed and {memory:.0f} are there; shard it (--launch fsdp2), use "
-            "lora, gradient_checkpointing, or a smaller sft.max_length"
+            f"lora, gradient_checkpointing, or a smaller {made.kind}.max_length"
         )
     return found
 
@@ -291,16 +293,6 @@ def _here() -> tuple[str, float | None]:
         return "cpu", None
     facts = torch.cuda.get_device_properties(0)
     return facts.name, facts.total_memory / GIB
-
-
-def require_context(block: Training, base: Path, max_length: int | None) -> None:
-    """Raise `RecipeError` where rows would be longer than the positions that the base in `base` knows."""
-    try:
-        known = json.loads((base / "config.json").read_text("utf-8")).get("max_position_embeddings")
-    except (OSError, ValueError):
-        return  # loading it says what is wrong with it
-    if isinstance(known, int) and max_length and max_length > known:
-        raise RecipeError(f"sft.max_length {max_length} is more than the {known} positions that {block.base} knows")
 
 
 def require_runnable(made: TrainPlan) -> None:

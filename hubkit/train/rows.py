@@ -17,7 +17,7 @@ from hubkit import chat_template
 from hubkit.errors import SourceError, TrainingError
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Training
-from hubkit.schema import Message, fault, swap_roles
+from hubkit.schema import Message, fault, filled_in, swap_roles
 
 _EXAMPLES = 5
 _BATCH = 256
@@ -82,8 +82,7 @@ def seat_view(
     ``{intent}`` or, without that, as a paragraph behind it, just as a rollout writes it.
     """
     if intent:
-        text = system or ""
-        system = text.replace("{intent}", intent) if "{intent}" in text else f"{text}\n\n{intent}".strip()
+        system = filled_in(system or "", "intent", intent)
     turns = [m for m in messages if m["role"] != "system"]
     own_system = next((m["content"] for m in messages if m["role"] == "system"), None)
     if seat == "user":

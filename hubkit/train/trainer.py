@@ -26,27 +26,31 @@ COMPLETE = "hubkit-complete"
 STOP = "launch.stop"  # beside the work folder: all processes of a launched run end behind a checkpoint
 
 
+class Quiet:
+    """Before one of TRL's trainers: no telemetry, no cards, and a count of the tokens that went through the model."""
+
+    tokens_trained = 0
+
+    def _send_telemetry(self) -> None:
+        """Nothing is sent anywhere."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Cards are written when a model is published."""
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """One micro-batch; counts its tokens, padding not included."""
+        mask = inputs.get("attention_mask")
+        self.tokens_trained += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+
+
 def trainer_class() -> type[SFTTrainer]:
-    """TRL's ``SFTTrainer``, less its telemetry and its cards, and with a head that skips loss-free positions on CPU."""
+    """TRL's ``SFTTrainer``, `Quiet`, and with a head that skips loss-free positions on CPU."""
     import torch
     from torch.nn.functional import cross_entropy
     from trl import SFTTrainer
 
-    class SeatTrainer(SFTTrainer):  # type: ignore[misc]
-        tokens_trained = 0
-
-        def _send_telemetry(self) -> None:
-            """Nothing is sent anywhere."""
-
-        def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-            """Cards are written when a model is published."""
-
-        def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            """One micro-batch; counts its tokens, padding not included."""
-            mask = inputs.get("attention_mask")
-            self.tokens_trained += inputs["input_ids"].numel() if mask is None else int(mask.sum())
-            return super().training_step(model, inputs, *args, **kwargs)
-
+    class SeatTrainer(Quiet, SFTTrainer):  # type: ignore[misc]
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:

@@ -9,11 +9,15 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hubkit.errors import HubkitError
-from hubkit.recipe import Training
-from hubkit.train import train
+from hubkit.recipe import Preference, Training
+from hubkit.train import prefer, train
+
+_RUNS: dict[str, tuple[type, Callable[..., Any]]] = {"train": (Training, train), "prefer": (Preference, prefer)}
 
 
 def main(job: Path) -> int:
@@ -28,14 +32,14 @@ def main(job: Path) -> int:
                 file.write(json.dumps([done, total, note]) + "\n")
 
     try:
-        train(
-            Training(**call.pop("block")),
-            [Path(path) for path in call.pop("data")],
-            Path(call.pop("base")),
-            Path(call.pop("out")),
-            work=Path(call.pop("work")),
+        block, run = _RUNS[call["run"]]
+        run(
+            block(**call["block"]),
+            [Path(path) for path in call["data"]],
+            *map(Path, call["folders"]),
+            work=Path(call["work"]),
             progress=progress,
-            **call,
+            **call["more"],
         )
     except HubkitError as error:
         (job.parent / "launch.error").write_text(json.dumps([type(error).__name__, str(error)]), "utf-8")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from models import Model, ModelError, model, settings, stream
+from models import Model, ModelError, model, prepare, settings, stream
 from page import PER_MINUTE, RateLimit, TextChatbot, checked, launch, messages_of
 
 SETTINGS = settings()
@@ -337,4 +337,5 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
     gr.api(next_turn, api_name="next_turn")
 
 if __name__ == "__main__":
+    prepare(ASKER, CHAT)
     launch(demo)

@@ -28,6 +28,8 @@ CSS = """
   .gradio-container .row > button {flex: 1 1 45%}
   .gradio-container .stack-on-phone {flex-direction: column}
   .gradio-container .stack-on-phone > * {flex: none; width: 100%}
+  .gradio-container .row:has(> .column #chat) {flex-direction: column-reverse}
+  .gradio-container .row:has(> .column #chat) > .column {flex: none !important; width: 100%}
   .gradio-container > .main, .gradio-container .wrap {padding: 4px}
   button {min-height: 40px}
 }

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
-from models import Model, ModelError, model, settings, stream
+from models import Model, ModelError, model, prepare, settings, stream
 from page import PER_MINUTE, RateLimit, TextChatbot, checked, launch, messages_of
 
 SETTINGS = settings()
@@ -170,4 +170,5 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
     gr.api(complete, api_name="complete")
 
 if __name__ == "__main__":
+    prepare(CHAT, BASE)
     launch(demo)

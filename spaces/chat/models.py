@@ -234,30 +234,40 @@ class _Weights:
         return self.model.disable_adapter() if self.adapters else nullcontext()
 
 
+def prepare(*models: Model) -> None:
+    """On ZeroGPU, load what runs in this Space before its page opens: a GPU is lent to what is in memory by then."""
+    if os.environ.get("SPACES_ZERO_GPU"):
+        for model in models:
+            if not model.endpoint:
+                _Weights.of(model)
+
+
 def _from_here(model: Model, messages: list[dict[str, str]], **sampling: Any) -> Iterator[Piece]:
+    from transformers import AutoTokenizer
+
     yield Piece(status=f"{model.name} is getting ready …")
     try:
-        _Weights.of(model)
+        weights = _Weights.of(model)
+        tokenizer = AutoTokenizer.from_pretrained(model.repo_id)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{model.name} could not be loaded from {model.repo_id}; is the repo public, or HF_TOKEN set?"
         ) from error
-    yield from _generate(model, messages, **sampling)
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    if len(prompt) + sampling["max_tokens"] > weights.model.config.max_position_embeddings:
+        raise ModelError(f"This conversation is longer than {model.name} can read. Start a new one.")
+    yield from _generate(model, prompt, **sampling)
 
 
 @on_gpu
-def _generate(model: Model, messages: list[dict[str, str]], **sampling: Any) -> Iterator[Piece]:
+def _generate(model: Model, prompt: list[int], **sampling: Any) -> Iterator[Piece]:
     """Run ``generate`` in a thread and hand on what it streams; stops when the reader stops reading."""
     import torch
     from transformers import AutoTokenizer, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
     weights = _Weights.of(model)
     tokenizer = AutoTokenizer.from_pretrained(model.repo_id)
-    inputs = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    ).to(weights.device)
-    if inputs["input_ids"].shape[1] + sampling["max_tokens"] > weights.model.config.max_position_embeddings:
-        raise ModelError(f"This conversation is longer than {model.name} can read. Start a new one.")
+    inputs = torch.tensor([prompt], device=weights.device)
     stopped = threading.Event()
 
     class Stopped(StoppingCriteria):
@@ -273,7 +283,8 @@ def _generate(model: Model, messages: list[dict[str, str]], **sampling: Any) -> 
         try:
             with torch.inference_mode(), weights.lock, weights.as_(model):
                 weights.model.generate(
-                    **inputs,
+                    inputs,
+                    attention_mask=torch.ones_like(inputs),
                     **drawn,
                     do_sample=not greedy,
                     max_new_tokens=sampling["max_tokens"],

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_models import tiny_tokenizer
 
-from hubkit.train.plan import GIB, PEAK_TFLOPS, flops_per_token
+from hubkit.train.estimate import GIB, PEAK_TFLOPS, flops_per_token
 
 SHAPES = {
     "SmolLM2-135M, full": {

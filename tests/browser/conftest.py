@@ -5,17 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import space_process
 from scripted import ROOT, Endpoint, Script
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -48,39 +43,10 @@ def start_space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
         def start(folder: Path, **env: str) -> str:
             place = tmp_path_factory.mktemp(folder.name)
             shutil.copytree(folder, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
             clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-            log = (place / "log.txt").open("wb")
-            process = subprocess.Popen(
-                [sys.executable, "app.py"],
-                cwd=place,
-                stdout=log,
-                stderr=log,
-                env={**clean, "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False",
-                     "RATE_PER_MINUTE": "600", **env},
-            )  # fmt: skip
-            stack.callback(_stop, process)
-            url = f"http://127.0.0.1:{port}"
-            for _ in range(400):
-                with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
-                    return url
-                if process.poll() is not None:
-                    break
-                time.sleep(0.15)
-            raise AssertionError(f"the Space did not start:\n{(place / 'log.txt').read_text()[-3000:]}")
+            return space_process.start(stack, place, {**clean, "RATE_PER_MINUTE": "600", **env})
 
         yield start
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import space_process
 
 from hubkit import recipe as recipes
 from hubkit.hub import Hub, Ref, connect, environment
-from hubkit.publish import publish, serve
+from hubkit.publish import publish
 from hubkit.recipe import Recipe
 
 pytestmark = pytest.mark.slow
@@ -154,22 +155,17 @@ def test_a_pushed_space_runs_from_its_repo_with_the_models_inside(
     pushed: Hub, recipe: Recipe, stranger: dict[str, str], which: str, tmp_path: Path
 ) -> None:
     import shutil
-    import socket
 
     from gradio_client import Client
 
     space = pushed.resolve(pushed.qualify(getattr(recipe.repos, which)), repo_type="space")
     shutil.copytree(pushed.snapshot(space), tmp_path / "space")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    outside = {name: "" for name in os.environ if name.startswith(("HF_", "HUBKIT_", "PYTHONPATH"))}
     with contextlib.ExitStack() as stack:
-        url = serve.start(stack, tmp_path / "space", port, {**outside, **stranger})
+        url = space_process.start(stack, tmp_path / "space", stranger)
         client = Client(url, verbose=False)
         if which == "chat":
             answer = client.predict("hello", "", 1.0, 8, api_name="/complete")
         else:
             spoken = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
             answer = client.predict(spoken, 1.0, api_name="/next_turn")
-        assert isinstance(answer, str), (tmp_path / "space" / "space.log").read_text()[-2000:]
+        assert isinstance(answer, str), (tmp_path / "space" / "log.txt").read_text()[-2000:]

@@ -58,10 +58,12 @@ def human_size(size: int) -> str:
     return f"{value:.1f} TB"
 
 
-def page(call: Call, template: str, status: int = 200, **values: Any) -> Response:
-    """A page from a template."""
+def page(call: Call, template: str, status: int = 200, *, frame: str | None = None, **values: Any) -> Response:
+    """A page from a template. `frame` is the one address that it may show in a frame."""
     common = {"user": call.who.user if call.who else None, "search": call.query("search"), "active": None}
-    return HTMLResponse(_templates().get_template(template).render({**common, **values}), status, HEADERS)
+    policy = {"Content-Security-Policy": f"{HEADERS['Content-Security-Policy']}; frame-src {frame}"} if frame else {}
+    text = _templates().get_template(template).render({**common, **values})
+    return HTMLResponse(text, status, {**HEADERS, **policy})
 
 
 def stylesheet() -> Response:

@@ -20,6 +20,7 @@ from ..preview import ROWS, kind_of, preview
 from ..repos import Repo, commit_of, git
 from ..resolve import find_file, require_gate
 from ..wire import Call, Refusal
+from . import space
 from .render import diff_lines, markdown, page
 
 SNIPPETS = {
@@ -67,6 +68,7 @@ def card(call: Call, repo: Repo, rest: list[str]) -> Response:
         metadata=yaml.safe_dump(metadata, allow_unicode=True, sort_keys=False) if metadata else "",
         snippet=SNIPPETS.get(repo.type, SNIPPETS["model"]).replace("{id}", repo.id),
         folder=str(call.hub.repo_path(repo.folder)),
+        **space.shown(call, repo),
     )
 
 

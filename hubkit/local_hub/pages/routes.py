@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from ..repos import PLURALS, Repo, can_read, lookup, missing
 from ..wire import Call, Refusal
-from . import code, lists, repo, session
+from . import code, lists, repo, session, space
 from .render import page, stylesheet
 
 RepoPage = Callable[[Call, Repo, list[str]], Response]
@@ -24,6 +24,7 @@ REPO_PAGES: dict[str, RepoPage] = {
     "rows": repo.rows,
     "discussions": repo.discussions,
 }
+SPACE_BUTTONS: dict[str, RepoPage] = {"start": space.start, "pause": space.pause}
 TOP_PAGES: dict[tuple[str, str], Callable[[Call], Response]] = {
     ("GET", ""): lists.home,
     ("GET", "login"): session.login,
@@ -42,6 +43,8 @@ def route(call: Call) -> Response:
     top = TOP_PAGES.get((method, "/".join(parts)))
     if top is not None:
         return top(call)
+    if method == "POST" and parts[0] == "spaces" and len(parts) == 4:
+        return _repo_page(call, parts, SPACE_BUTTONS)
     if method != "GET":
         raise Refusal(404, "Not found: this Hub has nothing at this address.")
     if parts[0] == "collections" and len(parts) == 3:
@@ -51,16 +54,17 @@ def route(call: Call) -> Response:
     return _repo_page(call, parts)
 
 
-def _repo_page(call: Call, parts: list[str]) -> Response:
+def _repo_page(call: Call, parts: list[str], pages: dict[str, RepoPage] = REPO_PAGES) -> Response:
     kind = "model"
     if parts[0] in PLURALS:
         kind, parts = PLURALS[parts[0]], parts[1:]
-    handler = REPO_PAGES.get(parts[2] if len(parts) > 2 else "")
+    handler = pages.get(parts[2] if len(parts) > 2 else "")
     if len(parts) < 2 or handler is None:
         raise Refusal(404, "Not found: this Hub has nothing at this address.")
-    found, _ = lookup(call.hub, kind, parts[0], parts[1], call.who)
-    if found is None or not can_read(call.who, found):
-        raise missing(call.who)
+    who = call.who or session.identity(call.hub, call.request.cookies.get(session.COOKIE))
+    found, _ = lookup(call.hub, kind, parts[0], parts[1], who)
+    if found is None or not can_read(who, found):
+        raise missing(who)
     return handler(call, found, parts[3:])
 
 

@@ -1,7 +1,11 @@
-"""Logging in to the pages: a cookie that lets a browser read what its owner may read, and nothing more."""
+"""Logging in to the pages: a cookie that lets a browser read what its owner may read.
+
+Nothing can be changed with it but a Space's app: started or paused, by one who logged in with a write token.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from urllib.parse import parse_qs
 
 from starlette.responses import RedirectResponse, Response
@@ -17,14 +21,26 @@ LIFETIME_S = 12 * 3600
 
 def identity(hub: Hub, cookie: str | None) -> Identity | None:
     """Who a cookie belongs to, with the right to read only; None for no cookie or one that no longer holds."""
-    if not cookie:
-        return None
-    user, _, signature = cookie.partition("~")
+    user, _ = _signed(hub, cookie)
+    return hub.accounts.reader(user) if user else None
+
+
+def may_write_in(call: Call, namespace: str) -> bool:
+    """Whether this browser logged in with a write token for a namespace: what the few buttons of the pages ask."""
+    user, role = _signed(call.hub, call.request.cookies.get(COOKIE))
+    who = call.hub.accounts.reader(user) if user else None
+    return who is not None and replace(who, role=role).may_write_in(namespace)
+
+
+def _signed(hub: Hub, cookie: str | None) -> tuple[str, str]:
+    """(user, role of the token that was shown) of a cookie; two empty strings for none, or one that does not hold."""
+    user, _, rest = (cookie or "").partition("~")
+    role, _, signature = rest.partition("~")
     try:
-        hub.check_signature(signature, "session", user)
+        hub.check_signature(signature, "session", user, role)
     except Refusal:
-        return None
-    return hub.accounts.reader(user)
+        return "", ""
+    return user, role
 
 
 def login(call: Call) -> Response:
@@ -38,7 +54,7 @@ def login(call: Call) -> Response:
         return page(call, "login.html", 401, problem="This Hub does not know that token.")
     assert who is not None  # a header was given
     answer = RedirectResponse("/", 303)
-    value = f"{who.user}~{call.hub.sign('session', who.user, lifetime_s=LIFETIME_S)}"
+    value = f"{who.user}~{who.role}~{call.hub.sign('session', who.user, who.role, lifetime_s=LIFETIME_S)}"
     answer.set_cookie(COOKIE, value, max_age=LIFETIME_S, httponly=True, samesite="strict")
     return answer
 

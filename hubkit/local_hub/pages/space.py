@@ -1,0 +1,59 @@
+"""The app of a Space at its page: in a frame while it runs, else what it is doing, and its owner's buttons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import RedirectResponse, Response
+
+from .. import logs
+from ..apps import COMING, OFF, UP
+from ..repos import Repo
+from ..spaces import address
+from ..wire import Call, Refusal
+from . import session
+
+LOG_LINES = 20
+
+
+def shown(call: Call, repo: Repo) -> dict[str, Any]:
+    """What a Space's page says about its app; for other repositories, that there is none."""
+    if repo.type != "space":
+        return {"app": None}
+    stage, message, _ = call.hub.apps.state(repo)
+    url = address(call, repo) if stage in (*UP, *COMING, "SLEEPING") else None
+    owner = session.may_write_in(call, repo.namespace)
+    app = {
+        "stage": stage,
+        "message": message,
+        "url": url,
+        "off": None if call.hub.apps.enabled else OFF,
+        "can_start": owner and call.hub.apps.enabled and stage not in (*UP, *COMING),
+        "can_pause": owner and stage in (*UP, *COMING, "SLEEPING"),
+        "log": _log(call, repo) if owner else [],
+    }
+    return {"app": app, "frame": url}
+
+
+def _log(call: Call, repo: Repo) -> list[str]:
+    kept = (logs.last_lines(call.hub.apps.log(repo, which), LOG_LINES) for which in ("build", "run"))
+    return [line for lines in kept for line in lines]
+
+
+def start(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """POST …/start: the owner's button."""
+    _require_owner(call, repo)
+    call.hub.apps.start(repo)
+    return RedirectResponse(repo.web_path, 303)
+
+
+def pause(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """POST …/pause: the owner's button."""
+    _require_owner(call, repo)
+    call.hub.apps.rest(repo, "PAUSED")
+    return RedirectResponse(repo.web_path, 303)
+
+
+def _require_owner(call: Call, repo: Repo) -> None:
+    if not session.may_write_in(call, repo.namespace):
+        raise Refusal(403, f"Only who logged in with a write token for {repo.namespace} may do this.")

@@ -1,0 +1,24 @@
+"""The block that says where conversations come from."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from hubkit.recipe.block import Block
+
+
+class Source(Block):
+    """Where conversations come from: a dataset repo on the Hub at a revision, or a local path."""
+
+    repo_id: str | None = None
+    """Dataset repo on the Hub."""
+    revision: str = "main"
+    """Branch, tag or commit."""
+    path: str | None = None
+    """A local file or folder instead."""
+    files: list[str] = Field(default_factory=list)
+    """Only these files of it."""
+    license: str = "other"
+    """Its licence, as the Hub names it."""
+    license_note: str = ""
+    """What cards say about the licence."""

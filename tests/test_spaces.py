@@ -1,0 +1,36 @@
+"""The Spaces' own code where no page is needed: borrowing a GPU from ZeroGPU, or from nobody."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from places import ROOT
+
+LOOK = """
+import inspect, sys
+{before}
+import models
+assert inspect.isgeneratorfunction(models._generate) and "torch" not in sys.modules
+print(models.on_gpu)
+"""
+
+
+@pytest.mark.parametrize("which", ["chat", "asker"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_space_runs_with_the_gpu_decorator_and_without(which: str, there: bool) -> None:
+    """As installed on the Hub's machines (no GPU lent: the function as it is), and where the package is missing."""
+    if there:
+        pytest.importorskip("spaces.zero", reason="needs the package spaces")
+    before = "import gradio" if there else "sys.modules['spaces'] = None"
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK.format(before=before)],
+        capture_output=True, text=True, timeout=120, check=False, cwd=ROOT / "spaces" / which,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": "."},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert ("partial" in done.stdout) is there, done.stdout
+    if there:
+        assert "duration=60" in done.stdout
