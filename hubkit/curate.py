@@ -2,7 +2,8 @@
 
 Takes the rollout's parquet files and the recipe's ``curate`` block; writes ``data/train-*.parquet`` (kept),
 ``data/dropped-*.parquet`` (with ``reason`` and ``step``) and ``report.json``. Every column of a raw row, its provenance
-above all, travels on untouched; only a filter that cleans text changes ``messages``.
+above all, travels on untouched; only a filter that cleans text changes ``messages``. Streams: what is held in memory is
+some thousands of rows, and about 2 KB of digests for each that is kept (`hubkit.filters.duplicates`).
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def curate(
     if workers is None:
         workers = workers_for(sum(path.stat().st_size for path in raw) * _UNPACKED)
     context = Context(tokenizer=tokenizer, questions=questions or {})
-    steps, judged = run(block.filters, context, _dialogues(raw, schema, batches, progress), workers=workers)
+    dialogues = _dialogues(raw, schema, batches, progress)
+    steps, judged = run(block.filters, context, dialogues, workers=workers, on=block.on)
     report = CurateReport(steps=steps)
     words = [pa.field("reason", pa.string()), pa.field("step", pa.string())]
     turns: Counter[int] = Counter()

@@ -128,7 +128,7 @@ def _parquet_texts(file: Path) -> Iterator[str]:
         elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
             yield from strings(column.flatten())
 
-    with pq.ParquetFile(file) as table:
+    with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as table:  # else it keeps all it has read
         for batch in table.iter_batches(batch_size=1000):
             for column in batch.columns:
                 yield from strings(column)

@@ -18,9 +18,11 @@ from hubkit.errors import DiskFullError, SourceError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 ROW_GROUP_ROWS = 1000
 SHARD_ROWS = 100_000
+_READ_BYTES = 1 << 20
 
 
 def conversation_schema(extra: Sequence[Any] = ()) -> pa.Schema:
@@ -121,13 +123,22 @@ class ShardWriter:
             self.paths.append(path)
 
 
+def opened(path: Path) -> pq.ParquetFile:
+    """A parquet file to read batch by batch: left to itself, pyarrow keeps all that was read until the file is closed.
+
+    Raises what pyarrow raises, also while it is read.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES)
+
+
 def read_batches(path: Path, *, batch_rows: int = ROW_GROUP_ROWS) -> Iterator[pa.RecordBatch]:
     """The rows of a parquet file, `batch_rows` at a time. Raises `SourceError` where it is no whole parquet file."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with opened(path) as file:
             yield from file.iter_batches(batch_size=batch_rows)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(

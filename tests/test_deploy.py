@@ -150,6 +150,10 @@ def tiny(hub: Hub, **options: Any) -> deploy.Wanted:
     return deploy.wanted_for(hub, "local/tiny", hardware="intel-spr-x1", **options)
 
 
+def one_held(hub: Hub, wanted: deploy.Wanted, after: Any = "delete") -> Any:
+    return deploy.held(hub, deploy.Terms(wanted, after))
+
+
 def names(hub: Hub) -> set[str]:
     return {endpoint.name for endpoint in deploy.listed(hub)}
 
@@ -183,24 +187,24 @@ def test_an_endpoint_of_each_engine_comes_up_and_goes(hub: Hub, engine: Any) -> 
 
 def test_a_held_endpoint_is_gone_when_the_block_ends_even_by_an_error(hub: Hub) -> None:
     wanted = tiny(hub)
-    with deploy.held(hub, wanted) as held:
+    with one_held(hub, wanted) as [held]:
         found = deploy.describe(hub, held.name)
         assert found.state == "running" and "hubkit-after-delete" in found.tags
         assert [one.pid for one in lease.holders()[held.name]] == [os.getpid()]
     assert wanted.name not in names(hub) and not lease.holders()
-    with pytest.raises(KeyboardInterrupt), deploy.held(hub, wanted):
+    with pytest.raises(KeyboardInterrupt), one_held(hub, wanted):
         raise KeyboardInterrupt
     assert wanted.name not in names(hub) and not lease.holders() and not serving(hub)
 
 
 def test_the_last_holder_ends_it(hub: Hub) -> None:
     wanted = tiny(hub)
-    with deploy.held(hub, wanted, after="pause"):
-        with deploy.held(hub, wanted, after="delete"):
+    with one_held(hub, wanted, after="pause"):
+        with one_held(hub, wanted, after="delete"):
             pass
         assert deploy.describe(hub, wanted.name).state == "running"
     assert deploy.describe(hub, wanted.name).state == "paused"
-    with deploy.held(hub, wanted, after="delete"):
+    with one_held(hub, wanted, after="delete"):
         assert deploy.describe(hub, wanted.name).state == "running"
     assert deploy.describe(hub, wanted.name).state == "paused"  # as it was found
     deploy.delete(hub, wanted.name)
@@ -210,7 +214,7 @@ def test_somebody_elses_endpoint_is_used_and_left_as_it_was(hub: Hub) -> None:
     wanted = tiny(hub)
     deploy.make(hub, wanted)
     deploy.wait(hub, wanted.name)
-    with deploy.held(hub, wanted):
+    with one_held(hub, wanted):
         pass
     assert deploy.describe(hub, wanted.name).state == "running"
     deploy.delete(hub, wanted.name)
@@ -218,14 +222,35 @@ def test_somebody_elses_endpoint_is_used_and_left_as_it_was(hub: Hub) -> None:
 
 def test_one_that_cannot_start_ends_with_its_message_and_is_given_back(hub: Hub) -> None:
     wanted = deploy.wanted_for(hub, "local/no-model", hardware="intel-spr-x1")
-    with pytest.raises(EndpointError, match=r"failed: .*no-model"), deploy.held(hub, wanted):
+    with pytest.raises(EndpointError, match=r"failed: .*no-model"), one_held(hub, wanted):
         raise AssertionError("it never comes up")
     assert wanted.name not in names(hub) and not lease.holders()
 
 
+def test_several_come_up_side_by_side(hub: Hub) -> None:
+    notes: list[str] = []
+    terms = [deploy.Terms(tiny(hub, context=context)) for context in (48, 96)]
+    with deploy.held(hub, *terms, progress=lambda done, total=None, note="": notes.append(note)) as [one, other]:
+        assert one.url != other.url and names(hub) == {one.name, other.name} and len(serving(hub)) == 2
+        assert {deploy.describe(hub, name).state for name in names(hub)} == {"running"}
+    assert any(one.name in note and other.name in note for note in notes), notes
+    assert not names(hub) and not lease.holders() and not serving(hub)
+
+
+def test_the_first_that_fails_ends_the_others_too(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hubkit.deploy import endpoints
+
+    monkeypatch.setattr(endpoints, "_healthy", lambda *_: False)  # the good one would be waited for very long
+    bad = deploy.wanted_for(hub, "local/no-model", hardware="intel-spr-x1")
+    terms = [deploy.Terms(tiny(hub, context=48), wait_s=600), deploy.Terms(bad, wait_s=600)]
+    with pytest.raises(EndpointError, match=r"failed: .*no-model"), deploy.held(hub, *terms):
+        raise AssertionError("they never come up")
+    assert not names(hub) and not lease.holders() and not serving(hub)
+
+
 def test_one_that_fails_while_it_is_used_interrupts_with_its_message(hub: Hub) -> None:
     wanted = tiny(hub)
-    with pytest.raises(EndpointError, match="failed while it was used: the engine ended"), deploy.held(hub, wanted):
+    with pytest.raises(EndpointError, match="failed while it was used: the engine ended"), one_held(hub, wanted):
         for process in serving(hub):
             process.kill()
         time.sleep(30)
@@ -238,7 +263,7 @@ DRIVER = """
     from hubkit.hub import connect
     hub = connect()
     wanted = deploy.wanted_for(hub, "local/tiny", hardware="intel-spr-x1", context=64)
-    with deploy.held(hub, wanted, after=sys.argv[1]) as held:
+    with deploy.held(hub, deploy.Terms(wanted, sys.argv[1])) as [held]:
         print(held.name, flush=True)
         time.sleep(600)
 """
@@ -270,7 +295,7 @@ def test_a_lease_written_before_its_endpoint_was_made_is_cleared(hub: Hub, monke
     pid = os.fork()
     if pid == 0:
         monkeypatch.setattr(endpoints, "make", die)
-        with deploy.held(hub, tiny(hub, context=32)):
+        with one_held(hub, tiny(hub, context=32)):
             pass
         os._exit(0)
     os.waitpid(pid, 0)
@@ -290,7 +315,7 @@ def test_adapters_of_one_base_are_served_together(hub: Hub, tmp_path: Path) -> N
     assert wanted.model.repo_id == "local/tiny" and wanted.adapters == refs[:1]
     both = deploy.Wanted(wanted.model, "tgi", wanted.hardware, adapters=refs)
     headers = {"Authorization": f"Bearer {hub.token}"}
-    with deploy.held(hub, both) as held:
+    with one_held(hub, both) as [held]:
         for adapter in (*(ref.repo_id for ref in refs), None):
             parameters = {"max_new_tokens": 3, **({"adapter_id": adapter} if adapter else {})}
             body = {"inputs": "How do I bake bread?", "parameters": parameters}

@@ -67,6 +67,17 @@ def test_a_mistake_is_one_sentence(cli: Any, hub: Hub, arguments: tuple[str, ...
     assert done.returncode in (1, 2) and says in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("verb", ["run", "rollout"])
+def test_a_dry_run_says_what_seats_on_endpoints_would_cost(cli: Any, hub: Hub, verb: str) -> None:
+    done = cli(verb, "parrot", "--profile", "cloud", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    for seat in ("asker", "chat"):
+        assert f"{seat}: an endpoint (vllm) on 2 x aws-nvidia-a100-x1" in said
+    assert said.count("$5.00 an hour at most (prices of 2026-11-22") == 2
+    assert not cli("deploy", "list", "--json").stdout.count('"name"')
+
+
 def test_prices_are_said_where_nothing_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real Hub's endpoint: what it costs now and cost so far at most, of the service's own description."""
     from datetime import UTC, datetime, timedelta

@@ -14,7 +14,7 @@ from places import ROOT
 
 PACKAGE = ROOT / "hubkit"
 FLOORS = {
-    0: ("errors", "schema", "progress", "scan"),
+    0: ("errors", "schema", "progress", "scan", "cluster"),
     1: ("recipe", "hub", "endpoint", "chat_template", "offline", "filters", "shards", "budget", "replies"),
     2: ("corpus", "train", "rollout", "curate", "measures", "preference", "judge"),
     3: ("evals", "publish", "deploy"),

@@ -22,7 +22,7 @@ from hubkit import pipeline
 from hubkit.errors import RecipeError, StageError
 from hubkit.hub import Hub, Ref, connect
 from hubkit.hub.embedded import ensure_running
-from hubkit.pipeline.costs import assumptions, costs, flavors, parameters, total
+from hubkit.pipeline.costs import costs, flavors, parameters, total
 from hubkit.pipeline.run import Planned
 from hubkit.recipe import Recipe, load
 
@@ -216,11 +216,14 @@ def test_costs_follow_from_the_recipe() -> None:
     big = load("parrot", profiles=["cloud"])
     where = pipeline.OnJobs(flavors=flavors(big))
     by_stage = {cost.stage: cost for cost in costs(big, None, where, planned=PLANNED)}  # type: ignore[arg-type]
-    tokens = assumptions()["conversations"] * assumptions()["tokens_per_conversation"] * 3
-    seconds = 6 * 13e9 * tokens / (312e12 * 4 * 0.35)
-    assert by_stage["asker"].where == "job a100x4"
+    tokens = 70000 * 2425 * 3  # as the recipe expects them
+    seconds = 8 * 13e9 * tokens / (989e12 * 4 * 0.35)  # two forward passes, one backward: as TRL trains by default
+    assert by_stage["asker"].where == "job h200x4"  # two of them would cost the same, and take longer than half a day
     assert by_stage["asker"].hours == pytest.approx(seconds / 3600 + 5 / 60)
-    assert by_stage["asker"].usd == pytest.approx(10.0 * (seconds / 3600 + 5 / 60))
+    assert by_stage["asker"].usd == pytest.approx(20.0 * (seconds / 3600 + 5 / 60))
+    decoded = 40000 * 8.5 * 300 / (0.08 * 2 * 312e12 / (2 * 13e9))  # by the slower seat, on two replicas
+    assert by_stage["rollout"].hours == pytest.approx(decoded / 3600, rel=0.4)
+    assert "2 x aws-nvidia-a100-x1" in by_stage["rollout"].where
     half = load("parrot", profiles=["cloud"], overrides=["rollout.dialogues=20000"])
     less = {cost.stage: cost for cost in costs(half, None, where, planned=PLANNED)}  # type: ignore[arg-type]
     assert less["rollout"].usd < 0.6 * by_stage["rollout"].usd and less["asker"] == by_stage["asker"]

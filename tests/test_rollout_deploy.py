@@ -129,6 +129,16 @@ def test_after_kill_9_the_next_command_ends_what_was_left_and_goes_on(
     )
     assert [one["outcome"] for one in json.loads(reaped.stdout)] == ["deleted"]
     nothing_is_left(hub)
+    driver = start(recipe, 2)
+    until(lambda: in_use(hubkit_home, hub, driver))
+    driver.kill()
+    driver.communicate()
+    assert up(hub) and lease.holders()
+    done = subprocess.run(
+        [sys.executable, "-m", "hubkit", "corpus", *recipe], capture_output=True, text=True, check=True
+    )  # any other command
+    assert "its run is gone; deleted" in done.stderr
+    nothing_is_left(hub)
     stage = whole(start(recipe, 2))
     assert stage["report"]["session"]["resumed"]["dialogues"] + stage["report"]["session"]["resumed"]["under_way"] > 0
     nothing_is_left(hub)

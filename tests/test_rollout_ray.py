@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +27,7 @@ from hubkit.hub.places import runs  # noqa: E402
 from hubkit.rollout import RolloutReport, cluster  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-NODES = 3
-
-
-@pytest.fixture(scope="module")
-def nodes(hubkit_home: Path) -> Iterator[Any]:
-    """A cluster of three nodes on this machine, each with room for one worker."""
-    from ray.cluster_utils import Cluster
-
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    for _ in range(NODES - 1):
-        made.add_node(num_cpus=1)
-    os.environ["RAY_ADDRESS"] = made.address
-    yield made
-    del os.environ["RAY_ADDRESS"]
-    made.shutdown()
+NODES = 3  # of the fixture's cluster
 
 
 def roll(server: Handle, folder: Path, **changes: Any) -> RolloutReport:

@@ -153,7 +153,7 @@ def list_(json: Json = False) -> None:
         ["name", "state", "serves", "hardware", "$/hour now", "$ so far, at most"],
         [[o.name, o.state, o.repo_id, o.hardware, f"{o.usd_per_hour:.2f}", f"{o.usd_at_most:.2f}"] for o in found],
     )
-    _say_reaped(reaped)
+    say_reaped(reaped)
     out.say(f"${now:,.2f} per hour now (prices of {prices.date()}; the embedded Hub costs nothing)")
 
 
@@ -241,11 +241,12 @@ def reap(json: Json = False) -> None:
     if json:
         out.data([one.to_dict() for one in reaped])
         return
-    _say_reaped(reaped)
+    say_reaped(reaped)
     if not reaped:
         out.say("nothing was left behind")
 
 
-def _say_reaped(reaped: list[Any]) -> None:
+def say_reaped(reaped: list[Any]) -> None:
+    """What was left behind, and what became of it."""
     for one in reaped:
         out.say(f"{one.endpoint}: its run is gone; {one.outcome}")

@@ -79,6 +79,14 @@ def show_costs(recipe: Recipe, hub: Hub, on_jobs: OnJobs, *, json: bool, only: s
     out.say(costs.priced_on() + ("; the embedded Hub costs nothing" if hub.embedded else ""))
 
 
+def end_what_was_left(hub: Hub) -> None:
+    """Endpoints whose run was killed cost money until somebody comes: whoever comes next ends them."""
+    from hubkit import deploy
+    from hubkit.cli.deploy import say_reaped
+
+    say_reaped(deploy.reap(hub))
+
+
 def say_endpoints(recipe: Recipe, hub: Hub) -> None:
     """Before a rollout whose seats are deployed: on what, at which price, and what becomes of the endpoints."""
     from hubkit.deploy import hardware, prices
@@ -88,10 +96,11 @@ def say_endpoints(recipe: Recipe, hub: Hub) -> None:
         if DEPLOY in config.endpoints:
             terms = config.deploy or Deploy()
             place = hardware(terms.hardware)
-            price = "nothing, on the embedded Hub" if hub.embedded else f"${place.usd_per_hour * terms.replicas:,.2f}"
+            many = f"{terms.replicas} x " if terms.replicas > 1 else ""
+            here = "; the embedded Hub costs nothing" if hub.embedded else ""
             out.say(
-                f"{seat}: an endpoint ({terms.engine}) on {place} while the rollout runs, then {terms.after}; an hour "
-                f"costs {price} (prices of {prices.date()})"
+                f"{seat}: an endpoint ({terms.engine}) on {many}{place} while the rollout runs, then {terms.after}d; "
+                f"${place.usd_per_hour * terms.replicas:,.2f} an hour at most (prices of {prices.date()}{here})"
             )
 
 

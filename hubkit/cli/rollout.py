@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hubkit.cli import out
+from hubkit.cli import jobs, out
 from hubkit.cli.run import DryRun, Json, Overrides, Profiles, RecipeName, _walk
 
 if TYPE_CHECKING:
@@ -61,9 +61,11 @@ def rollout(
     from hubkit.pipeline.preflight import estimate as preflight
     from hubkit.recipe import load
 
-    loaded = load(recipe, profiles=profile, overrides=overrides)
+    loaded, hub = load(recipe, profiles=profile, overrides=overrides), connect()
+    jobs.end_what_was_left(hub)
+    jobs.say_endpoints(loaded, hub)
     with out.bars(quiet=json) as bar_for:
-        found = preflight(loaded, connect(), dialogues=estimate, progress=bar_for("rollout"))
+        found = preflight(loaded, hub, dialogues=estimate, progress=bar_for("rollout"))
     out.data(found.to_dict()) if json else _show(found)
 
 

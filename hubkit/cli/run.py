@@ -21,6 +21,7 @@ RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped rec
 Profiles = Annotated[list[str], typer.Option("--profile", "-p", help="Lay a profile over the recipe, e.g. laptop.")]
 Overrides = Annotated[list[str], typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one value of it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and no bars.")]
+FiltersOn = Annotated[str | None, typer.Option("--on", help="Where filters run: here, or ray (a cluster).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what is done and what would run; touch nothing.")]
 
 VERBS = {
@@ -72,7 +73,18 @@ def stage_verb(stage: str) -> Callable[..., None]:
     ) -> None:
         _walk(recipe, profile, overrides, dry_run=dry_run, json=json, stage=stage)
 
-    return command
+    def filtering(
+        recipe: RecipeName,
+        profile: Profiles = [],  # noqa: B006
+        overrides: Overrides = [],  # noqa: B006
+        on: FiltersOn = None,
+        dry_run: DryRun = False,
+        json: Json = False,
+    ) -> None:
+        where = [f"{stage}.on={on}"] if on else []
+        _walk(recipe, profile, [*overrides, *where], dry_run=dry_run, json=json, stage=stage)
+
+    return filtering if stage in ("corpus", "curate") else command
 
 
 def recipes() -> None:
@@ -117,7 +129,10 @@ def _walk(
                 ["stage", "repo", "state", "commit"],
                 [[p.stage, p.repo_id, p.state, p.commit] for p in planned],
             )
+            if stage in (None, "rollout"):
+                jobs.say_endpoints(recipe, hub)
         return
+    jobs.end_what_was_left(hub)
     if stage in (None, "rollout"):
         jobs.say_endpoints(recipe, hub)
     with out.bars(quiet=json) as bar_for:

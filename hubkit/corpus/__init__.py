@@ -120,6 +120,7 @@ def build(
         Context(tokenizer=tokenizer, questions=questions or {}),
         _conversations(block, found, report, progress),
         workers=workers_for(sum(path.stat().st_size for path in found)) if workers is None else workers,
+        on=block.on,
     )
     kept_file = out / "kept"
     splitter = Splitter(seed)

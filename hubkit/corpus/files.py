@@ -17,6 +17,7 @@ from typing import Any
 from hubkit.corpus.arrays import array_rows
 from hubkit.corpus.items import Broken, Item, Row, id_in
 from hubkit.errors import SourceError
+from hubkit.shards import opened
 
 BLOCK = 1 << 16
 _ZSTD_FEED = 1 << 12  # packed bytes unpacked at once: the most they can swell to is some 128 MB
@@ -61,11 +62,10 @@ def rows(path: Path, on_bytes: OnBytes = lambda _: None) -> Iterator[Item]:
 
 def _parquet_rows(path: Path, on_bytes: OnBytes) -> Iterator[Item]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     size, number = path.stat().st_size, 0
     try:
-        with pq.ParquetFile(path) as file:
+        with opened(path) as file:
             total = max(file.metadata.num_rows, 1)
             for batch in file.iter_batches(batch_size=256):
                 for value in batch.to_pylist():

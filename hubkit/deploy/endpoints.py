@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
@@ -136,29 +137,48 @@ def delete(hub: Hub, name: str) -> None:
 
 
 def wait(hub: Hub, name: str, *, timeout_s: float = 1800.0, progress: Progress = silent) -> Deployed:
-    """Until the endpoint is up and its health route answers; one that sleeps is resumed.
+    """`wait_for_all` of one."""
+    return wait_for_all(hub, {name: timeout_s}, progress=progress)[name]
 
-    Raises `EndpointError` with the service's message when it fails, or is not up after `timeout_s`.
+
+def wait_for_all(hub: Hub, timeouts_s: Mapping[str, float], *, progress: Progress = silent) -> dict[str, Deployed]:
+    """Until each endpoint is up and its health route answers; one that sleeps is resumed. Gives them by name.
+
+    Raises `EndpointError` with the service's message as soon as one fails, or is not up after its time.
     """
     started = time.monotonic()
-    resumed = False
+    up: dict[str, Deployed] = {}
+    resumed: set[str] = set()
     while True:
-        found = describe(hub, name)
-        if found.state in ("failed", "updateFailed"):
-            raise EndpointError(f"endpoint {name} failed: {found.message}. See its log, then `hubkit deploy delete`")
-        if found.state == "running" and _healthy(hub, name):
-            return found
-        if found.state in ("paused", "scaledToZero") and not resumed:
-            change(hub, name, "resume")
-            resumed = True
-        seconds = time.monotonic() - started
-        if seconds > timeout_s:
-            raise EndpointError(
-                f"endpoint {name} is still {found.state} after {timeout_s:g} s ({found.message}); its hardware may be "
-                "taken: try other hardware, or wait longer"
-            )
-        progress(seconds, None, f"endpoint {name} is {found.state}")
+        states = []
+        for name, timeout_s in timeouts_s.items():
+            if name in up:
+                continue
+            found = _look(hub, name, resumed)
+            if found.state == "running" and _healthy(hub, name):
+                up[name] = found
+            elif time.monotonic() - started > timeout_s:
+                raise EndpointError(
+                    f"endpoint {name} is still {found.state} after {timeout_s:g} s ({found.message}); its hardware may "
+                    "be taken: try other hardware, or wait longer"
+                )
+            else:
+                states.append(f"endpoint {name} is {found.state}")
+        if not states:
+            return up
+        progress(time.monotonic() - started, None, ", ".join(states))
         time.sleep(POLL_S)
+
+
+def _look(hub: Hub, name: str, resumed: set[str]) -> Deployed:
+    """The endpoint now; resumed, once, where it sleeps. Raises `EndpointError` where it failed."""
+    found = describe(hub, name)
+    if found.state in ("failed", "updateFailed"):
+        raise EndpointError(f"endpoint {name} failed: {found.message}. See its log, then `hubkit deploy delete`")
+    if found.state in ("paused", "scaledToZero") and name not in resumed:
+        change(hub, name, "resume")
+        resumed.add(name)
+    return found
 
 
 def _healthy(hub: Hub, name: str) -> bool:

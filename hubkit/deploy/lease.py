@@ -16,7 +16,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -77,30 +77,37 @@ class Reaped:
         return asdict(self)
 
 
-@contextmanager
-def held(
-    hub: Hub,
-    wanted: Wanted,
-    *,
-    after: Literal["pause", "delete"] = "delete",
-    wait_s: float = 1800.0,
-    progress: Progress = silent,
-) -> Iterator[Held]:
-    """Find or make the endpoint, wait until it is up, and give it back when the block ends, however it ends.
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """An endpoint to be held, what becomes of it afterwards, and how long it may take to come up."""
 
-    One that was there and running before is left running; one that was paused is paused again. Should it fail while
-    it is held, the block is interrupted as by Ctrl-C, and `EndpointError` with the service's message comes out of it.
-    Raises `EndpointError` and `HubError`.
+    wanted: Wanted
+    after: Literal["pause", "delete"] = "delete"
+    wait_s: float = 1800.0
+
+
+@contextmanager
+def held(hub: Hub, *terms: Terms, progress: Progress = silent) -> Iterator[list[Held]]:
+    """Find or make the endpoints, all at once, wait until they are up, and give them back when the block ends.
+
+    One that was there and running before is left running; one that was paused is paused again. The first that does not
+    come up ends the wait for all. Should one fail while they are held, the block is interrupted as by Ctrl-C, and
+    `EndpointError` with the service's message comes out of it. Raises `EndpointError` and `HubError`.
     """
+    if not terms:
+        yield []
+        return
     reap(hub)
-    lease = _take(hub, wanted, after)
-    try:
-        up = endpoints.wait(hub, lease.endpoint, timeout_s=wait_s, progress=progress)
-        assert up.url is not None  # it runs
-        with _watched(hub, lease.endpoint):
-            yield Held(lease.endpoint, up.url)
-    finally:
-        _give_back(hub, lease)
+    with contextlib.ExitStack() as back:
+        names = []
+        for one in terms:
+            lease = _take(hub, one.wanted, one.after)
+            back.callback(_give_back, hub, lease)
+            names.append(lease.endpoint)
+        waits = dict(zip(names, (one.wait_s for one in terms), strict=True))
+        up = endpoints.wait_for_all(hub, waits, progress=progress)
+        with _watched(hub, names):
+            yield [Held(name, str(up[name].url)) for name in names]
 
 
 def reap(hub: Hub) -> list[Reaped]:
@@ -196,18 +203,19 @@ def _end(hub: Hub, lease: Lease, path: Path) -> str:
 
 
 @contextmanager
-def _watched(hub: Hub, name: str) -> Iterator[None]:
-    """Interrupt the block when the endpoint fails: a client alone sees only an address that does not answer."""
+def _watched(hub: Hub, names: Sequence[str]) -> Iterator[None]:
+    """Interrupt the block when one of them fails: a client alone sees only an address that does not answer."""
     over, failed = threading.Event(), []
 
     def watch() -> None:
         while not over.wait(WATCH_S):
-            with contextlib.suppress(HubError):
-                found = endpoints.describe(hub, name)
-                if found.state == "failed":
-                    failed.append(found.message)
-                    os.kill(os.getpid(), signal.SIGINT)
-                    return
+            for name in names:
+                with contextlib.suppress(HubError):
+                    found = endpoints.describe(hub, name)
+                    if found.state == "failed":
+                        failed.append((name, found.message))
+                        os.kill(os.getpid(), signal.SIGINT)
+                        return
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -216,7 +224,8 @@ def _watched(hub: Hub, name: str) -> Iterator[None]:
     except KeyboardInterrupt:
         if not failed:
             raise
-        raise EndpointError(f"endpoint {name} failed while it was used: {failed[0]}") from None
+        name, message = failed[0]
+        raise EndpointError(f"endpoint {name} failed while it was used: {message}") from None
     finally:
         over.set()
         thread.join(5)

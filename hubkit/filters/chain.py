@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,8 +61,24 @@ class Context:
     questions: dict[str, Path] = field(default_factory=dict)
 
 
+class Remembering(ABC):
+    """A filter that knows the rows before: `key` looks at one alone, wherever that is, `judge` at all in order."""
+
+    @abstractmethod
+    def key(self, conversation: Conversation) -> bytes:
+        """What is compared of a conversation."""
+
+    @abstractmethod
+    def judge(self, key: bytes) -> Verdict:
+        """The verdict on the next row, by its key and those that were kept."""
+
+    def __call__(self, conversation: Conversation) -> Verdict:
+        """Both halves at once."""
+        return self.judge(self.key(conversation))
+
+
 FILTERS: dict[str, Callable[..., FilterFn]] = {}
-REMEMBERING: set[str] = set()  # filters whose verdict depends on what they have seen; they must see every row in order
+REMEMBERING: set[str] = set()  # those whose factory makes a `Remembering`
 
 
 def register(factory: Callable[..., FilterFn]) -> Callable[..., FilterFn]:
@@ -70,7 +87,7 @@ def register(factory: Callable[..., FilterFn]) -> Callable[..., FilterFn]:
     return factory
 
 
-def register_remembering(factory: Callable[..., FilterFn]) -> Callable[..., FilterFn]:
+def register_remembering(factory: Callable[..., Remembering]) -> Callable[..., FilterFn]:
     """As `register`, for a filter that compares each conversation with those before it."""
     REMEMBERING.add(factory.__name__)
     return register(factory)
@@ -170,14 +187,29 @@ class Chain:
         """Start the ledger anew; what filters remember stays."""
         self.steps = [Step(step.name, step.args) for step in self.steps]
 
-    def walk(self, rows: list[Conversation]) -> list[Conversation | Dropped]:
-        """As a call, for what an earlier chain made of one conversation."""
+    def keys(self, conversation: Conversation) -> list[bytes]:
+        """What each of these filters, all of them remembering, compares of a row."""
+        return [judge.key(conversation) for judge in self._filters if isinstance(judge, Remembering)]
+
+    def walk(self, rows: list[Conversation], keys: Sequence[list[bytes]] = ()) -> list[Conversation | Dropped]:
+        """As a call, for what an earlier chain made of one conversation.
+
+        `keys` holds, for each row, what the first filters compare of it, where that is known.
+        """
         gone: list[Conversation | Dropped] = []
-        for step, judge in zip(self.steps, self._filters, strict=True):
+        known = {id(row): found for row, found in zip(rows, keys, strict=bool(keys))}
+        for at, (step, judge) in enumerate(zip(self.steps, self._filters, strict=True)):
+            if keys and at < len(keys[0]):
+                judge = _by_key(judge, at, known)
             rows = _pass(step, judge, rows, gone)
             if not rows:
                 break
         return [*gone, *rows]
+
+
+def _by_key(judge: FilterFn, at: int, known: dict[int, list[bytes]]) -> FilterFn:
+    assert isinstance(judge, Remembering)
+    return lambda row: judge.judge(known[id(row)][at])
 
 
 def _pass(

@@ -93,25 +93,43 @@ def _training(recipe: Recipe, planned: Planned, place: Flavor, block: Training, 
     peak = _peak(place.device)
     if size is None or peak is None:
         return _priced(planned, where, None, 0.0, _unknown(block.base, size, place))
-    limit = int(block.sft.get("max_length") or assumptions()["tokens_per_conversation"])
-    if planned.stage == "asker":
-        count, each = rows, min(limit, assumptions()["tokens_per_conversation"])
-    else:
-        count = int(recipe.rollout.dialogues * assumptions()["kept_share"])
-        each = int(
-            min(limit, sum(_turn_tokens(seat) for seat in _seats(recipe)) * expected_human_turns(recipe.rollout))
-        )
-    count = min(count, block.max_conversations or count)
-    tokens = min(count * each, block.max_tokens or count * each) * float(block.sft.get("num_train_epochs", 3))
-    trained = size if block.lora is None else LORA_SHARE * size
-    each_token = flops_per_token(int(size), int(trained), recompute=bool(block.sft.get("gradient_checkpointing")))
-    hours = each_token * tokens / (peak * place.devices * assumptions()["utilisation"]["train"]) / 3600 + _start()
+    count, tokens = _epoch(recipe, planned.stage, block, rows)
+    tokens *= _epochs(block)
+    hours = _flops_a_token(block, size) * tokens / _trained_an_hour(place, peak) + _start()
     need = _need_gib(block, size)
-    note = f"{tokens / 1e6:,.0f}M tokens, {size / 1e9:.1f}B parameters"
+    note = f"{count:,} rows, {tokens / 1e6:,.0f}M tokens, {size / 1e9:.1f}B parameters"
     if need > place.memory_gib * place.devices:
         there = place.memory_gib * place.devices
         note += f"; does not fit: about {need:,.0f} GiB for weights and optimizer, {there:,.0f} there"
     return _priced(planned, where, hours, place.usd_per_hour, note)
+
+
+def _epoch(recipe: Recipe, stage: str, block: Training, rows: int) -> tuple[int, float]:
+    """(rows, tokens) of one epoch: an asker's as its recipe expects them, a chat model's as the rollout will draw."""
+    limit = int(block.sft.get("max_length") or assumptions()["tokens_per_conversation"])
+    if stage == "asker":
+        count, each = rows, block.expected.tokens if block.expected else assumptions()["tokens_per_conversation"]
+    else:
+        count = int(recipe.rollout.dialogues * assumptions()["kept_share"])
+        each = _dialogue_tokens(recipe)
+    count = min(count, block.max_conversations or count)
+    tokens = count * min(limit, each)
+    return count, float(min(tokens, block.max_tokens or tokens))
+
+
+def _epochs(block: Training) -> float:
+    return float(block.sft.get("num_train_epochs", 3))
+
+
+def _flops_a_token(block: Training, size: float) -> float:
+    """By default TRL computes activations a second time rather than keep them."""
+    trained = size if block.lora is None else LORA_SHARE * size
+    return flops_per_token(int(size), int(trained), recompute=bool(block.sft.get("gradient_checkpointing", True)))
+
+
+def _trained_an_hour(place: Flavor, peak: float) -> float:
+    """Operations in an hour of training there."""
+    return float(3600 * peak * place.devices * assumptions()["utilisation"]["train"])
 
 
 def _prefer(recipe: Recipe, block: Preference, planned: Planned, place: Flavor) -> Cost:
@@ -138,7 +156,7 @@ def _align(recipe: Recipe, block: Preference, planned: Planned, place: Flavor) -
     limit = float(block.dpo.get("max_length") or made + read)
     tokens = 2 * pairs * min(made + read, limit) * float(block.dpo.get("num_train_epochs", 3))
     trained = size if recipe.chat.lora is None and block.lora is None else LORA_SHARE * size
-    each_token = flops_per_token(int(size), int(trained), recompute=bool(block.dpo.get("gradient_checkpointing")))
+    each_token = flops_per_token(int(size), int(trained), recompute=bool(block.dpo.get("gradient_checkpointing", True)))
     work = (each_token + 2 * size) * tokens
     hours = work / (peak * place.devices * assumptions()["utilisation"]["train"]) / 3600 + _start()
     return _priced(planned, where, hours, place.usd_per_hour, f"{pairs:,} pairs, {tokens / 1e6:,.0f}M tokens")
@@ -148,8 +166,7 @@ def _pairs(recipe: Recipe, block: Preference) -> tuple[int, float, float]:
     """(pairs, tokens of an answer, tokens of the history before it)."""
     human_turns = expected_human_turns(recipe.rollout)
     most = recipe.rollout.dialogues * assumptions()["kept_share"] * human_turns * len(block.strategies)
-    history = sum(_turn_tokens(seat) for seat in _seats(recipe)) * human_turns / 2
-    return int(min(most, block.pairs or most)), _turn_tokens(block.chat), history
+    return int(min(most, block.pairs or most)), _turn_tokens("chat", block.chat), _dialogue_tokens(recipe) / 2
 
 
 def _eval(recipe: Recipe, planned: Planned, place: Flavor) -> Cost:
@@ -169,7 +186,7 @@ def _rollout(recipe: Recipe, planned: Planned, place: Flavor) -> Cost:
     block = recipe.rollout
     turns = expected_human_turns(block)
     rate, hours, places, missing = place.usd_per_hour, 0.0, [f"job {place.name}"], []
-    for seat, config in zip(("asker", "chat"), _seats(recipe), strict=True):
+    for seat, config in _seats(recipe).items():
         repo = recipe.asker.base if config.repo == "asker" else config.repo
         size = parameters(repo)
         machine = _machine(config, place)
@@ -177,8 +194,8 @@ def _rollout(recipe: Recipe, planned: Planned, place: Flavor) -> Cost:
             missing.append(f"{seat}: {'no size in ' + repo if size is None else 'not on hardware of the table'}")
             continue
         name, peak, seat_rate = machine
-        made = block.dialogues * turns * _turn_tokens(config)
-        read = block.dialogues * turns * sum(_turn_tokens(one) for one in _seats(recipe))  # each prefix is cached
+        made = block.dialogues * turns * _turn_tokens(seat, config)
+        read = block.dialogues * _dialogue_tokens(recipe)  # each prefix is cached
         shares = assumptions()["utilisation"]
         hours = max(hours, 2 * size * (made / shares["decode"] + read / shares["prefill"]) / peak / 3600)
         rate += seat_rate
@@ -196,7 +213,8 @@ def _machine(config: SeatConfig, place: Flavor) -> tuple[str, float, float] | No
         on = hardware(terms.hardware)
         peak = _peak(_device(on))
         rate = on.usd_per_hour * terms.replicas
-        return (f"endpoint {on}", peak * on.accelerators * terms.replicas, rate) if peak else None
+        name = f"endpoint {on}" if terms.replicas == 1 else f"endpoint {terms.replicas} x {on}"
+        return (name, peak * on.accelerators * terms.replicas, rate) if peak else None
     if config.endpoints == ["embedded"]:
         peak = _peak(place.device)
         return (f"job {place.name}", peak * place.devices, 0.0) if peak else None
@@ -219,12 +237,16 @@ def parameters(repo_id: str) -> float | None:
     return float(found[-1][0]) * (1e9 if found[-1][1] in "bB" else 1e6) if found else None
 
 
-def _seats(recipe: Recipe) -> tuple[SeatConfig, SeatConfig]:
-    return recipe.rollout.asker, recipe.rollout.chat
+def _seats(recipe: Recipe) -> dict[str, SeatConfig]:
+    return {"asker": recipe.rollout.asker, "chat": recipe.rollout.chat}
 
 
-def _turn_tokens(config: SeatConfig) -> float:
-    return float(config.sampling.max_tokens * assumptions()["share_of_max_tokens"])
+def _turn_tokens(seat: str, config: SeatConfig) -> float:
+    return float(min(config.sampling.max_tokens, assumptions()["turn_tokens"][seat]))
+
+
+def _dialogue_tokens(recipe: Recipe) -> float:
+    return expected_human_turns(recipe.rollout) * sum(_turn_tokens(*seat) for seat in _seats(recipe).items())
 
 
 def _start() -> float:
@@ -235,11 +257,12 @@ def _unknown(base: str, size: float | None, place: Flavor) -> str:
     return f"no size in the name {base}" if size is None else f"no peak is known of {place.device or 'a CPU'}"
 
 
-def _rows(recipe: Recipe, hub: Hub, stages: list[Planned]) -> int:
-    """Conversations to train on: as the corpus stage counted them, else as assumed."""
-    assumed = min(int(assumptions()["conversations"]), recipe.corpus.limit or int(assumptions()["conversations"]))
+def _rows(recipe: Recipe, hub: Hub | None, stages: list[Planned]) -> int:
+    """Conversations to train on: as the corpus stage counted them, else as the recipe expects, else as assumed."""
+    assumed = recipe.asker.expected.conversations if recipe.asker.expected else int(assumptions()["conversations"])
+    assumed = min(assumed, recipe.corpus.limit or assumed)
     done = next((one for one in stages if one.stage == "corpus" and one.state == "done"), None)
-    if done is None:
+    if done is None or hub is None:
         return assumed
     try:
         ref = hub.find_commit(done.repo_id, "[corpus:", repo_type="dataset")
@@ -252,16 +275,29 @@ def _rows(recipe: Recipe, hub: Hub, stages: list[Planned]) -> int:
 
 
 def flavors(recipe: Recipe) -> dict[str, str]:
-    """The cheapest flavor for each stage that trains: one whose memory holds weights, gradients and optimizer."""
+    """The flavor for each stage that trains on which it costs least, of those that hold it.
+
+    Where several cost the same, the smallest that is done in `assumptions`' ``job_hours``; where none is, the fastest.
+    """
     found = {}
+    rows = _rows(recipe, None, [])
     for stage, block in (("asker", recipe.asker), ("chat", recipe.chat), ("align", recipe.chat)):
         size = parameters(block.base)
-        if size is not None:
-            need = 1.25 * _need_gib(block, size)
-            rows = [flavor(name) for name in prices.table()["jobs"]["flavors"]]
-            fitting = [row for row in rows if _peak(row.device) and row.memory_gib * row.devices >= need]
-            if fitting:
-                found[stage] = min(fitting, key=lambda row: row.usd_per_hour).name
+        if size is None:
+            continue
+        need = 1.25 * _need_gib(block, size)
+        work = _flops_a_token(block, size) * _epoch(recipe, stage, block, rows)[1] * _epochs(block)
+        offers = []
+        for place in (flavor(name) for name in prices.table()["jobs"]["flavors"]):
+            peak = _peak(place.device)
+            if peak and place.memory_gib * place.devices >= need:
+                hours = work / _trained_an_hour(place, peak)
+                offers.append((hours * place.usd_per_hour, hours, place))
+        least = min((usd for usd, _, _ in offers), default=0.0)
+        cheapest = sorted((offer for offer in offers if offer[0] <= 1.01 * least), key=lambda offer: -offer[1])
+        if cheapest:
+            in_time = (offer for offer in cheapest if offer[1] <= assumptions()["job_hours"])
+            found[stage] = next(in_time, cheapest[-1])[2].name
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -111,16 +111,12 @@ def held(hub: Hub, hosted: Mapping[str, Hosted], progress: Progress) -> Iterator
     """Name → address; the endpoints are given back at the end, however it ends. Raises `EndpointError`, `HubError`."""
     if hosted and hub.token is None:
         raise HubError(f"no token for {hub.url}: log in with `hf auth login` to deploy there", status=401)
-    with ExitStack() as stack:
-        up: dict[deploy.Wanted, deploy.Held] = {}
-        ends = wanted(hub, hosted)
-        for name, one in ends.items():
-            if one not in up:
-                terms = hosted[name].terms
-                wait_s = 60 * terms.wait_minutes
-                one_up = deploy.held(hub, one, after=terms.after, wait_s=wait_s, progress=progress)
-                up[one] = stack.enter_context(one_up)
-        yield {name: up[one].url for name, one in ends.items()}
+    ends = wanted(hub, hosted)
+    terms = {one: hosted[name].terms for name, one in reversed(ends.items())}
+    asked = [deploy.Terms(one, said.after, 60 * said.wait_minutes) for one, said in terms.items()]
+    with deploy.held(hub, *asked, progress=progress) as found:
+        urls = {one: up.url for one, up in zip(terms, found, strict=True)}
+        yield {name: urls[one] for name, one in ends.items()}
 
 
 def prices(hub: Hub, hosted: Mapping[str, Hosted]) -> list[dict[str, Any]]:
@@ -175,6 +171,7 @@ def addresses(context: Context, inputs: dict[str, Ref], work: Work, block: Rollo
 
 @contextmanager
 def _token_in_environment(token: str) -> Iterator[None]:
+    """`TOKEN_ENV` holds `token` for the length of the block."""
     before = os.environ.get(TOKEN_ENV)
     os.environ[TOKEN_ENV] = token
     try:

@@ -24,7 +24,7 @@ from hubkit.progress import Progress, silent
 from hubkit.recipe import Preference
 from hubkit.replies import Journal
 from hubkit.schema import Message, fault
-from hubkit.shards import ShardWriter
+from hubkit.shards import ShardWriter, opened
 
 __all__ = ["JUDGED", "STRATEGIES", "Choose", "PreferenceReport", "Question", "build", "dependence"]
 JUDGED = "judged"  # the kind of a question that a judge, not a sign, found to need its context
@@ -168,11 +168,10 @@ def _questions(
 
 def _rows(dialogues: Sequence[Path]) -> Iterator[dict[str, Any]]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     for path in dialogues:
         try:
-            for batch in pq.ParquetFile(path).iter_batches(batch_size=256, columns=["id", "messages"]):
+            for batch in opened(path).iter_batches(batch_size=256, columns=["id", "messages"]):
                 yield from batch.to_pylist()
         except (OSError, pa.ArrowInvalid, KeyError) as error:
             raise SourceError(f"{path} does not read as dialogues in parquet ({type(error).__name__})") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -58,6 +58,9 @@ class Corpus(Block):
     """Conversations held out for evaluation."""
     limit: int | None = None
     """At most this many rows are read."""
+    on: Literal["here", "ray"] = "here"
+    """Whether filters run on this machine, or as tasks of a Ray cluster (``hubkit[ray]``); what they keep is the
+    same."""
 
 
 class Measure(Block):
@@ -76,3 +79,5 @@ class Curate(Block):
     """The chain, in order."""
     measure: Measure | None = Measure()
     """How the dialogues are measured; null: not."""
+    on: Literal["here", "ray"] = "here"
+    """Whether filters run on this machine, or as tasks of a Ray cluster; what they keep is the same."""

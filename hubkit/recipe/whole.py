@@ -16,6 +16,8 @@ from hubkit.recipe.preference import Preference
 from hubkit.recipe.training import Training
 
 PREFERENCE_STAGES = ("prefer", "align")
+_NOT_READ = {"expected", "published"}  # only shown or planned with
+_SAME_ANYWHERE = {"corpus", "curate"}  # stages that make the same wherever they run, by their ``on``
 _OPTIMISING = {"max_drop_share", "checkpoint_minutes", "lora", "dpo"}  # of a preference block: what ``align`` reads
 
 
@@ -120,11 +122,11 @@ class Recipe(Block):
     def read_by(self, stage: str, *, mode: Literal["json", "python"] = "python") -> dict[str, Any]:
         """The block that `stage` reads, as plain data; ``prefer`` and ``align`` each read their part of one.
 
-        What is only shown or planned with is left out. Raises `ValueError` for a stage that the recipe does not have.
+        What changes nothing of what is made is left out. Raises `ValueError` for a stage that the recipe does not have.
         """
         if stage not in PREFERENCE_STAGES:
             block: BaseModel = getattr(self, stage)
-            return block.model_dump(mode=mode, exclude={"expected", "published"})
+            return block.model_dump(mode=mode, exclude=_NOT_READ | ({"on"} if stage in _SAME_ANYWHERE else set()))
         if self.preference is None:
             raise ValueError(f"a recipe without a preference block has no stage {stage!r}")
         optimising = {"exclude": {*_OPTIMISING, "expected"}} if stage == "prefer" else {"include": _OPTIMISING}

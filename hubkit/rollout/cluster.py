@@ -12,15 +12,15 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hubkit.cluster import connected
 from hubkit.errors import (
     HubError,
     HubkitError,
-    MissingDependencyError,
     RecipeError,
     RunInterruptedError,
     StageError,
@@ -66,34 +66,13 @@ def run(
     check(block)
     digest = run_digest(block, seed, provenance)
     job = Job(block, digest, seed, provenance, Seats(asker_urls, chat_urls))
-    with locked(journal), _cluster() as ray:
+    with locked(journal), connected() as ray:
         _refuse_loopback_elsewhere(ray, job.seats)
         state = load(journal, digest, earlier_shards)
         rows = shards.Rows(block, seed=seed, digest=digest, provenance=provenance)
         fleet = _Fleet(ray, job, state, journal, on_shard=on_shard, on_status=on_status, progress=progress)
         session = fleet.drive(ray.put(list(openings)))
         return report(block, state, rows, out, session)
-
-
-@contextmanager
-def _cluster() -> Iterator[Any]:
-    """Ray, connected; a cluster that had to be begun listens on this machine alone, and ends with the context."""
-    try:
-        import ray
-    except ImportError:
-        raise MissingDependencyError("rollout.on is ray, which is not installed: pip install 'hubkit[ray]'") from None
-    if ray.is_initialized():
-        yield ray
-        return
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
-        ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
 
 
 def _refuse_loopback_elsewhere(ray: Any, seats: Seats) -> None:
