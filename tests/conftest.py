@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from places import ROOT
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
+    from huggingface_hub import HfApi
 
 for _name in [n for n in os.environ if n.startswith(("HF_", "HUBKIT_", "TRANSFORMERS_"))]:
     del os.environ[_name]
@@ -32,6 +38,30 @@ def hubkit_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield home
     embedded.stop()
     patch.undo()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """One embedded Hub a file, with nothing in it."""
+    from hub_server import HubServer
+
+    running = HubServer(tmp_path_factory.mktemp("hub")).start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def api(server: HubServer) -> HfApi:
+    """Its owner's stock client."""
+    return server.api()
+
+
+@pytest.fixture
+def repo(api: HfApi) -> Iterator[str]:
+    """A model repo for one test."""
+    made = api.create_repo(f"local/r{time.time_ns()}").repo_id
+    yield made
+    api.delete_repo(made, missing_ok=True)
 
 
 @pytest.fixture

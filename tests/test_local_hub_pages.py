@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
 
 import pytest
 from hub_server import HubServer, send
@@ -12,17 +11,10 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
-    running = HubServer(tmp_path_factory.mktemp("hub")).start()
-    running.api().create_repo("local/target")
-    running.api().create_repo("local/hidden", private=True)
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def api(server: HubServer) -> HfApi:
-    return server.api()
+def server(server: HubServer) -> HubServer:
+    server.api().create_repo("local/target")
+    server.api().create_repo("local/hidden", private=True)
+    return server
 
 
 def test_other_sites_and_other_names_are_refused(server: HubServer) -> None:

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,17 +17,10 @@ SHA = hashlib.sha256(b"content").hexdigest()
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
-    running = HubServer(tmp_path_factory.mktemp("hub")).start()
-    running.api().create_repo("local/target")
-    running.api().create_repo("local/hidden", private=True)
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def api(server: HubServer) -> HfApi:
-    return server.api()
+def server(server: HubServer) -> HubServer:
+    server.api().create_repo("local/target")
+    server.api().create_repo("local/hidden", private=True)
+    return server
 
 
 def commit(server: HubServer, *lines: dict[str, Any] | bytes, **options: Any) -> Answer:
