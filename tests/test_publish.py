@@ -324,7 +324,9 @@ publish(connect(), Recipe.model_validate(given["recipe"]), {k: Ref(**v) for k, v
 
 
 @pytest.mark.slow
-def test_killed_pushes_end_like_a_whole_one(hub: Hub, recipe: Recipe, outputs: dict[str, Ref]) -> None:
+def test_killed_pushes_end_like_a_whole_one(
+    hub: Hub, recipe: Recipe, outputs: dict[str, Ref], record_property: Callable[[str, object], None]
+) -> None:
     """kill -9 at fifty random moments, over growing waits; then one push to the end: one commit a repo, no more."""
     before = heads(hub, recipe)
     given = json.dumps({"recipe": recipe.model_dump(), "outputs": {k: v.to_dict() for k, v in outputs.items()}})
@@ -338,6 +340,7 @@ def test_killed_pushes_end_like_a_whole_one(hub: Hub, recipe: Recipe, outputs: d
         time.sleep(spread.uniform(0.5, 1.5 + 0.1 * round_))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+    record_property("kills", 50)
     publish(hub, recipe, outputs)
     after = heads(hub, recipe)
     assert {kind: len(after[kind]) - len(before[kind]) for kind in after} == dict.fromkeys(after, 1)

@@ -200,7 +200,7 @@ def rows_of(facts: CardFacts) -> int | None:
 
 
 def _tags(recipe: Recipe | None, *tags: str) -> list[str]:
-    return [*tags, TAG, *([recipe.name, f"arxiv:{recipe.paper.arxiv}"] if recipe else [])]
+    return [*tags, TAG, *(recipe.tags if recipe else [])]
 
 
 def _license_extra(facts: CardFacts) -> dict[str, Any]:
