@@ -8,6 +8,7 @@ published procedure (Zheng et al., 2023, arXiv 2306.05685): ``[[7]]`` or ``[[7.5
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,9 @@ class Found:
     rating: float | None = None
     winner: Winner | None = None
     reason: str = ""
+
+
+Parse = Callable[[str, str], Found]
 
 
 def rating(text: str, finish_reason: str = "stop") -> Found:
