@@ -115,6 +115,14 @@ def reap(hub: Hub) -> list[Reaped]:
     return found
 
 
+def holders() -> dict[str, list[Lease]]:
+    """Leases on this machine by endpoint, dead holders' too."""
+    found: dict[str, list[Lease]] = {}
+    for _, lease in _leases():
+        found.setdefault(lease.endpoint, []).append(lease)
+    return found
+
+
 def _take(hub: Hub, wanted: Wanted, after: After) -> Lease:
     """Write the lease down, then find or make the endpoint."""
     name = wanted.name
