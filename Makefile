@@ -38,7 +38,7 @@ spaces: $(READY) ## both pushed Spaces on this machine, against the embedded Hub
 	$(BIN)/hubkit spaces $(RECIPE) --profile $(PROFILE) $(ARGS)
 
 test: $(READY) ## the tests, without the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(READY) ## the slow tests: kills, chaos, whole demos
 	$(BIN)/python -m pytest -m slow --timeout 3600

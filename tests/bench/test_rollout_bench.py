@@ -195,7 +195,7 @@ def test_memory_and_resume(tmp_path: Path) -> None:
         "memory",
         {
             "dialogues": count,
-            "rss_mb_at_1000": round(first["at_1000"]),
+            "rss_mb_at_1000": round(first["at_1000"] or 0),
             "rss_mb_at_10000": round(first["at_10000"] or 0),
             "peak_rss_mb": round(first["peak_mb"]),
             "resume_s": round(again["seconds"], 2),
