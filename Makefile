@@ -6,9 +6,11 @@ PROFILE ?= laptop
 BIN   := .venv/bin
 READY := .venv/.ready
 RUN   := $(BIN)/hubkit run $(RECIPE) --profile $(PROFILE)
+# All figures into tests/bench/bench.json, BENCHMARKS.md and README.md.
+FIGURES := $(BIN)/python tests/bench/readme.py
 
 .PHONY: demo corpus asker rollout curate chat eval push spaces test test-slow conformance check format
-.PHONY: bench bench-demo bench-gpu bench-curve chaos reference licences clean help
+.PHONY: bench bench-demo bench-gpu bench-curve plans chaos reference licences clean help
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -36,29 +38,40 @@ spaces: $(READY) ## both pushed Spaces on this machine, against the embedded Hub
 	$(BIN)/hubkit spaces $(RECIPE) --profile $(PROFILE) $(ARGS)
 
 test: $(READY) ## the tests, without the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(READY) ## the slow tests: kills, chaos, whole demos
 	$(BIN)/python -m pytest -m slow --timeout 3600
 
 conformance: $(READY) ## the clients' own test suites against the embedded Hub
 	$(BIN)/python tests/contract/conformance.py
+	$(FIGURES)
 
 chaos: $(READY) ## drivers, Hubs, pushes and trainers killed at any moment, hundreds of times
-	$(BIN)/python -m pytest -m "slow or not slow" -k "kill or chaos" --timeout 3600
+	$(BIN)/python tests/bench/chaos.py
+	$(FIGURES)
 
-bench-demo: $(READY) ## time the whole loop, three runs of each recipe, and write its figures
+bench: $(READY) ## measure, side by side with the alternatives (QUESTIONS=folder of benchmarks' questions)
+	$(BIN)/python -m pytest -m bench --timeout 7200 tests/bench
+	$(BIN)/python tests/bench/steps.py $(QUESTIONS)
+	$(BIN)/python tests/bench/plans.py
+	$(FIGURES)
+
+bench-demo: $(READY) ## time the whole loop, three runs of each recipe
 	$(BIN)/python tests/bench/demo.py
-	$(BIN)/python tests/bench/readme.py
+	$(FIGURES)
+
+bench-curve: $(READY) ## held-out loss over three sizes of training data, both recipes, and its picture
+	$(BIN)/python tests/bench/learning_curve.py
+	$(FIGURES)
 
 bench-gpu: $(READY) ## training on a GPU: tokens/s, memory, utilisation (skipped where there is none)
 	$(BIN)/python -m pytest -m bench -s -rs --timeout 3600 tests/bench/test_train_gpu.py
+	$(FIGURES)
 
-bench-curve: $(READY) ## held-out loss over three sizes of training data, both recipes: a JSON file and a picture
-	$(BIN)/python tests/bench/learning_curve.py
-
-bench: $(READY) ## measure, side by side with the alternatives
-	$(BIN)/python -m pytest -m bench --timeout 3600 tests/bench
+plans: $(READY) ## hours and price of the papers at full scale, as planned
+	$(BIN)/python tests/bench/plans.py
+	$(FIGURES)
 
 reference: $(READY) ## write REFERENCE.md: every command, every recipe key
 	$(BIN)/hubkit reference > REFERENCE.md

@@ -1,5 +1,6 @@
 """Hard caps over everything that a run asks for: tokens, money, hours. What was spent survives in the run's journal.
 
+Takes a recipe's caps and what was spent before; gives a `Budget`, which is asked before every request and told after.
 A request is let through only if the caps still hold when it costs all that it can (its prompt and max_tokens), beside
 what the requests already out may cost; so a cap is never passed, apart from prompts that a server counts higher than
 we guessed. While those that are out keep a request from starting, it waits for them.

@@ -44,10 +44,6 @@ class Conversation:
         """Number of ``user`` messages."""
         return sum(m["role"] == "user" for m in self.messages)
 
-    def to_row(self) -> dict[str, Any]:
-        """The row that datasets hold: ``id``, ``messages``, ``source`` and the keys of `meta`."""
-        return {"id": self.id, "messages": self.messages, "source": self.source, **self.meta}
-
 
 _OTHER_SEAT: dict[str, Role] = {"user": "assistant", "assistant": "user", "system": "system"}
 

@@ -1,8 +1,9 @@
 """Parquet shards that a dataset viewer, a streaming reader and a second upload all like.
 
-Row groups are small enough to page through, pages are indexed, and pages are cut by content, so that a Hub with
-content-defined chunks stores only what changed between versions. Shards are named ``SPLIT-00000-of-0000N.parquet``;
-N is known only at the end, so they are written under other names and renamed when all is well.
+Takes rows or parquet files; gives parquet files. Row groups are small enough to page through, pages are indexed, and
+pages are cut by content, so that a Hub with content-defined chunks stores only what changed between versions. Shards
+are named ``SPLIT-00000-of-0000N.parquet``; N is known only at the end, so they are written under other names and
+renamed when all is well.
 """
 
 from __future__ import annotations

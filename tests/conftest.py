@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
-from hub_server import HubServer
 from places import ROOT
+
+if TYPE_CHECKING:
+    from hub_server import HubServer
+    from huggingface_hub import HfApi
 
 for _name in [n for n in os.environ if n.startswith(("HF_", "HUBKIT_", "TRANSFORMERS_"))]:
     del os.environ[_name]
@@ -37,13 +41,27 @@ def hubkit_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def target_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
-    """An embedded Hub with a repo that everybody sees, ``local/target``, and one that only its owner does."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+    """One embedded Hub a file, with nothing in it."""
+    from hub_server import HubServer
+
     running = HubServer(tmp_path_factory.mktemp("hub")).start()
-    running.api().create_repo("local/target")
-    running.api().create_repo("local/hidden", private=True)
     yield running
     running.stop()
+
+
+@pytest.fixture(scope="module")
+def api(server: HubServer) -> HfApi:
+    """Its owner's stock client."""
+    return server.api()
+
+
+@pytest.fixture
+def repo(api: HfApi) -> Iterator[str]:
+    """A model repo for one test."""
+    made = api.create_repo(f"local/r{time.time_ns()}").repo_id
+    yield made
+    api.delete_repo(made, missing_ok=True)
 
 
 @pytest.fixture

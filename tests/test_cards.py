@@ -124,6 +124,14 @@ def test_every_card_of_both_recipes_lints_clean(kind: Kind, recipe: str) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_recipe_of_one_s_own_needs_no_paper(kind: Kind) -> None:
+    made = facts(kind)
+    card = render(dataclasses.replace(made, recipe=made.recipe.model_copy(update={"paper": None})))
+    assert lint(card, kind) == [] and "arxiv:2310" not in card
+    assert "which follows no paper." in card or kind in ("base", "source", "benchmark")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_cards_without_any_report_say_so_and_make_no_number_up(kind: Kind) -> None:
     bare = facts(kind, reports={}, results=None, versions={})
     card = render(bare)

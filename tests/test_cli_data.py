@@ -92,7 +92,13 @@ def test_stats_asks_a_judge(cli, tmp_path: Path) -> None:  # type: ignore[no-unt
         assert "20 of them without a verdict" in done.stderr and "(judged)" not in done.stdout
         unset = cli(*given, judge.url, "--judge-token-env", "NOT_SET_ANYWHERE")
         assert unset.returncode == 2 and "which is not set" in unset.stderr
-    gone = cli(*given, "http://127.0.0.1:9")
+
+
+@pytest.mark.slow
+def test_a_judge_that_is_not_there_is_waited_for_and_then_named(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    small = ["--set", "corpus.openings=5", "--set", "corpus.test=10", "--set", "corpus.filters=[]"]
+    assert cli("clean", str(chats(tmp_path / "a.json", 40)), "-o", str(tmp_path / "v"), *small).returncode == 0
+    gone = cli("stats", f"{tmp_path}/v:test", "--no-topics", "--judge", "http://127.0.0.1:9")
     assert gone.returncode in (1, 3) and "judge" in gone.stderr and "Traceback" not in gone.stderr
 
 

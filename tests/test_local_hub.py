@@ -7,8 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,25 +20,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import get_session
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
-    running = HubServer(tmp_path_factory.mktemp("hub")).start()
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def api(server: HubServer) -> HfApi:
-    return server.api()
-
-
-@pytest.fixture
-def repo(api: HfApi) -> Iterator[str]:
-    made = api.create_repo(f"local/r{time.time_ns()}").repo_id
-    yield made
-    api.delete_repo(made, missing_ok=True)
 
 
 def status_of(error: pytest.ExceptionInfo[HfHubHTTPError]) -> int:

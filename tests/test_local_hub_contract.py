@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
@@ -17,31 +16,12 @@ from huggingface_hub.utils import get_session
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
-    running = HubServer(tmp_path_factory.mktemp("hub")).start()
-    yield running
-    running.stop()
-
-
-@pytest.fixture(scope="module")
-def api(server: HubServer) -> HfApi:
-    return server.api()
-
-
-@pytest.fixture(scope="module")
 def guest(server: HubServer) -> HfApi:
     """Another user."""
     command = [sys.executable, "-m", "hubkit.local_hub", "account", "--root", str(server.root), "--user", "guest"]
     command += ["--org", "team:write:The Team"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=60)
     return server.api(token=done.stdout.strip())
-
-
-@pytest.fixture
-def repo(api: HfApi) -> Iterator[str]:
-    made = api.create_repo(f"local/r{time.time_ns()}").repo_id
-    yield made
-    api.delete_repo(made, missing_ok=True)
 
 
 def read(api: HfApi, repo: str, path: str, revision: str = "main") -> bytes:

@@ -10,7 +10,7 @@ import http.client
 import io
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -180,11 +180,9 @@ def test_pointers(oid: str, size: int, junk: bytes) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
-    running = HubServer(tmp_path_factory.mktemp("hub")).start()
-    running.api().create_repo("local/fuzz")
-    yield running
-    running.stop()
+def server(server: HubServer) -> HubServer:
+    server.api().create_repo("local/fuzz")
+    return server
 
 
 PREFIXES = st.sampled_from(

@@ -22,11 +22,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     server.stop()
 
 
-@pytest.fixture
-def api(server: HubServer) -> Any:
-    return server.api()
-
-
 def run(api: Any, *command: str, **options: Any) -> Any:
     return api.run_job(image="python:3.12", command=list(command), namespace="local", **options)
 

@@ -6,7 +6,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -148,5 +148,6 @@ def test_killed_at_random_nothing_acknowledged_is_lost(server: HubServer) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_killed_two_hundred_times(server: HubServer) -> None:
+def test_killed_two_hundred_times(server: HubServer, record_property: Callable[[str, object], None]) -> None:
+    record_property("kills", 200)
     _survive(server, rounds=200, seed=2, check_every=10)

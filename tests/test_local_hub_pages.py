@@ -11,13 +11,10 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 
 @pytest.fixture(scope="module")
-def server(target_hub: HubServer) -> HubServer:
-    return target_hub
-
-
-@pytest.fixture(scope="module")
-def api(server: HubServer) -> HfApi:
-    return server.api()
+def server(server: HubServer) -> HubServer:
+    server.api().create_repo("local/target")
+    server.api().create_repo("local/hidden", private=True)
+    return server
 
 
 def test_other_sites_and_other_names_are_refused(server: HubServer) -> None:

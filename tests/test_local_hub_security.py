@@ -17,13 +17,10 @@ SHA = hashlib.sha256(b"content").hexdigest()
 
 
 @pytest.fixture(scope="module")
-def server(target_hub: HubServer) -> HubServer:
-    return target_hub
-
-
-@pytest.fixture(scope="module")
-def api(server: HubServer) -> HfApi:
-    return server.api()
+def server(server: HubServer) -> HubServer:
+    server.api().create_repo("local/target")
+    server.api().create_repo("local/hidden", private=True)
+    return server
 
 
 def commit(server: HubServer, *lines: dict[str, Any] | bytes, **options: Any) -> Answer:

@@ -359,11 +359,13 @@ def pushed_and_killed(recipe: Recipe, outputs: dict[str, Ref], to: Hub | None) -
 
 
 @pytest.mark.slow
-def test_killed_pushes_end_like_a_whole_one(hub: Hub, recipe: Recipe, outputs: dict[str, Ref]) -> None:
+def test_killed_pushes_end_like_a_whole_one(
+    hub: Hub, recipe: Recipe, outputs: dict[str, Ref], record_property: Callable[[str, object], None]
+) -> None:
     """kill -9 at fifty random moments; then one push to the end: one commit a repo, no more."""
     before = heads(hub, recipe)
-    for _ in pushed_and_killed(recipe, outputs, to=None):
-        pass
+    kills = sum(1 for _ in pushed_and_killed(recipe, outputs, to=None))
+    record_property("kills", kills)
     publish(hub, recipe, outputs)
     after = heads(hub, recipe)
     assert {kind: len(after[kind]) - len(before[kind]) for kind in after} == dict.fromkeys(after, 1)

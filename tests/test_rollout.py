@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -629,7 +630,7 @@ def test_a_shard_that_is_none_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_hundred_kills_with_faults(tmp_path: Path) -> None:
+def test_two_hundred_kills_with_faults(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     """Kill the driver 200 times at random moments while the server fails now and then; account for every turn."""
     import random
 
@@ -648,5 +649,6 @@ def test_two_hundred_kills_with_faults(tmp_path: Path) -> None:
                 check_against_ledger(tmp_path, server)
         report = roll(server, tmp_path, block(**given), openings=openings(12500))
         turns, lost = check_against_ledger(tmp_path, server)
+    record_property("kills", kills)
     assert kills >= 150 and lost <= kills * 16
     assert report.dialogues == 12000 and report.end_reasons == {"target_turns": 12000} and turns == 12000 * 5

@@ -24,7 +24,7 @@ from test_rollout import PROVENANCE, block, openings, rows
 ray = pytest.importorskip("ray", reason="needs hubkit[ray]")
 
 from hubkit.hub.places import runs  # noqa: E402
-from hubkit.rollout import RolloutReport, cluster  # noqa: E402
+from hubkit.rollout import RolloutReport, run  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NODES = 3  # of the fixture's cluster
@@ -33,7 +33,7 @@ NODES = 3  # of the fixture's cluster
 def roll(server: Handle, folder: Path, **changes: Any) -> RolloutReport:
     """The run over the cluster; `changes` are the block's."""
     given = block(**{"dialogues": 60, "in_flight": 12, "shard_dialogues": 4, "on": "ray", **changes})
-    return cluster.run(
+    return run(
         given, openings(), folder / "out", asker_urls=[server.url], chat_urls=[server.url],
         journal=folder / "journal", seed=7, provenance=PROVENANCE,
     )  # fmt: skip

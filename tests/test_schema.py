@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hubkit.errors import SchemaError
-from hubkit.schema import Conversation, fault, swap_roles
+from hubkit.schema import fault, swap_roles
 
 roles = st.sampled_from(["system", "user", "assistant"])
 messages = st.lists(st.fixed_dictionaries({"role": roles, "content": st.text()}))
@@ -63,8 +63,3 @@ def test_a_segment_may_start_with_either_seat_when_asked() -> None:
     segment = _talk(("assistant", "b"), ("user", "c"))
     assert fault(segment, first=None) is None
     assert fault(segment, first="assistant") is None
-
-
-def test_a_row_holds_the_conversation_and_its_meta() -> None:
-    row = Conversation("x", _talk(("user", "a"), ("assistant", "b")), "here", {"lang": "en"}).to_row()
-    assert row["id"] == "x" and row["source"] == "here" and row["lang"] == "en" and len(row["messages"]) == 2

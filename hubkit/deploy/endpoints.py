@@ -20,7 +20,6 @@ COSTING = ("initializing", "running", "updating", "updateFailed")
 """States in which the service bills (its pricing page); ``pending`` waits for hardware, for nothing."""
 
 POLL_S = 2.0
-HEALTH_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from hubkit.local_tgi.requests import GenerateParameters, Grammar
 MAX_STOP_SEQUENCES = 4
 MAX_BEST_OF = 2
 MAX_TOP_N_TOKENS = 5
-DEFAULT_NEW_TOKENS = 1024
 _SCHEMA_LIMIT_NODES, _SCHEMA_LIMIT_DEPTH = 2000, 16
 
 

@@ -24,7 +24,6 @@ from hubkit.pipeline.deployed import as_deployed, templates
 from hubkit.pipeline.run_branch import claimed
 from hubkit.pipeline.stage import PROVENANCE, Context, Work, parquet
 from hubkit.recipe import Rollout
-from hubkit.rollout import cluster
 
 
 def drive(
@@ -39,8 +38,7 @@ def drive(
     """
     block = as_deployed(context, inputs, block)
     with _call(context, inputs, work, block, shared=shared) as (openings, options):
-        run = cluster.run if block.on == "ray" else rollout.run
-        return run(block, openings, work.out, **options)
+        return rollout.run(block, openings, work.out, **options)
 
 
 def estimate(

@@ -50,7 +50,8 @@ def title(recipe: Recipe) -> str:
 
 def _description(recipe: Recipe) -> str:
     # The Hub takes at most 150 characters.
-    return f"Rebuilt with hubkit from arXiv:{recipe.paper.arxiv}; lineage in every card."[:150]
+    what = f"Rebuilt with hubkit from arXiv:{recipe.paper.arxiv}" if recipe.paper else "Made with hubkit"
+    return f"{what}; lineage in every card."[:150]
 
 
 def _find(hub: Hub, recipe: Recipe) -> Any | None:

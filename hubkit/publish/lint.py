@@ -117,8 +117,6 @@ def _metadata(data: Mapping[str, Any], kind: Kind) -> Iterator[str]:
     if not data.get("tags"):
         yield "tags are missing"
     yield from _model(data, kind) if kind in MODELS else _dataset(data, kind)
-    if kind not in ("base", "source") and not any(str(t).startswith("arxiv:") for t in data.get("tags") or ()):
-        yield "no tag arxiv:<id> names the paper"
 
 
 def _model(data: Mapping[str, Any], kind: Kind) -> Iterator[str]:
@@ -162,6 +160,8 @@ def _body(body: str, kind: Kind, data: Mapping[str, Any]) -> Iterator[str]:
         yield "the card has no title"
     headings = re.findall(r"^## (.+?) *$", prose, re.MULTILINE)
     yield from (f"the section '{name}' is missing" for name in HEADINGS[kind] if name not in headings)
+    papers = re.findall(r"arxiv\.org/abs/([\w.]+)", prose.partition("\n## Paper")[2])
+    yield from (f"no tag arxiv:{n} names the paper" for n in papers if f"arxiv:{n}" not in (data.get("tags") or ()))
     yield from (f"the card holds {what}" for pattern, what in _NEVER if pattern.search(body))
     snippets = [m["code"] for m in _FENCE.finditer(body) if m["language"] == "python"]
     if not snippets:

@@ -129,16 +129,7 @@ def _eval_results(facts: CardFacts, kind: TrainedKind) -> list[EvalResult] | Non
     turn = "human" if kind == "asker" else "assistant"
     card = scorecard.found(facts.results) if kind == "asker" else None
     return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=corpus.repo_id,
-            dataset_name="Held-out human conversations",
-            dataset_split="test",
-            dataset_revision=corpus.revision,
-            metric_type="loss",
-            metric_name=f"Loss per {turn}-turn token (nats)",
-            metric_value=round(held.model, 6),
-        ),
+        scorecard.held_out_result(corpus, "loss", f"Loss per {turn}-turn token (nats)", held.model),
         *(scorecard.model_index(card, corpus) if card else ()),
     ]
 
@@ -209,7 +200,7 @@ def rows_of(facts: CardFacts) -> int | None:
 
 
 def _tags(recipe: Recipe | None, *tags: str) -> list[str]:
-    return [*tags, TAG, *([recipe.name, f"arxiv:{recipe.paper.arxiv}"] if recipe else [])]
+    return [*tags, TAG, *(recipe.tags if recipe else [])]
 
 
 def _license_extra(facts: CardFacts) -> dict[str, Any]:

@@ -62,19 +62,22 @@ def section(card: scorecards.Scorecard, *, picture: bool = True) -> str:
 def model_index(card: scorecards.Scorecard, data: Input, player: str = _PLAYER) -> list[EvalResult]:
     """One entry a measure of `player`, for the ``model-index`` of its card; `data` is what it was held against."""
     titles = card_definitions()
-    return [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=data.repo_id,
-            dataset_name="Held-out human conversations",
-            dataset_split="test",
-            dataset_revision=data.revision,
-            metric_type=name,
-            metric_name=titles[name].title,
-            metric_value=round(value["value"], 6),
-        )
-        for name, value in _values(card, player).items()
-    ]
+    values = _values(card, player).items()
+    return [held_out_result(data, name, titles[name].title, value["value"]) for name, value in values]
+
+
+def held_out_result(data: Input, metric: str, title: str, value: float) -> EvalResult:
+    """What one measure came to on the held-out conversations of the corpus `data`."""
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=data.repo_id,
+        dataset_name="Held-out human conversations",
+        dataset_split="test",
+        dataset_revision=data.revision,
+        metric_type=metric,
+        metric_name=title,
+        metric_value=round(value, 6),
+    )
 
 
 def model_index_yaml(card: scorecards.Scorecard, data: Input, player: str = _PLAYER) -> str:

@@ -52,7 +52,7 @@ def settings(recipe: Recipe, qualify: Callable[[str], str]) -> dict[str, Any]:
     """What both Spaces read from ``space.json``: names, models, seats, data."""
     return {
         "system": recipe.names.system,
-        "paper": {"title": recipe.paper.title, "url": recipe.paper.url},
+        "paper": recipe.paper.model_dump(include={"title", "url"}) if recipe.paper else None,
         "asker": _model(recipe.names.asker, qualify(recipe.repos.asker), recipe.asker, recipe.rollout.asker),
         "chat": _model(recipe.names.chat, qualify(recipe.repos.chat), recipe.chat, recipe.rollout.chat),
         "conversations": {"repo_id": qualify(recipe.repos.corpus), "split": "test"},
@@ -83,5 +83,5 @@ def _card(readme: Path, space: Space, recipe: Recipe, wanted: dict[str, Any]) ->
     card.data["title"] = f"Chat with {name}" if space.folder == "chat" else f"{name}: be the assistant"
     card.data["models"] = list(dict.fromkeys(wanted[who][key] for who in shown for key in ("repo_id", "base")))
     card.data["datasets"] = [wanted["dialogues" if space.folder == "chat" else "conversations"]["repo_id"]]
-    card.data["tags"] = ["hubkit", recipe.name, f"arxiv:{recipe.paper.arxiv}", "mcp-server"]
+    card.data["tags"] = ["hubkit", *recipe.tags, "mcp-server"]
     return str(card)

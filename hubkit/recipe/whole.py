@@ -92,8 +92,8 @@ class Recipe(Block):
     """Its name."""
     seed: int = 42
     """The one seed from which all others are drawn."""
-    paper: Paper
-    """The paper behind it."""
+    paper: Paper | None = None
+    """The paper behind it, if there is one."""
     names: Names
     """The paper's names."""
     repos: Repos
@@ -118,6 +118,11 @@ class Recipe(Block):
     """Dotted keys that no source states: our own choices, marked in cards."""
     profile: str = ""
     """The profiles that were laid over it."""
+
+    @property
+    def tags(self) -> list[str]:
+        """What marks its repos on a Hub: its name, and its paper's number."""
+        return [self.name, *([f"arxiv:{self.paper.arxiv}"] if self.paper else [])]
 
     def read_by(self, stage: str, *, mode: Literal["json", "python"] = "python") -> dict[str, Any]:
         """The block that `stage` reads, as plain data; ``prefer`` and ``align`` each read their part of one.

@@ -16,13 +16,13 @@ from hubkit.endpoint import ClientTemplate
 from hubkit.errors import StageError
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Rollout
-from hubkit.rollout import shards
+from hubkit.rollout import cluster, shards
 from hubkit.rollout.delivery import report
 from hubkit.rollout.driver import OnShard
 from hubkit.rollout.plan import check, run_digest
 from hubkit.rollout.preflight import Estimate, judge
 from hubkit.rollout.report import RolloutReport, Status
-from hubkit.rollout.session import Seats, drive
+from hubkit.rollout.session import Seats, Watch, drive
 from hubkit.rollout.state import PARTS, load, locked
 from hubkit.schema import Conversation
 
@@ -55,36 +55,31 @@ def run(
     fresh `journal` goes on from those alone: what it had spent counts, and dialogues that a cap had ended go on. What
     `on_status` raises ends the run. With a template, that seat is asked through ``/generate``.
 
+    With ``block.on`` "ray" it is the Ray cluster that RAY_ADDRESS names, or that runs here, or one begun for this run,
+    that drives; hubkit must be installed on every node, and the keys that the seats' `token_env` names be set there.
+
     A run goes on under other caps and another number of dialogues. Where the caps end it, dialogues that have an answer
     are rows with the cap's name as their end, and stay open in the journal.
 
     Raises `RecipeError` for a block that cannot run, `RunLockedError` when another process drives this run,
     `MisconfiguredEndpointError` / `EndpointUnreachableError` when a seat cannot be asked, `RunInterruptedError` after
-    Ctrl-C or SIGTERM (once: answers on their way are taken; twice: they are not), `DiskFullError`. After any of them
-    the same call goes on.
+    Ctrl-C or SIGTERM (once: answers on their way are taken; twice: they are not), `DiskFullError`; on a cluster,
+    `MissingDependencyError` without Ray. After any of them the same call goes on.
     """
     check(block)
     digest = run_digest(block, seed, provenance)
+    seats = Seats(asker_urls, chat_urls, asker_template, chat_template)
     with locked(journal):
-        if (journal / PARTS).exists():
+        if block.on != "ray" and (journal / PARTS).exists():
             raise StageError(
                 f"a Ray cluster was driving the run in {journal} and did not end well: parts of it know dialogues that "
                 f"are not here. Go on with it there (--on ray), or remove {journal / PARTS} to ask for those again"
             )
         state = load(journal, digest, earlier_shards)
         rows = shards.Rows(block, seed=seed, digest=digest, provenance=provenance)
-        done = drive(
-            block,
-            openings,
-            state,
-            rows,
-            journal=journal,
-            seats=Seats(asker_urls, chat_urls, asker_template, chat_template),
-            progress=progress,
-            on_status=on_status,
-            on_shard=on_shard,
-        )
-        return report(block, state, rows, out, done)
+        driven = cluster.drive if block.on == "ray" else drive
+        watch = Watch(progress, on_status, on_shard)
+        return report(block, state, rows, out, driven(block, openings, state, rows, journal, seats, watch))
 
 
 def estimate(
@@ -96,7 +91,7 @@ def estimate(
     starts from it. Ends of a recipe other than its target turns (end mark, full context) are not foreseen, so a run may
     come out smaller.
     """
-    sample = block.model_copy(update={"dialogues": min(dialogues, block.dialogues)})
+    sample = block.model_copy(update={"dialogues": min(dialogues, block.dialogues), "on": "here"})
     with tempfile.TemporaryDirectory() as scratch:
         report = run(sample, openings, Path(scratch), journal=journal, **options)
         shards = [Path(scratch) / path for path in report.paths]

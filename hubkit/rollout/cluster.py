@@ -12,7 +12,7 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,54 +25,34 @@ from hubkit.errors import (
     RunInterruptedError,
     StageError,
 )
-from hubkit.progress import Progress, silent
 from hubkit.recipe import Rollout
 from hubkit.rollout import shards
 from hubkit.rollout.collector import Collector
-from hubkit.rollout.delivery import report
-from hubkit.rollout.driver import OnShard
 from hubkit.rollout.journal import Journal
 from hubkit.rollout.part import Job, Outcome, Part, clear, look, work
-from hubkit.rollout.plan import check, run_digest
-from hubkit.rollout.report import RolloutReport, Status
-from hubkit.rollout.session import Seats, Session
-from hubkit.rollout.state import PARTS, State, load, locked
+from hubkit.rollout.report import Status
+from hubkit.rollout.session import Seats, Session, Watch
+from hubkit.rollout.state import PARTS, State
 from hubkit.schema import Conversation
 
 _DEATHS = 50  # of one part, until something is taken to be wrong with it
 _LOOK_EVERY_S = 0.2
 
 
-def run(
+def drive(
     block: Rollout,
     openings: Iterable[Conversation],
-    out: Path,
-    *,
-    asker_urls: Sequence[str],
-    chat_urls: Sequence[str],
+    state: State,
+    rows: shards.Rows,
     journal: Path,
-    seed: int,
-    provenance: Mapping[str, Any],
-    progress: Progress = silent,
-    on_status: Callable[[Status], None] | None = None,
-    on_shard: OnShard | None = None,
-    earlier_shards: Sequence[Path] = (),
-) -> RolloutReport:
-    """`hubkit.rollout.run`, over the Ray cluster that RAY_ADDRESS names, or that runs here, or one begun for this run.
-
-    hubkit must be installed on every node, and the keys that the seats' `token_env` names be set there. Raises what
-    `hubkit.rollout.run` raises, and `MissingDependencyError` without Ray.
-    """
-    check(block)
-    digest = run_digest(block, seed, provenance)
-    job = Job(block, digest, seed, provenance, Seats(asker_urls, chat_urls))
-    with locked(journal), connected() as ray:
-        _refuse_loopback_elsewhere(ray, job.seats)
-        state = load(journal, digest, earlier_shards)
-        rows = shards.Rows(block, seed=seed, digest=digest, provenance=provenance)
-        fleet = _Fleet(ray, job, state, journal, on_shard=on_shard, on_status=on_status, progress=progress)
-        session = fleet.drive(ray.put(list(openings)))
-        return report(block, state, rows, out, session)
+    seats: Seats,
+    watch: Watch,
+) -> Session:
+    """`hubkit.rollout.session.drive` over the cluster; the run's lock must be held."""
+    job = Job(block, state.digest, rows.seed, rows.provenance, seats)
+    with connected() as ray:
+        _refuse_loopback_elsewhere(ray, seats)
+        return _Fleet(ray, job, state, journal, watch).drive(ray.put(list(openings)))
 
 
 def _refuse_loopback_elsewhere(ray: Any, seats: Seats) -> None:
@@ -89,19 +69,8 @@ def _refuse_loopback_elsewhere(ray: Any, seats: Seats) -> None:
 class _Fleet:
     """The parts of one run, as its driver sees them."""
 
-    def __init__(
-        self,
-        ray: Any,
-        job: Job,
-        state: State,
-        journal: Path,
-        *,
-        on_shard: OnShard | None,
-        on_status: Callable[[Status], None] | None,
-        progress: Progress,
-    ) -> None:
-        self._ray, self._job, self._state, self._journal = ray, job, state, journal
-        self._on_shard, self._on_status, self._progress = on_shard, on_status, progress
+    def __init__(self, ray: Any, job: Job, state: State, journal: Path, watch: Watch) -> None:
+        self._ray, self._job, self._state, self._journal, self._watch = ray, job, state, journal, watch
         self._nodes = sorted((node["NodeManagerHostname"], node["NodeID"]) for node in ray.nodes() if node["Alive"])
         self.of = self._number_of_parts()
         self._collector = ray.remote(Collector).options(num_cpus=0, max_concurrency=1000).remote()
@@ -207,8 +176,8 @@ class _Fleet:
         for ticket, data in self._ray.get(self._collector.waiting.remote()):
             path = self._keep(data)
             try:
-                if path is not None and self._on_shard is not None:
-                    self._on_shard(path)
+                if path is not None and self._watch.on_shard is not None:
+                    self._watch.on_shard(path)
                     self._state.published.add(path.name)
             except HubError:  # it lies here; the next start offers it again
                 self._state.count("shard_not_taken")
@@ -240,9 +209,9 @@ class _Fleet:
     def _tell(self) -> None:
         statuses: dict[int, dict[str, Any]] = self._ray.get(self._collector.statuses.remote())
         status = _together(list(statuses.values()), self._job.block, self._before, time.monotonic() - self._started)
-        self._progress(status.dialogues, status.wanted, f"{len(self._pending)} parts {status.line()}")
-        if self._on_status is not None:
-            self._on_status(status)
+        self._watch.progress(status.dialogues, status.wanted, f"{len(self._pending)} parts {status.line()}")
+        if self._watch.on_status is not None:
+            self._watch.on_status(status)
 
     def _stop(self) -> None:
         """Ask all parts to stop, and wait for what they have; a second Ctrl-C no longer waits."""

@@ -15,7 +15,7 @@ from hubkit.recipe import Rollout
 from hubkit.rollout import shards
 from hubkit.rollout.dialogue import Dialogue
 from hubkit.rollout.report import Status
-from hubkit.rollout.session import Seats, Session, drive
+from hubkit.rollout.session import Seats, Session, Watch, drive
 from hubkit.rollout.state import State, load, locked
 from hubkit.schema import Conversation
 
@@ -107,10 +107,8 @@ def work(job: Job, openings: list[Conversation], part: Part, collector: Any) -> 
         rows = shards.Rows(job.block, seed=job.seed, digest=job.digest, provenance=job.provenance)
         session: Session | None = None
         with suppress(RunInterruptedError):
-            session = drive(
-                block, openings, state, rows, journal=folder, seats=job.seats,
-                on_status=tell, on_shard=offer, wants=part.wants,
-            )  # fmt: skip
+            watch = Watch(on_status=tell, on_shard=offer)
+            session = drive(block, openings, state, rows, folder, job.seats, watch, wants=part.wants)
         return Outcome(part.number, state.ledger(), list(state.live.values()), state.damaged_records, session)
 
 

@@ -41,6 +41,15 @@ class Seats:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """Who is told how a run goes, while it goes."""
+
+    progress: Progress = silent
+    on_status: Callable[[Status], None] | None = None
+    on_shard: OnShard | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """What a session came to. `stopped` names the cap that ended it, or is empty."""
 
@@ -55,12 +64,10 @@ def drive(
     openings: Iterable[Conversation],
     state: State,
     rows: shards.Rows,
-    *,
     journal: Path,
     seats: Seats,
-    progress: Progress = silent,
-    on_status: Callable[[Status], None] | None = None,
-    on_shard: OnShard | None = None,
+    watch: Watch,
+    *,
     wants: Callable[[int], bool] = lambda index: True,
 ) -> Session:
     """Drive `state` to its end; the run's lock must be held. Raises what `hubkit.rollout.run` raises.
@@ -81,9 +88,11 @@ def drive(
                 seat: await stack.enter_async_context(_endpoint(block, seat, *asked[seat]))
                 for seat in ("user", "assistant")
             }
-            driver = Driver(block, state, journal, seed=rows.seed, rows=rows, endpoints=endpoints, on_shard=on_shard)
+            driver = Driver(
+                block, state, journal, seed=rows.seed, rows=rows, endpoints=endpoints, on_shard=watch.on_shard
+            )
             with _signals(driver):
-                await _watched(driver, endpoints, coming, block, progress, on_status)
+                await _watched(driver, endpoints, coming, block, watch.progress, watch.on_status)
             return driver, dict(endpoints["user"].errors + endpoints["assistant"].errors)
 
     started = time.monotonic()

@@ -77,7 +77,7 @@ class Rows:
             config = getattr(block, seat)
             return {**config.sampling.model_dump(), "system": config.system, "context": config.context}
 
-        self.seed = seed
+        self.seed, self.provenance = seed, provenance
         self._shared = {
             "asker": model("asker"),
             "chat": model("chat"),

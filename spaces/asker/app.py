@@ -273,10 +273,12 @@ def next_turn(conversation: list[dict[str, str]], temperature: float = 0.7) -> s
     return ended(whole_turn(ASKER, messages, temperature))[0]
 
 
+AFTER = ", after [{title}]({url})".format(**SETTINGS["paper"]) if SETTINGS["paper"] else ""
+
 with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200)) as demo:
     gr.Markdown(
-        f"# {ASKER.name}\nA model of the *human* side of conversations, after [{SETTINGS['paper']['title']}]"
-        f"({SETTINGS['paper']['url']}). It asks; it does not answer. It runs {ASKER.where}."
+        f"# {ASKER.name}\nA model of the *human* side of conversations{AFTER}. It asks; it does not answer. "
+        f"It runs {ASKER.where}."
     )
     # The line under a conversation says what goes on; Gradio's own marks would hide the conversation behind "Error".
     quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

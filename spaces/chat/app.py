@@ -117,11 +117,13 @@ def sampling(*, render: bool) -> list[gr.Slider]:
     ]
 
 
+AFTER = ", after [{title}]({url})".format(**SETTINGS["paper"]) if SETTINGS["paper"] else ""
+
 with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3600, 7200)) as demo:
     gr.Markdown(
         f"# Chat with {CHAT.name}\n"
-        f"Trained on dialogues that an asker led with a chat model, after [{SETTINGS['paper']['title']}]"
-        f"({SETTINGS['paper']['url']}). It runs {CHAT.where}. It can be wrong: check what matters."
+        f"Trained on dialogues that an asker led with a chat model{AFTER}. It runs {CHAT.where}. "
+        "It can be wrong: check what matters."
     )
     with gr.Tab("Chat", id="chat"):
         talk = gr.ChatInterface(

@@ -10,23 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import picture
+from figures import RESULTS as FOLDER
+from figures import spread, write
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = Path(__file__).parent / "results" / "demo.json"
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "huggingface_hub", "xllamacpp")
+RESULTS = FOLDER / "demo.json"
 
 
 def main() -> None:
@@ -40,10 +38,9 @@ def main() -> None:
     for recipe in chosen.recipes:
         before = results.get(recipe, {}).get("runs", [])
         results[recipe] = summary(before + measure(recipe, chosen.runs, chosen.wheels))
-    RESULTS.parent.mkdir(exist_ok=True)
-    report = {"machine": machine(), "command": "make bench-demo", "recipes": results}
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    print(json.dumps({name: result["seconds_median"] for name, result in results.items()}))
+    about = "The whole loop with the laptop profile, from an empty home; then once more, when all of it is done."
+    write("demo", about, "make bench-demo", {"recipes": results}, add=False)
+    print(json.dumps({name: result["seconds"] for name, result in results.items()}))
 
 
 def measure(recipe: str, runs: int, wheels: Path | None) -> list[dict[str, Any]]:
@@ -60,12 +57,9 @@ def measure(recipe: str, runs: int, wheels: Path | None) -> list[dict[str, Any]]
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The medians of `runs`, and the runs."""
-    return {
-        "seconds_median": statistics.median(run["seconds"] for run in runs),
-        "again_s_median": statistics.median(run["again_s"] for run in runs),
-        "runs": runs,
-    }
+    """The spread of `runs`, what the last one made, and the runs."""
+    each = {key: spread((run[key] for run in runs), 1) for key in ("seconds", "again_s", "dialogues_kept")}
+    return {**each, "held_out": runs[-1]["held_out"], "runs": runs}
 
 
 def watched(recipe: str, home: str) -> float:
@@ -106,19 +100,6 @@ def against(seat: dict[str, Any]) -> dict[str, Any]:
 def env(home: str) -> dict[str, str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUBKIT_"))}
     return {**clean, "HUBKIT_HOME": home, "HF_HOME": f"{home}/hf", "PYTHONPATH": str(ROOT)}
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
-    return {
-        "cpu": cpu or platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
-        "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 if __name__ == "__main__":

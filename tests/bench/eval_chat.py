@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from demo import machine
+from figures import write
 
-RESULTS = Path(__file__).parent / "results" / "eval.json"
+ABOUT = "A finished demo's chat model and base before a judge of their own size, and its asker beside people."
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -34,12 +34,10 @@ def main() -> None:
         chat_s, chat = ran("eval", "chat", chosen.chat, "--against", chosen.base, "--log-dir", folder)
     asker_s, asker = ran("eval", "asker", chosen.asker, "--against", chosen.base)
     found = {
-        "machine": machine(),
-        "command": "python tests/bench/eval_chat.py",
         "chat": {"seconds": chat_s, **judged(chat)},
         "asker": {"seconds": asker_s, **played(asker)},
     }
-    RESULTS.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write("eval", ABOUT, "python tests/bench/eval_chat.py", found, "inspect-ai", add=False)
     print(json.dumps({"chat_s": chat_s, "asker_s": asker_s}))
 
 

@@ -15,15 +15,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from demo import machine
+from figures import RESULTS, write
 
 from hubkit import evals, pipeline
 from hubkit.hub import connect
 from hubkit.pipeline.stage import WEIGHTS, parquet
 from hubkit.recipe import Recipe, load
 from hubkit.train import train
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -35,15 +33,13 @@ def main() -> None:
     options.add_argument("--base", type=Path)
     options.add_argument("--train", type=Path, nargs="+")
     options.add_argument("--test", type=Path, nargs="+")
-    options.add_argument("--out", type=Path, default=RESULTS)
     chosen = options.parse_args()
     curves = {name: curve(name, chosen) for name in chosen.recipes}
-    chosen.out.mkdir(exist_ok=True)
-    report = {"machine": machine(), "command": "python tests/bench/learning_curve.py", "seat": chosen.seat}
-    text = json.dumps({**report, "recipes": curves}, indent=1)
-    (chosen.out / "learning_curve.json").write_text(text + "\n", "utf-8")
-    draw(curves, chosen.out / "learning_curve.png")
-    print(text)
+    about = f"What the {chosen.seat} learns from how much data, on held-out conversations."
+    named = {name: {f"{p['tokens']} tokens": p for p in points} for name, points in curves.items()}
+    write("learning_curve", about, "make bench-curve", {"seat": chosen.seat, "recipes": named}, add=False)
+    draw(curves, RESULTS / "learning_curve.png")
+    print(json.dumps(named, indent=1))
 
 
 def curve(name: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:

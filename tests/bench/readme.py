@@ -1,71 +1,91 @@
-"""Write the figures of ``results/*.json`` into README.md, between its markers: ``python tests/bench/readme.py``."""
+"""Gather ``results/*.json`` into bench.json, and write its figures down: ``python tests/bench/readme.py``.
+
+They go into README.md, between its markers, and into BENCHMARKS.md, which is nothing else.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-import statistics
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = Path(__file__).parent / "results"
+from figures import GATHERED, ROOT, gather, tables
+
+Figures = Mapping[str, Any]
+README, PAGE = ROOT / "README.md", ROOT / "BENCHMARKS.md"
+HEAD = """# What was measured
+
+Written by `make bench`, `make bench-demo`, `make bench-curve`, `make conformance` and `make chaos` out of
+`tests/bench/bench.json`. A figure is a median; where something ran more than once, the least and the most stand beside
+it. What is compared ran turn about on the same machine. Units stand in the names; a load beside the date is what the
+machine had to do just then.
+"""
 
 
-def demo() -> str:
-    """The table of ``results/demo.json``."""
-    found = json.loads((RESULTS / "demo.json").read_text("utf-8"))
-    machine = found["machine"]
+def demo(found: Figures) -> str:
+    """The whole loop, each recipe."""
     lines = [
-        f"{machine['cores']} cores of {machine['cpu']}, no GPU, Python {machine['python']}, {machine['date']}:",
+        f"{_machine(found['demo'])}:",
         "",
-        "| recipe | runs | minutes (median) | second run, s | dialogues kept "
+        "| recipe | runs | minutes | a second run, s | dialogues kept "
         "| asker: nats per human-turn token, less its base | chat: nats per assistant-turn token, less its base |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    lines += [_demo_row(name, recipe) for name, recipe in found["recipes"].items()]
-    return "\n".join(lines)
+    return "\n".join(lines + [_demo_row(name, recipe) for name, recipe in found["demo"]["recipes"].items()])
 
 
-def _demo_row(name: str, recipe: dict[str, Any]) -> str:
-    last = recipe["runs"][-1]
-    kept = statistics.median(run["dialogues_kept"] for run in recipe["runs"])
-    losses = " | ".join(_difference(last["held_out"][seat]["trained_less_base"]) for seat in ("asker", "chat"))
-    minutes, again = recipe["seconds_median"] / 60, recipe["again_s_median"]
-    return f"| {name} | {len(recipe['runs'])} | {minutes:.1f} | {again:.0f} | {kept:.0f} | {losses} |"
+def _demo_row(name: str, recipe: Figures) -> str:
+    seconds, again, kept = recipe["seconds"], recipe["again_s"]["median"], recipe["dialogues_kept"]["median"]
+    losses = " | ".join(_difference(recipe["held_out"][seat]["trained_less_base"]) for seat in ("asker", "chat"))
+    return f"| {name} | {seconds['runs']} | {seconds['median'] / 60:.1f} | {again:.0f} | {kept:.0f} | {losses} |"
 
 
-def _difference(against: dict[str, Any]) -> str:
+def _difference(against: Figures) -> str:
     low, high, confidence = against["low"], against["high"], against["confidence"]
     return f"{against['difference']:+.3f} ({confidence:.0%} interval {low:+.3f} to {high:+.3f})"
 
 
-def hub() -> str:
+def _machine(figures: Figures) -> str:
+    machine = figures.get("machine", {})
+    gpu = machine.get("gpu") or "no GPU"
+    return (
+        f"{machine.get('cores')} cores of {machine.get('cpu')}, {gpu}, Python {machine.get('python')}, "
+        f"{machine.get('date')}"
+    )
+
+
+def middle(value: Any) -> float:
+    """The median of a spread; a number is its own."""
+    return float(value["median"] if isinstance(value, Mapping) else value)
+
+
+def hub(found: Figures) -> str:
     """The embedded Hub: the clients' own suites, and what its bench measured."""
-    suites = json.loads((ROOT / "tests" / "contract" / "figures.json").read_text("utf-8"))
     lines = ["| suite | tests that reach the server | pass | on the list of what a local Hub has no use for |"]
     lines += ["| --- | --- | --- | --- |"]
     lines += [
         f"| {name} {s['version']} | {s['reach_the_server']} | {s['passed']} | {s['expected_failures']} |"
-        for name, s in suites.items()
+        for name, s in found["conformance"].items()
+        if "reach_the_server" in s
     ]
-    bench = json.loads((RESULTS / "local_hub.json").read_text("utf-8"))
+    bench = found["local_hub"]
     lfs, xet, commit = bench["1 GiB up by lfs"], bench["1 GiB up by xet"], bench["one file into 2,000"]
     peak_mib = max(lfs["server_peak_mib"], xet["server_peak_mib"])
     sentence = (
-        f"1 GiB up takes {lfs['ratio']:.1f} times (LFS) and {xet['ratio']:.1f} times (Xet) as long as reading, "
-        f"hashing, writing and syncing the same bytes in the same run, with a server of at most {peak_mib:.0f} MiB; "
-        f"one file into a repo of 2,000 is committed in {commit['commit_median_ms']:.0f} ms (median)."
+        f"1 GiB up takes {middle(lfs['upload_over_raw']):.1f} times (LFS) and {middle(xet['upload_over_raw']):.1f} "
+        f"times (Xet) as long as reading, hashing, writing and syncing the same bytes in the same run, with a server "
+        f"of at most {peak_mib:.0f} MiB; one file into a repo of 2,000 is committed in "
+        f"{middle(commit['commit_ms']):.0f} ms (median)."
     )
     return "\n".join([*lines, "", sentence])
 
 
-def steps() -> str:
+def steps(found: Figures) -> str:
     """What each recipe's cleaning leaves of the wheel's ShareGPT, beside the published counts."""
     from hubkit.measures import published, step_table
 
-    found = json.loads((RESULTS / "steps.json").read_text("utf-8"))
+    found = found["steps"]
     asked = ", ".join(found["questions"]) or "no benchmark"
     lines = [f"`{found['source']}` through each recipe's chain (`{found['command']}`), decontaminated against {asked}:"]
     for name, report in found["recipes"].items():
@@ -77,37 +97,39 @@ def steps() -> str:
     return "\n".join(lines)
 
 
-def engine() -> str:
+def engine(found: Figures) -> str:
     """The embedded engine beside transformers, on the same prompts in the same run."""
-    found = json.loads((RESULTS / "local_tgi.json").read_text("utf-8"))
+    found = found["local_tgi"]
     lines = ["| in flight | embedded engine, output tokens/s | transformers `generate` batch, float32 | times |"]
     lines += ["| --- | --- | --- | --- |"]
     for n in (1, 8, 32):
         row = found[f"{n} in flight"]
-        ours, theirs = row["engine_tokens_per_s"], row["transformers_tokens_per_s"]
-        spread = f"{row['lowest_ratio']:.1f} to {row['highest_ratio']:.1f}"
-        lines.append(f"| {n} | {ours:.0f} | {theirs:.0f} | {row['ratio']:.1f} ({spread}) |")
+        ours, theirs = middle(row["engine_tokens_per_s"]), middle(row["transformers_tokens_per_s"])
+        times = row["engine_over_transformers"]
+        spread = f"{times['least']:.1f} to {times['most']:.1f}"
+        lines.append(f"| {n} | {ours:.0f} | {theirs:.0f} | {times['median']:.1f} ({spread}) |")
     start, front = found["start"], found["front, 8 in flight"]
     many = found["8 dialogues × 5 turns × both seats"]
     shares = [min(many[f"{kind}_share_{seat}"] for seat in ("asker", "chat")) for kind in ("cached", "possible")]
     sentence = (
-        f"Cold start (a 135M model converted) {start['cold_s']:.1f} s, warm {start['warm_s']:.1f} s. Through HTTP it "
-        f"gives {front['share']:.2f} of what llama.cpp gives when called directly. Two adapters of one base, eight "
-        f"dialogues of five turns in both seats: {shares[0]:.0%} of prompt tokens come out of the cache, where "
-        f"{shares[1]:.0%} is all that could (the rest no seat has seen before)."
+        f"Cold start (a 135M model converted) {middle(start['cold_s']):.1f} s, warm {middle(start['warm_s']):.1f} s. "
+        f"Through HTTP it gives {middle(front['http_over_direct']):.2f} of what llama.cpp gives when called directly. "
+        f"Two adapters of one base, eight dialogues of five turns in both seats: {shares[0]:.0%} of prompt tokens come "
+        f"out of the cache, where {shares[1]:.0%} is all that could (the rest no seat has seen before)."
     )
     return "\n".join([*lines, "", sentence])
 
 
-def rollout() -> str:
+def rollout(found: Figures) -> str:
     """The driver beside others on one mock; its memory and resume."""
-    found = json.loads((RESULTS / "rollout.json").read_text("utf-8"))
+    found = found["rollout"]
     lines = ["| driver | requests/s (least to most) | CPU ms a request |", "| --- | --- | --- |"]
     for name, row in found["speed"].items():
-        if isinstance(row, dict) and "requests_per_s" in row:
-            spread = f"{row['least']} to {row['most']}"
-            lines.append(f"| {name} | {row['requests_per_s']} ({spread}) | {row['cpu_ms_per_request']:.2f} |")
-    share, memory = found["speed"]["hubkit over bare aiohttp, median of pairs"], found["memory"]
+        if isinstance(row, Mapping) and "requests_per_s" in row:
+            speed, cpu_ms = row["requests_per_s"], middle(row["cpu_ms_per_request"])
+            spread = f"{speed['least']:.0f} to {speed['most']:.0f}"
+            lines.append(f"| {name} | {speed['median']:.0f} ({spread}) | {cpu_ms:.2f} |")
+    share, memory = middle(found["speed"]["hubkit over bare aiohttp"]), found["memory"]
     sentence = (
         f"Beside bare aiohttp: {share:.2f} (median of pairs), with every turn synced to disk before its dialogue "
         f"goes on. {memory['dialogues']:,} dialogues take at most {memory['peak_rss_mb']} MB; going on with them, "
@@ -116,10 +138,9 @@ def rollout() -> str:
     return "\n".join([*lines, "", sentence])
 
 
-def evaluation() -> str:
+def evaluation(found: Figures) -> str:
     """A finished demo's chat model before a judge of its own size, and its asker beside people."""
-    found = json.loads((RESULTS / "eval.json").read_text("utf-8"))
-    chat, asker = found["chat"], found["asker"]
+    chat, asker = found["eval"]["chat"], found["eval"]["asker"]
     missing = sum(sum(model["missing"].values()) for model in chat["models"].values())
     judgments = sum(model["judgments"] for model in chat["models"].values())
     sentence = (
@@ -137,37 +158,51 @@ def evaluation() -> str:
     return "\n".join([sentence, "", *lines])
 
 
-def _value(found: dict[str, Any] | None) -> str:
+def _value(found: Figures | None) -> str:
     if found is None:
         return "–"
     low, high = found.get("low"), found.get("high")
     return f"{found['value']:.3g}" + ("" if low is None or high is None else f" ({low:.3g} to {high:.3g})")
 
 
-def train() -> str:
+def train(found: Figures) -> str:
     """The trainer beside stock TRL on the same rows; on a GPU, where that was measured."""
-    found = json.loads((RESULTS / "train_speed.json").read_text("utf-8"))
+    speed_of, gpu = found["train_speed"], found.get("train_gpu")
     lines = ["| trainer | loss-bearing tokens/s | all tokens/s |", "| --- | --- | --- |"]
-    for name, speed in found["speed"].items():
+    for name, speed in speed_of["speed"].items():
         lines.append(f"| {name} | {speed['loss_tokens_per_s']:.0f} | {speed['tokens_per_s']:.0f} |")
+    times = speed_of["times"]
     sentence = (
-        f"{found['base']}, LoRA, {found['conversations']} conversations of the laptop's corpus, without a GPU: "
-        f"{found['times']:.1f} times stock TRL's speed (median of {found['rounds']} rounds, {found['least']:.1f} to "
-        f"{found['most']:.1f})."
+        f"{speed_of['base']}, LoRA, {speed_of['conversations']} conversations of the laptop's corpus, without a GPU: "
+        f"{times['median']:.1f} times stock TRL's speed (median of {times['runs']} rounds, {times['least']:.1f} to "
+        f"{times['most']:.1f})."
     )
     lines += ["", sentence]
-    if (gpu := RESULTS / "train_gpu.json").exists():
+    if gpu:
         lines += ["", "| on a GPU | tokens/s | GiB | of its peak |", "| --- | --- | --- | --- |"]
-        for name, row in json.loads(gpu.read_text("utf-8")).items():
+        for name, row in gpu["shapes"].items():
             share = f"{row['utilisation']:.0%}" if row["utilisation"] else "not known"
             lines.append(f"| {name}, {row['device']} | {row['tokens/s']:,.0f} | {row['GiB']:.0f} | {share} |")
     return "\n".join(lines)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
+def plans(found: Figures) -> str:
+    """The papers at full scale: hours and dollars of every stage, each recipe."""
+    recipes = found["plans"]["recipes"]
+    stages = list(dict.fromkeys(stage for plan in recipes.values() for stage in plan if stage != "all"))
+    head = " | ".join(f"{name}: hours | USD" for name in recipes)
+    lines = [f"| stage | {head} |", "| --- |" + " ---: | ---: |" * len(recipes)]
+    for stage in [*stages, "all"]:
+        cells = [f"{plan[stage]['hours']:.1f} | {plan[stage]['usd']:,.0f}" if stage in plan else " | "
+                 for plan in recipes.values()]  # fmt: skip
+        lines.append(f"| {stage} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", found["plans"]["about"]])
+
+
+BLOCKS: dict[str, Callable[[Figures], str]] = {
     "demo": demo,
+    "plans": plans,
     "hub": hub,
-    "steps": steps,
     "engine": engine,
     "rollout": rollout,
     "eval": evaluation,
@@ -175,16 +210,35 @@ BLOCKS: dict[str, Callable[[], str]] = {
 }
 
 
-def filled(text: str) -> str:
+OWN_TABLES: dict[str, Callable[[Figures], str]] = {"steps": steps, "eval": evaluation, "train_speed": train}
+
+
+def filled(text: str, found: Figures) -> str:
     """`text` with every figures block written anew."""
     for name, table in BLOCKS.items():
         if f"<!-- figures: {name} -->" not in text:
             continue
-        block = f"<!-- figures: {name} -->\n{table()}\n<!-- end figures -->"
+        block = f"<!-- figures: {name} -->\n{table(found)}\n<!-- end figures -->"
         text = re.sub(rf"<!-- figures: {name} -->.*?<!-- end figures -->", lambda _, b=block: b, text, flags=re.DOTALL)
     return text
 
 
+def page(found: Figures) -> str:
+    """BENCHMARKS.md: every file of results as one section."""
+    return "\n\n".join([HEAD.strip(), *(_section(name, figures, found) for name, figures in found.items())]) + "\n"
+
+
+def _section(name: str, figures: Figures, found: Figures) -> str:
+    machine = figures.get("machine", {})
+    versions = ", ".join(f"{package} {version}" for package, version in machine.get("packages", {}).items())
+    load = f", load {machine['load_average'][0]}" if "load_average" in machine else ""
+    where = f"`{figures.get('command', '')}`" + (f"; {_machine(figures)}{load}; {versions}." if machine else "")
+    body = [OWN_TABLES[name](found)] if name in OWN_TABLES else tables(figures)
+    return "\n\n".join([f"## {name}", figures.get("about", ""), where, *body])
+
+
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text("utf-8")), "utf-8")
+    gathered = gather()
+    GATHERED.write_text(json.dumps(gathered, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    PAGE.write_text(page(gathered), "utf-8")
+    README.write_text(filled(README.read_text("utf-8"), gathered), "utf-8")

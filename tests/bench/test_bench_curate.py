@@ -12,7 +12,6 @@ import os
 import random
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from figures import spread, write
 
 from hubkit import corpus, offline
 from hubkit.hub.places import cache
 from hubkit.schema import Conversation
 
 pytestmark = pytest.mark.bench
-RESULTS = Path(__file__).parent / "results" / "curate.json"
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 DIALOGUES = int(os.environ.get("BENCH_DIALOGUES", "40000"))
 TURNS = 8
+COMMAND = "pytest -m bench tests/bench/test_bench_curate.py"
 
 OURS = """
 from pathlib import Path
@@ -137,48 +138,39 @@ def _row(number: int, pairs: list[Any], finish: list[str], rng: random.Random) -
     return pa.Table.from_pylist([row])
 
 
-def _measure(name: str, code: str, raw: Path, out: Path, extra: list[str] | None = None) -> dict[str, Any]:
+def _measure(code: str, raw: Path, out: Path, extra: list[str]) -> dict[str, Any]:
     """Run `code` in a process of its own; what it printed and what it took."""
     out.mkdir(parents=True, exist_ok=True)
-    setting = f"RAW, OUT, EXTRA = {str(raw)!r}, {str(out)!r}, {extra or []!r}\n"
+    setting = f"RAW, OUT, EXTRA = {str(raw)!r}, {str(out)!r}, {extra!r}\n"
     env = {**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", WATCH, setting + code], capture_output=True, text=True, env=env, check=True
     )
     wall, cpu, peak, said, errors = json.loads(done.stdout)
     assert said.strip(), errors
-    result = {
-        "wall_s": round(wall, 1),
-        "cpu_s": round(cpu, 1),
-        "peak_mb_of_one_process": peak // 1024,
-        "kept": int(said),
-    }
-    print(name, result)
-    return result
+    return {"wall_s": wall, "cpu_s": cpu, "peak_mb_of_one_process": peak // 1024, "kept": int(said)}
 
 
 def test_curation_beside_the_alternatives(raw: Path, tmp_path: Path) -> None:
-    private = ["secrets", "personal_data"]
-    results: dict[str, Any] = {
-        "dialogues": DIALOGUES,
-        "human_turns": TURNS,
-        "bytes_of_text": sum(
-            len(m["content"].encode())
-            for batch in pq.ParquetFile(raw).iter_batches(500, columns=["messages"])
-            for messages in batch.column("messages").to_pylist()
-            for m in messages
-        ),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load_before": os.getloadavg()[0],
-        "measured_at": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime()),
+    contenders: dict[str, tuple[str, list[str]]] = {
+        "hubkit curate": (OURS, []),
+        "hubkit curate, secrets and personal data too": (OURS, ["secrets", "personal_data"]),
+        "datasets.map with the same checks, no duplicates": (DATASETS, []),
+        "bare rensa, words joined in Python": (BARE_RENSA, []),
+        "hubkit near_duplicates alone": (OUR_DEDUP, []),
     }
-    for name, code, extra in (
-        ("hubkit curate", OURS, []),
-        ("hubkit curate, secrets and personal data too", OURS, private),
-        ("datasets.map with the same checks, no duplicates", DATASETS, []),
-        ("bare rensa, words joined in Python", BARE_RENSA, []),
-        ("hubkit near_duplicates alone", OUR_DEDUP, []),
-    ):
-        results[name] = _measure(name, code, raw, tmp_path / str(len(results)), extra)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    for number in range(ROUNDS):
+        for place, (name, (code, extra)) in enumerate(contenders.items()):
+            runs[name].append(_measure(code, raw, tmp_path / f"{number}-{place}", extra))
+    texts = (
+        message["content"]
+        for batch in pq.ParquetFile(raw).iter_batches(500, columns=["messages"])
+        for messages in batch.column("messages").to_pylist()
+        for message in messages
+    )
+    figures: dict[str, Any] = {"dialogues": DIALOGUES, "bytes_of_text": sum(len(text.encode()) for text in texts)}
+    for name, found in runs.items():
+        figures[name] = {key: spread([run[key] for run in found], 1) for key in ("wall_s", "cpu_s")}
+        figures[name] |= {key: max(run[key] for run in found) for key in ("peak_mb_of_one_process", "kept")}
+    write("curate", f"Curating {DIALOGUES:,} dialogues of {TURNS} human turns.", COMMAND, figures, "rensa", add=False)

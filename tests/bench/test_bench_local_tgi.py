@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -24,14 +23,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from engine_server import Running, lora, smollm2, start
-from places import ROOT
+from figures import spread, write
 from test_local_tgi_fidelity import prompts
 
 pytestmark = pytest.mark.bench
 NEW_TOKENS = 64
 IN_FLIGHT = (1, 8, 32)
-ROUNDS = int(os.environ.get("HUBKIT_BENCH_ROUNDS", "3"))
-DIALOGUES = int(os.environ.get("HUBKIT_BENCH_DIALOGUES", "8"))
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
+DIALOGUES = int(os.environ.get("BENCH_ENGINE_DIALOGUES", "8"))
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +41,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     running.stop()
 
 
-def report(name: str, **figures: float) -> None:
-    rounded = {key: round(value, 3) for key, value in figures.items()} | {"load": round(os.getloadavg()[0], 1)}
-    sys.stderr.write(f"\n{name}: {json.dumps(rounded)}\n")
-    path = ROOT / "tests" / "bench" / "results" / "local_tgi.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**known, name: rounded}, indent=2) + "\n")
+def report(name: str, **figures: Any) -> None:
+    figures = {key: round(value, 3) if isinstance(value, float) else value for key, value in figures.items()}
+    figures["load"] = round(os.getloadavg()[0], 1)
+    sys.stderr.write(f"\n{name}: {json.dumps(figures)}\n")
+    about = "The embedded engine (SmolLM2-135M-Instruct), beside transformers on the same prompts in the same run."
+    write("local_tgi", about, "pytest -m bench tests/bench/test_bench_local_tgi.py", {name: figures})
 
 
 def questions(count: int, salt: int) -> list[str]:
@@ -105,11 +103,9 @@ def test_tokens_per_second_beside_transformers_batch(engine: Running) -> None:
             pairs.append((tokens_per_s(engine.url(), texts), batch_tokens_per_s(model, tokenizer, texts)))
         report(
             f"{n} in flight",
-            engine_tokens_per_s=statistics.median(ours for ours, _ in pairs),
-            transformers_tokens_per_s=statistics.median(theirs for _, theirs in pairs),
-            ratio=statistics.median(ours / theirs for ours, theirs in pairs),
-            lowest_ratio=min(ours / theirs for ours, theirs in pairs),
-            highest_ratio=max(ours / theirs for ours, theirs in pairs),
+            engine_tokens_per_s=spread(ours for ours, _ in pairs),
+            transformers_tokens_per_s=spread(theirs for _, theirs in pairs),
+            engine_over_transformers=spread(ours / theirs for ours, theirs in pairs),
         )
 
 
@@ -150,11 +146,9 @@ def test_the_front_beside_the_bare_engine(engine: Running) -> None:
         pairs.append((bare, tokens_per_s(engine.url(), texts)))
     report(
         "front, 8 in flight",
-        bare=statistics.median(b for b, _ in pairs),
-        served=statistics.median(s for _, s in pairs),
-        share=statistics.median(s / b for b, s in pairs),
-        lowest_share=min(s / b for b, s in pairs),
-        highest_share=max(s / b for b, s in pairs),
+        called_directly_tokens_per_s=spread(bare for bare, _ in pairs),
+        over_http_tokens_per_s=spread(served for _, served in pairs),
+        http_over_direct=spread(served / bare for bare, served in pairs),
     )
 
 
@@ -175,8 +169,9 @@ def test_transformers_serve() -> None:
                 if serving.poll() is not None:
                     pytest.skip("transformers serve does not start here")
                 time.sleep(0.5)
-        figures = {f"tokens_per_s_{n}": tokens_per_s(url, questions(n, 100 * n), model=str(smollm2())) for n in (1, 8)}
-        report("transformers serve", **figures)
+        for n in (1, 8):
+            speeds = [tokens_per_s(url, questions(n, 100 * n + r), model=str(smollm2())) for r in range(ROUNDS)]
+            report(f"transformers serve, {n} in flight", tokens_per_s=spread(speeds))
     finally:
         serving.terminate()
         serving.wait(20)
@@ -250,7 +245,7 @@ def test_starts(tmp_path: Path) -> None:
         times.append(running.start_s)
         memory = psutil.Process(running.process.pid).memory_info().rss / 2**20
         running.stop()
-    report("start", cold_s=times[0], warm_s=min(times[1:]), rss_mib=memory)
+    report("start", cold_s=times[0], warm_s=spread(times[1:]), rss_mib=round(memory))
 
 
 def test_cuda() -> None:
@@ -259,6 +254,7 @@ def test_cuda() -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
     cuda = start("--model", str(smollm2()), "--engine", "transformers", "--slots", "32")
-    figures = {f"tokens_per_s_{n}": tokens_per_s(cuda.url(), questions(n, 100 * n)) for n in IN_FLIGHT}
+    for n in IN_FLIGHT:
+        speeds = [tokens_per_s(cuda.url(), questions(n, 100 * n + r)) for r in range(ROUNDS)]
+        report(f"transformers engine on CUDA, bfloat16, {n} in flight", tokens_per_s=spread(speeds))
     cuda.stop()
-    report("transformers engine on CUDA, bfloat16", **figures)

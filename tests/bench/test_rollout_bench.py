@@ -11,26 +11,24 @@ from __future__ import annotations
 import heapq
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from figures import spread, write
 from mock_endpoint import mock
 from rollout_contenders import REQUESTS
 
 HERE = Path(__file__).resolve().parent
-RESULTS = Path(os.environ.get("BENCH_RESULTS", HERE / "results")) / "rollout.json"
-ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 DIALOGUES, IN_FLIGHT, LATENCY_S = int(os.environ.get("BENCH_CALLS", "4000")) // REQUESTS, 64, 0.05
 TAIL = (0.05, 20)  # the share of answers that are slow in `mock(tail=True)`, and how many times slower
 POLICY = "hubkit: each turn fdatasync'ed before its dialogue goes on, turns that come together share one"
@@ -38,16 +36,10 @@ POLICY = "hubkit: each turn fdatasync'ed before its dialogue goes on, turns that
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(7200)]
 
 
-def write(key: str, figures: dict[str, Any]) -> None:
+def report(key: str, figures: dict[str, Any]) -> None:
     """Enter `figures` under `key` in the results file."""
-    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    known[key] = figures
-    known["machine"] = {
-        "cpus": os.cpu_count(), "python": platform.python_version(), "aiohttp": metadata.version("aiohttp"),
-        "load_average": [round(x, 1) for x in os.getloadavg()],
-    }  # fmt: skip
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    about = f"Rollout against a server that answers in {LATENCY_S * 1000:.0f} ms, {IN_FLIGHT} requests in flight."
+    write("rollout", about, "pytest -m bench tests/bench/test_rollout_bench.py", {key: figures})
 
 
 def contend(name: str, urls: list[str], folder: Path, python: str = sys.executable) -> dict[str, float] | str:
@@ -67,20 +59,16 @@ def contend(name: str, urls: list[str], folder: Path, python: str = sys.executab
 
 
 def medians(runs: dict[str, list[dict[str, float] | str]]) -> dict[str, Any]:
-    """Per contender: median, least and most requests per second and the CPU seconds per 1,000 requests."""
+    """Per contender: requests per second and CPU milliseconds a request; or why there are none."""
     figures: dict[str, Any] = {}
     for name, all_runs in runs.items():
         good = [run for run in all_runs if isinstance(run, dict)]
         if not good:
             figures[name] = {"not run": all_runs[0] if all_runs else "not tried"}
             continue
-        speeds = [run["requests_per_s"] for run in good]
         figures[name] = {
-            "requests_per_s": round(statistics.median(speeds)),
-            "least": round(min(speeds)),
-            "most": round(max(speeds)),
-            "cpu_ms_per_request": round(statistics.median(r["cpu_s"] for r in good) * 1000 / DIALOGUES / REQUESTS, 3),
-            "runs": len(good),
+            "requests_per_s": spread((run["requests_per_s"] for run in good), 1),
+            "cpu_ms_per_request": spread(run["cpu_s"] * 1000 / DIALOGUES / REQUESTS for run in good),
         }
     return figures
 
@@ -121,9 +109,9 @@ def test_speed_beside_others(tmp_path: Path) -> None:
         for mine, bare in zip(runs["hubkit"], runs["bare aiohttp"], strict=True)
         if isinstance(mine, dict) and isinstance(bare, dict)
     ]
-    figures["hubkit over bare aiohttp, median of pairs"] = round(statistics.median(ratios), 3)
+    figures["hubkit over bare aiohttp"] = spread(ratios)
     figures["policy"] = POLICY
-    write("speed", figures)
+    report("speed", figures)
 
 
 def test_trouble(tmp_path: Path) -> None:
@@ -152,11 +140,12 @@ def test_trouble(tmp_path: Path) -> None:
     figures["ideal"] = "dialogues dealt to whoever is free, with the mock's latencies and no faults; median of 21 draws"
     for name, all_runs in runs.items():
         seconds = [run["seconds"] for run in all_runs if isinstance(run, dict)]
-        figures[name]["makespan_over_ideal"] = round(statistics.median(seconds) / ideal, 2) if seconds else None
+        if seconds:
+            figures[name]["makespan_over_ideal"] = spread(value / ideal for value in seconds)
     figures["hubkit, one of three addresses dead half-way"] = {
-        "makespan_over_ideal": round(statistics.median(makespans) / ideal, 2), "dialogues_lost": 0,
+        "makespan_over_ideal": spread(value / ideal for value in makespans), "dialogues_lost": 0,
     }  # fmt: skip
-    write("trouble", figures)
+    report("trouble", figures)
 
 
 MEMORY = """
@@ -202,11 +191,11 @@ def test_memory_and_resume(tmp_path: Path) -> None:
         again = go(server.url)
         process_s = time.perf_counter() - started
     assert again["requests"] == 0
-    write(
+    report(
         "memory",
         {
             "dialogues": count,
-            "rss_mb_at_1000": round(first["at_1000"]),
+            "rss_mb_at_1000": round(first["at_1000"] or 0),
             "rss_mb_at_10000": round(first["at_10000"] or 0),
             "peak_rss_mb": round(first["peak_mb"]),
             "resume_s": round(again["seconds"], 2),

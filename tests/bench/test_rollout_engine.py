@@ -8,9 +8,7 @@ tokens less those that it took from its cache.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -21,13 +19,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine_server import lora, smollm2
+from figures import spread, write
 
 from hubkit.endpoint import start_engine
 from hubkit.recipe import Rollout
 from hubkit.rollout import run
 from hubkit.schema import Conversation, swap_roles
 
-RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).resolve().parent / "results"))
 DIALOGUES, TURNS, IN_FLIGHT = 8, int(os.environ.get("BENCH_TURNS", "8")), 8
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 ASKED = (
@@ -116,11 +114,9 @@ def test_what_driving_costs_the_embedded_engine(tmp_path: Path) -> None:
         prefill.append((prompt - report.cached_tokens) / (2 * held))
         speeds.append(generated / report.session["seconds"])
     figures = {
-        "share_of_plain_load_generator": round(statistics.median(ratios), 3),
-        "prefilled_over_dialogue_tokens_per_seat": round(statistics.median(prefill), 3),
-        "generated_tokens_per_s": round(statistics.median(speeds), 1),
-        "all": {"share": ratios, "prefill": prefill},
-        "how": f"{DIALOGUES} dialogues of {TURNS} human turns, {IN_FLIGHT} in flight, median of {ROUNDS} runs",
+        "share_of_plain_load_generator": spread(ratios),
+        "prefilled_over_dialogue_tokens_per_seat": spread(prefill),
+        "generated_tokens_per_s": spread(speeds, 1),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "rollout_engine.json").write_text(json.dumps(figures, indent=1) + "\n")
+    about = f"Driving the embedded engine: {DIALOGUES} dialogues of {TURNS} human turns, {IN_FLIGHT} in flight."
+    write("rollout_engine", about, "pytest -m bench tests/bench/test_rollout_engine.py", figures, add=False)

@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+from figures import RESULTS, write
 from tiny_models import tiny_tokenizer
 
 from hubkit.train.estimate import GIB, PEAK_TFLOPS, flops_per_token
 
-RESULTS = Path(__file__).parent / "results" / "train_gpu.json"
+ABOUT = "Training on one GPU, packed rows of random tokens: speed, memory, model FLOPs utilisation."
 SHAPES = {
     "SmolLM2-135M, full": {
         "shape": {
@@ -63,10 +64,11 @@ def test_tokens_memory_and_utilisation(name, tmp_path, capsys):
     device = torch.cuda.get_device_name(0)
     with capsys.disabled():
         print(f"\n{name} on {device}: " + ", ".join(f"{k} {v:.3g}" for k, v in measured.items()))
-    known = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
+    path = RESULTS / "train_gpu.json"
+    known = json.loads(path.read_text("utf-8"))["shapes"] if path.exists() else {}
     share = measured["utilisation"] if math.isfinite(measured["utilisation"]) else None
-    known[name] = {"device": device, "date": time.strftime("%Y-%m-%d"), **measured, "utilisation": share}
-    RESULTS.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+    known[name] = {"device": device, **measured, "utilisation": share}
+    write("train_gpu", ABOUT, "make bench-gpu", {"shapes": known}, add=False)
     assert measured["tokens/s"] > 0
 
 

@@ -20,14 +20,14 @@ from statistics import median
 from typing import Any
 
 import pytest
-from demo import machine
+from figures import spread, write
 from tiny_models import tiny_base, write_rows
 
 from hubkit.recipe import Training
 from hubkit.schema import swap_roles
 from hubkit.train import train
 
-RESULTS = Path(os.environ.get("BENCH_RESULTS", Path(__file__).parent / "results")) / "train_speed.json"
+ABOUT = "The trainer beside stock TRL's defaults: the same loss-bearing tokens, turn about."
 TINY = bool(os.environ.get("BENCH_TINY"))
 ROUNDS, ROWS = int(os.environ.get("BENCH_ROUNDS", "3")), int(os.environ.get("BENCH_ROWS", "16"))
 MAX_LENGTH = 384
@@ -129,13 +129,14 @@ def test_useful_tokens_per_second_beside_stock_trl(tmp_path, capsys):
         print(f"\n{name}, {len(rows)} rows: {json.dumps(figures)}")
     assert took["hubkit"][0].loss_tokens == took["stock TRL"][0].loss_tokens, "both must learn from the same tokens"
     if not TINY:
-        report = {"machine": machine(), "command": "make bench", "base": name, "conversations": len(rows), **figures}
-        RESULTS.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+        given_rows = {"base": name, "conversations": len(rows)}
+        command = "pytest -m bench tests/bench/test_train_speed.py"
+        write("train_speed", ABOUT, command, {**given_rows, **figures}, add=False)
 
 
 def summary(took: dict[str, list[Took]]) -> dict[str, Any]:
     """Medians of each, and of what hubkit gives over stock TRL in the same round."""
-    ratios = sorted(s.seconds / h.seconds for h, s in zip(took["hubkit"], took["stock TRL"], strict=True))
+    ratios = [s.seconds / h.seconds for h, s in zip(took["hubkit"], took["stock TRL"], strict=True)]
     speeds = {}
     for name, runs in took.items():
         seconds = median(run.seconds for run in runs)
@@ -146,6 +147,4 @@ def summary(took: dict[str, list[Took]]) -> dict[str, Any]:
             "loss_tokens_per_s": round(runs[0].loss_tokens / seconds, 1),
             "tokens_per_s": round(runs[0].tokens / seconds, 1),
         }
-    least, most = ratios[0], ratios[-1]
-    return {"rounds": len(ratios), "speed": speeds, "times": round(median(ratios), 2), "least": round(least, 2),
-            "most": round(most, 2)}  # fmt: skip
+    return {"speed": speeds, "times": spread(ratios, 2)}

@@ -1,7 +1,7 @@
-"""The whole loop, small but real: real weights, real conversations, the real clients, killed once in every stage.
+"""The whole loop, small but real: real weights, real conversations, the real clients, killed with SIGKILL on the way.
 
-One loop is run for all tests of this file. While it runs it is killed with SIGKILL in each stage and started again, so
-everything that the tests look at was made by runs that went on where a dead one stopped.
+One loop is run for all tests of this file. It is killed in its rollout and started again, so what the tests look at was
+made by runs that went on where a dead one stopped. Among the slow tests is one more loop, killed in every stage.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,11 @@ RUN = [sys.executable, "-m", "hubkit", "run", "parrot", "--profile", "laptop", "
 SETTINGS = [part for value in TINY for part in ("--set", value)]
 
 
-def _run(*more: str, timeout_s: float = 900) -> dict[str, Any]:
-    done = subprocess.run([*RUN, *SETTINGS, *more], capture_output=True, text=True, timeout=timeout_s, check=False)
+def _run(*more: str, timeout_s: float = 900, **env: str) -> dict[str, Any]:
+    command = [*RUN, *SETTINGS, *more]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout_s, env={**os.environ, **env}, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -51,7 +56,9 @@ def _run(*more: str, timeout_s: float = 900) -> dict[str, Any]:
 def _kill_in(stage: str, home: Path, log: Path) -> bool:
     """Start the loop and kill it (not its children) a moment after `stage` began. False when it was too quick."""
     with log.open("ab") as out:
-        driver = subprocess.Popen([*RUN, *SETTINGS], stdout=out, stderr=out)
+        driver = subprocess.Popen(
+            [*RUN, *SETTINGS], stdout=out, stderr=out, env={**os.environ, "HUBKIT_HOME": str(home)}
+        )
     deadline = time.monotonic() + 600
     while driver.poll() is None and time.monotonic() < deadline:
         if list((home / "runs").glob(f"parrot-{stage}-*/out.part")):
@@ -66,10 +73,8 @@ def _kill_in(stage: str, home: Path, log: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def loop(hubkit_home: Path) -> dict[str, Any]:
-    """What ``hubkit run … --json`` printed, after runs that were killed in each stage."""
-    log = hubkit_home / "driver.log"
-    killed = [stage for stage in STAGES if _kill_in(stage, hubkit_home, log)]
-    assert {"corpus", "asker", "rollout", "chat", "eval"} <= set(killed), f"killed only in {killed}"
+    """What ``hubkit run … --json`` printed, after a run that was killed in its rollout."""
+    assert _kill_in("rollout", hubkit_home, hubkit_home / "driver.log")
     return _run()
 
 
@@ -106,7 +111,28 @@ def _python(code: str, env: dict[str, str]) -> str:
     return done.stdout.strip()
 
 
-def test_every_stage_made_one_commit_in_spite_of_the_kills(stages: dict[str, Any], hub: Any) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_in_every_stage_the_loop_still_ends(
+    hubkit_home: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    home = tmp_path / "home"
+    if (hubkit_home / "cache" / "wheels").is_dir():
+        shutil.copytree(hubkit_home / "cache" / "wheels", home / "cache" / "wheels")
+    env = {"HUBKIT_HOME": str(home), "HF_HOME": str(home / "hf")}
+    try:
+        killed = [stage for stage in STAGES if _kill_in(stage, home, tmp_path / "driver.log")]
+        record_property("kills", len(killed))
+        assert {"corpus", "asker", "rollout", "chat", "eval"} <= set(killed), f"killed only in {killed}"
+        made, again = _run(**env), _run(**env)
+        assert [stage["stage"] for stage in made["stages"]][: len(STAGES)] == STAGES
+        assert all(stage["skipped"] for stage in again["stages"] if stage["stage"] != "publish")
+        assert not list((home / "runs").glob("parrot-*"))
+    finally:
+        subprocess.run([sys.executable, "-m", "hubkit", "hub", "stop"], env={**os.environ, **env}, check=True)
+
+
+def test_every_stage_made_one_commit_in_spite_of_the_kill(stages: dict[str, Any], hub: Any) -> None:
     for name in STAGES:
         stage = stages[name]
         titles = [c.title for c in hub.api.list_repo_commits(stage["repo_id"], repo_type=stage["repo_type"])]
@@ -161,6 +187,10 @@ def test_a_changed_value_runs_exactly_the_stages_behind_it(loop: dict[str, Any])
     )
     states = {p["stage"]: p["state"] for p in json.loads(planned.stdout)}
     assert [s for s in STAGES if states[s] == "done"] == ["corpus", "asker"]
+
+
+@pytest.mark.slow
+def test_another_number_of_resamples_runs_the_measuring_alone(loop: dict[str, Any]) -> None:
     changed = _run("--set", "eval.resamples=500")
     assert [s["stage"] for s in changed["stages"] if not s["skipped"] and s["stage"] != "publish"] == ["eval"]
 
