@@ -19,7 +19,7 @@ def test_the_map_names_every_command_once_and_cuts_no_sentence_off(cli) -> None:
     known = {command.name for command in root.app.registered_commands} | {
         group.typer_instance.info.name for group in root.app.registered_groups
     }
-    assert sorted(mapped) == sorted(known) and "..." not in shown
+    assert sorted(mapped) == sorted(known) and "..." not in shown.partition("A whole recipe:")[2]
     places = [shown.index(f"\n  {name} ") for name in mapped]
     assert places == sorted(places)
 
@@ -47,10 +47,11 @@ def test_a_path_that_cannot_be_written_is_one_sentence(cli, tmp_path: Path) -> N
     chats = tmp_path / "x.jsonl"
     turns = [{"role": "user", "content": "Why is the sky blue?"}, {"role": "assistant", "content": "It scatters."}]
     chats.write_text(json.dumps({"messages": turns}) + "\n")
-    done = cli("clean", str(chats), "-o", str(tmp_path / "o"), "--report", str(tmp_path / "no" / "where.json"))
+    look = ("clean", str(chats), "-o", str(tmp_path / "o"), "--set", "corpus.filters=[]")
+    done = cli(*look, "--report", str(tmp_path / "no" / "where.json"))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert str(tmp_path / "no" / "where.json") in done.stderr.splitlines()[-1]
-    assert "too few" in done.stderr and "train" in cli("clean", str(chats), "-o", str(tmp_path / "o")).stdout
+    assert "1 rows are too few" in done.stderr and "train" in cli(*look).stdout
 
 
 def test_a_model_that_is_not_there_is_one_sentence_of_the_engine(cli, hubkit_home: Path) -> None:  # type: ignore[no-untyped-def]
@@ -58,3 +59,13 @@ def test_a_model_that_is_not_there_is_one_sentence_of_the_engine(cli, hubkit_hom
     *_, said = done.stderr.strip().splitlines()
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 2
     assert said.startswith("hubkit: nobody/nothing@main is not at")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_terminal_that_knows_few_characters_gets_whole_data(cli, tmp_path: Path, encoding: str) -> None:  # type: ignore[no-untyped-def]
+    chats = tmp_path / "x.jsonl"
+    chats.write_text(json.dumps({"id": "é─😀", "messages": [{"role": "user"}]}, ensure_ascii=False) + "\n", "utf-8")
+    for more in ((), ("--json",)):
+        done = cli("clean", str(chats), "-o", str(tmp_path / "o"), *more, PYTHONIOENCODING=encoding, PYTHONUTF8="1")
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["files"][0]["unreadable"]["turn_without_text"]["examples"] == ["é─😀"]

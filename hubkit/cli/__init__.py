@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from io import TextIOWrapper
 
 import typer
 
@@ -76,6 +77,9 @@ def main() -> None:
     """Entry point: one clear sentence for what goes wrong, never a stack trace for a user's mistake."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every terminal knows every character
     register_all()
     try:
         app()

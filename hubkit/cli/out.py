@@ -26,7 +26,8 @@ def line(text: str) -> None:
 
 def data(value: Any) -> None:
     """The command's result as JSON, on stdout."""
-    print(json.dumps(value, indent=1, default=str, ensure_ascii=False))
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"  # a terminal that cannot say everything
+    print(json.dumps(value, indent=1, default=str, ensure_ascii=plain))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
