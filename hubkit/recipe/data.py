@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from hubkit.recipe.block import Block
 
@@ -24,6 +24,12 @@ class Source(Block):
     """Its licence, as the Hub names it."""
     license_note: str = ""
     """What cards say about the licence."""
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not self.repo_id and not self.path:
+            raise ValueError("a source needs a repo_id or a path")
+        return self
 
 
 class Filter(Block):
