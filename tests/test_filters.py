@@ -219,7 +219,7 @@ def test_privacy_filters_mask_or_drop_and_count_by_kind() -> None:
     verdict = judge("personal_data", dirty)
     assert isinstance(verdict, Edit) and verdict.rows[0].messages[1]["content"] == "write [EMAIL]"
     assert judge("personal_data", talk("a", "b")) is None
-    with pytest.raises(RecipeError, match="action .*mask.* or .*drop"):
+    with pytest.raises(RecipeError, match=r"action .*mask.* or .*drop"):
         Chain([Filter(name="secrets", args={"action": "hide"})])
 
 
