@@ -78,6 +78,15 @@ def filled_in(system: str, name: str, value: str) -> str:
     return f"{system}\n\n{value}".strip() if value else system
 
 
+# White space, and what takes no space at all: zero-width characters, a byte order mark, a soft hyphen.
+_UNSEEN = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u200c\u200d\u2060\ufeff\xad"
+
+
+def blank(text: str) -> bool:
+    """Whether nobody would see anything of `text`. Some exports hold a zero-width space for an answer that failed."""
+    return not text.strip(_UNSEEN)
+
+
 def fault(messages: Sequence[Message], *, first: Seat | None = "user") -> str | None:
     """The first reason why `messages` is not a well-formed conversation, or None when it is.
 
@@ -95,7 +104,7 @@ def fault(messages: Sequence[Message], *, first: Seat | None = "user") -> str | 
         role = message.get("role")
         if role not in _OTHER_SEAT:
             return "unknown_role"
-        if not message["content"].strip():
+        if blank(message["content"]):
             return "empty_turn"
         if role == "system":
             if index:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -162,6 +163,7 @@ class Running:
 def start(*arguments: str, env: dict[str, str] | None = None, wait: bool = True) -> Running:
     """Start `python -m hubkit.local_tgi`; returns when it says that it is ready."""
     scratch = Path(tempfile.mkdtemp(prefix="hubkit-engine-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)  # not before: tests read its log
     state_file, log = scratch / "state.json", scratch / "log.txt"
     command = [sys.executable, "-m", "hubkit.local_tgi", "--state-file", str(state_file), "--exit-with-parent"]
     if "--cache-dir" not in arguments:

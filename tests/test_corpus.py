@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
@@ -269,6 +270,60 @@ def test_limit_stops_reading_and_still_balances(tmp_path: Path) -> None:
     ]
     report = corpus(written(tmp_path / "x.json", rows), tmp_path / "out", limit=40, join_parts=True)
     assert report.rows_read == 40 and report.kept == 14
+
+
+def test_a_parquet_row_that_is_no_text_costs_that_row_and_a_broken_page_its_group(tmp_path: Path) -> None:
+    texts = [f"hello {i}".encode() for i in range(1000)]
+    roles = pa.array(["user"] * 1000)
+
+    def table(texts: list[bytes]) -> pa.Table:
+        turns = pa.StructArray.from_arrays([roles, pa.array(texts, pa.binary()).view(pa.string())], ["role", "content"])
+        lists = pa.ListArray.from_arrays(pa.array(range(1001), pa.int32()), turns)
+        return pa.table({"id": [f"c{i}" for i in range(1000)], "messages": lists})
+
+    def look(path: Path) -> tuple[int, dict[str, int], int]:
+        report = FileReport(path.name, "", 0)
+        found = sum(1 for _ in read(path, report=report))
+        assert report.rows == found + sum(tally.count for tally in report.unreadable.values())
+        return found, {reason: tally.count for reason, tally in report.unreadable.items()}, report.lost_bytes
+
+    bad = tmp_path / "bad.parquet"
+    pq.write_table(table([*texts[:5], b"\xff\xfe", *texts[6:]]), bad, row_group_size=250)
+    assert look(bad)[:2] == (999, {"broken_row": 1})
+
+    pq.write_table(table(texts), bad, row_group_size=250, compression="zstd")
+    at = pq.ParquetFile(bad).metadata.row_group(1).column(2).data_page_offset
+    data = bytearray(bad.read_bytes())
+    data[at + 30 : at + 60] = bytes(byte ^ 0xFF for byte in data[at + 30 : at + 60])
+    bad.write_bytes(data)
+    found, why, lost = look(bad)
+    assert (found, why) == (750, {"broken_parquet": 1}) and lost > 0
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-8"])
+def test_files_that_windows_writes(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(f"\ufeff{json.dumps([sharegpt(i) for i in range(40)], indent=1)}".encode(encoding))
+    assert corpus(path, tmp_path / "out").rows_read == 40
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [(b"PK\x03\x04", "zip_archive"), (b"BZh9", "bzip2_file"), (b"\xfd7zXZ", "xz_file"), (b"ARROW1", "arrow_file")],
+)
+def test_a_container_that_is_not_read_is_named(tmp_path: Path, head: bytes, reason: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(head + b"\n" * 100)
+    report = FileReport(path.name, "", 0)
+    assert list(read(path, report=report)) == [] and list(report.unreadable) == [reason]
+    assert report.rows == 1 and report.lost_bytes == path.stat().st_size
+
+
+def test_too_few_rows_for_the_splits_can_still_be_looked_at(tmp_path: Path) -> None:
+    block = Corpus.model_validate({"sources": [{"path": "x"}], "openings": 4, "test": 4, "filters": []})
+    path = written(tmp_path / "x.json", [sharegpt(i) for i in range(3)])
+    report = build(block, [path], tmp_path / "out", seed=1, few=True)
+    assert report.splits == {"train": 3, "openings": 0, "test": 0}
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])

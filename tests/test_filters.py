@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -218,7 +219,7 @@ def test_privacy_filters_mask_or_drop_and_count_by_kind() -> None:
     verdict = judge("personal_data", dirty)
     assert isinstance(verdict, Edit) and verdict.rows[0].messages[1]["content"] == "write [EMAIL]"
     assert judge("personal_data", talk("a", "b")) is None
-    with pytest.raises(RecipeError, match="action must be mask or drop"):
+    with pytest.raises(RecipeError, match=r"action .*mask.* or .*drop"):
         Chain([Filter(name="secrets", args={"action": "hide"})])
 
 
@@ -312,3 +313,20 @@ def test_max_tokens_keeps_whole_turns(word_tokenizer: Path) -> None:
         make(tokens=5, context=Context())
     with pytest.raises(RecipeError, match="cannot be read as a tokenizer"):
         make(tokens=5, context=Context(tokenizer=Path("/nowhere")))
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "x", -1, [], {}, 10**30])
+def test_an_argument_of_the_wrong_type_is_told_before_any_row_is_read(value: object) -> None:
+    told = 0
+    for name, factory in FILTERS.items():
+        for argument, parameter in inspect.signature(factory).parameters.items():
+            needs = {"languages": ["en"]} if name == "language" else {}
+            if parameter.annotation not in ("int", "float"):
+                continue
+            try:
+                chain = Chain([Filter(name=name, args={**needs, argument: value})], Context())
+            except RecipeError:
+                told += 1
+            else:
+                list(chain(talk("hello there", "Hello.", "how are you", "Fine.")))
+    assert told > 10 or value == 10**30

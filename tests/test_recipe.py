@@ -129,3 +129,32 @@ def test_a_profile_can_take_the_benchmarks_away_and_a_user_name_files() -> None:
     assert load("parrot", profiles=["laptop"]).corpus.questions == {}
     named = load("parrot", profiles=["laptop"], overrides=["corpus.questions.mt_bench.path=here.jsonl"])
     assert named.corpus.questions["mt_bench"].path == "here.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("rollout.max_hours=.nan", "rollout.max_hours"),
+        ("rollout.budget_usd=.inf", "rollout.budget_usd"),
+        ("rollout.asker.sampling.temperature=.inf", "temperature"),
+        ("rollout.turns.weights={1: .nan}", "weights"),
+        ('rollout.asker.system="a \\ud83d"', "no file can"),
+        ("corpus.sources=[{}]", "a repo_id or a path"),
+        ("corpus.questions={x: {pth: 3}}", "did you mean 'path'"),
+        ("rollout.intents=" + "[" * 3000, "is not YAML"),
+        ("rollout.intents=2020-13-45", "is not YAML"),
+    ],
+)
+def test_values_that_yaml_allows_and_a_run_cannot_use(override: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says) as caught:
+        load("parrot", overrides=[override])
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("text", [b"name: x\na: " + b"[" * 5000, b"a: 2020-13-45", b"\xff"])
+def test_files_that_break_a_reader_of_yaml(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "r.yaml").write_bytes(text)
+    with pytest.raises(RecipeError, match="is not YAML"):
+        load(str(tmp_path / "r.yaml"))
+    with pytest.raises(RecipeError):
+        load("a\0.yaml")

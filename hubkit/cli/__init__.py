@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from io import TextIOWrapper
 
 import typer
 
@@ -77,6 +78,9 @@ def main() -> None:
     """Entry point: one clear sentence for what goes wrong, never a stack trace for a user's mistake."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every terminal knows every character
     register_all()
     try:
         app()
@@ -91,10 +95,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or "the disk that holds hubkit's files"
+            _fail(f"no space left on {where}; free some and run the same command again", 1)
+        if not error.filename or not error.strerror:
             raise
-        where = error.filename or "the disk that holds hubkit's files"
-        _fail(f"no space left on {where}; free some and run the same command again", 1)
+        _fail(f"{error.filename}: {error.strerror.lower()}; name another path, or make this one yours to use", 1)
 
 
 def _fail(sentence: str, code: int) -> None:

@@ -49,7 +49,13 @@ def clean(
             seed=chosen.seed,
             tokenizer=tokenizer,
             questions=asked,
+            few=True,
             progress=bar_for("corpus"),
+        )
+    if report.kept and report.splits["train"] == report.kept and chosen.corpus.openings + chosen.corpus.test:
+        out.say(
+            f"{report.kept:,} rows are too few for {chosen.corpus.openings:,} openings and {chosen.corpus.test:,} test "
+            "rows: all of them stand in train. Before a run, lower corpus.openings and corpus.test, or add sources"
         )
     if report_file:
         report_file.write_bytes((folder / "report.json").read_bytes())

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,11 +15,15 @@ from hubkit.cli import out
 from hubkit.errors import HubkitError
 
 NEEDS_GIB = 4
+PROGRAMS = {"make": ("make", "gmake"), "git": ("git",), "a C compiler": ("cc", "gcc", "clang")}
 
 
 def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
-    """Check this machine: packages, memory, disk, accelerator, and the configured Hub. Exit code 1 if a check fails."""
-    findings = [_python(), _packages(), _disk(), _memory(), _device(), _unfinished(), _hub()]
+    """Check this machine: packages, programs, disk, memory, accelerator, and the configured Hub.
+
+    Exit code 1 if a check fails.
+    """
+    findings = [_python(), _packages(), _programs(), _home(), _disk(), _memory(), _device(), _unfinished(), _hub()]
     if json:
         out.data([{"check": name, "ok": ok, "found": found} for name, ok, found in findings])
     else:
@@ -45,12 +50,35 @@ def _packages() -> Finding:
     return "packages", not missing, ", ".join(found) + note
 
 
+def _programs() -> Finding:
+    """What is needed beside Python: to install, and by torch where it compiles for itself."""
+    found = {name: next(filter(None, map(shutil.which, tries)), None) for name, tries in PROGRAMS.items()}
+    missing = [name for name, path in found.items() if path is None]
+    note = f"missing: {', '.join(missing)} (from your system's packages)" if missing else "make, git and a C compiler"
+    return "programs", not missing, note
+
+
+def _home() -> Finding:
+    """Whether hubkit's folder, or the one that it would be made in, is ours to write."""
+    from hubkit.hub import home
+
+    place = _nearest(home())
+    if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+        return "home", True, f"{home()} can be written"
+    return "home", False, f"{place} is no folder that you may write to; set HUBKIT_HOME elsewhere"
+
+
+def _nearest(place: Path) -> Path:
+    """`place`, or whatever of the way to it is there."""
+    while not place.exists():
+        place = place.parent
+    return place
+
+
 def _disk() -> Finding:
     from hubkit.hub import home
 
-    place = home()
-    while not place.exists():
-        place = place.parent
+    place = _nearest(home())
     free = shutil.disk_usage(place).free / 2**30
     note = "" if free >= NEEDS_GIB else f"; at least {NEEDS_GIB} GiB are needed, set HUBKIT_HOME elsewhere"
     return "disk", free >= NEEDS_GIB, f"{free:.0f} GiB free for {home()}{note}"

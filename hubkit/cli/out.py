@@ -26,7 +26,8 @@ def line(text: str) -> None:
 
 def data(value: Any) -> None:
     """The command's result as JSON, on stdout."""
-    print(json.dumps(value, indent=1, default=str, ensure_ascii=False))
+    plain = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"  # a terminal that cannot say everything
+    print(json.dumps(value, indent=1, default=str, ensure_ascii=plain))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -35,13 +36,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    shown = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         shown.add_column(column, overflow="fold")
     for row in rows:
         shown.add_row(*("" if cell is None else str(cell) for cell in row))
     console = Console(file=sys.stdout, highlight=False, markup=False)
     console.width = max(console.width, 120 if not sys.stdout.isatty() else 0)
+    console.print(title, style="bold")
     console.print(shown)
 
 

@@ -67,9 +67,7 @@ def show_endpoints(rows: list[dict[str, Any]]) -> None:
 
     if not rows:
         return
-    cells = [
-        [", ".join(row["serves"]), row["engine"], row["hardware"], f"{row['usd_per_hour']:,.2f}"] for row in rows
-    ]
+    cells = [[", ".join(row["serves"]), row["engine"], row["hardware"], f"{row['usd_per_hour']:,.2f}"] for row in rows]
     out.table("endpoints that would be made", ["for", "engine", "hardware", "US dollars an hour, at most"], cells)
     out.say(f"each is up for as long as it is asked, and given back at the end; prices of {prices.date()}")
 

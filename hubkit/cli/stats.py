@@ -114,7 +114,7 @@ def _published() -> tuple[list[str], list[list[str]]]:
 
     keys = list(dict.fromkeys(key for entry in published()["measures"] for key in entry["values"]))
     rows = [[e["dataset"], *(str(e["values"].get(key, "")) for key in keys)] for e in published()["measures"]]
-    return ["dataset", *keys], rows
+    return ["dataset", *(key.replace("_", " ") for key in keys)], rows
 
 
 def _hub(asked: list[str]) -> Hub | None:

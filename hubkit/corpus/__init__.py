@@ -103,14 +103,16 @@ def build(
     tokenizer: Path | None = None,
     questions: dict[str, Path] | None = None,
     workers: int | None = None,
+    few: bool = False,
     progress: Progress = silent,
 ) -> CorpusReport:
     """Read `files`, clean and split them by `block`, write ``out/data`` and ``out/report.json``.
 
     `tokenizer` is a folder with a ``tokenizer.json``, or that file, for filters that count tokens; `questions` names
     files of benchmark questions for decontamination; `workers` is a number of processes (None: by the size of the
-    input); results do not depend on it. Raises `SourceError` (a file is missing), `RecipeError` (unknown
-    filter or argument), `StageError` (too little is left), `DiskFullError`.
+    input); results do not depend on it. With `few`, where too little is left for openings and test, all of it is
+    trained on. Raises `SourceError` (a file is missing), `RecipeError` (unknown filter or argument), `StageError` (too
+    little is left, without `few`), `DiskFullError`.
     """
     started = time.monotonic()
     report = CorpusReport(seed=seed)
@@ -132,7 +134,7 @@ def build(
                 row = {"id": names.unique(conversation.id), "messages": conversation.messages}
                 kept.write(row | {"source": conversation.source, INTENT: conversation.meta.get(INTENT)})
             report.renamed = names.renamed
-        places = splitter.assign(openings=block.openings, test=block.test)
+        places = splitter.assign(openings=block.openings, test=block.test, few=few)
         _write_splits(kept.paths, out / "data", places, _schema(block), report)
     finally:
         for path in kept_file.glob("*"):
@@ -202,7 +204,8 @@ def _conversations(
 
 def _bytes_of(progress: Progress, sizes: list[int], index: int, name: str) -> reading.OnBytes:
     before, total = sum(sizes[:index]), sum(sizes)
-    return lambda done: progress(before + done, total, name)
+    size, unit = (10**6, "MB") if total >= 10**7 else (10**3, "kB")
+    return lambda done: progress(-(-(before + done) // size), -(-total // size), f"{name}, {unit}")
 
 
 def _source_name(block: Corpus, path: Path) -> str:

@@ -1,6 +1,7 @@
 """Somebody's file → its raw rows, streamed, as far as it can be read; every byte that cannot is said.
 
-JSON arrays, JSON Lines, objects one after another, parquet; plain, gzip or zstd; told apart by content, not by name.
+JSON arrays, JSON Lines, objects one after another, parquet; plain, gzip or zstd; UTF-8, or UTF-16 with its mark; told
+apart by content, not by name. Other containers are one gap that names them (``zip_archive``, ``arrow_file``, …).
 A file that is cut off gives every whole row before the cut. Memory holds one row and a few blocks, not the file.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
@@ -23,6 +25,14 @@ BLOCK = 1 << 16
 _ZSTD_FEED = 1 << 12  # packed bytes unpacked at once: the most they can swell to is some 128 MB
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".gz", ".zst")
 _SPACE = b" \t\r\n"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_NOT_READ = {
+    b"PK": "zip_archive",
+    b"BZh": "bzip2_file",
+    b"\xfd7zX": "xz_file",
+    b"ARRO": "arrow_file",
+    b"\xff\xfe\0\0": "utf32_file",
+}
 
 
 OnBytes = Callable[[int], None]
@@ -54,7 +64,10 @@ def rows(path: Path, on_bytes: OnBytes = lambda _: None) -> Iterator[Item]:
             head = file.read(4)
     except OSError as error:
         raise SourceError(f"{path} cannot be opened: {error.strerror}") from None
-    if head == b"PAR1":
+    foreign = next((reason for mark, reason in _NOT_READ.items() if head.startswith(mark)), None)
+    if foreign:
+        yield Broken(foreign, "start of file", path.stat().st_size)
+    elif head == b"PAR1":
         yield from _parquet_rows(path, on_bytes)
     else:
         yield from _text_rows(path, head, on_bytes)
@@ -67,14 +80,37 @@ def _parquet_rows(path: Path, on_bytes: OnBytes) -> Iterator[Item]:
     try:
         with opened(path) as file:
             total = max(file.metadata.num_rows, 1)
-            for batch in file.iter_batches(batch_size=256):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Row(value, f"row {number}")
-                on_bytes(size * min(number, total) // total)
+            for group in range(file.num_row_groups):
+                about, first = file.metadata.row_group(group), number
+                try:
+                    for batch in file.iter_batches(batch_size=256, row_groups=[group]):
+                        yield from _batch_rows(batch, number)
+                        number += batch.num_rows
+                        on_bytes(size * min(number, total) // total)
+                except (pa.ArrowException, OSError) as error:  # a page of it: what else the group holds is lost with it
+                    last = first + about.num_rows
+                    place = f"rows {number + 1} to {last}: {type(error).__name__}"
+                    yield Broken("broken_parquet", place, about.total_byte_size)
+                    number = last
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        cut = "cut_off" if number == 0 and not _ends_with(path, b"PAR1") else "broken_parquet"
+        cut = "broken_parquet" if _ends_with(path, b"PAR1") else "cut_off"
         yield Broken(cut, f"after row {number}: {type(error).__name__}", size if number == 0 else 0)
+
+
+def _batch_rows(batch: Any, number: int) -> Iterator[Item]:
+    """The rows of a batch behind row `number`; what cannot be said in Python (text that is none, a year 100,000)."""
+    try:
+        values = batch.to_pylist()
+    except (ValueError, OverflowError):
+        if batch.num_rows == 1:
+            yield Broken("broken_row", f"row {number + 1}", batch.nbytes)
+            return
+        for at in range(batch.num_rows):
+            yield from _batch_rows(batch.slice(at, 1), number + at)
+        return
+    for value in values:
+        number += 1
+        yield Row(value, f"row {number}")
 
 
 def _ends_with(path: Path, mark: bytes) -> bool:
@@ -111,6 +147,10 @@ class _Blocks:
             yield from self._gzip()
         elif self._head == b"\x28\xb5\x2f\xfd":
             yield from self._zstd()
+        elif self._head[:2] in _UTF16:
+            decoder = getincrementaldecoder("utf-16")("replace")
+            yield from (decoder.decode(block).encode("utf-8", "replace") for block in self._plain())
+            yield decoder.decode(b"", final=True).encode("utf-8", "replace")
         else:
             yield from self._plain()
 

@@ -39,18 +39,21 @@ class Splitter:
         self._groups.append(group)
         self._starts.append(bool(conversation.meta.get("is_start", True)))
 
-    def assign(self, *, openings: int, test: int) -> list[int | None]:
+    def assign(self, *, openings: int, test: int, few: bool = False) -> list[int | None]:
         """A split for each row (an index into `SPLITS`), or None: a continuation of a conversation that opens one.
 
         `test` and `openings` are numbers of rows, met exactly where groups allow and never missed; openings are rows
         that begin with a person's real first turn. A group of more than ten rows and a twentieth of its split is
-        trained on: one much-pasted prompt must not fill a test. Raises `StageError` when too few rows are left.
+        trained on: one much-pasted prompt must not fill a test. Raises `StageError` when too few rows are left; with
+        `few`, all of them are then trained on.
         """
         roots = [self._find(group) for group in self._groups]
         size, starts = Counter(roots), Counter(r for r, s in zip(roots, self._starts, strict=True) if s)
         place: dict[int, int] = {}
         for split, rows_of, rows in ((TEST, size, test), (OPENINGS, starts, openings)):
             missing = _fill(place, split, rows_of, rows)
+            if (missing > 0 or len(place) == len(size)) and few:
+                return [TRAIN] * len(roots)
             if missing > 0 or len(place) == len(size):
                 raise StageError(
                     f"{len(roots)} conversations are left after cleaning, too few for {openings} openings, {test} test "

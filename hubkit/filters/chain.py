@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hubkit.errors import RecipeError
+from hubkit.filters.arguments import mistake
 from hubkit.schema import Conversation
 
 EXAMPLES = 5  # ids kept per reason: enough to look one up, few enough for a card
@@ -257,10 +258,12 @@ def _build(spec: Spec, context: Context) -> FilterFn:
         if name not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes no arguments"
             raise RecipeError(f"filter {spec.name!r} has no argument {name!r}; {takes}")
+    if wrong := mistake(factory, spec.args):
+        raise RecipeError(f"filter {spec.name!r}: {wrong}")
     extra = {"context": context} if "context" in parameters else {}
     try:
         return factory(**spec.args, **extra)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, RecipeError):
             raise
         raise RecipeError(f"filter {spec.name!r} cannot be made from {spec.args}: {error}") from error

@@ -8,7 +8,7 @@ from typing import Literal
 
 from hubkit.filters.chain import Drop, Edit, FilterFn, Verdict, register
 from hubkit.filters.shingles import words_of
-from hubkit.schema import Conversation, Seat, fault
+from hubkit.schema import Conversation, Seat, blank, fault
 
 Which = Literal["user", "assistant", "both"]
 _SENTENCE_END = re.compile(r"[^\s\d.!?][.!?…]+[\"')\]*”’]*(?=\s|\Z)")  # not the "2." that opens a list item
@@ -65,7 +65,7 @@ def empty_turn() -> FilterFn:
     def judge(conversation: Conversation) -> Verdict:
         if not conversation.messages:
             return Drop("empty_conversation")
-        return Drop("empty_turn") if any(not m["content"].strip() for m in conversation.messages) else None
+        return Drop("empty_turn") if any(blank(m["content"]) for m in conversation.messages) else None
 
     return judge
 

@@ -146,8 +146,16 @@ class Hub:
 
     def resolve(self, repo_id: str, *, repo_type: str = "model", revision: str = "main") -> Ref:
         """The commit that `revision` of a repo is now. Raises `RepoMissingError`."""
+        from huggingface_hub.errors import RevisionNotFoundError
+
         with self.translated(f"looking up {repo_type} {repo_id}@{revision}"):
-            info = self.api.repo_info(repo_id, repo_type=repo_type, revision=revision)
+            try:
+                info = self.api.repo_info(repo_id, repo_type=repo_type, revision=revision)
+            except RevisionNotFoundError:
+                tags = ", ".join(self.tags(repo_id, repo_type=repo_type)) or "none"
+                raise RepoMissingError(
+                    f"{repo_type} {repo_id} of {self.url} has no revision {revision!r}; its tags: {tags}", status=404
+                ) from None
         return Ref(repo_id, repo_type, str(info.sha))
 
     def snapshot(self, ref: Ref, *, allow_patterns: Sequence[str] | None = None) -> Path:

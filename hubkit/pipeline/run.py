@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from hubkit.errors import HubkitError, StageError
@@ -38,17 +39,16 @@ def run(
     """
     context = Context(recipe, hub, launch=launch)
     for stage in upto(recipe, only):
+        if only not in (None, stage.name):
+            _note_if_done(stage, context)
+            continue
         progress = progress_for(stage.name)
         inputs = stage.inputs(context, progress)
-        made = stage.find(context, inputs)
-        if made is None and only not in (None, stage.name):
-            continue
-        made = made or execute(stage, context, inputs, progress)
+        made = stage.find(context, inputs) or execute(stage, context, inputs, progress)
         if stage.settle is not None:
             stage.settle(context, inputs)
         context.made[stage.name] = made.ref
-        if only in (None, stage.name):
-            yield made
+        yield made
 
 
 def before(recipe: Recipe, hub: Hub, name: str, progress: Progress) -> tuple[Stage, Context, dict[str, Ref]]:
@@ -59,9 +59,15 @@ def before(recipe: Recipe, hub: Hub, name: str, progress: Progress) -> tuple[Sta
     context = Context(recipe, hub)
     *earlier, last = upto(recipe, name)
     for stage in earlier:
-        if made := stage.find(context, stage.inputs(context, progress)):
-            context.made[stage.name] = made.ref
+        _note_if_done(stage, context)
     return last, context, last.inputs(context, progress)
+
+
+def _note_if_done(stage: Stage, context: Context) -> None:
+    """Note a stage's commit in `context`, where there is one. Nothing is imported only to find that there is none."""
+    with suppress(Untouched):
+        if made := stage.find(context, stage.inputs(context, untouched)):
+            context.made[stage.name] = made.ref
 
 
 def publish(
@@ -83,13 +89,13 @@ def publish(
     outputs = {}
     context = Context(recipe, hub)
     for stage in stages_of(recipe):
-        made = stage.find(context, stage.inputs(context, progress))
-        if made is None:
+        _note_if_done(stage, context)
+        if stage.name not in context.made:
             raise StageError(
                 f"stage {stage.name!r} of recipe {recipe.name!r} has not run for these values; "
                 f"run `hubkit run {recipe.name}` first, with the same --profile and --set"
             )
-        context.made[stage.name] = outputs[stage.name] = made.ref
+        outputs[stage.name] = context.made[stage.name]
     return push(
         target or hub,
         recipe,

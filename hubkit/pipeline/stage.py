@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -163,10 +164,11 @@ class Stage:
     ) -> dict[str, Any]:
         out, part = folder / "out", folder / "out.part"
         record_path = out / PROVENANCE / f"{self.name}.json"
-        if record_path.is_file():
+        with suppress(OSError, ValueError):  # not there, or cut short by a machine that went down: built (again) then
             finished: dict[str, Any] = json.loads(record_path.read_text("utf-8"))
             return finished
-        shutil.rmtree(part, ignore_errors=True)
+        for stale in (part, out):
+            shutil.rmtree(stale, ignore_errors=True)
         part.mkdir()
         scratch = folder / "scratch"
         scratch.mkdir(exist_ok=True)
@@ -196,7 +198,7 @@ class Stage:
         tags = context.hub.tags(ref.repo_id, repo_type=ref.repo_type)
         versions = [int(name[1:]) for name in tags if name[:1] == "v" and name[1:].isdigit()]
         for name, sha in tags.items():
-            if sha == ref.revision and name[1:].isdigit():
+            if sha == ref.revision and name[:1] == "v" and name[1:].isdigit():
                 return name
         name = f"v{max(versions, default=0) + 1}"
         context.hub.tag(ref, name, f"{self.name} of recipe {context.recipe.name}")

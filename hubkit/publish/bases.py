@@ -34,5 +34,3 @@ def plan(source: Hub, target: Hub, base: Ref, *, private: bool) -> tuple[RepoPla
     if any(change.action == "update" for change in wanted.changes):
         return replace(wanted, write={}, changes=()), False
     return wanted, True
-
-

@@ -93,8 +93,11 @@ def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = 
         data["profile"] = "+".join(Path(p).stem for p in profile_names)
     try:
         recipe = Recipe.model_validate(data)
+        recipe.model_dump_json()
     except ValidationError as error:
         raise RecipeError(_explain(name, error)) from None
+    except ValueError as error:  # half a character, spelt as an escape
+        raise RecipeError(f"recipe {name!r} holds a value that no file can: {' '.join(str(error).split())}") from None
     if recipe.asker.end_mark and recipe.rollout.end_mark is None:
         rollout = recipe.rollout.model_copy(update={"end_mark": recipe.asker.end_mark})
         recipe = recipe.model_copy(update={"rollout": rollout})
@@ -134,7 +137,7 @@ def _read(name: str) -> dict[str, Any]:
             f"no recipe or profile {name!r}; shipped are {', '.join(names)}"
             + (f". Did you mean {hint[0]!r}?" if hint else ". Give one of them, or a path ending in .yaml.")
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
@@ -157,8 +160,8 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise RecipeError(f"override {text!r} must look like dotted.key=value, for example rollout.dialogues=100")
     try:
         value: Any = yaml.safe_load(raw)
-    except yaml.YAMLError:
-        raise RecipeError(f"override {text!r}: the value {raw!r} is not YAML") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise RecipeError(f"override {text[:200]!r}: the value {raw[:200]!r} is not YAML") from None
     for part in reversed(key.strip().split(".")):
         value = {part: value}
     return dict(value)
@@ -183,10 +186,9 @@ def _explain(name: str, error: ValidationError, root: type[BaseModel] = Recipe) 
 
 
 def _block_at(loc: tuple[Any, ...], root: type[BaseModel]) -> type[BaseModel]:
-    """The block of `root` that a validation location points into; list positions are passed over."""
+    """The block of `root` that a validation location points into; positions and names of entries are passed over."""
     block = root
     for part in loc:
-        if isinstance(part, int):
-            continue
-        block = block_of(block.model_fields[str(part)].annotation) or block
+        if field := block.model_fields.get(str(part)):  # else a position in a list, or a name in a mapping of blocks
+            block = block_of(field.annotation) or block
     return block

@@ -13,7 +13,13 @@ from pydantic import BaseModel, ConfigDict
 class Block(BaseModel):
     """A part of a recipe. An unknown key or a wrong type is refused when it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,  # no cap holds against a number that is none
+    )
 
 
 def block_of(annotation: Any) -> type[BaseModel] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from hubkit.recipe.block import Block
 
@@ -22,3 +24,9 @@ class Source(Block):
     """Its licence, as the Hub names it."""
     license_note: str = ""
     """What cards say about the licence."""
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not self.repo_id and not self.path:
+            raise ValueError("a source needs a repo_id or a path")
+        return self

@@ -20,7 +20,7 @@ from hubkit.rollout import cluster, shards
 from hubkit.rollout.delivery import report
 from hubkit.rollout.driver import OnShard
 from hubkit.rollout.plan import check, run_digest
-from hubkit.rollout.preflight import Estimate, judge
+from hubkit.rollout.preflight import Estimate, extrapolate
 from hubkit.rollout.report import RolloutReport, Status
 from hubkit.rollout.session import Seats, Watch, drive
 from hubkit.rollout.state import PARTS, load, locked
@@ -95,4 +95,4 @@ def estimate(
     with tempfile.TemporaryDirectory() as scratch:
         report = run(sample, openings, Path(scratch), journal=journal, **options)
         shards = [Path(scratch) / path for path in report.paths]
-        return judge(block, shards, seconds=report.seconds, in_flight=sample.in_flight)
+        return extrapolate(block, shards, seconds=report.seconds, in_flight=sample.in_flight)

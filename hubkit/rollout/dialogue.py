@@ -13,7 +13,7 @@ from typing import Any
 
 from hubkit.recipe import Rollout, SeatConfig
 from hubkit.rollout.plan import Plan
-from hubkit.schema import Message, Seat, filled_in, swap_roles
+from hubkit.schema import Message, Seat, blank, filled_in, swap_roles
 
 # What a turn must not contain: the marks with which chat templates open turns, and, at the start of a line, the label
 # of the dialogue's other speaker. A model that writes them has slipped out of its seat.
@@ -190,7 +190,7 @@ def split_end_mark(text: str, mark: str | None) -> tuple[str, bool]:
 
 def flaw(dialogue: Dialogue, content: str, finish_reason: str) -> str:
     """What is wrong with a turn: ``empty``, ``role_leak``, ``repeated``, ``cut_off``; or an empty string."""
-    if not content.strip():
+    if blank(content):
         return "empty"
     if any(mark in content for mark in _MARKS) or _labelled(content, dialogue.seat):
         return "role_leak"

@@ -48,14 +48,19 @@ def decode(line: bytes) -> Record | None:
 
 def read(path: Path) -> Iterator[Record | None]:
     """The records of a journal file in order; None for each line that is torn or damaged."""
-    with path.open("rb") as file:
-        for line in file:
-            yield decode(line[:-1]) if line.endswith(b"\n") else None
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                yield decode(line[:-1]) if line.endswith(b"\n") else None
+    except OSError as error:
+        raise SourceError(
+            f"the journal {path} cannot be read: {error.strerror}; mend that, or remove it to ask for its turns again"
+        ) from None
 
 
 def newest(folder: Path) -> Path | None:
-    """The journal file in `folder` that counts, or None."""
-    files = sorted(folder.glob("journal-*.log"))
+    """The journal file in `folder` that counts, or None. Files of other names (a copy that somebody made) do not."""
+    files = sorted(path for path in folder.glob("journal-*.log") if path.stem.removeprefix("journal-").isdecimal())
     return files[-1] if files else None
 
 

@@ -40,7 +40,7 @@ class Estimate:
         return asdict(self)
 
 
-def judge(block: Rollout, shards: Sequence[Path], *, seconds: float, in_flight: int) -> Estimate:
+def extrapolate(block: Rollout, shards: Sequence[Path], *, seconds: float, in_flight: int) -> Estimate:
     """The estimate for all of `block` from the dialogues in `shards`, which took `seconds` at `in_flight`."""
     import pyarrow.parquet as pq
 

@@ -6,6 +6,7 @@ continued from its shards alone by leaving out the numbers they hold.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -150,7 +151,10 @@ def write(rows: Sequence[Row], path: Path, ledger: Mapping[str, Mapping[str, flo
 
 @contextmanager
 def _put(path: Path) -> Iterator[Path]:
-    """Where to write what shall stand at `path`: it is there, durably, when the block ends. Raises `DiskFullError`."""
+    """Where to write what shall stand at `path`: it is there, durably, when the block ends.
+
+    Raises `DiskFullError`, or `SourceError` for another failure to write.
+    """
     part = path.with_suffix(".part")
     try:
         yield part
@@ -160,7 +164,14 @@ def _put(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise DiskFullError(f"the shard {path} cannot be written: {error.strerror or error}; free space") from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"no space left for the shard {path}; free some and run the same command") from None
+        raise SourceError(f"the shard {path} cannot be written: {error.strerror or error}") from None
+
+
+def standing(folder: Path) -> list[Path]:
+    """The run's shards in `folder`, in order. Files of other names (a copy that somebody made) are none."""
+    return sorted(path for path in folder.glob("raw-*.parquet") if path.stem.removeprefix("raw-").isdecimal())
 
 
 def read_indices(path: Path, digest: str) -> list[int]:

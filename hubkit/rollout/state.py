@@ -114,7 +114,7 @@ def load(folder: Path, digest: str, earlier: Sequence[Path] = ()) -> State:
     for stale in store.glob("*.part"):
         stale.unlink()
     _adopt(store, earlier, digest)
-    state.shard_paths = sorted(store.glob("raw-*.parquet"))
+    state.shard_paths = shards.standing(store)
     for path in state.shard_paths:
         state.sharded.update(shards.read_indices(path, digest))
     state.published.update(path.name for path in earlier)
@@ -132,7 +132,7 @@ def load(folder: Path, digest: str, earlier: Sequence[Path] = ()) -> State:
 def _adopt(store: Path, earlier: Sequence[Path], digest: str) -> None:
     """Copy what shards from elsewhere hold that is not here yet, but for dialogues that a cap ended: those go on."""
     known: set[int] = set()
-    for path in sorted(store.glob("raw-*.parquet")):
+    for path in shards.standing(store):
         known.update(shards.read_indices(path, digest))
     for path in sorted(earlier):
         indices = shards.read_indices(path, digest)
@@ -146,8 +146,14 @@ def _replay(state: State, records: Iterable[Record | None], path: Path) -> None:
     for record in records:
         if record is None:
             state.damaged_records += 1
-        else:
+            continue
+        try:
             _apply(state, record, path)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise StageError(
+                f"{path} holds a {record.get('k')!r} record that this version of hubkit cannot read; go on with the "
+                "version that wrote it, or remove the file to ask for its turns again"
+            ) from None
 
 
 def _apply(state: State, record: Record, path: Path) -> None:

@@ -162,7 +162,11 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
         with gr.Accordion("Settings", open=False):
             knobs = sampling(render=True)
         run = both.submit(
-            compare, [both, left, right, *knobs], [left, right, both], api_visibility="private", concurrency_limit=2,
+            compare,
+            [both, left, right, *knobs],
+            [left, right, both],
+            api_visibility="private",
+            concurrency_limit=2,
             show_progress="hidden",
         )
         stop.click(None, cancels=[run])
