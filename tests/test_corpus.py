@@ -348,7 +348,7 @@ def test_workers_change_nothing_but_the_time(tmp_path: Path) -> None:
         "near_duplicates",
         "min_turns",
     ]
-    block = Corpus(sources=[Source()], filters=[Filter(name=n) for n in names], openings=20, test=20)
+    block = Corpus(sources=[Source(path="chats.jsonl")], filters=[Filter(name=n) for n in names], openings=20, test=20)
     reports = []
     for workers in (0, 3):
         report = build(block, [path], tmp_path / str(workers), seed=1, workers=workers).to_dict()
@@ -369,7 +369,7 @@ def test_a_worker_that_dies_is_an_error_not_a_hang(tmp_path: Path, monkeypatch: 
         self._process.kill()
 
     monkeypatch.setattr(parallel._Worker, "__init__", start_and_kill)
-    block = Corpus(sources=[Source()], filters=[Filter(name="clean_text")], openings=1, test=1)
+    block = Corpus(sources=[Source(path="chats.jsonl")], filters=[Filter(name="clean_text")], openings=1, test=1)
     with pytest.raises(StageError, match=r"exit status -9"):
         build(block, [written(tmp_path / "x.json", [sharegpt(i) for i in range(9)])], tmp_path / "o", seed=1, workers=2)
 

@@ -111,7 +111,7 @@ def test_a_corpus_too_and_a_killed_worker_changes_nothing(needed: dict[str, Any]
     ]
     source = tmp_path / "chats.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    block = Corpus(sources=[Source()], filters=CHAIN[1:], openings=50, test=50)
+    block = Corpus(sources=[Source(path="chats.jsonl")], filters=CHAIN[1:], openings=50, test=50)
     corpus.build(block, [source], tmp_path / "here", seed=1, workers=0, **needed)
     killed: set[int] = set()
     over = threading.Event()

@@ -31,7 +31,7 @@ filters, files = [Filter(name=name) for name in names], [Path(file) for file in 
 if room == "curate":
     report = curate.curate(Curate(filters=filters), files, Path(out), workers=2)
 else:
-    block = Corpus(sources=[Source()], filters=filters, openings=1000, test=500)
+    block = Corpus(sources=[Source(path="chats.jsonl")], filters=filters, openings=1000, test=500)
     report = corpus.build(block, files, Path(out), seed=1, workers=2)
 peaks = [resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 print(json.dumps([report.rows_read, report.kept, *peaks]))
