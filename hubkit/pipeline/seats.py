@@ -17,10 +17,9 @@ from hubkit.pipeline import deployed
 from hubkit.pipeline.imports import require
 from hubkit.pipeline.stage import Context, Work
 from hubkit.progress import Progress
+from hubkit.recipe import EMBEDDED as EMBEDDED
 from hubkit.recipe import Rollout, SeatConfig
 from hubkit.schema import Conversation
-
-EMBEDDED = "embedded"
 
 
 def model(context: Context, seat: SeatConfig, progress: Progress) -> Ref:
