@@ -83,9 +83,7 @@ class SeatConfig(Block):
             raise ValueError(f"{DEPLOY!r} stands alone: hubkit makes that endpoint, its replicas are deploy.replicas")
         for address in self.endpoints:
             if address not in (EMBEDDED, DEPLOY) and not address.startswith(("http://", "https://")):
-                raise ValueError(
-                    f"{address!r} is no http(s) URL (http://127.0.0.1:8080), nor embedded or deploy"
-                )
+                raise ValueError(f"{address!r} is no http(s) URL (http://127.0.0.1:8080), nor embedded or deploy")
         return self
 
 
