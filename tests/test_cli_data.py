@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mock_endpoint import mock
 from places import SHARED_DATA
@@ -143,9 +145,13 @@ def test_clean_on_the_benchmarks_themselves(cli, tmp_path: Path) -> None:  # typ
 
 def test_mistakes_are_one_sentence(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "empty").mkdir()
+    shard = tmp_path / "x.parquet"
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    pq.write_table(pa.Table.from_pylist([{"id": "a", "messages": turns}] * 3), shard)
     for args, says in (
         (("clean", str(tmp_path / "gone.json"), "-o", str(tmp_path / "o")), "does not exist"),
         (("stats", str(tmp_path / "empty"), "--no-topics"), "has no split 'train'"),
+        (("stats", str(shard), "--no-topics", "--tokenizer", str(tmp_path)), "cannot be read as a tokenizer"),
     ):
         done = cli(*args)
         assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr

@@ -91,6 +91,8 @@ def lineage(
     from hubkit.hub import connect
     from hubkit.publish import lineage as tree
 
+    if repo_type not in ("", "model", "dataset", "space"):
+        raise typer.BadParameter(f"{repo_type!r} is none of model, dataset and space", param_hint="--type")
     hub = connect()
     name, _, revision = repo.partition("@")
     root = tree.trace(

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from hubkit.errors import SourceError
 from hubkit.measures import plots
 from hubkit.measures.definitions import definitions, published, step_table
 from hubkit.measures.dialogues import Dialogue, Sample, sample
@@ -188,7 +189,13 @@ def _load(tokenizer: Path | None) -> Any:
 
     if tokenizer is None:
         return None
-    return Tokenizer.from_file(str(tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer))
+    file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception for a missing and for a broken file
+        raise SourceError(
+            f"{file} cannot be read as a tokenizer: {error}; give a folder with a tokenizer.json"
+        ) from None
 
 
 def _lengths(result: Measured, one: Sample, counter: Callable[[list[str]], list[int]], seed: int) -> list[int]:

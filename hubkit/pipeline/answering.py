@@ -19,11 +19,10 @@ from hubkit.hub import Hub, Ref
 from hubkit.hub.places import runs
 from hubkit.judge import Judge, Parse, Prompts, judging, question_prompts
 from hubkit.pipeline.imports import require
-from hubkit.pipeline.seats import EMBEDDED
 from hubkit.pipeline.serving import Model, Reached, serving
 from hubkit.pipeline.stage import Context, Work
 from hubkit.progress import Progress
-from hubkit.recipe import DEPLOY, Deploy, Judging, SeatConfig
+from hubkit.recipe import DEPLOY, EMBEDDED, Deploy, Judging, SeatConfig
 from hubkit.replies import Journal
 from hubkit.schema import Message
 

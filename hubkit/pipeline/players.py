@@ -13,10 +13,9 @@ from hubkit.evals.scorecard import scorecard
 from hubkit.hub import Ref
 from hubkit.measures import scorecards
 from hubkit.pipeline.seated import BASE, Asker, served
-from hubkit.pipeline.seats import EMBEDDED
 from hubkit.pipeline.stage import Context, Work
 from hubkit.publish.metadata import is_adapter
-from hubkit.recipe import DEPLOY, Deploy, Scorecard
+from hubkit.recipe import DEPLOY, EMBEDDED, Deploy, Scorecard
 
 ASKER = "asker"
 PICTURE = "scorecard.png"

@@ -17,10 +17,8 @@ from hubkit.pipeline.serving import Model, engines
 from hubkit.pipeline.stage import Context, Work
 from hubkit.progress import Progress
 from hubkit.publish.metadata import is_adapter
-from hubkit.recipe import Rollout, SeatConfig
+from hubkit.recipe import EMBEDDED, Rollout, SeatConfig
 from hubkit.schema import Conversation
-
-EMBEDDED = "embedded"
 
 
 def model(context: Context, seat: SeatConfig, progress: Progress) -> Ref:

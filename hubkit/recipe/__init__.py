@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from hubkit.errors import RecipeError
 from hubkit.recipe.block import block_of
 from hubkit.recipe.data import Corpus, Curate, Filter, Intents, Measure
-from hubkit.recipe.dialogue import DEPLOY, Baseline, Deploy, Rollout, Sampling, SeatConfig, Turns
+from hubkit.recipe.dialogue import DEPLOY, EMBEDDED, Baseline, Deploy, Rollout, Sampling, SeatConfig, Turns
 from hubkit.recipe.judgement import Evals, Judging, Published, Scorecard
 from hubkit.recipe.preference import Preference
 from hubkit.recipe.source import Source
@@ -29,6 +29,7 @@ from hubkit.recipe.whole import PREFERENCE_STAGES, Names, Paper, Publish, Recipe
 
 __all__ = [
     "DEPLOY",
+    "EMBEDDED",
     "PREFERENCE_STAGES",
     "RECIPES",
     "STAGES",
@@ -178,6 +179,8 @@ def _explain(name: str, error: ValidationError, root: type[BaseModel] = Recipe) 
                 f"{where} is not a key of a recipe"
                 + (f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}")
             )
+        elif issue["type"] == "value_error":  # our own words about a whole block
+            lines.append(f"{where}: {issue['ctx']['error']}")
         elif issue["type"] == "missing":
             lines.append(f"{where} is missing")
         else:

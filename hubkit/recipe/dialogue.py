@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from hubkit.recipe.block import Block
 from hubkit.recipe.source import Source
 
+EMBEDDED = "embedded"
 DEPLOY = "deploy"
 Check = Literal["empty", "cut_off", "role_leak", "repeated"]
 CHECKS: tuple[Check, ...] = ("empty", "cut_off", "role_leak", "repeated")
@@ -77,9 +78,12 @@ class SeatConfig(Block):
     """The endpoint to make, for ``deploy``."""
 
     @model_validator(mode="after")
-    def _deployed_alone(self) -> SeatConfig:
+    def _addresses(self) -> SeatConfig:
         if DEPLOY in self.endpoints and len(self.endpoints) > 1:
             raise ValueError(f"{DEPLOY!r} stands alone: hubkit makes that endpoint, its replicas are deploy.replicas")
+        for address in self.endpoints:
+            if address not in (EMBEDDED, DEPLOY) and not address.startswith(("http://", "https://")):
+                raise ValueError(f"{address!r} is no http(s) URL (http://127.0.0.1:8080), nor embedded or deploy")
         return self
 
 
