@@ -220,9 +220,12 @@ def _show(result: Judged) -> None:
     out.table(f"{name}: {result.setup.mode}, judged by {result.setup.judge.name}", *report.table(result))
     for sentence in report.sentences(result):
         out.line(sentence)
-    for entry in report.fitting(_published(), name):
+    fitting = report.fitting(_published(), name)
+    for entry in fitting:
         out.table(f"As published, not measured here: {entry.title}", *report.published_table(entry))
-        out.say(entry.caution)
+    for said in dict.fromkeys(report.origin(entry) for entry in fitting):
+        titles = "; ".join(entry.title for entry in fitting if report.origin(entry) == said)
+        out.line(f"{titles}. {said}")
     out.say(
         f"wrote {result.path} and its .md; look into every answer with: inspect view --log-dir {result.logs.parent}"
     )

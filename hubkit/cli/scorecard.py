@@ -102,7 +102,8 @@ def _show(card: Scorecard, files: list[Any], *, json: bool) -> None:
         out.data(card.to_dict())
         return
     out.table(f"Askers beside people, at {card.settings['contexts']} held-out contexts", *_table(card))
-    for note in (*_notes(card), *(f"wrote {file}" for file in files)):
+    told = [] if files else ["what each measure is, a picture, and every turn: --out FOLDER"]
+    for note in (*_notes(card), *(f"wrote {file}" for file in files), *told):
         out.say(note)
 
 

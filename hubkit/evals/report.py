@@ -14,6 +14,11 @@ from hubkit.evals.judged import Judged
 from hubkit.recipe import Published
 
 Table = tuple[list[str], list[list[str]]]
+_MEANINGS = (
+    "Win rates count a tie as half. One order alone: as if only the order with this model shown first had been asked. "
+    "Flip rate: pairs whose two orders disagree. Equally long answers: what a logistic model of the verdicts, with "
+    "length as a term, says where both are as long."
+)
 
 
 def table(result: Judged) -> Table:
@@ -50,7 +55,9 @@ def sentences(result: Judged) -> list[str]:
     if result.difference is not None:
         said.append(_difference(result))
     if result.wins is not None:
-        said.append(_positions(result))
+        said += [_positions(result), _MEANINGS]
+    number = len(setup.benchmark.questions)
+    said.append(f"In brackets: {setup.drawing.confidence:.0%} bootstrap intervals over {number} questions.")
     judge = f"Judged by {setup.judge.name}, prompts: {setup.prompts.source} (sha256 {setup.prompts.sha256[:12]})."
     said.append(judge)
     if setup.judge.embedded:
@@ -116,6 +123,11 @@ def fitting(published: Iterable[Published], benchmark: str) -> list[Published]:
     return [entry for entry in published if benchmark in entry.benchmarks]
 
 
+def origin(entry: Published) -> str:
+    """Who judged a published table, where it stands, and what is not certain about it."""
+    return f"Judge: {entry.judge}. Source: {entry.source}. {entry.caution}"
+
+
 def published_table(entry: Published) -> Table:
     """Columns and rows of a published table; a dash where no number is known."""
     rows = [[name, *("–" if v is None else f"{v:g}" for v in values)] for name, values in entry.rows.items()]
@@ -127,14 +139,12 @@ def markdown(result: Judged, published: Sequence[Published] = ()) -> str:
     setup = result.setup
     title = f"# {_safe(setup.benchmark.name)}: {' and '.join(_safe(player.name) for player in setup.players)}"
     parts = [title, _grid(table(result)), *(_safe(sentence) for sentence in sentences(result))]
-    confidence = f"{setup.drawing.confidence:.0%}"
-    parts.append(f"In brackets: {confidence} bootstrap intervals over {len(setup.benchmark.questions)} questions.")
     parts.append(_grid((["what", "which"], _inputs(result))))
     for entry in fitting(published, setup.benchmark.name):
         parts += [
             f"## As published: {_safe(entry.title)}",
             _grid(published_table(entry)),
-            f"Judge: {_safe(entry.judge)}. Source: {_safe(entry.source)}. {_safe(entry.caution)} Not measured here.",
+            f"{_safe(origin(entry))} Not measured here.",
         ]
     return "\n\n".join(parts) + "\n"
 

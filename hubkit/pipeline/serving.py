@@ -56,8 +56,8 @@ def serving(
     embedded = {name: model for name, model in models.items() if name not in asked}
     spoken = deployed.spoken(hub, asked)
     with (
-        deployed.held(hub, asked, progress) as urls,
         engines(embedded, log, progress, slots=slots, tokens=tokens) as addresses,
+        deployed.held(hub, asked, progress) as urls,
     ):
         found = {name: Reached((url,)) for name, url in addresses.items()}
         for name, url in urls.items():
