@@ -212,7 +212,8 @@ def test_an_endpoint_that_is_down_gets_a_sentence(watch: Page, endpoints: dict[s
     watch.locator("#opening textarea, #opening input").first.fill("Start")
     watch.locator("#go").click()
     expect(watch.locator("#watch")).to_contain_text("waiting for it")
-    expect(watch.get_by_text("does not answer (asleep or starting)")).to_be_visible()
+    expect(watch.locator("#watch-status")).to_contain_text("does not answer (asleep or starting)")
+    expect(watch.locator("#watch").get_by_text("Start")).to_be_visible()
     assert "Traceback" not in watch.inner_text("body")
 
 
