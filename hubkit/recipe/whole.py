@@ -16,7 +16,8 @@ from hubkit.recipe.preference import Preference
 from hubkit.recipe.training import Training
 
 PREFERENCE_STAGES = ("prefer", "align")
-_OPTIMISING = {"max_drop_share", "checkpoint_minutes", "lora", "dpo"}  # of a preference block: what ``align`` reads
+# Of a preference block, what ``align`` reads.
+_OPTIMISING = {"max_drop_share", "checkpoint_minutes", "lora", "merge_adapter", "dpo"}
 
 
 class Paper(Block):
