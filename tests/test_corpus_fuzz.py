@@ -196,7 +196,13 @@ def test_the_whole_corpus_accounts_for_every_row(tmp_path: Path, rows: list[Any]
     text = json.dumps(good + rows).encode()
     path.write_bytes(text[: max(len(json.dumps(good)) + 1, len(text) - cut)])
     filters = ["clean_text", "alternate_roles", "provider_mentions", "role_leak", "near_duplicates", "personal_data"]
-    block = Corpus(sources=[Source(path="chats.jsonl")], filters=[Filter(name=f) for f in filters], openings=1, test=1, join_parts=True)
+    block = Corpus(
+        sources=[Source(path="chats.jsonl")],
+        filters=[Filter(name=f) for f in filters],
+        openings=1,
+        test=1,
+        join_parts=True,
+    )
     try:
         report = build(block, [path], tmp_path / "out", seed=1)
     except HubkitError:  # nearly everything may be a duplicate of "q 0"

@@ -251,6 +251,25 @@ def test_over_long_histories_lose_their_oldest_exchanges_and_are_counted(tmp_pat
         fit([data], load_tokenizer(chat), 64, 0.5)
 
 
+def test_the_optimised_adapter_is_merged_where_the_recipe_says_so(tmp_path, base, chat):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    data = write_pairs(tmp_path / "pairs.parquet", PAIRS)
+    found = {}
+    for merged in (False, True):
+        asked = block(dpo={**DPO, "num_train_epochs": 1}, merge_adapter=merged)
+        out = tmp_path / f"out-{merged}"
+        report = prefer(asked, [data], base, chat, out, base_repo_id="a/t", seed=1, work=tmp_path / f"work-{merged}")
+        assert report.kind == ("merged" if merged else "adapter")
+        model = AutoModelForCausalLM.from_pretrained(out if merged else base)
+        found[merged] = model if merged else PeftModel.from_pretrained(model, out)
+    ids = torch.arange(10, 40)[None]
+    one, other = (model.eval()(ids).logits for model in found.values())
+    torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
 def losses(report) -> list[float]:
     return [entry["loss"] for entry in report.loss_curve]
 

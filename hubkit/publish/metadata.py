@@ -107,10 +107,12 @@ def _trained_model(facts: CardFacts, kind: TrainedKind) -> ModelCardData:
 
 
 def adapter_of(recipe: Recipe, kind: TrainedKind) -> bool:
-    """Whether the model of that kind is pushed as an adapter. Optimised on pairs, an adapter stays one."""
+    """Whether the model of that kind is pushed as an adapter. On pairs, one stays one, unless it is merged."""
     if kind == "asker":
         return is_adapter(recipe.asker)
     block = recipe.preference if kind == "aligned" else None
+    if block is not None and block.merge_adapter:
+        return False
     return is_adapter(recipe.chat) or (block is not None and block.lora is not None)
 
 

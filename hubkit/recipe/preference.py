@@ -36,6 +36,8 @@ class Preference(Block):
     lora: dict[str, Any] | None = None
     """For chat models that are whole; one that is an adapter goes on being trained as one, with itself as the
     reference."""
+    merge_adapter: bool = False
+    """Push the merged weights instead of the adapter."""
     dpo: dict[str, Any] = Field(default_factory=dict)
     """Goes as it is to TRL's DPOConfig."""
     expected: Expected | None = None

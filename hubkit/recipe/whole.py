@@ -18,7 +18,8 @@ from hubkit.recipe.training import Training
 PREFERENCE_STAGES = ("prefer", "align")
 _NOT_READ = {"expected", "published"}  # only shown or planned with
 _SAME_ANYWHERE = {"corpus", "curate"}  # stages that make the same wherever they run, by their ``on``
-_OPTIMISING = {"max_drop_share", "checkpoint_minutes", "lora", "dpo"}  # of a preference block: what ``align`` reads
+# Of a preference block, what ``align`` reads.
+_OPTIMISING = {"max_drop_share", "checkpoint_minutes", "lora", "merge_adapter", "dpo"}
 
 
 class Paper(Block):

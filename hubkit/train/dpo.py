@@ -34,7 +34,6 @@ class Pairwise:
     base: Path
     chat: Path
     system: str | None = None
-    merge: bool = False
 
     @property
     def seat(self) -> Seat:
@@ -59,6 +58,11 @@ class Pairwise:
             return f"{self.chat.name} {self.system} "
         with weights.open("rb") as file:
             return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {self.system} "
+
+    @property
+    def merge(self) -> bool:
+        """Whether an adapter is merged when it is saved."""
+        return self.block.merge_adapter
 
     @property
     def settings(self) -> dict[str, Any]:

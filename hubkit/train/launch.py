@@ -118,7 +118,7 @@ def refuse(how: Launch, block: Training | Preference, gpus: int) -> None:
         raise RecipeError(f"--launch {strategy} shards over GPUs, and this machine has none; use ddp")
     if gpus and processes > gpus:
         raise RecipeError(f"--processes {processes} is more than the {gpus} GPUs of this machine")
-    if strategy != "ddp" and isinstance(block, Training) and block.merge_adapter:
+    if strategy != "ddp" and block.merge_adapter:
         raise RecipeError(f"merge_adapter cannot merge sharded weights; train under {strategy} without it")
     if how.nodes > int(os.environ.get("SLURM_JOB_NUM_NODES", "1")):
         raise RecipeError(
