@@ -37,8 +37,8 @@ push: $(READY) ## final cards, Spaces, collection; HUB=https://… copies it all
 spaces: $(READY) ## both pushed Spaces on this machine, against the embedded Hub and engine
 	$(BIN)/hubkit spaces $(RECIPE) --profile $(PROFILE) $(ARGS)
 
-test: $(READY) ## the tests, without the slow ones
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: $(READY) ## the tests, without the slow ones (WORKERS=2: on two cores at once)
+	$(BIN)/python -m pytest $(if $(WORKERS),--numprocesses $(WORKERS) --dist loadfile)
 
 test-slow: $(READY) ## the slow tests: kills, chaos, whole demos
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -18,11 +18,13 @@ import tempfile
 import time
 import urllib.request
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from places import ROOT
 
 _CACHE = Path(tempfile.gettempdir()) / f"hubkit-test-models-{os.getuid()}"
@@ -30,7 +32,24 @@ _START_TIMEOUT_S = 120
 _LORA_B_STD = 0.15
 
 
+def _made_once(make: Callable[..., Path]) -> Callable[..., Path]:
+    """Made once for this user, whichever worker of the tests comes first."""
+
+    @functools.cache
+    @functools.wraps(make)
+    def locked(*args: Any, **options: Any) -> Path:
+        with _lock():
+            return make(*args, **options)
+
+    return locked
+
+
 @functools.cache
+def _lock() -> FileLock:
+    return FileLock(_mkdir(_CACHE) / "lock")
+
+
+@_made_once
 def smollm2() -> Path:
     """A model repo folder with SmolLM2-135M-Instruct; skips the test where its weights cannot be had."""
     from hubkit import offline
@@ -52,7 +71,7 @@ def smollm2() -> Path:
     return out
 
 
-@functools.cache
+@_made_once
 def lora(name: str, **options: Any) -> Path:
     """A PEFT adapter of SmolLM2, far enough from its base that its greedy text differs. Seeded by `name`."""
     key = hashlib.sha256(json.dumps([name, options, _LORA_B_STD, str(smollm2())], sort_keys=True).encode()).hexdigest()[
@@ -78,7 +97,7 @@ def lora(name: str, **options: Any) -> Path:
     return out
 
 
-@functools.cache
+@_made_once
 def trained() -> Path:
     """An adapter of SmolLM2 as the asker's trainer leaves it, after a minute's training: small, unlike `lora`'s noise,
     and with a chat template of its own. Its conversations are made up; what they say does not matter here."""

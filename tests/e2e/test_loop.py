@@ -170,7 +170,7 @@ def test_the_asker_s_card_shows_how_like_people_it_plays(stages: dict[str, Any],
 
 def test_nothing_is_left_behind(loop: dict[str, Any], hubkit_home: Path) -> None:
     assert not list((hubkit_home / "runs").glob("parrot-*"))
-    engines = subprocess.run(["pgrep", "-f", "hubkit.local_tgi.*" + hubkit_home.name], capture_output=True, text=True)
+    engines = subprocess.run(["pgrep", "-f", "hubkit.local_tgi.*" + str(hubkit_home)], capture_output=True, text=True)
     assert engines.stdout == "", "an engine outlived its driver"
 
 
