@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from hubkit.errors import StageError
+from hubkit.errors import RepoMissingError, StageError
 from hubkit.hub import Hub, Ref, connect
 from hubkit.hub.places import runs
-from hubkit.pipeline import Context, Stage
+from hubkit.pipeline import Context, Stage, plan, run
 from hubkit.pipeline.stage import Work
 from hubkit.progress import silent
 from hubkit.recipe import load
@@ -107,3 +107,15 @@ def test_two_processes_do_not_build_the_same_stage(hub: Hub) -> None:
 def test_a_stage_without_the_one_before_it_says_what_to_run() -> None:
     with pytest.raises(StageError, match="hubkit run parrot"):
         Context(load("parrot"), None).before("corpus")  # type: ignore[arg-type]
+
+
+def test_what_a_later_stage_reads_is_looked_for_before_the_first_one_runs(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "chats.jsonl").write_text("{}\n", "utf-8")
+    given = ["rollout.chat.repo=nobody/misspelt", f"corpus.sources=[{{path: {tmp_path / 'chats.jsonl'}}}]"]
+    recipe = load("parrot", profiles=["laptop"], overrides=[*given, "repos.corpus=never-made"])
+    with pytest.raises(RepoMissingError, match="nobody/misspelt"):
+        next(run(recipe, hub))
+    with pytest.raises(RepoMissingError):
+        hub.resolve(hub.qualify("never-made"), repo_type="dataset")
+    states = {planned.stage: planned.state for planned in plan(recipe, hub)}
+    assert states["corpus"] == "to run" and "nobody/misspelt" in states["rollout"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hubkit.errors import HubkitError, StageError
 from hubkit.evals import questions
@@ -35,16 +35,22 @@ def run(
     `execute` runs a stage that is not done: here and now, or elsewhere (`hubkit.pipeline.on_jobs.OnJobs`).
     A stage whose commit exists for the same recipe values and input commits is skipped, not run. Raises `StageError`
     when `only` needs a stage that has not run, and what the stages raise; whatever was committed before stays, and the
-    next run goes on from there.
+    next run goes on from there. Before the first stage that is not done, what all behind it read is looked for.
     """
     context = Context(recipe, hub, launch=launch)
-    for stage in upto(recipe, only):
+    ahead = upto(recipe, only)
+    for stage in ahead:
         if only not in (None, stage.name):
             _note_if_done(stage, context)
             continue
         progress = progress_for(stage.name)
         inputs = stage.inputs(context, progress)
-        made = stage.find(context, inputs) or execute(stage, context, inputs, progress)
+        made = stage.find(context, inputs)
+        if made is None:
+            for later in ahead if only is None else ():
+                _look_ahead(later, context)
+            ahead = ()
+            made = execute(stage, context, inputs, progress)
         if stage.settle is not None:
             stage.settle(context, inputs)
         context.made[stage.name] = made.ref
@@ -61,6 +67,16 @@ def before(recipe: Recipe, hub: Hub, name: str, progress: Progress) -> tuple[Sta
     for stage in earlier:
         _note_if_done(stage, context)
     return last, context, last.inputs(context, progress)
+
+
+def _look_ahead(stage: Stage, context: Context) -> None:
+    """Look for what `stage` reads that no stage makes, so that a misspelt repo is told now and not hours from now.
+
+    Raises what its inputs raise (`RepoMissingError`, `SourceError`); what would be imported first is taken to be there.
+    """
+    yet_to_come = {s.name: Ref(s.repo_id(context), s.repo_type, "") for s in stages_of(context.recipe)}
+    with suppress(Untouched):
+        stage.inputs(replace(context, made=yet_to_come | context.made), untouched)
 
 
 def _note_if_done(stage: Stage, context: Context) -> None:
@@ -125,9 +141,7 @@ def plan(recipe: Recipe, hub: Hub, *, only: str | None = None) -> list[Planned]:
     planned: list[Planned] = []
     for stage in upto(recipe, only):
         try:
-            made = stage.find(context, stage.inputs(context, untouched))
-        except (StageError, Untouched):
-            made = None
+            made = _found(stage, context)
         except HubkitError as error:
             planned.append(Planned(stage.name, stage.repo_id(context), f"cannot run: {error}"))
             continue
@@ -137,6 +151,17 @@ def plan(recipe: Recipe, hub: Hub, *, only: str | None = None) -> list[Planned]:
             Planned(stage.name, stage.repo_id(context), "done" if made else "to run", str(made.ref) if made else "")
         )
     return planned
+
+
+def _found(stage: Stage, context: Context) -> Made | None:
+    """What `stage` has made already. Raises what `_look_ahead` raises when it could not be run."""
+    try:
+        return stage.find(context, stage.inputs(context, untouched))
+    except Untouched:
+        return None
+    except StageError:  # one before it has not run
+        _look_ahead(stage, context)
+        return None
 
 
 class Untouched(Exception):
