@@ -376,8 +376,6 @@ def test_what_are_no_questions_is_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.jsonl").write_text(text)
     with pytest.raises(SourceError, match=r"bad\.jsonl"):
         benchmarks.load(str(tmp_path / "bad.jsonl"), here)
-    with pytest.raises(SourceError, match="--questions"):
-        benchmarks.load("vicuna", here)
 
 
 def test_intervals_draw_questions_and_differences_are_paired() -> None:
