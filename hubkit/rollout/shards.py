@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 _LEDGER = b"hubkit.ledger"
+_SHARD = re.compile(r"raw-\d+(-[0-9a-f]+)*")
 _PER_TURN = ("finish_reasons", "seeds", "attempts", "trimmed", "prompt_tokens", "completion_tokens", "cached_tokens")
 
 
@@ -170,8 +172,9 @@ def _put(path: Path) -> Iterator[Path]:
 
 
 def standing(folder: Path) -> list[Path]:
-    """The run's shards in `folder`, in order. Files of other names (a copy that somebody made) are none."""
-    return sorted(path for path in folder.glob("raw-*.parquet") if path.stem.removeprefix("raw-").isdecimal())
+    """The run's shards in `folder`, in order: ``raw-NUMBER``, made here, or with the driver or commit that they came
+    from behind it. Files of other names (a copy that somebody made) are none."""
+    return sorted(path for path in folder.glob("raw-*.parquet") if _SHARD.fullmatch(path.stem))
 
 
 def read_indices(path: Path, digest: str) -> list[int]:
