@@ -29,6 +29,9 @@ PLACE = ["--hardware", "intel-spr-x1"]
 def hub(hubkit_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     hub = connect()
     base = tiny_model(tmp_path_factory.mktemp("tiny"))
+    config = json.loads((base / "config.json").read_text())
+    wider = {**config, "max_position_embeddings": 2048}  # a judge's prompt fits in
+    (base / "config.json").write_text(json.dumps(wider))
     hub.commit(BASE, base, "A model")
     hub.commit(ASKER, tiny_adapter(tmp_path_factory.mktemp("adapter") / "a", base, BASE), "An adapter of it")
     yield hub
@@ -113,7 +116,7 @@ def test_model_and_opponent_share_an_endpoint_that_is_gone_at_the_end(cli: Any, 
 def test_a_judge_may_be_deployed_too(cli: Any, hub: Hub, questions: Path) -> None:
     answers = questions.parent / "old.jsonl"
     answers.write_text("".join(
-        json.dumps({"question_id": n, "choices": [{"turns": ["far", "back"]}]}) + "\n" for n in range(6)
+        json.dumps({"question_id": n, "choices": [{"turns": [f"{n} km", "Yes."]}]}) + "\n" for n in range(6)
     ))  # fmt: skip
     args = ["eval", "chat", str(answers), "-b", str(questions), "--judge", f"deploy:{BASE}", *PLACE, "--json"]
     args += ["--set", "judge.sampling.max_tokens=4", "--set", "attempts=1", "--log-dir", str(questions.parent / "log")]

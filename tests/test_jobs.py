@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import pytest
 from small_run import small_recipe
 from test_local_hub_inference import tiny_model
 
-from hubkit import pipeline
+from hubkit import deploy, pipeline
 from hubkit.errors import RecipeError, StageError
 from hubkit.hub import Hub, Ref, connect
 from hubkit.hub.embedded import ensure_running
@@ -175,6 +177,43 @@ def test_ctrl_c_leaves_the_job_for_the_next_command_or_cancels_it(hub: Hub) -> N
     assert "cancelled job" in said
     [job] = jobs(hub, "leave", "test")
     assert job.status.stage == "CANCELED"
+
+
+HOLDER = """
+import time
+from hubkit import deploy
+from hubkit.hub import connect
+hub = connect()
+wanted = deploy.wanted_for(hub, "local/held-by-a-job", hardware="intel-spr-x1", context=64)
+with deploy.held(hub, deploy.Terms(wanted)):
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_cancelled_job_held_is_found_and_ended(hub: Hub, cli: Any, tmp_path: Path) -> None:
+    hub.commit("local/held-by-a-job", tiny_model(tmp_path), "A model")
+    there = {"HUBKIT_HUB": hub.url, "HUBKIT_NAMESPACE": hub.namespace}
+    command = deploy.Command(
+        ("python", "-c", HOLDER), {"hubkit": "test", "stage": "hold"}, "cpu-basic", 300, env=there,
+        secrets={"HF_TOKEN": hub.token or ""},
+    )  # fmt: skip
+    lines: list[str] = []
+    driver = threading.Thread(target=deploy.run_job, args=(hub, command), kwargs={"on_line": lines.append})
+    driver.start()
+    deadline = time.monotonic() + 120
+    while not any(one.state == "running" for one in deploy.listed(hub)):
+        assert time.monotonic() < deadline and driver.is_alive(), lines
+        time.sleep(0.1)
+    [job], [endpoint] = jobs(hub, "hold", "test"), deploy.listed(hub)
+    assert f"hubkit-job-{job.id}" in endpoint.tags
+    assert deploy.reap_jobs(hub) == [] and deploy.listed(hub)  # its job runs
+    deploy.jobs.cancel(hub, job.id)
+    driver.join(60)
+    assert [one.name for one in deploy.listed(hub)] == [endpoint.name]
+    done = cli("deploy", "reap", "--json")
+    assert json.loads(done.stdout) == [{"endpoint": endpoint.name, "outcome": "deleted"}], done.stderr
+    assert not deploy.listed(hub)
 
 
 def test_what_jobs_cannot_do_is_said_before_anything_starts(hub: Hub, tmp_path: Path) -> None:

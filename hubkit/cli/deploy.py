@@ -139,7 +139,7 @@ def list_(json: Json = False) -> None:
     from hubkit.hub import connect
 
     hub = connect()
-    reaped = deploy.reap(hub)
+    reaped = [*deploy.reap(hub), *deploy.reap_jobs(hub)]
     found = deploy.listed(hub)
     now = sum(one.usd_per_hour for one in found)
     if json:
@@ -237,7 +237,8 @@ def reap(json: Json = False) -> None:
     from hubkit import deploy
     from hubkit.hub import connect
 
-    reaped = deploy.reap(connect())
+    hub = connect()
+    reaped = [*deploy.reap(hub), *deploy.reap_jobs(hub)]
     if json:
         out.data([one.to_dict() for one in reaped])
         return

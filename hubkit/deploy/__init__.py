@@ -8,7 +8,7 @@ run cannot.
 from hubkit.deploy.endpoints import Deployed, change, delete, describe, listed, make, update, wait, wanted_for
 from hubkit.deploy.images import ENGINES, Payload, Wanted, payload, served_as
 from hubkit.deploy.jobs import Command, Outcome, run_job
-from hubkit.deploy.lease import Held, Reaped, Terms, held, reap
+from hubkit.deploy.lease import Held, Reaped, Terms, held, reap, reap_jobs
 from hubkit.deploy.prices import Flavor, Hardware, flavor, hardware
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "make",
     "payload",
     "reap",
+    "reap_jobs",
     "run_job",
     "served_as",
     "update",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hubkit.errors import RunInterruptedError
+from hubkit.errors import HubError, RunInterruptedError
 from hubkit.hub import Hub
 
 LOG_TAIL = 200
+OVER = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
+INSIDE = "HUBKIT_INSIDE_JOB"
+"""Set in the jobs that we start: other schedulers have a ``JOB_ID`` too, which is none of a Hub Job."""
+
 OnLine = Callable[[str], None]
 
 
@@ -82,6 +87,23 @@ def cancel(hub: Hub, job_id: str) -> None:
         hub.api.cancel_job(job_id=job_id, namespace=hub.namespace, token=hub.token)
 
 
+def inside() -> str | None:
+    """The id of the job that this process runs in; None outside of one that `run_job` started."""
+    return (os.environ.get("JOB_ID") or None) if INSIDE in os.environ else None
+
+
+def is_over(hub: Hub, job_id: str) -> bool:
+    """Whether a job has ended; False for one that cannot be found. Raises `HubError`."""
+    try:
+        with hub.translated(f"looking up job {job_id}"):
+            found = hub.api.inspect_job(job_id=job_id, namespace=hub.namespace, token=hub.token)
+    except HubError as error:
+        if error.status == 404:
+            return False
+        raise
+    return found.status.stage in OVER
+
+
 def _under_way(hub: Hub, labels: Mapping[str, str]) -> Any | None:
     with hub.translated("listing jobs"):
         found = hub.api.list_jobs(
@@ -92,7 +114,7 @@ def _under_way(hub: Hub, labels: Mapping[str, str]) -> Any | None:
 
 def _submit(hub: Hub, command: Command) -> Any:
     common: dict[str, Any] = {
-        "env": dict(command.env),
+        "env": {**command.env, INSIDE: "1"},
         "secrets": dict(command.secrets),
         "flavor": command.flavor,
         "timeout": command.timeout_s,

@@ -5,6 +5,9 @@ and how it ends (deleted, paused, or left as it was found); the endpoint carries
 holder ends it when its block ends, also by Ctrl-C. Where it cannot (kill -9, a power cut), the file stays, and `reap`,
 which every later command that leases or deploys calls first, ends what a dead holder left. Several holders may share
 an endpoint: the last one ends it.
+
+The files of a holder inside a Hub Job are gone with the job, so what it makes carries the job's id among its tags:
+`reap_jobs` ends what jobs left that are over.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from hubkit.deploy import endpoints
+from hubkit.deploy import endpoints, jobs
 from hubkit.deploy.images import Wanted
 from hubkit.errors import EndpointError, HubError
 from hubkit.hub import Hub
@@ -33,6 +36,7 @@ from hubkit.progress import Progress, silent
 
 After = Literal["pause", "delete", "leave"]
 MARK = "hubkit-lease"
+_JOB, _AFTER = "hubkit-job-", "hubkit-after-"
 WATCH_S = 2.0
 
 
@@ -98,6 +102,7 @@ def held(hub: Hub, *terms: Terms, progress: Progress = silent) -> Iterator[list[
         yield []
         return
     reap(hub)
+    reap_jobs(hub)
     with contextlib.ExitStack() as back:
         names = []
         for one in terms:
@@ -119,6 +124,24 @@ def reap(hub: Hub) -> list[Reaped]:
         with _lock(lease.endpoint):
             if path.exists():
                 found.append(Reaped(lease.endpoint, _end(hub, lease, path)))
+    return found
+
+
+def reap_jobs(hub: Hub) -> list[Reaped]:
+    """Delete endpoints that were made inside Hub Jobs which are over, and held by nobody on this machine.
+
+    One that its job would have paused is left: whether somebody resumed it since cannot be told. Raises `HubError`.
+    """
+    if hub.token is None:
+        return []
+    found = []
+    for one in endpoints.listed(hub):
+        job_id = next((tag.removeprefix(_JOB) for tag in one.tags if tag.startswith(_JOB)), None)
+        if job_id is None or f"{_AFTER}delete" not in one.tags or not jobs.is_over(hub, job_id):
+            continue
+        with _lock(one.name):
+            if one.name not in holders():
+                found.append(Reaped(one.name, _ended(hub, one.name, "delete")))
     return found
 
 
@@ -155,7 +178,8 @@ def _take(hub: Hub, wanted: Wanted, after: After) -> Lease:
         _write(lease)
         try:
             if there is None:
-                tagged = (*wanted.tags, MARK, f"{MARK}-{lease.holder}", f"hubkit-after-{ends}")
+                job = [f"{_JOB}{job_id}"] if (job_id := jobs.inside()) else []
+                tagged = (*wanted.tags, MARK, f"{MARK}-{lease.holder}", f"{_AFTER}{ends}", *job)
                 endpoints.make(hub, _with_tags(wanted, tagged))
             elif there.state == "failed":
                 endpoints.change(hub, name, "resume")
@@ -188,18 +212,22 @@ def _end(hub: Hub, lease: Lease, path: Path) -> str:
     others = [p for p, other in _leases() if other.endpoint == lease.endpoint and p != path]
     outcome = "left"
     if not others and lease.after != "leave":
-        try:
-            if lease.after == "delete":
-                endpoints.delete(hub, lease.endpoint)
-            else:
-                endpoints.change(hub, lease.endpoint, "pause")
-            outcome = f"{lease.after}d"
-        except HubError as error:
-            if error.status != 404:
-                raise
-            outcome = "gone"
+        outcome = _ended(hub, lease.endpoint, lease.after)
     path.unlink(missing_ok=True)
     return outcome
+
+
+def _ended(hub: Hub, name: str, after: Literal["pause", "delete"]) -> str:
+    try:
+        if after == "delete":
+            endpoints.delete(hub, name)
+        else:
+            endpoints.change(hub, name, "pause")
+    except HubError as error:
+        if error.status != 404:
+            raise
+        return "gone"
+    return f"{after}d"
 
 
 @contextmanager

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from hubkit import __version__, deploy
-from hubkit.errors import RecipeError, StageError
+from hubkit.errors import HubError, RecipeError, StageError
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline.job import MARK, RECIPE
 from hubkit.pipeline.stage import Context, Made, Stage
@@ -57,6 +58,9 @@ class OnJobs:
                 on_line=lambda line: self._tell(stage.name, line, progress),
                 cancel_on_interrupt=self.cancel_on_interrupt,
             )
+            if not outcome.ok:
+                with suppress(HubError):  # why the job ended is what shall be said
+                    deploy.reap_jobs(hub)
             if made := stage.find(context, inputs):
                 return replace(made, skipped=False)
             if said := _failure(outcome):
