@@ -17,6 +17,7 @@ from gradio.components.chatbot import TextMessage
 PER_MINUTE = int(os.environ.get("RATE_PER_MINUTE", "20"))
 MAX_CHARS = int(os.environ.get("MAX_MESSAGE_CHARS", "4000"))
 _PEOPLE = 10_000  # addresses remembered at a time
+_ASIDE = "aside"
 
 # Phones: no margins to waste, nothing wider than the screen, buttons that a thumb can hit.
 CSS = """
@@ -78,9 +79,20 @@ def text_of(content: Any) -> str:
     return "".join(text_of(part) for part in content or [])
 
 
+def aside(text: str) -> dict[str, Any]:
+    """A message in a conversation that nobody in it has said: what is being waited for, or what went wrong."""
+    return {"role": "assistant", "content": text, "metadata": {"id": _ASIDE}}
+
+
 def messages_of(history: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
-    """Plain ``{role, content}`` messages out of a chatbot's history."""
-    return [{"role": str(m["role"]), "content": text_of(m["content"])} for m in history]
+    """Plain ``{role, content}`` messages out of a chatbot's history, without an `aside` and what it stands below."""
+    said: list[dict[str, str]] = []
+    for message in history:
+        if (message.get("metadata") or {}).get("id") != _ASIDE:
+            said.append({"role": str(message["role"]), "content": text_of(message["content"])})
+        elif said and said[-1]["role"] == "user":  # it got no answer
+            said.pop()
+    return said
 
 
 class RateLimit:

@@ -215,6 +215,30 @@ def test_an_endpoint_that_is_down_gets_a_sentence(watch: Page, endpoints: dict[s
     expect(watch.locator("#watch-status")).to_contain_text("does not answer (asleep or starting)")
     expect(watch.locator("#watch").get_by_text("Start")).to_be_visible()
     assert "Traceback" not in watch.inner_text("body")
+    endpoints["chat"].script.refuse = []
+    endpoints["chat"].script.answers = ["Here I am."]
+    watch.locator("#step").click()
+    expect(watch.locator("#watch")).to_contain_text("Here I am.")
+    expect(watch.locator("#watch-status")).to_contain_text("Turn 1")
+
+
+def test_an_answer_that_the_asker_never_read_can_be_given_again(opened: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["asker"].script.answers = ["How do I boil an egg?", "And how long?"]
+    opened.locator("#start").click()
+    expect(opened.locator("#be-status")).to_contain_text("your turn")
+    endpoints["asker"].script.refuse = [503] * 50
+    box = opened.locator("#reply textarea")
+    box.fill("In water.")
+    box.press("Enter")
+    expect(opened.locator("#be-status")).to_contain_text("does not answer (asleep or starting)")
+    expect(opened.locator("#be")).to_contain_text("In water.")
+    endpoints["asker"].script.refuse = []
+    expect(box).to_be_enabled()
+    box.fill("In hot water.")
+    box.press("Enter")
+    expect(opened.locator("#be")).to_contain_text("And how long?")
+    asked = endpoints["asker"].script.asked[-1]["messages"]
+    assert [m["content"] for m in asked[1:]] == ["How do I boil an egg?", "In hot water."]
 
 
 def test_a_phone_shows_it_all(page: Page, asker_space: str) -> None:
