@@ -289,7 +289,8 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
     # The line under a conversation says what goes on; Gradio's own marks would hide the conversation behind "Error".
     quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     heat = gr.Slider(0, 1.5, ASKER.temperature, step=0.05, label="Temperature", render=False)
-    with gr.Tab("Be the assistant", id="be"):
+    tabs = gr.Tabs(overflow_behavior="wrap")  # on a phone, a menu would hide what there is to do
+    with tabs, gr.Tab("Be the assistant", id="be"):
         mine = gr.State([])
         talk = TextChatbot(label="You are the assistant", elem_id="be", height="45vh", buttons=["copy"],
                            placeholder="Press Start, and the asker opens. Or give it a topic first.")  # fmt: skip
@@ -306,7 +307,7 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         with gr.Row():
             again = gr.Button("Ask something else", size="sm", elem_id="again")
             back = gr.Button("Take my answer back", size="sm", elem_id="back")
-            halt = gr.Button("Stop", size="sm", elem_id="be-stop")
+            halt = gr.Button("Stop", size="sm", elem_id="be-stop", elem_classes="on-escape")
             keep = gr.DownloadButton("Keep as JSON", size="sm", elem_id="be-keep")
         shown = [talk, mine, status]
         runs = [
@@ -318,7 +319,7 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         back.click(take_back, mine, shown, cancels=runs, api_visibility="private")
         talk.clear(lambda: ([], ""), None, [mine, status], cancels=runs, api_visibility="private")
         halt.click(lambda m: (swapped(m), "Stopped."), mine, [talk, status], cancels=runs, api_visibility="private")
-    with gr.Tab("Watch them talk", id="watch"):
+    with tabs, gr.Tab("Watch them talk", id="watch"):
         theirs = gr.State([])
         stage = TextChatbot(label=f"{CHAT.name} (left) and {ASKER.name} (right)", elem_id="watch", height="45vh",
                             buttons=["copy"])  # fmt: skip
@@ -330,7 +331,7 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         with gr.Row():
             go = gr.Button("Go on", variant="primary", elem_id="go")
             step = gr.Button("One step", elem_id="step")
-            pause = gr.Button("Pause", elem_id="pause")
+            pause = gr.Button("Pause", elem_id="pause", elem_classes="on-escape")
             fresh = gr.Button("Start again", elem_id="fresh")
             save = gr.DownloadButton("Keep as JSON", elem_id="watch-keep")
         turns = gr.Slider(1, MAX_TURNS, SETTINGS["turns"], step=1, label="Turns of the asker", elem_id="turns")
@@ -342,7 +343,7 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         pause.click(ask_to_pause, None, None, queue=False, api_visibility="private")
         stage.clear(lambda: ([], ""), None, [theirs, news], cancels=talking, api_visibility="private")
         fresh.click(lambda: ([], [], ""), None, scene, cancels=talking, api_visibility="private")
-    with gr.Tab("Who is human?", id="blind"):
+    with tabs, gr.Tab("Who is human?", id="blind"):
         gr.Markdown("A real conversation, cut off. One of the two next turns is the person's own, one is the asker's.")
         current, score = gr.State({}), gr.State([0, 0])
         scene_before = TextChatbot(label="A real conversation", elem_id="blind", height="35vh", buttons=[])

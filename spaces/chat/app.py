@@ -154,7 +154,8 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
         f"Trained on dialogues that an asker led with a chat model{AFTER}. It runs {CHAT.where}. "
         "It can be wrong: check what matters."
     )
-    with gr.Tab("Chat", id="chat"):
+    tabs = gr.Tabs(overflow_behavior="wrap")
+    with tabs, gr.Tab("Chat", id="chat"):
         talk = gr.ChatInterface(
             answer,
             chatbot=TextChatbot(
@@ -177,7 +178,7 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
             show_progress="hidden",  # which would hide the conversation behind "Error"; a sentence says what went wrong
             concurrency_limit=4,
         )
-    with gr.Tab("Beside its base", id="compare"):
+    with tabs, gr.Tab("Beside its base", id="compare"):
         with gr.Row(elem_classes="stack-on-phone"):
             left = TextChatbot(label=CHAT.name, elem_id="left", height="45vh", min_width=280, buttons=["copy"])
             right = TextChatbot(label=f"Its base: {BASE.repo_id}", elem_id="right", height="45vh", min_width=280,
@@ -186,7 +187,7 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
             placeholder="Write to both, then press Enter", show_label=False, elem_id="both", submit_btn=True
         )
         with gr.Row():
-            stop = gr.Button("Stop", size="sm", elem_id="stop-both")
+            stop = gr.Button("Stop", size="sm", elem_id="stop-both", elem_classes="on-escape")
             clear = gr.Button("Start again", size="sm")
         with gr.Accordion("Settings", open=False):
             knobs = sampling(render=True)

@@ -35,7 +35,18 @@ CSS = """
   button {min-height: 40px}
   .tab-container button[role=tab] {padding: 4px 7px !important; font-size: 13px}
 }
+[role=log] {box-sizing: border-box; padding-top: 34px !important}
 footer {opacity: .7}
+"""
+
+# Escape stops what is being written, wherever the keyboard is.
+ESCAPE = """
+addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  for (const button of document.querySelectorAll(".stop-button, .on-escape")) {
+    if (button.offsetParent) button.click();
+  }
+});
 """
 
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
@@ -143,7 +154,8 @@ def launch(demo: gr.Blocks) -> None:
     """Start the page, with its API, and as an MCP server where the package for it is installed."""
     demo.queue(default_concurrency_limit=int(os.environ.get("CONCURRENCY", "4")), max_size=64)
     demo.launch(
-        head=f"<style>{CSS}</style>",  # not css=, which is rewritten to reach no further than the content
+        # Not css=, which is rewritten to reach no further than the content.
+        head=f"<style>{CSS}</style><script>{ESCAPE}</script>",
         theme=gr.themes.Soft(),
         mcp_server=importlib.util.find_spec("mcp") is not None,
         footer_links=["api", "gradio"],

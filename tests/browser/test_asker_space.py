@@ -245,16 +245,41 @@ def test_a_phone_shows_it_all(page: Page, asker_space: str) -> None:
     opened = page
     opened.set_viewport_size({"width": 360, "height": 740})
     opened.goto(asker_space)
-    opened.get_by_role("button", name="More tabs").wait_for()
+    opened.locator("#start").wait_for()
     opened.wait_for_timeout(500)
     for tab, there in (("Watch them talk", "#go"), ("Who is human?", "#deal"), ("Be the assistant", "#start")):
-        if not opened.get_by_role("tab", name=tab).is_visible():
-            opened.locator(".overflow-menu > button").click()
-            opened.locator(".overflow-dropdown").get_by_text(tab).click()
-        else:
-            opened.get_by_role("tab", name=tab).click()
+        named = opened.get_by_role("tab", name=tab)
+        expect(named).to_be_in_viewport()
+        named.click()
         opened.locator(there).wait_for()
         assert opened.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.slow
+def test_keys_are_enough_and_escape_stops(opened: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["asker"].script.answers = ["How do I boil an egg?", "slow " * 400, "And how long?"]
+
+    def tab_to(what: str) -> None:
+        for _ in range(25):
+            opened.keyboard.press("Tab")
+            if opened.evaluate("what => document.activeElement.closest(what) !== null", what):
+                return
+        raise AssertionError(f"Tab does not reach {what}")
+
+    for stop in ("[role=tab]", "#topic", "#start"):  # in the order in which one reads them
+        tab_to(stop)
+    opened.keyboard.press("Enter")
+    expect(opened.locator("#be-status")).to_contain_text("your turn")
+    endpoints["asker"].script.word_s = 0.05
+    tab_to("#reply")
+    opened.keyboard.type("In water.")
+    opened.keyboard.press("Enter")
+    expect(opened.locator("#be")).to_contain_text("slow slow")
+    opened.keyboard.press("Escape")
+    expect(opened.locator("#be-status")).to_contain_text("Stopped.")
+    expect(opened.locator("#be")).not_to_contain_text("slow")
+    for stop in ("#again", "#back", "#be-stop", "#be-keep"):
+        tab_to(stop)
 
 
 @pytest.mark.slow

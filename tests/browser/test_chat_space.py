@@ -83,6 +83,19 @@ def test_stop_ends_the_answer_and_the_request(chat: Page, endpoints: dict[str, E
     expect(chat.locator("#chat")).to_contain_text("Answer number 2")
 
 
+@pytest.mark.slow
+def test_escape_stops_too(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["chat"].script.answers = ["word " * 400]
+    endpoints["chat"].script.word_s = 0.05
+    say(chat, "talk")
+    expect(chat.locator("#chat")).to_contain_text("word word")
+    chat.keyboard.press("Escape")
+    expect(chat.locator("#message .submit-button")).to_be_visible()
+    chat.wait_for_timeout(1000)
+    assert endpoints["chat"].script.broken_off == 1
+    expect(chat.locator("#message textarea")).to_be_enabled()
+
+
 def test_retry_asks_again_and_undo_takes_back(chat: Page, endpoints: dict[str, Endpoint]) -> None:
     endpoints["chat"].script.answers = ["First try.", "Second try."]
     say(chat, "go")
