@@ -318,7 +318,9 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         ]
         back.click(take_back, mine, shown, cancels=runs, api_visibility="private")
         talk.clear(lambda: ([], ""), None, [mine, status], cancels=runs, api_visibility="private")
-        halt.click(lambda m: (swapped(m), "Stopped."), mine, [talk, status], cancels=runs, api_visibility="private")
+        stopped = halt.click(lambda: None, None, None, cancels=runs, queue=False, api_visibility="private")
+        # Only then, or a last word under way would write over it.
+        stopped.then(lambda m: (swapped(m), "Stopped."), mine, [talk, status], **quietly)
     with tabs, gr.Tab("Watch them talk", id="watch"):
         theirs = gr.State([])
         stage = TextChatbot(label=f"{CHAT.name} (left) and {ASKER.name} (right)", elem_id="watch", height="45vh",

@@ -31,7 +31,7 @@ CSS = """
   .gradio-container .stack-on-phone > * {flex: none; width: 100%}
   .gradio-container .row:has(> .column #chat) {flex-direction: column-reverse}
   .gradio-container .row:has(> .column #chat) > .column {flex: none !important; width: 100%}
-  .gradio-container > .main, .gradio-container .wrap:not(.tabs .tab-wrapper, .tab-container, .tab-wrapper) {padding: 4px}
+  .gradio-container > .main, .gradio-container .wrap:not(.tab-container, .tab-wrapper) {padding: 4px}
   .gradio-container .placeholder {padding-inline: 12px}
   button {min-height: 40px}
   .tab-container button[role=tab] {padding: 4px 7px !important; font-size: 13px}
