@@ -82,11 +82,18 @@ def open_conversation(topic: str, temperature: float, request: gr.Request) -> It
 
 
 def answer_it(messages: Messages, answer: str, temperature: float, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-    """The person has answered as the assistant; the asker asks on."""
+    """The person has answered as the assistant; the asker asks on. Takes the place of an answer that it never read.
+
+    The box is emptied once the answer is taken, and left alone from then on: the person may be writing the next one.
+    """
     LIMIT.check(request)
-    if not messages or messages[-1]["role"] != "user":
+    if not messages:
         raise gr.Error("Let the asker speak first: press Start.")
-    yield from _asker_speaks([*messages, {"role": "assistant", "content": checked(answer)}], temperature)
+    before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    taken: Any = ""
+    for step in _asker_speaks([*before, {"role": "assistant", "content": checked(answer)}], temperature):
+        yield *step, taken
+        taken = gr.skip()
 
 
 def ask_again(messages: Messages, temperature: float, request: gr.Request) -> Iterator[tuple[Any, ...]]:
@@ -110,8 +117,8 @@ def _asker_speaks(messages: Messages, temperature: float) -> Iterator[tuple[Any,
         for text, status in turn(ASKER, messages, temperature):
             yield in_progress(swapped(messages), "assistant", text, status), messages, "The asker is writing …"
     except gr.Error as error:
-        yield swapped(messages), messages, f"**{error.message}**"
-        raise
+        yield swapped(messages), messages, f"**{error.message}** To try again, press *Ask something else*."
+        return
     words, over = ended(text)
     if words:
         messages = [*messages, {"role": "user", "content": words}]
@@ -124,14 +131,13 @@ def _asker_speaks(messages: Messages, temperature: float) -> Iterator[tuple[Any,
 def converse(
     messages: Messages, opening: str, turns: float, temperature: float, request: gr.Request, *, steps: int | None = None
 ) -> Iterator[tuple[Any, ...]]:
-    """Let them talk (see `_talking`); what goes wrong is said under the conversation too, which stays as it is."""
+    """Let them talk (see `_talking`); what goes wrong is said under the conversation, which stays as it is."""
     kept = messages
     try:
         for shown, kept, status in _talking(messages, opening, turns, temperature, request, steps):
             yield shown, kept, status
     except gr.Error as error:
-        yield kept, kept, f"**{error.message}**"
-        raise
+        yield kept, kept, f"**{error.message}** To try again, press *Go on*."
 
 
 def _talking(
@@ -161,7 +167,7 @@ def _talking(
             yield in_progress(messages, role, text, status), messages, f"{who.name} is writing …"
         words, over = ended(text) if asker_next else (text.strip(), False)
         if not words and not asker_next:
-            raise gr.Error(f"{CHAT.name} wrote nothing. Press Go on to try that turn again.")
+            raise gr.Error(f"{CHAT.name} wrote nothing.")
         messages = [*messages, {"role": role, "content": words}] if words else messages
         yield messages, messages, _progress(messages, turns)
         if over:
@@ -236,7 +242,7 @@ def new_round(temperature: float, request: gr.Request) -> Iterator[tuple[Any, ..
         words, _ = ended(whole_turn(ASKER, before, temperature))
     except gr.Error as error:
         yield before, f"**{error.message}**", "", "", {}
-        raise
+        return
     pair = [("human", _clipped(real)), ("asker", _clipped(words or "(it says nothing and leaves)"))]
     random.shuffle(pair)
     yield before, "Which one did a person write?", pair[0][1], pair[1][1], {"answer": [who for who, _ in pair]}
@@ -283,7 +289,8 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
     # The line under a conversation says what goes on; Gradio's own marks would hide the conversation behind "Error".
     quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     heat = gr.Slider(0, 1.5, ASKER.temperature, step=0.05, label="Temperature", render=False)
-    with gr.Tab("Be the assistant", id="be"):
+    tabs = gr.Tabs(overflow_behavior="wrap")  # on a phone, a menu would hide what there is to do
+    with tabs, gr.Tab("Be the assistant", id="be"):
         mine = gr.State([])
         talk = TextChatbot(label="You are the assistant", elem_id="be", height="45vh", buttons=["copy"],
                            placeholder="Press Start, and the asker opens. Or give it a topic first.")  # fmt: skip
@@ -300,20 +307,21 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         with gr.Row():
             again = gr.Button("Ask something else", size="sm", elem_id="again")
             back = gr.Button("Take my answer back", size="sm", elem_id="back")
-            halt = gr.Button("Stop", size="sm", elem_id="be-stop")
+            halt = gr.Button("Stop", size="sm", elem_id="be-stop", elem_classes="on-escape")
             keep = gr.DownloadButton("Keep as JSON", size="sm", elem_id="be-keep")
         shown = [talk, mine, status]
         runs = [
             start.click(open_conversation, [topic, heat], shown, **quietly),
             topic.submit(open_conversation, [topic, heat], shown, **quietly),
-            reply.submit(answer_it, [mine, reply, heat], shown, **quietly),
+            reply.submit(answer_it, [mine, reply, heat], [*shown, reply], **quietly),
             again.click(ask_again, [mine, heat], shown, **quietly),
         ]
-        reply.submit(lambda: "", None, reply, api_visibility="private")
         back.click(take_back, mine, shown, cancels=runs, api_visibility="private")
         talk.clear(lambda: ([], ""), None, [mine, status], cancels=runs, api_visibility="private")
-        halt.click(lambda m: (swapped(m), "Stopped."), mine, [talk, status], cancels=runs, api_visibility="private")
-    with gr.Tab("Watch them talk", id="watch"):
+        stopped = halt.click(lambda: None, None, None, cancels=runs, queue=False, api_visibility="private")
+        # Only then, or a last word under way would write over it.
+        stopped.then(lambda m: (swapped(m), "Stopped."), mine, [talk, status], **quietly)
+    with tabs, gr.Tab("Watch them talk", id="watch"):
         theirs = gr.State([])
         stage = TextChatbot(label=f"{CHAT.name} (left) and {ASKER.name} (right)", elem_id="watch", height="45vh",
                             buttons=["copy"])  # fmt: skip
@@ -325,7 +333,7 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         with gr.Row():
             go = gr.Button("Go on", variant="primary", elem_id="go")
             step = gr.Button("One step", elem_id="step")
-            pause = gr.Button("Pause", elem_id="pause")
+            pause = gr.Button("Pause", elem_id="pause", elem_classes="on-escape")
             fresh = gr.Button("Start again", elem_id="fresh")
             save = gr.DownloadButton("Keep as JSON", elem_id="watch-keep")
         turns = gr.Slider(1, MAX_TURNS, SETTINGS["turns"], step=1, label="Turns of the asker", elem_id="turns")
@@ -337,7 +345,7 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         pause.click(ask_to_pause, None, None, queue=False, api_visibility="private")
         stage.clear(lambda: ([], ""), None, [theirs, news], cancels=talking, api_visibility="private")
         fresh.click(lambda: ([], [], ""), None, scene, cancels=talking, api_visibility="private")
-    with gr.Tab("Who is human?", id="blind"):
+    with tabs, gr.Tab("Who is human?", id="blind"):
         gr.Markdown("A real conversation, cut off. One of the two next turns is the person's own, one is the asker's.")
         current, score = gr.State({}), gr.State([0, 0])
         scene_before = TextChatbot(label="A real conversation", elem_id="blind", height="35vh", buttons=[])

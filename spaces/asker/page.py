@@ -17,6 +17,7 @@ from gradio.components.chatbot import TextMessage
 PER_MINUTE = int(os.environ.get("RATE_PER_MINUTE", "20"))
 MAX_CHARS = int(os.environ.get("MAX_MESSAGE_CHARS", "4000"))
 _PEOPLE = 10_000  # addresses remembered at a time
+_ASIDE = "aside"
 
 # Phones: no margins to waste, nothing wider than the screen, buttons that a thumb can hit.
 CSS = """
@@ -30,11 +31,23 @@ CSS = """
   .gradio-container .stack-on-phone > * {flex: none; width: 100%}
   .gradio-container .row:has(> .column #chat) {flex-direction: column-reverse}
   .gradio-container .row:has(> .column #chat) > .column {flex: none !important; width: 100%}
-  .gradio-container > .main, .gradio-container .wrap {padding: 4px}
+  .gradio-container > .main, .gradio-container .wrap:not(.tab-container, .tab-wrapper) {padding: 4px}
+  .gradio-container .placeholder {padding-inline: 12px}
   button {min-height: 40px}
   .tab-container button[role=tab] {padding: 4px 7px !important; font-size: 13px}
 }
+[role=log] {box-sizing: border-box; padding-top: 34px !important}
 footer {opacity: .7}
+"""
+
+# Escape stops what is being written, wherever the keyboard is.
+ESCAPE = """
+addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  for (const button of document.querySelectorAll(".stop-button, .on-escape")) {
+    if (button.offsetParent) button.click();
+  }
+});
 """
 
 _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
@@ -78,9 +91,20 @@ def text_of(content: Any) -> str:
     return "".join(text_of(part) for part in content or [])
 
 
+def aside(text: str) -> dict[str, Any]:
+    """A message in a conversation that nobody in it has said: what is being waited for, or what went wrong."""
+    return {"role": "assistant", "content": text, "metadata": {"id": _ASIDE}}
+
+
 def messages_of(history: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
-    """Plain ``{role, content}`` messages out of a chatbot's history."""
-    return [{"role": str(m["role"]), "content": text_of(m["content"])} for m in history]
+    """Plain ``{role, content}`` messages out of a chatbot's history, without an `aside` and what it stands below."""
+    said: list[dict[str, str]] = []
+    for message in history:
+        if (message.get("metadata") or {}).get("id") != _ASIDE:
+            said.append({"role": str(message["role"]), "content": text_of(message["content"])})
+        elif said and said[-1]["role"] == "user":  # it got no answer
+            said.pop()
+    return said
 
 
 class RateLimit:
@@ -131,7 +155,8 @@ def launch(demo: gr.Blocks) -> None:
     """Start the page, with its API, and as an MCP server where the package for it is installed."""
     demo.queue(default_concurrency_limit=int(os.environ.get("CONCURRENCY", "4")), max_size=64)
     demo.launch(
-        head=f"<style>{CSS}</style>",  # not css=, which is rewritten to reach no further than the content
+        # Not css=, which is rewritten to reach no further than the content.
+        head=f"<style>{CSS}</style><script>{ESCAPE}</script>",
         theme=gr.themes.Soft(),
         mcp_server=importlib.util.find_spec("mcp") is not None,
         footer_links=["api", "gradio"],

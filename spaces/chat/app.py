@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 from models import Model, ModelError, model, prepare, settings, stream
-from page import PER_MINUTE, RateLimit, TextChatbot, checked, launch, messages_of
+from page import PER_MINUTE, RateLimit, TextChatbot, aside, checked, launch, messages_of, text_of
 
 SETTINGS = settings()
 CHAT, BASE = model("chat", SETTINGS), model("base", SETTINGS)
@@ -31,21 +31,46 @@ def answer(
     top_p: float,
     max_tokens: float,
     request: gr.Request,
+) -> Iterator[str | dict[str, Any]]:
+    """What `chat` does, for the page: what goes wrong is said in the conversation, which can go on after it.
+
+    An error that left this function would end the chain of events that gives the message box back.
+    """
+    try:
+        LIMIT.check(request)
+        messages = [*messages_of(history), {"role": "user", "content": checked(message)}]
+        yield from _written(MODELS[who], _with_system(messages, system), temperature, top_p, max_tokens)
+    except gr.Error as error:
+        yield aside(error.message)
+
+
+def chat(
+    message: str,
+    history: list[dict[str, Any]] = [],  # noqa: B006
+    who: str = CHAT.name,
+    system: str = "",
+    temperature: float = CHAT.temperature,
+    top_p: float = CHAT.top_p,
+    max_tokens: int = CHAT.max_tokens,
 ) -> Iterator[str]:
-    """Answer a message in a conversation, streaming.
+    """Answer a message in a conversation, streaming: each time all that is written so far.
 
     Args:
         message: What the person says now.
-        history: The conversation so far, as role and content.
-        who: The model that answers: the trained one or its base.
+        history: The conversation so far: messages with role (user or assistant) and content.
+        who: The model that answers: the trained one, by its name, or "Its base".
         system: A system message; empty for the model's own.
         temperature: 0 for always the likeliest token, higher for more variety.
         top_p: Draw only from the likeliest tokens that add up to this probability.
         max_tokens: The longest answer, in tokens.
     """
-    LIMIT.check(request)
+    LIMIT.check(None)
+    if who not in MODELS:
+        raise gr.Error(f"There is no model {who[:40]!r} here, only {' and '.join(map(repr, MODELS))}.")
     messages = [*messages_of(history), {"role": "user", "content": checked(message)}]
-    yield from _written(MODELS[who], _with_system(messages, system), temperature, top_p, max_tokens)
+    for piece in _written(MODELS[who], _with_system(messages, system), temperature, top_p, max_tokens):
+        if isinstance(piece, str):
+            yield piece
 
 
 def _with_system(messages: list[dict[str, str]], system: str) -> list[dict[str, str]]:
@@ -54,13 +79,13 @@ def _with_system(messages: list[dict[str, str]], system: str) -> list[dict[str, 
 
 def _written(
     who: Model, messages: list[dict[str, str]], temperature: float, top_p: float, max_tokens: float
-) -> Iterator[str]:
-    """What is written so far, again and again; a status stands there until the first word. Errors become `gr.Error`."""
+) -> Iterator[str | dict[str, Any]]:
+    """What is written so far, again and again; an `aside` stands there until the first word. Raises `gr.Error`."""
     so_far = ""
     try:
         for piece in stream(who, messages, temperature=temperature, top_p=top_p, max_tokens=int(max_tokens)):
             so_far += piece.text
-            yield so_far or f"*{piece.status}*"
+            yield so_far or aside(f"*{piece.status}*")
     except ModelError as error:
         raise gr.Error(str(error), duration=None) from error  # stays until it is read
     if not so_far.strip():
@@ -79,12 +104,16 @@ def compare(
     """Put one message to both models, each in its own conversation; the trained one first, then its base."""
     LIMIT.check(request)
     said = {"role": "user", "content": checked(message)}
-    sides = [[*messages_of(left), said], [*messages_of(right), said]]
+    sides: list[list[dict[str, Any]]] = [[*messages_of(left), said], [*messages_of(right), said]]
     yield sides[0], sides[1], ""
     for side, who in enumerate((CHAT, BASE)):
         asked = sides[side]
-        for text in _written(who, asked, temperature, top_p, max_tokens):
-            sides[side] = [*asked, {"role": "assistant", "content": text}]
+        try:
+            for piece in _written(who, messages_of(asked), temperature, top_p, max_tokens):
+                sides[side] = [*asked, piece if isinstance(piece, dict) else {"role": "assistant", "content": piece}]
+                yield sides[0], sides[1], ""
+        except gr.Error as error:  # the other side can still answer
+            sides[side] = [*asked, aside(error.message)]
             yield sides[0], sides[1], ""
 
 
@@ -99,12 +128,12 @@ def complete(message: str, system: str = "", temperature: float = 0.7, max_token
     """
     LIMIT.check(None)
     messages = _with_system([{"role": "user", "content": checked(message)}], system)
-    return deque(_written(CHAT, messages, temperature, CHAT.top_p, max_tokens), maxlen=1)[0]
+    return text_of(deque(_written(CHAT, messages, temperature, CHAT.top_p, max_tokens), maxlen=1)[0])
 
 
 def kept(conversations: list[list[dict[str, Any]]] | None) -> gr.Dataset:
     """The list of conversations that this browser has kept, each under its first words."""
-    first = (messages_of(conversation)[0]["content"] for conversation in conversations or [] if conversation)
+    first = (text_of(conversation[0]["content"]) for conversation in conversations or [] if conversation)
     return gr.Dataset(samples=[[text if len(text) <= 40 else f"{text[:40]}…"] for text in first])
 
 
@@ -125,7 +154,8 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
         f"Trained on dialogues that an asker led with a chat model{AFTER}. It runs {CHAT.where}. "
         "It can be wrong: check what matters."
     )
-    with gr.Tab("Chat", id="chat"):
+    tabs = gr.Tabs(overflow_behavior="wrap")
+    with tabs, gr.Tab("Chat", id="chat"):
         talk = gr.ChatInterface(
             answer,
             chatbot=TextChatbot(
@@ -144,11 +174,11 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
             cache_examples=False,
             save_history=True,
             editable=True,
-            api_name="chat",
+            api_visibility="private",
             show_progress="hidden",  # which would hide the conversation behind "Error"; a sentence says what went wrong
             concurrency_limit=4,
         )
-    with gr.Tab("Beside its base", id="compare"):
+    with tabs, gr.Tab("Beside its base", id="compare"):
         with gr.Row(elem_classes="stack-on-phone"):
             left = TextChatbot(label=CHAT.name, elem_id="left", height="45vh", min_width=280, buttons=["copy"])
             right = TextChatbot(label=f"Its base: {BASE.repo_id}", elem_id="right", height="45vh", min_width=280,
@@ -157,7 +187,7 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
             placeholder="Write to both, then press Enter", show_label=False, elem_id="both", submit_btn=True
         )
         with gr.Row():
-            stop = gr.Button("Stop", size="sm", elem_id="stop-both")
+            stop = gr.Button("Stop", size="sm", elem_id="stop-both", elem_classes="on-escape")
             clear = gr.Button("Start again", size="sm")
         with gr.Accordion("Settings", open=False):
             knobs = sampling(render=True)
@@ -175,6 +205,7 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
     talk.saved_conversations.secret = "kept-in-browser."
     # Inside tabs, the interface does not hear that the page has loaded, so it is told what the browser has kept.
     demo.load(kept, talk.saved_conversations, talk.chat_history_dataset, api_visibility="private")
+    gr.api(chat, api_name="chat", concurrency_limit=4)
     gr.api(complete, api_name="complete")
 
 if __name__ == "__main__":

@@ -215,22 +215,71 @@ def test_an_endpoint_that_is_down_gets_a_sentence(watch: Page, endpoints: dict[s
     expect(watch.locator("#watch-status")).to_contain_text("does not answer (asleep or starting)")
     expect(watch.locator("#watch").get_by_text("Start")).to_be_visible()
     assert "Traceback" not in watch.inner_text("body")
+    endpoints["chat"].script.refuse = []
+    endpoints["chat"].script.answers = ["Here I am."]
+    watch.locator("#step").click()
+    expect(watch.locator("#watch")).to_contain_text("Here I am.")
+    expect(watch.locator("#watch-status")).to_contain_text("Turn 1")
+
+
+def test_an_answer_that_the_asker_never_read_can_be_given_again(opened: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["asker"].script.answers = ["How do I boil an egg?", "And how long?"]
+    opened.locator("#start").click()
+    expect(opened.locator("#be-status")).to_contain_text("your turn")
+    endpoints["asker"].script.refuse = [503] * 50
+    box = opened.locator("#reply textarea")
+    box.fill("In water.")
+    box.press("Enter")
+    expect(opened.locator("#be-status")).to_contain_text("does not answer (asleep or starting)")
+    expect(opened.locator("#be")).to_contain_text("In water.")
+    endpoints["asker"].script.refuse = []
+    expect(box).to_be_enabled()
+    box.fill("In hot water.")
+    box.press("Enter")
+    expect(opened.locator("#be")).to_contain_text("And how long?")
+    asked = endpoints["asker"].script.asked[-1]["messages"]
+    assert [m["content"] for m in asked[1:]] == ["How do I boil an egg?", "In hot water."]
 
 
 def test_a_phone_shows_it_all(page: Page, asker_space: str) -> None:
     opened = page
     opened.set_viewport_size({"width": 360, "height": 740})
     opened.goto(asker_space)
-    opened.get_by_role("button", name="More tabs").wait_for()
+    opened.locator("#start").wait_for()
     opened.wait_for_timeout(500)
     for tab, there in (("Watch them talk", "#go"), ("Who is human?", "#deal"), ("Be the assistant", "#start")):
-        if not opened.get_by_role("tab", name=tab).is_visible():
-            opened.locator(".overflow-menu > button").click()
-            opened.locator(".overflow-dropdown").get_by_text(tab).click()
-        else:
-            opened.get_by_role("tab", name=tab).click()
+        named = opened.get_by_role("tab", name=tab)
+        expect(named).to_be_in_viewport()
+        named.click()
         opened.locator(there).wait_for()
         assert opened.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.slow
+def test_keys_are_enough_and_escape_stops(opened: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["asker"].script.answers = ["How do I boil an egg?", "slow " * 400, "And how long?"]
+
+    def tab_to(what: str) -> None:
+        for _ in range(25):
+            opened.keyboard.press("Tab")
+            if opened.evaluate("what => document.activeElement.closest(what) !== null", what):
+                return
+        raise AssertionError(f"Tab does not reach {what}")
+
+    for stop in ("[role=tab]", "#topic", "#start"):  # in the order in which one reads them
+        tab_to(stop)
+    opened.keyboard.press("Enter")
+    expect(opened.locator("#be-status")).to_contain_text("your turn")
+    endpoints["asker"].script.word_s = 0.05
+    tab_to("#reply")
+    opened.keyboard.type("In water.")
+    opened.keyboard.press("Enter")
+    expect(opened.locator("#be")).to_contain_text("slow slow")
+    opened.keyboard.press("Escape")
+    expect(opened.locator("#be-status")).to_contain_text("Stopped.")
+    expect(opened.locator("#be")).not_to_contain_text("slow")
+    for stop in ("#again", "#back", "#be-stop", "#be-keep"):
+        tab_to(stop)
 
 
 @pytest.mark.slow

@@ -83,6 +83,19 @@ def test_stop_ends_the_answer_and_the_request(chat: Page, endpoints: dict[str, E
     expect(chat.locator("#chat")).to_contain_text("Answer number 2")
 
 
+@pytest.mark.slow
+def test_escape_stops_too(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["chat"].script.answers = ["word " * 400]
+    endpoints["chat"].script.word_s = 0.05
+    say(chat, "talk")
+    expect(chat.locator("#chat")).to_contain_text("word word")
+    chat.keyboard.press("Escape")
+    expect(chat.locator("#message .submit-button")).to_be_visible()
+    chat.wait_for_timeout(1000)
+    assert endpoints["chat"].script.broken_off == 1
+    expect(chat.locator("#message textarea")).to_be_enabled()
+
+
 def test_retry_asks_again_and_undo_takes_back(chat: Page, endpoints: dict[str, Endpoint]) -> None:
     endpoints["chat"].script.answers = ["First try.", "Second try."]
     say(chat, "go")
@@ -142,6 +155,26 @@ def test_an_endpoint_that_stays_down_gets_a_sentence(chat: Page, endpoints: dict
     say(chat, "anyone?")
     expect(chat.get_by_text("does not answer (asleep or starting)")).to_be_visible()
     assert "Traceback" not in chat.inner_text("body")
+    expect(chat.locator("#message textarea")).to_be_enabled()
+    endpoints["chat"].script.refuse = []
+    say(chat, "back again?")
+    expect(chat.locator("#chat")).to_contain_text("Answer number 1")
+    expect(chat.locator("#message textarea")).to_be_enabled()
+    (asked,) = endpoints["chat"].script.asked
+    assert asked["messages"] == [{"role": "user", "content": "back again?"}], "no sentence of the page's own"
+
+
+@pytest.mark.slow
+def test_one_side_that_is_down_leaves_the_other_its_answer(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+    endpoints["chat"].script.refuse = [401]
+    chat.get_by_role("tab", name="Beside its base").click()
+    for text, side, said in (("one", "#right", "Answer number 1"), ("two", "#left", "Answer number 1")):
+        chat.locator("#both textarea").fill(text)
+        chat.locator("#both textarea").press("Enter")
+        expect(chat.locator(side)).to_contain_text(said)
+        if text == "one":
+            expect(chat.locator("#left")).to_contain_text("wants a token")
+    assert [m["content"] for m in endpoints["chat"].script.asked[0]["messages"]] == ["two"]
 
 
 @pytest.mark.slow
@@ -220,4 +253,5 @@ def test_who_asks_too_fast_is_told_to_wait(
     expect(page.locator("#chat")).to_contain_text("Answer number 1")
     say(page, "two")
     expect(page.get_by_text("more than 1 messages a minute")).to_be_visible()
+    expect(page.locator("#message textarea")).to_be_enabled()
     assert len(endpoints["chat"].script.asked) == 1

@@ -6,13 +6,16 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import space_process
+import tiny_models
 
 from hubkit import recipe as recipes
 from hubkit.hub import Hub, Ref, connect, environment
@@ -44,25 +47,9 @@ def recipe() -> Recipe:
 
 
 def tiny_base(folder: Path) -> None:
-    """A Llama of a few thousand random weights with a tokenizer of its own."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    torch.manual_seed(1)
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    special = ["<unk>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(["hello"], trainers.BpeTrainer(special_tokens=special, initial_alphabet=alphabet))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(fast), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=1024, eos_token_id=2, pad_token_id=2, bos_token_id=1,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    """A Llama of a few thousand random weights with a tokenizer and a template."""
+    tiny_models.tiny_base(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
 
 
 def adapter(base: Path, folder: Path, base_id: str) -> None:
@@ -100,7 +87,7 @@ def pushed(hubkit_home: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathF
     def stage(name: str, repo: str, repo_type: str, inputs: dict[str, Ref], files: tuple[str, ...] = ()) -> None:
         out = root / name
         (out / "provenance").mkdir(parents=True)
-        record: dict[str, Any] = {"stage": name, "report": {}, "packages": {}}
+        record: dict[str, Any] = {"stage": name, "report": {"kept": 2}, "packages": {}}  # two rows in each parquet file
         record["inputs"] = {role: ref.to_dict() for role, ref in inputs.items()}
         (out / "provenance" / f"{name}.json").write_text(json.dumps(record))
         for file in files:
@@ -169,3 +156,28 @@ def test_a_pushed_space_runs_from_its_repo_with_the_models_inside(
             spoken = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
             answer = client.predict(spoken, 1.0, api_name="/next_turn")
         assert isinstance(answer, str), (tmp_path / "space" / "log.txt").read_text()[-2000:]
+
+
+def test_ctrl_c_leaves_no_process_of_the_spaces(pushed: Hub, recipe: Recipe) -> None:
+    """Last in this file: the Hub starts again, elsewhere, as one that runs Spaces."""
+    from hubkit.hub import embedded
+
+    embedded.ensure_running(spaces=True)
+    state = embedded.running()
+    assert state is not None
+    hub = psutil.Process(state["pid"])
+    ours = {f"repos.{key}": value for key, value in recipe.repos.model_dump(exclude_none=True).items()}
+    chosen = {**ours, "asker.base": "tiny/base", "chat.base": "tiny/base"}
+    told = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "hubkit", "spaces", "parrot", "--profile", "laptop", *told]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        assert run.stdout is not None
+        said = list(iter(lambda: run.stdout.readline(), "Ctrl-C stops them\n")) if run.poll() is None else []
+        apps, engines = hub.children(recursive=True), psutil.Process(run.pid).children(recursive=True)
+        pages = re.findall(r"^(?:chat|asker)  (http://\S+)", "".join(said), re.MULTILINE)
+        assert len(pages) == 2 and len(apps) >= 2 and engines, said
+        run.send_signal(signal.SIGINT)
+        assert run.wait(60) == 130
+    _, alive = psutil.wait_procs([*apps, *engines], timeout=20)
+    assert not alive, alive
+    assert hub.is_running(), "the Hub goes on by itself"
