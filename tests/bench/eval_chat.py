@@ -1,9 +1,10 @@
 """What evaluation takes on this machine, and what it says of a finished demo. Writes ``results/eval.json``.
 
-    HUBKIT_HOME=… python tests/bench/eval_chat.py [--chat parrot-chat] [--asker parrot-ask] [--base REPO]
+    HUBKIT_HOME=… python tests/bench/eval_chat.py [--only chat|asker] [--chat parrot-chat] [--asker parrot-ask]
 
 The home is that of a finished ``make demo``. Chat model and base answer the whole offline set before the embedded
-engine's own judge, and the asker is put beside its base and people; each from nothing, in a folder that is removed.
+engine's own judge, and the asker is put beside its base and people; each from nothing, in a folder that is removed,
+and written down as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from figures import write
 
+AS_THE_LAPTOP = ("--conversations", "32", "--max-tokens", "48")  # the command's own defaults are for larger machines
 ABOUT = "A finished demo's chat model and base before a judge of their own size, and its asker beside people."
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -29,16 +31,19 @@ def main() -> None:
     options.add_argument("--chat", default="parrot-chat")
     options.add_argument("--asker", default="parrot-ask")
     options.add_argument("--base", default=BASE)
+    options.add_argument("--only", choices=["chat", "asker"])
     chosen = options.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        chat_s, chat = ran("eval", "chat", chosen.chat, "--against", chosen.base, "--log-dir", folder)
-    asker_s, asker = ran("eval", "asker", chosen.asker, "--against", chosen.base)
-    found = {
-        "chat": {"seconds": chat_s, **judged(chat)},
-        "asker": {"seconds": asker_s, **played(asker)},
-    }
-    write("eval", ABOUT, "python tests/bench/eval_chat.py", found, "inspect-ai", add=False)
-    print(json.dumps({"chat_s": chat_s, "asker_s": asker_s}))
+    if chosen.only != "asker":
+        with tempfile.TemporaryDirectory() as folder:
+            enter("chat", judged(*ran("eval", "chat", chosen.chat, "--against", chosen.base, "--log-dir", folder)))
+    if chosen.only != "chat":
+        enter("asker", played(*ran("eval", "asker", chosen.asker, "--against", chosen.base, *AS_THE_LAPTOP)))
+
+
+def enter(half: str, figures: dict[str, Any]) -> None:
+    """Write one half down, beside the other."""
+    write("eval", ABOUT, "python tests/bench/eval_chat.py", {half: figures}, "inspect-ai")
+    print(f"{half}: {figures['seconds']} s")
 
 
 def ran(*args: str) -> tuple[float, dict[str, Any]]:
@@ -48,9 +53,10 @@ def ran(*args: str) -> tuple[float, dict[str, Any]]:
     return round(time.monotonic() - started, 1), json.loads(done.stdout)
 
 
-def judged(result: dict[str, Any]) -> dict[str, Any]:
+def judged(seconds: float, result: dict[str, Any]) -> dict[str, Any]:
     """The figures of a judged run."""
     return {
+        "seconds": seconds,
         "benchmark": result["benchmark"]["name"],
         "questions": result["benchmark"]["questions"],
         "turns": result["benchmark"]["turns"],
@@ -64,9 +70,10 @@ def judged(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def played(card: dict[str, Any]) -> dict[str, Any]:
+def played(seconds: float, card: dict[str, Any]) -> dict[str, Any]:
     """The figures of a scorecard, by player."""
     return {
+        "seconds": seconds,
         "contexts": card["settings"]["contexts"],
         "titles": {name: entry["title"] for name, entry in card["measures"].items()},
         "players": {row["name"]: row["values"] for row in card["rows"]},

@@ -140,22 +140,27 @@ def rollout(found: Figures) -> str:
 
 def evaluation(found: Figures) -> str:
     """A finished demo's chat model before a judge of its own size, and its asker beside people."""
-    chat, asker = found["eval"]["chat"], found["eval"]["asker"]
+    chat, asker = found["eval"]["chat"], found["eval"].get("asker")
     missing = sum(sum(model["missing"].values()) for model in chat["models"].values())
     judgments = sum(model["judgments"] for model in chat["models"].values())
     sentence = (
         f"`hubkit eval chat`: {chat['questions']} conversations of eight turns ({chat['benchmark']}) with two models, "
         f"{judgments} grades by {chat['judge']} on the embedded engine ({missing} missing), in "
-        f"{chat['seconds'] / 60:.1f} minutes. So small a judge shows that the machine works, not who is better. "
-        f"`hubkit eval asker`, at {asker['contexts']} held-out contexts, in {asker['seconds'] / 60:.1f} minutes:"
+        f"{chat['seconds'] / 60:.1f} minutes. So small a judge shows that the machine works, not who is better."
     )
+    grades = [f"| {name} | {_value(table['mean'])} | {table['mean']['n']} of {table['judgments']} |"
+              for name, table in chat["models"].items()]  # fmt: skip
+    judged = [sentence, "", "| model | mean grade of 10 | grades read |", "| --- | ---: | ---: |", *grades]
+    if asker is None:
+        return "\n".join(judged)
+    sentence = f"`hubkit eval asker`, at {asker['contexts']} held-out contexts, in {asker['seconds'] / 60:.1f} minutes:"
     players = asker["players"]
     measures = [name for name in asker["titles"] if sum(name in values for values in players.values()) > 1]
     lines = [f"| measure | {' | '.join(players)} |", "| --- |" + " ---: |" * len(players)]
     for name in measures:
         cells = " | ".join(_value(values.get(name)) for values in players.values())
         lines.append(f"| {asker['titles'][name]} | {cells} |")
-    return "\n".join([sentence, "", *lines])
+    return "\n".join([*judged, "", sentence, "", *lines])
 
 
 def _value(found: Figures | None) -> str:
