@@ -38,8 +38,8 @@ def run(
     next run goes on from there. Before the first stage that is not done, what all behind it read is looked for.
     """
     context = Context(recipe, hub, launch=launch)
-    ahead = upto(recipe, only)
-    for stage in ahead:
+    stages, looked = upto(recipe, only), only is not None
+    for number, stage in enumerate(stages, start=1):
         if only not in (None, stage.name):
             _note_if_done(stage, context)
             continue
@@ -47,9 +47,9 @@ def run(
         inputs = stage.inputs(context, progress)
         made = stage.find(context, inputs)
         if made is None:
-            for later in ahead if only is None else ():
+            for later in () if looked else stages[number:]:
                 _look_ahead(later, context)
-            ahead = ()
+            looked = True
             made = execute(stage, context, inputs, progress)
         if stage.settle is not None:
             stage.settle(context, inputs)
