@@ -9,8 +9,8 @@ import pytest
 from mock_endpoint import mock
 from tiny_models import tiny_base, write_rows
 
+from hubkit.endpoint import key_in
 from hubkit.errors import EndpointError, RecipeError, SourceError, TrainingError
-from hubkit.pipeline.answering import key_of
 from hubkit.preference import STRATEGIES, build, dependence
 from hubkit.recipe import Preference, SeatConfig, Training
 from hubkit.train import Launch, plan, prefer, train
@@ -133,10 +133,10 @@ def test_the_model_is_asked_under_its_own_system_message_and_key(tmp_path, dialo
     folders = {"out": tmp_path, "journal": tmp_path / "journal"}
     with mock(key="secret") as server:
         with pytest.raises(RecipeError, match="PREFER_KEY, which is not set"):
-            key_of(seat)
+            key_in(seat.token_env)
         monkeypatch.setenv("PREFER_KEY", "secret")
         said = block(chat=seat, pairs=3)
-        build(said, [dialogues], chat_urls=[server.url], seed=1, token=key_of(seat), **folders)
+        build(said, [dialogues], chat_urls=[server.url], seed=1, token=key_in(seat.token_env), **folders)
         asked = [entry["body"]["messages"] for entry in server.ledger()]
     assert len(asked) == 3 and all(m[0] == {"role": "system", "content": "Be brief."} for m in asked)
 

@@ -8,8 +8,9 @@ starts, goes round dead addresses, and tells a request that is refused from an e
 
 from hubkit.endpoint.endpoint import Endpoint
 from hubkit.endpoint.engine import Engine, start_engine
+from hubkit.endpoint.key import key_in
 from hubkit.endpoint.many import ask_all
 from hubkit.endpoint.render import ClientTemplate
 from hubkit.endpoint.wire import PROFILES, Reply
 
-__all__ = ["PROFILES", "ClientTemplate", "Endpoint", "Engine", "Reply", "ask_all", "start_engine"]
+__all__ = ["PROFILES", "ClientTemplate", "Endpoint", "Engine", "Reply", "ask_all", "key_in", "start_engine"]

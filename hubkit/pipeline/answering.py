@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from hubkit.errors import EndpointError, RecipeError, RunLockedError
+from hubkit.endpoint import key_in
+from hubkit.errors import EndpointError, RunLockedError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.places import runs
 from hubkit.judge import Judge, Parse, Prompts, judging, question_prompts
@@ -39,7 +39,7 @@ def answering(
     An embedded engine runs, and an endpoint that is deployed is held, for the length of the block.
     """
     if ref is None or not {DEPLOY, EMBEDDED} & set(config.endpoints):
-        yield Reached(tuple(config.endpoints), config.profile, config.model, key_of(config)), config
+        yield Reached(tuple(config.endpoints), config.profile, config.model, key_in(config.token_env)), config
         return
     terms = (config.deploy or Deploy()) if DEPLOY in config.endpoints else None
     models = {ref.repo_id: Model(ref, base, terms)}
@@ -142,15 +142,6 @@ def questioner(
     who = f"{ref.repo_id}@{ref.revision}" if ref else " ".join([*sorted(block.judge.endpoints), block.judge.model])
     with answering(context.hub, block.judge, ref, None, work, slots=block.in_flight) as (at, spoken):
         yield Questioner(block.model_copy(update={"judge": spoken}), at, question_prompts(), name, who=who, run=run)
-
-
-def key_of(config: SeatConfig) -> str | None:
-    """The key of a seat's addresses. Raises `RecipeError` when the variable that is to hold it is not set."""
-    if config.token_env is None:
-        return None
-    if token := os.environ.get(config.token_env, "").strip():
-        return token
-    raise RecipeError(f"token_env names {config.token_env}, which is not set; export it, or remove token_env")
 
 
 def clipped(messages: Sequence[Message], chars: int) -> str:

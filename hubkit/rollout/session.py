@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import threading
 import time
@@ -15,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hubkit.endpoint import ClientTemplate, Endpoint
-from hubkit.errors import RecipeError
+from hubkit.endpoint import ClientTemplate, Endpoint, key_in
 from hubkit.progress import Progress, silent
-from hubkit.recipe import Rollout, SeatConfig
+from hubkit.recipe import Rollout
 from hubkit.rollout import shards
 from hubkit.rollout.driver import Driver, OnShard
 from hubkit.rollout.plan import Plan, plans
@@ -120,24 +118,13 @@ def _endpoint(block: Rollout, seat: str, urls: Sequence[str], template: ClientTe
         profile=config.profile,
         model=config.model,
         sampling=config.sampling.model_dump(),
-        token=_token(config, name),
+        token=key_in(config.token_env, said_by=f"rollout.{name}.token_env"),
         template=template,
         most_in_flight=block.in_flight,
         request_timeout_s=block.request_timeout_s,
         patience_s=block.patience_s,
         name=name,
     )
-
-
-def _token(config: SeatConfig, name: str) -> str | None:
-    if config.token_env is None:
-        return None
-    token = os.environ.get(config.token_env, "").strip()
-    if not token:
-        raise RecipeError(
-            f"rollout.{name}.token_env names {config.token_env}, which is not set; export it, or remove token_env"
-        )
-    return token
 
 
 async def _watched(
