@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 COMMIT_ATTEMPTS = 100
 _REDIRECTING = threading.RLock()
 BACKOFF_CAP_S = 2.0
+GREETING_S = 20.0  # how long somebody who only answers "here I am" may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +132,14 @@ class Hub:
         return self._namespace
 
     def _greet(self) -> None:
-        """Ask for something that any Hub gives to anybody. Raises `HubError`."""
+        """Ask once for something that any Hub gives to anybody. Raises `HubError`."""
+        from huggingface_hub.utils import get_session, hf_raise_for_status
+
+        # Not through the client's own listing: it tries a dead address for 23 s before it says so.
         with self.translated("reaching the Hub"):
-            next(iter(self.api.list_models(limit=1)), None)
+            answer = get_session().get(f"{self.url}/api/models", params={"limit": 1}, timeout=GREETING_S)
+            hf_raise_for_status(answer)
+            answer.json()
 
     def qualify(self, name: str) -> str:
         """``namespace/name``; a name that has a namespace stays as it is."""
