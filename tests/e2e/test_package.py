@@ -63,6 +63,7 @@ def test_the_wheel_works_where_no_checkout_is(built: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_clean_environment_runs_the_whole_loop(built: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
