@@ -243,9 +243,10 @@ def prepare(*models: Model) -> None:
 
 
 def _from_here(model: Model, messages: list[dict[str, str]], **sampling: Any) -> Iterator[Piece]:
+    yield Piece(status=f"{model.name} is getting ready …")  # before torch is imported, which takes seconds
+
     from transformers import AutoTokenizer
 
-    yield Piece(status=f"{model.name} is getting ready …")
     try:
         weights = _Weights.of(model)
         tokenizer = AutoTokenizer.from_pretrained(model.repo_id)
