@@ -2,6 +2,7 @@
 PYTHON  ?= python3
 RECIPE  ?= parrot
 PROFILE ?= laptop
+WORKERS ?= 2
 
 BIN   := .venv/bin
 READY := .venv/.ready
@@ -37,8 +38,8 @@ push: $(READY) ## final cards, Spaces, collection; HUB=https://… copies it all
 spaces: $(READY) ## both pushed Spaces on this machine, against the embedded Hub and engine
 	$(BIN)/hubkit spaces $(RECIPE) --profile $(PROFILE) $(ARGS)
 
-test: $(READY) ## the tests, without the slow ones (WORKERS=2: on two cores at once)
-	$(BIN)/python -m pytest $(if $(WORKERS),--numprocesses $(WORKERS) --dist loadfile)
+test: $(READY) ## the tests, without the slow ones (on two cores at once; WORKERS=0: one after the other)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: $(READY) ## the slow tests: kills, chaos, whole demos
 	$(BIN)/python -m pytest -m slow --timeout 3600

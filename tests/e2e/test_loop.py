@@ -39,6 +39,7 @@ TINY = [
     "eval.scorecard.openings=2",
     "eval.scorecard.sampling.max_tokens=12",
 ]
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the whole loop
 STAGES = ["corpus", "asker", "rollout", "curate", "chat", "eval"]
 RUN = [sys.executable, "-m", "hubkit", "run", "parrot", "--profile", "laptop", "--json"]
 SETTINGS = [part for value in TINY for part in ("--set", value)]
