@@ -15,7 +15,7 @@ FIGURES := $(BIN)/python tests/bench/readme.py
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "%-27s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
@@ -26,10 +26,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## the whole loop on embedded defaults (RECIPE=parrot or realm)
 	$(RUN)
 
-corpus rollout curate eval: $(READY) ## one stage (also: asker, chat)
+corpus rollout curate eval: $(READY) ## one stage alone; those before it must have run
 	$(BIN)/hubkit $@ $(RECIPE) --profile $(PROFILE)
 
-asker chat: $(READY)
+asker chat: $(READY) ## likewise: one training
 	$(BIN)/hubkit train $@ $(RECIPE) --profile $(PROFILE)
 
 push: $(READY) ## final cards, Spaces, collection; HUB=https://… copies it all there (ARGS=--dry-run)
