@@ -282,6 +282,10 @@ def test_what_cannot_be_priced_is_said() -> None:
     assert found["asker"].usd is None and "no size" in found["asker"].note
     assert found["rollout"].usd is None and not total(found.values())[2]
     assert found["chat"].note.endswith("80 there")  # it does not fit, and says so
+    judge = "{judge: {endpoints: ['http://1.2.3.4'], repo: a/judge}}"
+    judged = load("parrot", overrides=[f"corpus.intents={{judging: {judge}}}"])
+    notes = {c.stage: c.note for c in costs(judged, None, pipeline.OnJobs(), planned=PLANNED)}  # type: ignore[arg-type]
+    assert "judge" in notes["corpus"] and "judge" not in notes["curate"]
     sizes = {"a/Llama-2-13b-hf": 13e9, "b/SmolLM2-135M-Instruct": 135e6, "c/Qwen2.5-0.5B": 0.5e9, "d/gpt2": None}
     assert {repo: parameters(repo) for repo in sizes} == sizes
 

@@ -133,7 +133,7 @@ class Hub:
 
     def _greet(self) -> None:
         """Ask once for something that any Hub gives to anybody. Raises `HubError`."""
-        from huggingface_hub.utils import get_session, hf_raise_for_status
+        from huggingface_hub import get_session, hf_raise_for_status
 
         # Not through the client's own listing: it tries a dead address for 23 s before it says so.
         with self.translated("reaching the Hub"):

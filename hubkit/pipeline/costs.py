@@ -23,7 +23,7 @@ from hubkit.hub import Hub
 from hubkit.pipeline.on_jobs import OnJobs
 from hubkit.pipeline.run import Planned, plan
 from hubkit.pipeline.stage import PROVENANCE
-from hubkit.recipe import DEPLOY, PREFERENCE_STAGES, Deploy, Preference, Recipe, SeatConfig, Training
+from hubkit.recipe import DEPLOY, PREFERENCE_STAGES, Deploy, Intents, Preference, Recipe, SeatConfig, Training
 from hubkit.rollout.plan import expected_human_turns
 from hubkit.train.estimate import PEAK_TFLOPS, flops_per_token
 
@@ -72,7 +72,8 @@ def _cost(recipe: Recipe, planned: Planned, place: Flavor, rows: int) -> Cost:
     if stage in ("corpus", "curate"):
         count = rows if stage == "corpus" else recipe.rollout.dialogues
         hours: float | None = assumptions()["minutes_per_100k_rows"] / 60 * count / 1e5 + _start()
-        return _priced(planned, where, hours, place.usd_per_hour, f"{count:,} rows")
+        intents = recipe.corpus.intents if stage == "corpus" else None
+        return _priced(planned, where, hours, place.usd_per_hour, f"{count:,} rows{_judged(intents)}")
     if stage == "rollout":
         return _rollout(recipe, planned, place)
     if stage == "eval":
@@ -86,6 +87,11 @@ def _cost(recipe: Recipe, planned: Planned, place: Flavor, rows: int) -> Cost:
 
 def _priced(planned: Planned, where: str, hours: float | None, rate: float, note: str) -> Cost:
     return Cost(planned.stage, planned.state, where, hours, None if hours is None else hours * rate, note)
+
+
+def _judged(block: Intents | Preference | None) -> str:
+    """What a note says where a judge is asked: how often depends on what it answers, and its price is its owner's."""
+    return "; what its judge takes is not in it" if block and block.judging else ""
 
 
 def _training(recipe: Recipe, planned: Planned, place: Flavor, block: Training, rows: int) -> Cost:
@@ -144,7 +150,7 @@ def _prefer(recipe: Recipe, block: Preference, planned: Planned, place: Flavor) 
     shares = assumptions()["utilisation"]
     hours = 2 * size * pairs * (made / shares["decode"] + read / shares["prefill"]) / peak / 3600
     where = f"job {place.name}" + (f" + {name}" if rate else "")
-    return _priced(planned, where, hours + 2 * _start(), place.usd_per_hour + rate, f"{pairs:,} pairs")
+    return _priced(planned, where, hours + 2 * _start(), place.usd_per_hour + rate, f"{pairs:,} pairs{_judged(block)}")
 
 
 def _align(recipe: Recipe, block: Preference, planned: Planned, place: Flavor) -> Cost:
