@@ -25,12 +25,12 @@ def needed(source: Hub, target: Hub, records: Iterable[Mapping[str, Mapping[str,
     return list(dict.fromkeys(Ref(**given) for given in inputs if given))
 
 
-def plan(source: Hub, target: Hub, base: Ref, *, private: bool) -> tuple[RepoPlan, bool]:
-    """What bringing `base` to `target` would change, and whether it is the same there then. Raises `HubError`."""
+def plan(source: Hub, target: Hub, base: Ref, *, private: bool) -> RepoPlan:
+    """What bringing `base` to `target` would change: nothing where another one has its name. Raises `HubError`."""
     folder = source.snapshot(base)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files.pop(".gitattributes", None)
     wanted = compare(target, base.repo_id, base.repo_type, files, private=private)
     if any(change.action == "update" for change in wanted.changes):
-        return replace(wanted, write={}, changes=()), False
-    return wanted, True
+        return replace(wanted, write={}, changes=(), left=True)
+    return wanted
