@@ -75,6 +75,15 @@ def test_clean_looks_for_the_questions_that_it_is_given(cli, tmp_path: Path) -> 
     assert done.returncode == 1 and "NAME=FILE" in done.stderr
 
 
+def test_clean_says_how_a_recipe_is_named_that_stands_among_the_sources(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    given = str(chats(tmp_path / "a.json", 3)), "-o", str(tmp_path / "o")
+    for name, option in (("realm", "--recipe realm"), ("laptop", "--profile laptop")):
+        done = cli("clean", name, *given)
+        assert done.returncode == 1 and f"name it with {option}" in done.stderr and not (tmp_path / "o").exists()
+    gone = cli("clean", "relm", *given)
+    assert gone.returncode == 1 and "relm does not exist; check the path" in gone.stderr
+
+
 def test_stats_asks_a_judge(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     small = ["--set", "corpus.openings=5", "--set", "corpus.test=10", "--set", "corpus.filters=[]"]
     assert cli("clean", str(chats(tmp_path / "a.json", 40)), "-o", str(tmp_path / "v"), *small).returncode == 0
