@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from hubkit.cli import out
+from hubkit.cli.run import Json
 from hubkit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name, as `hubkit deploy list` shows it.")]
 Repo = Annotated[str, typer.Argument(metavar="REPO[@REV]", help="A model, or an adapter, which is served on its base.")]
 EngineName = Annotated[str, typer.Option("--engine", help="tgi, vllm, sglang or llamacpp.")]

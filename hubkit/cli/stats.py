@@ -10,6 +10,7 @@ import typer
 
 from hubkit.cli import data as names
 from hubkit.cli import out
+from hubkit.cli.run import Json
 
 if TYPE_CHECKING:
     from hubkit.hub import Hub
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from hubkit.progress import Progress
     from hubkit.schema import Message
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and no bars.")]
 Size = Annotated[int, typer.Option("--sample", min=1, help="Dialogues measured of each dataset.")]
 Tokenizer = Annotated[
     str | None, typer.Option("--tokenizer", metavar="REPO|PATH", help="Count lengths in its tokens, not in words.")

@@ -9,17 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
+from hubkit.endpoint import on_loopback
 from hubkit.hub import Hub, Ref
 from hubkit.publish.plan import RepoPlan, compare
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def needed(source: Hub, target: Hub, records: Iterable[Mapping[str, Mapping[str, Any]]]) -> list[Ref]:
     """The bases that the stages' `records` name as their input and that `target` has to be given."""
-    if source.url == target.url or urlsplit(target.url).hostname not in _LOOPBACK:
+    if source.url == target.url or not on_loopback(target.url):
         return []
     inputs = [record.get("inputs", {}).get("base") for found in records for record in found.values()]
     return list(dict.fromkeys(Ref(**given) for given in inputs if given))
