@@ -8,14 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from mock_endpoint import Handle, mock
 from tiny_models import tiny_base, write_rows
 
-from hubkit.errors import EndpointError, RecipeError, StageError
+from hubkit.errors import (
+    EndpointError,
+    EndpointUnreachableError,
+    MisconfiguredEndpointError,
+    RecipeError,
+    RunLockedError,
+    StageError,
+)
 from hubkit.hub import Ref, connect
-from hubkit.judge import line, yes_or_no
+from hubkit.judge import Questioner, line, question_prompts, turn_values, yes_or_no
 from hubkit.pipeline import run
-from hubkit.recipe import load
+from hubkit.progress import silent
+from hubkit.recipe import Judging, load
 
 TALKS = [
     [("user", f"How do I bake bread number {n}, please?"), ("assistant", "Mix flour."), ("user", f"Now rye {n}?"),
@@ -171,6 +180,49 @@ def recipe_block(**changes: Any) -> Any:
     return load("parrot").rollout.model_copy(update=changes)
 
 
+def _asking(block: Any, url: str, folder: Path, **more: str) -> Questioner:
+    told = {"who": "a judge", "run": "r", **more}
+    return Questioner(Judging(**block), [url], question_prompts(), "context-v1", folder=folder, **told)
+
+
+def test_each_thing_is_asked_once_and_what_was_refused_again_the_next_time(judge: Handle, tmp_path: Path):
+    judge.script(rules=[["number 3", [{"status": 400}, "[[yes]]"]], ["number 4", ["hm"]], [".", ["[[no]]"]]])
+    block, seen = judging(judge.url), []
+    about = [(str(n), turn_values([], f"And number {n}?")) for n in range(6)]
+    asked = _asking(block, judge.url, tmp_path)
+    said = asked.ask([*about, ("again", about[0][1])], yes_or_no, lambda *progress: seen.append(progress[:2]))
+    assert said == {"0": "no", "1": "no", "2": "no", "5": "no", "again": "no"}
+    assert sorted(seen) == [(n, 7) for n in range(1, 8)] and judge.stats()["requests"] == 7
+    assert asked.told["missing"] == {"refused": 1, "no_verdict": 1} and asked.told["judge"] == "a judge"
+    seen.clear()
+    later = _asking(block, judge.url, tmp_path)
+    assert later.ask(iter(about), yes_or_no, lambda *progress: seen.append(progress[:2]))["3"] == "yes"
+    assert later.told["asked"] == 1 and judge.stats()["requests"] == 8
+    assert seen[-1] == (6, None), "nobody knows how many there are"
+    _asking(block, judge.url, tmp_path, who="another judge").ask(about[:2], yes_or_no, silent)
+    assert judge.stats()["requests"] == 10, "another judge is another judge"
+
+
+def test_what_concerns_all_questions_is_one_error(judge: Handle, tmp_path: Path):
+    about = [(str(n), turn_values([], f"Number {n}?")) for n in range(9)]
+    judge.script(status=401)
+    with pytest.raises(MisconfiguredEndpointError):
+        _asking(judging(judge.url), judge.url, tmp_path).ask(about, yes_or_no, silent)
+    gone = "http://127.0.0.1:9"
+    with pytest.raises(EndpointUnreachableError):
+        _asking(judging(gone, patience_s=0.2), gone, tmp_path).ask(about, yes_or_no, silent)
+    (folder,) = tmp_path.iterdir()
+    with FileLock(folder / "lock"), pytest.raises(RunLockedError, match="another process is asking the same judge"):
+        _asking(judging(judge.url), judge.url, tmp_path).ask(about, yes_or_no, silent)
+
+
+def test_a_judge_is_shown_the_end_of_the_conversation():
+    history = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "x" * 2000},
+               {"role": "user", "content": "then"}]  # fmt: skip
+    values = turn_values(history, "y" * 2000)
+    assert values == {"conversation": "x" * 1500 + " […]\n\nthen", "question": "y" * 1500}
+
+
 DIALOGUES = [[("user", f"How do I bake bread {n}?"), ("assistant", "Mix flour."), ("user", f"Rye number {n}, then."),
               ("assistant", f"About {n} hours."), ("user", "What is the capital of France?"), ("assistant", "Paris.")]
              for n in range(8)]  # fmt: skip
@@ -216,7 +268,6 @@ def _pairs(folder: Path) -> list[dict[str, str]]:
 def test_a_judge_that_runs_out_of_money_leaves_what_it_chose(folder: Path, judge: Handle, tmp_path: Path):
     from hubkit.pipeline.answering import questioner
     from hubkit.pipeline.stage import Context, Work
-    from hubkit.recipe import Judging
 
     judge.script(texts=["[[yes]]"])
     priced = judging(judge.url, budget_usd=0.01, in_flight=1)

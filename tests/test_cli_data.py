@@ -75,25 +75,42 @@ def test_clean_looks_for_the_questions_that_it_is_given(cli, tmp_path: Path) -> 
     assert done.returncode == 1 and "NAME=FILE" in done.stderr
 
 
+def test_clean_says_how_a_recipe_is_named_that_stands_among_the_sources(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    given = str(chats(tmp_path / "a.json", 3)), "-o", str(tmp_path / "o")
+    for name, option in (("realm", "--recipe realm"), ("laptop", "--profile laptop")):
+        done = cli("clean", name, *given)
+        assert done.returncode == 1 and f"name it with {option}" in done.stderr and not (tmp_path / "o").exists()
+    gone = cli("clean", "relm", *given)
+    assert gone.returncode == 1 and "relm does not exist; check the path" in gone.stderr
+
+
 def test_stats_asks_a_judge(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     small = ["--set", "corpus.openings=5", "--set", "corpus.test=10", "--set", "corpus.filters=[]"]
     assert cli("clean", str(chats(tmp_path / "a.json", 40)), "-o", str(tmp_path / "v"), *small).returncode == 0
     given = ("stats", f"{tmp_path}/v:test", "--no-topics", "--judge")
     with mock() as judge:
-        judge.script(texts=["Yes, it does."])
+        number = r"<message>\s*How does part {} "
+        judge.script(rules=[[number.format(2), ["It is whole. [[no]]"]], [number.format(4), ["Which? [[yes]]"]]])
         named = ("--judge-model", "some-judge", "--judge-token-env", "JUDGE_KEY")
         done = cli(*given, judge.url, *named, "--json", JUDGE_KEY="very-secret")
         (measured,) = json.loads(done.stdout)["datasets"]
-        assert measured["values"]["context_judged_per_dialogue"]["value"] == 2.0, done.stderr
+        assert measured["values"]["context_judged_per_dialogue"]["value"] == 1.0, done.stderr
         assert measured["judged"] == {"turns": 20, "without_verdict": 0}
         assert json.loads(done.stdout)["judge"] == "some-judge" and "very-secret" not in done.stdout + done.stderr
-        (asked,) = {len(entry["body"]["messages"]) for entry in judge.ledger()}
-        assert asked == 1 and judge.ledger()[0]["body"]["model"] == "some-judge"
+        body = judge.ledger()[0]["body"]
+        assert body["model"] == "some-judge" and body["temperature"] == 0 and body["max_tokens"] > 100
+        before, _, turn = body["messages"][-1]["content"].partition("<message>")
+        assert ("part 2" in turn and "part 1" in before) or ("part 4" in turn and "part 3" in before)
+        assert cli(*given, judge.url, *named, JUDGE_KEY="k").returncode == 0
+        assert len(judge.ledger()) == 20, "what was answered is not asked again"
         judge.script(texts=["Who can say?"])
         done = cli(*given, judge.url)
         assert "20 of them without a verdict" in done.stderr and "(judged)" not in done.stdout
         unset = cli(*given, judge.url, "--judge-token-env", "NOT_SET_ANYWHERE")
-        assert unset.returncode == 2 and "which is not set" in unset.stderr
+        assert unset.returncode == 2 and "--judge-token-env names NOT_SET_ANYWHERE, which is not set" in unset.stderr
+        judge.script(status=401)
+        refused = cli(*given, judge.url, "--judge-model", "another")
+        assert refused.returncode != 0 and "judge" in refused.stderr and "Traceback" not in refused.stderr
 
 
 @pytest.mark.slow
@@ -109,8 +126,8 @@ def test_a_judge_is_asked_for_exactly_the_rest_after_kill_9(cli, tmp_path: Path,
     small = ["--set", "corpus.openings=5", "--set", "corpus.test=40", "--set", "corpus.filters=[]"]
     assert cli("clean", str(chats(tmp_path / "a.json", 60)), "-o", str(tmp_path / "v"), *small).returncode == 0
     with mock(latency=0.3) as judge:
-        judge.script(texts=["Yes."])
-        judged = hubkit_home / "evals" / "context"
+        judge.script(texts=["[[yes]]"])
+        judged = hubkit_home / "asked"
         others = set(judged.glob("*/replies.jsonl"))  # of the other tests, which share this home
         command = ["stats", f"{tmp_path}/v:test", "--no-topics", "--judge", judge.url, "--json"]
         run = subprocess.Popen([sys.executable, "-m", "hubkit", *command], stdout=subprocess.DEVNULL)

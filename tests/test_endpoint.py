@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -315,7 +316,7 @@ def test_generate_is_asked_with_the_rendered_prompt() -> None:
 
 
 FAKE_ENGINE = """
-import json, sys, threading
+import json, os, sys, time
 args = sys.argv
 if "--model" in args and args[args.index("--model") + 1] == "broken":
     sys.exit("cannot load broken: no such repo")
@@ -323,6 +324,8 @@ names = [args[i + 1].split("=")[1] for i, a in enumerate(args) if a == "--listen
 with open(args[args.index("--state-file") + 1], "w") as f:
     json.dump({"addresses": {n: "http://127.0.0.1:1" for n in names}}, f)
 sys.stdin.buffer.read()
+while os.path.exists(os.environ.get("STAYS_WHILE", "")):
+    time.sleep(0.02)
 """
 
 
@@ -358,7 +361,8 @@ def test_an_engine_that_does_not_come_up_says_why(fake_engine: Path) -> None:
         pass
 
 
-def test_the_engine_dies_with_us_even_on_kill_9(fake_engine: Path, tmp_path: Path) -> None:
+def engine_of_a_killed_process(fake_engine: Path, **env: str) -> int:
+    """The id of an engine whose starter was killed."""
     code = textwrap.dedent("""
         import sys, time
         sys.path.insert(0, sys.argv[1])
@@ -368,16 +372,58 @@ def test_the_engine_dies_with_us_even_on_kill_9(fake_engine: Path, tmp_path: Pat
             time.sleep(60)
     """)
     root = str(Path(__file__).resolve().parent.parent)
-    env = {**os.environ, "PYTHONPATH": root}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code, root, str(fake_engine)], stdout=subprocess.PIPE, text=True, env=env
-    )
+    command = [sys.executable, "-c", code, root, str(fake_engine)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root, **env})
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
     assert alive(pid)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
+    return pid
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends within ten seconds."""
     deadline = time.monotonic() + 10
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not alive(pid)
+    return not alive(pid)
+
+
+def test_the_engine_dies_with_us_even_on_kill_9(fake_engine: Path) -> None:
+    assert gone(engine_of_a_killed_process(fake_engine))
+
+
+def test_the_folder_of_a_killed_engine_goes_at_the_next_start_and_no_other(
+    fake_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays, temporary = tmp_path / "stays", tmp_path / "temporary"
+    stays.touch()
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    pid = engine_of_a_killed_process(fake_engine, TMPDIR=str(temporary), STAYS_WHILE=str(stays))
+    [left] = temporary.iterdir()
+    (temporary / "hubkit-engine-made-this-moment").mkdir()
+    (temporary / "hubkit-engine-link").symlink_to(left)
+    others = {"hubkit-engine-made-this-moment", "hubkit-engine-link"}
+    with start_engine("m", listen=["a"]):
+        assert alive(pid) and (left / "lock").exists(), "it is still the engine's"
+        stays.unlink()
+        assert gone(pid)
+        mine = {path.name for path in temporary.iterdir()} - {left.name} - others
+        with start_engine("m", listen=["a"]):
+            assert not left.exists() and mine <= {path.name for path in temporary.iterdir()}
+    assert {path.name for path in temporary.iterdir()} == others
+
+
+def test_the_folder_of_somebody_else_is_not_touched(
+    fake_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / "hubkit-engine-theirs"
+    theirs.mkdir()
+    (theirs / "lock").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for user, left in ((os.getuid() + 1, True), (os.getuid(), False)):
+        monkeypatch.setattr(os, "getuid", lambda user=user: user)
+        with start_engine("m", listen=["a"]):
+            assert theirs.exists() == left

@@ -48,7 +48,7 @@ def test_models_are_judged_and_everything_is_written(cli, tmp_path, files) -> No
         args = ["eval", "chat", f"{model.url}#small-chat", "--against", str(answers), "--benchmark", str(questions)]
         args += ["--judge", f"{judge.url}#big-judge", "--set", "judge.token_env=JUDGE_KEY", "--log-dir", str(folder)]
         unset = cli(*args)
-        assert unset.returncode == 2 and "JUDGE_KEY is not set" in unset.stderr
+        assert unset.returncode == 2 and "judge.token_env names JUDGE_KEY, which is not set" in unset.stderr
         done = cli(*args, JUDGE_KEY="secret-key-of-judge")
         assert done.returncode == 0, done.stderr
         assert "small-chat less old-model, paired: +3.00 [+2.00, +4.00]" in done.stdout

@@ -11,12 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mock_endpoint import mock
 
 from hubkit.errors import SourceError
 from hubkit.measures import definitions, diff, plots, published, stats, step_table
 from hubkit.measures.dialogues import Dialogue, sample
-from hubkit.measures.judge import endpoint_judge, verdict
 from hubkit.measures.likeness import human_likeness
 from hubkit.measures.topics import cluster_entropy, mean_cosine, nearest_distance, plane, shifts
 from hubkit.measures.words import (
@@ -226,26 +224,6 @@ def test_a_judge_is_asked_when_there_is_one(tmp_path: Path) -> None:
     assert judged.value == 1.0 and judged.n == 3, "a dialogue with a turn that has no verdict is left out"
     assert measured.judged == {"turns": 8, "without_verdict": 1} and sorted(set(seen)) == [3, 5]
     assert "context_judged_per_dialogue" not in stats(files, size=5).datasets[0].values
-
-
-def test_a_judge_is_asked_once_for_each_turn(tmp_path: Path) -> None:
-    asked = [[{"role": "user", "content": f"And number {n}?"}] for n in range(9)]
-    with mock() as server:
-        server.script(rules=[["number 3", [{"status": 400}]], [".", ["yes"]]])
-        judge = endpoint_judge(server.url, journal=tmp_path)
-        assert judge(asked[:5]) == [True, True, True, None, True]
-        assert judge([*asked, asked[0]]) == [n != 3 or None for n in range(9)] + [True]
-        assert server.stats()["requests"] == 9, "nothing twice, a refused one neither"
-        endpoint_judge(server.url, model="another", journal=tmp_path)(asked[:2])
-        assert server.stats()["requests"] == 11, "another judge is another judge"
-
-
-@pytest.mark.parametrize(
-    ("answer", "means"),
-    [("Yes", True), ("**No**, it does not.", False), ("<think>no?</think>\nyes", True), ("Nothing", None), ("", None)],
-)
-def test_only_yes_and_no_are_verdicts(answer: str, means: bool | None) -> None:
-    assert verdict(answer) is means
 
 
 def test_versions_differ_by_rows_added_dropped_and_changed(tmp_path: Path) -> None:

@@ -302,7 +302,8 @@ def test_a_base_of_the_same_name_with_other_files_stays_as_it_is(
     theirs = other_hub.commit(recipe.chat.base, tmp_path / "theirs", "another model of that name")
     publish(other_hub, recipe, some, source=hub, with_spaces=False)
     assert other_hub.resolve(recipe.chat.base) == theirs
-    assert "not on this Hub" in card_of(other_hub, f"someone/{recipe.repos.chat}")
+    card = card_of(other_hub, f"someone/{recipe.repos.chat}")
+    assert "not on this Hub" in card and theirs.revision not in card
     assert publish(other_hub, recipe, some, source=hub, with_spaces=False) == []
 
 

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from hubkit.cli import out
+from hubkit.cli.run import Json
 from hubkit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name, as `hubkit deploy list` shows it.")]
 Repo = Annotated[str, typer.Argument(metavar="REPO[@REV]", help="A model, or an adapter, which is served on its base.")]
 EngineName = Annotated[str, typer.Option("--engine", help="tgi, vllm, sglang or llamacpp.")]
@@ -47,7 +47,7 @@ Adapters = Annotated[
 ]
 
 
-@app.command()
+@app.command(epilog="Example: hubkit deploy create local/parrot-chat --engine vllm --dry-run")
 def create(
     repo: Repo,
     engine: EngineName = "tgi",
@@ -131,7 +131,7 @@ def _show_plan(hub: Hub, wanted: Wanted, json: bool) -> None:
     out.say(_price(wanted))
 
 
-@app.command("list")
+@app.command("list", epilog="Example: hubkit deploy list --json")
 def list_(json: Json = False) -> None:
     """What is deployed, what it costs now, and what it cost so far at most. Ends leftovers of dead runs first."""
     from hubkit import deploy
@@ -157,7 +157,7 @@ def list_(json: Json = False) -> None:
     out.say(f"${now:,.2f} per hour now (prices of {prices.date()}; the embedded Hub costs nothing)")
 
 
-@app.command()
+@app.command(epilog="Example: hubkit deploy describe parrot-chat-1a2b3c4d")
 def describe(name: Name, json: Json = False) -> None:
     """Everything about one endpoint."""
     from hubkit import deploy
@@ -180,25 +180,25 @@ def _change(name: str, what: Any, json: bool) -> None:
     _show(deploy.change(connect(), name, what), json)
 
 
-@app.command()
+@app.command(epilog="Example: hubkit deploy pause parrot-chat-1a2b3c4d")
 def pause(name: Name, json: Json = False) -> None:
     """Stop it and its cost; requests are refused until it is resumed."""
     _change(name, "pause", json)
 
 
-@app.command()
+@app.command(epilog="Example: hubkit deploy resume parrot-chat-1a2b3c4d")
 def resume(name: Name, json: Json = False) -> None:
     """Bring a paused or sleeping endpoint up."""
     _change(name, "resume", json)
 
 
-@app.command("scale-to-zero")
+@app.command("scale-to-zero", epilog="Example: hubkit deploy scale-to-zero parrot-chat-1a2b3c4d")
 def scale_to_zero(name: Name, json: Json = False) -> None:
     """Stop its replicas and their cost; the next request wakes it."""
     _change(name, "scale_to_zero", json)
 
 
-@app.command()
+@app.command(epilog="Example: hubkit deploy update parrot-chat-1a2b3c4d local/parrot-chat@v2")
 def update(
     name: Name,
     repo: Repo,
@@ -221,7 +221,7 @@ def update(
     _show(deploy.update(hub, name, wanted), json)
 
 
-@app.command()
+@app.command(epilog="Example: hubkit deploy delete parrot-chat-1a2b3c4d")
 def delete(name: Name) -> None:
     """Delete it for good."""
     from hubkit import deploy
@@ -231,7 +231,7 @@ def delete(name: Name) -> None:
     out.say(f"deleted {name}")
 
 
-@app.command()
+@app.command(epilog="Example: hubkit deploy reap --json")
 def reap(json: Json = False) -> None:
     """End what runs left behind that were killed: endpoints that they held and could not give back."""
     from hubkit import deploy

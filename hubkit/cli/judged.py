@@ -100,7 +100,7 @@ def chat(
         block = _block(judge, setting, {"budget_usd": budget_usd, "budget_tokens": budget_tokens}, in_flight)
         on, spoken = terms(engine, hardware), Served(server, token_env)
         players = [names.player(name, spoken, on) for name in (model, against) if name]
-        judging = names.player(judge, Served(block.judge.profile, block.judge.token_env), block.judge.deploy or on)
+        judging = names.player(judge, Served.of(block.judge), block.judge.deploy or on)
         setup = Setup(
             benchmark=found,
             mode=way,

@@ -3,13 +3,12 @@ or by an endpoint made for it."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from hubkit.cli import out
 from hubkit.errors import RecipeError, RepoMissingError, SourceError
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from hubkit.hub import Hub, Ref
     from hubkit.pipeline.serving import Model, Reached
     from hubkit.progress import Progress
-    from hubkit.recipe import Deploy
+    from hubkit.recipe import Deploy, SeatConfig
 
 DEPLOYED = "deploy:"
 """Before a repo's name: an endpoint is made for it."""
@@ -34,19 +33,24 @@ _REPO = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:\s]+))?\Z
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """How to speak to an address: what kind of server it is, and the environment variable that holds its key."""
+    """How to speak to an address: what kind of server it is, and the environment variable that holds its key, named by
+    the option `said_by`."""
 
     profile: str = "tgi"
     token_env: str | None = None
+    said_by: str = "--token-env"
+
+    @classmethod
+    def of(cls, judge: SeatConfig) -> Self:
+        """As the seat of a judging block says."""
+        return cls(judge.profile, judge.token_env, "judge.token_env")
 
     @property
     def token(self) -> str | None:
         """The key. Raises `RecipeError` when the variable is not set."""
-        if self.token_env is None:
-            return None
-        if token := os.environ.get(self.token_env):
-            return token
-        raise RecipeError(f"{self.token_env} is not set; put the key there, never on the command line")
+        from hubkit.endpoint import key_in
+
+        return key_in(self.token_env, said_by=self.said_by)
 
 
 def terms(engine: str, hardware: str) -> Deploy:

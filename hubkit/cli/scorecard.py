@@ -11,6 +11,7 @@ from hubkit.cli import data as names
 from hubkit.cli import out
 from hubkit.cli.judged import Engine, Place
 from hubkit.cli.players import HARDWARE, show_endpoints, terms
+from hubkit.cli.run import Json
 
 if TYPE_CHECKING:
     from hubkit.hub import Hub
@@ -57,7 +58,7 @@ def asker(
     seed: Annotated[int, typer.Option(help="Draws contexts and turns.")] = 42,
     folder: Folder = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked, and ask nothing.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and no bars.")] = False,
+    json: Json = False,
 ) -> None:
     """How like people an asker plays: its turns at real contexts, beside its base, other askers, and people."""
     from hubkit.hub import connect

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,13 +10,14 @@ import typer
 
 from hubkit.cli import data as names
 from hubkit.cli import out
+from hubkit.cli.run import Json
 
 if TYPE_CHECKING:
     from hubkit.hub import Hub
     from hubkit.measures import Judge
     from hubkit.progress import Progress
+    from hubkit.schema import Message
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and no bars.")]
 Size = Annotated[int, typer.Option("--sample", min=1, help="Dialogues measured of each dataset.")]
 Tokenizer = Annotated[
     str | None, typer.Option("--tokenizer", metavar="REPO|PATH", help="Count lengths in its tokens, not in words.")
@@ -129,17 +131,30 @@ def _connect() -> Hub:
 
 def _judge(url: str, model: str, profile: str, token_env: str | None, progress: Progress) -> Judge:
     """The judge behind `url`, its key read from the environment, never from the command line."""
-    import os
+    from hubkit.endpoint import key_in
+    from hubkit.hub.places import asked
+    from hubkit.judge import Questioner, question_prompts, turn_values, yes_or_no
+    from hubkit.recipe import judging
 
-    from hubkit.errors import RecipeError
-    from hubkit.hub import home
-    from hubkit.measures import endpoint_judge
+    seat = {"repo": url, "endpoints": [url], "profile": profile, "model": model, "sampling": {"temperature": 0.0}}
+    judge = Questioner(
+        judging({"judge": seat, "in_flight": 16, "patience_s": 60.0}),
+        [url],
+        question_prompts(),
+        "context-v1",
+        who=f"{url} {model}",
+        run="stats",
+        folder=asked(),
+        token=key_in(token_env, said_by="--judge-token-env"),
+    )
+    means = {"yes": True, "no": False}
 
-    token = os.environ.get(token_env, "").strip() if token_env else None
-    if token_env and not token:
-        raise RecipeError(f"--judge-token-env names {token_env}, which is not set; export it, or leave the option out")
-    kept = home() / "evals" / "context"
-    return endpoint_judge(url, model=model, profile=profile, token=token, journal=kept, progress=progress)
+    def verdicts(conversations: Sequence[Sequence[Message]]) -> list[bool | None]:
+        about = [(str(n), turn_values(before, turn["content"])) for n, (*before, turn) in enumerate(conversations)]
+        said = judge.ask(about, yes_or_no, progress)
+        return [means.get(said.get(key, "")) for key, _ in about]
+
+    return verdicts
 
 
 def _tokenizer(hub: Hub | None, name: str, progress: Progress) -> Path:

@@ -6,6 +6,7 @@ starts, goes round dead addresses, and tells a request that is refused from an e
 `ask_all` sends it many requests at once; `start_engine` gives addresses where there is no server.
 """
 
+from hubkit.endpoint.client import on_loopback
 from hubkit.endpoint.endpoint import Endpoint
 from hubkit.endpoint.engine import Engine, start_engine
 from hubkit.endpoint.key import key_in
@@ -13,4 +14,14 @@ from hubkit.endpoint.many import ask_all
 from hubkit.endpoint.render import ClientTemplate
 from hubkit.endpoint.wire import PROFILES, Reply
 
-__all__ = ["PROFILES", "ClientTemplate", "Endpoint", "Engine", "Reply", "ask_all", "key_in", "start_engine"]
+__all__ = [
+    "PROFILES",
+    "ClientTemplate",
+    "Endpoint",
+    "Engine",
+    "Reply",
+    "ask_all",
+    "key_in",
+    "on_loopback",
+    "start_engine",
+]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import ipaddress
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,15 @@ if TYPE_CHECKING:
     import aiohttp
 
 LARGEST_ANSWER = 32 << 20  # bytes
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def on_loopback(url: str) -> bool:
+    """Whether `url` is this machine alone: no proxy and no other machine gets there."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def base_url(address: str) -> str:
@@ -50,7 +59,7 @@ class HttpClient:
     def _session(self, url: str) -> aiohttp.ClientSession:
         import aiohttp
 
-        remote = urlsplit(url).hostname not in _LOOPBACK
+        remote = not on_loopback(url)
         if remote not in self._sessions:
             self._sessions[remote] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),

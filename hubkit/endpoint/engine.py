@@ -12,13 +12,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from hubkit.endpoint.scratch import scratch_folder
 from hubkit.errors import EngineError
 
 _STOP_GRACE_S = 10.0
@@ -60,16 +60,16 @@ def start_engine(
     Values that are None are left to the engine. Raises `EngineError`, with the end of its log, when it does not come
     up within `start_timeout_s` or dies before.
     """
-    with tempfile.TemporaryDirectory(prefix="hubkit-engine-") as scratch:
-        state = Path(scratch) / "state.json"
-        log = log_path or Path(scratch) / "engine.log"
+    with scratch_folder() as (scratch, lock):
+        state = scratch / "state.json"
+        log = log_path or scratch / "engine.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         command = _command(python, model, adapters or {}, listen, state, port)
         options = {"cache-dir": cache_dir, "engine": engine, "dtype": dtype, "threads": threads, "context": context}
         options |= {"slots": slots, "max-concurrent": max_concurrent}
         for name, value in options.items():
             command += [] if value is None else [f"--{name}", str(value)]
-        child = _spawn(command, env or {}, log)
+        child = _spawn(command, env or {}, log, lock)
         try:
             yield Engine(_wait_until_ready(child, state, log, model, start_timeout_s), child.pid, log)
         finally:
@@ -87,7 +87,7 @@ def _command(
     return command if listen else [*command, "--listen", f"127.0.0.1:{port}"]
 
 
-def _spawn(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+def _spawn(command: Sequence[str], env: Mapping[str, str], log: Path, lock: int) -> subprocess.Popen[bytes]:
     try:
         with log.open("ab") as sink:
             return subprocess.Popen(
@@ -97,6 +97,7 @@ def _spawn(command: Sequence[str], env: Mapping[str, str], log: Path) -> subproc
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **env},
                 start_new_session=True,
+                pass_fds=[lock],  # its folder stays as long as it lives, whatever becomes of us
             )
     except OSError as error:
         raise EngineError(f"the engine cannot be started with {command[0]}: {error.strerror}") from None

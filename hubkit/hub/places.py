@@ -35,6 +35,11 @@ def runs() -> Path:
     return home() / "runs"
 
 
+def asked() -> Path:
+    """What judges were asked about conversations and said: paid for once, whoever asks again."""
+    return home() / "asked"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Which Hub: its URL (None for the embedded one, whose address is known once it runs) and our namespace there."""

@@ -15,6 +15,7 @@ from hubkit.judge.prompts import (
     read_prompts,
     small_prompts,
 )
+from hubkit.judge.questioner import Questioner, clipped, turn_values
 from hubkit.judge.verdicts import Found, Parse, Winner, line, rating, winner, yes_or_no
 
 __all__ = [
@@ -24,9 +25,11 @@ __all__ = [
     "Kind",
     "Parse",
     "Prompts",
+    "Questioner",
     "Turns",
     "Verdict",
     "Winner",
+    "clipped",
     "default_prompts",
     "judging",
     "line",
@@ -34,6 +37,7 @@ __all__ = [
     "rating",
     "read_prompts",
     "small_prompts",
+    "turn_values",
     "winner",
     "yes_or_no",
 ]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 UInt = Annotated[int, Field(ge=0, le=2**64 - 1)]
 UInt32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+Texts = Annotated[list[str], BeforeValidator(lambda text: [text] if isinstance(text, str) else text)]
 
 
 class _Request(BaseModel):
@@ -111,7 +112,7 @@ class ChatRequest(_Request):
     presence_penalty: float | None = None
     response_format: Grammar | None = None
     seed: UInt | None = None
-    stop: Annotated[list[str] | None, BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)] = None
+    stop: Texts | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: float | None = None
@@ -126,13 +127,13 @@ class ChatRequest(_Request):
 class CompletionRequest(_Request):
     """Body of /v1/completions."""
 
-    prompt: Annotated[list[str], BeforeValidator(lambda text: [text] if isinstance(text, str) else text)]
+    prompt: Texts
     model: str | None = None
     frequency_penalty: float | None = None
     max_tokens: UInt32 | None = None
     repetition_penalty: float | None = None
     seed: UInt | None = None
-    stop: Annotated[list[str] | None, BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)] = None
+    stop: Texts | None = None
     stream: bool = False
     suffix: str | None = None
     temperature: float | None = None

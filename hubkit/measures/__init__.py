@@ -20,7 +20,6 @@ from hubkit.errors import SourceError
 from hubkit.measures import plots
 from hubkit.measures.definitions import definitions, published, step_table
 from hubkit.measures.dialogues import Dialogue, Sample, sample
-from hubkit.measures.judge import Judge, endpoint_judge
 from hubkit.measures.likeness import FEWEST, available, human_likeness
 from hubkit.measures.topics import cluster_entropy, embed, mean_cosine, nearest_distance, plane, shifts
 from hubkit.measures.versions import Difference, diff
@@ -36,6 +35,7 @@ from hubkit.measures.words import (
     words,
 )
 from hubkit.progress import Progress, silent
+from hubkit.schema import Message
 from hubkit.shards import disk_errors
 
 if TYPE_CHECKING:
@@ -49,12 +49,14 @@ __all__ = [
     "Value",
     "definitions",
     "diff",
-    "endpoint_judge",
     "plots",
     "published",
     "stats",
     "step_table",
 ]
+
+Judge = Callable[[Sequence[Sequence[Message]]], Sequence[bool | None]]
+"""Says of conversations that end in a human turn whether that turn needs its context; None where it cannot tell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SIZE = (7.0, 3.6)
-_COLOURS = ("#3b6ea5", "#d97f30", "#4f9d69", "#a54e6e", "#7d6bb3", "#8a8a8a")
+COLOURS = ("#3b6ea5", "#d97f30", "#4f9d69", "#a54e6e", "#7d6bb3", "#8a8a8a")
 
 
 def turns(path: Path, counts: Mapping[str, Mapping[int, int]]) -> None:
@@ -58,7 +58,7 @@ def funnel(path: Path, report: Mapping[str, Any]) -> None:
         left.append(step["rows_out"])
         reasons = sorted(((t["count"], reason) for reason, t in step["dropped"].items()), reverse=True)
         notes.append(", ".join(f"{reason} {number:,}" for number, reason in reasons[:2]))
-    axes.barh(range(len(names)), left, color=_COLOURS[0])
+    axes.barh(range(len(names)), left, color=COLOURS[0])
     for at, (rows, note) in enumerate(zip(left, notes, strict=True)):
         text = f" {rows:,}" + (f"   (−{note})" if note else "")
         inside = rows > 0.6 * max(left)
@@ -76,7 +76,7 @@ def _read(report: Mapping[str, Any]) -> int:
 
 
 def _cycle(number: int) -> list[str]:
-    return [_COLOURS[index % len(_COLOURS)] for index in range(number)]
+    return [COLOURS[index % len(COLOURS)] for index in range(number)]
 
 
 def _figure(size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:

@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hubkit.measures.definitions import Definition, card_definitions
+from hubkit.measures.plots import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PEOPLE = "people"
 _COLUMNS = 4
-_COLOURS = ("#3b6ea5", "#d97f30", "#4f9d69", "#a54e6e", "#7d6bb3", "#8a8a8a")
 _BETTER = {"high": "higher is better", "low": "lower is better", "people": "people's is best", "chance": "0.5 is best"}
 
 
@@ -117,7 +117,7 @@ def picture(card: Scorecard) -> bytes:
 
 def _panel(axes: Axes, card: Scorecard, name: str, entry: Definition) -> None:
     for at, row in enumerate(card.rows):
-        colour = "#444444" if row.name == PEOPLE else _COLOURS[(at - 1) % len(_COLOURS)]
+        colour = "#444444" if row.name == PEOPLE else COLOURS[(at - 1) % len(COLOURS)]
         found = row.values.get(name)
         if found is None:
             axes.text(0.02, at, "–" if row.name == PEOPLE else "n/a", transform=axes.get_yaxis_transform(),

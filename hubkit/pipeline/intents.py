@@ -15,8 +15,8 @@ from typing import Any
 from hubkit.corpus import INTENT
 from hubkit.errors import StageError
 from hubkit.hub import Ref
-from hubkit.judge import line
-from hubkit.pipeline.answering import clipped, questioner
+from hubkit.judge import clipped, line
+from hubkit.pipeline.answering import questioner
 from hubkit.pipeline.stage import Context, Work
 from hubkit.recipe import Intents
 from hubkit.shards import ShardWriter, read_batches

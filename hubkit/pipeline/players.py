@@ -15,10 +15,10 @@ from hubkit.measures import scorecards
 from hubkit.pipeline.seated import BASE, Asker, served
 from hubkit.pipeline.stage import Context, Work
 from hubkit.publish.metadata import is_adapter
+from hubkit.publish.scorecard import PICTURE
 from hubkit.recipe import DEPLOY, EMBEDDED, Deploy, Scorecard
 
 ASKER = "asker"
-PICTURE = "scorecard.png"
 _ARMS = {ASKER: "trained", BASE: "prompted"}
 
 

@@ -10,15 +10,14 @@ from typing import Any
 
 from hubkit import evals, preference, train
 from hubkit.hub import Ref
-from hubkit.judge import yes_or_no
-from hubkit.pipeline.answering import answering, clipped, judge_input, questioner
+from hubkit.judge import turn_values, yes_or_no
+from hubkit.pipeline.answering import answering, judge_input, questioner
 from hubkit.pipeline.imports import require
 from hubkit.pipeline.stage import WEIGHTS, Context, Work, parquet
 from hubkit.progress import Progress
 from hubkit.publish.metadata import is_adapter
 from hubkit.recipe import Preference
 
-_SHOWN_CHARS = 1500  # of each message that a judge is shown
 OURS = "chat"  # as `preference.chat.repo`: the chat model that this recipe trained
 
 
@@ -119,12 +118,9 @@ def _choice(context: Context, inputs: dict[str, Ref], work: Work) -> preference.
             while len(chosen) < wanted and looked < len(questions) and not judge.told.get("stopped"):
                 batch = questions[looked : looked + max(block.in_flight, wanted - len(chosen))]
                 looked += len(batch)
-                said = judge.ask(((f"{q.dialogue}/{q.turn}", _about(q)) for q in batch), yes_or_no, work.progress)
+                about = [(f"{q.dialogue}/{q.turn}", turn_values(q.history, q.text)) for q in batch]
+                said = judge.ask(about, yes_or_no, work.progress)
                 chosen += [q for q in batch if said.get(f"{q.dialogue}/{q.turn}") == "yes"]
             return chosen[:wanted], {**judge.told, "looked_at": looked, "chosen": min(len(chosen), wanted)}
 
     return choose
-
-
-def _about(question: preference.Question) -> dict[str, str]:
-    return {"conversation": clipped(question.history[-2:], _SHOWN_CHARS), "question": question.text[:_SHOWN_CHARS]}

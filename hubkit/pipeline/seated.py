@@ -6,15 +6,13 @@ Takes repos at commits; gives addresses. What is served elsewhere keeps its own.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from hubkit import chat_template
-from hubkit.endpoint import ClientTemplate
-from hubkit.errors import RecipeError
+from hubkit.endpoint import ClientTemplate, key_in
 from hubkit.evals.scorecard import Player
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline.serving import Model, Reached, serving
@@ -51,9 +49,7 @@ class Asker:
 
     def player(self, perplexity: float | None = None) -> Player:
         """This model as the scorecard asks it. Raises `RecipeError` when the variable with its key is not set."""
-        token = os.environ.get(self.token_env, "").strip() if self.token_env else self.token
-        if self.token_env and not token:
-            raise RecipeError(f"{self.name}: token_env names {self.token_env}, which is not set; export it")
+        token = self.token if self.token_env is None else key_in(self.token_env, said_by=f"{self.name}: token_env")
         return Player(
             self.name, self.urls, self.system, self.end_mark, self.ref.to_dict(), self.profile, self.served_as, token,
             perplexity, self.template,

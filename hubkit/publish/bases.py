@@ -9,28 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
+from hubkit.endpoint import on_loopback
 from hubkit.hub import Hub, Ref
 from hubkit.publish.plan import RepoPlan, compare
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def needed(source: Hub, target: Hub, records: Iterable[Mapping[str, Mapping[str, Any]]]) -> list[Ref]:
     """The bases that the stages' `records` name as their input and that `target` has to be given."""
-    if source.url == target.url or urlsplit(target.url).hostname not in _LOOPBACK:
+    if source.url == target.url or not on_loopback(target.url):
         return []
     inputs = [record.get("inputs", {}).get("base") for found in records for record in found.values()]
     return list(dict.fromkeys(Ref(**given) for given in inputs if given))
 
 
-def plan(source: Hub, target: Hub, base: Ref, *, private: bool) -> tuple[RepoPlan, bool]:
-    """What bringing `base` to `target` would change, and whether it is the same there then. Raises `HubError`."""
+def plan(source: Hub, target: Hub, base: Ref, *, private: bool) -> RepoPlan:
+    """What bringing `base` to `target` would change: nothing where another one has its name. Raises `HubError`."""
     folder = source.snapshot(base)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files.pop(".gitattributes", None)
     wanted = compare(target, base.repo_id, base.repo_type, files, private=private)
     if any(change.action == "update" for change in wanted.changes):
-        return replace(wanted, write={}, changes=()), False
-    return wanted, True
+        return replace(wanted, write={}, changes=(), left=True)
+    return wanted

@@ -43,7 +43,8 @@ class Change:
 class RepoPlan:
     """One repo's changes: `write` and `delete` make up one commit on top of `parent` (None: the repo is to be made).
 
-    `files` are the paths that the repo holds behind that commit.
+    `files` are the paths that the repo holds behind that commit. `left`: it holds others than those that were wanted,
+    and stays as it is.
     """
 
     repo_id: str
@@ -54,6 +55,7 @@ class RepoPlan:
     delete: Sequence[str] = ()
     changes: Sequence[Change] = ()
     files: Sequence[str] = ()
+    left: bool = False
 
 
 def compare(

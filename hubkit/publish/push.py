@@ -120,7 +120,7 @@ def publish(
     for at, (step, plan) in enumerate(zip(steps, planned, strict=True)):
         progress(at, len(steps) + 1, f"pushing {step.repo_id}")
         # Across Hubs a card names commits that this push makes, so it is planned again once they are known.
-        done += _carry_out(push, step, None if push.across else plan)
+        done += _carry_out(push, step, None if push.across and step.kind else plan)
     done += collection.push(hub, recipe, tied, private=push.private)
     progress(len(steps) + 1, len(steps) + 1, "pushed")
     return done
@@ -128,13 +128,14 @@ def publish(
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One repo of a push: how to plan it, and what is to be done once its commit is known."""
+    """One repo of a push: how to plan it, and what is to be done once a plan's commit is known. It has a card where it
+    has a `kind`."""
 
     repo_id: str
     repo_type: str
     plan: Callable[[], RepoPlan]
     kind: Kind | None = None
-    after: Callable[[str], list[Change]] = lambda _: []
+    after: Callable[[str, RepoPlan], list[Change]] = lambda *_: []
 
 
 def _plan_all(push: _Push, step: _Step, progress: Progress, at: int, total: int) -> RepoPlan:
@@ -142,7 +143,7 @@ def _plan_all(push: _Push, step: _Step, progress: Progress, at: int, total: int)
     plan = step.plan()
     gate.check(plan, step.kind, personal=push.guarded)
     if push.across:
-        step.after(UNKNOWN)
+        step.after(UNKNOWN, plan)
     return plan
 
 
@@ -155,7 +156,7 @@ def _carry_out(push: _Push, step: _Step, planned: RepoPlan | None) -> list[Chang
         commit = _commit(push.target, plan, push.recipe)
         if commit is not None:
             changes = [replace(change, commit=commit) for change in plan.changes]
-            return changes + step.after(commit)
+            return changes + step.after(commit, plan)
         time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
     raise CommitConflictError(
         f"{step.repo_type} {step.repo_id}: others committed {_ATTEMPTS} times in between; push again later",
@@ -194,10 +195,10 @@ def _base_steps(push: _Push) -> Iterator[_Step]:
     for base in bases.needed(push.source, push.target, trained):
 
         def plan(base: Ref = base) -> RepoPlan:
-            return bases.plan(push.source, push.target, base, private=push.private)[0]
+            return bases.plan(push.source, push.target, base, private=push.private)
 
-        def after(commit: str, base: Ref = base) -> list[Change]:
-            if bases.plan(push.source, push.target, base, private=push.private)[1]:
+        def after(commit: str, plan: RepoPlan, base: Ref = base) -> list[Change]:
+            if not plan.left:
                 push.moved[base.repo_id, base.revision] = replace(base, revision=commit)
             return []
 
@@ -213,7 +214,9 @@ def _artifact_steps(push: _Push) -> Iterator[_Step]:
             def plan(kind: Kind = kind, ref: Ref = ref, repo_id: str = repo_id, repo_type: str = repo_type) -> RepoPlan:
                 return _plan_artifact(push, kind, ref, repo_id, repo_type)
 
-            def after(commit: str, kind: Kind = kind, ref: Ref = ref, repo_id: str = repo_id) -> list[Change]:
+            def after(
+                commit: str, plan: RepoPlan, kind: Kind = kind, ref: Ref = ref, repo_id: str = repo_id
+            ) -> list[Change]:
                 return _settle(push, kind, ref, Ref(repo_id, ref.repo_type, commit))
 
             yield _Step(repo_id, repo_type, plan, kind, after)

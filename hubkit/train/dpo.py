@@ -60,11 +60,6 @@ class Pairwise:
             return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {self.system} "
 
     @property
-    def merge(self) -> bool:
-        """Whether an adapter is merged when it is saved."""
-        return self.block.merge_adapter
-
-    @property
     def settings(self) -> dict[str, Any]:
         """What went to TRL."""
         return self.block.dpo

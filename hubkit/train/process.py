@@ -63,11 +63,6 @@ class Task(Protocol):
         ...
 
     @property
-    def merge(self) -> bool:
-        """Whether an adapter is merged when it is saved."""
-        ...
-
-    @property
     def identity(self) -> str:
         """What tells this task from others with the same block, data and base."""
         ...
@@ -136,7 +131,7 @@ def here(
         versions=versions(),
         **outcome(trainer),
     )
-    save_trained(trainer, trainer.processing_class, task.start, out, report, merge=task.merge)
+    save_trained(trainer, trainer.processing_class, task.start, out, report, merge=task.block.merge_adapter)
     if config.process_index == 0:
         shutil.rmtree(work, ignore_errors=True)
     return report

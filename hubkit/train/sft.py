@@ -45,11 +45,6 @@ class Supervised:
         """What went to TRL."""
         return self.block.sft
 
-    @property
-    def merge(self) -> bool:
-        """Whether the adapter is merged when it is saved."""
-        return self.block.merge_adapter
-
     @cached_property
     def template(self) -> str:
         """The training template, with its marks."""
