@@ -375,15 +375,22 @@ def test_killed_pushes_end_like_a_whole_one(
 
 @pytest.mark.slow
 def test_killed_pushes_to_another_hub_end_like_a_whole_one(
-    hub: Hub, recipe: Recipe, outputs: dict[str, Ref], other_hub: Hub
+    hub: Hub,
+    recipe: Recipe,
+    outputs: dict[str, Ref],
+    other_hub: Hub,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """The same where data moves and is tagged: one commit a repo, and never a tag on what is not whole."""
+    kills = 0
     dialogues = f"someone/{recipe.repos.dialogues}"
     wanted = {f"data/{split}-00000-of-00001.parquet" for split in ("raw", "train", "dropped")}
     for _ in pushed_and_killed(recipe, outputs, to=other_hub):
+        kills += 1
         if other_hub.api.repo_exists(dialogues, repo_type="dataset"):
             for sha in other_hub.tags(dialogues, repo_type="dataset").values():
                 assert wanted <= {*other_hub.api.list_repo_files(dialogues, repo_type="dataset", revision=sha)}
+    record_property("kills", kills)
     publish(other_hub, recipe, outputs, source=hub)
     after = heads(other_hub, recipe)
     assert {kind: len(commits) for kind, commits in after.items()} == dict.fromkeys(after, 2), "its making, the push"

@@ -78,7 +78,9 @@ def hub(found: Figures) -> str:
         f"of at most {peak_mib:.0f} MiB; one file into a repo of 2,000 is committed in "
         f"{middle(commit['commit_ms']):.0f} ms (median)."
     )
-    return "\n".join([*lines, "", sentence])
+    chaos = found["chaos"]
+    killed = f"`make chaos`: {chaos['kills']} kills in {chaos['tests']} tests, of which {chaos['passed']} passed."
+    return "\n".join([*lines, "", f"{killed} {sentence}"])
 
 
 def steps(found: Figures) -> str:
