@@ -101,8 +101,9 @@ def test_llama_cpps_own_jinja_renders_the_same(family, seat, gguf):
     params = xllamacpp.CommonParams()
     params.model.path, params.chat_template, params.use_jinja = str(gguf), template, True
     params.n_ctx, params.n_parallel, params.warmup, params.prefill_assistant, params.verbosity = 256, 1, False, False, 0
-    params.cpuparams.n_threads = 1
+    params.cpuparams.n_threads, params.endpoint_metrics = 1, True
     server = xllamacpp.Server(params)
+    server.handle_metrics()  # its loop turns: only then can it be freed
     for shape in SHAPES.values():
         turns = view(shape, seat)
         turns = turns if turns[-1]["role"] == "user" else turns[:-1]

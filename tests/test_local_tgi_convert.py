@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +143,20 @@ def test_an_adapter_that_is_more_than_a_sum_is_refused(tmp_path: Path, change: d
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModelError, match=next(iter(change))):
         convert_lora(tmp_path, read_config(smollm2()), tmp_path / "out.gguf")
+
+
+_LOADED_AND_FREED = """
+import sys
+from pathlib import Path
+from hubkit.local_tgi.llamacpp import LlamaCppEngine
+for _ in range(40):
+    LlamaCppEngine(Path(sys.argv[1]), {}, parallel=1, context=64, threads=1).close()
+"""
+
+
+def test_an_engine_that_was_asked_for_nothing_can_be_freed(tmp_path: Path) -> None:
+    """In a process of its own: where it cannot, it hangs in C++, where no signal reaches it."""
+    small_model(tmp_path)
+    convert_model(tmp_path, tmp_path / "out.gguf", "f32")
+    command = [sys.executable, "-c", _LOADED_AND_FREED, str(tmp_path / "out.gguf")]
+    assert subprocess.run(command, timeout=120, check=True).returncode == 0

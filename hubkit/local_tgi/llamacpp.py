@@ -137,8 +137,13 @@ def _load(model: Path, adapters: list[Path], parallel: int, context: int, thread
     params.hostnames = ["127.0.0.1"]
     params.api_keys = [secrets.token_urlsafe()]
     params.ui = params.endpoint_slots = False
+    params.endpoint_metrics = True
     try:
-        return xllamacpp.Server(params)
+        server = xllamacpp.Server(params)
+        # The loop behind it answers this, so it turns. One that is told to end before its first turn never does, and
+        # whoever frees the model would wait for it for ever.
+        server.handle_metrics()
+        return server
     except RuntimeError as error:
         raise EngineError(f"llama.cpp cannot load {model} with adapters {adapters}: {error}") from error
 
