@@ -88,6 +88,34 @@ def batch_tokens_per_s(model: Any, tokenizer: Any, texts: list[str]) -> float:
     return float((1 - ended).sum() + ended.amax(1).sum()) / elapsed
 
 
+def test_the_front_beside_the_bare_engine(engine: Running) -> None:
+    """The same prompts straight into the engine, in a process of its own, and through HTTP, turn about.
+
+    First of all in this file: later this process holds torch and a model, and HTTP was then seen at half its speed.
+    """
+    from tokenizers import Tokenizer
+
+    (gguf,) = Path(engine.process.args[engine.process.args.index("--cache-dir") + 1]).glob("*.gguf")
+    tokenizer = Tokenizer.from_file(str(smollm2() / "tokenizer.json"))
+
+    def encoded(text: str) -> list[int]:
+        rendered = engine.post("/chat_tokenize", {"messages": [{"role": "user", "content": text}]})[1]
+        return tokenizer.encode(rendered["templated_text"], add_special_tokens=False).ids
+
+    pairs = []
+    for r in range(max(5, ROUNDS)):
+        texts = questions(8, 900 + r)
+        with multiprocessing.get_context("spawn").Pool(1) as fresh:
+            bare = fresh.apply(bare_tokens_per_s, (gguf, [encoded(text) for text in texts]))
+        pairs.append((bare, tokens_per_s(engine.url(), texts)))
+    report(
+        "front, 8 in flight",
+        called_directly_tokens_per_s=spread(bare for bare, _ in pairs),
+        over_http_tokens_per_s=spread(served for _, served in pairs),
+        http_over_direct=spread(served / bare for bare, served in pairs),
+    )
+
+
 def test_tokens_per_second_beside_transformers_batch(engine: Running) -> None:
     """The same prompts, turn about: the engine over HTTP, and `generate` in this process."""
     import torch
@@ -125,31 +153,6 @@ def bare_tokens_per_s(gguf: Path, prompts_ids: list[list[int]]) -> float:
         return sum(counts) / (time.perf_counter() - began)
 
     return asyncio.run(everything())
-
-
-def test_the_front_beside_the_bare_engine(engine: Running) -> None:
-    """The same prompts straight into the engine, in a process of its own, and through HTTP, turn about."""
-    from tokenizers import Tokenizer
-
-    (gguf,) = Path(engine.process.args[engine.process.args.index("--cache-dir") + 1]).glob("*.gguf")
-    tokenizer = Tokenizer.from_file(str(smollm2() / "tokenizer.json"))
-
-    def encoded(text: str) -> list[int]:
-        rendered = engine.post("/chat_tokenize", {"messages": [{"role": "user", "content": text}]})[1]
-        return tokenizer.encode(rendered["templated_text"], add_special_tokens=False).ids
-
-    pairs = []
-    for r in range(max(5, ROUNDS)):
-        texts = questions(8, 900 + r)
-        with multiprocessing.get_context("spawn").Pool(1) as fresh:
-            bare = fresh.apply(bare_tokens_per_s, (gguf, [encoded(text) for text in texts]))
-        pairs.append((bare, tokens_per_s(engine.url(), texts)))
-    report(
-        "front, 8 in flight",
-        called_directly_tokens_per_s=spread(bare for bare, _ in pairs),
-        over_http_tokens_per_s=spread(served for _, served in pairs),
-        http_over_direct=spread(served / bare for bare, served in pairs),
-    )
 
 
 def test_transformers_serve() -> None:
