@@ -69,12 +69,15 @@ def _local(name: str) -> Path:
     """A path here, or the snapshot of a dataset repo. Raises `SourceError` for the name of a recipe or a profile."""
     from hubkit.recipe import available
 
-    if not Path(name).exists():
-        for kind in (kind for kind, names in available().items() if name in names):
+    path = Path(name)
+    if path.exists():
+        return path
+    for kind, names in available().items():
+        if name in names:
             option = f"--{kind.removesuffix('s')} {name}"
             raise SourceError(f"{name} is no file or folder here, but one of the {kind}; name it with {option}")
-    if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
-        return Path(name)
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        return path
     from hubkit.hub import connect
     from hubkit.pipeline.imports import require
 
