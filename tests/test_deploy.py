@@ -19,6 +19,7 @@ import psutil
 import pytest
 from pydantic import TypeAdapter
 from test_local_hub_inference import engines, tiny_model
+from waiting import until
 
 from hubkit import deploy
 from hubkit.deploy import lease, prices
@@ -183,10 +184,7 @@ def test_an_endpoint_of_each_engine_comes_up_and_goes(hub: Hub, engine: Any) -> 
     assert deploy.change(hub, wanted.name, "pause").state == "paused"
     deploy.delete(hub, wanted.name)
     assert wanted.name not in names(hub)
-    deadline = time.monotonic() + 30  # one that was just starting again ends when it next looks
-    while serving(hub) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not serving(hub)
+    until(lambda: not serving(hub), timeout_s=30)  # one that was just starting again ends when it next looks
 
 
 def test_a_held_endpoint_is_gone_when_the_block_ends_even_by_an_error(hub: Hub) -> None:

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 from small_run import small_recipe
 from test_local_hub_inference import engines, tiny_model
 from tiny_models import tiny_adapter
+from waiting import until
 
 from hubkit import deploy
 from hubkit.deploy import lease
@@ -62,15 +62,6 @@ def start(recipe: list[str], seed: int, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen([*command, "--json", *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def until(done: Callable[[], Any], timeout_s: float = 90) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := done():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("it never happened")
-
-
 def up(hub: Hub) -> list[deploy.Deployed]:
     return [one for one in deploy.listed(hub) if one.state == "running"]
 
@@ -103,7 +94,7 @@ def whole(finished: subprocess.Popen[str]) -> dict[str, Any]:
 
 def test_both_seats_share_an_endpoint_that_is_gone_at_the_end(hub: Hub, recipe: list[str], hubkit_home: Path) -> None:
     driver = start(recipe, 1)
-    found = until(lambda: up(hub))
+    found = until(lambda: up(hub), timeout_s=90)
     assert len(deploy.listed(hub)) == 1 and found[0].repo_id == "local/seat-base"
     stage = whole(driver)
     nothing_is_left(hub)
@@ -120,7 +111,7 @@ def test_after_kill_9_the_next_command_ends_what_was_left_and_goes_on(
     hub: Hub, recipe: list[str], hubkit_home: Path
 ) -> None:
     driver = start(recipe, 2)
-    until(lambda: in_use(hubkit_home, hub, driver))
+    until(lambda: in_use(hubkit_home, hub, driver), timeout_s=90)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
     assert up(hub) and lease.holders()
@@ -130,7 +121,7 @@ def test_after_kill_9_the_next_command_ends_what_was_left_and_goes_on(
     assert [one["outcome"] for one in json.loads(reaped.stdout)] == ["deleted"]
     nothing_is_left(hub)
     driver = start(recipe, 2)
-    until(lambda: in_use(hubkit_home, hub, driver))
+    until(lambda: in_use(hubkit_home, hub, driver), timeout_s=90)
     driver.kill()
     driver.communicate()
     assert up(hub) and lease.holders()
@@ -146,7 +137,7 @@ def test_after_kill_9_the_next_command_ends_what_was_left_and_goes_on(
 
 def test_ctrl_c_gives_it_back(hub: Hub, recipe: list[str], hubkit_home: Path) -> None:
     driver = start(recipe, 3)
-    until(lambda: in_use(hubkit_home, hub, driver))
+    until(lambda: in_use(hubkit_home, hub, driver), timeout_s=90)
     driver.send_signal(signal.SIGINT)
     driver.communicate(timeout=60)
     assert driver.returncode == 130
@@ -158,9 +149,9 @@ def test_scaled_to_zero_in_the_middle_it_waits_and_loses_nothing(
     hub: Hub, recipe: list[str], hubkit_home: Path
 ) -> None:
     driver = start(recipe, 4, "--in-flight", "2", "--set", "rollout.chat.sampling.max_tokens=32")
-    found = until(lambda: in_use(hubkit_home, hub, driver))
+    found = until(lambda: in_use(hubkit_home, hub, driver), timeout_s=90)
     deploy.change(hub, found.name, "scale_to_zero")  # the next request wakes it, maybe before this returns
-    woken = until(lambda: up(hub))
+    woken = until(lambda: up(hub), timeout_s=90)
     assert woken[0].name == found.name and driver.poll() is None
     stage = whole(driver)
     assert stage["report"]["errors"], "no request met the sleeping endpoint"
@@ -174,7 +165,7 @@ def test_one_that_fails_in_the_middle_ends_the_run_with_its_message(
     from hubkit.hub import embedded
 
     driver = start(recipe, 5, "--in-flight", "1", "--set", "rollout.chat.sampling.max_tokens=64")
-    until(lambda: in_use(hubkit_home, hub, driver))
+    until(lambda: in_use(hubkit_home, hub, driver), timeout_s=90)
     for process in engines():
         if process.ppid() == embedded.running()["pid"]:
             process.kill()

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from mock_endpoint import Handle, mock
 from small_run import small_recipe
+from waiting import until
 
 from hubkit.hub import Hub, Ref, connect
 from hubkit.hub.branch import Branch
@@ -76,16 +77,6 @@ def shards_on(hub: Hub) -> list[Path]:
     return branch.files(["shards/*.parquet"])
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
-    """What `condition` gives, once that is something."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not happen")
-
-
 def rows(hub: Hub, done: subprocess.CompletedProcess[str] | str) -> list[dict[str, Any]]:
     """The dialogues that a ``--json`` run of the stage committed."""
     [stage] = json.loads(done if isinstance(done, str) else done.stdout)["stages"]
@@ -115,7 +106,7 @@ def test_a_new_machine_goes_on_from_the_hub_alone(recipe: list[str], cli: Callab
     with mock(latency=0.05) as server:
         args = [*recipe, *options(server, 0.1, lease_minutes=0.15), "--dialogues", "24", "--json"]
         driver = start(*args)
-        until(lambda: len(shards_on(hub)) >= 2)
+        until(lambda: len(shards_on(hub)) >= 2, timeout_s=60)
         driver.kill()
         lease_ends = time.monotonic() + 9 * 1.1 + 0.5
         driver.communicate()
@@ -197,7 +188,7 @@ def test_two_machines_refuse_each_other_and_a_sleeper_that_lost_its_lease_stops(
     with mock(latency=0.1) as server:
         args = [*recipe, *options(server, 0.4, lease_minutes=0.1), "--dialogues", "32", "--json"]
         one = start(*args, **machine("one"))
-        until(lambda: len(shards_on(hub)) >= 1)
+        until(lambda: len(shards_on(hub)) >= 1, timeout_s=60)
         one.send_signal(signal.SIGSTOP)  # the lid is closed
         asleep = time.monotonic()
         refused = cli("rollout", *args, **machine("two"))
@@ -205,7 +196,7 @@ def test_two_machines_refuse_each_other_and_a_sleeper_that_lost_its_lease_stops(
         time.sleep(max(0.0, asleep + 7 - time.monotonic()))
         held = {index for path in shards_on(hub) for index in pq.read_table(path)["index"].to_pylist()}
         two = start(*args, **machine("two"))
-        until(lambda: len(shards_on(hub)) >= 3)
+        until(lambda: len(shards_on(hub)) >= 3, timeout_s=60)
         assert two.poll() is None
         one.send_signal(signal.SIGCONT)
         _, said = one.communicate(timeout=60)
@@ -224,7 +215,7 @@ def test_ctrl_c_lets_go_at_once(
     with mock(latency=0.1) as server:
         args = [*recipe, *options(server, 0.5), "--dialogues", "16", "--json"]
         one = start(*args, **machine("one"))
-        until(lambda: shards_on(hub))
+        until(lambda: shards_on(hub), timeout_s=60)
         one.send_signal(signal.SIGINT)
         _, said = one.communicate(timeout=60)
         assert one.returncode == 130 and re.search("stopped with", said), said

@@ -1,0 +1,17 @@
+"""Waiting for what other processes do, with an end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def until(condition: Callable[[], Any], *, timeout_s: float) -> Any:
+    """What `condition` gives, once that is something."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"it did not happen within {timeout_s:.0f} s")
