@@ -78,7 +78,7 @@ reference: $(READY) ## write REFERENCE.md: every command, every recipe key
 	$(BIN)/hubkit reference > REFERENCE.md
 
 licences: $(READY) ## write LICENCES.md: what is installed, and under which terms
-	$(BIN)/python tests/licences.py > LICENCES.md
+	$(BIN)/python tests/support/licences.py > LICENCES.md
 
 check: $(READY) ## lint, format, types
 	$(BIN)/ruff check .

@@ -1,4 +1,5 @@
-"""hubkit: train an asker, roll out dialogues, train and judge a chat model, all through the Hugging Face Hub.
+"""hubkit: train an asker, roll out dialogues, train and judge a chat model, all through the Hugging
+Face Hub.
 
 from hubkit import load_dataset
 dialogues = load_dataset("parrot-40k", revision="v1")

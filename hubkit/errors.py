@@ -11,7 +11,9 @@ from __future__ import annotations
 
 
 class HubkitError(Exception):
-    """Root of all of hubkit's errors. The command line prints it as one sentence and exits with `exit_code`."""
+    """Root of all of hubkit's errors. The command line prints it as one sentence and exits with
+    `exit_code`.
+    """
 
     exit_code = 1
 
@@ -23,7 +25,9 @@ class RecipeError(HubkitError, ValueError):
 
 
 class SchemaError(HubkitError, ValueError):
-    """A conversation does not have the shape that a stage needs. `reason` is a short machine-readable word."""
+    """A conversation does not have the shape that a stage needs. `reason` is a short
+    machine-readable word.
+    """
 
     def __init__(self, message: str, *, reason: str = "invalid") -> None:
         super().__init__(message)
@@ -35,7 +39,9 @@ class SourceError(HubkitError, ValueError):
 
 
 class HubError(HubkitError, OSError):
-    """A Hub answered with an error. `status` is the HTTP status, or None when there was no answer."""
+    """A Hub answered with an error. `status` is the HTTP status, or None when there was no
+    answer.
+    """
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
         super().__init__(message)
@@ -55,12 +61,15 @@ class CommitConflictError(HubError):
 
 
 class EndpointError(HubkitError, OSError):
-    """A generation endpoint answered with an error. `status` is the HTTP status, or None when there was no answer.
+    """A generation endpoint answered with an error. `status` is the HTTP status, or None when there
+    was no answer.
 
     `retry_after_s` is what the server asked to wait, where it did.
     """
 
-    def __init__(self, message: str, *, status: int | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, status: int | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s
@@ -71,7 +80,9 @@ class EndpointUnreachableError(EndpointError, ConnectionError):
 
 
 class MisconfiguredEndpointError(EndpointError, ValueError):
-    """An endpoint refuses every request: a wrong key, a model that it does not serve, a template that cannot render."""
+    """An endpoint refuses every request: a wrong key, a model that it does not serve, a template
+    that cannot render.
+    """
 
 
 class EngineError(HubkitError, RuntimeError):
@@ -95,13 +106,17 @@ class RunLockedError(HubkitError, BlockingIOError):
 
 
 class RunInterruptedError(HubkitError, KeyboardInterrupt):
-    """Asked to stop (Ctrl-C, SIGTERM), and did: what was acknowledged is on disk, and the same command goes on."""
+    """Asked to stop (Ctrl-C, SIGTERM), and did: what was acknowledged is on disk, and the same
+    command goes on.
+    """
 
     exit_code = 130
 
 
 class PublishError(HubkitError, ValueError):
-    """Something must not be published as it is: a card that misleads, a file with a secret in it."""
+    """Something must not be published as it is: a card that misleads, a file with a secret in
+    it.
+    """
 
 
 class DiskFullError(HubkitError, OSError):

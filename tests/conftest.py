@@ -1,4 +1,6 @@
-"""What all tests share: a clean environment, and one hubkit home per test session with its own embedded Hub."""
+"""What all tests share: a clean environment, and one hubkit home per test session with its own
+embedded Hub.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from places import ROOT
+from support.paths import ROOT
 
 if TYPE_CHECKING:
-    from hub_server import HubServer
     from huggingface_hub import HfApi
+    from support.hub_server import HubServer
 
 for _name in [n for n in os.environ if n.startswith(("HF_", "HUBKIT_", "TRANSFORMERS_"))]:
     del os.environ[_name]
@@ -43,7 +45,7 @@ def hubkit_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     """One embedded Hub a file, with nothing in it."""
-    from hub_server import HubServer
+    from support.hub_server import HubServer
 
     running = HubServer(tmp_path_factory.mktemp("hub")).start()
     yield running
@@ -66,7 +68,9 @@ def repo(api: HfApi) -> Iterator[str]:
 
 @pytest.fixture
 def cli():
-    """Run ``hubkit …`` as a person would: its own process. Returns what `subprocess.run` returns."""
+    """Run ``hubkit …`` as a person would: its own process. Returns what `subprocess.run`
+    returns.
+    """
 
     def call(*args: str, timeout_s: float = 600, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

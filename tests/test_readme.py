@@ -1,8 +1,9 @@
-"""README says what is so: its figures stand in the file that commands wrote, and its commands do what they say.
+"""README says what is so: its figures stand in the file that commands wrote, and its commands do
+what they say.
 
-Every `hubkit` command is parsed down to where it would begin to work. Those that need no model, no key and no network
-run, block by block in a shell, on a small home: a tiny base, and repos as `make demo` leaves them.
-"""
+Every `hubkit` command is parsed down to where it would begin to work. Those that need no model, no
+key and no network run, block by block in a shell, on a small home: a tiny base, and repos as `make
+demo` leaves them."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 import typer
-from places import ROOT
+from support.paths import ROOT
 
 from hubkit import cli, recipe
 
@@ -41,7 +42,9 @@ ELSEWHERE = {
 
 
 def commands() -> list[str]:
-    """Every `hubkit` command of the README's shell blocks, without comments, pipes and variables before it."""
+    """Every `hubkit` command of the README's shell blocks, without comments, pipes and variables
+    before it.
+    """
     lines = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
     lines = [re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line) for line in lines]
     return sorted({line for line in lines if line.startswith("hubkit ")})
@@ -57,7 +60,12 @@ def command_line() -> Any:
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the README's commands name."""
     folder = tmp_path_factory.mktemp("readme")
-    talk = ("Tell me about {w} {n}.", "There is much to say about {w}.", "And what of {w} in year {n}?", "It was good.")
+    talk = (
+        "Tell me about {w} {n}.",
+        "There is much to say about {w}.",
+        "And what of {w} in year {n}?",
+        "It was good.",
+    )
     with (folder / "my-chats.jsonl").open("w") as out:
         for n in range(160):
             word = ("bread", "chess", "rain", "Rome", "bees", "maps", "tea", "salt")[n % 8]
@@ -66,14 +74,18 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 for i, text in enumerate(talk)
             ]
             out.write(json.dumps({"messages": turns}) + "\n")
-    (folder / "questions.jsonl").write_text(json.dumps({"question_id": 1, "category": "x", "turns": ["How far?"]}))
+    (folder / "questions.jsonl").write_text(
+        json.dumps({"question_id": 1, "category": "x", "turns": ["How far?"]})
+    )
     assert OWN_RECIPE
     (folder / "curious.yaml").write_text(OWN_RECIPE[1])
     return folder
 
 
 @pytest.fixture(scope="module")
-def shell(here: Path, hubkit_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def shell(
+    here: Path, hubkit_home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
     """The environment of a person who ran `make demo` here, but small."""
     from hubkit.hub import connect, embedded
 
@@ -81,7 +93,9 @@ def shell(here: Path, hubkit_home: Path, tmp_path_factory: pytest.TempPathFactor
     for cache in (hubkit_home / "cache", home / "cache"):
         cache.mkdir(exist_ok=True)
     (hubkit_home / "cache" / "wheels").mkdir(exist_ok=True)
-    (home / "cache" / "wheels").symlink_to(hubkit_home / "cache" / "wheels")  # nothing is downloaded twice
+    (home / "cache" / "wheels").symlink_to(
+        hubkit_home / "cache" / "wheels"
+    )  # nothing is downloaded twice
     bin_ = here / "bin"
     bin_.mkdir()
     (bin_ / "hubkit").write_text(f'#!/bin/sh\nexec {sys.executable} -m hubkit "$@"\n')
@@ -97,17 +111,27 @@ def shell(here: Path, hubkit_home: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def as_if_made(hub: Any, folder: Path) -> None:
-    """Repos as the demo leaves them: base, corpus, asker, two versions of the dialogues, chat model."""
-    from tiny_models import tiny_base, write_rows
+    """Repos as the demo leaves them: base, corpus, asker, two versions of the dialogues, chat
+    model.
+    """
+    from support.tiny_models import tiny_base, write_rows
 
     from hubkit.hub import Ref
 
-    base = hub.commit("HuggingFaceTB/SmolLM2-135M-Instruct", tiny_base(folder / "base"), "a tiny base")
+    base = hub.commit(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", tiny_base(folder / "base"), "a tiny base"
+    )
 
-    def add(repo: str, repo_type: str, stage: str, inputs: dict[str, Ref], splits: dict[str, int]) -> Ref:
+    def add(
+        repo: str, repo_type: str, stage: str, inputs: dict[str, Ref], splits: dict[str, int]
+    ) -> Ref:
         out = folder / stage
         (out / "provenance").mkdir(parents=True, exist_ok=True)
-        record = {"stage": stage, "inputs": {role: ref.to_dict() for role, ref in inputs.items()}, "report": {}}
+        record = {
+            "stage": stage,
+            "inputs": {role: ref.to_dict() for role, ref in inputs.items()},
+            "report": {},
+        }
         (out / "provenance" / f"{stage}.json").write_text(json.dumps(record))
         (out / "data").mkdir(exist_ok=True)
         for split, count in splits.items():
@@ -133,7 +157,9 @@ def test_figures_are_those_of_the_results() -> None:
     gathered = gather()
     assert json.loads(GATHERED.read_text("utf-8")) == gathered, "run `python tests/bench/readme.py`"
     assert readme.filled(README, gathered) == README, "run `python tests/bench/readme.py`"
-    assert readme.PAGE.read_text("utf-8") == readme.page(gathered), "run `python tests/bench/readme.py`"
+    assert readme.PAGE.read_text("utf-8") == readme.page(gathered), (
+        "run `python tests/bench/readme.py`"
+    )
 
 
 @pytest.mark.slow
@@ -141,17 +167,25 @@ def test_the_plan_at_full_scale_is_what_the_commands_say() -> None:
     import plans
     from figures import RESULTS
 
-    assert json.loads((RESULTS / "plans.json").read_text("utf-8")) == plans.main(), "run `make plans`"
+    assert json.loads((RESULTS / "plans.json").read_text("utf-8")) == plans.main(), (
+        "run `make plans`"
+    )
 
 
 @pytest.mark.parametrize("line", commands())
-def test_every_command_is_one_that_the_command_line_takes(line: str, command_line: Any, here: Path) -> None:
-    """Each with all its options, down to where it would begin to work; recipes, profiles and values are read too."""
+def test_every_command_is_one_that_the_command_line_takes(
+    line: str, command_line: Any, here: Path
+) -> None:
+    """Each with all its options, down to where it would begin to work; recipes, profiles and values
+    are read too.
+    """
     command, words = command_line, shlex.split(line)[1:]
     context = command.context_class(command, info_name="hubkit")
     while hasattr(command, "resolve_command"):
         context = command.make_context(command.name, list(words), parent=context)
-        _, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
+        _, command, words = command.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
     values = command.make_context(command.name, list(words), parent=context).params
     name = str(values.get("recipe"))
     if name in recipe.available()["recipes"] or name.endswith(".yaml"):
@@ -163,14 +197,26 @@ def test_every_command_is_one_that_the_command_line_takes(line: str, command_lin
 def test_commands_run(block: str, shell: dict[str, str], here: Path) -> None:
     lines = [line for line in block.splitlines() if line.strip()]
     run = [line for line in lines if not any(re.match(start, line) for start in ELSEWHERE)]
-    run = [line for line in run if "from transformers" not in line]  # weights: tests/e2e/test_loop.py loads them
+    run = [
+        line for line in run if "from transformers" not in line
+    ]  # weights: tests/e2e/test_loop.py loads them
     if not any(line.split()[0] in ("hubkit", "hf", "python") for line in run):
         pytest.skip("everything in it runs elsewhere: see ELSEWHERE")
     done = subprocess.run(
-        ["bash", "-e"], input="\n".join(run), env=shell, cwd=here, capture_output=True, text=True, check=False
+        ["bash", "-e"],
+        input="\n".join(run),
+        env=shell,
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, f"{run}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
-    assert "cannot run" not in done.stdout + done.stderr or "--profile cloud" in block or "--launch" in block
+    assert (
+        "cannot run" not in done.stdout + done.stderr
+        or "--profile cloud" in block
+        or "--launch" in block
+    )
 
 
 @pytest.mark.slow
@@ -179,17 +225,25 @@ def test_the_third_recipe_runs_as_it_stands(here: Path, hubkit_home: Path) -> No
     """With real weights, from nothing, by the command that stands below it."""
     (line,) = [line for line in commands() if line.startswith("hubkit run curious.yaml --profile")]
     done = subprocess.run(
-        [sys.executable, "-m", *shlex.split(line), "--json"], cwd=here, capture_output=True, text=True, check=False
+        [sys.executable, "-m", *shlex.split(line), "--json"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     stages = {stage["stage"]: stage for stage in json.loads(done.stdout)["stages"]}
-    assert stages["curate"]["report"]["kept"] > 0 and stages["eval"]["repo_id"].endswith("curious-results")
+    assert stages["curate"]["report"]["kept"] > 0 and stages["eval"]["repo_id"].endswith(
+        "curious-results"
+    )
 
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for target in set(re.findall(r"`?make ([a-z][a-z-]+)", README)):
-        assert re.search(rf"^(?:[a-z -]*\b)?{target}\b[a-z -]*:", makefile, re.MULTILINE), f"no target {target}"
+        assert re.search(rf"^(?:[a-z -]*\b)?{target}\b[a-z -]*:", makefile, re.MULTILINE), (
+            f"no target {target}"
+        )
 
 
 def test_commands_exist(command_line: Any) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from places import ROOT
+from support.paths import ROOT
 
 LOOK = """
 import inspect, sys
@@ -21,7 +21,9 @@ print(models.on_gpu)
 @pytest.mark.parametrize("which", ["chat", "asker"])
 @pytest.mark.parametrize("there", [True, False])
 def test_a_space_runs_with_the_gpu_decorator_and_without(which: str, there: bool) -> None:
-    """As installed on the Hub's machines (no GPU lent: the function as it is), and where the package is missing."""
+    """As installed on the Hub's machines (no GPU lent: the function as it is), and where the
+    package is missing.
+    """
     if there:
         pytest.importorskip("spaces.zero", reason="needs the package spaces")
     before = "import gradio" if there else "sys.modules['spaces'] = None"

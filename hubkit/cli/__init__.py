@@ -1,8 +1,8 @@
-"""The command line: the one room that prints and exits. Data goes to stdout, everything else to stderr.
+"""The command line: the one room that prints and exits. Data goes to stdout, everything else to
+stderr.
 
-Commands are thin: they read options, call a lower room, and show what it gives. Heavy packages are imported inside
-commands, so that ``hubkit --help`` answers at once.
-"""
+Commands are thin: they read options, call a lower room, and show what it gives. Heavy packages are
+imported inside commands, so that ``hubkit --help`` answers at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from io import TextIOWrapper
 import typer
 
 from hubkit import __version__
-from hubkit.cli.groups import Mapped
+from hubkit.cli.help_layout import Mapped
 from hubkit.errors import HubkitError
 
 QUIET = {
@@ -49,24 +49,47 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
-    """Train an asker, roll out dialogues, train and judge a chat model, all through the Hugging Face Hub."""
+    """Train an asker, roll out dialogues, train and judge a chat model, all through the Hugging
+    Face Hub.
+    """
 
 
 def register_all() -> None:
     """Hang every command into `app`."""
-    from hubkit.cli import corpus, deploy, doctor, evals, hub, publish, reference, rollout, run, serve, stats, train
+    from hubkit.cli import (
+        clean,
+        deploy,
+        doctor,
+        eval,
+        hub,
+        push,
+        reference,
+        rollout,
+        run,
+        serve,
+        stats,
+        train,
+    )
 
     run.register(app)
-    app.command("rollout", epilog="Example: hubkit rollout parrot --profile laptop --estimate 4")(rollout.rollout)
+    app.command("rollout", epilog="Example: hubkit rollout parrot --profile laptop --estimate 4")(
+        rollout.rollout
+    )
     app.command("train", epilog="Example: hubkit train asker parrot --dry-run")(train.train)
     app.command("align", epilog="Example: hubkit align parrot --dry-run")(train.align)
-    evals.register(app)
-    publish.register(app)
+    eval.register(app)
+    push.register(app)
     app.command("serve", epilog="Example: hubkit serve local/parrot-chat --port 8080")(serve.serve)
-    app.command("clean", epilog="Example: hubkit clean chats.jsonl --out cleaned --profile laptop")(corpus.clean)
-    app.command("stats", epilog="Example: hubkit stats parrot-40k --baseline parrot-sharegpt:test")(stats.stats)
+    app.command("clean", epilog="Example: hubkit clean chats.jsonl --out cleaned --profile laptop")(
+        clean.clean
+    )
+    app.command("stats", epilog="Example: hubkit stats parrot-40k --baseline parrot-sharegpt:test")(
+        stats.stats
+    )
     app.command("diff", epilog="Example: hubkit diff parrot-40k@v1 parrot-40k@v2")(stats.diff)
     app.add_typer(hub.app)
     app.add_typer(deploy.app)
@@ -75,7 +98,9 @@ def register_all() -> None:
 
 
 def main() -> None:
-    """Entry point: one clear sentence for what goes wrong, never a stack trace for a user's mistake."""
+    """Entry point: one clear sentence for what goes wrong, never a stack trace for a user's
+    mistake.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     for stream in (sys.stdout, sys.stderr):
@@ -89,7 +114,11 @@ def main() -> None:
     except SystemExit as leaving:  # typer makes a silent exit of Ctrl-C; why is said behind it
         reason = getattr(leaving.__context__, "__cause__", None)
         if isinstance(reason, KeyboardInterrupt):
-            _fail(str(reason) or "stopped; nothing finished is lost, and the same command goes on from here", 130)
+            _fail(
+                str(reason)
+                or "stopped; nothing finished is lost, and the same command goes on from here",
+                130,
+            )
         raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,7 +129,10 @@ def main() -> None:
             _fail(f"no space left on {where}; free some and run the same command again", 1)
         if not error.filename or not error.strerror:
             raise
-        _fail(f"{error.filename}: {error.strerror.lower()}; name another path, or make this one yours to use", 1)
+        _fail(
+            f"{error.filename}: {error.strerror.lower()}; name another path, or make this one yours to use",
+            1,
+        )
 
 
 def _fail(sentence: str, code: int) -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from hubkit.cli import out
+from hubkit.cli import console
 from hubkit.cli.run import Json
 from hubkit.errors import RecipeError
 
 if TYPE_CHECKING:
-    from hubkit.deploy import Deployed, Wanted
+    from hubkit.cloud import Deployed, Wanted
     from hubkit.hub import Hub
 
 
@@ -35,15 +35,36 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The endpoint's name, as `hubkit deploy list` shows it.")]
-Repo = Annotated[str, typer.Argument(metavar="REPO[@REV]", help="A model, or an adapter, which is served on its base.")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="The endpoint's name, as `hubkit deploy list` shows it."),
+]
+Repo = Annotated[
+    str,
+    typer.Argument(
+        metavar="REPO[@REV]", help="A model, or an adapter, which is served on its base."
+    ),
+]
 EngineName = Annotated[str, typer.Option("--engine", help="tgi, vllm, sglang or llamacpp.")]
-Place = Annotated[str, typer.Option("--hardware", help="[VENDOR-[REGION-]]TYPE-SIZE of the price table.")]
-Context = Annotated[int | None, typer.Option("--context", min=16, help="Most tokens of a sequence.")]
-Gguf = Annotated[str | None, typer.Option("--gguf", metavar="FILE", help="The repo's file that llama.cpp serves.")]
-Sleep = Annotated[int, typer.Option("--sleep-minutes", min=0, help="Scale to zero after this long idle; 0: never.")]
+Place = Annotated[
+    str, typer.Option("--hardware", help="[VENDOR-[REGION-]]TYPE-SIZE of the price table.")
+]
+Context = Annotated[
+    int | None, typer.Option("--context", min=16, help="Most tokens of a sequence.")
+]
+Gguf = Annotated[
+    str | None,
+    typer.Option("--gguf", metavar="FILE", help="The repo's file that llama.cpp serves."),
+]
+Sleep = Annotated[
+    int,
+    typer.Option("--sleep-minutes", min=0, help="Scale to zero after this long idle; 0: never."),
+]
 Adapters = Annotated[
-    list[str], typer.Option("--adapter", metavar="REPO[@REV]", help="Another adapter of the same base; tgi only.")
+    list[str],
+    typer.Option(
+        "--adapter", metavar="REPO[@REV]", help="Another adapter of the same base; tgi only."
+    ),
 ]
 
 
@@ -53,19 +74,26 @@ def create(
     engine: EngineName = "tgi",
     hardware: Place = "nvidia-l40s-x1",
     adapter: Adapters = [],  # noqa: B006 - typer copies it
-    name: Annotated[str, typer.Option("--name", help="Its name; by default made of what it serves.")] = "",
+    name: Annotated[
+        str, typer.Option("--name", help="Its name; by default made of what it serves.")
+    ] = "",
     context: Context = None,
     gguf: Gguf = None,
-    replicas: Annotated[int, typer.Option("--replicas", min=1, help="At most so many at once.")] = 1,
+    replicas: Annotated[
+        int, typer.Option("--replicas", min=1, help="At most so many at once.")
+    ] = 1,
     sleep_minutes: Sleep = 15,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it answers.")] = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be sent and its price; touch nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show what would be sent and its price; touch nothing."),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Create an endpoint for a model and wait until it answers. It stays until you pause or delete it."""
-    from hubkit import deploy
+    """Create an endpoint for a model and wait until it answers. It stays until you pause or delete
+    it.
+    """
+    from hubkit import cloud
     from hubkit.hub import connect
 
     hub = connect()
@@ -76,30 +104,40 @@ def create(
     if dry_run:
         _show_plan(hub, wanted, json)
         return
-    deploy.reap(hub)
-    made = deploy.make(hub, wanted)
-    out.say(f"creating {made.name} on {made.hardware}: {_price(wanted)}")
+    cloud.reap(hub)
+    made = cloud.make(hub, wanted)
+    console.say(f"creating {made.name} on {made.hardware}: {_price(wanted)}")
     if wait:
-        with out.bars(quiet=json) as bar_for:
-            made = deploy.wait(hub, made.name, progress=bar_for("deploy"))
+        with console.bars(quiet=json) as bar_for:
+            made = cloud.wait(hub, made.name, progress=bar_for("deploy"))
     _show(made, json)
-    out.say(f"`hubkit deploy pause {made.name}` or `hubkit deploy delete {made.name}` ends its cost")
+    console.say(
+        f"`hubkit deploy pause {made.name}` or `hubkit deploy delete {made.name}` ends its cost"
+    )
 
 
 def _wanted(
-    hub: Hub, repo: str, engine: str, hardware: str, adapters: list[str], context: int | None, gguf: str | None
+    hub: Hub,
+    repo: str,
+    engine: str,
+    hardware: str,
+    adapters: list[str],
+    context: int | None,
+    gguf: str | None,
 ) -> Wanted:
     from dataclasses import replace
 
-    from hubkit import deploy
+    from hubkit import cloud
 
-    if engine not in deploy.ENGINES:
-        raise RecipeError(f"no engine {engine!r}; take one of {', '.join(deploy.ENGINES)}")
+    if engine not in cloud.ENGINES:
+        raise RecipeError(f"no engine {engine!r}; take one of {', '.join(cloud.ENGINES)}")
     first, *rest = (_named(hub, text) for text in (repo, *adapters))
     options: dict[str, Any] = {"engine": engine, "hardware": hardware}
-    wanted = deploy.wanted_for(hub, first[0], revision=first[1], context=context, gguf_file=gguf, **options)
+    wanted = cloud.wanted_for(
+        hub, first[0], revision=first[1], context=context, gguf_file=gguf, **options
+    )
     for repo_id, revision in rest:
-        more = deploy.wanted_for(hub, repo_id, revision=revision, **options)
+        more = cloud.wanted_for(hub, repo_id, revision=revision, **options)
         if more.model != wanted.model or not more.adapters:
             raise RecipeError(f"{repo_id} is not an adapter of {wanted.model}; deploy it by itself")
         wanted = replace(wanted, adapters=(*wanted.adapters, *more.adapters))
@@ -112,72 +150,94 @@ def _named(hub: Hub, text: str) -> tuple[str, str]:
 
 
 def _price(wanted: Wanted) -> str:
-    from hubkit.deploy import prices
+    from hubkit.cloud import prices
 
     rate = wanted.hardware.usd_per_hour * wanted.max_replica
     return f"up to ${rate:,.2f} per hour while it is up (prices of {prices.date()})"
 
 
 def _show_plan(hub: Hub, wanted: Wanted, json: bool) -> None:
-    from hubkit import deploy
-    from hubkit.deploy import prices
+    from hubkit import cloud
+    from hubkit.cloud import prices
 
-    sent = deploy.payload(wanted)
+    sent = cloud.payload(wanted)
     rate = wanted.hardware.usd_per_hour
     if json:
-        out.data({"hub": hub.url, "payload": sent, "usd_per_hour": rate, "prices": prices.date()})
+        console.data(
+            {"hub": hub.url, "payload": sent, "usd_per_hour": rate, "prices": prices.date()}
+        )
         return
-    out.table(f"would be sent to {hub.url}", ["", ""], [[key, value] for key, value in sent.items()])
-    out.say(_price(wanted))
+    console.table(
+        f"would be sent to {hub.url}", ["", ""], [[key, value] for key, value in sent.items()]
+    )
+    console.say(_price(wanted))
 
 
 @app.command("list", epilog="Example: hubkit deploy list --json")
 def list_(json: Json = False) -> None:
-    """What is deployed, what it costs now, and what it cost so far at most. Ends leftovers of dead runs first."""
-    from hubkit import deploy
-    from hubkit.deploy import prices
+    """What is deployed, what it costs now, and what it cost so far at most. Ends leftovers of dead
+    runs first.
+    """
+    from hubkit import cloud
+    from hubkit.cloud import prices
     from hubkit.hub import connect
 
     hub = connect()
-    reaped = [*deploy.reap(hub), *deploy.reap_jobs(hub)]
-    found = deploy.listed(hub)
+    reaped = [*cloud.reap(hub), *cloud.reap_jobs(hub)]
+    found = cloud.listed(hub)
     now = sum(one.usd_per_hour for one in found)
     if json:
-        out.data({
+        console.data({
             "endpoints": [one.to_dict() for one in found], "usd_per_hour": now, "prices": prices.date(),
             "reaped": [one.to_dict() for one in reaped],
         })  # fmt: skip
         return
-    out.table(
+    console.table(
         f"endpoints of {hub.namespace} on {hub.url}",
         ["name", "state", "serves", "hardware", "$/hour now", "$ so far, at most"],
-        [[o.name, o.state, o.repo_id, o.hardware, f"{o.usd_per_hour:.2f}", f"{o.usd_at_most:.2f}"] for o in found],
+        [
+            [
+                o.name,
+                o.state,
+                o.repo_id,
+                o.hardware,
+                f"{o.usd_per_hour:.2f}",
+                f"{o.usd_at_most:.2f}",
+            ]
+            for o in found
+        ],
     )
     say_reaped(reaped)
-    out.say(f"${now:,.2f} per hour now (prices of {prices.date()}; the embedded Hub costs nothing)")
+    console.say(
+        f"${now:,.2f} per hour now (prices of {prices.date()}; the embedded Hub costs nothing)"
+    )
 
 
 @app.command(epilog="Example: hubkit deploy describe parrot-chat-1a2b3c4d")
 def describe(name: Name, json: Json = False) -> None:
     """Everything about one endpoint."""
-    from hubkit import deploy
+    from hubkit import cloud
     from hubkit.hub import connect
 
-    _show(deploy.describe(connect(), name), json)
+    _show(cloud.describe(connect(), name), json)
 
 
 def _show(found: Deployed, json: bool) -> None:
     if json:
-        out.data(found.to_dict())
+        console.data(found.to_dict())
     else:
-        out.table(found.name, ["", ""], [[key.replace("_", " "), value] for key, value in found.to_dict().items()])
+        console.table(
+            found.name,
+            ["", ""],
+            [[key.replace("_", " "), value] for key, value in found.to_dict().items()],
+        )
 
 
 def _change(name: str, what: Any, json: bool) -> None:
-    from hubkit import deploy
+    from hubkit import cloud
     from hubkit.hub import connect
 
-    _show(deploy.change(connect(), name, what), json)
+    _show(cloud.change(connect(), name, what), json)
 
 
 @app.command(epilog="Example: hubkit deploy pause parrot-chat-1a2b3c4d")
@@ -202,52 +262,62 @@ def scale_to_zero(name: Name, json: Json = False) -> None:
 def update(
     name: Name,
     repo: Repo,
-    hardware: Annotated[str, typer.Option("--hardware", help="Move it there; by default it stays.")] = "",
+    hardware: Annotated[
+        str, typer.Option("--hardware", help="Move it there; by default it stays.")
+    ] = "",
     engine: EngineName = "tgi",
     context: Context = None,
     gguf: Gguf = None,
     sleep_minutes: Sleep = 15,
     json: Json = False,
 ) -> None:
-    """Serve another revision or repo under the same name and address. Its engine must be the one that it has."""
+    """Serve another revision or repo under the same name and address. Its engine must be the one
+    that it has.
+    """
     from dataclasses import replace
 
-    from hubkit import deploy
+    from hubkit import cloud
     from hubkit.hub import connect
 
     hub = connect()
-    place = hardware or deploy.describe(hub, name).hardware
-    wanted = replace(_wanted(hub, repo, engine, place, [], context, gguf), called=name, sleep_minutes=sleep_minutes)
-    _show(deploy.update(hub, name, wanted), json)
+    place = hardware or cloud.describe(hub, name).hardware
+    wanted = replace(
+        _wanted(hub, repo, engine, place, [], context, gguf),
+        called=name,
+        sleep_minutes=sleep_minutes,
+    )
+    _show(cloud.update(hub, name, wanted), json)
 
 
 @app.command(epilog="Example: hubkit deploy delete parrot-chat-1a2b3c4d")
 def delete(name: Name) -> None:
     """Delete it for good."""
-    from hubkit import deploy
+    from hubkit import cloud
     from hubkit.hub import connect
 
-    deploy.delete(connect(), name)
-    out.say(f"deleted {name}")
+    cloud.delete(connect(), name)
+    console.say(f"deleted {name}")
 
 
 @app.command(epilog="Example: hubkit deploy reap --json")
 def reap(json: Json = False) -> None:
-    """End what runs left behind that were killed: endpoints that they held and could not give back."""
-    from hubkit import deploy
+    """End what runs left behind that were killed: endpoints that they held and could not give
+    back.
+    """
+    from hubkit import cloud
     from hubkit.hub import connect
 
     hub = connect()
-    reaped = [*deploy.reap(hub), *deploy.reap_jobs(hub)]
+    reaped = [*cloud.reap(hub), *cloud.reap_jobs(hub)]
     if json:
-        out.data([one.to_dict() for one in reaped])
+        console.data([one.to_dict() for one in reaped])
         return
     say_reaped(reaped)
     if not reaped:
-        out.say("nothing was left behind")
+        console.say("nothing was left behind")
 
 
 def say_reaped(reaped: list[Any]) -> None:
     """What was left behind, and what became of it."""
     for one in reaped:
-        out.say(f"{one.endpoint}: its run is gone; {one.outcome}")
+        console.say(f"{one.endpoint}: its run is gone; {one.outcome}")

@@ -1,4 +1,6 @@
-"""``hubkit doctor``: is this machine ready, and for what? Each line is a check, its finding, and what to do."""
+"""``hubkit doctor``: is this machine ready, and for what? Each line is a check, its finding, and
+what to do.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +13,39 @@ from typing import Annotated
 
 import typer
 
-from hubkit.cli import out
+from hubkit.cli import console
 from hubkit.errors import HubkitError
 
 NEEDS_GIB = 4
 PROGRAMS = {"make": ("make", "gmake"), "git": ("git",), "a C compiler": ("cc", "gcc", "clang")}
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
     """Check this machine: packages, programs, disk, memory, accelerator, and the configured Hub.
 
     Exit code 1 if a check fails.
     """
-    findings = [_python(), _packages(), _programs(), _home(), _disk(), _memory(), _device(), _unfinished(), _hub()]
+    findings = [
+        _python(),
+        _packages(),
+        _programs(),
+        _home(),
+        _disk(),
+        _memory(),
+        _device(),
+        _unfinished(),
+        _hub(),
+    ]
     if json:
-        out.data([{"check": name, "ok": ok, "found": found} for name, ok, found in findings])
+        console.data([{"check": name, "ok": ok, "found": found} for name, ok, found in findings])
     else:
-        out.table("hubkit doctor", ["check", "", "found"], [[n, "ok" if ok else "!!", f] for n, ok, f in findings])
+        console.table(
+            "hubkit doctor",
+            ["check", "", "found"],
+            [[n, "ok" if ok else "!!", f] for n, ok, f in findings],
+        )
     if not all(ok for _, ok, _ in findings):
         raise typer.Exit(1)
 
@@ -41,20 +59,38 @@ def _python() -> Finding:
 
 def _packages() -> Finding:
     found, missing = [], []
-    for name in ("torch", "transformers", "trl", "peft", "datasets", "huggingface_hub", "xllamacpp"):
+    for name in (
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "datasets",
+        "huggingface_hub",
+        "xllamacpp",
+    ):
         try:
             found.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             missing.append(name)
-    note = f"; missing: {', '.join(missing)} (run `make test`, or pip install hubkit)" if missing else ""
+    note = (
+        f"; missing: {', '.join(missing)} (run `make test`, or pip install hubkit)"
+        if missing
+        else ""
+    )
     return "packages", not missing, ", ".join(found) + note
 
 
 def _programs() -> Finding:
     """What is needed beside Python: to install, and by torch where it compiles for itself."""
-    found = {name: next(filter(None, map(shutil.which, tries)), None) for name, tries in PROGRAMS.items()}
+    found = {
+        name: next(filter(None, map(shutil.which, tries)), None) for name, tries in PROGRAMS.items()
+    }
     missing = [name for name, path in found.items() if path is None]
-    note = f"missing: {', '.join(missing)} (from your system's packages)" if missing else "make, git and a C compiler"
+    note = (
+        f"missing: {', '.join(missing)} (from your system's packages)"
+        if missing
+        else "make, git and a C compiler"
+    )
     return "programs", not missing, note
 
 
@@ -80,7 +116,11 @@ def _disk() -> Finding:
 
     place = _nearest(home())
     free = shutil.disk_usage(place).free / 2**30
-    note = "" if free >= NEEDS_GIB else f"; at least {NEEDS_GIB} GiB are needed, set HUBKIT_HOME elsewhere"
+    note = (
+        ""
+        if free >= NEEDS_GIB
+        else f"; at least {NEEDS_GIB} GiB are needed, set HUBKIT_HOME elsewhere"
+    )
     return "disk", free >= NEEDS_GIB, f"{free:.0f} GiB free for {home()}{note}"
 
 
@@ -111,7 +151,11 @@ def _unfinished() -> Finding:
     if not sizes:
         return "unfinished", True, "no stage or rollout waits to be gone on with"
     named = ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in sizes.items())
-    return "unfinished", True, f"{named} in {runs()}; the same command goes on, or remove what is no longer wanted"
+    return (
+        "unfinished",
+        True,
+        f"{named} in {runs()}; the same command goes on, or remove what is no longer wanted",
+    )
 
 
 def _hub() -> Finding:

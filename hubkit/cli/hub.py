@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hubkit.cli import out
+from hubkit.cli import console
 from hubkit.errors import HubError
 
 app = typer.Typer(
@@ -27,10 +27,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 @app.command(epilog="Example: hubkit hub start --jobs")
 def start(
     jobs: Annotated[
-        bool, typer.Option("--jobs", help="Allow Jobs: whoever has a write token may run commands as you.")
+        bool,
+        typer.Option(
+            "--jobs", help="Allow Jobs: whoever has a write token may run commands as you."
+        ),
     ] = False,
     spaces: Annotated[
-        bool, typer.Option("--spaces", help="Run the apps of pushed Spaces on this machine, as you.")
+        bool,
+        typer.Option("--spaces", help="Run the apps of pushed Spaces on this machine, as you."),
     ] = False,
     json: Json = False,
 ) -> None:
@@ -39,10 +43,12 @@ def start(
 
     url = embedded.ensure_running(jobs=jobs, spaces=spaces)
     if json:
-        out.data(embedded.running())
+        console.data(embedded.running())
         return
-    out.line(url)
-    out.say('It stops by itself when nobody needs it. For other programs: eval "$(hubkit hub env)"')
+    console.line(url)
+    console.say(
+        'It stops by itself when nobody needs it. For other programs: eval "$(hubkit hub env)"'
+    )
 
 
 @app.command(epilog="Example: hubkit hub stop")
@@ -50,12 +56,14 @@ def stop() -> None:
     """Stop the embedded Hub; requests in flight finish first."""
     from hubkit.hub import embedded
 
-    out.say("stopped" if embedded.stop() else "it was not running")
+    console.say("stopped" if embedded.stop() else "it was not running")
 
 
 @app.command(epilog="Example: hubkit hub status --json")
 def status(json: Json = False) -> None:
-    """Say whether the embedded Hub runs, where, and what it holds. Exit code 1 when it does not run."""
+    """Say whether the embedded Hub runs, where, and what it holds. Exit code 1 when it does not
+    run.
+    """
     from hubkit.hub import embedded, local_root
 
     state = embedded.running()
@@ -63,9 +71,11 @@ def status(json: Json = False) -> None:
     if state:
         found |= {"repositories": _counts(state["url"]), "bytes": _bytes_used()}
     if json:
-        out.data(found)
+        console.data(found)
     else:
-        out.table("embedded Hub", ["", ""], [[key, _in_words(value)] for key, value in found.items()])
+        console.table(
+            "embedded Hub", ["", ""], [[key, _in_words(value)] for key, value in found.items()]
+        )
     if state is None:
         raise typer.Exit(1)
 
@@ -98,42 +108,50 @@ def _in_words(value: Any) -> str:
 
 @app.command(epilog='Example: eval "$(hubkit hub env)"')
 def env(json: Json = False) -> None:
-    """Print what other programs need in their environment to use the configured Hub: eval "$(hubkit hub env)"."""
+    """Print what other programs need in their environment to use the configured Hub: eval "$(hubkit
+    hub env)".
+    """
     from hubkit.hub import environment
 
     values = environment()
     if json:
-        out.data(values)
+        console.data(values)
         return
     for name, value in values.items():
-        out.line(f"export {name}={shlex.quote(value)}")
+        console.line(f"export {name}={shlex.quote(value)}")
 
 
 @app.command(epilog="Example: hubkit hub gc --grace-h 1")
 def gc(
-    grace_h: Annotated[float, typer.Option("--grace-h", help="Keep what is younger than this many hours.")] = 24.0,
+    grace_h: Annotated[
+        float, typer.Option("--grace-h", help="Keep what is younger than this many hours.")
+    ] = 24.0,
     json: Json = False,
 ) -> None:
     """Remove large files and git objects that no revision of any repository needs any more."""
     result = _upkeep("gc", "--grace-s", str(grace_h * 3600))
     if json:
-        out.data(result)
+        console.data(result)
         return
     removed = f"{result['large_files']} large files and {result['git_objects']} git objects"
-    out.line(f"removed {removed}: {result['bytes'] / 2**20:.1f} MiB")
+    console.line(f"removed {removed}: {result['bytes'] / 2**20:.1f} MiB")
 
 
 @app.command(epilog="Example: hubkit hub verify")
 def verify(json: Json = False) -> None:
-    """Check every git object and large file against its hash. Exit code 1 when something is wrong."""
+    """Check every git object and large file against its hash. Exit code 1 when something is
+    wrong.
+    """
     result = _upkeep("verify")
     if json:
-        out.data(result)
+        console.data(result)
     else:
         for problem in result["problems"]:
-            out.line(problem)
+            console.line(problem)
         checked = f"{result['repositories']} repositories, {result['git_objects']} git objects"
-        out.say(f"checked {checked}, {result['large_files']} large files: {len(result['problems'])} problems")
+        console.say(
+            f"checked {checked}, {result['large_files']} large files: {len(result['problems'])} problems"
+        )
     if result["problems"]:
         raise typer.Exit(1)
 
@@ -142,7 +160,16 @@ def _upkeep(action: str, *options: str) -> dict[str, Any]:
     """Have the embedded Hub's own program look after its folder. Raises `HubError`."""
     from hubkit.hub import local_root
 
-    command = [sys.executable, "-m", "hubkit.local_hub", action, "--root", str(local_root()), "--json", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "hubkit.local_hub",
+        action,
+        "--root",
+        str(local_root()),
+        "--json",
+        *options,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         result: dict[str, Any] = jsonlib.loads(done.stdout)

@@ -1,8 +1,8 @@
-"""``hubkit reference``: every command with its options, and every key of a recipe, as one Markdown page.
+"""``hubkit reference``: every command with its options, and every key of a recipe, as one Markdown
+page.
 
-Taken from the code that runs, so it cannot say anything else: the commands' own help texts, and the keys' types,
-defaults and descriptions. The README's neighbour REFERENCE.md is what this prints.
-"""
+Taken from the code that runs, so it cannot say anything else: the commands' own help texts, and the
+keys' types, defaults and descriptions. The README's neighbour REFERENCE.md is what this prints."""
 
 from __future__ import annotations
 
@@ -28,9 +28,17 @@ def commands(app: typer.Typer) -> Iterator[tuple[str, Any]]:
 
 def render(app: typer.Typer) -> str:
     """The whole page, for the commands of `app`."""
-    lines = ["# Reference", "", "Printed by `hubkit reference` (`make reference` writes it here).", "", "## Commands"]
+    lines = [
+        "# Reference",
+        "",
+        "Printed by `hubkit reference` (`make reference` writes it here).",
+        "",
+        "## Commands",
+    ]
     for path, found in commands(app):
-        context = found.context_class(found, info_name=path, max_content_width=_WIDTH, terminal_width=_WIDTH)
+        context = found.context_class(
+            found, info_name=path, max_content_width=_WIDTH, terminal_width=_WIDTH
+        )
         lines += ["", f"### `{path}`", "", "```text", _help(found, context), "```"]
     lines += ["", "## Recipe keys", "", *_recipe()]
     return "\n".join(lines) + "\n"
@@ -56,7 +64,9 @@ def _recipe() -> Iterator[str]:
     later: list[tuple[str, Any]] = []
     seen: set[str] = set()
     yield from _block(recipe.Recipe, "", shipped, seen, later)
-    yield from _below(later, shipped, seen, later)  # no shipped recipe has these; the list grows as it is read
+    yield from _below(
+        later, shipped, seen, later
+    )  # no shipped recipe has these; the list grows as it is read
 
 
 def _block(
@@ -85,7 +95,10 @@ def _block(
 
 
 def _below(
-    blocks: list[tuple[str, Any]], shipped: dict[str, Any], seen: set[str], later: list[tuple[str, Any]]
+    blocks: list[tuple[str, Any]],
+    shipped: dict[str, Any],
+    seen: set[str],
+    later: list[tuple[str, Any]],
 ) -> Iterator[str]:
     for key, inner in blocks:
         if inner.__name__ in seen and inner.__name__ not in ("SeatConfig", "Training"):
@@ -104,7 +117,9 @@ def _many(annotation: Any) -> bool:
 
 
 def _value(made: Any, key: str, nested: bool) -> str:
-    """What a shipped recipe says under `key`, shortened; nothing for blocks, which have tables of their own."""
+    """What a shipped recipe says under `key`, shortened; nothing for blocks, which have tables of
+    their own.
+    """
     value = _at(made, key)
     if value is _NOWHERE:
         return ""

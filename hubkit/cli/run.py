@@ -1,4 +1,6 @@
-"""``hubkit run``, and stages as verbs (``train``, ``rollout`` and ``eval`` have files of their own)."""
+"""``hubkit run``, and stages as verbs (``train``, ``rollout`` and ``eval`` have files of their
+own).
+"""
 
 from __future__ import annotations
 
@@ -8,32 +10,49 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hubkit.cli import jobs, out
+from hubkit.cli import console, job_options
 
 if TYPE_CHECKING:
     from hubkit.hub import Hub
     from hubkit.pipeline import Made
-    from hubkit.publish import Change
+    from hubkit.publishing import Change
     from hubkit.recipe import Recipe
-    from hubkit.train import Launch
+    from hubkit.training import Launch
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (parrot, realm) or a YAML file.")]
-Profiles = Annotated[list[str], typer.Option("--profile", "-p", help="Lay a profile over the recipe, e.g. laptop.")]
-Overrides = Annotated[list[str], typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one value of it.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and no bars.")]
-FiltersOn = Annotated[str | None, typer.Option("--on", help="Where filters run: here, or ray (a cluster).")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what is done and what would run; touch nothing.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A shipped recipe (parrot, realm) or a YAML file.")
+]
+Profiles = Annotated[
+    list[str], typer.Option("--profile", "-p", help="Lay a profile over the recipe, e.g. laptop.")
+]
+Overrides = Annotated[
+    list[str], typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one value of it.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on stdout, and no bars.")
+]
+FiltersOn = Annotated[
+    str | None, typer.Option("--on", help="Where filters run: here, or ray (a cluster).")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what is done and what would run; touch nothing.")
+]
 
 VERBS = {
     "corpus": ("corpus", "Read, clean and split human conversations; commit them as a dataset."),
     "curate": ("curate", "Filter the raw dialogues; commit what is kept, tag it as a version."),
-    "prefer": ("prefer", "Make preference pairs of questions that need their context; commit them as a dataset."),
+    "prefer": (
+        "prefer",
+        "Make preference pairs of questions that need their context; commit them as a dataset.",
+    ),
 }
 
 
 def register(app: typer.Typer) -> None:
     """Add ``run``, ``recipes`` and a command for most stages to `app`."""
-    app.command("run", epilog="Example: hubkit run parrot --profile laptop --set rollout.dialogues=48")(run)
+    app.command(
+        "run", epilog="Example: hubkit run parrot --profile laptop --set rollout.dialogues=48"
+    )(run)
     for verb, (stage, help_text) in VERBS.items():
         more = " --profile capo-laptop" if stage == "prefer" else ""
         epilog = f"Example: hubkit {verb} parrot --profile laptop{more}"
@@ -45,15 +64,16 @@ def run(
     recipe: RecipeName,
     profile: Profiles = [],  # noqa: B006 - typer copies it
     overrides: Overrides = [],  # noqa: B006
-    on: jobs.On = "here",
-    flavor: jobs.Flavors = [],  # noqa: B006
-    requirement: jobs.Requirement = "",
-    image: jobs.Image = "",
-    cancel_on_interrupt: jobs.Cancel = False,
+    on: job_options.On = "here",
+    flavor: job_options.Flavors = [],  # noqa: B006
+    requirement: job_options.Requirement = "",
+    image: job_options.Image = "",
+    cancel_on_interrupt: job_options.Cancel = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Walk all stages of a recipe: corpus, asker, rollout, curate, chat, (prefer, align,) eval, publish.
+    """Walk all stages of a recipe: corpus, asker, rollout, curate, chat, (prefer, align,) eval,
+    publish.
 
     What is done is skipped.
     """
@@ -108,40 +128,52 @@ def _walk(
 ) -> None:
     from hubkit import pipeline
     from hubkit.hub import connect
+    from hubkit.pipeline.executors import jobs
     from hubkit.recipe import load
 
     recipe = load(name, profiles=profiles, overrides=overrides)
-    on_jobs = jobs.chosen(recipe, *place)
+    on_jobs = job_options.chosen(recipe, *place)
     hub = connect()
     if on_jobs and (dry_run or not json):
-        jobs.show_costs(recipe, hub, on_jobs, json=json, only=stage)
+        job_options.show_costs(recipe, hub, on_jobs, json=json, only=stage)
     if on_jobs and dry_run:
         return
     if on_jobs:
-        pipeline.on_jobs.check(hub, on_jobs)
+        jobs.check(hub, on_jobs)
     if dry_run:
         planned = pipeline.plan(recipe, hub, only=stage)
         if json:
-            out.data([asdict(p) for p in planned])
+            console.data([asdict(p) for p in planned])
         else:
-            out.table(
+            console.table(
                 f"{recipe.name}: what would run on {hub.url}",
                 ["stage", "repo", "state", "commit"],
                 [[p.stage, p.repo_id, p.state, p.commit] for p in planned],
             )
             if stage in (None, "rollout"):
-                jobs.say_endpoints(recipe, hub)
+                job_options.say_endpoints(recipe, hub)
         return
-    jobs.end_what_was_left(hub)
+    job_options.end_what_was_left(hub)
     if stage in (None, "rollout"):
-        jobs.say_endpoints(recipe, hub)
-    with out.bars(quiet=json) as bar_for:
+        job_options.say_endpoints(recipe, hub)
+    with console.bars(quiet=json) as bar_for:
         execute = on_jobs or pipeline.Stage.run
-        made = list(pipeline.run(recipe, hub, only=stage, launch=launch, progress_for=bar_for, execute=execute))
+        made = list(
+            pipeline.run(
+                recipe, hub, only=stage, launch=launch, progress_for=bar_for, execute=execute
+            )
+        )
         changes = [] if stage else pipeline.publish(recipe, hub, progress=bar_for("publish"))
     if json:
         stages = [m.to_dict() for m in made]
-        out.data({"recipe": recipe.name, "hub": hub.url, "stages": stages, "published": [c.to_dict() for c in changes]})
+        console.data(
+            {
+                "recipe": recipe.name,
+                "hub": hub.url,
+                "stages": stages,
+                "published": [c.to_dict() for c in changes],
+            }
+        )
         return
     _show(recipe, hub, made)
     if stage is None:
@@ -149,7 +181,7 @@ def _walk(
 
 
 def _show(recipe: Recipe, hub: Hub, made: list[Made]) -> None:
-    out.table(
+    console.table(
         f"{recipe.name}: what was made on {hub.url}",
         ["stage", "repo", "commit", "from", "seconds"],
         [
@@ -170,16 +202,20 @@ def _show_next(recipe: Recipe, hub: Hub, made: list[Made], changes: list[Change]
     by_stage = {m.stage: m for m in made}
     for seat, turns in (("asker", "human"), ("chat", "assistant"), ("aligned", "assistant")):
         if seat in by_stage["eval"].report:
-            out.line(f"{seat:<6} {_verdict(by_stage['eval'].report[seat], turns)}")
+            console.line(f"{seat:<6} {_verdict(by_stage['eval'].report[seat], turns)}")
     pages = len({change.repo_id for change in changes})
-    out.line(f"cards  {f'{len(changes)} changes in {pages} repos' if changes else 'all final, nothing to change'}")
+    console.line(
+        f"cards  {f'{len(changes)} changes in {pages} repos' if changes else 'all final, nothing to change'}"
+    )
     dialogues, tag = by_stage["curate"], by_stage["curate"].tag
-    out.line("")
-    out.line("Use it:")
+    console.line("")
+    console.line("Use it:")
     load = f"from hubkit import load_dataset; print(load_dataset('{recipe.repos.dialogues}', revision='{tag}'))"
-    out.line(f'  python -c "{load}"')
-    out.line(f"  hubkit serve {by_stage['asker'].ref.repo_id}        # then ask it at /v1/chat/completions")
-    out.line(f"  open {hub.page(dialogues.ref)}")
+    console.line(f'  python -c "{load}"')
+    console.line(
+        f"  hubkit serve {by_stage['asker'].ref.repo_id}        # then ask it at /v1/chat/completions"
+    )
+    console.line(f"  open {hub.page(dialogues.ref)}")
 
 
 def _verdict(seat: dict[str, Any], turns: str) -> str:

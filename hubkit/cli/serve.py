@@ -9,36 +9,54 @@ from typing import Annotated
 
 import typer
 
-from hubkit.cli import out
+from hubkit.cli import console
 
 
 def serve(
-    repo: Annotated[str, typer.Argument(help="REPO_ID[@REVISION] or a folder: a model, or an adapter on its base.")],
+    repo: Annotated[
+        str,
+        typer.Argument(help="REPO_ID[@REVISION] or a folder: a model, or an adapter on its base."),
+    ],
     adapter: Annotated[
-        list[str] | None, typer.Option("--adapter", help="A LoRA adapter of it: REPO_ID[@REVISION], or NAME=REPO_ID.")
+        list[str] | None,
+        typer.Option(
+            "--adapter", help="A LoRA adapter of it: REPO_ID[@REVISION], or NAME=REPO_ID."
+        ),
     ] = None,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes any free one.")] = 8080,
-    engine: Annotated[str | None, typer.Option("--engine", help="auto, llamacpp or transformers.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Weights of llama.cpp: q8_0, f16 or f32.")] = None,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="0 takes any free one.")
+    ] = 8080,
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="auto, llamacpp or transformers.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Weights of llama.cpp: q8_0, f16 or f32.")
+    ] = None,
     context: Annotated[int | None, typer.Option("--context", help="Tokens per sequence.")] = None,
-    slots: Annotated[int | None, typer.Option("--slots", help="Sequences computed and cached at once.")] = None,
+    slots: Annotated[
+        int | None, typer.Option("--slots", help="Sequences computed and cached at once.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the address as JSON.")] = False,
 ) -> None:
     """Serve a model with text-generation-inference's API, on this machine only. Ctrl-C stops it."""
-    from hubkit.endpoint import start_engine
     from hubkit.hub import environment
+    from hubkit.serving.client import start_engine
 
     adapters = dict(_named(text) for text in adapter or [])
     env = environment() if not all(map(os.path.isdir, (repo, *adapters.values()))) else {}
-    out.say(f"starting {repo}{''.join(f' with {name}' for name in adapters)} (the first time converts its weights)")
+    console.say(
+        f"starting {repo}{''.join(f' with {name}' for name in adapters)} (the first time converts its weights)"
+    )
     options = {"engine": engine, "dtype": dtype, "context": context, "slots": slots}
     with start_engine(repo, adapters, env=env, port=port, **options) as running:  # type: ignore[arg-type]
         url = next(iter(running.addresses.values()))
         if json:
-            out.data({"url": url, "pid": running.pid, "adapters": list(adapters)})
+            console.data({"url": url, "pid": running.pid, "adapters": list(adapters)})
         else:
-            out.line(url)
-            out.say(f"chat: POST {url}/v1/chat/completions, metrics: {url}/metrics, Ctrl-C stops it")
+            console.line(url)
+            console.say(
+                f"chat: POST {url}/v1/chat/completions, metrics: {url}/metrics, Ctrl-C stops it"
+            )
         _until_told()
 
 

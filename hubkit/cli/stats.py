@@ -1,4 +1,6 @@
-"""``hubkit stats`` and ``hubkit diff``: what a dataset of dialogues is like, and what a new version changed."""
+"""``hubkit stats`` and ``hubkit diff``: what a dataset of dialogues is like, and what a new version
+changed.
+"""
 
 from __future__ import annotations
 
@@ -8,62 +10,88 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hubkit.cli import data as names
-from hubkit.cli import out
+from hubkit.cli import console
+from hubkit.cli import dataset_args as names
 from hubkit.cli.run import Json
 
 if TYPE_CHECKING:
+    from hubkit.conversation import Message
     from hubkit.hub import Hub
-    from hubkit.measures import Judge
+    from hubkit.metrics import Judge
     from hubkit.progress import Progress
-    from hubkit.schema import Message
 
 Size = Annotated[int, typer.Option("--sample", min=1, help="Dialogues measured of each dataset.")]
 Tokenizer = Annotated[
-    str | None, typer.Option("--tokenizer", metavar="REPO|PATH", help="Count lengths in its tokens, not in words.")
+    str | None,
+    typer.Option(
+        "--tokenizer", metavar="REPO|PATH", help="Count lengths in its tokens, not in words."
+    ),
 ]
 
 
 def stats(
-    dataset: Annotated[str, typer.Argument(metavar="REPO[@REV][:SPLIT]", help="A dataset, or parquet files here.")],
+    dataset: Annotated[
+        str, typer.Argument(metavar="REPO[@REV][:SPLIT]", help="A dataset, or parquet files here.")
+    ],
     against: Annotated[
-        list[str], typer.Option("--against", "-a", metavar="REPO[@REV][:SPLIT]", help="Measure this one too.")
+        list[str],
+        typer.Option("--against", "-a", metavar="REPO[@REV][:SPLIT]", help="Measure this one too."),
     ] = [],  # noqa: B006 - typer copies it
     baseline: Annotated[
-        str | None, typer.Option("--baseline", "-b", metavar="REPO[@REV][:SPLIT]", help="Real people's conversations.")
+        str | None,
+        typer.Option(
+            "--baseline", "-b", metavar="REPO[@REV][:SPLIT]", help="Real people's conversations."
+        ),
     ] = None,
     tokenizer: Tokenizer = None,
-    topics: Annotated[bool, typer.Option(help="Embed turns to measure topics (an 84 MB model at first use).")] = True,
+    topics: Annotated[
+        bool, typer.Option(help="Embed turns to measure topics (an 84 MB model at first use).")
+    ] = True,
     judge: Annotated[
-        str | None, typer.Option("--judge", metavar="URL", help="Ask this endpoint which turns need their context.")
+        str | None,
+        typer.Option(
+            "--judge", metavar="URL", help="Ask this endpoint which turns need their context."
+        ),
     ] = None,
-    judge_model: Annotated[str, typer.Option("--judge-model", help="The model's name there.")] = "tgi",
+    judge_model: Annotated[
+        str, typer.Option("--judge-model", help="The model's name there.")
+    ] = "tgi",
     judge_profile: Annotated[
-        str, typer.Option("--judge-profile", help="Who speaks there: tgi, vllm, sglang, llamacpp, openai, …")
+        str,
+        typer.Option(
+            "--judge-profile", help="Who speaks there: tgi, vllm, sglang, llamacpp, openai, …"
+        ),
     ] = "tgi",
     judge_token_env: Annotated[
-        str | None, typer.Option("--judge-token-env", metavar="NAME", help="The variable that holds its key.")
+        str | None,
+        typer.Option("--judge-token-env", metavar="NAME", help="The variable that holds its key."),
     ] = None,
     size: Size = 1000,
     seed: Annotated[int, typer.Option(help="Draws the sample.")] = 42,
-    folder: Annotated[Path | None, typer.Option("--out", "-o", help="Write stats.json and plots there.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write stats.json and plots there.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Measure dialogues beside real people's: turns, lengths, diversity, context, likeness, duplicates."""
-    from hubkit.measures import stats as measure
-    from hubkit.pipeline.imports import encoder
+    """Measure dialogues beside real people's: turns, lengths, diversity, context, likeness,
+    duplicates.
+    """
+    from hubkit.metrics import stats as measure
+    from hubkit.pipeline.inputs import encoder
 
     asked = [dataset, *against, *([baseline] if baseline else [])]
     hub = _hub(asked)
     found = [names.find(name, hub) for name in asked]
-    with out.bars(quiet=json) as bar_for:
+    with console.bars(quiet=json) as bar_for:
         progress = bar_for("stats")
         report = measure(
             {one.name: one.files for one in found},
             folder,
             baseline=baseline,
             tokenizer=_tokenizer(hub, tokenizer, progress) if tokenizer else None,
-            judge=_judge(judge, judge_model, judge_profile, judge_token_env, progress) if judge else None,
+            judge=_judge(judge, judge_model, judge_profile, judge_token_env, progress)
+            if judge
+            else None,
             embedder=encoder(hub or _connect(), progress=progress) if topics else None,
             size=size,
             seed=seed,
@@ -72,18 +100,20 @@ def stats(
     result = report.to_dict() | {"revisions": {one.name: one.revision for one in found}}
     result |= {"judge": judge_model} if judge else {}
     if json:
-        out.data(result)
+        console.data(result)
         return
-    out.table("Measures (means; 95 % bootstrap intervals over dialogues)", *report.table())
-    out.table("As published", *_published())
+    console.table("Measures (means; 95 % bootstrap intervals over dialogues)", *report.table())
+    console.table("As published", *_published())
     for one in report.datasets:
         if one.judged:
             number, gaps = one.judged["turns"], one.judged["without_verdict"]
-            out.say(f"{one.name}: judged {number:,} turns by {judge_model}, {gaps:,} of them without a verdict")
+            console.say(
+                f"{one.name}: judged {number:,} turns by {judge_model}, {gaps:,} of them without a verdict"
+            )
         for measure_name, why in one.missing.items():
-            out.say(f"{one.name}: no {measure_name} ({why})")
+            console.say(f"{one.name}: no {measure_name} ({why})")
     for name in report.files:
-        out.say(f"wrote {folder}/{name}")
+        console.say(f"wrote {folder}/{name}")
 
 
 def diff(
@@ -93,29 +123,38 @@ def diff(
     json: Json = False,
 ) -> None:
     """Compare two versions of a dataset: rows added, dropped and changed; measures side by side."""
-    from hubkit.measures import diff as compare
-    from hubkit.measures import stats as measure
+    from hubkit.metrics import diff as compare
+    from hubkit.metrics import stats as measure
 
     hub = _hub([before, after])
     old, new = names.find(before, hub), names.find(after, hub)
     found = compare(old.files, new.files)
-    report = measure({before: old.files, after: new.files} if before != after else {before: old.files}, size=size)
+    report = measure(
+        {before: old.files, after: new.files} if before != after else {before: old.files}, size=size
+    )
     if json:
         revisions = {before: old.revision, after: new.revision}
-        out.data(found.to_dict() | {"revisions": revisions, "measures": report.to_dict()["datasets"]})
+        console.data(
+            found.to_dict() | {"revisions": revisions, "measures": report.to_dict()["datasets"]}
+        )
         return
     rows: list[list[Any]] = [
         [kind, getattr(found, kind), ", ".join(found.examples[kind][:3])] for kind in found.examples
     ]
-    out.table(f"{before} → {after}", ["rows", "number", "for example"], [*rows, ["same", found.same, ""]])
-    out.table("Measures", *report.table())
+    console.table(
+        f"{before} → {after}", ["rows", "number", "for example"], [*rows, ["same", found.same, ""]]
+    )
+    console.table("Measures", *report.table())
 
 
 def _published() -> tuple[list[str], list[list[str]]]:
-    from hubkit.measures import published
+    from hubkit.metrics import published
 
     keys = list(dict.fromkeys(key for entry in published()["measures"] for key in entry["values"]))
-    rows = [[e["dataset"], *(str(e["values"].get(key, "")) for key in keys)] for e in published()["measures"]]
+    rows = [
+        [e["dataset"], *(str(e["values"].get(key, "")) for key in keys)]
+        for e in published()["measures"]
+    ]
     return ["dataset", *(key.replace("_", " ") for key in keys)], rows
 
 
@@ -131,12 +170,18 @@ def _connect() -> Hub:
 
 def _judge(url: str, model: str, profile: str, token_env: str | None, progress: Progress) -> Judge:
     """The judge behind `url`, its key read from the environment, never from the command line."""
-    from hubkit.endpoint import key_in
     from hubkit.hub.places import asked
-    from hubkit.judge import Questioner, question_prompts, turn_values, yes_or_no
+    from hubkit.judging import Questioner, question_prompts, turn_values, yes_or_no
     from hubkit.recipe import judging
+    from hubkit.serving.client import key_in
 
-    seat = {"repo": url, "endpoints": [url], "profile": profile, "model": model, "sampling": {"temperature": 0.0}}
+    seat = {
+        "repo": url,
+        "endpoints": [url],
+        "profile": profile,
+        "model": model,
+        "sampling": {"temperature": 0.0},
+    }
     judge = Questioner(
         judging({"judge": seat, "in_flight": 16, "patience_s": 60.0}),
         [url],
@@ -150,7 +195,10 @@ def _judge(url: str, model: str, profile: str, token_env: str | None, progress: 
     means = {"yes": True, "no": False}
 
     def verdicts(conversations: Sequence[Sequence[Message]]) -> list[bool | None]:
-        about = [(str(n), turn_values(before, turn["content"])) for n, (*before, turn) in enumerate(conversations)]
+        about = [
+            (str(n), turn_values(before, turn["content"]))
+            for n, (*before, turn) in enumerate(conversations)
+        ]
         said = judge.ask(about, yes_or_no, progress)
         return [means.get(said.get(key, "")) for key, _ in about]
 
@@ -158,8 +206,10 @@ def _judge(url: str, model: str, profile: str, token_env: str | None, progress: 
 
 
 def _tokenizer(hub: Hub | None, name: str, progress: Progress) -> Path:
-    """A tokenizer's folder here, or its snapshot; on the embedded Hub, known models are imported."""
-    from hubkit.pipeline.imports import require
+    """A tokenizer's folder here, or its snapshot; on the embedded Hub, known models are
+    imported.
+    """
+    from hubkit.pipeline.inputs import require
 
     if Path(name).exists():
         return Path(name)

@@ -1,4 +1,6 @@
-"""``hubkit train`` and ``hubkit align``: a model of a recipe, here or over processes; or what that would take."""
+"""``hubkit train`` and ``hubkit align``: a model of a recipe, here or over processes; or what that
+would take.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +9,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hubkit.cli import out
+from hubkit.cli import console
 from hubkit.cli.run import DryRun, Json, Overrides, Profiles, RecipeName, _walk
 
 if TYPE_CHECKING:
-    from hubkit.train import Launch, TrainPlan
+    from hubkit.training import Launch, TrainPlan
 
 Seat = Annotated[str, typer.Argument(metavar="SEAT", help="Who to train: asker or chat.")]
-Strategy = Annotated[str, typer.Option("--launch", metavar="HOW", help="Over processes: ddp, fsdp2 or deepspeed.")]
-Processes = Annotated[
-    int | None, typer.Option("--processes", min=1, help="How many on each node; one per GPU by default.")
+Strategy = Annotated[
+    str, typer.Option("--launch", metavar="HOW", help="Over processes: ddp, fsdp2 or deepspeed.")
 ]
-Nodes = Annotated[int, typer.Option("--nodes", min=1, help="How many nodes, inside a Slurm allocation.")]
-Slurm = Annotated[str, typer.Option("--slurm", metavar="FILE", help="Only write a batch script that does this.")]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="With --dry-run: plan for this GPU, e.g. A100.")]
-DeviceGib = Annotated[float | None, typer.Option("--device-gib", min=0.1, help="With --dry-run: its memory in GiB.")]
+Processes = Annotated[
+    int | None,
+    typer.Option("--processes", min=1, help="How many on each node; one per GPU by default."),
+]
+Nodes = Annotated[
+    int, typer.Option("--nodes", min=1, help="How many nodes, inside a Slurm allocation.")
+]
+Slurm = Annotated[
+    str, typer.Option("--slurm", metavar="FILE", help="Only write a batch script that does this.")
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="NAME", help="With --dry-run: plan for this GPU, e.g. A100."),
+]
+DeviceGib = Annotated[
+    float | None, typer.Option("--device-gib", min=0.1, help="With --dry-run: its memory in GiB.")
+]
 
 
 def train(
@@ -38,14 +52,24 @@ def train(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Train the asker (on human turns) or the chat model (on assistant turns); push it with its card.
+    """Train the asker (on human turns) or the chat model (on assistant turns); push it with its
+    card.
 
-    With --dry-run: steps, tokens, memory, hours, and what stands against it (then the exit status is 1).
-    """
+    With --dry-run: steps, tokens, memory, hours, and what stands against it (then the exit status
+    is 1)."""
     if seat not in ("asker", "chat"):
         raise typer.BadParameter(f"{seat!r} is neither asker nor chat", param_hint="SEAT")
     spread = (launch, processes, nodes, slurm)
-    _do(seat, recipe, profile, overrides, spread, (device or None, device_gib), dry_run=dry_run, json=json)
+    _do(
+        seat,
+        recipe,
+        profile,
+        overrides,
+        spread,
+        (device or None, device_gib),
+        dry_run=dry_run,
+        json=json,
+    )
 
 
 def align(
@@ -63,10 +87,19 @@ def align(
 ) -> None:
     """Optimise the chat model on the preference pairs (DPO); push it beside the chat model.
 
-    With --dry-run: steps, tokens, memory, hours, and what stands against it (then the exit status is 1).
-    """
+    With --dry-run: steps, tokens, memory, hours, and what stands against it (then the exit status
+    is 1)."""
     spread = (launch, processes, nodes, slurm)
-    _do("align", recipe, profile, overrides, spread, (device or None, device_gib), dry_run=dry_run, json=json)
+    _do(
+        "align",
+        recipe,
+        profile,
+        overrides,
+        spread,
+        (device or None, device_gib),
+        dry_run=dry_run,
+        json=json,
+    )
 
 
 def _do(
@@ -80,7 +113,9 @@ def _do(
     dry_run: bool,
     json: bool,
 ) -> None:
-    """Run a stage that trains as `spread` (strategy, processes, nodes, batch script) says, or plan it for `device`."""
+    """Run a stage that trains as `spread` (strategy, processes, nodes, batch script) says, or plan
+    it for `device`.
+    """
     strategy, processes, nodes, slurm = spread
     how = _how(strategy, processes, nodes)
     if slurm:
@@ -94,37 +129,67 @@ def _do(
 def _how(strategy: str, processes: int | None, nodes: int) -> Launch | None:
     if not strategy:
         if processes or nodes > 1:
-            raise typer.BadParameter("name a strategy too: --launch ddp, fsdp2 or deepspeed", param_hint="--processes")
+            raise typer.BadParameter(
+                "name a strategy too: --launch ddp, fsdp2 or deepspeed", param_hint="--processes"
+            )
         return None
     if strategy not in ("ddp", "fsdp2", "deepspeed"):
-        raise typer.BadParameter(f"{strategy!r} is none of ddp, fsdp2, deepspeed", param_hint="--launch")
-    from hubkit.train import Launch
+        raise typer.BadParameter(
+            f"{strategy!r} is none of ddp, fsdp2, deepspeed", param_hint="--launch"
+        )
+    from hubkit.training import Launch
 
     return Launch(strategy, processes, nodes)  # type: ignore[arg-type]
 
 
 def _write_job(
-    file: str, how: Launch | None, stage: str, recipe: str, profiles: list[str], overrides: list[str]
+    file: str,
+    how: Launch | None,
+    stage: str,
+    recipe: str,
+    profiles: list[str],
+    overrides: list[str],
 ) -> None:
     import os
     import sys
 
     from hubkit.hub import home
     from hubkit.recipe import load
-    from hubkit.train.slurm import script
+    from hubkit.training.slurm import script
 
     if how is None:
         raise typer.BadParameter("--slurm needs --launch and --processes", param_hint="--slurm")
-    name = load(recipe, profiles=profiles, overrides=overrides).name  # a mistake is told now, not in the queue
-    command = [sys.executable, "-m", "hubkit", *(["align"] if stage == "align" else ["train", stage]), recipe]
+    name = load(
+        recipe, profiles=profiles, overrides=overrides
+    ).name  # a mistake is told now, not in the queue
+    command = [
+        sys.executable,
+        "-m",
+        "hubkit",
+        *(["align"] if stage == "align" else ["train", stage]),
+        recipe,
+    ]
     for option, values in (("--profile", profiles), ("--set", overrides)):
         command += [part for value in values for part in (option, value)]
-    command += ["--launch", how.strategy, "--processes", str(how.processes), "--nodes", str(how.nodes)]
-    environment = {key: os.environ[key] for key in ("HUBKIT_HUB", "HUBKIT_NAMESPACE", "HF_HOME") if key in os.environ}
+    command += [
+        "--launch",
+        how.strategy,
+        "--processes",
+        str(how.processes),
+        "--nodes",
+        str(how.nodes),
+    ]
+    environment = {
+        key: os.environ[key]
+        for key in ("HUBKIT_HUB", "HUBKIT_NAMESPACE", "HF_HOME")
+        if key in os.environ
+    }
     environment["HUBKIT_HOME"] = str(home())
-    text = script(command, how, name=f"hubkit-{name}-{stage}", home=str(home()), environment=environment)
+    text = script(
+        command, how, name=f"hubkit-{name}-{stage}", home=str(home()), environment=environment
+    )
     Path(file).write_text(text, "utf-8")
-    out.say(f"wrote {file}; submit it with: sbatch {file}")
+    console.say(f"wrote {file}; submit it with: sbatch {file}")
 
 
 def _plan(
@@ -145,7 +210,7 @@ def _plan(
     recipe = load(name, profiles=profiles, overrides=overrides)
     made = plan_training(recipe, connect(), stage, launch=how, device=device, device_gib=device_gib)
     what = "optimising the chat model" if stage == "align" else f"training the {stage}"
-    out.data(made.to_dict()) if json else _show(f"{recipe.name}: {what}", made)
+    console.data(made.to_dict()) if json else _show(f"{recipe.name}: {what}", made)
     if made.refusals:
         raise typer.Exit(1)
 
@@ -155,20 +220,34 @@ def _show(title: str, made: TrainPlan) -> None:
         return "not known yet" if value is None else f"{value:,.0f}"
 
     tokens, rows_are = count(made.tokens), "rows" if made.kind == "sft" else "pairs"
-    devices = f"{made.processes} x {made.device}" + (f", {made.device_gib:g} GiB" if made.device_gib else "")
-    memory = ", ".join(f"{part} {gib:.1f}" for part, gib in made.memory_gib.items() if gib and part != "total")
-    hours = "not known" if made.hours is None else f"{made.hours:,.2f}, at {made.utilisation:.0%} of its peak"
+    devices = f"{made.processes} x {made.device}" + (
+        f", {made.device_gib:g} GiB" if made.device_gib else ""
+    )
+    memory = ", ".join(
+        f"{part} {gib:.1f}" for part, gib in made.memory_gib.items() if gib and part != "total"
+    )
+    hours = (
+        "not known"
+        if made.hours is None
+        else f"{made.hours:,.2f}, at {made.utilisation:.0%} of its peak"
+    )
     rows = [
-        ["base", f"{made.base}, {made.parameters:,} parameters, {made.trainable_parameters:,} of them trained"],
-        ["data", f"{count(made.rows)} {rows_are}, {tokens} tokens an epoch, {count(made.loss_tokens)} with loss"],
+        [
+            "base",
+            f"{made.base}, {made.parameters:,} parameters, {made.trainable_parameters:,} of them trained",
+        ],
+        [
+            "data",
+            f"{count(made.rows)} {rows_are}, {tokens} tokens an epoch, {count(made.loss_tokens)} with loss",
+        ],
         ["steps", f"{count(made.steps)} of {made.batch} {rows_are}, {made.epochs or '?'} epochs"],
         ["devices", devices + (f", {made.launch}" if made.launch else "")],
         ["memory, GiB a device", f"{made.memory_gib['total']:.1f} ({memory})"],
         ["hours", hours],
         *([f"{made.kind}.{key}", str(value)] for key, value in made.config.items()),
     ]
-    out.table(title, ["what", "planned"], rows)
+    console.table(title, ["what", "planned"], rows)
     for note in made.notes:
-        out.say(f"note: {note}")
+        console.say(f"note: {note}")
     for refusal in made.refusals:
-        out.say(f"would not run: {refusal}")
+        console.say(f"would not run: {refusal}")

@@ -1,7 +1,9 @@
-"""The only door to a Hub: which one is configured, how to reach it, how to read a revision and make one commit.
+"""The only door to a Hub: which one is configured, how to reach it, how to read a revision and make
+one commit.
 
-Takes settings from the environment; gives a `Hub`, whose every call is `huggingface_hub`'s with an explicit endpoint.
-The embedded Hub is one more URL here: `connect` starts it when the configuration points to it, and it stops when idle.
+Takes settings from the environment; gives a `Hub`, whose every call is `huggingface_hub`'s with an
+explicit endpoint. The embedded Hub is one more URL here: `connect` starts it when the configuration
+points to it, and it stops when idle.
 
     HUBKIT_HUB        ``local`` (default: the embedded Hub), or a URL such as https://huggingface.co
     HUBKIT_NAMESPACE  whose repos we make; default: ``local`` on the embedded Hub, else the token's owner
@@ -13,4 +15,13 @@ from hubkit.hub.embedded import environment
 from hubkit.hub.load import load_dataset
 from hubkit.hub.places import home, local_root
 
-__all__ = ["Hub", "Ref", "connect", "connect_to", "environment", "home", "load_dataset", "local_root"]
+__all__ = [
+    "Hub",
+    "Ref",
+    "connect",
+    "connect_to",
+    "environment",
+    "home",
+    "load_dataset",
+    "local_root",
+]

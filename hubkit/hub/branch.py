@@ -1,7 +1,7 @@
 """A side branch of a repo, where work in progress is kept until a commit on ``main`` supersedes it.
 
-Each commit names the one before it, so that of two writers who do not know of each other one is refused.
-"""
+Each commit names the one before it, so that of two writers who do not know of each other one is
+refused."""
 
 from __future__ import annotations
 
@@ -15,30 +15,35 @@ from hubkit.hub.client import Hub, Ref
 
 
 class Branch:
-    """Branch `name` of a repo. `head` is its newest commit that this object knows of, None before `open`."""
+    """Branch `name` of a repo. `head` is its newest commit that this object knows of, None before
+    `open`.
+    """
 
     def __init__(self, hub: Hub, repo_id: str, name: str, *, repo_type: str = "model") -> None:
         self._hub, self.repo_id, self.repo_type, self.name = hub, repo_id, repo_type, name
         self.head: Ref | None = None
 
     def open(self) -> Ref:
-        """Find the branch, or make it (and the repo, private on a real Hub) from ``main``. Raises `HubError`."""
+        """Find the branch, or make it (and the repo, private on a real Hub) from ``main``. Raises
+        `HubError`.
+        """
         hub = self._hub
         try:
             self.head = hub.resolve(self.repo_id, repo_type=self.repo_type, revision=self.name)
         except RepoMissingError:
             hub.make(self.repo_id, repo_type=self.repo_type)
             with hub.translated(f"creating branch {self.name} of {self.repo_type} {self.repo_id}"):
-                hub.api.create_branch(self.repo_id, branch=self.name, repo_type=self.repo_type, exist_ok=True)
+                hub.api.create_branch(
+                    self.repo_id, branch=self.name, repo_type=self.repo_type, exist_ok=True
+                )
             self.head = hub.resolve(self.repo_id, repo_type=self.repo_type, revision=self.name)
         return self.head
 
     def commit(self, files: Mapping[str, bytes | Path], message: str) -> Ref:
         """Commit `files` (by path in the repo) on top of `head`.
 
-        Raises `CommitConflictError` when the branch has moved on since (`open` finds where to), `RepoMissingError` when
-        it is gone, `HubError` otherwise.
-        """
+        Raises `CommitConflictError` when the branch has moved on since (`open` finds where to),
+        `RepoMissingError` when it is gone, `HubError` otherwise."""
         from huggingface_hub import CommitOperationAdd
 
         assert self.head is not None
@@ -46,7 +51,9 @@ class Branch:
         with ExitStack() as stack, self._hub.translated(doing, conflicts=True) as outcome:
             content: dict[str, Any] = dict(files)
             for path, source in files.items():
-                if isinstance(source, Path) and self._hub.embedded:  # as `Hub.commit` does, and for the same reason
+                if (
+                    isinstance(source, Path) and self._hub.embedded
+                ):  # as `Hub.commit` does, and for the same reason
                     content[path] = stack.enter_context(source.open("rb"))
             made = self._hub.api.create_commit(
                 self.repo_id,
@@ -77,5 +84,8 @@ class Branch:
 
     def delete(self) -> None:
         """Remove the branch; one that is not there is removed already. Raises `HubError`."""
-        with suppress(RepoMissingError), self._hub.translated(f"deleting branch {self.name} of {self.repo_id}"):
+        with (
+            suppress(RepoMissingError),
+            self._hub.translated(f"deleting branch {self.name} of {self.repo_id}"),
+        ):
             self._hub.api.delete_branch(self.repo_id, branch=self.name, repo_type=self.repo_type)

@@ -41,8 +41,8 @@ GREETING_S = 20.0  # how long somebody who only answers "here I am" may take
 class Ref:
     """A repo at a commit: what stages read and make.
 
-    An input that is a file of the user's own has type ``file``, its name as id and its sha256 as revision.
-    """
+    An input that is a file of the user's own has type ``file``, its name as id and its sha256 as
+    revision."""
 
     repo_id: str
     repo_type: str
@@ -68,10 +68,14 @@ def connect() -> Hub:
 
 
 def connect_to(url: str) -> Hub:
-    """The Hub at `url`, to write to. Raises `HubError` when it is no URL, or when there is no token for it."""
+    """The Hub at `url`, to write to. Raises `HubError` when it is no URL, or when there is no token
+    for it.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise HubError(f"{url!r} is not the address of a Hub; give a URL such as https://huggingface.co")
+        raise HubError(
+            f"{url!r} is not the address of a Hub; give a URL such as https://huggingface.co"
+        )
     from huggingface_hub import get_token
 
     token = get_token()
@@ -84,9 +88,13 @@ def connect_to(url: str) -> Hub:
 
 
 class Hub:
-    """A Hub at `url`. `namespace` is whose repos we make; it is asked of the token's owner when not configured."""
+    """A Hub at `url`. `namespace` is whose repos we make; it is asked of the token's owner when not
+    configured.
+    """
 
-    def __init__(self, url: str, token: str | None, namespace: str | None, *, embedded: bool) -> None:
+    def __init__(
+        self, url: str, token: str | None, namespace: str | None, *, embedded: bool
+    ) -> None:
         self.url = url
         self.token = token
         self.embedded = embedded
@@ -102,11 +110,12 @@ class Hub:
 
     @contextmanager
     def inference(self) -> Iterator[HfApi]:
-        """`api` for its calls about Inference Endpoints, which go to this Hub as long as the block lasts.
+        """`api` for its calls about Inference Endpoints, which go to this Hub as long as the block
+        lasts.
 
-        `huggingface_hub` takes their address from a constant of its own, whatever endpoint it was made with; this is
-        the one place that redirects it. Keep the block to single calls: others wait for it.
-        """
+        `huggingface_hub` takes their address from a constant of its own, whatever endpoint it was
+        made with; this is the one place that redirects it. Keep the block to single calls: others
+        wait for it."""
         from huggingface_hub import constants
 
         with _REDIRECTING:
@@ -120,12 +129,15 @@ class Hub:
 
     @property
     def namespace(self) -> str:
-        """The user or organisation whose repos we make. Raises `HubError` when there is neither setting nor token."""
+        """The user or organisation whose repos we make. Raises `HubError` when there is neither
+        setting nor token.
+        """
         if self._namespace is None:
             if self.token is None:
                 self._greet()  # where nothing answers, a login mends nothing
                 raise HubError(
-                    f"no namespace for {self.url}: log in with `hf auth login`, or set HUBKIT_NAMESPACE", status=401
+                    f"no namespace for {self.url}: log in with `hf auth login`, or set HUBKIT_NAMESPACE",
+                    status=401,
                 )
             with self.translated("asking whose token this is"):
                 self._namespace = str(self.api.whoami()["name"])
@@ -137,7 +149,9 @@ class Hub:
 
         # Not through the client's own listing: it tries a dead address for 23 s before it says so.
         with self.translated("reaching the Hub"):
-            answer = get_session().get(f"{self.url}/api/models", params={"limit": 1}, timeout=GREETING_S)
+            answer = get_session().get(
+                f"{self.url}/api/models", params={"limit": 1}, timeout=GREETING_S
+            )
             hf_raise_for_status(answer)
             answer.json()
 
@@ -160,12 +174,15 @@ class Hub:
             except RevisionNotFoundError:
                 tags = ", ".join(self.tags(repo_id, repo_type=repo_type)) or "none"
                 raise RepoMissingError(
-                    f"{repo_type} {repo_id} of {self.url} has no revision {revision!r}; its tags: {tags}", status=404
+                    f"{repo_type} {repo_id} of {self.url} has no revision {revision!r}; its tags: {tags}",
+                    status=404,
                 ) from None
         return Ref(repo_id, repo_type, str(info.sha))
 
     def snapshot(self, ref: Ref, *, allow_patterns: Sequence[str] | None = None) -> Path:
-        """A local folder with the files of `ref` (those that match, when patterns are given), downloaded once."""
+        """A local folder with the files of `ref` (those that match, when patterns are given),
+        downloaded once.
+        """
         from huggingface_hub import snapshot_download
 
         with self.translated(f"downloading {ref}"):
@@ -182,16 +199,26 @@ class Hub:
         return Path(folder)
 
     def make(
-        self, repo_id: str, *, repo_type: str = "model", private: bool | None = None, sdk: str | None = None
+        self,
+        repo_id: str,
+        *,
+        repo_type: str = "model",
+        private: bool | None = None,
+        sdk: str | None = None,
     ) -> None:
-        """Make a repo where there is none: private on a real Hub unless `private` is False. Raises `HubError`."""
+        """Make a repo where there is none: private on a real Hub unless `private` is False. Raises
+        `HubError`.
+        """
         from huggingface_hub.errors import HfUriError
 
         hidden = not self.embedded if private is None else private
-        # Where a token may not create what is there already, the client is content, but then fails to read an address
-        # that is not huggingface.co's. Whether the token may write is for the commit to say.
+        # Where a token may not create what is there already, the client is content, but then fails
+        # to read an address that is not huggingface.co's. Whether the token may write is for the
+        # commit to say.
         with self.translated(f"creating {repo_type} {repo_id}"), suppress(HfUriError):
-            self.api.create_repo(repo_id, repo_type=repo_type, private=hidden, exist_ok=True, space_sdk=sdk)
+            self.api.create_repo(
+                repo_id, repo_type=repo_type, private=hidden, exist_ok=True, space_sdk=sdk
+            )
 
     def commit(
         self,
@@ -203,12 +230,12 @@ class Hub:
         replace: Sequence[str] = (),
         private: bool | None = None,
     ) -> Ref:
-        """Make one commit of all files in `folder`; files on the Hub that match a `replace` pattern and are not in
-        `folder` are deleted by it. The repo is created when missing: private on a real Hub unless `private` is False.
+        """Make one commit of all files in `folder`; files on the Hub that match a `replace` pattern
+        and are not in `folder` are deleted by it. The repo is created when missing: private on a
+        real Hub unless `private` is False.
 
-        When somebody else commits in between, the commit is made again on top of theirs, never over it. Raises
-        `CommitConflictError` when that happens too often, `HubError` otherwise.
-        """
+        When somebody else commits in between, the commit is made again on top of theirs, never over
+        it. Raises `CommitConflictError` when that happens too often, `HubError` otherwise."""
         self.make(repo_id, repo_type=repo_type, private=private)
         for attempt in range(COMMIT_ATTEMPTS):
             with self.translated(f"committing to {repo_type} {repo_id}", conflicts=True) as outcome:
@@ -220,23 +247,34 @@ class Hub:
             status=412,
         )
 
-    def _commit_once(self, repo_id: str, repo_type: str, folder: Path, message: str, replace: Sequence[str]) -> Ref:
+    def _commit_once(
+        self, repo_id: str, repo_type: str, folder: Path, message: str, replace: Sequence[str]
+    ) -> Ref:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         head = self.api.repo_info(repo_id, repo_type=repo_type)
-        ours = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+        ours = {
+            p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()
+        }
         theirs = [s.rfilename for s in getattr(head, "siblings", None) or []]
         stale = [path for path in theirs if any(fnmatch(path, pattern) for pattern in replace)]
         deletions = [CommitOperationDelete(path) for path in stale if path not in ours]
         with ExitStack() as open_files:
-            # An open file goes up as one plain request; a path would go by Xet, whose client retries a full disk for
-            # minutes. Its de-duplication is worth that on a real Hub, not on this machine.
+            # An open file goes up as one plain request; a path would go by Xet, whose client
+            # retries a full disk for minutes. Its de-duplication is worth that on a real Hub, not
+            # on this machine.
             content: dict[str, Any] = ours
             if self.embedded:
-                content = {path: open_files.enter_context(source.open("rb")) for path, source in ours.items()}
+                content = {
+                    path: open_files.enter_context(source.open("rb"))
+                    for path, source in ours.items()
+                }
             made = self.api.create_commit(
                 repo_id,
-                [*(CommitOperationAdd(path, source) for path, source in content.items()), *deletions],
+                [
+                    *(CommitOperationAdd(path, source) for path, source in content.items()),
+                    *deletions,
+                ],
                 commit_message=message,
                 repo_type=repo_type,
                 parent_commit=head.sha,
@@ -244,7 +282,9 @@ class Hub:
         return Ref(repo_id, repo_type, str(made.oid))
 
     def find_commit(self, repo_id: str, mark: str, *, repo_type: str = "model") -> Ref | None:
-        """The newest commit on ``main`` whose title contains `mark`, or None (also when the repo does not exist)."""
+        """The newest commit on ``main`` whose title contains `mark`, or None (also when the repo
+        does not exist).
+        """
         try:
             with self.translated(f"reading the history of {repo_type} {repo_id}"):
                 for commit in self.api.list_repo_commits(repo_id, repo_type=repo_type):
@@ -281,16 +321,24 @@ class Hub:
         """Tag the commit of `ref`. Raises `HubError` when the tag exists on another commit."""
         with self.translated(f"tagging {ref} as {name}"):
             self.api.create_tag(
-                ref.repo_id, tag=name, tag_message=message, revision=ref.revision, repo_type=ref.repo_type
+                ref.repo_id,
+                tag=name,
+                tag_message=message,
+                revision=ref.revision,
+                repo_type=ref.repo_type,
             )
 
     @contextmanager
     def translated(self, doing: str, *, conflicts: bool = False) -> Iterator[_Outcome]:
-        """Turn the clients' errors into ours; with `conflicts`, swallow a 409 or 412 and say so in the outcome."""
+        """Turn the clients' errors into ours; with `conflicts`, swallow a 409 or 412 and say so in
+        the outcome.
+        """
         outcome = _Outcome()
         try:
             yield outcome
-        except Exception as error:  # the HTTP client's errors share no narrower class; what is not theirs goes on
+        except (
+            Exception
+        ) as error:  # the HTTP client's errors share no narrower class; what is not theirs goes on
             cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
             ours = self._translate(doing, cause)
             if ours is None:
@@ -306,20 +354,29 @@ class Hub:
 
         if isinstance(error, HubkitError):
             return None
-        if isinstance(error, hf.RepositoryNotFoundError | hf.RevisionNotFoundError | hf.EntryNotFoundError):
+        if isinstance(
+            error, hf.RepositoryNotFoundError | hf.RevisionNotFoundError | hf.EntryNotFoundError
+        ):
             return RepoMissingError(
-                f"{doing}: {self.url} has no such repo, revision or file{self._where_to_look()}", status=404
+                f"{doing}: {self.url} has no such repo, revision or file{self._where_to_look()}",
+                status=404,
             )
         if isinstance(error, hf.HfHubHTTPError):
             return self._http_error(doing, error)
         if isinstance(error, httpx2.TransportError | ConnectionError):
-            hint = "run the same command again" if self.embedded else "check the network, or set HUBKIT_HUB=local"
+            hint = (
+                "run the same command again"
+                if self.embedded
+                else "check the network, or set HUBKIT_HUB=local"
+            )
             name = type(error).__name__
             return HubUnreachableError(f"{doing}: {self.url} does not answer ({name}); {hint}")
         if isinstance(error, hf.HFValidationError):
             return HubError(f"{doing}: {error}", status=400)
         if isinstance(error, json.JSONDecodeError):
-            return HubError(f"{doing}: {self.url} answers, but not as a Hub does; check HUBKIT_HUB", status=200)
+            return HubError(
+                f"{doing}: {self.url} answers, but not as a Hub does; check HUBKIT_HUB", status=200
+            )
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             place = self.cache_dir or "the Hugging Face cache"
             return DiskFullError(
@@ -359,7 +416,9 @@ class _Outcome:
 
 @functools.cache
 def _silent_bar() -> type:
-    """A tqdm class that draws nothing: rooms say how far they are through a `Progress`, not on the terminal."""
+    """A tqdm class that draws nothing: rooms say how far they are through a `Progress`, not on the
+    terminal.
+    """
     from tqdm import tqdm
 
     class Silent(tqdm):  # type: ignore[type-arg]

@@ -1,8 +1,7 @@
 """Starting, finding and stopping the embedded Hub: a process of its own, known only by its address.
 
-The server writes ``server.json`` (its URL and pid) when it listens and exits by itself after `IDLE_S` seconds without
-a request, so nobody has to start or stop it.
-"""
+The server writes ``server.json`` (its URL and pid) when it listens and exits by itself after
+`IDLE_S` seconds without a request, so nobody has to start or stop it."""
 
 from __future__ import annotations
 
@@ -37,8 +36,9 @@ def running() -> dict[str, Any] | None:
 
 
 def ensure_running(*, jobs: bool = False, spaces: bool = False) -> str:
-    """The embedded Hub's URL, starting it when it does not run. One that does not allow `jobs`, or does not run the
-    apps of `spaces`, is started again where they are wanted. Raises `HubUnreachableError` or `DiskFullError`."""
+    """The embedded Hub's URL, starting it when it does not run. One that does not allow `jobs`, or
+    does not run the apps of `spaces`, is started again where they are wanted. Raises
+    `HubUnreachableError` or `DiskFullError`."""
     wanted = {name for name, is_wanted in (("jobs", jobs), ("spaces", spaces)) if is_wanted}
     if state := running():
         allowed = {name for name in ("jobs", "spaces") if state.get(name)}
@@ -59,27 +59,44 @@ def ensure_running(*, jobs: bool = False, spaces: bool = False) -> str:
         raise
     except OSError as error:
         kind = DiskFullError if error.errno == errno.ENOSPC else HubUnreachableError
-        raise kind(f"{root} cannot hold the embedded Hub: {error.strerror}; set HUBKIT_HOME elsewhere") from None
+        raise kind(
+            f"{root} cannot hold the embedded Hub: {error.strerror}; set HUBKIT_HOME elsewhere"
+        ) from None
 
 
 def _start(root: Path, allowed: set[str]) -> dict[str, Any]:
     log = root / "server.log"
     idle_s = os.environ.get("HUBKIT_HUB_IDLE_S", str(IDLE_S))
-    command = [sys.executable, "-m", "hubkit.local_hub", "--root", str(root), "--idle-timeout-s", idle_s]
+    command = [
+        sys.executable,
+        "-m",
+        "hubkit.local_hub",
+        "--root",
+        str(root),
+        "--idle-timeout-s",
+        idle_s,
+    ]
     command += [f"--{name}" for name in sorted(allowed)]
     with log.open("ab") as out:
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        server = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if state := running():
             return state
-        if server.poll() not in (None, _ALREADY_RUNNING):  # that one will say within a second where it is
+        if server.poll() not in (
+            None,
+            _ALREADY_RUNNING,
+        ):  # that one will say within a second where it is
             break
         time.sleep(0.05)
     else:
         server.kill()
     last = (log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1]
-    raise HubUnreachableError(f"the embedded Hub in {root} did not start: {last.rstrip('.')}; its log is {log}")
+    raise HubUnreachableError(
+        f"the embedded Hub in {root} did not start: {last.rstrip('.')}; its log is {log}"
+    )
 
 
 def stop(*, timeout_s: float = 10.0) -> bool:
@@ -108,11 +125,11 @@ def token_path() -> Path:
 
 
 def environment() -> dict[str, str]:
-    """Environment under which stock Hugging Face libraries talk to the configured Hub (for ``hubkit hub env``).
+    """Environment under which stock Hugging Face libraries talk to the configured Hub (for ``hubkit
+    hub env``).
 
-    The token is named by its file, never by its value. The caches are ours for the embedded Hub, so that a repo of the
-    same name on huggingface.co is never mixed up with it.
-    """
+    The token is named by its file, never by its value. The caches are ours for the embedded Hub, so
+    that a repo of the same name on huggingface.co is never mixed up with it."""
     configured = settings()
     if configured.url:
         return {"HF_ENDPOINT": configured.url}
@@ -131,7 +148,9 @@ def default_namespace() -> str:
 
 
 def _answers(state: dict[str, Any]) -> bool:
-    """Whether the server of `state` answers at its address, and not another one that took its port since."""
+    """Whether the server of `state` answers at its address, and not another one that took its port
+    since.
+    """
     try:
         with urllib.request.urlopen(f"{state['url']}/healthz", timeout=5) as answer:
             return bool(json.load(answer).get("pid") == state["pid"])

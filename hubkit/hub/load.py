@@ -1,8 +1,9 @@
-"""`load_dataset` by bare name: stock `datasets` behind it, pointed at the configured Hub for the length of the call.
+"""`load_dataset` by bare name: stock `datasets` behind it, pointed at the configured Hub for the
+length of the call.
 
-No server can make a bare name work with the stock function (its client insists on ``namespace/name``), and `datasets`
-fixes its endpoint when it is imported; both are mended here, for this call only.
-"""
+No server can make a bare name work with the stock function (its client insists on
+``namespace/name``), and `datasets` fixes its endpoint when it is imported; both are mended here,
+for this call only."""
 
 from __future__ import annotations
 
@@ -15,12 +16,13 @@ _SWAP = threading.RLock()
 
 
 def load_dataset(path: str, name: str | None = None, **kwargs: Any) -> Any:
-    """`datasets.load_dataset` from the configured Hub; `path` is ``namespace/name``, or a bare ``name`` of ours.
+    """`datasets.load_dataset` from the configured Hub; `path` is ``namespace/name``, or a bare
+    ``name`` of ours.
 
-    Takes everything that `datasets.load_dataset` takes (``split``, ``revision``, ``streaming``, …) and returns what it
-    returns: a DatasetDict, or with ``split`` a Dataset, or with ``streaming`` their iterable kinds. Raises `HubError`
-    when the Hub cannot be reached and what `datasets` raises otherwise.
-    """
+    Takes everything that `datasets.load_dataset` takes (``split``, ``revision``, ``streaming``, …)
+    and returns what it returns: a DatasetDict, or with ``split`` a Dataset, or with ``streaming``
+    their iterable kinds. Raises `HubError` when the Hub cannot be reached and what `datasets`
+    raises otherwise."""
     import datasets
 
     from hubkit.hub.client import connect

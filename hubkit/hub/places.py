@@ -13,7 +13,9 @@ LOCAL = "local"
 
 
 def home() -> Path:
-    """``$HUBKIT_HOME``, else ``$XDG_DATA_HOME/hubkit``, else ``~/.local/share/hubkit``. Not created here."""
+    """``$HUBKIT_HOME``, else ``$XDG_DATA_HOME/hubkit``, else ``~/.local/share/hubkit``. Not created
+    here.
+    """
     if chosen := os.environ.get("HUBKIT_HOME"):
         return Path(chosen).expanduser().resolve()
     data = os.environ.get("XDG_DATA_HOME")
@@ -26,7 +28,9 @@ def local_root() -> Path:
 
 
 def cache(kind: str) -> Path:
-    """A folder for what can be made again: ``hub`` and ``datasets`` downloads, ``engine`` files, ``wheels``."""
+    """A folder for what can be made again: ``hub`` and ``datasets`` downloads, ``engine`` files,
+    ``wheels``.
+    """
     return home() / "cache" / kind
 
 
@@ -42,7 +46,9 @@ def asked() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Which Hub: its URL (None for the embedded one, whose address is known once it runs) and our namespace there."""
+    """Which Hub: its URL (None for the embedded one, whose address is known once it runs) and our
+    namespace there.
+    """
 
     url: str | None
     namespace: str | None
@@ -54,12 +60,16 @@ class Settings:
 
 
 def settings() -> Settings:
-    """Read ``HUBKIT_HUB`` and ``HUBKIT_NAMESPACE``. Raises `HubError` when the first is neither ``local`` nor a URL."""
+    """Read ``HUBKIT_HUB`` and ``HUBKIT_NAMESPACE``. Raises `HubError` when the first is neither
+    ``local`` nor a URL.
+    """
     where = os.environ.get("HUBKIT_HUB", LOCAL).strip() or LOCAL
     namespace = os.environ.get("HUBKIT_NAMESPACE", "").strip() or None
     if where == LOCAL:
         return Settings(url=None, namespace=namespace)
     parts = urlsplit(where)
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise HubError(f"HUBKIT_HUB is {where!r}; set it to 'local' or to a URL such as https://huggingface.co")
+        raise HubError(
+            f"HUBKIT_HUB is {where!r}; set it to 'local' or to a URL such as https://huggingface.co"
+        )
     return Settings(url=where.rstrip("/"), namespace=namespace)

@@ -1,7 +1,8 @@
-"""The embedded Hub: a server on this machine that the stock Hub clients cannot tell from the real one.
+"""The embedded Hub: a server on this machine that the stock Hub clients cannot tell from the real
+one.
 
-Runs as its own process (`python -m hubkit.local_hub --root DIR`) and is seen by everything else only as a URL.
-Imports nothing of hubkit but `errors`. One word of the Hub's contract, one file:
+Runs as its own process (`python -m hubkit.local_hub --root DIR`) and is seen by everything else
+only as a URL. Imports nothing of hubkit but `errors`. One word of the Hub's contract, one file:
 
     server      the process: lock, port, signals, idle exit
     app         routes, on the raw path

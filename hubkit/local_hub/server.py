@@ -1,4 +1,6 @@
-"""The process: one server for each folder, on loopback, until it is stopped or idle for long enough."""
+"""The process: one server for each folder, on loopback, until it is stopped or idle for long
+enough.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,9 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from hubkit.errors import HubError, HubUnreachableError
-
-from .app import App
-from .objects import make_durable_folder, write_durably
-from .state import MULTIPART_ABOVE_BYTES, PART_BYTES, Hub
+from hubkit.local_hub.api.app import App
+from hubkit.local_hub.storage.objects import make_durable_folder, write_durably
+from hubkit.local_hub.storage.state import MULTIPART_ABOVE_BYTES, PART_BYTES, Hub
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 FIRST_PORT = 7364
@@ -47,7 +48,9 @@ def only_server(root: Path) -> Iterator[int]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            message = f"an embedded Hub is already running for {root}; stop it first, or use its address"
+            message = (
+                f"an embedded Hub is already running for {root}; stop it first, or use its address"
+            )
             raise AlreadyRunningError(message) from None
         yield handle
     finally:
@@ -55,7 +58,9 @@ def only_server(root: Path) -> Iterator[int]:
 
 
 def ours(root: Path, handle: int) -> bool:
-    """Whether the folder whose lock we hold still stands there: people remove it, and the next server makes another."""
+    """Whether the folder whose lock we hold still stands there: people remove it, and the next
+    server makes another.
+    """
     try:
         return os.path.samestat(os.fstat(handle), (root / "lock").stat())
     except OSError:
@@ -82,7 +87,9 @@ class Watched:
 
 
 def listen(host: str, port: int, remembered: int | None) -> socket.socket:
-    """A listening socket: the port asked for; else the one of last time, else the usual one, else any free one."""
+    """A listening socket: the port asked for; else the one of last time, else the usual one, else
+    any free one.
+    """
     candidates = [port] if port else [p for p in (remembered, FIRST_PORT) if p] + [0]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for candidate in candidates:
@@ -110,14 +117,14 @@ def serve(
     jobs: bool = False,
     spaces: bool = False,
 ) -> None:
-    """Serve a folder until SIGTERM, SIGINT or idleness. `parts`: above how many bytes a file is uploaded in parts, and
-    the size of a part. With `jobs`, holders of a write token may run commands here, with `spaces` the apps of Spaces
-    (either on loopback only).
+    """Serve a folder until SIGTERM, SIGINT or idleness. `parts`: above how many bytes a file is
+    uploaded in parts, and the size of a part. With `jobs`, holders of a write token may run
+    commands here, with `spaces` the apps of Spaces (either on loopback only).
 
     Raises `AlreadyRunningError` or `HubUnreachableError`."""
     make_durable_folder(root)
     with only_server(root) as lock:
-        from .upkeep import sweep
+        from hubkit.local_hub.storage.maintenance import sweep
 
         hub = Hub(root)
         hub.multipart_above_bytes, hub.part_bytes = parts
@@ -136,7 +143,9 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, stopped by us: its own handlers would end the process by the signal, not with status 0."""
+    """uvicorn's server, stopped by us: its own handlers would end the process by the signal, not
+    with status 0.
+    """
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -148,7 +157,9 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def _serve(hub: Hub, sock: socket.socket, host: str, idle_timeout_s: float, lock: int) -> None:
+async def _serve(
+    hub: Hub, sock: socket.socket, host: str, idle_timeout_s: float, lock: int
+) -> None:
     app = App(hub, open_to_network=host not in LOOPBACK)
     config = uvicorn.Config(
         Watched(app, hub),
@@ -184,7 +195,9 @@ async def _serve(hub: Hub, sock: socket.socket, host: str, idle_timeout_s: float
 
 
 def _address(sock: socket.socket, host: str) -> str:
-    shown = "127.0.0.1" if host in ("0.0.0.0", "localhost") else f"[{host}]" if ":" in host else host
+    shown = (
+        "127.0.0.1" if host in ("0.0.0.0", "localhost") else f"[{host}]" if ":" in host else host
+    )
     return f"http://{shown}:{sock.getsockname()[1]}"
 
 
@@ -201,8 +214,12 @@ def _about(hub: Hub, url: str) -> bytes:
     return json.dumps(info).encode()
 
 
-async def _watch(hub: Hub, server: uvicorn.Server, idle_timeout_s: float, lock: int, about: bytes) -> None:
-    """Stop when nobody needs us, or our folder is gone; see to it that clients find us until then."""
+async def _watch(
+    hub: Hub, server: uvicorn.Server, idle_timeout_s: float, lock: int, about: bytes
+) -> None:
+    """Stop when nobody needs us, or our folder is gone; see to it that clients find us until
+    then.
+    """
     said = hub.root / "server.json"
     while not server.should_exit:
         await asyncio.sleep(min(1.0, idle_timeout_s / 4 or 1.0))

@@ -1,9 +1,10 @@
-"""What a recipe would take on hosted hardware, before anything is started: hours and US dollars per stage.
+"""What a recipe would take on hosted hardware, before anything is started: hours and US dollars per
+stage.
 
-Training: floating-point operations per token (`hubkit.train.plan`) times tokens, at a share of the device's peak.
-Rollout: the turns that the recipe draws, their prompts and answers, at shares of the peak for prefill and decoding.
-What no stage has measured yet is assumed (``assumptions.yaml``); prices are the table's, with its date.
-"""
+Training: floating-point operations per token (`hubkit.training.plan`) times tokens, at a share of
+the device's peak. Rollout: the turns that the recipe draws, their prompts and answers, at shares of
+the peak for prefill and decoding. What no stage has measured yet is assumed (``assumptions.yaml``);
+prices are the table's, with its date."""
 
 from __future__ import annotations
 
@@ -17,15 +18,24 @@ from typing import Any
 
 import yaml
 
-from hubkit.deploy import Flavor, Hardware, flavor, hardware, prices
+from hubkit.cloud import Flavor, Hardware, flavor, hardware, prices
 from hubkit.errors import HubkitError
 from hubkit.hub import Hub
-from hubkit.pipeline.on_jobs import OnJobs
-from hubkit.pipeline.run import Planned, plan
+from hubkit.pipeline.executors.jobs import OnJobs
+from hubkit.pipeline.runner import Planned, plan
 from hubkit.pipeline.stage import PROVENANCE
-from hubkit.recipe import DEPLOY, PREFERENCE_STAGES, Deploy, Intents, Preference, Recipe, SeatConfig, Training
+from hubkit.recipe import (
+    DEPLOY,
+    PREFERENCE_STAGES,
+    Deploy,
+    Intents,
+    Preference,
+    Recipe,
+    SeatConfig,
+    Training,
+)
 from hubkit.rollout.plan import expected_human_turns
-from hubkit.train.estimate import PEAK_TFLOPS, flops_per_token
+from hubkit.training.estimate import PEAK_TFLOPS, flops_per_token
 
 LORA_SHARE = 0.01  # of a model's parameters that an adapter trains, about
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)\s*([bBmM])(?![A-Za-z0-9])")
@@ -33,7 +43,9 @@ _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)\s*([bBmM])(?![A-Za-z0-9])"
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One stage: where it would run, how long, what it costs. None: cannot be said, `note` says why."""
+    """One stage: where it would run, how long, what it costs. None: cannot be said, `note` says
+    why.
+    """
 
     stage: str
     state: str
@@ -50,12 +62,17 @@ class Cost:
 @functools.cache
 def assumptions() -> dict[str, Any]:
     """What is assumed, as it ships."""
-    found: dict[str, Any] = yaml.safe_load((resources.files("hubkit.pipeline") / "assumptions.yaml").read_text("utf-8"))
+    found: dict[str, Any] = yaml.safe_load(
+        (resources.files("hubkit.pipeline") / "assumptions.yaml").read_text("utf-8")
+    )
     return found
 
 
-def costs(recipe: Recipe, hub: Hub, on_jobs: OnJobs, *, planned: Iterable[Planned] | None = None) -> list[Cost]:
-    """What each stage would take and cost as a job now; one that is done costs nothing. Nothing is started.
+def costs(
+    recipe: Recipe, hub: Hub, on_jobs: OnJobs, *, planned: Iterable[Planned] | None = None
+) -> list[Cost]:
+    """What each stage would take and cost as a job now; one that is done costs nothing. Nothing is
+    started.
 
     Raises `RecipeError` for flavors and hardware that the price table lacks.
     """
@@ -73,7 +90,9 @@ def _cost(recipe: Recipe, planned: Planned, place: Flavor, rows: int) -> Cost:
         count = rows if stage == "corpus" else recipe.rollout.dialogues
         hours: float | None = assumptions()["minutes_per_100k_rows"] / 60 * count / 1e5 + _start()
         intents = recipe.corpus.intents if stage == "corpus" else None
-        return _priced(planned, where, hours, place.usd_per_hour, f"{count:,} rows{_judged(intents)}")
+        return _priced(
+            planned, where, hours, place.usd_per_hour, f"{count:,} rows{_judged(intents)}"
+        )
     if stage == "rollout":
         return _rollout(recipe, planned, place)
     if stage == "eval":
@@ -86,11 +105,15 @@ def _cost(recipe: Recipe, planned: Planned, place: Flavor, rows: int) -> Cost:
 
 
 def _priced(planned: Planned, where: str, hours: float | None, rate: float, note: str) -> Cost:
-    return Cost(planned.stage, planned.state, where, hours, None if hours is None else hours * rate, note)
+    return Cost(
+        planned.stage, planned.state, where, hours, None if hours is None else hours * rate, note
+    )
 
 
 def _judged(block: Intents | Preference | None) -> str:
-    """What a note says where a judge is asked: how often depends on what it answers, and its price is its owner's."""
+    """What a note says where a judge is asked: how often depends on what it answers, and its price
+    is its owner's.
+    """
     return "; what its judge takes is not in it" if block and block.judging else ""
 
 
@@ -106,15 +129,22 @@ def _training(recipe: Recipe, planned: Planned, place: Flavor, block: Training, 
     note = f"{count:,} rows, {tokens / 1e6:,.0f}M tokens, {size / 1e9:.1f}B parameters"
     if need > place.memory_gib * place.devices:
         there = place.memory_gib * place.devices
-        note += f"; does not fit: about {need:,.0f} GiB for weights and optimizer, {there:,.0f} there"
+        note += (
+            f"; does not fit: about {need:,.0f} GiB for weights and optimizer, {there:,.0f} there"
+        )
     return _priced(planned, where, hours, place.usd_per_hour, note)
 
 
 def _epoch(recipe: Recipe, stage: str, block: Training, rows: int) -> tuple[int, float]:
-    """(rows, tokens) of one epoch: an asker's as its recipe expects them, a chat model's as the rollout will draw."""
+    """(rows, tokens) of one epoch: an asker's as its recipe expects them, a chat model's as the
+    rollout will draw.
+    """
     limit = int(block.sft.get("max_length") or assumptions()["tokens_per_conversation"])
     if stage == "asker":
-        count, each = rows, block.expected.tokens if block.expected else assumptions()["tokens_per_conversation"]
+        count, each = (
+            rows,
+            block.expected.tokens if block.expected else assumptions()["tokens_per_conversation"],
+        )
     else:
         count = int(recipe.rollout.dialogues * assumptions()["kept_share"])
         each = _dialogue_tokens(recipe)
@@ -130,7 +160,9 @@ def _epochs(block: Training) -> float:
 def _flops_a_token(block: Training, size: float) -> float:
     """By default TRL computes activations a second time rather than keep them."""
     trained = size if block.lora is None else LORA_SHARE * size
-    return flops_per_token(int(size), int(trained), recompute=bool(block.sft.get("gradient_checkpointing", True)))
+    return flops_per_token(
+        int(size), int(trained), recompute=bool(block.sft.get("gradient_checkpointing", True))
+    )
 
 
 def _trained_an_hour(place: Flavor, peak: float) -> float:
@@ -150,11 +182,19 @@ def _prefer(recipe: Recipe, block: Preference, planned: Planned, place: Flavor) 
     shares = assumptions()["utilisation"]
     hours = 2 * size * pairs * (made / shares["decode"] + read / shares["prefill"]) / peak / 3600
     where = f"job {place.name}" + (f" + {name}" if rate else "")
-    return _priced(planned, where, hours + 2 * _start(), place.usd_per_hour + rate, f"{pairs:,} pairs{_judged(block)}")
+    return _priced(
+        planned,
+        where,
+        hours + 2 * _start(),
+        place.usd_per_hour + rate,
+        f"{pairs:,} pairs{_judged(block)}",
+    )
 
 
 def _align(recipe: Recipe, block: Preference, planned: Planned, place: Flavor) -> Cost:
-    """Direct preference optimisation reads each pair twice, chosen and rejected, and the reference model does too."""
+    """Direct preference optimisation reads each pair twice, chosen and rejected, and the reference
+    model does too.
+    """
     pairs, made, read = _pairs(recipe, block)
     size, peak, where = parameters(recipe.chat.base), _peak(place.device), f"job {place.name}"
     if size is None or peak is None:
@@ -162,17 +202,27 @@ def _align(recipe: Recipe, block: Preference, planned: Planned, place: Flavor) -
     limit = float(block.dpo.get("max_length") or made + read)
     tokens = 2 * pairs * min(made + read, limit) * float(block.dpo.get("num_train_epochs", 3))
     trained = size if recipe.chat.lora is None and block.lora is None else LORA_SHARE * size
-    each_token = flops_per_token(int(size), int(trained), recompute=bool(block.dpo.get("gradient_checkpointing", True)))
+    each_token = flops_per_token(
+        int(size), int(trained), recompute=bool(block.dpo.get("gradient_checkpointing", True))
+    )
     work = (each_token + 2 * size) * tokens
     hours = work / (peak * place.devices * assumptions()["utilisation"]["train"]) / 3600 + _start()
-    return _priced(planned, where, hours, place.usd_per_hour, f"{pairs:,} pairs, {tokens / 1e6:,.0f}M tokens")
+    return _priced(
+        planned, where, hours, place.usd_per_hour, f"{pairs:,} pairs, {tokens / 1e6:,.0f}M tokens"
+    )
 
 
 def _pairs(recipe: Recipe, block: Preference) -> tuple[int, float, float]:
     """(pairs, tokens of an answer, tokens of the history before it)."""
     human_turns = expected_human_turns(recipe.rollout)
-    most = recipe.rollout.dialogues * assumptions()["kept_share"] * human_turns * len(block.strategies)
-    return int(min(most, block.pairs or most)), _turn_tokens("chat", block.chat), _dialogue_tokens(recipe) / 2
+    most = (
+        recipe.rollout.dialogues * assumptions()["kept_share"] * human_turns * len(block.strategies)
+    )
+    return (
+        int(min(most, block.pairs or most)),
+        _turn_tokens("chat", block.chat),
+        _dialogue_tokens(recipe) / 2,
+    )
 
 
 def _eval(recipe: Recipe, planned: Planned, place: Flavor) -> Cost:
@@ -180,11 +230,15 @@ def _eval(recipe: Recipe, planned: Planned, place: Flavor) -> Cost:
     peak = _peak(place.device)
     sizes = [parameters(block.base) for block in (recipe.asker, recipe.chat)]
     if peak is None or None in sizes:
-        return _priced(planned, f"job {place.name}", None, 0.0, _unknown(recipe.asker.base, sizes[0], place))
+        return _priced(
+            planned, f"job {place.name}", None, 0.0, _unknown(recipe.asker.base, sizes[0], place)
+        )
     tokens = 3 * recipe.eval.conversations * recipe.eval.max_tokens
     work = sum(2 * (size or 0) for size in sizes) * tokens
     hours = work / (peak * assumptions()["utilisation"]["prefill"]) / 3600 + _start()
-    return _priced(planned, f"job {place.name}", hours, place.usd_per_hour, f"{2 * tokens / 1e6:,.1f}M tokens")
+    return _priced(
+        planned, f"job {place.name}", hours, place.usd_per_hour, f"{2 * tokens / 1e6:,.1f}M tokens"
+    )
 
 
 def _rollout(recipe: Recipe, planned: Planned, place: Flavor) -> Cost:
@@ -197,13 +251,17 @@ def _rollout(recipe: Recipe, planned: Planned, place: Flavor) -> Cost:
         size = parameters(repo)
         machine = _machine(config, place)
         if machine is None or size is None:
-            missing.append(f"{seat}: {'no size in ' + repo if size is None else 'not on hardware of the table'}")
+            missing.append(
+                f"{seat}: {'no size in ' + repo if size is None else 'not on hardware of the table'}"
+            )
             continue
         name, peak, seat_rate = machine
         made = block.dialogues * turns * _turn_tokens(seat, config)
         read = block.dialogues * _dialogue_tokens(recipe)  # each prefix is cached
         shares = assumptions()["utilisation"]
-        hours = max(hours, 2 * size * (made / shares["decode"] + read / shares["prefill"]) / peak / 3600)
+        hours = max(
+            hours, 2 * size * (made / shares["decode"] + read / shares["prefill"]) / peak / 3600
+        )
         rate += seat_rate
         places += [name] if seat_rate else []
     where, note = " + ".join(places), f"{block.dialogues:,} dialogues of {turns:.1f} human turns"
@@ -213,7 +271,9 @@ def _rollout(recipe: Recipe, planned: Planned, place: Flavor) -> Cost:
 
 
 def _machine(config: SeatConfig, place: Flavor) -> tuple[str, float, float] | None:
-    """(name, operations per second, USD per hour besides the job's) of what serves a seat; None where nobody knows."""
+    """(name, operations per second, USD per hour besides the job's) of what serves a seat; None
+    where nobody knows.
+    """
     if DEPLOY in config.endpoints:
         terms = config.deploy or Deploy()
         on = hardware(terms.hardware)
@@ -238,7 +298,9 @@ def _peak(device: str) -> float | None:
 
 
 def parameters(repo_id: str) -> float | None:
-    """How many parameters a model has, by the size in its name (``Llama-2-13b``); None where none stands there."""
+    """How many parameters a model has, by the size in its name (``Llama-2-13b``); None where none
+    stands there.
+    """
     found = _SIZE.findall(repo_id.rpartition("/")[2].replace("-", " ").replace("_", " "))
     return float(found[-1][0]) * (1e9 if found[-1][1] in "bB" else 1e6) if found else None
 
@@ -252,7 +314,9 @@ def _turn_tokens(seat: str, config: SeatConfig) -> float:
 
 
 def _dialogue_tokens(recipe: Recipe) -> float:
-    return expected_human_turns(recipe.rollout) * sum(_turn_tokens(*seat) for seat in _seats(recipe).items())
+    return expected_human_turns(recipe.rollout) * sum(
+        _turn_tokens(*seat) for seat in _seats(recipe).items()
+    )
 
 
 def _start() -> float:
@@ -260,12 +324,22 @@ def _start() -> float:
 
 
 def _unknown(base: str, size: float | None, place: Flavor) -> str:
-    return f"no size in the name {base}" if size is None else f"no peak is known of {place.device or 'a CPU'}"
+    return (
+        f"no size in the name {base}"
+        if size is None
+        else f"no peak is known of {place.device or 'a CPU'}"
+    )
 
 
 def _rows(recipe: Recipe, hub: Hub | None, stages: list[Planned]) -> int:
-    """Conversations to train on: as the corpus stage counted them, else as the recipe expects, else as assumed."""
-    assumed = recipe.asker.expected.conversations if recipe.asker.expected else int(assumptions()["conversations"])
+    """Conversations to train on: as the corpus stage counted them, else as the recipe expects, else
+    as assumed.
+    """
+    assumed = (
+        recipe.asker.expected.conversations
+        if recipe.asker.expected
+        else int(assumptions()["conversations"])
+    )
     assumed = min(assumed, recipe.corpus.limit or assumed)
     done = next((one for one in stages if one.stage == "corpus" and one.state == "done"), None)
     if done is None or hub is None:
@@ -283,8 +357,8 @@ def _rows(recipe: Recipe, hub: Hub | None, stages: list[Planned]) -> int:
 def flavors(recipe: Recipe) -> dict[str, str]:
     """The flavor for each stage that trains on which it costs least, of those that hold it.
 
-    Where several cost the same, the smallest that is done in `assumptions`' ``job_hours``; where none is, the fastest.
-    """
+    Where several cost the same, the smallest that is done in `assumptions`' ``job_hours``; where
+    none is, the fastest."""
     found = {}
     rows = _rows(recipe, None, [])
     for stage, block in (("asker", recipe.asker), ("chat", recipe.chat), ("align", recipe.chat)):
@@ -300,7 +374,9 @@ def flavors(recipe: Recipe) -> dict[str, str]:
                 hours = work / _trained_an_hour(place, peak)
                 offers.append((hours * place.usd_per_hour, hours, place))
         least = min((usd for usd, _, _ in offers), default=0.0)
-        cheapest = sorted((offer for offer in offers if offer[0] <= 1.01 * least), key=lambda offer: -offer[1])
+        cheapest = sorted(
+            (offer for offer in offers if offer[0] <= 1.01 * least), key=lambda offer: -offer[1]
+        )
         if cheapest:
             in_time = (offer for offer in cheapest if offer[1] <= assumptions()["job_hours"])
             found[stage] = next(in_time, cheapest[-1])[2].name
@@ -308,7 +384,9 @@ def flavors(recipe: Recipe) -> dict[str, str]:
 
 
 def _need_gib(block: Training, size: float) -> float:
-    """Weights at 2 bytes; those that are trained at 16 (float32 weights, gradients, Adam's two moments)."""
+    """Weights at 2 bytes; those that are trained at 16 (float32 weights, gradients, Adam's two
+    moments).
+    """
     trained = size if block.lora is None else LORA_SHARE * size
     return (16 * trained + 2 * (size - trained)) / 2**30
 

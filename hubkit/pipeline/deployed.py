@@ -1,9 +1,9 @@
-"""Models whose endpoint is ``deploy``: an Inference Endpoint serves each for as long as somebody asks it.
+"""Models whose endpoint is ``deploy``: an Inference Endpoint serves each for as long as somebody
+asks it.
 
-The endpoint is found or made, waited for, used and given back (`hubkit.deploy.held`). Models that share a base share an
-endpoint where the engine serves adapters of one base together. Such a server holds only the base's chat template, so
-an adapter's prompts are rendered here, with its own.
-"""
+The endpoint is found or made, waited for, used and given back (`hubkit.cloud.held`). Models that
+share a base share an endpoint where the engine serves adapters of one base together. Such a server
+holds only the base's chat template, so an adapter's prompts are rendered here, with its own."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from hubkit import deploy
-from hubkit.deploy.endpoints import base_of
-from hubkit.deploy.prices import hardware
-from hubkit.endpoint import ClientTemplate
+from hubkit import cloud
+from hubkit.cloud.endpoints import base_of
+from hubkit.cloud.prices import hardware
 from hubkit.errors import HubError
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline.stage import Context, Work
 from hubkit.progress import Progress
 from hubkit.recipe import DEPLOY, Deploy, Rollout
+from hubkit.serving.client import ClientTemplate
 
 TOKEN_ENV = "HUBKIT_DEPLOY_TOKEN"
 """Where a rollout's seat finds the token for its endpoint while it is held."""
@@ -32,7 +32,9 @@ SEATS = ("asker", "chat")
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
-    """A model that an endpoint is made for, on which terms, and how many tokens a sequence of it may have."""
+    """A model that an endpoint is made for, on which terms, and how many tokens a sequence of it
+    may have.
+    """
 
     ref: Ref
     terms: Deploy
@@ -41,19 +43,19 @@ class Hosted:
 
 @dataclass(frozen=True, slots=True)
 class Spoken:
-    """How a model is spoken to at its endpoint: what kind of server it is, the model's name there, and the template
-    with which its prompts are rendered here, where the server holds another's."""
+    """How a model is spoken to at its endpoint: what kind of server it is, the model's name there,
+    and the template with which its prompts are rendered here, where the server holds another's."""
 
     profile: Literal["tgi", "vllm", "sglang", "llamacpp"]
     model: str
     template: ClientTemplate | None
 
 
-def wanted(hub: Hub, hosted: Mapping[str, Hosted]) -> dict[str, deploy.Wanted]:
+def wanted(hub: Hub, hosted: Mapping[str, Hosted]) -> dict[str, cloud.Wanted]:
     """Name → the endpoint to be made; those that share one have the same. Nothing is made.
 
-    Raises `RecipeError` for hardware that is in no price table, and adapters that do not name their base.
-    """
+    Raises `RecipeError` for hardware that is in no price table, and adapters that do not name their
+    base."""
     found = {name: _wanted(hub, one) for name, one in hosted.items()}
     for name, one in found.items():
         together = [other for other in found.values() if _alike(one, other)]
@@ -63,15 +65,17 @@ def wanted(hub: Hub, hosted: Mapping[str, Hosted]) -> dict[str, deploy.Wanted]:
     return found
 
 
-def _alike(one: deploy.Wanted, other: deploy.Wanted) -> bool:
-    """Whether one endpoint serves both: the same, or TGI with adapters of the same base on the same hardware."""
+def _alike(one: cloud.Wanted, other: cloud.Wanted) -> bool:
+    """Whether one endpoint serves both: the same, or TGI with adapters of the same base on the same
+    hardware.
+    """
     same = (one.model, one.engine, one.hardware) == (other.model, other.engine, other.hardware)
     return same and (one.engine == "tgi" or one.adapters == other.adapters)
 
 
-def _wanted(hub: Hub, one: Hosted) -> deploy.Wanted:
+def _wanted(hub: Hub, one: Hosted) -> cloud.Wanted:
     base = base_of(hub, one.ref)
-    return deploy.Wanted(
+    return cloud.Wanted(
         model=base or one.ref,
         engine=one.terms.engine,
         hardware=hardware(one.terms.hardware),
@@ -89,12 +93,16 @@ def spoken(hub: Hub, hosted: Mapping[str, Hosted]) -> dict[str, Spoken]:
     for name, up in wanted(hub, hosted).items():
         ref = hosted[name].ref
         own = up.engine == "tgi" and ref in up.adapters
-        found[name] = Spoken(up.engine, deploy.served_as(up, ref), _template(hub, ref) if own else None)
+        found[name] = Spoken(
+            up.engine, cloud.served_as(up, ref), _template(hub, ref) if own else None
+        )
     return found
 
 
 def _template(hub: Hub, ref: Ref) -> ClientTemplate:
-    """The chat template that the repo itself ships, and the end of its turns. Raises `RepoMissingError` without one."""
+    """The chat template that the repo itself ships, and the end of its turns. Raises
+    `RepoMissingError` without one.
+    """
     source = hub.read(ref, "chat_template.jinja").decode("utf-8")
     config = json.loads(hub.read(ref, "tokenizer_config.json"))
     special = {}
@@ -108,21 +116,25 @@ def _template(hub: Hub, ref: Ref) -> ClientTemplate:
 
 @contextmanager
 def held(hub: Hub, hosted: Mapping[str, Hosted], progress: Progress) -> Iterator[dict[str, str]]:
-    """Name → address; the endpoints are given back at the end, however it ends. Raises `EndpointError`, `HubError`."""
+    """Name → address; the endpoints are given back at the end, however it ends. Raises
+    `EndpointError`, `HubError`.
+    """
     if hosted and hub.token is None:
-        raise HubError(f"no token for {hub.url}: log in with `hf auth login` to deploy there", status=401)
+        raise HubError(
+            f"no token for {hub.url}: log in with `hf auth login` to deploy there", status=401
+        )
     ends = wanted(hub, hosted)
     terms = {one: hosted[name].terms for name, one in reversed(ends.items())}
-    asked = [deploy.Terms(one, said.after, 60 * said.wait_minutes) for one, said in terms.items()]
-    with deploy.held(hub, *asked, progress=progress) as found:
+    asked = [cloud.Terms(one, said.after, 60 * said.wait_minutes) for one, said in terms.items()]
+    with cloud.held(hub, *asked, progress=progress) as found:
         urls = {one: up.url for one, up in zip(terms, found, strict=True)}
         yield {name: urls[one] for name, one in ends.items()}
 
 
 def prices(hub: Hub, hosted: Mapping[str, Hosted]) -> list[dict[str, Any]]:
-    """Each endpoint that would be made: its ``name``, which of `hosted` it ``serves``, its ``engine`` and ``hardware``,
-    and ``usd_per_hour`` at most while it is up."""
-    rows: dict[deploy.Wanted, dict[str, Any]] = {}
+    """Each endpoint that would be made: its ``name``, which of `hosted` it ``serves``, its
+    ``engine`` and ``hardware``, and ``usd_per_hour`` at most while it is up."""
+    rows: dict[cloud.Wanted, dict[str, Any]] = {}
     for name, one in wanted(hub, hosted).items():
         rate = one.hardware.usd_per_hour * one.max_replica
         row = {"name": one.name, "serves": [], "engine": one.engine, "hardware": str(one.hardware)}
@@ -144,7 +156,9 @@ def seats(block: Rollout, inputs: Mapping[str, Ref]) -> dict[str, Hosted]:
 
 
 def as_deployed(context: Context, inputs: dict[str, Ref], block: Rollout) -> Rollout:
-    """`block` with what its deployed seats speak: their engine's profile, their model's name there, their token."""
+    """`block` with what its deployed seats speak: their engine's profile, their model's name there,
+    their token.
+    """
     changes = {}
     for seat, said in spoken(context.hub, seats(block, inputs)).items():
         told = {"profile": said.profile, "model": said.model, "token_env": TOKEN_ENV}
@@ -152,15 +166,25 @@ def as_deployed(context: Context, inputs: dict[str, Ref], block: Rollout) -> Rol
     return block.model_copy(update=changes) if changes else block
 
 
-def templates(context: Context, inputs: dict[str, Ref], block: Rollout) -> dict[str, ClientTemplate]:
-    """``asker_template`` and ``chat_template`` of `rollout.run`, for seats whose server holds another's template."""
+def templates(
+    context: Context, inputs: dict[str, Ref], block: Rollout
+) -> dict[str, ClientTemplate]:
+    """``asker_template`` and ``chat_template`` of `rollout.run`, for seats whose server holds
+    another's template.
+    """
     said = spoken(context.hub, seats(block, inputs))
-    return {f"{seat}_template": one.template for seat, one in said.items() if one.template is not None}
+    return {
+        f"{seat}_template": one.template for seat, one in said.items() if one.template is not None
+    }
 
 
 @contextmanager
-def addresses(context: Context, inputs: dict[str, Ref], work: Work, block: Rollout) -> Iterator[dict[str, str]]:
-    """Seat → address, for the seats that are deployed; meanwhile their token is in the environment."""
+def addresses(
+    context: Context, inputs: dict[str, Ref], work: Work, block: Rollout
+) -> Iterator[dict[str, str]]:
+    """Seat → address, for the seats that are deployed; meanwhile their token is in the
+    environment.
+    """
     asked = seats(block, inputs)
     with (
         held(context.hub, asked, work.progress) as urls,

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hubkit.evals.scorecard import scorecard
+from hubkit.evaluation.scorecard import scorecard
 from hubkit.hub import Ref
-from hubkit.measures import scorecards
+from hubkit.metrics import scorecards
 from hubkit.pipeline.seated import BASE, Asker, served
 from hubkit.pipeline.stage import Context, Work
-from hubkit.publish.metadata import is_adapter
-from hubkit.publish.scorecard import PICTURE
+from hubkit.publishing.metadata import is_adapter
+from hubkit.publishing.scorecard import PICTURE
 from hubkit.recipe import DEPLOY, EMBEDDED, Deploy, Scorecard
 
 ASKER = "asker"
@@ -30,14 +30,17 @@ def card(
     losses: Mapping[str, Any],
     work: Work,
 ) -> dict[str, Any]:
-    """The scorecard of asker and base on the recipe's held-out conversations, as results hold it; its picture is built.
+    """The scorecard of asker and base on the recipe's held-out conversations, as results hold it;
+    its picture is built.
 
-    `losses` are the asker's in the same results: its perplexity and the base's are taken from there.
-    """
+    `losses` are the asker's in the same results: its perplexity and the base's are taken from
+    there."""
     recipe, tokens = context.recipe, context.recipe.rollout.asker.context
     arms = {name: losses["arms"].get(arm) or {} for name, arm in _ARMS.items()}
     asked = _askers(context, block, inputs)
-    with served(context.hub, asked, work.scratch, work.progress, slots=block.in_flight, tokens=tokens) as askers:
+    with served(
+        context.hub, asked, work.scratch, work.progress, slots=block.in_flight, tokens=tokens
+    ) as askers:
         made = scorecard(
             block,
             held_out,
@@ -53,7 +56,9 @@ def card(
 
 
 def _askers(context: Context, block: Scorecard, inputs: Mapping[str, Ref]) -> list[Asker]:
-    """Asker and base, each reached as the recipe says: an asker that sits in the rollout's seat as it is there."""
+    """Asker and base, each reached as the recipe says: an asker that sits in the rollout's seat as
+    it is there.
+    """
     training, seat = context.recipe.asker, context.recipe.rollout.asker
     base = inputs["asker base"]
     told: Any = {}
@@ -72,7 +77,11 @@ def _askers(context: Context, block: Scorecard, inputs: Mapping[str, Ref]) -> li
 
 
 def _reached(
-    urls: list[str], terms: Deploy | None, profile: str = "tgi", model: str = "tgi", token_env: str | None = None
+    urls: list[str],
+    terms: Deploy | None,
+    profile: str = "tgi",
+    model: str = "tgi",
+    token_env: str | None = None,
 ) -> Any:
     if EMBEDDED in urls:
         return {}

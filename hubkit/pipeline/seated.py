@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from hubkit import chat_template
-from hubkit.endpoint import ClientTemplate, key_in
-from hubkit.evals.scorecard import Player
+from hubkit import chat_templates
+from hubkit.evaluation.scorecard import Player
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline.serving import Model, Reached, serving
 from hubkit.progress import Progress
 from hubkit.recipe import Deploy
+from hubkit.serving.client import ClientTemplate, key_in
 
 BASE = "base as user"
 _REACHED = fields(Reached)
@@ -26,10 +26,11 @@ _TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """A model that plays the human: `base` is what it is an adapter of (None: whole weights), `data` the commit of the
-    conversations that it was held out from. `prompted`: it keeps its own seat and is only told to play the user.
-    `urls` serve it elsewhere, spoken to as `profile`, under the name `served_as`, with `token` or the key in
-    ``$token_env``; with `template`, its prompts are rendered here. With `deploy`, an endpoint is made for it."""
+    """A model that plays the human: `base` is what it is an adapter of (None: whole weights),
+    `data` the commit of the conversations that it was held out from. `prompted`: it keeps its own
+    seat and is only told to play the user. `urls` serve it elsewhere, spoken to as `profile`, under
+    the name `served_as`, with `token` or the key in ``$token_env``; with `template`, its prompts
+    are rendered here. With `deploy`, an endpoint is made for it."""
 
     name: str
     ref: Ref
@@ -48,8 +49,14 @@ class Asker:
     deploy: Deploy | None = None
 
     def player(self, perplexity: float | None = None) -> Player:
-        """This model as the scorecard asks it. Raises `RecipeError` when the variable with its key is not set."""
-        token = self.token if self.token_env is None else key_in(self.token_env, said_by=f"{self.name}: token_env")
+        """This model as the scorecard asks it. Raises `RecipeError` when the variable with its key
+        is not set.
+        """
+        token = (
+            self.token
+            if self.token_env is None
+            else key_in(self.token_env, said_by=f"{self.name}: token_env")
+        )
         return Player(
             self.name, self.urls, self.system, self.end_mark, self.ref.to_dict(), self.profile, self.served_as, token,
             perplexity, self.template,
@@ -57,20 +64,22 @@ class Asker:
 
 
 def _templates(hub: Hub, askers: Sequence[Asker]) -> dict[str, ClientTemplate]:
-    """Templates for models that are told to play and have none, as bases often do: their family's, for their own seat.
+    """Templates for models that are told to play and have none, as bases often do: their family's,
+    for their own seat.
 
-    The server puts the beginning-of-text token in front itself, so it is left out here. Raises `SourceError` where the
-    family of such a base is not known.
-    """
+    The server puts the beginning-of-text token in front itself, so it is left out here. Raises
+    `SourceError` where the family of such a base is not known."""
     found = {}
     for asker in askers:
         if not asker.prompted:
             continue
         folder = hub.snapshot(asker.ref, allow_patterns=_TEXTS)
         if not _has_template(folder):
-            family = replace(chat_template.family_of(folder), bos="")
-            source = chat_template.without_marks(chat_template.render_source(family, "assistant"))
-            found[asker.name] = ClientTemplate(source, {}, stops=chat_template.stops(folder, "assistant"))
+            family = replace(chat_templates.family_of(folder), bos="")
+            source = chat_templates.without_marks(chat_templates.render_source(family, "assistant"))
+            found[asker.name] = ClientTemplate(
+                source, {}, stops=chat_templates.stops(folder, "assistant")
+            )
     return found
 
 
@@ -88,12 +97,18 @@ def _has_template(folder: Path) -> bool:
 def served(
     hub: Hub, askers: Sequence[Asker], log: Path, progress: Progress, *, slots: int, tokens: int
 ) -> Iterator[list[Asker]]:
-    """`askers` with addresses and what is spoken there: those that are given, or as `serving` gives them."""
+    """`askers` with addresses and what is spoken there: those that are given, or as `serving` gives
+    them.
+    """
     own = _templates(hub, askers)
-    models = {asker.name: Model(asker.ref, asker.base, asker.deploy) for asker in askers if not asker.urls}
+    models = {
+        asker.name: Model(asker.ref, asker.base, asker.deploy) for asker in askers if not asker.urls
+    }
     with serving(hub, models, log, progress, slots=slots, tokens=tokens) as found:
         seated = [
-            asker if asker.urls else replace(asker, **{f.name: getattr(found[asker.name], f.name) for f in _REACHED})
+            asker
+            if asker.urls
+            else replace(asker, **{f.name: getattr(found[asker.name], f.name) for f in _REACHED})
             for asker in askers
         ]
         yield [replace(asker, template=own.get(asker.name) or asker.template) for asker in seated]

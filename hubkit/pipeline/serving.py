@@ -1,8 +1,9 @@
-"""Models that are served for as long as somebody asks them: by the embedded engine, or by an endpoint made for them.
+"""Models that are served for as long as somebody asks them: by the embedded engine, or by an
+endpoint made for them.
 
-Takes models at commits, or folders here; gives addresses and how to speak there. Adapters of one base share its engine,
-and its endpoint where the service can: its weights are loaded once, each adapter answers at its own address or name.
-"""
+Takes models at commits, or folders here; gives addresses and how to speak there. Adapters of one
+base share its engine, and its endpoint where the service can: its weights are loaded once, each
+adapter answers at its own address or name."""
 
 from __future__ import annotations
 
@@ -11,18 +12,19 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hubkit import endpoint
-from hubkit.endpoint import ClientTemplate
 from hubkit.hub import Hub, Ref, environment
 from hubkit.hub.places import cache
 from hubkit.pipeline import deployed
 from hubkit.progress import Progress
 from hubkit.recipe import Deploy
+from hubkit.serving import client
+from hubkit.serving.client import ClientTemplate
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What is served: a repo at a commit or a folder here, and the base that it is an adapter of (None: whole weights).
+    """What is served: a repo at a commit or a folder here, and the base that it is an adapter of
+    (None: whole weights).
 
     With `deploy`, an Inference Endpoint on these terms serves it, otherwise the embedded engine.
     """
@@ -34,7 +36,9 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """Where a model answers, and how it is spoken to there. With a `template`, its prompts are rendered here."""
+    """Where a model answers, and how it is spoken to there. With a `template`, its prompts are
+    rendered here.
+    """
 
     urls: tuple[str, ...]
     profile: str = "tgi"
@@ -47,11 +51,12 @@ class Reached:
 def serving(
     hub: Hub, models: Mapping[str, Model], log: Path, progress: Progress, *, slots: int, tokens: int
 ) -> Iterator[dict[str, Reached]]:
-    """Name → where it is reached, for the length of the block; sequences have at most `tokens` tokens.
+    """Name → where it is reached, for the length of the block; sequences have at most `tokens`
+    tokens.
 
-    Embedded engines have `slots` slots each and write their logs into the folder `log`. Endpoints are given back at the
-    end, however it ends. Raises `EngineError`, `EndpointError` and `HubError` for what does not come up.
-    """
+    Embedded engines have `slots` slots each and write their logs into the folder `log`. Endpoints
+    are given back at the end, however it ends. Raises `EngineError`, `EndpointError` and `HubError`
+    for what does not come up."""
     asked = deployed_of(models, tokens)
     embedded = {name: model for name, model in models.items() if name not in asked}
     spoken = deployed.spoken(hub, asked)
@@ -77,10 +82,16 @@ def deployed_of(models: Mapping[str, Model], tokens: int) -> dict[str, deployed.
 
 @contextmanager
 def engines(
-    models: Mapping[str, Model], log: Path, progress: Progress, *, slots: int, tokens: int, at_once: bool = False
+    models: Mapping[str, Model],
+    log: Path,
+    progress: Progress,
+    *,
+    slots: int,
+    tokens: int,
+    at_once: bool = False,
 ) -> Iterator[dict[str, str]]:
-    """Name → address on an embedded engine, one engine a base, of `slots` slots: for each of its models, if `at_once`
-    all of them are asked in full."""
+    """Name → address on an embedded engine, one engine a base, of `slots` slots: for each of its
+    models, if `at_once` all of them are asked in full."""
     by_base: dict[str, list[str]] = {}
     for name, model in models.items():
         by_base.setdefault(_said(model.base or model.at), []).append(name)
@@ -90,11 +101,13 @@ def engines(
             progress(0, None, f"starting the engine: {base}")
             adapters = {f"adapter{k}": name for k, name in enumerate(seated) if models[name].base}
             listen = [*adapters, *(["base"] if len(adapters) < len(seated) else [])]
-            engine = endpoint.start_engine(
+            engine = client.start_engine(
                 base,
                 {label: _said(models[name].at) for label, name in adapters.items()},
                 listen=listen,
-                env=environment() if any(isinstance(models[name].at, Ref) for name in seated) else {},
+                env=environment()
+                if any(isinstance(models[name].at, Ref) for name in seated)
+                else {},
                 cache_dir=cache("engine"),
                 log_path=log / f"engine-{number}.log",
                 context=tokens,

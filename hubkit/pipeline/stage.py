@@ -1,8 +1,9 @@
-"""What a stage is, and how one is run: look for its commit; else build a folder, commit it once, tag it if it wants.
+"""What a stage is, and how one is run: look for its commit; else build a folder, commit it once,
+tag it if it wants.
 
-A stage is killed at any instant and nothing is lost or done twice: it works in a folder named by its key, builds into
-``out.part``, renames that to ``out`` when whole, commits, and only then deletes the folder.
-"""
+A stage is killed at any instant and nothing is lost or done twice: it works in a folder named by
+its key, builds into ``out.part``, renames that to ``out`` when whole, commits, and only then
+deletes the folder."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from hubkit.hub import Hub, Ref
 from hubkit.hub.places import runs
 from hubkit.progress import Progress
 from hubkit.recipe import Recipe
-from hubkit.train import Launch
+from hubkit.training import Launch
 
 PROVENANCE = "provenance"
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -35,8 +36,8 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "huggingface_hub
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What every stage can see: the recipe, the Hub, the commits of the stages before it by stage name, and how
-    training is spread over processes."""
+    """What every stage can see: the recipe, the Hub, the commits of the stages before it by stage
+    name, and how training is spread over processes."""
 
     recipe: Recipe
     hub: Hub
@@ -56,7 +57,9 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a stage made: its commit, the commits it read (by role), how long it took, whether it was there."""
+    """What a stage made: its commit, the commits it read (by role), how long it took, whether it
+    was there.
+    """
 
     stage: str
     ref: Ref
@@ -81,7 +84,9 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Where a stage builds: `out` becomes the commit; `scratch` survives a kill (checkpoints, journals, logs)."""
+    """Where a stage builds: `out` becomes the commit; `scratch` survives a kill (checkpoints,
+    journals, logs).
+    """
 
     out: Path
     scratch: Path
@@ -96,12 +101,13 @@ def parquet(hub: Hub, ref: Ref, split: str) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage. `inputs` resolves what it reads, `build` writes `Work.out` and returns its report, `card` its card.
+    """One stage. `inputs` resolves what it reads, `build` writes `Work.out` and returns its report,
+    `card` its card.
 
-    `replace` are the repo paths that belong to this stage alone: those not built again are deleted by its commit.
-    `settle` removes what the stage kept for itself while it was built; it is called when the commit is there.
-    `needs` names the block without which a recipe does not have this stage.
-    """
+    `replace` are the repo paths that belong to this stage alone: those not built again are deleted
+    by its commit. `settle` removes what the stage kept for itself while it was built; it is called
+    when the commit is there. `needs` names the block without which a recipe does not have this
+    stage."""
 
     name: str
     repo: str
@@ -121,13 +127,17 @@ class Stage:
     def key(self, context: Context, inputs: dict[str, Ref]) -> str:
         """sha256 (hex) over the recipe's digest for this stage and the commits of its inputs."""
         read = {role: ref.to_dict() for role, ref in sorted(inputs.items())}
-        payload = json.dumps({"digest": context.recipe.digest(self.name), "inputs": read}, sort_keys=True)
+        payload = json.dumps(
+            {"digest": context.recipe.digest(self.name), "inputs": read}, sort_keys=True
+        )
         return hashlib.sha256(payload.encode()).hexdigest()
 
     def find(self, context: Context, inputs: dict[str, Ref]) -> Made | None:
         """This stage's commit for exactly these inputs, or None when it has not been made."""
         key = self.key(context, inputs)
-        ref = context.hub.find_commit(self.repo_id(context), self._mark(key), repo_type=self.repo_type)
+        ref = context.hub.find_commit(
+            self.repo_id(context), self._mark(key), repo_type=self.repo_type
+        )
         if ref is None:
             return None
         try:
@@ -140,7 +150,9 @@ class Stage:
         return Made(self.name, ref, inputs, record["seconds"], True, record["report"], tag)
 
     def run(self, context: Context, inputs: dict[str, Ref], progress: Progress) -> Made:
-        """Build and commit, or go on where a killed run stopped. Raises `StageError` when another process builds it."""
+        """Build and commit, or go on where a killed run stopped. Raises `StageError` when another
+        process builds it.
+        """
         key = self.key(context, inputs)
         folder = runs() / f"{context.recipe.name}-{self.name}-{key[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +160,9 @@ class Stage:
         try:
             lock.acquire()
         except Timeout:
-            raise StageError(f"another process is running stage {self.name!r} in {folder}; wait for it") from None
+            raise StageError(
+                f"another process is running stage {self.name!r} in {folder}; wait for it"
+            ) from None
         try:
             record = self._built(context, inputs, folder, key, progress)
             ref = self._commit(context, folder / "out", key)
@@ -164,7 +178,9 @@ class Stage:
     ) -> dict[str, Any]:
         out, part = folder / "out", folder / "out.part"
         record_path = out / PROVENANCE / f"{self.name}.json"
-        with suppress(OSError, ValueError):  # not there, or cut short by a machine that went down: built (again) then
+        with suppress(
+            OSError, ValueError
+        ):  # not there, or cut short by a machine that went down: built (again) then
             finished: dict[str, Any] = json.loads(record_path.read_text("utf-8"))
             return finished
         for stale in (part, out):
@@ -179,7 +195,9 @@ class Stage:
         if self.card is not None:
             (part / "README.md").write_text(self.card(context, inputs, record), "utf-8")
         (part / PROVENANCE).mkdir(exist_ok=True)
-        (part / PROVENANCE / record_path.name).write_text(json.dumps(record, indent=1, default=str), "utf-8")
+        (part / PROVENANCE / record_path.name).write_text(
+            json.dumps(record, indent=1, default=str), "utf-8"
+        )
         part.rename(out)
         return record
 
@@ -188,13 +206,17 @@ class Stage:
         if done := context.hub.find_commit(repo_id, self._mark(key), repo_type=self.repo_type):
             return done
         title = f"{self.name.capitalize()} of recipe {context.recipe.name} {self._mark(key)}"
-        return context.hub.commit(repo_id, out, title, repo_type=self.repo_type, replace=self.replace)
+        return context.hub.commit(
+            repo_id, out, title, repo_type=self.repo_type, replace=self.replace
+        )
 
     def _mark(self, key: str) -> str:
         return f"[{self.name}:{key[:12]}]"
 
     def _tag(self, context: Context, ref: Ref) -> str:
-        """The version tag (``v1``, ``v2``, …) of this commit, made when it has none; tags never move."""
+        """The version tag (``v1``, ``v2``, …) of this commit, made when it has none; tags never
+        move.
+        """
         tags = context.hub.tags(ref.repo_id, repo_type=ref.repo_type)
         versions = [int(name[1:]) for name in tags if name[:1] == "v" and name[1:].isdigit()]
         for name, sha in tags.items():
@@ -205,9 +227,16 @@ class Stage:
         return name
 
     def _provenance(
-        self, context: Context, inputs: dict[str, Ref], key: str, report: dict[str, Any], seconds: float
+        self,
+        context: Context,
+        inputs: dict[str, Ref],
+        key: str,
+        report: dict[str, Any],
+        seconds: float,
     ) -> dict[str, Any]:
-        """What the commit says of itself: recipe, inputs, seed, code, packages, time, and the stage's report."""
+        """What the commit says of itself: recipe, inputs, seed, code, packages, time, and the
+        stage's report.
+        """
         return {
             "stage": self.name,
             "key": key,

@@ -1,9 +1,9 @@
 """Preference pairs out of dialogues: the answer that was given against one that loses the context.
 
-Takes a recipe's `Preference` block, curated dialogues and the chat model's addresses; gives a preference dataset in
-TRL's conversational format (``prompt``, ``chosen``, ``rejected``) with the strategy of each row. Every reply is on disk
-before it counts, so a run that was killed asks for nothing twice.
-"""
+Takes a recipe's `Preference` block, curated dialogues and the chat model's addresses; gives a
+preference dataset in TRL's conversational format (``prompt``, ``chosen``, ``rejected``) with the
+strategy of each row. Every reply is on disk before it counts, so a run that was killed asks for
+nothing twice."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hubkit.endpoint import ClientTemplate, Endpoint, ask_all
+from hubkit.conversation import Message, fault
+from hubkit.data.filters.turns import to_sentence_end
+from hubkit.data.parquet import ShardWriter, opened
 from hubkit.errors import RecipeError, SourceError
-from hubkit.filters.turns import to_sentence_end
 from hubkit.preference.context import dependence
 from hubkit.preference.strategies import STRATEGIES
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Preference
-from hubkit.replies import Journal
-from hubkit.schema import Message, fault
-from hubkit.shards import ShardWriter, opened
+from hubkit.serving.client import ClientTemplate, Endpoint, ask_all
+from hubkit.serving.reply_journal import Journal
 
 __all__ = ["JUDGED", "STRATEGIES", "Choose", "PreferenceReport", "Question", "build", "dependence"]
 JUDGED = "judged"  # the kind of a question that a judge, not a sign, found to need its context
@@ -32,9 +32,10 @@ JUDGED = "judged"  # the kind of a question that a judge, not a sign, found to n
 
 @dataclass
 class PreferenceReport:
-    """What became of the questions. ``wanted == pairs + sum(dropped.values())``; `turns` counts human turns behind the
-    first, `dependent` those that need their context, by kind (where a judge looks at them, as many as were looked for);
-    `judging` says what it was asked. `cut_back` pairs hold a rejected answer that was cut back to whole sentences."""
+    """What became of the questions. ``wanted == pairs + sum(dropped.values())``; `turns` counts
+    human turns behind the first, `dependent` those that need their context, by kind (where a judge
+    looks at them, as many as were looked for); `judging` says what it was asked. `cut_back` pairs
+    hold a rejected answer that was cut back to whole sentences."""
 
     dialogues: int = 0
     turns: int = 0
@@ -58,7 +59,9 @@ class PreferenceReport:
 
 @dataclass(frozen=True)
 class Question:
-    """A human turn that needs its context: the dialogue's messages up to it, the answer that was given, its kind."""
+    """A human turn that needs its context: the dialogue's messages up to it, the answer that was
+    given, its kind.
+    """
 
     dialogue: str
     turn: int
@@ -69,7 +72,9 @@ class Question:
 
 
 Choose = Callable[[list[Question], int], tuple[list[Question], dict[str, Any]]]
-"""Questions in the order in which they are to be looked at, and how many are wanted → those, and what it took."""
+"""Questions in the order in which they are to be looked at, and how many are wanted → those, and
+what it took.
+"""
 
 
 @dataclass(frozen=True)
@@ -96,29 +101,41 @@ def build(
     provenance: dict[str, Any] | None = None,
     progress: Progress = silent,
 ) -> PreferenceReport:
-    """Make up to ``block.pairs`` preference pairs and write them to ``out``/data and ``out``/report.json.
+    """Make up to ``block.pairs`` preference pairs and write them to ``out``/data and
+    ``out``/report.json.
 
-    `chat_urls` serve the chat model that answers wrongly on order (with `token` as its key; with a `template`, prompts
-    are rendered here); `journal` is a folder that survives a kill. `choose`
-    finds the questions that need their context; without it, `dependence` does. A pair
-    whose rejected answer is empty, cut off, refused by the server or equal to the chosen one is dropped by reason.
+    `chat_urls` serve the chat model that answers wrongly on order (with `token` as its key; with a
+    `template`, prompts are rendered here); `journal` is a folder that survives a kill. `choose`
+    finds the questions that need their context; without it, `dependence` does. A pair whose
+    rejected answer is empty, cut off, refused by the server or equal to the chosen one is dropped
+    by reason.
 
-    Raises `SourceError` for unreadable dialogues or none with a question that needs its context, `RecipeError` for an
-    unknown strategy, `EndpointError` when the model cannot be asked at all.
+    Raises `SourceError` for unreadable dialogues or none with a question that needs its context,
+    `RecipeError` for an unknown strategy, `EndpointError` when the model cannot be asked at all.
     """
     unknown = [name for name in block.strategies if name not in STRATEGIES]
     if unknown:
-        raise RecipeError(f"preference.strategies: {unknown[0]!r} is none of {', '.join(STRATEGIES)}")
+        raise RecipeError(
+            f"preference.strategies: {unknown[0]!r} is none of {', '.join(STRATEGIES)}"
+        )
     started = time.monotonic()
     report = PreferenceReport(provenance=provenance or {})
-    questions, histories = _questions(dialogues, report, dependence if choose is None else lambda _: JUDGED)
+    questions, histories = _questions(
+        dialogues, report, dependence if choose is None else lambda _: JUDGED
+    )
     if choose is not None:
         random.Random(f"{seed}/chosen").shuffle(questions)
-        wanted = len(questions) if block.pairs is None else -(-block.pairs // max(len(block.strategies), 1))
+        wanted = (
+            len(questions)
+            if block.pairs is None
+            else -(-block.pairs // max(len(block.strategies), 1))
+        )
         questions, report.judging = choose(questions, wanted)
         report.dependent = {JUDGED: len(questions)}
     if not questions:
-        raise SourceError(f"none of {report.turns} follow-up turns needs its context; there is nothing to prefer")
+        raise SourceError(
+            f"none of {report.turns} follow-up turns needs its context; there is nothing to prefer"
+        )
     jobs = list(_jobs(block, questions, histories, seed))
     report.wanted = len(jobs)
     with Journal(journal, {"seed": seed, "provenance": provenance}) as replies:
@@ -134,7 +151,14 @@ def build(
             request_timeout_s=block.request_timeout_s,
             name="chat",
         )
-        _ask(endpoint, [job for job in jobs if job.key not in replies], replies, seed, block.in_flight, progress)
+        _ask(
+            endpoint,
+            [job for job in jobs if job.key not in replies],
+            replies,
+            seed,
+            block.in_flight,
+            progress,
+        )
         report.from_journal, report.asked = known, len(jobs) - known
         _write(block, jobs, replies, out, report)
     report.seconds = round(time.monotonic() - started, 3)
@@ -145,7 +169,9 @@ def build(
 def _questions(
     dialogues: Sequence[Path], report: PreferenceReport, kind_of: Callable[[str], str | None]
 ) -> tuple[list[Question], dict[str, list[Message]]]:
-    """Every question that `kind_of` has a kind for, and each dialogue's first exchange: a history that misleads."""
+    """Every question that `kind_of` has a kind for, and each dialogue's first exchange: a history
+    that misleads.
+    """
     questions: list[Question] = []
     histories: dict[str, list[Message]] = {}
     for row in _rows(dialogues):
@@ -162,7 +188,11 @@ def _questions(
             if kind := kind_of(text):
                 report.dependent[kind] = report.dependent.get(kind, 0) + 1
                 history = messages[: len(messages) - len(turns) + place]
-                questions.append(Question(row["id"], place // 2, kind, history, text, turns[place + 1]["content"]))
+                questions.append(
+                    Question(
+                        row["id"], place // 2, kind, history, text, turns[place + 1]["content"]
+                    )
+                )
     return questions, histories
 
 
@@ -174,13 +204,17 @@ def _rows(dialogues: Sequence[Path]) -> Iterator[dict[str, Any]]:
             for batch in opened(path).iter_batches(batch_size=256, columns=["id", "messages"]):
                 yield from batch.to_pylist()
         except (OSError, pa.ArrowInvalid, KeyError) as error:
-            raise SourceError(f"{path} does not read as dialogues in parquet ({type(error).__name__})") from None
+            raise SourceError(
+                f"{path} does not read as dialogues in parquet ({type(error).__name__})"
+            ) from None
 
 
 def _jobs(
     block: Preference, questions: list[Question], histories: dict[str, list[Message]], seed: int
 ) -> Iterator[Job]:
-    """Questions in an order drawn from `seed`, each with every strategy, until `pairs` are reached."""
+    """Questions in an order drawn from `seed`, each with every strategy, until `pairs` are
+    reached.
+    """
     chance = random.Random(seed)
     chance.shuffle(questions)
     ids = sorted(histories)
@@ -193,12 +227,23 @@ def _jobs(
             if not left:
                 return
             left -= 1
-            system: list[Message] = [{"role": "system", "content": block.chat.system}] if block.chat.system else []
+            system: list[Message] = (
+                [{"role": "system", "content": block.chat.system}] if block.chat.system else []
+            )
             messages = [*system, *STRATEGIES[strategy](question.text, histories[other])]
-            yield Job(f"{question.dialogue}/{question.turn}/{strategy}", question, strategy, messages)
+            yield Job(
+                f"{question.dialogue}/{question.turn}/{strategy}", question, strategy, messages
+            )
 
 
-def _ask(endpoint: Endpoint, jobs: list[Job], replies: Journal, seed: int, in_flight: int, progress: Progress) -> None:
+def _ask(
+    endpoint: Endpoint,
+    jobs: list[Job],
+    replies: Journal,
+    seed: int,
+    in_flight: int,
+    progress: Progress,
+) -> None:
     """Ask for every rejected answer that is not in the journal, `in_flight` at a time."""
     done = 0
 
@@ -218,7 +263,9 @@ def _ask(endpoint: Endpoint, jobs: list[Job], replies: Journal, seed: int, in_fl
     )
 
 
-def _write(block: Preference, jobs: list[Job], replies: Journal, out: Path, report: PreferenceReport) -> None:
+def _write(
+    block: Preference, jobs: list[Job], replies: Journal, out: Path, report: PreferenceReport
+) -> None:
     dropped: Counter[str] = Counter()
     kept: Counter[str] = Counter()
     with ShardWriter(out / "data", "train", _schema()) as shards:
@@ -272,4 +319,6 @@ def _schema() -> Any:
 def _write_report(report: PreferenceReport, out: Path) -> None:
     import json
 
-    (out / "report.json").write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    (out / "report.json").write_text(
+        json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8"
+    )

@@ -1,21 +1,25 @@
-"""Does a question need the conversation before it? A stated heuristic: pronouns, references and ellipses of English.
+"""Does a question need the conversation before it? A stated heuristic: pronouns, references and
+ellipses of English.
 
-Takes a human turn; gives the kind of dependence, or None. It reads surface signs only, so it errs both ways; a recipe
-may let a judge model look at what it finds.
-"""
+Takes a human turn; gives the kind of dependence, or None. It reads surface signs only, so it errs
+both ways; a recipe may let a judge model look at what it finds."""
 
 from __future__ import annotations
 
 import re
 
-# A pronoun early in a turn has its antecedent further back, unless the turn is long enough to hold it itself.
+# A pronoun early in a turn has its antecedent further back, unless the turn is long enough to hold
+# it itself.
 _EARLY_WORDS = 12
 _LONG_TURN_WORDS = 40
 _ELLIPSIS_WORDS = 7
 
-_PRONOUN = re.compile(r"\b(it|its|they|them|their|theirs|these|those|this|that|he|she|him|his|hers)\b", re.IGNORECASE)
+_PRONOUN = re.compile(
+    r"\b(it|its|they|them|their|theirs|these|those|this|that|he|she|him|his|hers)\b", re.IGNORECASE
+)
 _DUMMY = re.compile(
-    r"\b(is it (possible|true|better|worth)|it is|it's (possible|true)|that is to say)\b", re.IGNORECASE
+    r"\b(is it (possible|true|better|worth)|it is|it's (possible|true)|that is to say)\b",
+    re.IGNORECASE,
 )
 _REFERENCE = re.compile(
     r"\b(the (above|former|latter|previous|first|second|third|last|same|other) ?\w*|above|previous|again|instead|"
@@ -31,11 +35,11 @@ _ELLIPSIS = re.compile(
 
 
 def dependence(turn: str) -> str | None:
-    """``ellipsis``, ``pronoun`` or ``reference`` where `turn` seems to need what came before, else None.
+    """``ellipsis``, ``pronoun`` or ``reference`` where `turn` seems to need what came before, else
+    None.
 
-    >>> dependence("And with rye?"), dependence("Why does it rise?"), dependence("What is the capital of France?")
-    ('ellipsis', 'pronoun', None)
-    """
+    >>> dependence("And with rye?"), dependence("Why does it rise?"), dependence("What is the
+    capital of France?") ('ellipsis', 'pronoun', None)"""
     words = turn.split()
     if not words or len(words) > _LONG_TURN_WORDS:
         return None

@@ -1,14 +1,14 @@
-"""Three ways to get a context-dependent question wrong, after what is reported of arXiv 2310.07301, section 3.3.
+"""Three ways to get a context-dependent question wrong, after what is reported of arXiv 2310.07301,
+section 3.3.
 
-Takes a question and dialogues; gives the messages whose answer is the rejected one. The prompts' wording is ours: the
-paper's is not public.
-"""
+Takes a question and dialogues; gives the messages whose answer is the rejected one. The prompts'
+wording is ours: the paper's is not public."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hubkit.schema import Message
+from hubkit.conversation import Message
 
 GUESS = (
     "Answer the last question of a conversation that you have not seen. Where the question refers to something that "
@@ -28,7 +28,9 @@ def hallucination(question: str, other: Sequence[Message]) -> list[Message]:
 
 
 def misunderstanding(question: str, other: Sequence[Message]) -> list[Message]:
-    """Context misunderstanding: the question behind `other`, the history of a conversation it does not belong to."""
+    """Context misunderstanding: the question behind `other`, the history of a conversation it does
+    not belong to.
+    """
     return [*other, {"role": "user", "content": question}]
 
 

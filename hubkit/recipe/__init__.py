@@ -1,10 +1,10 @@
-"""A recipe is a YAML file, checked: what to train, roll out, judge and publish, with every number a paper gave.
+"""A recipe is a YAML file, checked: what to train, roll out, judge and publish, with every number a
+paper gave.
 
-Takes a recipe's name or path, profiles and ``key=value`` overrides; gives a frozen `Recipe`. A profile is YAML of the
-same shape, laid over the recipe key by key (mappings merge, everything else replaces). Unknown keys are errors that
-name the nearest known one. Each stage's digest covers only what that stage reads, so changing one value runs exactly
-the stages behind it again.
-"""
+Takes a recipe's name or path, profiles and ``key=value`` overrides; gives a frozen `Recipe`. A
+profile is YAML of the same shape, laid over the recipe key by key (mappings merge, everything else
+replaces). Unknown keys are errors that name the nearest known one. Each stage's digest covers only
+what that stage reads, so changing one value runs exactly the stages behind it again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ from pydantic import BaseModel, ValidationError
 from hubkit.errors import RecipeError
 from hubkit.recipe.block import block_of
 from hubkit.recipe.data import Corpus, Curate, Filter, Intents, Measure
-from hubkit.recipe.dialogue import DEPLOY, EMBEDDED, Baseline, Deploy, Rollout, Sampling, SeatConfig, Turns
+from hubkit.recipe.dialogue import (
+    DEPLOY,
+    EMBEDDED,
+    Baseline,
+    Deploy,
+    Rollout,
+    Sampling,
+    SeatConfig,
+    Turns,
+)
 from hubkit.recipe.judgement import Evals, Judging, Published, Scorecard
 from hubkit.recipe.preference import Preference
 from hubkit.recipe.source import Source
@@ -68,7 +77,9 @@ STAGES = ("corpus", "asker", "rollout", "curate", "chat", "prefer", "align", "ev
 
 
 def available() -> dict[str, list[str]]:
-    """Names of the recipes and of the profiles that ship: ``{"recipes": [...], "profiles": [...]}``."""
+    """Names of the recipes and of the profiles that ship: ``{"recipes": [...], "profiles":
+    [...]}``.
+    """
     found: dict[str, list[str]] = {"recipes": [], "profiles": []}
     for entry in sorted(RECIPES.iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".yaml"):
@@ -78,12 +89,13 @@ def available() -> dict[str, list[str]]:
 
 
 def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = ()) -> Recipe:
-    """Read recipe `name` (a shipped name or a path), lay `profiles` over it, then ``dotted.key=value`` overrides.
+    """Read recipe `name` (a shipped name or a path), lay `profiles` over it, then
+    ``dotted.key=value`` overrides.
 
-    An end mark that the asker is trained on also ends dialogues, unless the rollout names another. What a preference
-    block makes is named after the dialogues and the chat model, unless the recipe names it.
-    Raises `RecipeError` when a file is missing or not YAML, or a key or value is not what a recipe may hold.
-    """
+    An end mark that the asker is trained on also ends dialogues, unless the rollout names another.
+    What a preference block makes is named after the dialogues and the chat model, unless the recipe
+    names it. Raises `RecipeError` when a file is missing or not YAML, or a key or value is not what
+    a recipe may hold."""
     data = _read(name)
     profile_names = list(profiles)
     for profile in profile_names:
@@ -98,7 +110,9 @@ def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = 
     except ValidationError as error:
         raise RecipeError(_explain(name, error)) from None
     except ValueError as error:  # half a character, spelt as an escape
-        raise RecipeError(f"recipe {name!r} holds a value that no file can: {' '.join(str(error).split())}") from None
+        raise RecipeError(
+            f"recipe {name!r} holds a value that no file can: {' '.join(str(error).split())}"
+        ) from None
     if recipe.asker.end_mark and recipe.rollout.end_mark is None:
         rollout = recipe.rollout.model_copy(update={"end_mark": recipe.asker.end_mark})
         recipe = recipe.model_copy(update={"rollout": rollout})
@@ -108,13 +122,19 @@ def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = 
 def _with_names(recipe: Recipe) -> Recipe:
     repos, names = recipe.repos, recipe.names
     preference, aligned = f"{repos.dialogues}-preference", f"{repos.chat}-aligned"
-    repos = repos.model_copy(update={"preference": repos.preference or preference, "aligned": repos.aligned or aligned})
-    names = names.model_copy(update={"aligned": names.aligned or f"{names.chat}, preference-optimised"})
+    repos = repos.model_copy(
+        update={"preference": repos.preference or preference, "aligned": repos.aligned or aligned}
+    )
+    names = names.model_copy(
+        update={"aligned": names.aligned or f"{names.chat}, preference-optimised"}
+    )
     return recipe.model_copy(update={"repos": repos, "names": names})
 
 
 def judging(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Judging:
-    """A `Judging` block from plain data, with ``dotted.key=value`` overrides. Raises `RecipeError`."""
+    """A `Judging` block from plain data, with ``dotted.key=value`` overrides. Raises
+    `RecipeError`.
+    """
     data = dict(values)
     for override in overrides:
         data = _merge(data, _parse_override(override))
@@ -136,7 +156,11 @@ def _read(name: str) -> dict[str, Any]:
         hint = difflib.get_close_matches(name, names, n=1)
         raise RecipeError(
             f"no recipe or profile {name!r}; shipped are {', '.join(names)}"
-            + (f". Did you mean {hint[0]!r}?" if hint else ". Give one of them, or a path ending in .yaml.")
+            + (
+                f". Did you mean {hint[0]!r}?"
+                if hint
+                else ". Give one of them, or a path ending in .yaml."
+            )
         ) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
@@ -151,14 +175,18 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(below)
     for key, value in above.items():
         under = merged.get(key)
-        merged[key] = _merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+        merged[key] = (
+            _merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+        )
     return merged
 
 
 def _parse_override(text: str) -> dict[str, Any]:
     key, equals, raw = text.partition("=")
     if not equals or not key.strip():
-        raise RecipeError(f"override {text!r} must look like dotted.key=value, for example rollout.dialogues=100")
+        raise RecipeError(
+            f"override {text!r} must look like dotted.key=value, for example rollout.dialogues=100"
+        )
     try:
         value: Any = yaml.safe_load(raw)
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -184,14 +212,20 @@ def _explain(name: str, error: ValidationError, root: type[BaseModel] = Recipe) 
         elif issue["type"] == "missing":
             lines.append(f"{where} is missing")
         else:
-            lines.append(f"{where}: {issue['msg'][:1].lower()}{issue['msg'][1:]} (got {issue['input']!r})")
+            lines.append(
+                f"{where}: {issue['msg'][:1].lower()}{issue['msg'][1:]} (got {issue['input']!r})"
+            )
     return f"recipe {name!r}: " + "; ".join(lines)
 
 
 def _block_at(loc: tuple[Any, ...], root: type[BaseModel]) -> type[BaseModel]:
-    """The block of `root` that a validation location points into; positions and names of entries are passed over."""
+    """The block of `root` that a validation location points into; positions and names of entries
+    are passed over.
+    """
     block = root
     for part in loc:
-        if field := block.model_fields.get(str(part)):  # else a position in a list, or a name in a mapping of blocks
+        if field := block.model_fields.get(
+            str(part)
+        ):  # else a position in a list, or a name in a mapping of blocks
             block = block_of(field.annotation) or block
     return block

@@ -23,7 +23,9 @@ class Block(BaseModel):
 
 
 def block_of(annotation: Any) -> type[BaseModel] | None:
-    """The block that a key of type `annotation` holds, alone, in a list or in a mapping; None for plain values."""
+    """The block that a key of type `annotation` holds, alone, in a list or in a mapping; None for
+    plain values.
+    """
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):

@@ -15,14 +15,15 @@ class Filter(Block):
     """One filter of a chain."""
 
     name: str
-    """One of the filters that `hubkit.filters` knows."""
+    """One of the filters that `hubkit.data.filters` knows."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Its arguments."""
 
 
 class Intents(Block):
-    """The column ``intent``: a line that says what a conversation's human wants, as the sources have it or as a judge
-    model words it. A row without one stays in the dataset, is counted, and is no row to train such an asker on."""
+    """The column ``intent``: a line that says what a conversation's human wants, as the sources
+    have it or as a judge model words it. A row without one stays in the dataset, is counted, and is
+    no row to train such an asker on."""
 
     column: str | None = None
     """The sources' own column of that meaning."""
@@ -43,15 +44,19 @@ class Corpus(Block):
 
     sources: list[Source]
     """Where the conversations come from, read in this order."""
-    questions: Annotated[dict[str, Source], BeforeValidator(lambda given: given or {})] = Field(default_factory=dict)
-    """Files of benchmark questions, one file a source, for the filter ``decontaminate``, here and in curation; null:
-    none."""
+    questions: Annotated[dict[str, Source], BeforeValidator(lambda given: given or {})] = Field(
+        default_factory=dict
+    )
+    """Files of benchmark questions, one file a source, for the filter ``decontaminate``, here and
+    in curation; null: none."""
     join_parts: bool = False
     """Put the parts that pre-split ShareGPT exports hold together again."""
     filters: list[Filter] = Field(default_factory=list)
     """The cleaning chain, in order."""
     intents: Intents | None = None
-    """What each conversation's human wants, for an asker with ``intent_column: intent``; null: not said."""
+    """What each conversation's human wants, for an asker with ``intent_column: intent``; null: not
+    said.
+    """
     openings: Annotated[int, Field(ge=1)] = 1000
     """Conversations set aside to open dialogues."""
     test: Annotated[int, Field(ge=1)] = 500
@@ -59,8 +64,8 @@ class Corpus(Block):
     limit: int | None = None
     """At most this many rows are read."""
     on: Literal["here", "ray"] = "here"
-    """Whether filters run on this machine, or as tasks of a Ray cluster (``hubkit[ray]``); what they keep is the
-    same."""
+    """Whether filters run on this machine, or as tasks of a Ray cluster (``hubkit[ray]``); what
+    they keep is the same."""
 
 
 class Measure(Block):
@@ -69,7 +74,9 @@ class Measure(Block):
     sample: Annotated[int, Field(ge=1)] = 1000
     """At most so many dialogues of each dataset."""
     topics: bool = True
-    """Also embed turns, with an encoder of 84 MB; where that cannot be had, the card says that topics are missing."""
+    """Also embed turns, with an encoder of 84 MB; where that cannot be had, the card says that
+    topics are missing.
+    """
 
 
 class Curate(Block):
@@ -80,4 +87,6 @@ class Curate(Block):
     measure: Measure | None = Measure()
     """How the dialogues are measured; null: not."""
     on: Literal["here", "ray"] = "here"
-    """Whether filters run on this machine, or as tasks of a Ray cluster; what they keep is the same."""
+    """Whether filters run on this machine, or as tasks of a Ray cluster; what they keep is the
+    same.
+    """

@@ -33,7 +33,9 @@ class Sampling(Block):
 
 
 class Deploy(Block):
-    """An Inference Endpoint for a seat whose endpoint is ``deploy``: made when needed, given back afterwards."""
+    """An Inference Endpoint for a seat whose endpoint is ``deploy``: made when needed, given back
+    afterwards.
+    """
 
     engine: Literal["tgi", "vllm", "sglang", "llamacpp"] = "tgi"
     """What serves the model there."""
@@ -80,10 +82,16 @@ class SeatConfig(Block):
     @model_validator(mode="after")
     def _addresses(self) -> SeatConfig:
         if DEPLOY in self.endpoints and len(self.endpoints) > 1:
-            raise ValueError(f"{DEPLOY!r} stands alone: hubkit makes that endpoint, its replicas are deploy.replicas")
+            raise ValueError(
+                f"{DEPLOY!r} stands alone: hubkit makes that endpoint, its replicas are deploy.replicas"
+            )
         for address in self.endpoints:
-            if address not in (EMBEDDED, DEPLOY) and not address.startswith(("http://", "https://")):
-                raise ValueError(f"{address!r} is no http(s) URL (http://127.0.0.1:8080), nor embedded or deploy")
+            if address not in (EMBEDDED, DEPLOY) and not address.startswith(
+                ("http://", "https://")
+            ):
+                raise ValueError(
+                    f"{address!r} is no http(s) URL (http://127.0.0.1:8080), nor embedded or deploy"
+                )
         return self
 
 
@@ -99,8 +107,8 @@ class Turns(Block):
 
 
 class Baseline(Block):
-    """What the asker's dialogues are measured beside: the chat model plays the user, in its own seat, over the same
-    openings, with the asker's sampling and the rollout's turns and checks."""
+    """What the asker's dialogues are measured beside: the chat model plays the user, in its own
+    seat, over the same openings, with the asker's sampling and the rollout's turns and checks."""
 
     dialogues: Annotated[int, Field(ge=1)]
     """How many."""
@@ -112,8 +120,9 @@ class Rollout(Block):
     """Two endpoints in conversation."""
 
     mode: Literal["seeded", "seeded_qa", "free", "intent"] = "seeded"
-    """``seeded`` opens with a held-out first turn, ``seeded_qa`` with a question and its answer where the opening has
-    one, ``free`` with nothing but the asker's system message, ``intent`` with that and one of `intents`."""
+    """``seeded`` opens with a held-out first turn, ``seeded_qa`` with a question and its answer
+    where the opening has one, ``free`` with nothing but the asker's system message, ``intent`` with
+    that and one of `intents`."""
     intents: list[str] = Field(default_factory=list)
     """What askers may want, one drawn per dialogue."""
     personas: list[str] = Field(default_factory=list)
@@ -121,7 +130,9 @@ class Rollout(Block):
     end_mark: str | None = None
     """Text with which the asker was trained to end."""
     context_full: Literal["trim", "end"] = "trim"
-    """Whether a dialogue that outgrows a window loses its oldest exchanges from what is sent, or ends."""
+    """Whether a dialogue that outgrows a window loses its oldest exchanges from what is sent, or
+    ends.
+    """
     dialogues: Annotated[int, Field(ge=1)]
     """How many."""
     openings: list[Source] = Field(default_factory=list)
@@ -155,8 +166,8 @@ class Rollout(Block):
     patience_s: Annotated[float, Field(gt=0)] = 900.0
     """How long to wait while none of a seat's addresses answers."""
     fsync: Literal["turn", "interval"] = "turn"
-    """``turn`` syncs the journal to disk before a dialogue goes on (many turns share one sync), ``interval`` writes it
-    before and syncs once a second."""
+    """``turn`` syncs the journal to disk before a dialogue goes on (many turns share one sync),
+    ``interval`` writes it before and syncs once a second."""
     baseline: Baseline | None = None
     """Some of the openings, also rolled out with nobody trained in the asker's seat."""
     budget_usd: float | None = None

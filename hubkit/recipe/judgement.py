@@ -11,7 +11,9 @@ from hubkit.recipe.dialogue import Sampling, SeatConfig
 
 
 class Scorecard(Block):
-    """How like people an asker plays: its next turns at real held-out contexts, beside what people said there."""
+    """How like people an asker plays: its next turns at real held-out contexts, beside what people
+    said there.
+    """
 
     contexts: Annotated[int, Field(ge=2)] = 400
     """Conversations, each stopped once before a human turn."""
@@ -22,7 +24,9 @@ class Scorecard(Block):
     sampling: Sampling = Sampling()
     """How turns are sampled."""
     base_endpoints: list[str] = Field(default_factory=lambda: ["embedded"])
-    """Addresses of the base that is only asked to play the user; the asker is served as in the rollout."""
+    """Addresses of the base that is only asked to play the user; the asker is served as in the
+    rollout.
+    """
     in_flight: Annotated[int, Field(ge=1)] = 16
     """Most requests at once."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 300.0
@@ -32,7 +36,9 @@ class Scorecard(Block):
 
 
 class Published(Block):
-    """A table as a paper published it, shown beside results of the same benchmarks, never computed with."""
+    """A table as a paper published it, shown beside results of the same benchmarks, never computed
+    with.
+    """
 
     title: str
     """What the table shows."""
@@ -62,8 +68,8 @@ class Evals(Block):
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Share of them that the interval covers."""
     prompted_base: bool = True
-    """Also compare an asker with its base that is only told, by its system message, to play the user, and keeps its own
-    seat."""
+    """Also compare an asker with its base that is only told, by its system message, to play the
+    user, and keeps its own seat."""
     scorecard: Scorecard | None = None
     """How like people the asker plays; null: not measured."""
     published: list[Published] = Field(default_factory=list)

@@ -1,4 +1,6 @@
-"""The block about preferences: what a chat model gets wrong on purpose, and the training that follows."""
+"""The block about preferences: what a chat model gets wrong on purpose, and the training that
+follows.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,28 @@ from hubkit.recipe.training import Expected
 
 
 class Preference(Block):
-    """Pairs of a dialogue's own answer and one that loses the context, and the DPO run over them."""
+    """Pairs of a dialogue's own answer and one that loses the context, and the DPO run over
+    them.
+    """
 
-    strategies: list[str] = Field(default_factory=lambda: ["neglect", "hallucination", "misunderstanding"])
+    strategies: list[str] = Field(
+        default_factory=lambda: ["neglect", "hallucination", "misunderstanding"]
+    )
     """One rejected answer each per question."""
     pairs: Annotated[int, Field(ge=1)] | None = None
     """At most this many pairs."""
     judging: Judging | None = None
-    """A model that says which questions need their context; null: the heuristic of `hubkit.preference.context`."""
+    """A model that says which questions need their context; null: the heuristic of
+    `hubkit.preference.context`.
+    """
     chat: SeatConfig
-    """Who writes the rejected answers; its `repo` is ``chat``, what this recipe trained, or a repo."""
+    """Who writes the rejected answers; its `repo` is ``chat``, what this recipe trained, or a
+    repo.
+    """
     cut_off: Literal["drop", "whole_sentences"] = "drop"
-    """An answer that ran into its token limit is dropped, or cut back to its last whole sentence."""
+    """An answer that ran into its token limit is dropped, or cut back to its last whole
+    sentence.
+    """
     in_flight: Annotated[int, Field(ge=1)] = 64
     """Most requests at once."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 300.0
@@ -34,8 +46,8 @@ class Preference(Block):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 15.0
     """The longest time that a kill can cost."""
     lora: dict[str, Any] | None = None
-    """For chat models that are whole; one that is an adapter goes on being trained as one, with itself as the
-    reference."""
+    """For chat models that are whole; one that is an adapter goes on being trained as one, with
+    itself as the reference."""
     merge_adapter: bool = False
     """Push the merged weights instead of the adapter."""
     dpo: dict[str, Any] = Field(default_factory=dict)

@@ -10,7 +10,9 @@ from hubkit.recipe.block import Block
 
 
 class Expected(Block):
-    """What a training run is planned by while its data, or the machine that it is meant for, is not there."""
+    """What a training run is planned by while its data, or the machine that it is meant for, is not
+    there.
+    """
 
     conversations: Annotated[int, Field(ge=1)]
     """How many, as a source reports them."""
@@ -40,8 +42,8 @@ class Training(Block):
     end_mark: str | None = None
     """Text that the seat learns to say when a conversation is over."""
     intent_column: str | None = None
-    """Column that says what this conversation's human wants: it goes into the system message, in place of ``{intent}``
-    or behind it."""
+    """Column that says what this conversation's human wants: it goes into the system message, in
+    place of ``{intent}`` or behind it."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of rows kept for evaluation during training."""
     early_stopping: Annotated[int, Field(ge=1)] | None = None

@@ -17,7 +17,10 @@ from hubkit.recipe.training import Training
 
 PREFERENCE_STAGES = ("prefer", "align")
 _NOT_READ = {"expected", "published"}  # only shown or planned with
-_SAME_ANYWHERE = {"corpus", "curate"}  # stages that make the same wherever they run, by their ``on``
+_SAME_ANYWHERE = {
+    "corpus",
+    "curate",
+}  # stages that make the same wherever they run, by their ``on``
 # Of a preference block, what ``align`` reads.
 _OPTIMISING = {"max_drop_share", "checkpoint_minutes", "lora", "merge_adapter", "dpo"}
 
@@ -126,20 +129,29 @@ class Recipe(Block):
         return [self.name, *([f"arxiv:{self.paper.arxiv}"] if self.paper else [])]
 
     def read_by(self, stage: str, *, mode: Literal["json", "python"] = "python") -> dict[str, Any]:
-        """The block that `stage` reads, as plain data; ``prefer`` and ``align`` each read their part of one.
+        """The block that `stage` reads, as plain data; ``prefer`` and ``align`` each read their
+        part of one.
 
-        What changes nothing of what is made is left out. Raises `ValueError` for a stage that the recipe does not have.
-        """
+        What changes nothing of what is made is left out. Raises `ValueError` for a stage that the
+        recipe does not have."""
         if stage not in PREFERENCE_STAGES:
             block: BaseModel = getattr(self, stage)
-            return block.model_dump(mode=mode, exclude=_NOT_READ | ({"on"} if stage in _SAME_ANYWHERE else set()))
+            return block.model_dump(
+                mode=mode, exclude=_NOT_READ | ({"on"} if stage in _SAME_ANYWHERE else set())
+            )
         if self.preference is None:
             raise ValueError(f"a recipe without a preference block has no stage {stage!r}")
-        optimising = {"exclude": {*_OPTIMISING, "expected"}} if stage == "prefer" else {"include": _OPTIMISING}
+        optimising = (
+            {"exclude": {*_OPTIMISING, "expected"}}
+            if stage == "prefer"
+            else {"include": _OPTIMISING}
+        )
         return self.preference.model_dump(mode=mode, **optimising)  # type: ignore[arg-type]
 
     def digest(self, stage: str) -> str:
-        """sha256 (hex) over what `stage` reads of this recipe: its own block, the seed and the repo names."""
+        """sha256 (hex) over what `stage` reads of this recipe: its own block, the seed and the repo
+        names.
+        """
         optional = {"preference", "aligned"} if stage not in PREFERENCE_STAGES else set()
         payload = {
             "stage": stage,

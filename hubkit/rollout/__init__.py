@@ -1,9 +1,10 @@
-"""Rollout: an asker and a chat model in conversation, over any two endpoints, thousands at once, none lost.
+"""Rollout: an asker and a chat model in conversation, over any two endpoints, thousands at once,
+none lost.
 
-Takes the recipe's rollout block, openings and the two seats' addresses; gives parquet shards of dialogues, each with
-everything that says where it came from, and a report. Every acknowledged turn is on disk before its dialogue goes on,
-so a run may be stopped, killed, or moved: the same call goes on where it was and asks for nothing twice.
-"""
+Takes the recipe's rollout block, openings and the two seats' addresses; gives parquet shards of
+dialogues, each with everything that says where it came from, and a report. Every acknowledged turn
+is on disk before its dialogue goes on, so a run may be stopped, killed, or moved: the same call
+goes on where it was and asks for nothing twice."""
 
 from __future__ import annotations
 
@@ -12,19 +13,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hubkit.endpoint import ClientTemplate
+from hubkit.conversation import Conversation
 from hubkit.errors import StageError
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Rollout
-from hubkit.rollout import cluster, shards
-from hubkit.rollout.delivery import report
+from hubkit.rollout import ray_driver, shards
 from hubkit.rollout.driver import OnShard
+from hubkit.rollout.outputs import report
 from hubkit.rollout.plan import check, run_digest
 from hubkit.rollout.preflight import Estimate, extrapolate
 from hubkit.rollout.report import RolloutReport, Status
 from hubkit.rollout.session import Seats, Watch, drive
 from hubkit.rollout.state import PARTS, load, locked
-from hubkit.schema import Conversation
+from hubkit.serving.client import ClientTemplate
 
 __all__ = ["Estimate", "RolloutReport", "Status", "estimate", "locked", "run", "run_digest"]
 
@@ -46,26 +47,29 @@ def run(
     asker_template: ClientTemplate | None = None,
     chat_template: ClientTemplate | None = None,
 ) -> RolloutReport:
-    """Roll out `block.dialogues` dialogues; write ``out/data/raw-*.parquet`` and ``out/report.json``.
+    """Roll out `block.dialogues` dialogues; write ``out/data/raw-*.parquet`` and
+    ``out/report.json``.
 
-    `openings` are read once, in order, as they are needed; give the same ones in the same order to go on with a run.
-    `journal` is the run's folder: keep it until the run is done. `provenance` (``asker`` and ``chat``, each with
-    repo_id, revision, template hash) stands in every row and tells this run from others. `on_shard` is called in a
-    thread with each finished shard's path (for a Hub commit); with a lost machine's shards as `earlier_shards`, a
-    fresh `journal` goes on from those alone: what it had spent counts, and dialogues that a cap had ended go on. What
+    `openings` are read once, in order, as they are needed; give the same ones in the same order to
+    go on with a run. `journal` is the run's folder: keep it until the run is done. `provenance`
+    (``asker`` and ``chat``, each with repo_id, revision, template hash) stands in every row and
+    tells this run from others. `on_shard` is called in a thread with each finished shard's path
+    (for a Hub commit); with a lost machine's shards as `earlier_shards`, a fresh `journal` goes on
+    from those alone: what it had spent counts, and dialogues that a cap had ended go on. What
     `on_status` raises ends the run. With a template, that seat is asked through ``/generate``.
 
-    With ``block.on`` "ray" it is the Ray cluster that RAY_ADDRESS names, or that runs here, or one begun for this run,
-    that drives; hubkit must be installed on every node, and the keys that the seats' `token_env` names be set there.
+    With ``block.on`` "ray" it is the Ray cluster that RAY_ADDRESS names, or that runs here, or one
+    begun for this run, that drives; hubkit must be installed on every node, and the keys that the
+    seats' `token_env` names be set there.
 
-    A run goes on under other caps and another number of dialogues. Where the caps end it, dialogues that have an answer
-    are rows with the cap's name as their end, and stay open in the journal.
+    A run goes on under other caps and another number of dialogues. Where the caps end it, dialogues
+    that have an answer are rows with the cap's name as their end, and stay open in the journal.
 
-    Raises `RecipeError` for a block that cannot run, `RunLockedError` when another process drives this run,
-    `MisconfiguredEndpointError` / `EndpointUnreachableError` when a seat cannot be asked, `RunInterruptedError` after
-    Ctrl-C or SIGTERM (once: answers on their way are taken; twice: they are not), `DiskFullError`; on a cluster,
-    `MissingDependencyError` without Ray. After any of them the same call goes on.
-    """
+    Raises `RecipeError` for a block that cannot run, `RunLockedError` when another process drives
+    this run, `MisconfiguredEndpointError` / `EndpointUnreachableError` when a seat cannot be asked,
+    `RunInterruptedError` after Ctrl-C or SIGTERM (once: answers on their way are taken; twice: they
+    are not), `DiskFullError`; on a cluster, `MissingDependencyError` without Ray. After any of them
+    the same call goes on."""
     check(block)
     digest = run_digest(block, seed, provenance)
     seats = Seats(asker_urls, chat_urls, asker_template, chat_template)
@@ -77,20 +81,27 @@ def run(
             )
         state = load(journal, digest, earlier_shards)
         rows = shards.Rows(block, seed=seed, digest=digest, provenance=provenance)
-        driven = cluster.drive if block.on == "ray" else drive
+        driven = ray_driver.drive if block.on == "ray" else drive
         watch = Watch(progress, on_status, on_shard)
-        return report(block, state, rows, out, driven(block, openings, state, rows, journal, seats, watch))
+        return report(
+            block, state, rows, out, driven(block, openings, state, rows, journal, seats, watch)
+        )
 
 
 def estimate(
-    block: Rollout, openings: Iterable[Conversation], *, journal: Path, dialogues: int = 8, **options: Any
+    block: Rollout,
+    openings: Iterable[Conversation],
+    *,
+    journal: Path,
+    dialogues: int = 8,
+    **options: Any,
 ) -> Estimate:
-    """What the run will take and cost, from its first `dialogues` dialogues, really driven; raises what `run` raises.
+    """What the run will take and cost, from its first `dialogues` dialogues, really driven; raises
+    what `run` raises.
 
-    `options` are those of `run` (addresses, seed, provenance, templates). The sample is kept in `journal`: the run
-    starts from it. Ends of a recipe other than its target turns (end mark, full context) are not foreseen, so a run may
-    come out smaller.
-    """
+    `options` are those of `run` (addresses, seed, provenance, templates). The sample is kept in
+    `journal`: the run starts from it. Ends of a recipe other than its target turns (end mark, full
+    context) are not foreseen, so a run may come out smaller."""
     sample = block.model_copy(update={"dialogues": min(dialogues, block.dialogues), "on": "here"})
     with tempfile.TemporaryDirectory() as scratch:
         report = run(sample, openings, Path(scratch), journal=journal, **options)

@@ -1,9 +1,9 @@
 """One dialogue under way: what each seat sees, what a turn must be, when it ends. No I/O.
 
-The chat model sees the conversation as it is, the asker sees it from the other seat (`swap_roles`); both open with
-their seat's system message where it has one, and neither request ever ends with an assistant message. What outgrows a
-seat's window loses its oldest exchanges, never the system message and never the partner's last turn.
-"""
+The chat model sees the conversation as it is, the asker sees it from the other seat (`swap_roles`);
+both open with their seat's system message where it has one, and neither request ever ends with an
+assistant message. What outgrows a seat's window loses its oldest exchanges, never the system
+message and never the partner's last turn."""
 
 from __future__ import annotations
 
@@ -11,29 +11,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hubkit.conversation import Message, Seat, blank, filled_in, swap_roles
 from hubkit.recipe import Rollout, SeatConfig
 from hubkit.rollout.plan import Plan
-from hubkit.schema import Message, Seat, blank, filled_in, swap_roles
 
-# What a turn must not contain: the marks with which chat templates open turns, and, at the start of a line, the label
-# of the dialogue's other speaker. A model that writes them has slipped out of its seat.
-_MARKS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "[INST]", "<|user|>", "<|assistant|>")
+# What a turn must not contain: the marks with which chat templates open turns, and, at the start of
+# a line, the label of the dialogue's other speaker. A model that writes them has slipped out of its
+# seat.
+_MARKS = (
+    "<|im_start|>",
+    "<|start_header_id|>",
+    "<start_of_turn>",
+    "[INST]",
+    "<|user|>",
+    "<|assistant|>",
+)
 _LABELS = {
     "user": ("Assistant:", "AI:", "### Assistant", "### Response"),
     "assistant": ("User:", "Human:", "### User", "### Human"),
 }
 _TOKENS_PER_MESSAGE = 6  # headers of a turn, at most, in the usual templates
 _ROOM_AFTER_TRIM = 0.75
-_CHARS_PER_TOKEN = 3.0  # until a server has counted; low, so that the estimate is rather too long than too short
+_CHARS_PER_TOKEN = (
+    3.0  # until a server has counted; low, so that the estimate is rather too long than too short
+)
 
 Turn = dict[str, Any]
-"""A generated turn as the journal keeps it: t (position), seat, content, finish, in, out, cached, seed, tries, url, at,
-cut (messages left out of its prompt); closing is true for an asker's last words, which nobody answers."""
+"""A generated turn as the journal keeps it: t (position), seat, content, finish, in, out, cached,
+seed, tries, url, at, cut (messages left out of its prompt); closing is true for an asker's last
+words, which nobody answers."""
 
 
 @dataclass(slots=True)
 class Dialogue:
-    """A dialogue's plan, its generated turns so far, the failed attempts at the turn to come, and its end."""
+    """A dialogue's plan, its generated turns so far, the failed attempts at the turn to come, and
+    its end.
+    """
 
     plan: Plan
     turns: list[Turn] = field(default_factory=list)
@@ -44,21 +57,33 @@ class Dialogue:
 
     @property
     def messages(self) -> list[Message]:
-        """The conversation so far, opening included, unswapped; an asker's closing words are not part of it."""
+        """The conversation so far, opening included, unswapped; an asker's closing words are not
+        part of it.
+        """
         said: list[Message] = list(self.plan.messages)
-        said += [{"role": turn["seat"], "content": turn["content"]} for turn in self.turns if not turn.get("closing")]
+        said += [
+            {"role": turn["seat"], "content": turn["content"]}
+            for turn in self.turns
+            if not turn.get("closing")
+        ]
         return said
 
     @property
     def human_turns(self) -> int:
         """``user`` messages so far."""
         opening = sum(m["role"] == "user" for m in self.plan.messages)
-        return opening + sum(1 for turn in self.turns if turn["seat"] == "user" and not turn.get("closing"))
+        return opening + sum(
+            1 for turn in self.turns if turn["seat"] == "user" and not turn.get("closing")
+        )
 
     @property
     def seat(self) -> Seat:
         """Whose turn it is."""
-        last = self.turns[-1]["seat"] if self.turns else (self.plan.messages[-1]["role"] if self.plan.messages else "")
+        last = (
+            self.turns[-1]["seat"]
+            if self.turns
+            else (self.plan.messages[-1]["role"] if self.plan.messages else "")
+        )
         return "assistant" if last == "user" else "user"
 
     @property
@@ -82,7 +107,9 @@ class Dialogue:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What one request sends: `messages`, how many of the dialogue's own were left out, and its estimated tokens."""
+    """What one request sends: `messages`, how many of the dialogue's own were left out, and its
+    estimated tokens.
+    """
 
     messages: list[Message]
     cut: int
@@ -90,11 +117,11 @@ class Prompt:
 
 
 def prompt(dialogue: Dialogue, block: Rollout, *, slack: float = 1.0) -> Prompt | None:
-    """What the seat to come shall read; None when its window is full (and trimming does not help, or is not wanted).
+    """What the seat to come shall read; None when its window is full (and trimming does not help,
+    or is not wanted).
 
-    What was left out once stays out, and a trim makes room for several turns. `slack` below 1 takes the window for that
-    much smaller, after a server has refused a prompt as too long.
-    """
+    What was left out once stays out, and a trim makes room for several turns. `slack` below 1 takes
+    the window for that much smaller, after a server has refused a prompt as too long."""
     seat = block.asker if dialogue.seat == "user" else block.chat
     said = dialogue.messages
     seen = swap_roles(said) if dialogue.seat == "user" else said
@@ -105,7 +132,8 @@ def prompt(dialogue: Dialogue, block: Rollout, *, slack: float = 1.0) -> Prompt 
     if total > room:
         if block.context_full == "end":
             return None
-        # More than must be: the next turns then begin with the same messages, and their prefix stays in the cache.
+        # More than must be: the next turns then begin with the same messages, and their prefix
+        # stays in the cache.
         while total > _ROOM_AFTER_TRIM * room and cut + 2 < len(seen):
             total -= sizes[cut] + sizes[cut + 1]
             cut += 2
@@ -115,10 +143,11 @@ def prompt(dialogue: Dialogue, block: Rollout, *, slack: float = 1.0) -> Prompt 
 
 
 def _as_before(dialogue: Dialogue, sizes: list[int], head: int) -> tuple[int, int]:
-    """Messages left out of this seat's last prompt, and the tokens of the next one if it leaves out the same.
+    """Messages left out of this seat's last prompt, and the tokens of the next one if it leaves out
+    the same.
 
-    What the server counted for that last prompt is taken where it said so; the rest is guessed from lengths.
-    """
+    What the server counted for that last prompt is taken where it said so; the rest is guessed from
+    lengths."""
     last = next((turn for turn in reversed(dialogue.turns) if turn["seat"] == dialogue.seat), None)
     if last is None:
         return 0, head + sum(sizes)
@@ -141,18 +170,27 @@ def _guess(text: str) -> int:
 
 
 def _sizes(dialogue: Dialogue) -> list[int]:
-    """Tokens of each message, counted by whoever wrote it where a server said so, else guessed from its length."""
+    """Tokens of each message, counted by whoever wrote it where a server said so, else guessed from
+    its length.
+    """
     sizes = [_guess(m["content"]) for m in dialogue.plan.messages]
     for turn in dialogue.turns:
         if not turn.get("closing"):
             counted = turn["out"]
-            sizes.append(_guess(turn["content"]) if counted is None else counted + _TOKENS_PER_MESSAGE)
+            sizes.append(
+                _guess(turn["content"]) if counted is None else counted + _TOKENS_PER_MESSAGE
+            )
     return sizes
 
 
 def revived(row: Mapping[str, Any]) -> Dialogue:
-    """The dialogue of a shard's row, to go on with. A human turn that was not answered yet is asked for again."""
-    given = next((n for n, reason in enumerate(row["finish_reasons"]) if reason is not None), len(row["messages"]))
+    """The dialogue of a shard's row, to go on with. A human turn that was not answered yet is asked
+    for again.
+    """
+    given = next(
+        (n for n, reason in enumerate(row["finish_reasons"]) if reason is not None),
+        len(row["messages"]),
+    )
     plan = Plan(
         index=row["index"],
         id=row["id"],
@@ -189,7 +227,9 @@ def split_end_mark(text: str, mark: str | None) -> tuple[str, bool]:
 
 
 def flaw(dialogue: Dialogue, content: str, finish_reason: str) -> str:
-    """What is wrong with a turn: ``empty``, ``role_leak``, ``repeated``, ``cut_off``; or an empty string."""
+    """What is wrong with a turn: ``empty``, ``role_leak``, ``repeated``, ``cut_off``; or an empty
+    string.
+    """
     if blank(content):
         return "empty"
     if any(mark in content for mark in _MARKS) or _labelled(content, dialogue.seat):

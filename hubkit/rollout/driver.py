@@ -1,9 +1,10 @@
-"""Drives many dialogues at once over two endpoints, with every acknowledged turn on disk before its dialogue goes on.
+"""Drives many dialogues at once over two endpoints, with every acknowledged turn on disk before its
+dialogue goes on.
 
-A dialogue is one coroutine: ask the seat whose turn it is, check the turn, journal it, again, until it ends. The
-driver feeds dialogues in, writes shards, keeps the clock, and stops in one of three ways: everything done, a cap
-reached, or asked to stop (in-flight answers are still taken and journaled; asked twice, they are not).
-"""
+A dialogue is one coroutine: ask the seat whose turn it is, check the turn, journal it, again, until
+it ends. The driver feeds dialogues in, writes shards, keeps the clock, and stops in one of three
+ways: everything done, a cap reached, or asked to stop (in-flight answers are still taken and
+journaled; asked twice, they are not)."""
 
 from __future__ import annotations
 
@@ -13,8 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from hubkit.budget import Budget
-from hubkit.endpoint import Endpoint, Reply
 from hubkit.errors import (
     EndpointError,
     EndpointUnreachableError,
@@ -24,11 +23,13 @@ from hubkit.errors import (
 )
 from hubkit.recipe import Rollout
 from hubkit.rollout import shards
+from hubkit.rollout.concurrency import Permit, Permits
 from hubkit.rollout.dialogue import Dialogue, Prompt, Turn, flaw, prompt, split_end_mark
 from hubkit.rollout.journal import Journal
-from hubkit.rollout.permits import Permit, Permits
 from hubkit.rollout.plan import Plan, turn_seed
 from hubkit.rollout.state import State, ended, opened
+from hubkit.serving.budget import Budget
+from hubkit.serving.client import Endpoint, Reply
 
 OnShard = Callable[[Path], None]
 _OPEN_PER_PERMIT = 4  # dialogues under way, those that idle included, per permit
@@ -38,7 +39,9 @@ _STOPPED = "stopped"
 
 
 class Driver:
-    """One session of one run. `endpoints` are the seats' (``user``: the asker, ``assistant``: the chat model)."""
+    """One session of one run. `endpoints` are the seats' (``user``: the asker, ``assistant``: the
+    chat model).
+    """
 
     def __init__(
         self,
@@ -61,7 +64,9 @@ class Driver:
         self.stopping = ""
         self._ended = len(state.ended)
         known = [*state.sharded, *(dialogue.plan.index for dialogue in state.ended)]
-        self._beyond = sum(index >= block.dialogues for index in known)  # of a larger run that this one is part of
+        self._beyond = sum(
+            index >= block.dialogues for index in known
+        )  # of a larger run that this one is part of
         self._shard_lock, self._shard_due = asyncio.Lock(), asyncio.Event()
         self._last_shard = time.monotonic()
         self.turns = self.sent = 0  # this session's
@@ -72,7 +77,8 @@ class Driver:
         return len(self.state.sharded) + self._ended - self._beyond
 
     async def run(self, plans: Iterator[Plan]) -> None:
-        """Drive all of `plans` after the dialogues that are open; returns when done or a cap is reached.
+        """Drive all of `plans` after the dialogues that are open; returns when done or a cap is
+        reached.
 
         Raises `RunInterruptedError` after `stop`, and what made the run impossible otherwise.
         """
@@ -147,7 +153,11 @@ class Driver:
 
     def failed(self, task: asyncio.Task[None]) -> None:
         """A task is over; when it failed, so does the run."""
-        if not task.cancelled() and (error := task.exception()) is not None and self._failure is None:
+        if (
+            not task.cancelled()
+            and (error := task.exception()) is not None
+            and self._failure is None
+        ):
             self._failure = error
             self.stop()
 
@@ -186,7 +196,11 @@ class Driver:
             except (MisconfiguredEndpointError, EndpointUnreachableError):
                 raise
             except EndpointError as error:
-                if error.status in _TOO_LONG and slack > 0.5 and self._may_be_too_long(dialogue, asked):
+                if (
+                    error.status in _TOO_LONG
+                    and slack > 0.5
+                    and self._may_be_too_long(dialogue, asked)
+                ):
                     slack *= 0.75
                     continue
                 self.state.count(f"refused_http_{error.status}")
@@ -203,30 +217,43 @@ class Driver:
         seat = self._block.asker if dialogue.seat == "user" else self._block.chat
         return asked.tokens > 0.5 * (seat.context - seat.sampling.max_tokens)
 
-    async def _ask(self, dialogue: Dialogue, asked: Prompt, permit: Permit, key: str) -> tuple[Reply | None, int]:
-        """One answer within the caps, and the seed it was sampled with; None when a cap or a stop forbids asking."""
+    async def _ask(
+        self, dialogue: Dialogue, asked: Prompt, permit: Permit, key: str
+    ) -> tuple[Reply | None, int]:
+        """One answer within the caps, and the seed it was sampled with; None when a cap or a stop
+        forbids asking.
+        """
         seat = dialogue.seat
         seed = turn_seed(self._seed, dialogue.plan.index, dialogue.position, len(dialogue.tries))
         if not await self.budget.hold(seat, asked.tokens):
             return None, seed
         try:
-            prefer = next((turn["url"] for turn in reversed(dialogue.turns) if turn["seat"] == seat), None)
+            prefer = next(
+                (turn["url"] for turn in reversed(dialogue.turns) if turn["seat"] == seat), None
+            )
             reply = await self._endpoints[seat].chat(
                 asked.messages, seed=seed, key=key, prefer=prefer, idle=permit.idle
             )
             self.sent += 1
             prompt_tokens = asked.tokens if reply.prompt_tokens is None else reply.prompt_tokens
-            completion = len(reply.content) // 4 if reply.completion_tokens is None else reply.completion_tokens
+            completion = (
+                len(reply.content) // 4
+                if reply.completion_tokens is None
+                else reply.completion_tokens
+            )
             self.state.spent.add(seat, prompt_tokens, completion, reply.cached_tokens or 0)
         finally:
             self.budget.settle(seat, asked.tokens)
         return reply, seed
 
-    async def _take(self, dialogue: Dialogue, asked: Prompt, reply: Reply, seed: int) -> tuple[bool, str]:
-        """Judge an answer and journal it, as a turn or a failed attempt. Gives (whether the turn is over, end reason).
+    async def _take(
+        self, dialogue: Dialogue, asked: Prompt, reply: Reply, seed: int
+    ) -> tuple[bool, str]:
+        """Judge an answer and journal it, as a turn or a failed attempt. Gives (whether the turn is
+        over, end reason).
 
-        The dialogue is changed before the journal is awaited: a new journal that is begun meanwhile must hold it too.
-        """
+        The dialogue is changed before the journal is awaited: a new journal that is begun meanwhile
+        must hold it too."""
         block, attempts = self._block, len(dialogue.tries)
         content, closing = reply.content.strip(), False
         if dialogue.seat == "user":
@@ -246,7 +273,9 @@ class Driver:
             dialogue.tries.append(turn)
             self.state.count(f"retry_{why}")
             await self._journal.append(turn)
-            return (False, "") if again else (True, "empty_turn" if why == "empty" else "repetition")
+            return (
+                (False, "") if again else (True, "empty_turn" if why == "empty" else "repetition")
+            )
         if why:
             turn["flaw"] = why
         if dialogue.tries:
@@ -257,9 +286,13 @@ class Driver:
         return True, ""
 
     async def _keep_house(self) -> None:
-        """Beside the dialogues: the clock, and a shard when enough have ended or enough time has passed."""
+        """Beside the dialogues: the clock, and a shard when enough have ended or enough time has
+        passed.
+        """
         while True:
-            with suppress(TimeoutError):  # not wait_for: before Python 3.12 it can swallow being cancelled
+            with suppress(
+                TimeoutError
+            ):  # not wait_for: before Python 3.12 it can swallow being cancelled
                 async with asyncio.timeout(_CLOCK_EVERY_S):
                     await self._shard_due.wait()
             self._shard_due.clear()
@@ -270,7 +303,9 @@ class Driver:
                 await self._shard()
 
     async def _shard(self) -> None:
-        """Put the dialogues that have ended into a shard; afterwards the journal no longer holds them."""
+        """Put the dialogues that have ended into a shard; afterwards the journal no longer holds
+        them.
+        """
         async with self._shard_lock:
             self._last_shard = time.monotonic()
             batch = self.state.ended
@@ -282,7 +317,9 @@ class Driver:
         last = max((int(p.stem.split("-")[1]) for p in self.state.shard_paths), default=-1)
         path = self._folder / "shards" / f"raw-{last + 1:05d}.parquet"
         ledger = self.state.ledger()
-        await asyncio.to_thread(lambda: shards.write([self._rows.row(dialogue) for dialogue in batch], path, ledger))
+        await asyncio.to_thread(
+            lambda: shards.write([self._rows.row(dialogue) for dialogue in batch], path, ledger)
+        )
         for dialogue in batch:
             del self.state.live[dialogue.plan.index]
             self.state.sharded.add(dialogue.plan.index)
@@ -291,7 +328,9 @@ class Driver:
         await self._journal.rotate(self.state.snapshot())
 
     async def _publish(self) -> None:
-        """Offer shards that nobody took yet. What a Hub does not take, it is offered again with the next one."""
+        """Offer shards that nobody took yet. What a Hub does not take, it is offered again with the
+        next one.
+        """
         if self._on_shard is None:
             return
         for path in self.state.shard_paths:

@@ -1,13 +1,13 @@
 """The journal of a run: each acknowledged turn, on disk before its dialogue goes on.
 
-One append-only file of lines, ``crc32 (8 hex digits) SPACE json NEWLINE``. Appends from many dialogues are written
-and synced together by one thread, so that a sync costs each of them little. What a torn write can leave (a last line
-without its end, a line whose sum is wrong) is recognised, counted and left out; nothing before it is lost.
+One append-only file of lines, ``crc32 (8 hex digits) SPACE json NEWLINE``. Appends from many
+dialogues are written and synced together by one thread, so that a sync costs each of them little.
+What a torn write can leave (a last line without its end, a line whose sum is wrong) is recognised,
+counted and left out; nothing before it is lost.
 
-The file holds only what no shard holds yet. After each shard a new file is begun with the turns of the dialogues that
-are still open, and put in place by a rename; the newest whole file alone counts. So the journal stays small and
-resuming is quick however long the run.
-"""
+The file holds only what no shard holds yet. After each shard a new file is begun with the turns of
+the dialogues that are still open, and put in place by a rename; the newest whole file alone counts.
+So the journal stays small and resuming is quick however long the run."""
 
 from __future__ import annotations
 
@@ -59,17 +59,24 @@ def read(path: Path) -> Iterator[Record | None]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The journal file in `folder` that counts, or None. Files of other names (a copy that somebody made) do not."""
-    files = sorted(path for path in folder.glob("journal-*.log") if path.stem.removeprefix("journal-").isdecimal())
+    """The journal file in `folder` that counts, or None. Files of other names (a copy that somebody
+    made) do not.
+    """
+    files = sorted(
+        path
+        for path in folder.glob("journal-*.log")
+        if path.stem.removeprefix("journal-").isdecimal()
+    )
     return files[-1] if files else None
 
 
 class Journal:
-    """Appends to a fresh file in `folder`, begun with `records`; older files are removed once it is in place.
+    """Appends to a fresh file in `folder`, begun with `records`; older files are removed once it is
+    in place.
 
-    `fsync`: ``turn`` (an append is acknowledged once it is synced) or ``interval`` (once it is written; synced once a
-    second). Raises `DiskFullError`, or `SourceError` for another failure to write; after one, every append fails.
-    """
+    `fsync`: ``turn`` (an append is acknowledged once it is synced) or ``interval`` (once it is
+    written; synced once a second). Raises `DiskFullError`, or `SourceError` for another failure to
+    write; after one, every append fails."""
 
     def __init__(self, folder: Path, records: Iterable[Record], *, fsync: str = "turn") -> None:
         self._folder, self._each = folder, fsync == "turn"
@@ -123,7 +130,9 @@ class Journal:
         await future
 
     def _write_now(self) -> None:
-        """The `interval` policy: hand the bytes to the kernel at once (always here, so in order), sync later."""
+        """The `interval` policy: hand the bytes to the kernel at once (always here, so in order),
+        sync later.
+        """
         batch, self._buffer = b"".join(self._buffer), []
         try:
             _write(self._fd, batch)
@@ -161,7 +170,11 @@ class Journal:
         self._idle.set()
         error = done.exception()
         if error is not None:
-            self._failure = _as_ours(error, self._folder) if isinstance(error, OSError) else SourceError(str(error))
+            self._failure = (
+                _as_ours(error, self._folder)
+                if isinstance(error, OSError)
+                else SourceError(str(error))
+            )
             waiting += self._waiting
         for future in waiting:
             if not future.done():
@@ -170,7 +183,9 @@ class Journal:
             self._kick()
 
     async def rotate(self, records: Iterable[Record]) -> None:
-        """Begin a new file with `records` (all that still matters); what was appended before is superseded."""
+        """Begin a new file with `records` (all that still matters); what was appended before is
+        superseded.
+        """
         while self._busy:
             await self._idle.wait()
         waiting, self._waiting = self._waiting, []

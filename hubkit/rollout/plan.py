@@ -1,8 +1,8 @@
-"""What each dialogue of a run is before it begins: its opening, its target, its seeds. All of it follows from the seed.
+"""What each dialogue of a run is before it begins: its opening, its target, its seeds. All of it
+follows from the seed.
 
-A dialogue's number in the run (`index`) fixes everything that chance decides, so a run that is stopped, moved to
-another machine or split over several draws the same dialogues.
-"""
+A dialogue's number in the run (`index`) fixes everything that chance decides, so a run that is
+stopped, moved to another machine or split over several draws the same dialogues."""
 
 from __future__ import annotations
 
@@ -14,21 +14,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hubkit.conversation import Conversation, Message, fault
 from hubkit.errors import RecipeError
 from hubkit.recipe import Rollout
-from hubkit.schema import Conversation, Message, fault
 
-# Keys of the recipe's block that do not change what a dialogue says: a run may go on under other values of them.
+# Keys of the recipe's block that do not change what a dialogue says: a run may go on under other
+# values of them.
 _CADENCE = {
     "dialogues", "in_flight", "shard_dialogues", "shard_minutes", "lease_minutes", "request_timeout_s", "patience_s",
     "fsync", "budget_usd", "budget_tokens", "max_hours", "openings", "baseline", "on", "workers",
 }  # fmt: skip
-_SEAT_CADENCE = {"endpoints", "deploy", "token_env", "usd_per_million_input", "usd_per_million_output"}
+_SEAT_CADENCE = {
+    "endpoints",
+    "deploy",
+    "token_env",
+    "usd_per_million_input",
+    "usd_per_million_output",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One dialogue to come. `messages` is what it opens with (unswapped), `human_turns` how many it shall reach."""
+    """One dialogue to come. `messages` is what it opens with (unswapped), `human_turns` how many it
+    shall reach.
+    """
 
     index: int
     id: str
@@ -52,7 +61,9 @@ class Plan:
 
 
 def run_digest(block: Rollout, seed: int, provenance: Mapping[str, Any]) -> str:
-    """sha256 (hex) over all that decides what a run's dialogues say. Two runs with the same one are the same run."""
+    """sha256 (hex) over all that decides what a run's dialogues say. Two runs with the same one are
+    the same run.
+    """
     plain = {key: value for key, value in block.model_dump().items() if key not in _CADENCE}
     for seat in ("asker", "chat"):
         plain[seat] = {key: value for key, value in plain[seat].items() if key not in _SEAT_CADENCE}
@@ -75,7 +86,8 @@ def plans(
     skip: Callable[[int], bool],
     skipped: Counter[str],
 ) -> Iterator[Plan]:
-    """The run's dialogues in order of index, without those that `skip` knows; openings are read as they are needed.
+    """The run's dialogues in order of index, without those that `skip` knows; openings are read as
+    they are needed.
 
     An opening that cannot be used takes no index; its reason is counted in `skipped`.
     """
@@ -100,7 +112,9 @@ def _openings(block: Rollout, openings: Iterable[Conversation]) -> Iterator[Conv
         yield Conversation(id="", messages=[])
 
 
-def _first_messages(block: Rollout, opening: Conversation) -> tuple[tuple[Message, ...], str | None]:
+def _first_messages(
+    block: Rollout, opening: Conversation
+) -> tuple[tuple[Message, ...], str | None]:
     """What a dialogue opens with, and why it cannot (a reason to count)."""
     if block.mode in ("free", "intent"):
         return (), None
@@ -117,7 +131,13 @@ def _first_messages(block: Rollout, opening: Conversation) -> tuple[tuple[Messag
 
 
 def _plan(
-    block: Rollout, index: int, opening: Conversation, messages: tuple[Message, ...], *, seed: int, digest: str
+    block: Rollout,
+    index: int,
+    opening: Conversation,
+    messages: tuple[Message, ...],
+    *,
+    seed: int,
+    digest: str,
 ) -> Plan:
     chance = random.Random(f"{seed}/{index}")
     return Plan(
@@ -126,7 +146,9 @@ def _plan(
         messages=messages,
         human_turns=_target(block, chance),
         opening={"id": opening.id, "source": opening.source},
-        intent=chance.choice(block.intents) if block.mode == "intent" else str(opening.meta.get("intent", "")),
+        intent=chance.choice(block.intents)
+        if block.mode == "intent"
+        else str(opening.meta.get("intent", "")),
         persona=chance.choice(block.personas) if block.personas else "",
     )
 
@@ -154,8 +176,17 @@ def check(block: Rollout) -> None:
             "turn may not come first on every server; say there who it is"
         )
     if block.mode == "intent" and not block.intents:
-        raise RecipeError("rollout.mode is intent, but rollout.intents is empty; list what askers shall want")
+        raise RecipeError(
+            "rollout.mode is intent, but rollout.intents is empty; list what askers shall want"
+        )
     if block.turns.kind == "choice":
         weights = block.turns.weights
-        if not weights or min(weights) < 1 or min(weights.values()) < 0 or sum(weights.values()) <= 0:
-            raise RecipeError(f"rollout.turns.weights must give counts of at least 1 positive weights, got {weights}")
+        if (
+            not weights
+            or min(weights) < 1
+            or min(weights.values()) < 0
+            or sum(weights.values()) <= 0
+        ):
+            raise RecipeError(
+                f"rollout.turns.weights must give counts of at least 1 positive weights, got {weights}"
+            )

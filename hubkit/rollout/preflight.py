@@ -1,9 +1,9 @@
 """What a run will ask, take and cost, judged from a small real sample of it.
 
-The sample is the run's own first dialogues, driven in its own journal: nothing of it is lost when the run goes on. What
-a dialogue of the sample took, per human turn, is held against the turns that the plan draws for all of them; later
-turns carry longer prompts, so prompts are fitted as a line over the turn's position, not as an average.
-"""
+The sample is the run's own first dialogues, driven in its own journal: nothing of it is lost when
+the run goes on. What a dialogue of the sample took, per human turn, is held against the turns that
+the plan draws for all of them; later turns carry longer prompts, so prompts are fitted as a line
+over the turn's position, not as an average."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hubkit.budget import Spent
 from hubkit.recipe import Rollout
 from hubkit.rollout.plan import expected_human_turns
+from hubkit.serving.budget import Spent
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A run's size in whole: requests and tokens per seat, seconds, US dollars. `sampled` dialogues stand behind it.
+    """A run's size in whole: requests and tokens per seat, seconds, US dollars. `sampled` dialogues
+    stand behind it.
 
-    `seconds` takes the sample's pace per request in flight, with the run's own number in flight. `spread` is the
-    relative half width of a 95 % interval of the tokens per dialogue: how far a sample of this size may be off.
-    """
+    `seconds` takes the sample's pace per request in flight, with the run's own number in flight.
+    `spread` is the relative half width of a 95 % interval of the tokens per dialogue: how far a
+    sample of this size may be off."""
 
     dialogues: int
     sampled: int
@@ -40,8 +41,12 @@ class Estimate:
         return asdict(self)
 
 
-def extrapolate(block: Rollout, shards: Sequence[Path], *, seconds: float, in_flight: int) -> Estimate:
-    """The estimate for all of `block` from the dialogues in `shards`, which took `seconds` at `in_flight`."""
+def extrapolate(
+    block: Rollout, shards: Sequence[Path], *, seconds: float, in_flight: int
+) -> Estimate:
+    """The estimate for all of `block` from the dialogues in `shards`, which took `seconds` at
+    `in_flight`.
+    """
     import pyarrow.parquet as pq
 
     sample = [row for path in shards for row in pq.read_table(path).to_pylist()]
@@ -58,26 +63,37 @@ def extrapolate(block: Rollout, shards: Sequence[Path], *, seconds: float, in_fl
         mean_prompt = sum(each) / max(1, len(each))
         requests[seat] = round(block.dialogues * per_dialogue * tries)
         prompts[seat] = round(requests[seat] * mean_prompt)
-        completions[seat] = round(requests[seat] * sum(turn[2] for turn in made) / max(1, len(made)))
+        completions[seat] = round(
+            requests[seat] * sum(turn[2] for turn in made) / max(1, len(made))
+        )
     spent = Spent(
-        {"user": [prompts["asker"], completions["asker"]], "assistant": [prompts["chat"], completions["chat"]]}
+        {
+            "user": [prompts["asker"], completions["asker"]],
+            "assistant": [prompts["chat"], completions["chat"]],
+        }
     )
     done = sum(len(_made(row, "user")) + len(_made(row, "assistant")) for row in sample)
-    pace = seconds * min(in_flight, len(sample)) / max(1, done)  # seconds of one request, at the sample's load
+    pace = (
+        seconds * min(in_flight, len(sample)) / max(1, done)
+    )  # seconds of one request, at the sample's load
     return Estimate(
         dialogues=block.dialogues,
         sampled=len(sample),
         requests=requests,
         prompt_tokens=prompts,
         completion_tokens=completions,
-        seconds=round(sum(requests.values()) * pace / max(1, min(block.in_flight, block.dialogues)), 1),
+        seconds=round(
+            sum(requests.values()) * pace / max(1, min(block.in_flight, block.dialogues)), 1
+        ),
         usd=round(spent.usd(block.seats), 4),
         spread=round(_spread([sum(row["usage"].values()) for row in sample]), 3),
     )
 
 
 def _made(row: dict[str, Any], role: str) -> list[tuple[int, int, int, int]]:
-    """(position, prompt tokens, completion tokens, attempts) of the turns that one seat generated in a row."""
+    """(position, prompt tokens, completion tokens, attempts) of the turns that one seat generated
+    in a row.
+    """
     found = []
     for position, message in enumerate(row["messages"]):
         if message["role"] == role and row["seeds"][position] is not None:
@@ -96,7 +112,9 @@ def _turns_of(block: Rollout, role: str, human: float) -> float:
 
 
 def _position(block: Rollout, role: str, turn: int) -> int:
-    first = {"user": 0, "assistant": 1}[role] + (2 if role == "user" and block.mode.startswith("seeded") else 0)
+    first = {"user": 0, "assistant": 1}[role] + (
+        2 if role == "user" and block.mode.startswith("seeded") else 0
+    )
     return first + (2 if role == "assistant" and block.mode == "seeded_qa" else 0) + 2 * turn
 
 

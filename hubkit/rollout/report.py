@@ -9,7 +9,9 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A run at this moment. Rates are this session's; `eta_s` is None until there is something to judge by."""
+    """A run at this moment. Rates are this session's; `eta_s` is None until there is something to
+    judge by.
+    """
 
     dialogues: int
     wanted: int
@@ -27,7 +29,11 @@ class Status:
 
     def line(self) -> str:
         """The note beside a progress bar."""
-        parts = [f"{self.turns} turns", f"{self.tokens_per_s:.0f} tok/s", f"{sum(self.in_flight.values())} in flight"]
+        parts = [
+            f"{self.turns} turns",
+            f"{self.tokens_per_s:.0f} tok/s",
+            f"{sum(self.in_flight.values())} in flight",
+        ]
         parts += [f"{kind} ×{count}" for kind, count in sorted(self.errors.items())]
         if self.retries:
             parts.append(f"{self.retries} retried")
@@ -40,10 +46,10 @@ class Status:
 class RolloutReport:
     """What a run made, over all its sessions unless said otherwise.
 
-    `stopped` names the cap that ended it (``budget_tokens``, ``budget_usd``, ``max_hours``), or is empty. `unfinished`
-    dialogues stay in the journal. `retries`: failed checks by kind; `errors`: transport errors of this session by kind;
-    `refused`: requests that a server refused for good, by status.
-    """
+    `stopped` names the cap that ended it (``budget_tokens``, ``budget_usd``, ``max_hours``), or is
+    empty. `unfinished` dialogues stay in the journal. `retries`: failed checks by kind; `errors`:
+    transport errors of this session by kind; `refused`: requests that a server refused for good, by
+    status."""
 
     dialogues: int
     wanted: int

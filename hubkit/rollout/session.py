@@ -1,4 +1,6 @@
-"""One session of a run in this process: both seats' endpoints, the driver between them, signals, and how it goes."""
+"""One session of a run in this process: both seats' endpoints, the driver between them, signals,
+and how it goes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hubkit.endpoint import ClientTemplate, Endpoint, key_in
+from hubkit.conversation import Conversation
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Rollout
 from hubkit.rollout import shards
@@ -22,7 +24,7 @@ from hubkit.rollout.driver import Driver, OnShard
 from hubkit.rollout.plan import Plan, plans
 from hubkit.rollout.report import Status
 from hubkit.rollout.state import State
-from hubkit.schema import Conversation
+from hubkit.serving.client import ClientTemplate, Endpoint, key_in
 
 _NOTE_EVERY_S = 0.5
 T = TypeVar("T")
@@ -68,17 +70,24 @@ def drive(
     *,
     wants: Callable[[int], bool] = lambda index: True,
 ) -> Session:
-    """Drive `state` to its end; the run's lock must be held. Raises what `hubkit.rollout.run` raises.
+    """Drive `state` to its end; the run's lock must be held. Raises what `hubkit.rollout.run`
+    raises.
 
     `wants` says which of the run's dialogues this driver takes, by their number.
     """
-    resumed = {"dialogues": len(state.sharded) + len(state.ended), "under_way": len(state.live) - len(state.ended)}
+    resumed = {
+        "dialogues": len(state.sharded) + len(state.ended),
+        "under_way": len(state.live) - len(state.ended),
+    }
     skipped: Counter[str] = Counter()
     coming = plans(
         block, openings, seed=rows.seed, digest=state.digest,
         skip=lambda index: state.knows(index) or not wants(index), skipped=skipped,
     )  # fmt: skip
-    asked = {"user": (seats.asker_urls, seats.asker_template), "assistant": (seats.chat_urls, seats.chat_template)}
+    asked = {
+        "user": (seats.asker_urls, seats.asker_template),
+        "assistant": (seats.chat_urls, seats.chat_template),
+    }
 
     async def session() -> tuple[Driver, dict[str, int]]:
         async with AsyncExitStack() as stack:
@@ -87,7 +96,13 @@ def drive(
                 for seat in ("user", "assistant")
             }
             driver = Driver(
-                block, state, journal, seed=rows.seed, rows=rows, endpoints=endpoints, on_shard=watch.on_shard
+                block,
+                state,
+                journal,
+                seed=rows.seed,
+                rows=rows,
+                endpoints=endpoints,
+                on_shard=watch.on_shard,
             )
             with _signals(driver):
                 await _watched(driver, endpoints, coming, block, watch.progress, watch.on_status)
@@ -110,7 +125,9 @@ def _run_to_end(session: Coroutine[Any, Any, T]) -> T:
         return thread.submit(asyncio.run, session).result()
 
 
-def _endpoint(block: Rollout, seat: str, urls: Sequence[str], template: ClientTemplate | None) -> Endpoint:
+def _endpoint(
+    block: Rollout, seat: str, urls: Sequence[str], template: ClientTemplate | None
+) -> Endpoint:
     config = block.asker if seat == "user" else block.chat
     name = "asker" if seat == "user" else "chat"
     return Endpoint(
@@ -136,10 +153,16 @@ async def _watched(
     on_status: Callable[[Status], None] | None,
 ) -> None:
     """Drive, and tell how it goes twice a second and at the end."""
-    started, tokens_before, done_before = time.monotonic(), driver.state.spent.total, driver.finished
+    started, tokens_before, done_before = (
+        time.monotonic(),
+        driver.state.spent.total,
+        driver.finished,
+    )
 
     def tell() -> None:
-        status = _status(driver, seats, block, time.monotonic() - started, tokens_before, done_before)
+        status = _status(
+            driver, seats, block, time.monotonic() - started, tokens_before, done_before
+        )
         progress(status.dialogues, status.wanted, status.line())
         if on_status is not None:
             on_status(status)
@@ -160,7 +183,12 @@ async def _watched(
 
 
 def _status(
-    driver: Driver, seats: Mapping[str, Endpoint], block: Rollout, seconds: float, tokens_before: int, done_before: int
+    driver: Driver,
+    seats: Mapping[str, Endpoint],
+    block: Rollout,
+    seconds: float,
+    tokens_before: int,
+    done_before: int,
 ) -> Status:
     spent, counts = driver.state.spent, driver.state.counts
     gained = driver.finished - done_before
@@ -172,7 +200,9 @@ def _status(
         turns_per_s=driver.turns / max(seconds, 1e-9),
         tokens_per_s=(spent.total - tokens_before) / max(seconds, 1e-9),
         in_flight={endpoint.name: endpoint.in_flight for endpoint in seats.values()},
-        limits={f"{e.name} {url}": limit for e in seats.values() for url, limit in e.limits.items()},
+        limits={
+            f"{e.name} {url}": limit for e in seats.values() for url, limit in e.limits.items()
+        },
         errors=dict(seats["user"].errors + seats["assistant"].errors),
         retries=sum(count for kind, count in counts.items() if kind.startswith("retry_")),
         usd=spent.usd(block.seats),
@@ -184,7 +214,9 @@ def _status(
 
 @contextmanager
 def _signals(driver: Driver) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop the driver, gently the first time. Only the main thread can listen."""
+    """Ctrl-C and SIGTERM stop the driver, gently the first time. Only the main thread can
+    listen.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,8 +1,7 @@
 """Finished dialogues as rows, and rows as parquet shards that are whole or not there.
 
-A shard's rows carry everything that says where they came from. `index` is the dialogue's number in its run: a run is
-continued from its shards alone by leaving out the numbers they hold.
-"""
+A shard's rows carry everything that says where they came from. `index` is the dialogue's number in
+its run: a run is continued from its shards alone by leaving out the numbers they hold."""
 
 from __future__ import annotations
 
@@ -29,7 +28,15 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 _LEDGER = b"hubkit.ledger"
 _SHARD = re.compile(r"raw-\d+(-[0-9a-f]+)*")
-_PER_TURN = ("finish_reasons", "seeds", "attempts", "trimmed", "prompt_tokens", "completion_tokens", "cached_tokens")
+_PER_TURN = (
+    "finish_reasons",
+    "seeds",
+    "attempts",
+    "trimmed",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+)
 
 
 @cache
@@ -60,7 +67,16 @@ def schema() -> pa.Schema:
         *[(name, pa.list_(count)) for name in _PER_TURN[1:]],
         ("flaws", pa.list_(text)),
         ("retries", pa.list_(text)),
-        ("usage", pa.struct([(f"{s}_{k}_tokens", count) for s in ("asker", "chat") for k in ("prompt", "completion")])),
+        (
+            "usage",
+            pa.struct(
+                [
+                    (f"{s}_{k}_tokens", count)
+                    for s in ("asker", "chat")
+                    for k in ("prompt", "completion")
+                ]
+            ),
+        ),
         ("unanswered", text),
         ("error", pa.struct([("seat", text), ("status", pa.int32()), ("message", text)])),
         ("created_at", pa.timestamp("ms", tz="UTC")),
@@ -71,27 +87,40 @@ def schema() -> pa.Schema:
 class Rows:
     """Makes rows for one run: what all of them share is worked out once."""
 
-    def __init__(self, block: Rollout, *, seed: int, digest: str, provenance: Mapping[str, Any]) -> None:
+    def __init__(
+        self, block: Rollout, *, seed: int, digest: str, provenance: Mapping[str, Any]
+    ) -> None:
         def model(seat: str) -> Row:
             given = provenance.get(seat) or {}
-            return {"repo_id": given.get("repo_id") or getattr(block, seat).repo, "revision": given.get("revision")}
+            return {
+                "repo_id": given.get("repo_id") or getattr(block, seat).repo,
+                "revision": given.get("revision"),
+            }
 
         def sampling(seat: str) -> Row:
             config = getattr(block, seat)
-            return {**config.sampling.model_dump(), "system": config.system, "context": config.context}
+            return {
+                **config.sampling.model_dump(),
+                "system": config.system,
+                "context": config.context,
+            }
 
         self.seed, self.provenance = seed, provenance
         self._shared = {
             "asker": model("asker"),
             "chat": model("chat"),
-            "sampling": json.dumps({"asker": sampling("asker"), "chat": sampling("chat")}, sort_keys=True),
+            "sampling": json.dumps(
+                {"asker": sampling("asker"), "chat": sampling("chat")}, sort_keys=True
+            ),
             "provenance": json.dumps(dict(provenance), sort_keys=True, default=str),
             "run": digest,
             "seed": seed,
         }
 
     def row(self, dialogue: Dialogue) -> Row:
-        """The row of a dialogue that has ended. Per-turn lists run beside `messages`; an opening's are given."""
+        """The row of a dialogue that has ended. Per-turn lists run beside `messages`; an opening's
+        are given.
+        """
         plan = dialogue.plan
         messages, unanswered = ended_on_answer(dialogue.messages)
         if dialogue.turns and dialogue.turns[-1].get("closing"):
@@ -128,7 +157,9 @@ class Rows:
 
 
 def _usage(dialogue: Dialogue) -> Row:
-    usage = dict.fromkeys([f"{s}_{k}_tokens" for s in ("asker", "chat") for k in ("prompt", "completion")], 0)
+    usage = dict.fromkeys(
+        [f"{s}_{k}_tokens" for s in ("asker", "chat") for k in ("prompt", "completion")], 0
+    )
     for turn in dialogue.turns:
         seat = "asker" if turn["seat"] == "user" else "chat"
         usage[f"{seat}_prompt_tokens"] += turn["in"] or 0
@@ -139,9 +170,8 @@ def _usage(dialogue: Dialogue) -> Row:
 def write(rows: Sequence[Row], path: Path, ledger: Mapping[str, Mapping[str, float]]) -> None:
     """Write `rows` to `path`, whole or not at all, and durably.
 
-    `ledger` says what each driver of the run had spent by then (see `State.ledger`). It travels in the file, so that
-    caps hold on the next machine too.
-    """
+    `ledger` says what each driver of the run had spent by then (see `State.ledger`). It travels in
+    the file, so that caps hold on the next machine too."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -167,25 +197,34 @@ def _put(path: Path) -> Iterator[Path]:
     except OSError as error:
         part.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(f"no space left for the shard {path}; free some and run the same command") from None
-        raise SourceError(f"the shard {path} cannot be written: {error.strerror or error}") from None
+            raise DiskFullError(
+                f"no space left for the shard {path}; free some and run the same command"
+            ) from None
+        raise SourceError(
+            f"the shard {path} cannot be written: {error.strerror or error}"
+        ) from None
 
 
 def standing(folder: Path) -> list[Path]:
-    """The run's shards in `folder`, in order: ``raw-NUMBER``, made here, or with the driver or commit that they came
-    from behind it. Files of other names (a copy that somebody made) are none."""
+    """The run's shards in `folder`, in order: ``raw-NUMBER``, made here, or with the driver or
+    commit that they came from behind it. Files of other names (a copy that somebody made) are
+    none."""
     return sorted(path for path in folder.glob("raw-*.parquet") if _SHARD.fullmatch(path.stem))
 
 
 def read_indices(path: Path, digest: str) -> list[int]:
-    """The dialogue numbers that a shard holds. Raises `SourceError` when it is no shard, or one of another run."""
+    """The dialogue numbers that a shard holds. Raises `SourceError` when it is no shard, or one of
+    another run.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(path, columns=["index", "run"])
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise SourceError(f"{path} is not a rollout shard: {' '.join(str(error).split())[:200]}; remove it") from None
+        raise SourceError(
+            f"{path} is not a rollout shard: {' '.join(str(error).split())[:200]}; remove it"
+        ) from None
     runs = set(table["run"].unique().to_pylist())
     if runs - {digest}:
         raise SourceError(
@@ -197,12 +236,17 @@ def read_indices(path: Path, digest: str) -> list[int]:
 
 
 def read_ledger(path: Path) -> dict[str, dict[str, float]]:
-    """What each driver of the run had spent when the shard was written; empty for a shard that does not say."""
+    """What each driver of the run had spent when the shard was written; empty for a shard that does
+    not say.
+    """
     import pyarrow.parquet as pq
 
     try:
         said = json.loads((pq.read_schema(path).metadata or {}).get(_LEDGER, b"{}"))
-        return {str(driver): {str(k): float(v) for k, v in sums.items()} for driver, sums in said.items()}
+        return {
+            str(driver): {str(k): float(v) for k, v in sums.items()}
+            for driver, sums in said.items()
+        }
     except (ValueError, AttributeError, TypeError):
         return {}
 
@@ -216,7 +260,9 @@ def read_rows(path: Path, ended: Sequence[str]) -> list[Row]:
 
 
 def copy(path: Path, to: Path, *, leave: Callable[[int, str], bool]) -> int:
-    """Copy a shard without the rows whose (index, end reason) `leave` names, durably. Gives how many rows are left."""
+    """Copy a shard without the rows whose (index, end reason) `leave` names, durably. Gives how
+    many rows are left.
+    """
     import pyarrow.parquet as pq
 
     table = pq.read_table(path, columns=["index", "end_reason"])
@@ -233,7 +279,9 @@ def copy(path: Path, to: Path, *, leave: Callable[[int, str], bool]) -> int:
 
 
 def totals(paths: Iterable[Path]) -> tuple[int, dict[str, int], int, int]:
-    """Over finished shards: dialogues, end reasons, human turns and generated turns; read column by column."""
+    """Over finished shards: dialogues, end reasons, human turns and generated turns; read column by
+    column.
+    """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 

@@ -1,8 +1,9 @@
-"""What a run knows of itself on disk: finished shards, open dialogues, what was spent; and the lock that guards it.
+"""What a run knows of itself on disk: finished shards, open dialogues, what was spent; and the lock
+that guards it.
 
-A run's folder holds ``journal-*.log`` (see `journal`), ``shards/raw-*.parquet`` and ``lock``. A dialogue is in exactly
-one place: in a shard, or in the journal. Where a crash left it in both, the shard counts.
-"""
+A run's folder holds ``journal-*.log`` (see `journal`), ``shards/raw-*.parquet`` and ``lock``. A
+dialogue is in exactly one place: in a shard, or in the journal. Where a crash left it in both, the
+shard counts."""
 
 from __future__ import annotations
 
@@ -13,19 +14,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hubkit.budget import CAPS, Spent
 from hubkit.errors import RunLockedError, StageError
 from hubkit.rollout import shards
 from hubkit.rollout.dialogue import Dialogue, revived
 from hubkit.rollout.journal import Record, newest, read
 from hubkit.rollout.plan import Plan
+from hubkit.serving.budget import CAPS, Spent
 
 PARTS = "parts.json"  # says into how many parts a cluster's driver has dealt the run out
 
 
 @dataclass(slots=True)
 class State:
-    """A run as it stands. `sharded` are the dialogue numbers in `shard_paths`; `live` are the others, by number."""
+    """A run as it stands. `sharded` are the dialogue numbers in `shard_paths`; `live` are the
+    others, by number.
+    """
 
     digest: str
     sharded: set[int] = field(default_factory=set)
@@ -33,10 +36,16 @@ class State:
     published: set[str] = field(default_factory=set)
     live: dict[int, Dialogue] = field(default_factory=dict)
     spent: Spent = field(default_factory=Spent)
-    counts: dict[str, int] = field(default_factory=dict)  # retries and errors by kind, over all sessions
+    counts: dict[str, int] = field(
+        default_factory=dict
+    )  # retries and errors by kind, over all sessions
     damaged_records: int = 0
-    id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])  # this driver's; kept in its journal
-    elsewhere: dict[str, dict[str, float]] = field(default_factory=dict)  # what others spent; `spent` counts it too
+    id: str = field(
+        default_factory=lambda: uuid.uuid4().hex[:12]
+    )  # this driver's; kept in its journal
+    elsewhere: dict[str, dict[str, float]] = field(
+        default_factory=dict
+    )  # what others spent; `spent` counts it too
 
     def count(self, what: str) -> None:
         """One more of `what`."""
@@ -76,7 +85,9 @@ class State:
             self.elsewhere[driver] = dict(sums)
 
     def snapshot(self) -> Iterator[Record]:
-        """All that a fresh journal must hold. Records are marked old: the header has counted what they cost."""
+        """All that a fresh journal must hold. Records are marked old: the header has counted what
+        they cost.
+        """
         spent = self.spent
         yield {
             "k": "run", "digest": self.digest, "published": sorted(self.published), "counts": self.counts,
@@ -104,10 +115,11 @@ def ended(dialogue: Dialogue) -> Record:
 
 
 def load(folder: Path, digest: str, earlier: Sequence[Path] = ()) -> State:
-    """The run in `folder`, which is made where it is not there; `earlier` are shards that another machine wrote.
+    """The run in `folder`, which is made where it is not there; `earlier` are shards that another
+    machine wrote.
 
-    Raises `StageError` when the journal belongs to another run, `SourceError` for a shard that cannot be read.
-    """
+    Raises `StageError` when the journal belongs to another run, `SourceError` for a shard that
+    cannot be read."""
     state = State(digest)
     store = folder / "shards"
     store.mkdir(parents=True, exist_ok=True)
@@ -130,7 +142,9 @@ def load(folder: Path, digest: str, earlier: Sequence[Path] = ()) -> State:
 
 
 def _adopt(store: Path, earlier: Sequence[Path], digest: str) -> None:
-    """Copy what shards from elsewhere hold that is not here yet, but for dialogues that a cap ended: those go on."""
+    """Copy what shards from elsewhere hold that is not here yet, but for dialogues that a cap
+    ended: those go on.
+    """
     known: set[int] = set()
     for path in shards.standing(store):
         known.update(shards.read_indices(path, digest))
@@ -138,8 +152,12 @@ def _adopt(store: Path, earlier: Sequence[Path], digest: str) -> None:
         indices = shards.read_indices(path, digest)
         if (store / path.name).exists() or known.issuperset(indices):
             continue
-        shards.copy(path, store / path.name, leave=lambda index, reason: index in known or reason in CAPS)
-        known.update(shards.read_indices(store / path.name, digest) if (store / path.name).exists() else ())
+        shards.copy(
+            path, store / path.name, leave=lambda index, reason: index in known or reason in CAPS
+        )
+        known.update(
+            shards.read_indices(store / path.name, digest) if (store / path.name).exists() else ()
+        )
 
 
 def _replay(state: State, records: Iterable[Record | None], path: Path) -> None:
@@ -178,7 +196,9 @@ def _apply(state: State, record: Record, path: Path) -> None:
 
 
 def _apply_to_dialogue(state: State, record: Record) -> None:
-    """Turns count only in their order: after a damaged record, what no longer joins on is left out and asked again."""
+    """Turns count only in their order: after a damaged record, what no longer joins on is left out
+    and asked again.
+    """
     kind, index = record["k"], record["d"]
     if kind == "open":
         state.live[index] = Dialogue(Plan.from_record(index, record["plan"]))
@@ -192,7 +212,11 @@ def _apply_to_dialogue(state: State, record: Record) -> None:
     elif kind == "try":
         dialogue.tries.append(record)
     elif kind == "end":
-        dialogue.end_reason, dialogue.error, dialogue.ended_at = record["why"], record["error"], record["at"]
+        dialogue.end_reason, dialogue.error, dialogue.ended_at = (
+            record["why"],
+            record["error"],
+            record["at"],
+        )
     if not record.get("old"):
         _count(state, record)
 
@@ -200,7 +224,9 @@ def _apply_to_dialogue(state: State, record: Record) -> None:
 def _count(state: State, record: Record) -> None:
     """What a record of the last session adds to the run's sums."""
     if record["k"] in ("turn", "try"):
-        state.spent.add(record["seat"], record["in"] or 0, record["out"] or 0, record["cached"] or 0)
+        state.spent.add(
+            record["seat"], record["in"] or 0, record["out"] or 0, record["cached"] or 0
+        )
     if record["k"] == "try":
         state.count(f"retry_{record['why']}")
     if record["k"] == "end" and record["error"]:
@@ -209,7 +235,9 @@ def _count(state: State, record: Record) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the run alone. Raises `RunLockedError`, which names the other process, when it is taken."""
+    """Hold the run alone. Raises `RunLockedError`, which names the other process, when it is
+    taken.
+    """
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""Meet an asker: answer its questions, watch it question a chat model, tell its questions from people's."""
+"""Meet an asker: answer its questions, watch it question a chat model, tell its questions from
+people's.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,15 @@ def swapped(messages: Messages) -> Messages:
 
 
 def turn(who: Model, messages: Messages, temperature: float) -> Iterator[tuple[str, str]]:
-    """(text so far, status) of `who`'s next turn in `messages`, where the asker is `user`. Raises `gr.Error`."""
+    """(text so far, status) of `who`'s next turn in `messages`, where the asker is `user`. Raises
+    `gr.Error`.
+    """
     seen = swapped(messages) if who.role == "asker" else messages
     text = ""
     try:
-        for piece in stream(who, seen, temperature=temperature, top_p=who.top_p, max_tokens=who.max_tokens):
+        for piece in stream(
+            who, seen, temperature=temperature, top_p=who.top_p, max_tokens=who.max_tokens
+        ):
             text += piece.text
             yield text, piece.status
     except ModelError as error:
@@ -56,7 +62,9 @@ def whole_turn(who: Model, messages: Messages, temperature: float) -> str:
 
 
 def ended(text: str) -> tuple[str, bool]:
-    """The asker's words without its end mark, and whether it has ended: by its mark, or by saying nothing."""
+    """The asker's words without its end mark, and whether it has ended: by its mark, or by saying
+    nothing.
+    """
     words, mark, _ = text.partition(ASKER.end_mark) if ASKER.end_mark else (text, "", "")
     return words.strip(), bool(mark) or not words.strip()
 
@@ -71,8 +79,12 @@ def in_progress(messages: Messages, role: str, text: str, status: str) -> Messag
 ENDED = "**The asker has ended the conversation.** Start another one, or keep this one as JSON."
 
 
-def open_conversation(topic: str, temperature: float, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-    """Begin: with the person's own topic as the asker's first turn, or with whatever the asker opens with."""
+def open_conversation(
+    topic: str, temperature: float, request: gr.Request
+) -> Iterator[tuple[Any, ...]]:
+    """Begin: with the person's own topic as the asker's first turn, or with whatever the asker
+    opens with.
+    """
     LIMIT.check(request)
     if topic.strip():
         messages = [{"role": "user", "content": checked(topic)}]
@@ -81,22 +93,29 @@ def open_conversation(topic: str, temperature: float, request: gr.Request) -> It
     yield from _asker_speaks([], temperature)
 
 
-def answer_it(messages: Messages, answer: str, temperature: float, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-    """The person has answered as the assistant; the asker asks on. Takes the place of an answer that it never read.
+def answer_it(
+    messages: Messages, answer: str, temperature: float, request: gr.Request
+) -> Iterator[tuple[Any, ...]]:
+    """The person has answered as the assistant; the asker asks on. Takes the place of an answer
+    that it never read.
 
-    The box is emptied once the answer is taken, and left alone from then on: the person may be writing the next one.
-    """
+    The box is emptied once the answer is taken, and left alone from then on: the person may be
+    writing the next one."""
     LIMIT.check(request)
     if not messages:
         raise gr.Error("Let the asker speak first: press Start.")
     before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
     taken: Any = ""
-    for step in _asker_speaks([*before, {"role": "assistant", "content": checked(answer)}], temperature):
+    for step in _asker_speaks(
+        [*before, {"role": "assistant", "content": checked(answer)}], temperature
+    ):
         yield *step, taken
         taken = gr.skip()
 
 
-def ask_again(messages: Messages, temperature: float, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+def ask_again(
+    messages: Messages, temperature: float, request: gr.Request
+) -> Iterator[tuple[Any, ...]]:
     """Take the asker's last turn back and let it write another one."""
     LIMIT.check(request)
     if messages and messages[-1]["role"] == "user":
@@ -108,16 +127,28 @@ def take_back(messages: Messages) -> tuple[Messages, Messages, str]:
     """Take back the person's last answer, and what the asker made of it."""
     answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     kept = messages[: answers[-1]] if answers else messages
-    return swapped(kept), kept, "Taken back. Answer again." if answers else "There is no answer to take back."
+    return (
+        swapped(kept),
+        kept,
+        "Taken back. Answer again." if answers else "There is no answer to take back.",
+    )
 
 
 def _asker_speaks(messages: Messages, temperature: float) -> Iterator[tuple[Any, ...]]:
     text = ""
     try:
         for text, status in turn(ASKER, messages, temperature):
-            yield in_progress(swapped(messages), "assistant", text, status), messages, "The asker is writing …"
+            yield (
+                in_progress(swapped(messages), "assistant", text, status),
+                messages,
+                "The asker is writing …",
+            )
     except gr.Error as error:
-        yield swapped(messages), messages, f"**{error.message}** To try again, press *Ask something else*."
+        yield (
+            swapped(messages),
+            messages,
+            f"**{error.message}** To try again, press *Ask something else*.",
+        )
         return
     words, over = ended(text)
     if words:
@@ -129,9 +160,17 @@ def _asker_speaks(messages: Messages, temperature: float) -> Iterator[tuple[Any,
 
 
 def converse(
-    messages: Messages, opening: str, turns: float, temperature: float, request: gr.Request, *, steps: int | None = None
+    messages: Messages,
+    opening: str,
+    turns: float,
+    temperature: float,
+    request: gr.Request,
+    *,
+    steps: int | None = None,
 ) -> Iterator[tuple[Any, ...]]:
-    """Let them talk (see `_talking`); what goes wrong is said under the conversation, which stays as it is."""
+    """Let them talk (see `_talking`); what goes wrong is said under the conversation, which stays
+    as it is.
+    """
     kept = messages
     try:
         for shown, kept, status in _talking(messages, opening, turns, temperature, request, steps):
@@ -141,9 +180,15 @@ def converse(
 
 
 def _talking(
-    messages: Messages, opening: str, turns: float, temperature: float, request: gr.Request, steps: int | None
+    messages: Messages,
+    opening: str,
+    turns: float,
+    temperature: float,
+    request: gr.Request,
+    steps: int | None,
 ) -> Iterator[tuple[Messages, Messages, str]]:
-    """Go on with the conversation until the asker ends it, it has its turns, or `steps` further turns are written.
+    """Go on with the conversation until the asker ends it, it has its turns, or `steps` further
+    turns are written.
 
     Only whole turns enter the state, so pausing in the middle of one loses nothing but that one.
     """
@@ -171,12 +216,18 @@ def _talking(
         messages = [*messages, {"role": role, "content": words}] if words else messages
         yield messages, messages, _progress(messages, turns)
         if over:
-            yield messages, messages, f"**The asker has ended the conversation** after {_human_turns(messages)} turns."
+            yield (
+                messages,
+                messages,
+                f"**The asker has ended the conversation** after {_human_turns(messages)} turns.",
+            )
             return
 
 
 def ask_to_pause(request: gr.Request) -> None:
-    """The conversation of this visitor stops at the next word, and takes the unfinished turn back by itself."""
+    """The conversation of this visitor stops at the next word, and takes the unfinished turn back
+    by itself.
+    """
     PAUSED[request.session_hash] = True
     while len(PAUSED) > 1000:  # of visitors who pressed it while nothing was running
         PAUSED.pop(next(iter(PAUSED)), None)
@@ -201,10 +252,16 @@ def exported(messages: Messages, how: str) -> str:
     """The conversation as a JSON file, in the shape that the dialogues dataset has."""
     if not messages:
         raise gr.Error("There is nothing to keep yet.")
-    people = {"watch": {"user": ASKER.repo_id, "assistant": CHAT.repo_id}, "be": {"user": ASKER.repo_id}}[how]
+    people = {
+        "watch": {"user": ASKER.repo_id, "assistant": CHAT.repo_id},
+        "be": {"user": ASKER.repo_id},
+    }[how]
     _forget_old_files()
     path = Path(tempfile.mkdtemp(dir=KEPT)) / "dialogue.json"
-    path.write_text(json.dumps({"messages": messages, "written_by": people}, indent=1, ensure_ascii=False), "utf-8")
+    path.write_text(
+        json.dumps({"messages": messages, "written_by": people}, indent=1, ensure_ascii=False),
+        "utf-8",
+    )
     return str(path)
 
 
@@ -226,7 +283,11 @@ def real_conversations() -> list[Messages]:
     source = SETTINGS["conversations"]
     rows = load_dataset(source["repo_id"], split=source["split"], streaming=True)
     found = [list(row["messages"]) for row in itertools.islice(rows, 400)]
-    return [m for m in found if _human_turns(m) >= 2 and all(len(turn["content"]) < 1500 for turn in m[:3])]
+    return [
+        m
+        for m in found
+        if _human_turns(m) >= 2 and all(len(turn["content"]) < 1500 for turn in m[:3])
+    ]
 
 
 def new_round(temperature: float, request: gr.Request) -> Iterator[tuple[Any, ...]]:
@@ -235,7 +296,9 @@ def new_round(temperature: float, request: gr.Request) -> Iterator[tuple[Any, ..
     try:
         conversation = random.choice(real_conversations())
     except (OSError, ValueError, IndexError) as error:
-        raise gr.Error("The real conversations cannot be read right now; try again later.") from error
+        raise gr.Error(
+            "The real conversations cannot be read right now; try again later."
+        ) from error
     before, real = conversation[:2], conversation[2]["content"]
     yield before, "The asker is writing its turn …", "", "", {}
     try:
@@ -245,14 +308,22 @@ def new_round(temperature: float, request: gr.Request) -> Iterator[tuple[Any, ..
         return
     pair = [("human", _clipped(real)), ("asker", _clipped(words or "(it says nothing and leaves)"))]
     random.shuffle(pair)
-    yield before, "Which one did a person write?", pair[0][1], pair[1][1], {"answer": [who for who, _ in pair]}
+    yield (
+        before,
+        "Which one did a person write?",
+        pair[0][1],
+        pair[1][1],
+        {"answer": [who for who, _ in pair]},
+    )
 
 
 def _clipped(text: str) -> str:
     return text if len(text) <= 600 else text[:600] + " …"
 
 
-def guess(place: int, current: dict[str, Any], score: list[int]) -> tuple[str, list[int], dict[str, Any]]:
+def guess(
+    place: int, current: dict[str, Any], score: list[int]
+) -> tuple[str, list[int], dict[str, Any]]:
     """Say whether the guess was right, and keep the score."""
     if not current.get("answer"):
         raise gr.Error("Press New round first.")
@@ -266,16 +337,19 @@ def guess(place: int, current: dict[str, Any], score: list[int]) -> tuple[str, l
 
 
 def next_turn(conversation: list[dict[str, str]], temperature: float = 0.7) -> str:
-    """What the person says next, as the asker imagines it; an empty string when it would end the conversation.
+    """What the person says next, as the asker imagines it; an empty string when it would end the
+    conversation.
 
     Args:
-        conversation: Messages with role (user: the person, assistant: the chat model) and content; may be empty.
-        temperature: 0 for always the likeliest token, higher for more variety.
+        conversation: Messages with role (user: the person, assistant: the chat model) and content;
+        may be empty. temperature: 0 for always the likeliest token, higher for more variety.
     """
     LIMIT.check(None)
     messages = messages_of(conversation)
     if messages and messages[-1]["role"] == "user":
-        raise gr.Error("The last message is the person's own; the asker has nothing to ask until it is answered.")
+        raise gr.Error(
+            "The last message is the person's own; the asker has nothing to ask until it is answered."
+        )
     return ended(whole_turn(ASKER, messages, temperature))[0]
 
 
@@ -286,7 +360,8 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         f"# {ASKER.name}\nA model of the *human* side of conversations{AFTER}. It asks; it does not answer. "
         f"It runs {ASKER.where}."
     )
-    # The line under a conversation says what goes on; Gradio's own marks would hide the conversation behind "Error".
+    # The line under a conversation says what goes on; Gradio's own marks would hide the
+    # conversation behind "Error".
     quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     heat = gr.Slider(0, 1.5, ASKER.temperature, step=0.05, label="Temperature", render=False)
     tabs = gr.Tabs(overflow_behavior="wrap")  # on a phone, a menu would hide what there is to do
@@ -297,7 +372,10 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         status = gr.Markdown("", elem_id="be-status")
         with gr.Row(elem_classes="stack-on-phone"):
             topic = gr.Textbox(
-                placeholder="Your own first question (optional)", show_label=False, scale=3, elem_id="topic"
+                placeholder="Your own first question (optional)",
+                show_label=False,
+                scale=3,
+                elem_id="topic",
             )
             start = gr.Button("Start", variant="primary", elem_id="start")
         reply = gr.Textbox(
@@ -318,7 +396,9 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         ]
         back.click(take_back, mine, shown, cancels=runs, api_visibility="private")
         talk.clear(lambda: ([], ""), None, [mine, status], cancels=runs, api_visibility="private")
-        stopped = halt.click(lambda: None, None, None, cancels=runs, queue=False, api_visibility="private")
+        stopped = halt.click(
+            lambda: None, None, None, cancels=runs, queue=False, api_visibility="private"
+        )
         # Only then, or a last word under way would write over it.
         stopped.then(lambda m: (swapped(m), "Stopped."), mine, [talk, status], **quietly)
     with tabs, gr.Tab("Watch them talk", id="watch"):
@@ -327,7 +407,9 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
                             buttons=["copy"])  # fmt: skip
         news = gr.Markdown("", elem_id="watch-status")
         opening = gr.Textbox(
-            label="First question", placeholder="Leave it empty and the asker opens", elem_id="opening"
+            label="First question",
+            placeholder="Leave it empty and the asker opens",
+            elem_id="opening",
         )
         gr.Examples(TOPICS, opening, label="For instance")
         with gr.Row():
@@ -336,19 +418,27 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
             pause = gr.Button("Pause", elem_id="pause", elem_classes="on-escape")
             fresh = gr.Button("Start again", elem_id="fresh")
             save = gr.DownloadButton("Keep as JSON", elem_id="watch-keep")
-        turns = gr.Slider(1, MAX_TURNS, SETTINGS["turns"], step=1, label="Turns of the asker", elem_id="turns")
+        turns = gr.Slider(
+            1, MAX_TURNS, SETTINGS["turns"], step=1, label="Turns of the asker", elem_id="turns"
+        )
         scene, given = [stage, theirs, news], [theirs, opening, turns, heat]
         talking = [
             go.click(converse, given, scene, **quietly, concurrency_limit=2),
             step.click(one_step, given, scene, **quietly, concurrency_limit=2),
         ]
         pause.click(ask_to_pause, None, None, queue=False, api_visibility="private")
-        stage.clear(lambda: ([], ""), None, [theirs, news], cancels=talking, api_visibility="private")
+        stage.clear(
+            lambda: ([], ""), None, [theirs, news], cancels=talking, api_visibility="private"
+        )
         fresh.click(lambda: ([], [], ""), None, scene, cancels=talking, api_visibility="private")
     with tabs, gr.Tab("Who is human?", id="blind"):
-        gr.Markdown("A real conversation, cut off. One of the two next turns is the person's own, one is the asker's.")
+        gr.Markdown(
+            "A real conversation, cut off. One of the two next turns is the person's own, one is the asker's."
+        )
         current, score = gr.State({}), gr.State([0, 0])
-        scene_before = TextChatbot(label="A real conversation", elem_id="blind", height="35vh", buttons=[])
+        scene_before = TextChatbot(
+            label="A real conversation", elem_id="blind", height="35vh", buttons=[]
+        )
         verdict = gr.Markdown("", elem_id="verdict")
         with gr.Row(elem_classes="stack-on-phone"):
             first = gr.Textbox(label="A", interactive=False, lines=4, elem_id="turn-a")
@@ -366,7 +456,9 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
     with gr.Accordion("Settings", open=False):
         heat.render()
     mine.change(lambda m: exported(m, "be") if m else None, mine, keep, api_visibility="private")
-    theirs.change(lambda m: exported(m, "watch") if m else None, theirs, save, api_visibility="private")
+    theirs.change(
+        lambda m: exported(m, "watch") if m else None, theirs, save, api_visibility="private"
+    )
     gr.api(next_turn, api_name="next_turn")
 
 if __name__ == "__main__":

@@ -32,14 +32,17 @@ def answer(
     max_tokens: float,
     request: gr.Request,
 ) -> Iterator[str | dict[str, Any]]:
-    """What `chat` does, for the page: what goes wrong is said in the conversation, which can go on after it.
+    """What `chat` does, for the page: what goes wrong is said in the conversation, which can go on
+    after it.
 
     An error that left this function would end the chain of events that gives the message box back.
     """
     try:
         LIMIT.check(request)
         messages = [*messages_of(history), {"role": "user", "content": checked(message)}]
-        yield from _written(MODELS[who], _with_system(messages, system), temperature, top_p, max_tokens)
+        yield from _written(
+            MODELS[who], _with_system(messages, system), temperature, top_p, max_tokens
+        )
     except gr.Error as error:
         yield aside(error.message)
 
@@ -66,24 +69,34 @@ def chat(
     """
     LIMIT.check(None)
     if who not in MODELS:
-        raise gr.Error(f"There is no model {who[:40]!r} here, only {' and '.join(map(repr, MODELS))}.")
+        raise gr.Error(
+            f"There is no model {who[:40]!r} here, only {' and '.join(map(repr, MODELS))}."
+        )
     messages = [*messages_of(history), {"role": "user", "content": checked(message)}]
-    for piece in _written(MODELS[who], _with_system(messages, system), temperature, top_p, max_tokens):
+    for piece in _written(
+        MODELS[who], _with_system(messages, system), temperature, top_p, max_tokens
+    ):
         if isinstance(piece, str):
             yield piece
 
 
 def _with_system(messages: list[dict[str, str]], system: str) -> list[dict[str, str]]:
-    return [{"role": "system", "content": system.strip()}, *messages] if system.strip() else messages
+    return (
+        [{"role": "system", "content": system.strip()}, *messages] if system.strip() else messages
+    )
 
 
 def _written(
     who: Model, messages: list[dict[str, str]], temperature: float, top_p: float, max_tokens: float
 ) -> Iterator[str | dict[str, Any]]:
-    """What is written so far, again and again; an `aside` stands there until the first word. Raises `gr.Error`."""
+    """What is written so far, again and again; an `aside` stands there until the first word. Raises
+    `gr.Error`.
+    """
     so_far = ""
     try:
-        for piece in stream(who, messages, temperature=temperature, top_p=top_p, max_tokens=int(max_tokens)):
+        for piece in stream(
+            who, messages, temperature=temperature, top_p=top_p, max_tokens=int(max_tokens)
+        ):
             so_far += piece.text
             yield so_far or aside(f"*{piece.status}*")
     except ModelError as error:
@@ -101,7 +114,9 @@ def compare(
     max_tokens: float,
     request: gr.Request,
 ) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]], str]]:
-    """Put one message to both models, each in its own conversation; the trained one first, then its base."""
+    """Put one message to both models, each in its own conversation; the trained one first, then its
+    base.
+    """
     LIMIT.check(request)
     said = {"role": "user", "content": checked(message)}
     sides: list[list[dict[str, Any]]] = [[*messages_of(left), said], [*messages_of(right), said]]
@@ -110,14 +125,19 @@ def compare(
         asked = sides[side]
         try:
             for piece in _written(who, messages_of(asked), temperature, top_p, max_tokens):
-                sides[side] = [*asked, piece if isinstance(piece, dict) else {"role": "assistant", "content": piece}]
+                sides[side] = [
+                    *asked,
+                    piece if isinstance(piece, dict) else {"role": "assistant", "content": piece},
+                ]
                 yield sides[0], sides[1], ""
         except gr.Error as error:  # the other side can still answer
             sides[side] = [*asked, aside(error.message)]
             yield sides[0], sides[1], ""
 
 
-def complete(message: str, system: str = "", temperature: float = 0.7, max_tokens: int = 256) -> str:
+def complete(
+    message: str, system: str = "", temperature: float = 0.7, max_tokens: int = 256
+) -> str:
     """Answer one message, with no conversation before it.
 
     Args:
@@ -128,12 +148,16 @@ def complete(message: str, system: str = "", temperature: float = 0.7, max_token
     """
     LIMIT.check(None)
     messages = _with_system([{"role": "user", "content": checked(message)}], system)
-    return text_of(deque(_written(CHAT, messages, temperature, CHAT.top_p, max_tokens), maxlen=1)[0])
+    return text_of(
+        deque(_written(CHAT, messages, temperature, CHAT.top_p, max_tokens), maxlen=1)[0]
+    )
 
 
 def kept(conversations: list[list[dict[str, Any]]] | None) -> gr.Dataset:
     """The list of conversations that this browser has kept, each under its first words."""
-    first = (text_of(conversation[0]["content"]) for conversation in conversations or [] if conversation)
+    first = (
+        text_of(conversation[0]["content"]) for conversation in conversations or [] if conversation
+    )
     return gr.Dataset(samples=[[text if len(text) <= 40 else f"{text[:40]}…"] for text in first])
 
 
@@ -142,7 +166,9 @@ def sampling(*, render: bool) -> list[gr.Slider]:
     return [
         gr.Slider(0, 1.5, CHAT.temperature, step=0.05, label="Temperature", render=render),
         gr.Slider(0.05, 1, CHAT.top_p, step=0.05, label="Top-p", render=render),
-        gr.Slider(16, 1024, CHAT.max_tokens, step=16, label="Longest answer (tokens)", render=render),
+        gr.Slider(
+            16, 1024, CHAT.max_tokens, step=16, label="Longest answer (tokens)", render=render
+        ),
     ]
 
 
@@ -159,14 +185,26 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
         talk = gr.ChatInterface(
             answer,
             chatbot=TextChatbot(
-                label=CHAT.name, elem_id="chat", height="55vh", buttons=["copy"], placeholder="Ask something."
+                label=CHAT.name,
+                elem_id="chat",
+                height="55vh",
+                buttons=["copy"],
+                placeholder="Ask something.",
             ),
             textbox=gr.Textbox(
-                placeholder="Write, then press Enter", elem_id="message", submit_btn=True, stop_btn=True, autofocus=True
+                placeholder="Write, then press Enter",
+                elem_id="message",
+                submit_btn=True,
+                stop_btn=True,
+                autofocus=True,
             ),
             additional_inputs=[
-                gr.Radio(list(MODELS), value=CHAT.name, label="Who answers", elem_id="who", render=False),
-                gr.Textbox("", label="System message", placeholder=CHAT.system or "none", render=False),
+                gr.Radio(
+                    list(MODELS), value=CHAT.name, label="Who answers", elem_id="who", render=False
+                ),
+                gr.Textbox(
+                    "", label="System message", placeholder=CHAT.system or "none", render=False
+                ),
                 *sampling(render=False),
             ],
             additional_inputs_accordion=gr.Accordion("Settings", open=False, render=False),
@@ -180,11 +218,16 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
         )
     with tabs, gr.Tab("Beside its base", id="compare"):
         with gr.Row(elem_classes="stack-on-phone"):
-            left = TextChatbot(label=CHAT.name, elem_id="left", height="45vh", min_width=280, buttons=["copy"])
+            left = TextChatbot(
+                label=CHAT.name, elem_id="left", height="45vh", min_width=280, buttons=["copy"]
+            )
             right = TextChatbot(label=f"Its base: {BASE.repo_id}", elem_id="right", height="45vh", min_width=280,
                                 buttons=["copy"])  # fmt: skip
         both = gr.Textbox(
-            placeholder="Write to both, then press Enter", show_label=False, elem_id="both", submit_btn=True
+            placeholder="Write to both, then press Enter",
+            show_label=False,
+            elem_id="both",
+            submit_btn=True,
         )
         with gr.Row():
             stop = gr.Button("Stop", size="sm", elem_id="stop-both", elem_classes="on-escape")
@@ -201,9 +244,11 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
         )
         stop.click(None, cancels=[run])
         clear.click(lambda: ([], []), None, [left, right], cancels=[run], api_visibility="private")
-    # A key drawn anew at each start would make what a browser has kept unreadable after a restart of the Space.
+    # A key drawn anew at each start would make what a browser has kept unreadable after a restart
+    # of the Space.
     talk.saved_conversations.secret = "kept-in-browser."
-    # Inside tabs, the interface does not hear that the page has loaded, so it is told what the browser has kept.
+    # Inside tabs, the interface does not hear that the page has loaded, so it is told what the
+    # browser has kept.
     demo.load(kept, talk.saved_conversations, talk.chat_history_dataset, api_visibility="private")
     gr.api(chat, api_name="chat", concurrency_limit=4)
     gr.api(complete, api_name="complete")

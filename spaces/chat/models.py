@@ -1,10 +1,10 @@
 """Where the words come from: an endpoint that a variable names, or the model inside this Space.
 
-``stream(model, messages, …)`` yields `Piece`s: text as it is written, or a status while an endpoint wakes up. Variables
-(Settings → Variables and secrets): ``ASKER_ENDPOINT``, ``CHAT_ENDPOINT``, ``BASE_ENDPOINT`` hold the URL of an endpoint
-that speaks OpenAI-style chat completions (TGI, vLLM, SGLang, llama.cpp); the secret ``ENDPOINT_TOKEN`` its token;
-``<NAME>_MODEL`` the model it should be asked for, when it serves several.
-"""
+``stream(model, messages, …)`` yields `Piece`s: text as it is written, or a status while an endpoint
+wakes up. Variables (Settings → Variables and secrets): ``ASKER_ENDPOINT``, ``CHAT_ENDPOINT``,
+``BASE_ENDPOINT`` hold the URL of an endpoint that speaks OpenAI-style chat completions (TGI, vLLM,
+SGLang, llama.cpp); the secret ``ENDPOINT_TOKEN`` its token; ``<NAME>_MODEL`` the model it should be
+asked for, when it serves several."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ except ImportError:
         return function
 
 
-WAIT_S = float(os.environ.get("ENDPOINT_WAIT_S", "300"))  # how long a sleeping endpoint is waited for
+WAIT_S = float(
+    os.environ.get("ENDPOINT_WAIT_S", "300")
+)  # how long a sleeping endpoint is waited for
 _ASLEEP = {502, 503, 504}  # what an endpoint that is scaled to zero answers while it starts
 _BUSY = 429
 
@@ -79,7 +81,9 @@ def settings() -> dict[str, Any]:
 
 
 def model(role: str, wanted: dict[str, Any] | None = None) -> Model:
-    """The model of ``space.json`` in `role`; ``base`` is what the chat model was trained from, in its seat."""
+    """The model of ``space.json`` in `role`; ``base`` is what the chat model was trained from, in
+    its seat.
+    """
     wanted = wanted or settings()
     if role == "base":
         trained = model("chat", wanted)
@@ -88,7 +92,12 @@ def model(role: str, wanted: dict[str, Any] | None = None) -> Model:
 
 
 def stream(
-    model: Model, messages: list[dict[str, str]], *, temperature: float, top_p: float, max_tokens: int
+    model: Model,
+    messages: list[dict[str, str]],
+    *,
+    temperature: float,
+    top_p: float,
+    max_tokens: int,
 ) -> Iterator[Piece]:
     """The model's next turn, piece by piece. Raises `ModelError`, whose text is for people."""
     messages = [{"role": m["role"], "content": m["content"]} for m in messages]
@@ -101,8 +110,12 @@ def stream(
 # An endpoint
 
 
-def _from_endpoint(model: Model, messages: list[dict[str, str]], **sampling: Any) -> Iterator[Piece]:
-    """Ask the endpoint; while it sleeps, say so and wait; when it breaks off in the middle, say that."""
+def _from_endpoint(
+    model: Model, messages: list[dict[str, str]], **sampling: Any
+) -> Iterator[Piece]:
+    """Ask the endpoint; while it sleeps, say so and wait; when it breaks off in the middle, say
+    that.
+    """
     started = time.monotonic()
     pause_s = 1.0
     while True:
@@ -115,13 +128,17 @@ def _from_endpoint(model: Model, messages: list[dict[str, str]], **sampling: Any
         except _NotYet as reason:
             waited_s = time.monotonic() - started
             if wrote:
-                raise ModelError(f"{model.name}'s endpoint broke off in the middle. Try again.") from None
+                raise ModelError(
+                    f"{model.name}'s endpoint broke off in the middle. Try again."
+                ) from None
             if waited_s + pause_s > WAIT_S:
                 raise ModelError(
                     f"{model.name}'s endpoint does not answer ({reason}), after {waited_s:.0f} seconds. "
                     "It may be paused or switched off; try again later."
                 ) from None
-            yield Piece(status=f"{model.name}'s endpoint is {reason}; waiting for it ({waited_s:.0f} s) …")
+            yield Piece(
+                status=f"{model.name}'s endpoint is {reason}; waiting for it ({waited_s:.0f} s) …"
+            )
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 10.0)
 
@@ -137,7 +154,8 @@ def _completion(model: Model, messages: list[dict[str, str]], **sampling: Any) -
     name = os.environ.get(f"{model.role.upper()}_MODEL", "tgi")
     greedy = sampling["temperature"] <= 0
     try:
-        # Leaving the block closes the connection, which is how an endpoint learns that nobody reads on.
+        # Leaving the block closes the connection, which is how an endpoint learns that nobody reads
+        # on.
         with InferenceClient(base_url=_base_url(model), token=_token(model), timeout=60) as client:
             for part in client.chat_completion(
                 messages,
@@ -159,7 +177,8 @@ def _completion(model: Model, messages: list[dict[str, str]], **sampling: Any) -
     except (InferenceTimeoutError, ConnectionError, TimeoutError) as error:
         raise _NotYet("not reachable") from error
     except Exception as error:
-        # The HTTP library is huggingface_hub's own choice; its transport errors share a root that we can name by it.
+        # The HTTP library is huggingface_hub's own choice; its transport errors share a root that
+        # we can name by it.
         if any(kind.__name__ == "TransportError" for kind in type(error).__mro__):
             raise _NotYet("not reachable") from error
         raise
@@ -173,7 +192,9 @@ def _token(model: Model) -> str:
     """The endpoint's own token; HF_TOKEN goes to Hugging Face's endpoints and nowhere else."""
     host = urlsplit(model.endpoint).hostname or ""
     ours = host.endswith((".huggingface.cloud", ".huggingface.co", ".hf.jobs"))
-    return os.environ.get("ENDPOINT_TOKEN") or (os.environ.get("HF_TOKEN") if ours else None) or "none"
+    return (
+        os.environ.get("ENDPOINT_TOKEN") or (os.environ.get("HF_TOKEN") if ours else None) or "none"
+    )
 
 
 def _refusal(model: Model, status: int | None) -> str:
@@ -188,7 +209,9 @@ def _refusal(model: Model, status: int | None) -> str:
 
 
 class _Weights:
-    """A base model in memory, once, with the adapters of everyone who shares it. One answer at a time."""
+    """A base model in memory, once, with the adapters of everyone who shares it. One answer at a
+    time.
+    """
 
     _all: ClassVar[dict[str, _Weights]] = {}
     _loading = threading.Lock()
@@ -198,9 +221,13 @@ class _Weights:
         from transformers import AutoModelForCausalLM
 
         self.lock = threading.Lock()
-        self.device = "cuda" if torch.cuda.is_available() or os.environ.get("SPACES_ZERO_GPU") else "cpu"
+        self.device = (
+            "cuda" if torch.cuda.is_available() or os.environ.get("SPACES_ZERO_GPU") else "cpu"
+        )
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-        self.model: Any = AutoModelForCausalLM.from_pretrained(repo_id, dtype=dtype).to(self.device).eval()
+        self.model: Any = (
+            AutoModelForCausalLM.from_pretrained(repo_id, dtype=dtype).to(self.device).eval()
+        )
         self.adapters: set[str] = set()
 
     @classmethod
@@ -223,7 +250,9 @@ class _Weights:
             if self.adapters:
                 self.model.load_adapter(model.repo_id, adapter_name=model.role)
             else:
-                self.model = PeftModel.from_pretrained(self.model, model.repo_id, adapter_name=model.role).eval()
+                self.model = PeftModel.from_pretrained(
+                    self.model, model.repo_id, adapter_name=model.role
+                ).eval()
             self.adapters.add(model.role)
 
     def as_(self, model: Model) -> Any:
@@ -235,7 +264,9 @@ class _Weights:
 
 
 def prepare(*models: Model) -> None:
-    """On ZeroGPU, load what runs in this Space before its page opens: a GPU is lent to what is in memory by then."""
+    """On ZeroGPU, load what runs in this Space before its page opens: a GPU is lent to what is in
+    memory by then.
+    """
     if os.environ.get("SPACES_ZERO_GPU"):
         for model in models:
             if not model.endpoint:
@@ -243,7 +274,9 @@ def prepare(*models: Model) -> None:
 
 
 def _from_here(model: Model, messages: list[dict[str, str]], **sampling: Any) -> Iterator[Piece]:
-    yield Piece(status=f"{model.name} is getting ready …")  # before torch is imported, which takes seconds
+    yield Piece(
+        status=f"{model.name} is getting ready …"
+    )  # before torch is imported, which takes seconds
 
     from transformers import AutoTokenizer
 
@@ -254,17 +287,28 @@ def _from_here(model: Model, messages: list[dict[str, str]], **sampling: Any) ->
         raise ModelError(
             f"{model.name} could not be loaded from {model.repo_id}; is the repo public, or HF_TOKEN set?"
         ) from error
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
     if len(prompt) + sampling["max_tokens"] > weights.model.config.max_position_embeddings:
-        raise ModelError(f"This conversation is longer than {model.name} can read. Start a new one.")
+        raise ModelError(
+            f"This conversation is longer than {model.name} can read. Start a new one."
+        )
     yield from _generate(model, prompt, **sampling)
 
 
 @on_gpu
 def _generate(model: Model, prompt: list[int], **sampling: Any) -> Iterator[Piece]:
-    """Run ``generate`` in a thread and hand on what it streams; stops when the reader stops reading."""
+    """Run ``generate`` in a thread and hand on what it streams; stops when the reader stops
+    reading.
+    """
     import torch
-    from transformers import AutoTokenizer, StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+    from transformers import (
+        AutoTokenizer,
+        StoppingCriteria,
+        StoppingCriteriaList,
+        TextIteratorStreamer,
+    )
 
     weights = _Weights.of(model)
     tokenizer = AutoTokenizer.from_pretrained(model.repo_id)
@@ -273,9 +317,13 @@ def _generate(model: Model, prompt: list[int], **sampling: Any) -> Iterator[Piec
 
     class Stopped(StoppingCriteria):
         def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-            return torch.full((input_ids.shape[0],), stopped.is_set(), device=input_ids.device, dtype=torch.bool)
+            return torch.full(
+                (input_ids.shape[0],), stopped.is_set(), device=input_ids.device, dtype=torch.bool
+            )
 
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=120)
+    streamer = TextIteratorStreamer(
+        tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=120
+    )
     greedy = sampling["temperature"] <= 0
     drawn = {} if greedy else {"temperature": sampling["temperature"], "top_p": sampling["top_p"]}
     failure: list[Exception] = []
@@ -306,4 +354,6 @@ def _generate(model: Model, prompt: list[int], **sampling: Any) -> Iterator[Piec
         stopped.set()
         thread.join(timeout=30)
     if failure:
-        raise ModelError(f"{model.name} failed while it was writing ({type(failure[0]).__name__}).") from failure[0]
+        raise ModelError(
+            f"{model.name} failed while it was writing ({type(failure[0]).__name__})."
+        ) from failure[0]

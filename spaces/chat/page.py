@@ -1,4 +1,6 @@
-"""What both pages share: text that stays text, a limit on how fast one person may ask, and the launch."""
+"""What both pages share: text that stays text, a limit on how fast one person may ask, and the
+launch.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ _CODE = re.compile(r"(```.*?(?:```|\Z)|`[^`\n]+`)", re.DOTALL)
 
 
 def shown(text: str) -> str:
-    """`text` such that a page shows its tags as typed: ``<`` is written as an entity, except in code."""
+    """`text` such that a page shows its tags as typed: ``<`` is written as an entity, except in
+    code.
+    """
     parts = _CODE.split(text)
     return "".join(part if i % 2 else part.replace("<", "&#60;") for i, part in enumerate(parts))
 
@@ -65,7 +69,9 @@ def typed(text: str) -> str:
 
 
 class TextChatbot(gr.Chatbot):
-    """A chatbot in which tags, from people or models, are text. Markdown and code blocks still work."""
+    """A chatbot in which tags, from people or models, are text. Markdown and code blocks still
+    work.
+    """
 
     def get_block_name(self) -> str:
         """The page uses Gradio's own chatbot."""
@@ -92,12 +98,16 @@ def text_of(content: Any) -> str:
 
 
 def aside(text: str) -> dict[str, Any]:
-    """A message in a conversation that nobody in it has said: what is being waited for, or what went wrong."""
+    """A message in a conversation that nobody in it has said: what is being waited for, or what
+    went wrong.
+    """
     return {"role": "assistant", "content": text, "metadata": {"id": _ASIDE}}
 
 
 def messages_of(history: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
-    """Plain ``{role, content}`` messages out of a chatbot's history, without an `aside` and what it stands below."""
+    """Plain ``{role, content}`` messages out of a chatbot's history, without an `aside` and what it
+    stands below.
+    """
     said: list[dict[str, str]] = []
     for message in history:
         if (message.get("metadata") or {}).get("id") != _ASIDE:
@@ -116,7 +126,9 @@ class RateLimit:
         self._lock = threading.Lock()
 
     def check(self, request: gr.Request | None) -> None:
-        """Count one question. Raises `gr.Error`, saying how long to wait, when it is one too many."""
+        """Count one question. Raises `gr.Error`, saying how long to wait, when it is one too
+        many.
+        """
         now = time.monotonic()
         who = address(request)
         with self._lock:
@@ -128,11 +140,15 @@ class RateLimit:
                 self._left.popitem(last=False)
         if not allowed:
             wait_s = (1 - left) * 60 / self.per_minute
-            raise gr.Error(f"That is more than {self.per_minute} messages a minute. Wait {wait_s:.0f} seconds.")
+            raise gr.Error(
+                f"That is more than {self.per_minute} messages a minute. Wait {wait_s:.0f} seconds."
+            )
 
 
 def address(request: gr.Request | None) -> str:
-    """Who asks. Behind a Space's proxy the client's address is the last one that the proxy itself has added."""
+    """Who asks. Behind a Space's proxy the client's address is the last one that the proxy itself
+    has added.
+    """
     if request is None:
         return "unknown"
     forwarded = request.headers.get("x-forwarded-for", "") if os.environ.get("SPACE_ID") else ""

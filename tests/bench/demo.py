@@ -1,9 +1,10 @@
-"""How long the whole loop takes here: fresh homes, real runs, medians. Writes ``results/demo.json``.
+"""How long the whole loop takes here: fresh homes, real runs, medians. Writes
+``results/demo.json``.
 
     python tests/bench/demo.py [--runs 3] [--recipes parrot realm] [--wheels FOLDER]
 
-Each run starts with an empty ``HUBKIT_HOME``; wheels already downloaded are copied in (installation is not counted).
-"""
+Each run starts with an empty ``HUBKIT_HOME``; wheels already downloaded are copied in (installation
+is not counted)."""
 
 from __future__ import annotations
 
@@ -28,13 +29,17 @@ RESULTS = FOLDER / "demo.json"
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--runs", type=int, default=3)
     options.add_argument("--recipes", nargs="+", default=["parrot", "realm"])
     options.add_argument("--wheels", type=Path)
     options.add_argument("--more", action="store_true", help="add to the runs that the file holds")
     chosen = options.parse_args()
-    results: dict[str, Any] = json.loads(RESULTS.read_text("utf-8"))["recipes"] if chosen.more else {}
+    results: dict[str, Any] = (
+        json.loads(RESULTS.read_text("utf-8"))["recipes"] if chosen.more else {}
+    )
     for recipe in chosen.recipes:
         before = results.get(recipe, {}).get("runs", [])
         results[recipe] = summary(before + measure(recipe, chosen.runs, chosen.wheels))
@@ -44,7 +49,9 @@ def main() -> None:
 
 
 def measure(recipe: str, runs: int, wheels: Path | None) -> list[dict[str, Any]]:
-    """Run `recipe` `runs` times from nothing, and once more on top of the last; seconds, stages and what came out."""
+    """Run `recipe` `runs` times from nothing, and once more on top of the last; seconds, stages and
+    what came out.
+    """
     made = []
     for _ in range(runs):
         with tempfile.TemporaryDirectory(prefix="hubkit-demo-") as home:
@@ -52,13 +59,18 @@ def measure(recipe: str, runs: int, wheels: Path | None) -> list[dict[str, Any]]
                 shutil.copytree(wheels, Path(home) / "cache" / "wheels")
             seconds = watched(recipe, home)
             made.append({"seconds": seconds, **told(recipe, home)})
-            subprocess.run([sys.executable, "-m", "hubkit", "hub", "stop"], env=env(home), check=False)
+            subprocess.run(
+                [sys.executable, "-m", "hubkit", "hub", "stop"], env=env(home), check=False
+            )
     return made
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The spread of `runs`, what the last one made, and the runs."""
-    each = {key: spread((run[key] for run in runs), 1) for key in ("seconds", "again_s", "dialogues_kept")}
+    each = {
+        key: spread((run[key] for run in runs), 1)
+        for key in ("seconds", "again_s", "dialogues_kept")
+    }
     return {**each, "held_out": runs[-1]["held_out"], "runs": runs}
 
 
@@ -66,16 +78,22 @@ def watched(recipe: str, home: str) -> float:
     """The run as a person sees it, its last screen kept as ``results/demo.svg``; seconds."""
     os.environ.update(env(home))
     started = time.monotonic()
-    screen, status = picture.record([sys.executable, "-m", "hubkit", "run", recipe, "--profile", "laptop"])
+    screen, status = picture.record(
+        [sys.executable, "-m", "hubkit", "run", recipe, "--profile", "laptop"]
+    )
     seconds = round(time.monotonic() - started, 1)
     if status:
         sys.exit("\n".join(line.plain for line in picture.drawn(screen)))
-    RESULTS.with_suffix(".svg").write_text(picture.svg(f"make demo RECIPE={recipe}", screen), "utf-8")
+    RESULTS.with_suffix(".svg").write_text(
+        picture.svg(f"make demo RECIPE={recipe}", screen), "utf-8"
+    )
     return seconds
 
 
 def told(recipe: str, home: str) -> dict[str, Any]:
-    """The second run, which finds everything done and tells it as JSON: its seconds, and what the first one made."""
+    """The second run, which finds everything done and tells it as JSON: its seconds, and what the
+    first one made.
+    """
     started = time.monotonic()
     command = [sys.executable, "-m", "hubkit", "run", recipe, "--profile", "laptop", "--json"]
     done = subprocess.run(command, env=env(home), capture_output=True, text=True, check=False)

@@ -1,11 +1,12 @@
-"""What evaluation takes on this machine, and what it says of a finished demo. Writes ``results/eval.json``.
+"""What evaluation takes on this machine, and what it says of a finished demo. Writes
+``results/eval.json``.
 
-    HUBKIT_HOME=… python tests/bench/eval_chat.py [--only chat|asker] [--chat parrot-chat] [--asker parrot-ask]
+    HUBKIT_HOME=… python tests/bench/eval_chat.py [--only chat|asker] [--chat parrot-chat] [--asker
+    parrot-ask]
 
-The home is that of a finished ``make demo``. Chat model and base answer the whole offline set before the embedded
-engine's own judge, and the asker is put beside its base and people; each from nothing, in a folder that is removed,
-and written down as soon as it is measured.
-"""
+The home is that of a finished ``make demo``. Chat model and base answer the whole offline set
+before the embedded engine's own judge, and the asker is put beside its base and people; each from
+nothing, in a folder that is removed, and written down as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -21,13 +22,20 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from figures import write
 
-AS_THE_LAPTOP = ("--conversations", "32", "--max-tokens", "48")  # the command's own defaults are for larger machines
+AS_THE_LAPTOP = (
+    "--conversations",
+    "32",
+    "--max-tokens",
+    "48",
+)  # the command's own defaults are for larger machines
 ABOUT = "A finished demo's chat model and base before a judge of their own size, and its asker beside people."
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--chat", default="parrot-chat")
     options.add_argument("--asker", default="parrot-ask")
     options.add_argument("--base", default=BASE)
@@ -35,9 +43,17 @@ def main() -> None:
     chosen = options.parse_args()
     if chosen.only != "asker":
         with tempfile.TemporaryDirectory() as folder:
-            enter("chat", judged(*ran("eval", "chat", chosen.chat, "--against", chosen.base, "--log-dir", folder)))
+            enter(
+                "chat",
+                judged(
+                    *ran("eval", "chat", chosen.chat, "--against", chosen.base, "--log-dir", folder)
+                ),
+            )
     if chosen.only != "chat":
-        enter("asker", played(*ran("eval", "asker", chosen.asker, "--against", chosen.base, *AS_THE_LAPTOP)))
+        enter(
+            "asker",
+            played(*ran("eval", "asker", chosen.asker, "--against", chosen.base, *AS_THE_LAPTOP)),
+        )
 
 
 def enter(half: str, figures: dict[str, Any]) -> None:
@@ -49,7 +65,9 @@ def enter(half: str, figures: dict[str, Any]) -> None:
 def ran(*args: str) -> tuple[float, dict[str, Any]]:
     """Seconds that ``hubkit …`` took, and what it said."""
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "hubkit", *args, "--json"], stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "hubkit", *args, "--json"], stdout=subprocess.PIPE, check=True
+    )
     return round(time.monotonic() - started, 1), json.loads(done.stdout)
 
 
@@ -62,7 +80,11 @@ def judged(seconds: float, result: dict[str, Any]) -> dict[str, Any]:
         "turns": result["benchmark"]["turns"],
         "judge": result["judge"]["name"],
         "models": {
-            name: {"mean": table["mean"], "judgments": table["judgments"], "missing": table["missing"]}
+            name: {
+                "mean": table["mean"],
+                "judgments": table["judgments"],
+                "missing": table["missing"],
+            }
             for name, table in result["scores"].items()
         },
         "difference": result["difference"],

@@ -1,11 +1,13 @@
-"""The one shape of a results file: what was measured, by which command, on which machine, with which spread.
+"""The one shape of a results file: what was measured, by which command, on which machine, with
+which spread.
 
-    {"about": "…", "command": "…", "machine": {"cpu": …, "cores": …, "packages": {…}, "date": …}, FIGURE: …}
+    {"about": "…", "command": "…", "machine": {"cpu": …, "cores": …, "packages": {…}, "date": …},
+    FIGURE: …}
 
-A figure is a number, a mapping of figures, ``{"median": m, "least": l, "most": h, "runs": n}``, or a difference with
-its interval (``{"difference": d, "low": l, "high": h, "confidence": c}``); units stand in the names. `gather` puts all
-files of ``results/`` and the contract's own into one. Lists and texts in a file are detail that no table shows.
-"""
+A figure is a number, a mapping of figures, ``{"median": m, "least": l, "most": h, "runs": n}``, or
+a difference with its interval (``{"difference": d, "low": l, "high": h, "confidence": c}``); units
+stand in the names. `gather` puts all files of ``results/`` and the contract's own into one. Lists
+and texts in a file are detail that no table shows."""
 
 from __future__ import annotations
 
@@ -22,13 +24,28 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(os.environ.get("BENCH_RESULTS", ROOT / "tests" / "bench" / "results"))
 GATHERED = ROOT / "tests" / "bench" / "bench.json"
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "huggingface_hub", "xllamacpp", "aiohttp")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "huggingface_hub",
+    "xllamacpp",
+    "aiohttp",
+)
 ABOUT = ("about", "command", "machine")
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Where this runs: processor, cores, memory, Python, versions of `PACKAGES` and of `packages`, load, date."""
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    """Where this runs: processor, cores, memory, Python, versions of `PACKAGES` and of `packages`,
+    load, date.
+    """
+    lines = (
+        Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
     cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), "")
     return {
         "cpu": cpu or platform.processor(),
@@ -48,13 +65,25 @@ def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
     return {"median": middle, "least": least, "most": most, "runs": len(found)}
 
 
-def write(name: str, about: str, command: str, figures: Mapping[str, Any], *packages: str, add: bool = True) -> None:
-    """Enter `figures` into ``results/NAME.json``; with `add`, beside those that other tests of the bench entered."""
+def write(
+    name: str,
+    about: str,
+    command: str,
+    figures: Mapping[str, Any],
+    *packages: str,
+    add: bool = True,
+) -> None:
+    """Enter `figures` into ``results/NAME.json``; with `add`, beside those that other tests of the
+    bench entered.
+    """
     path = RESULTS / f"{name}.json"
     known = json.loads(path.read_text("utf-8")) if add and path.exists() else {}
     made = {**known, "about": about, "command": command, "machine": machine(*packages), **figures}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**{key: made[key] for key in ABOUT}, **made}, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(
+        json.dumps({**{key: made[key] for key in ABOUT}, **made}, indent=1, ensure_ascii=False)
+        + "\n"
+    )
 
 
 def gather() -> dict[str, Any]:
@@ -96,7 +125,9 @@ def tables(figures: Mapping[str, Any], name: str = "") -> list[str]:
 
 
 def _line(name: str, inside: Mapping[str, str]) -> str:
-    return (f"{name}: " if name else "") + "; ".join(f"{what} {text}" for what, text in inside.items())
+    return (f"{name}: " if name else "") + "; ".join(
+        f"{what} {text}" for what, text in inside.items()
+    )
 
 
 def _table(name: str, columns: tuple[str, ...], group: Mapping[str, Mapping[str, str]]) -> str:

@@ -1,11 +1,11 @@
 """How much a seat learns from how much data: three sizes, held out, with intervals.
 
-    python tests/bench/learning_curve.py [--recipes parrot realm] [--seat asker] [--tokens 3500 7000 14000]
+    python tests/bench/learning_curve.py [--recipes parrot realm] [--seat asker] [--tokens 3500 7000
+    14000]
 
-Writes ``results/learning_curve.json`` and ``results/learning_curve.png``. Base and corpus come from the configured Hub
-(made first where they are not there), with the laptop profile; or from `--base`, `--train` and `--test`: a snapshot of
-the base, and the parquet files of a corpus.
-"""
+Writes ``results/learning_curve.json`` and ``results/learning_curve.png``. Base and corpus come from
+the configured Hub (made first where they are not there), with the laptop profile; or from `--base`,
+`--train` and `--test`: a snapshot of the base, and the parquet files of a corpus."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ from typing import Any
 
 from figures import RESULTS, write
 
-from hubkit import evals, pipeline
+from hubkit import evaluation, pipeline
 from hubkit.hub import connect
 from hubkit.pipeline.stage import WEIGHTS, parquet
 from hubkit.recipe import Recipe, load
-from hubkit.train import train
+from hubkit.training import train
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("--recipes", nargs="+", default=["parrot", "realm"])
     options.add_argument("--seat", choices=["asker", "chat"], default="asker")
     options.add_argument("--tokens", type=int, nargs="+", default=[3500, 7000, 14000])
-    options.add_argument("--conversations", type=int, help="held-out conversations; the profile's number by default")
+    options.add_argument(
+        "--conversations", type=int, help="held-out conversations; the profile's number by default"
+    )
     options.add_argument("--base", type=Path)
     options.add_argument("--train", type=Path, nargs="+")
     options.add_argument("--test", type=Path, nargs="+")
@@ -37,7 +41,13 @@ def main() -> None:
     curves = {name: curve(name, chosen) for name in chosen.recipes}
     about = f"What the {chosen.seat} learns from how much data, on held-out conversations."
     named = {name: {f"{p['tokens']} tokens": p for p in points} for name, points in curves.items()}
-    write("learning_curve", about, "make bench-curve", {"seat": chosen.seat, "recipes": named}, add=False)
+    write(
+        "learning_curve",
+        about,
+        "make bench-curve",
+        {"seat": chosen.seat, "recipes": named},
+        add=False,
+    )
     draw(curves, RESULTS / "learning_curve.png")
     print(json.dumps(named, indent=1))
 
@@ -49,8 +59,10 @@ def curve(name: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     block = getattr(made, chosen.seat)
     base_folder, rows, held_out = inputs(made, chosen)
 
-    def score(folder: Path | None) -> evals.HeldOut:
-        return evals.heldout_loss(made.eval, base_folder, folder, held_out, seat=block.seat, system=block.system)
+    def score(folder: Path | None) -> evaluation.HeldOut:
+        return evaluation.heldout_loss(
+            made.eval, base_folder, folder, held_out, seat=block.seat, system=block.system
+        )
 
     base = score(None)
     points = [point(base)]
@@ -58,9 +70,13 @@ def curve(name: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as scratch:
             out, work = Path(scratch) / "out", Path(scratch) / "work"
             sized = block.model_copy(update={"max_tokens": tokens})
-            report = train(sized, rows, base_folder, out, base_repo_id=block.base, seed=made.seed, work=work)
+            report = train(
+                sized, rows, base_folder, out, base_repo_id=block.base, seed=made.seed, work=work
+            )
             found = score(out)
-        against = evals.compare(found, base, resamples=made.eval.resamples, confidence=made.eval.confidence)
+        against = evaluation.compare(
+            found, base, resamples=made.eval.resamples, confidence=made.eval.confidence
+        )
         points.append(
             {
                 **point(found),
@@ -85,14 +101,23 @@ def inputs(made: Recipe, chosen: argparse.Namespace) -> tuple[Path, list[Path], 
     return folder, parquet(hub, corpus.ref, "train"), parquet(hub, corpus.ref, "test")
 
 
-def point(found: evals.HeldOut) -> dict[str, Any]:
+def point(found: evaluation.HeldOut) -> dict[str, Any]:
     """A held-out loss as a point of the curve: nothing trained on yet."""
     held = {"conversations": len(found.ids), "held_out_tokens": sum(found.tokens)}
-    return {"tokens": 0, "loss_tokens": 0, "rows": 0, "loss": found.loss, "perplexity": found.perplexity, **held}
+    return {
+        "tokens": 0,
+        "loss_tokens": 0,
+        "rows": 0,
+        "loss": found.loss,
+        "perplexity": found.perplexity,
+        **held,
+    }
 
 
 def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Loss over loss-bearing tokens, the interval of the difference from the base drawn round each point."""
+    """Loss over loss-bearing tokens, the interval of the difference from the base drawn round each
+    point.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -104,7 +129,9 @@ def draw(curves: dict[str, list[dict[str, Any]]], path: Path) -> None:
         x, y = [p["loss_tokens"] for p in points], [p["loss"] for p in points]
         spread = [p.get("against_base") or {"low": 0.0, "high": 0.0} for p in points]
         axes.plot(x, y, "o-", label=name)
-        axes.fill_between(x, [base + s["low"] for s in spread], [base + s["high"] for s in spread], alpha=0.2)
+        axes.fill_between(
+            x, [base + s["low"] for s in spread], [base + s["high"] for s in spread], alpha=0.2
+        )
     axes.set(xlabel="loss-bearing tokens trained on", ylabel="held-out loss per token (nats)")
     axes.legend()
     axes.grid(alpha=0.3)

@@ -1,4 +1,5 @@
-"""A picture of a run, as a terminal shows it at its end: runs a command on a pseudo-terminal, draws the screen as SVG.
+"""A picture of a run, as a terminal shows it at its end: runs a command on a pseudo-terminal, draws
+the screen as SVG.
 
 python tests/bench/picture.py OUT.svg -- hubkit run parrot --profile laptop
 """
@@ -81,7 +82,9 @@ def colour(name: str) -> str | None:
         return None
     if len(name) == 6 and all(digit in "0123456789abcdef" for digit in name):
         return f"#{name}"
-    return {"brown": "yellow"}.get(name, name.replace("bright", "bright_") if name.startswith("bright") else name)
+    return {"brown": "yellow"}.get(
+        name, name.replace("bright", "bright_") if name.startswith("bright") else name
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What each paper at full scale would take and cost on hosted hardware: ``make plans`` writes ``results/plans.json``.
+"""What each paper at full scale would take and cost on hosted hardware: ``make plans`` writes
+``results/plans.json``.
 
 From ``hubkit run RECIPE --profile cloud --on jobs --dry-run``; nothing is started.
 """
@@ -27,9 +28,15 @@ def main() -> dict[str, Any]:
     about = f"The papers' own scale on hosted hardware, planned and not run; prices of {plans['parrot'].pop('prices')}."
     made = {"about": about, "command": COMMAND, "recipes": {}}
     for recipe, plan in plans.items():
-        stages = {stage["stage"]: {"hours": stage["hours"], "usd": stage["usd"]} for stage in plan["stages"]}
+        stages = {
+            stage["stage"]: {"hours": stage["hours"], "usd": stage["usd"]}
+            for stage in plan["stages"]
+        }
         stages["all"] = {"hours": plan["hours"], "usd": plan["usd"]}
-        rounded = {name: {key: round(value, 2) for key, value in row.items()} for name, row in stages.items()}
+        rounded = {
+            name: {key: round(value, 2) for key, value in row.items()}
+            for name, row in stages.items()
+        }
         made["recipes"][recipe] = rounded
     return made
 

@@ -1,4 +1,5 @@
-"""Gather ``results/*.json`` into bench.json, and write its figures down: ``python tests/bench/readme.py``.
+"""Gather ``results/*.json`` into bench.json, and write its figures down: ``python
+tests/bench/readme.py``.
 
 They go into README.md, between its markers, and into BENCHMARKS.md, which is nothing else.
 """
@@ -32,12 +33,20 @@ def demo(found: Figures) -> str:
         "| asker: nats per human-turn token, less its base | chat: nats per assistant-turn token, less its base |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    return "\n".join(lines + [_demo_row(name, recipe) for name, recipe in found["demo"]["recipes"].items()])
+    return "\n".join(
+        lines + [_demo_row(name, recipe) for name, recipe in found["demo"]["recipes"].items()]
+    )
 
 
 def _demo_row(name: str, recipe: Figures) -> str:
-    seconds, again, kept = recipe["seconds"], recipe["again_s"]["median"], recipe["dialogues_kept"]["median"]
-    losses = " | ".join(_difference(recipe["held_out"][seat]["trained_less_base"]) for seat in ("asker", "chat"))
+    seconds, again, kept = (
+        recipe["seconds"],
+        recipe["again_s"]["median"],
+        recipe["dialogues_kept"]["median"],
+    )
+    losses = " | ".join(
+        _difference(recipe["held_out"][seat]["trained_less_base"]) for seat in ("asker", "chat")
+    )
     return f"| {name} | {seconds['runs']} | {seconds['median'] / 60:.1f} | {again:.0f} | {kept:.0f} | {losses} |"
 
 
@@ -62,7 +71,9 @@ def middle(value: Any) -> float:
 
 def hub(found: Figures) -> str:
     """The embedded Hub: the clients' own suites, and what its bench measured."""
-    lines = ["| suite | tests that reach the server | pass | on the list of what a local Hub has no use for |"]
+    lines = [
+        "| suite | tests that reach the server | pass | on the list of what a local Hub has no use for |"
+    ]
     lines += ["| --- | --- | --- | --- |"]
     lines += [
         f"| {name} {s['version']} | {s['reach_the_server']} | {s['passed']} | {s['expected_failures']} |"
@@ -70,7 +81,11 @@ def hub(found: Figures) -> str:
         if "reach_the_server" in s
     ]
     bench = found["local_hub"]
-    lfs, xet, commit = bench["1 GiB up by lfs"], bench["1 GiB up by xet"], bench["one file into 2,000"]
+    lfs, xet, commit = (
+        bench["1 GiB up by lfs"],
+        bench["1 GiB up by xet"],
+        bench["one file into 2,000"],
+    )
     peak_mib = max(lfs["server_peak_mib"], xet["server_peak_mib"])
     sentence = (
         f"1 GiB up takes {middle(lfs['upload_over_raw']):.1f} times (LFS) and {middle(xet['upload_over_raw']):.1f} "
@@ -85,14 +100,20 @@ def hub(found: Figures) -> str:
 
 def steps(found: Figures) -> str:
     """What each recipe's cleaning leaves of the wheel's ShareGPT, beside the published counts."""
-    from hubkit.measures import published, step_table
+    from hubkit.metrics import published, step_table
 
     found = found["steps"]
     asked = ", ".join(found["questions"]) or "no benchmark"
-    lines = [f"`{found['source']}` through each recipe's chain (`{found['command']}`), decontaminated against {asked}:"]
+    lines = [
+        f"`{found['source']}` through each recipe's chain (`{found['command']}`), decontaminated against {asked}:"
+    ]
     for name, report in found["recipes"].items():
         columns, rows = step_table(report, name)
-        lines += ["", f"| {name}: {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
+        lines += [
+            "",
+            f"| {name}: {' | '.join(columns)} |",
+            "| --- |" + " ---: |" * (len(columns) - 1),
+        ]
         lines += [f"| {' | '.join(row)} |" for row in rows]
         theirs = published()["steps"].get(name)
         lines += ["", f"Published: {theirs['source']}. {theirs['caution']}"] if theirs else []
@@ -102,7 +123,9 @@ def steps(found: Figures) -> str:
 def engine(found: Figures) -> str:
     """The embedded engine beside transformers, on the same prompts in the same run."""
     found = found["local_tgi"]
-    lines = ["| in flight | embedded engine, output tokens/s | transformers `generate` batch, float32 | times |"]
+    lines = [
+        "| in flight | embedded engine, output tokens/s | transformers `generate` batch, float32 | times |"
+    ]
     lines += ["| --- | --- | --- | --- |"]
     for n in (1, 8, 32):
         row = found[f"{n} in flight"]
@@ -112,7 +135,10 @@ def engine(found: Figures) -> str:
         lines.append(f"| {n} | {ours:.0f} | {theirs:.0f} | {times['median']:.1f} ({spread}) |")
     start, front = found["start"], found["front, 8 in flight"]
     many = found["8 dialogues × 5 turns × both seats"]
-    shares = [min(many[f"{kind}_share_{seat}"] for seat in ("asker", "chat")) for kind in ("cached", "possible")]
+    shares = [
+        min(many[f"{kind}_share_{seat}"] for seat in ("asker", "chat"))
+        for kind in ("cached", "possible")
+    ]
     sentence = (
         f"Cold start (a 135M model converted) {middle(start['cold_s']):.1f} s, warm {middle(start['warm_s']):.1f} s. "
         f"Through HTTP it gives {middle(front['http_over_direct']):.2f} of what llama.cpp gives when called directly. "
@@ -152,12 +178,20 @@ def evaluation(found: Figures) -> str:
     )
     grades = [f"| {name} | {_value(table['mean'])} | {table['mean']['n']} of {table['judgments']} |"
               for name, table in chat["models"].items()]  # fmt: skip
-    judged = [sentence, "", "| model | mean grade of 10 | grades read |", "| --- | ---: | ---: |", *grades]
+    judged = [
+        sentence,
+        "",
+        "| model | mean grade of 10 | grades read |",
+        "| --- | ---: | ---: |",
+        *grades,
+    ]
     if asker is None:
         return "\n".join(judged)
     sentence = f"`hubkit eval asker`, at {asker['contexts']} held-out contexts, in {asker['seconds'] / 60:.1f} minutes:"
     players = asker["players"]
-    measures = [name for name in asker["titles"] if sum(name in values for values in players.values()) > 1]
+    measures = [
+        name for name in asker["titles"] if sum(name in values for values in players.values()) > 1
+    ]
     lines = [f"| measure | {' | '.join(players)} |", "| --- |" + " ---: |" * len(players)]
     for name in measures:
         cells = " | ".join(_value(values.get(name)) for values in players.values())
@@ -169,7 +203,9 @@ def _value(found: Figures | None) -> str:
     if found is None:
         return "–"
     low, high = found.get("low"), found.get("high")
-    return f"{found['value']:.3g}" + ("" if low is None or high is None else f" ({low:.3g} to {high:.3g})")
+    return f"{found['value']:.3g}" + (
+        "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
+    )
 
 
 def train(found: Figures) -> str:
@@ -189,14 +225,18 @@ def train(found: Figures) -> str:
         lines += ["", "| on a GPU | tokens/s | GiB | of its peak |", "| --- | --- | --- | --- |"]
         for name, row in gpu["shapes"].items():
             share = f"{row['utilisation']:.0%}" if row["utilisation"] else "not known"
-            lines.append(f"| {name}, {row['device']} | {row['tokens/s']:,.0f} | {row['GiB']:.0f} | {share} |")
+            lines.append(
+                f"| {name}, {row['device']} | {row['tokens/s']:,.0f} | {row['GiB']:.0f} | {share} |"
+            )
     return "\n".join(lines)
 
 
 def plans(found: Figures) -> str:
     """The papers at full scale: hours and dollars of every stage, each recipe."""
     recipes = found["plans"]["recipes"]
-    stages = list(dict.fromkeys(stage for plan in recipes.values() for stage in plan if stage != "all"))
+    stages = list(
+        dict.fromkeys(stage for plan in recipes.values() for stage in plan if stage != "all")
+    )
     head = " | ".join(f"{name}: hours | USD" for name in recipes)
     lines = [f"| stage | {head} |", "| --- |" + " ---: | ---: |" * len(recipes)]
     for stage in [*stages, "all"]:
@@ -217,7 +257,11 @@ BLOCKS: dict[str, Callable[[Figures], str]] = {
 }
 
 
-OWN_TABLES: dict[str, Callable[[Figures], str]] = {"steps": steps, "eval": evaluation, "train_speed": train}
+OWN_TABLES: dict[str, Callable[[Figures], str]] = {
+    "steps": steps,
+    "eval": evaluation,
+    "train_speed": train,
+}
 
 
 def filled(text: str, found: Figures) -> str:
@@ -226,20 +270,34 @@ def filled(text: str, found: Figures) -> str:
         if f"<!-- figures: {name} -->" not in text:
             continue
         block = f"<!-- figures: {name} -->\n{table(found)}\n<!-- end figures -->"
-        text = re.sub(rf"<!-- figures: {name} -->.*?<!-- end figures -->", lambda _, b=block: b, text, flags=re.DOTALL)
+        text = re.sub(
+            rf"<!-- figures: {name} -->.*?<!-- end figures -->",
+            lambda _, b=block: b,
+            text,
+            flags=re.DOTALL,
+        )
     return text
 
 
 def page(found: Figures) -> str:
     """BENCHMARKS.md: every file of results as one section."""
-    return "\n\n".join([HEAD.strip(), *(_section(name, figures, found) for name, figures in found.items())]) + "\n"
+    return (
+        "\n\n".join(
+            [HEAD.strip(), *(_section(name, figures, found) for name, figures in found.items())]
+        )
+        + "\n"
+    )
 
 
 def _section(name: str, figures: Figures, found: Figures) -> str:
     machine = figures.get("machine", {})
-    versions = ", ".join(f"{package} {version}" for package, version in machine.get("packages", {}).items())
+    versions = ", ".join(
+        f"{package} {version}" for package, version in machine.get("packages", {}).items()
+    )
     load = f", load {machine['load_average'][0]}" if "load_average" in machine else ""
-    where = f"`{figures.get('command', '')}`" + (f"; {_machine(figures)}{load}; {versions}." if machine else "")
+    where = f"`{figures.get('command', '')}`" + (
+        f"; {_machine(figures)}{load}; {versions}." if machine else ""
+    )
     body = [OWN_TABLES[name](found)] if name in OWN_TABLES else tables(figures)
     return "\n\n".join([f"## {name}", figures.get("about", ""), where, *body])
 

@@ -1,9 +1,10 @@
-"""The same dialogues through different clients: ``python rollout_contenders.py NAME OPTIONS`` prints one JSON line.
+"""The same dialogues through different clients: ``python rollout_contenders.py NAME OPTIONS``
+prints one JSON line.
 
-Each contender drives `dialogues` dialogues of 8 requests (4 turns of each seat, every request carrying the whole
-conversation so far) against the same addresses with 64 in flight, and says how many seconds that took, from its first
-request to its result being where it keeps results. Interpreter start and imports are not counted, for any of them.
-"""
+Each contender drives `dialogues` dialogues of 8 requests (4 turns of each seat, every request
+carrying the whole conversation so far) against the same addresses with 64 in flight, and says how
+many seconds that took, from its first request to its result being where it keeps results.
+Interpreter start and imports are not counted, for any of them."""
 
 from __future__ import annotations
 
@@ -27,14 +28,17 @@ async def bare_dialogue(post: Any, url: str, number: int) -> list[dict[str, str]
         seen = [{"role": roles[i % 2], "content": text["content"]} for i, text in enumerate(said)]
         messages = [{"role": "system", "content": "You are a person."}, *seen]
         answer = await post(
-            f"{url}/v1/chat/completions", {"model": "tgi", "messages": messages, "seed": turn, **SAMPLING}
+            f"{url}/v1/chat/completions",
+            {"model": "tgi", "messages": messages, "seed": turn, **SAMPLING},
         )
         said.append(answer["choices"][0]["message"])
     return said
 
 
 def bare(options: dict[str, Any], *, retry: bool = False) -> float:
-    """aiohttp, 64 workers, nothing durable. With `retry`: what a careful person adds in ten lines."""
+    """aiohttp, 64 workers, nothing durable. With `retry`: what a careful person adds in ten
+    lines.
+    """
     import aiohttp
 
     async def go() -> float:
@@ -127,7 +131,8 @@ def datatrove(options: dict[str, Any], *, durable: bool) -> float:
 
 
 def distilabel(options: dict[str, Any]) -> float:
-    """distilabel over as many requests. It has no dialogues of two models: each stands alone, in batches of 256.
+    """distilabel over as many requests. It has no dialogues of two models: each stands alone, in
+    batches of 256.
 
     Its processes are started within the time, because nothing of it can be asked before.
     """
@@ -143,7 +148,9 @@ def distilabel(options: dict[str, Any]) -> float:
             model="tgi", base_url=f"{options['urls'][0]}/v1", api_key="none", generation_kwargs=settings
         )  # fmt: skip
         with Pipeline(name="bench", cache_dir=folder) as pipeline:
-            load = LoadDataFromDicts(data=[{"instruction": f"question {i}"} for i in range(count)], batch_size=256)
+            load = LoadDataFromDicts(
+                data=[{"instruction": f"question {i}"} for i in range(count)], batch_size=256
+            )
             load >> TextGeneration(llm=llm, input_batch_size=256)
         started = time.perf_counter()
         done = pipeline.run()
@@ -168,4 +175,6 @@ if __name__ == "__main__":
     cpu = time.process_time()
     seconds = CONTENDERS[sys.argv[1]](given)
     cpu, requests = time.process_time() - cpu, given["dialogues"] * REQUESTS
-    print("\n" + json.dumps({"seconds": seconds, "requests_per_s": requests / seconds, "cpu_s": cpu}))
+    print(
+        "\n" + json.dumps({"seconds": seconds, "requests_per_s": requests / seconds, "cpu_s": cpu})
+    )

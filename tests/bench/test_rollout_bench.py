@@ -1,10 +1,11 @@
-"""Rollout against others on one mock: how fast, how even under trouble, how much memory, how soon it goes on.
+"""Rollout against others on one mock: how fast, how even under trouble, how much memory, how soon
+it goes on.
 
-``python -m pytest tests/bench/test_rollout_bench.py -m bench`` writes results/rollout.json (BENCH_RESULTS names another
-folder; BENCH_ROUNDS, BENCH_CALLS and BENCH_DIALOGUES make it smaller). Contenders run one after the other, interleaved
-over the rounds; figures are medians, with the least and the most beside them. Contenders that another interpreter must
-run are found through BENCH_DATATROVE and BENCH_DISTILABEL (paths of a Python that has the package).
-"""
+``python -m pytest tests/bench/test_rollout_bench.py -m bench`` writes results/rollout.json
+(BENCH_RESULTS names another folder; BENCH_ROUNDS, BENCH_CALLS and BENCH_DIALOGUES make it smaller).
+Contenders run one after the other, interleaved over the rounds; figures are medians, with the least
+and the most beside them. Contenders that another interpreter must run are found through
+BENCH_DATATROVE and BENCH_DISTILABEL (paths of a Python that has the package)."""
 
 from __future__ import annotations
 
@@ -24,14 +25,19 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from figures import spread, write
-from mock_endpoint import mock
 from rollout_contenders import REQUESTS
+from support.mock_endpoint import mock
 
 HERE = Path(__file__).resolve().parent
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 DIALOGUES, IN_FLIGHT, LATENCY_S = int(os.environ.get("BENCH_CALLS", "4000")) // REQUESTS, 64, 0.05
-TAIL = (0.05, 20)  # the share of answers that are slow in `mock(tail=True)`, and how many times slower
-POLICY = "hubkit: each turn fdatasync'ed before its dialogue goes on, turns that come together share one"
+TAIL = (
+    0.05,
+    20,
+)  # the share of answers that are slow in `mock(tail=True)`, and how many times slower
+POLICY = (
+    "hubkit: each turn fdatasync'ed before its dialogue goes on, turns that come together share one"
+)
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(7200)]
 
@@ -42,7 +48,9 @@ def report(key: str, figures: dict[str, Any]) -> None:
     write("rollout", about, "pytest -m bench tests/bench/test_rollout_bench.py", {key: figures})
 
 
-def contend(name: str, urls: list[str], folder: Path, python: str = sys.executable) -> dict[str, float] | str:
+def contend(
+    name: str, urls: list[str], folder: Path, python: str = sys.executable
+) -> dict[str, float] | str:
     """One run of one contender in a fresh process; its figures, or why there are none."""
     options = {"urls": urls, "dialogues": DIALOGUES, "in_flight": IN_FLIGHT, "folder": str(folder)}
     try:
@@ -68,15 +76,17 @@ def medians(runs: dict[str, list[dict[str, float] | str]]) -> dict[str, Any]:
             continue
         figures[name] = {
             "requests_per_s": spread((run["requests_per_s"] for run in good), 1),
-            "cpu_ms_per_request": spread(run["cpu_s"] * 1000 / DIALOGUES / REQUESTS for run in good),
+            "cpu_ms_per_request": spread(
+                run["cpu_s"] * 1000 / DIALOGUES / REQUESTS for run in good
+            ),
         }
     return figures
 
 
 def schedule(seed: int) -> float:
-    """Seconds of the best that can be done without foreseeing which answers are slow: the next dialogue to whoever is
-    free. A dialogue's turns come one after the other, so this is more than all answers' seconds over those in flight.
-    """
+    """Seconds of the best that can be done without foreseeing which answers are slow: the next
+    dialogue to whoever is free. A dialogue's turns come one after the other, so this is more than
+    all answers' seconds over those in flight."""
     chance = random.Random(seed)
     free = [0.0] * IN_FLIGHT
     for _ in range(DIALOGUES):
@@ -99,10 +109,16 @@ def test_speed_beside_others(tmp_path: Path) -> None:
             for name in runs:
                 python = theirs.get(name, sys.executable)
                 before = server.stats()["answered"]
-                run = contend(name, [server.url], tmp_path, python) if python else "no Python with it was named"
+                run = (
+                    contend(name, [server.url], tmp_path, python)
+                    if python
+                    else "no Python with it was named"
+                )
                 runs[name].append(run)
                 asked = server.stats()["answered"] - before
-                assert isinstance(run, str) or asked == DIALOGUES * REQUESTS, f"{name} asked {asked} times"
+                assert isinstance(run, str) or asked == DIALOGUES * REQUESTS, (
+                    f"{name} asked {asked} times"
+                )
     figures = medians(runs)
     ratios = [
         mine["requests_per_s"] / bare["requests_per_s"]
@@ -115,7 +131,9 @@ def test_speed_beside_others(tmp_path: Path) -> None:
 
 
 def test_trouble(tmp_path: Path) -> None:
-    """A heavy tail, one answer in twenty wrong, and one of three addresses dead half-way, beside the ideal schedule."""
+    """A heavy tail, one answer in twenty wrong, and one of three addresses dead half-way, beside
+    the ideal schedule.
+    """
     ideal = statistics.median(map(schedule, range(21)))
     runs: dict[str, list[dict[str, float] | str]] = {"bare aiohttp with retries": [], "hubkit": []}
     with mock(latency=LATENCY_S, tail=True, faults=0.05) as server:
@@ -133,11 +151,15 @@ def test_trouble(tmp_path: Path) -> None:
             timer.start()
             run = contend("hubkit", [dying.url, second.url, third.url], tmp_path)
             timer.cancel()
-            assert isinstance(run, dict), run  # every dialogue reached its target, or the contender would have failed
+            assert isinstance(run, dict), (
+                run
+            )  # every dialogue reached its target, or the contender would have failed
             makespans.append(run["seconds"])
     figures = medians(runs)
     figures["ideal_seconds"] = round(ideal, 1)
-    figures["ideal"] = "dialogues dealt to whoever is free, with the mock's latencies and no faults; median of 21 draws"
+    figures["ideal"] = (
+        "dialogues dealt to whoever is free, with the mock's latencies and no faults; median of 21 draws"
+    )
     for name, all_runs in runs.items():
         seconds = [run["seconds"] for run in all_runs if isinstance(run, dict)]
         if seconds:
@@ -153,7 +175,7 @@ import json, sys, time
 from pathlib import Path
 from hubkit.recipe import Rollout
 from hubkit.rollout import run
-from hubkit.schema import Conversation
+from hubkit.conversation import Conversation
 url, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 seat = {"repo": "x", "system": "You are a person."}
 given = {"dialogues": count, "turns": {"value": 1}, "asker": seat, "chat": seat, "in_flight": 64}
@@ -177,7 +199,9 @@ print(json.dumps({
 
 
 def test_memory_and_resume(tmp_path: Path) -> None:
-    """Memory from 1,000 to `count` dialogues, and how long a finished run of that size takes to be taken up again."""
+    """Memory from 1,000 to `count` dialogues, and how long a finished run of that size takes to be
+    taken up again.
+    """
     count = int(os.environ.get("BENCH_DIALOGUES", "100000"))
 
     def go(url: str) -> dict[str, float]:

@@ -1,9 +1,8 @@
 """Rollout on the embedded engine: what driving costs it, and how often it computes a prefix.
 
-The plain load generator sends the very requests that the rollout sent, as many at once, in rounds (the first turns of
-all dialogues, then the second ones, ...), and keeps nothing. Prefill is read from the engine's own answers: prompt
-tokens less those that it took from its cache.
-"""
+The plain load generator sends the very requests that the rollout sent, as many at once, in rounds
+(the first turns of all dialogues, then the second ones, ...), and keeps nothing. Prefill is read
+from the engine's own answers: prompt tokens less those that it took from its cache."""
 
 from __future__ import annotations
 
@@ -18,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine_server import lora, smollm2
 from figures import spread, write
+from support.engine_server import lora, smollm2
 
-from hubkit.endpoint import start_engine
+from hubkit.conversation import Conversation, swap_roles
 from hubkit.recipe import Rollout
 from hubkit.rollout import run
-from hubkit.schema import Conversation, swap_roles
+from hubkit.serving.client import start_engine
 
 DIALOGUES, TURNS, IN_FLIGHT = 8, int(os.environ.get("BENCH_TURNS", "8")), 8
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
@@ -36,7 +35,9 @@ ASKED = (
 
 
 def block() -> Rollout:
-    """Eight dialogues of eight human turns; end tokens are not waited for, so that both sides generate as much."""
+    """Eight dialogues of eight human turns; end tokens are not waited for, so that both sides
+    generate as much.
+    """
     sampling = {"temperature": 0.7, "max_tokens": 24}
     return Rollout.model_validate(
         {
@@ -44,7 +45,12 @@ def block() -> Rollout:
             "turns": {"value": TURNS},
             "in_flight": IN_FLIGHT,
             "retry_on": [],
-            "asker": {"repo": "asker", "system": "You are a curious person.", "sampling": sampling, "context": 4096},
+            "asker": {
+                "repo": "asker",
+                "system": "You are a curious person.",
+                "sampling": sampling,
+                "context": 4096,
+            },
             "chat": {"repo": "base", "sampling": sampling, "context": 4096},
         }
     )
@@ -67,8 +73,12 @@ async def replay(bodies: list[list[tuple[str, dict[str, Any]]]]) -> float:
         return time.perf_counter() - started
 
 
-def requests_of(row: dict[str, Any], given: Rollout, urls: dict[str, str]) -> list[tuple[str, dict[str, Any]]]:
-    """The bodies that the rollout sent for one dialogue. Each turn's length is forced to what it was."""
+def requests_of(
+    row: dict[str, Any], given: Rollout, urls: dict[str, str]
+) -> list[tuple[str, dict[str, Any]]]:
+    """The bodies that the rollout sent for one dialogue. Each turn's length is forced to what it
+    was.
+    """
     found = []
     for position, message in enumerate(row["messages"]):
         if position == 0:
@@ -76,7 +86,9 @@ def requests_of(row: dict[str, Any], given: Rollout, urls: dict[str, str]) -> li
         seen = row["messages"][:position]
         asker = message["role"] == "user"
         system = given.asker.system if asker else given.chat.system
-        messages = ([{"role": "system", "content": system}] if system else []) + (swap_roles(seen) if asker else seen)
+        messages = ([{"role": "system", "content": system}] if system else []) + (
+            swap_roles(seen) if asker else seen
+        )
         body = {
             "model": "tgi", "messages": messages, "seed": row["seeds"][position], "temperature": 0.7,
             "max_tokens": 24, "user": row["id"] + "-again",
@@ -89,7 +101,9 @@ def requests_of(row: dict[str, Any], given: Rollout, urls: dict[str, str]) -> li
 @pytest.mark.timeout(1800)
 def test_what_driving_costs_the_embedded_engine(tmp_path: Path) -> None:
     given = block()
-    openings = [Conversation(str(i), [{"role": "user", "content": text}]) for i, text in enumerate(ASKED)]
+    openings = [
+        Conversation(str(i), [{"role": "user", "content": text}]) for i, text in enumerate(ASKED)
+    ]
     cache = Path(os.environ.get("TMPDIR", "/tmp")) / f"hubkit-test-models-{os.getuid()}" / "gguf"
     ratios, prefill, speeds = [], [], []
     for number in range(ROUNDS):
@@ -119,4 +133,10 @@ def test_what_driving_costs_the_embedded_engine(tmp_path: Path) -> None:
         "generated_tokens_per_s": spread(speeds, 1),
     }
     about = f"Driving the embedded engine: {DIALOGUES} dialogues of {TURNS} human turns, {IN_FLIGHT} in flight."
-    write("rollout_engine", about, "pytest -m bench tests/bench/test_rollout_engine.py", figures, add=False)
+    write(
+        "rollout_engine",
+        about,
+        "pytest -m bench tests/bench/test_rollout_engine.py",
+        figures,
+        add=False,
+    )

@@ -1,9 +1,9 @@
-"""Training on a GPU: tokens/s, memory and model FLOPs utilisation. Skipped, with the reason, where there is none.
+"""Training on a GPU: tokens/s, memory and model FLOPs utilisation. Skipped, with the reason, where
+there is none.
 
-Run with ``make bench-gpu`` (or ``pytest -m bench -s tests/bench/test_train_gpu.py``). Weights are random, from a
-configuration: speed does not depend on them. Writes ``results/train_gpu.json``. The goal for the 13B shape is 50 %
-utilisation.
-"""
+Run with ``make bench-gpu`` (or ``pytest -m bench -s tests/bench/test_train_gpu.py``). Weights are
+random, from a configuration: speed does not depend on them. Writes ``results/train_gpu.json``. The
+goal for the 13B shape is 50 % utilisation."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from figures import RESULTS, write
-from tiny_models import tiny_tokenizer
+from support.tiny_models import tiny_tokenizer
 
-from hubkit.train.estimate import GIB, PEAK_TFLOPS, flops_per_token
+from hubkit.training.estimate import GIB, PEAK_TFLOPS, flops_per_token
 
 ABOUT = "Training on one GPU, packed rows of random tokens: speed, memory, model FLOPs utilisation."
 SHAPES = {
@@ -72,7 +72,9 @@ def test_tokens_memory_and_utilisation(name, tmp_path, capsys):
     assert measured["tokens/s"] > 0
 
 
-def measure(folder: Path, *, shape: dict, lora: dict | None, batch: int, length: int, checkpointing: bool) -> dict:
+def measure(
+    folder: Path, *, shape: dict, lora: dict | None, batch: int, length: int, checkpointing: bool
+) -> dict:
     """Train on packed rows of random tokens; the first steps are not counted."""
     import torch
     from datasets import Dataset
@@ -80,7 +82,7 @@ def measure(folder: Path, *, shape: dict, lora: dict | None, batch: int, length:
     from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
     from trl import SFTConfig
 
-    from hubkit.train.trainer import trainer_class
+    from hubkit.training.trainer import trainer_class
 
     class Clock(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -122,7 +124,10 @@ def measure(folder: Path, *, shape: dict, lora: dict | None, batch: int, length:
     total = sum(p.numel() for p in trainer.model.parameters())
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     needed = flops_per_token(total, trained, recompute=False)  # utilisation counts no recomputation
-    peak = next((v for part, v in PEAK_TFLOPS.items() if part in torch.cuda.get_device_name(0)), float("nan"))
+    peak = next(
+        (v for part, v in PEAK_TFLOPS.items() if part in torch.cuda.get_device_name(0)),
+        float("nan"),
+    )
     return {
         "tokens/s": speed,
         "GiB": torch.cuda.max_memory_allocated() / GIB,

@@ -1,13 +1,15 @@
-"""Useful tokens per second: this trainer beside stock TRL defaults, on the same rows, in one process.
+"""Useful tokens per second: this trainer beside stock TRL defaults, on the same rows, in one
+process.
 
-``make bench``, or ``pytest -m bench -s tests/bench/test_train_speed.py``, writes ``results/train_speed.json``.
-Both train the same number of loss-bearing tokens of the same conversations with the same adapter; stock TRL is what its
-documentation shows: ``SFTTrainer`` with ``assistant_only_loss`` and its defaults, bf16 off because this machine has
-none. The two take turns, so that what else the machine does falls on both.
+``make bench``, or ``pytest -m bench -s tests/bench/test_train_speed.py``, writes
+``results/train_speed.json``. Both train the same number of loss-bearing tokens of the same
+conversations with the same adapter; stock TRL is what its documentation shows: ``SFTTrainer`` with
+``assistant_only_loss`` and its defaults, bf16 off because this machine has none. The two take
+turns, so that what else the machine does falls on both.
 
-The laptop's base and corpus are used, made first; BENCH_BASE and BENCH_DATA name a base's folder and a parquet file
-instead, BENCH_TINY a model of two layers, to see that it runs (nothing is written then).
-"""
+The laptop's base and corpus are used, made first; BENCH_BASE and BENCH_DATA name a base's folder
+and a parquet file instead, BENCH_TINY a model of two layers, to see that it runs (nothing is
+written then)."""
 
 from __future__ import annotations
 
@@ -21,11 +23,11 @@ from typing import Any
 
 import pytest
 from figures import spread, write
-from tiny_models import tiny_base, write_rows
+from support.tiny_models import tiny_base, write_rows
 
+from hubkit.conversation import swap_roles
 from hubkit.recipe import Training
-from hubkit.schema import swap_roles
-from hubkit.train import train
+from hubkit.training import train
 
 ABOUT = "The trainer beside stock TRL's defaults: the same loss-bearing tokens, turn about."
 TINY = bool(os.environ.get("BENCH_TINY"))
@@ -37,7 +39,9 @@ SYSTEM = "You are a person talking with an AI assistant."
 
 @dataclass
 class Took:
-    """One run: seconds of its training loop, and its tokens, with loss and in all (padding not counted)."""
+    """One run: seconds of its training loop, and its tokens, with loss and in all (padding not
+    counted).
+    """
 
     seconds: float
     loss_tokens: int
@@ -49,10 +53,18 @@ def given(folder: Path) -> tuple[str, Path, list[list[tuple[str, str]]]]:
     import pyarrow.parquet as pq
 
     if TINY:
-        talk = [("user", "How do I bake bread?"), ("assistant", "Mix flour and water. " * 20), ("user", "And rye?")]
+        talk = [
+            ("user", "How do I bake bread?"),
+            ("assistant", "Mix flour and water. " * 20),
+            ("user", "And rye?"),
+        ]
         rows = [[*talk, ("assistant", "Use less water. " * n)] for n in range(1, ROWS + 1)]
         return "a tiny model", tiny_base(folder / "base"), rows
-    name, base, data = os.environ.get("BENCH_BASE", ""), Path(), Path(os.environ.get("BENCH_DATA", ""))
+    name, base, data = (
+        os.environ.get("BENCH_BASE", ""),
+        Path(),
+        Path(os.environ.get("BENCH_DATA", "")),
+    )
     if not name:
         from hubkit import pipeline
         from hubkit.hub import connect
@@ -64,14 +76,20 @@ def given(folder: Path) -> tuple[str, Path, list[list[tuple[str, str]]]]:
         name, data = made.asker.base, parquet(hub, corpus.ref, "train")[0]
         base = hub.snapshot(pipeline.require(hub, name), allow_patterns=WEIGHTS)
     found = pq.read_table(data, columns=["messages"]).slice(0, ROWS).to_pylist()
-    return name, base if base.name else Path(name), [[(m["role"], m["content"]) for m in r["messages"]] for r in found]
+    return (
+        name,
+        base if base.name else Path(name),
+        [[(m["role"], m["content"]) for m in r["messages"]] for r in found],
+    )
 
 
 def ours(folder: Path, base: Path, data: Path) -> Took:
     sft = {"num_train_epochs": 1, "max_length": MAX_LENGTH, "per_device_train_batch_size": 1}
     sft |= {"gradient_accumulation_steps": 8, "gradient_checkpointing": False}
     block = Training(base="x/y", seat="user", system=SYSTEM, lora=LORA, sft=sft)
-    report = train(block, [data], base, folder / "out", base_repo_id="x/y", seed=1, work=folder / "work")
+    report = train(
+        block, [data], base, folder / "out", base_repo_id="x/y", seed=1, work=folder / "work"
+    )
     return Took(report.tokens / report.tokens_per_second, report.loss_tokens, report.tokens)
 
 
@@ -80,11 +98,11 @@ def stock(folder: Path, base: Path, rows: list[list[tuple[str, str]]]) -> Took:
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    from hubkit import chat_template
-    from hubkit.train.loading import load_base, load_tokenizer
+    from hubkit import chat_templates
+    from hubkit.training.loading import load_base, load_tokenizer
 
     tokenizer = load_tokenizer(base)
-    tokenizer.chat_template = chat_template.for_training(base, "user")
+    tokenizer.chat_template = chat_templates.for_training(base, "user")
     system = [{"role": "system", "content": SYSTEM}]
     views = [system + swap_roles({"role": r, "content": c} for r, c in row) for row in rows]
     config = SFTConfig(
@@ -127,7 +145,9 @@ def test_useful_tokens_per_second_beside_stock_trl(tmp_path, capsys):
     figures = summary(took)
     with capsys.disabled():
         print(f"\n{name}, {len(rows)} rows: {json.dumps(figures)}")
-    assert took["hubkit"][0].loss_tokens == took["stock TRL"][0].loss_tokens, "both must learn from the same tokens"
+    assert took["hubkit"][0].loss_tokens == took["stock TRL"][0].loss_tokens, (
+        "both must learn from the same tokens"
+    )
     if not TINY:
         given_rows = {"base": name, "conversations": len(rows)}
         command = "pytest -m bench tests/bench/test_train_speed.py"

@@ -1,4 +1,6 @@
-"""A real headless Chromium, a scripted endpoint behind the pages, and the Spaces as processes of their own."""
+"""A real headless Chromium, a scripted endpoint behind the pages, and the Spaces as processes of
+their own.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import space_process
 from scripted import ROOT, Endpoint, Script
+from support import space_process
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = [
@@ -42,7 +44,9 @@ def start_space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 
         def start(folder: Path, **env: str) -> str:
             place = tmp_path_factory.mktemp(folder.name)
-            shutil.copytree(folder, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                folder, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
             clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
             return space_process.start(stack, place, {**clean, "RATE_PER_MINUTE": "600", **env})
 
@@ -53,9 +57,11 @@ def start_space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
 def browser() -> Iterator[Any]:
     """Headless Chromium: the system's where there is one, else Playwright's own.
 
-    Ends with its module: while it runs, this thread has an event loop, and no other test could start one.
-    """
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
+    Ends with its module: while it runs, this thread has an event loop, and no other test could
+    start one."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="needs the Python package playwright"
+    )
     system = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
     with playwright.sync_playwright() as session:
         try:

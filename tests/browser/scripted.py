@@ -1,4 +1,6 @@
-"""An endpoint that says what a test wrote down for it: OpenAI-style chat completions, streamed word by word."""
+"""An endpoint that says what a test wrote down for it: OpenAI-style chat completions, streamed word
+by word.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Script:
-    """How the scripted endpoint behaves: what it says next, how fast, and how often it refuses first."""
+    """How the scripted endpoint behaves: what it says next, how fast, and how often it refuses
+    first.
+    """
 
     answers: list[str] = field(default_factory=list)
     word_s: float = 0.01
@@ -24,7 +28,11 @@ class Script:
     broken_off: int = 0
 
     def next(self) -> str:
-        return self.answers.pop(0) if self.answers else f"Answer number {len(self.asked)} in a few words."
+        return (
+            self.answers.pop(0)
+            if self.answers
+            else f"Answer number {len(self.asked)} in a few words."
+        )
 
 
 class Endpoint:
@@ -72,7 +80,9 @@ class Endpoint:
         request.close_connection = True
 
     @staticmethod
-    def _send(request: BaseHTTPRequestHandler, delta: dict[str, str], finish: str | None = None) -> None:
+    def _send(
+        request: BaseHTTPRequestHandler, delta: dict[str, str], finish: str | None = None
+    ) -> None:
         chunk = {
             "id": "x", "object": "chat.completion.chunk", "created": 0, "model": "tgi", "system_fingerprint": "x",
             "choices": [{"index": 0, "delta": {"role": "assistant", **delta}, "finish_reason": finish}],

@@ -1,4 +1,6 @@
-"""A pushed Space at its page of the embedded Hub: started by its owner's button, used inside the frame, paused."""
+"""A pushed Space at its page of the embedded Hub: started by its owner's button, used inside the
+frame, paused.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,16 @@ from scripted import ROOT, Endpoint, Script
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hub_server import HubServer
+from support.hub_server import HubServer
 
 pytestmark = pytest.mark.browser
 START_MS = 60_000
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, endpoints: dict[str, Endpoint]) -> Iterator[HubServer]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, endpoints: dict[str, Endpoint]
+) -> Iterator[HubServer]:
     running = HubServer(tmp_path_factory.mktemp("hub"), options=("--spaces",)).start()
     api = running.api()
     api.create_repo("local/talk", repo_type="space", space_sdk="gradio")
@@ -49,13 +53,17 @@ def test_start_use_and_pause_a_space_at_its_page(
     app.locator("#message textarea").fill("Hello from the Hub's page", timeout=START_MS)
     page.keyboard.press("Enter")
     app.get_by_text("From inside the frame.").wait_for()
-    assert endpoints["chat"].script.asked[0]["messages"][-1]["content"] == "Hello from the Hub's page"
+    assert (
+        endpoints["chat"].script.asked[0]["messages"][-1]["content"] == "Hello from the Hub's page"
+    )
     page.screenshot(path=SHOTS / f"{request.node.name}-running.png")
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.screenshot(path=SHOTS / f"{request.node.name}-phone.png")
     page.reload()
-    page.frame_locator("iframe").get_by_text("Hello from the Hub's page").first.wait_for(timeout=START_MS)
+    page.frame_locator("iframe").get_by_text("Hello from the Hub's page").first.wait_for(
+        timeout=START_MS
+    )
     page.get_by_role("button", name="Pause").click()
     page.get_by_role("button", name="Start again").wait_for()
     assert server.api().get_space_runtime("local/talk").stage == "PAUSED" and not page.problems

@@ -1,4 +1,6 @@
-"""The asker Space in a real browser: be the assistant, watch two models talk, tell people from models."""
+"""The asker Space in a real browser: be the assistant, watch two models talk, tell people from
+models.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ REAL = [
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Space with an end mark, and with real conversations in a file of its own instead of on a Hub."""
+    """The Space with an end mark, and with real conversations in a file of its own instead of on a
+    Hub.
+    """
     import shutil
 
     import pyarrow as pa
@@ -46,9 +50,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def asker_space(start_space: Callable[..., str], endpoints: dict[str, Endpoint], folder: Path) -> str:
+def asker_space(
+    start_space: Callable[..., str], endpoints: dict[str, Endpoint], folder: Path
+) -> str:
     return start_space(
-        folder, ASKER_ENDPOINT=endpoints["asker"].url, CHAT_ENDPOINT=endpoints["chat"].url, ENDPOINT_WAIT_S="4"
+        folder,
+        ASKER_ENDPOINT=endpoints["asker"].url,
+        CHAT_ENDPOINT=endpoints["chat"].url,
+        ENDPOINT_WAIT_S="4",
     )
 
 
@@ -74,7 +83,9 @@ def roles(asked: dict[str, Any]) -> list[str]:
     return [m["role"] for m in asked["messages"]]
 
 
-def test_the_asker_opens_you_answer_it_asks_on(opened: Page, endpoints: dict[str, Endpoint]) -> None:
+def test_the_asker_opens_you_answer_it_asks_on(
+    opened: Page, endpoints: dict[str, Endpoint]
+) -> None:
     script = endpoints["asker"].script
     script.answers = ["How do I boil an egg?", "And how long?"]
     opened.locator("#start").click()
@@ -83,12 +94,21 @@ def test_the_asker_opens_you_answer_it_asks_on(opened: Page, endpoints: dict[str
     opened.locator("#reply textarea").press("Enter")
     expect(opened.locator("#be")).to_contain_text("And how long?")
     expect(opened.locator("#reply textarea")).to_have_value("")
-    assert roles(script.asked[0]) == ["system"] and roles(script.asked[1]) == ["system", "assistant", "user"]
-    assert [m["content"] for m in script.asked[1]["messages"][1:]] == ["How do I boil an egg?", "In water."]
+    assert roles(script.asked[0]) == ["system"] and roles(script.asked[1]) == [
+        "system",
+        "assistant",
+        "user",
+    ]
+    assert [m["content"] for m in script.asked[1]["messages"][1:]] == [
+        "How do I boil an egg?",
+        "In water.",
+    ]
 
 
 @pytest.mark.slow
-def test_your_own_topic_is_the_asker_s_first_turn(opened: Page, endpoints: dict[str, Endpoint]) -> None:
+def test_your_own_topic_is_the_asker_s_first_turn(
+    opened: Page, endpoints: dict[str, Endpoint]
+) -> None:
     opened.locator("#topic input, #topic textarea").first.fill("Tell me about tea.")
     opened.locator("#start").click()
     expect(opened.locator("#be")).to_contain_text("Tell me about tea.")
@@ -134,7 +154,13 @@ def test_watch_them_talk_until_the_end_mark_and_keep_it(
     watch.locator("#opening textarea, #opening input").first.fill("When does the sun set?")
     watch.locator("#go").click()
     expect(watch.locator("#watch-status")).to_contain_text("has ended the conversation")
-    spoken = ["When does the sun set?", "Because the sun is down.", "Why is it dark?", "It turns.", "Good night."]
+    spoken = [
+        "When does the sun set?",
+        "Because the sun is down.",
+        "Why is it dark?",
+        "It turns.",
+        "Good night.",
+    ]
     assert turns(watch, "#watch") == spoken
     assert roles(endpoints["asker"].script.asked[0]) == ["system", "assistant", "user"]
     assert roles(endpoints["chat"].script.asked[1]) == ["user", "assistant", "user"]
@@ -159,7 +185,9 @@ def test_watch_stops_at_the_number_of_turns(watch: Page) -> None:
 
 
 @pytest.mark.slow
-def test_pause_keeps_whole_turns_and_go_on_goes_on(watch: Page, endpoints: dict[str, Endpoint]) -> None:
+def test_pause_keeps_whole_turns_and_go_on_goes_on(
+    watch: Page, endpoints: dict[str, Endpoint]
+) -> None:
     endpoints["chat"].script.answers = ["whole answer", "slow " * 200, "picked up again"]
     endpoints["chat"].script.word_s = 0.05
     watch.locator("#opening textarea, #opening input").first.fill("Start")
@@ -187,7 +215,9 @@ def test_temperature_reaches_both_models(watch: Page, endpoints: dict[str, Endpo
     expect(watch.locator("#watch")).to_contain_text("Answer number 1")
     watch.locator("#step").click()
     expect(watch.locator(SAID.format("#watch"))).to_have_count(2)
-    assert {e.script.asked[0]["temperature"] for e in (endpoints["asker"], endpoints["chat"])} == {0.2}
+    assert {e.script.asked[0]["temperature"] for e in (endpoints["asker"], endpoints["chat"])} == {
+        0.2
+    }
 
 
 @pytest.mark.slow
@@ -195,19 +225,27 @@ def test_who_is_human(opened: Page, endpoints: dict[str, Endpoint]) -> None:
     endpoints["asker"].script.answers = ["What tool do I need for that?"]
     opened.get_by_role("tab", name="Who is human?").click()
     opened.locator("#deal").click()
-    expect(opened.locator("#verdict")).to_contain_text("Which one did a person write?", timeout=30_000)
+    expect(opened.locator("#verdict")).to_contain_text(
+        "Which one did a person write?", timeout=30_000
+    )
     expect(opened.locator("#blind")).to_contain_text("Take the wheel off first.")
     shown = [opened.locator(f"#turn-{side} textarea").input_value() for side in "ab"]
     assert sorted(shown) == sorted([REAL[2]["content"], "What tool do I need for that?"])
     opened.locator("#pick-a").click()
-    expected = "Right: a person wrote that." if shown[0] == REAL[2]["content"] else "No: the asker wrote that one."
+    expected = (
+        "Right: a person wrote that."
+        if shown[0] == REAL[2]["content"]
+        else "No: the asker wrote that one."
+    )
     expect(opened.locator("#verdict")).to_contain_text(expected)
     opened.locator("#pick-b").click()
     expect(opened.get_by_text("Press New round first.")).to_be_visible()
 
 
 @pytest.mark.slow
-def test_an_endpoint_that_is_down_gets_a_sentence(watch: Page, endpoints: dict[str, Endpoint]) -> None:
+def test_an_endpoint_that_is_down_gets_a_sentence(
+    watch: Page, endpoints: dict[str, Endpoint]
+) -> None:
     endpoints["chat"].script.refuse = [503] * 50
     watch.locator("#opening textarea, #opening input").first.fill("Start")
     watch.locator("#go").click()
@@ -222,7 +260,9 @@ def test_an_endpoint_that_is_down_gets_a_sentence(watch: Page, endpoints: dict[s
     expect(watch.locator("#watch-status")).to_contain_text("Turn 1")
 
 
-def test_an_answer_that_the_asker_never_read_can_be_given_again(opened: Page, endpoints: dict[str, Endpoint]) -> None:
+def test_an_answer_that_the_asker_never_read_can_be_given_again(
+    opened: Page, endpoints: dict[str, Endpoint]
+) -> None:
     endpoints["asker"].script.answers = ["How do I boil an egg?", "And how long?"]
     opened.locator("#start").click()
     expect(opened.locator("#be-status")).to_contain_text("your turn")
@@ -247,7 +287,11 @@ def test_a_phone_shows_it_all(page: Page, asker_space: str) -> None:
     opened.goto(asker_space)
     opened.locator("#start").wait_for()
     opened.wait_for_timeout(500)
-    for tab, there in (("Watch them talk", "#go"), ("Who is human?", "#deal"), ("Be the assistant", "#start")):
+    for tab, there in (
+        ("Watch them talk", "#go"),
+        ("Who is human?", "#deal"),
+        ("Be the assistant", "#start"),
+    ):
         named = opened.get_by_role("tab", name=tab)
         expect(named).to_be_in_viewport()
         named.click()

@@ -1,4 +1,6 @@
-"""The chat Space in a real browser: what a person sees when they send, stop, retry, compare, and when things break."""
+"""The chat Space in a real browser: what a person sees when they send, stop, retry, compare, and
+when things break.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +111,9 @@ def test_retry_asks_again_and_undo_takes_back(chat: Page, endpoints: dict[str, E
     expect(chat.locator("#message textarea")).to_have_value("go")
 
 
-def test_switch_to_the_base_and_set_a_system_message(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+def test_switch_to_the_base_and_set_a_system_message(
+    chat: Page, endpoints: dict[str, Endpoint]
+) -> None:
     chat.get_by_role("button", name="Settings").first.click()
     chat.locator("#who").get_by_text("Its base").click()
     chat.get_by_label("System message").fill("Be brief.")
@@ -117,12 +121,18 @@ def test_switch_to_the_base_and_set_a_system_message(chat: Page, endpoints: dict
     say(chat, "hello")
     expect(chat.locator("#chat")).to_contain_text("From the base.")
     assert not endpoints["chat"].script.asked
-    assert endpoints["base"].script.asked[0]["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert endpoints["base"].script.asked[0]["messages"][0] == {
+        "role": "system",
+        "content": "Be brief.",
+    }
 
 
 @pytest.mark.slow
 def test_side_by_side(chat: Page, endpoints: dict[str, Endpoint]) -> None:
-    endpoints["chat"].script.answers, endpoints["base"].script.answers = ["Trained says."], ["Base says."]
+    endpoints["chat"].script.answers, endpoints["base"].script.answers = (
+        ["Trained says."],
+        ["Base says."],
+    )
     chat.get_by_role("tab", name="Beside its base").click()
     chat.locator("#both textarea").fill("compare")
     chat.locator("#both textarea").press("Enter")
@@ -131,7 +141,9 @@ def test_side_by_side(chat: Page, endpoints: dict[str, Endpoint]) -> None:
     expect(chat.locator("#right")).not_to_contain_text("Trained says.")
 
 
-def test_markup_in_what_people_and_models_write_stays_text(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+def test_markup_in_what_people_and_models_write_stays_text(
+    chat: Page, endpoints: dict[str, Endpoint]
+) -> None:
     endpoints["chat"].script.answers = [f"You wrote {HOSTILE} and `x<y`"]
     say(chat, HOSTILE)
     expect(chat.locator("#chat")).to_contain_text("You wrote")
@@ -150,7 +162,9 @@ def test_a_sleeping_endpoint_is_waited_for(chat: Page, endpoints: dict[str, Endp
     expect(chat.locator("#chat")).not_to_contain_text("waiting")
 
 
-def test_an_endpoint_that_stays_down_gets_a_sentence(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+def test_an_endpoint_that_stays_down_gets_a_sentence(
+    chat: Page, endpoints: dict[str, Endpoint]
+) -> None:
     endpoints["chat"].script.refuse = [503] * 50
     say(chat, "anyone?")
     expect(chat.get_by_text("does not answer (asleep or starting)")).to_be_visible()
@@ -161,14 +175,21 @@ def test_an_endpoint_that_stays_down_gets_a_sentence(chat: Page, endpoints: dict
     expect(chat.locator("#chat")).to_contain_text("Answer number 1")
     expect(chat.locator("#message textarea")).to_be_enabled()
     (asked,) = endpoints["chat"].script.asked
-    assert asked["messages"] == [{"role": "user", "content": "back again?"}], "no sentence of the page's own"
+    assert asked["messages"] == [{"role": "user", "content": "back again?"}], (
+        "no sentence of the page's own"
+    )
 
 
 @pytest.mark.slow
-def test_one_side_that_is_down_leaves_the_other_its_answer(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+def test_one_side_that_is_down_leaves_the_other_its_answer(
+    chat: Page, endpoints: dict[str, Endpoint]
+) -> None:
     endpoints["chat"].script.refuse = [401]
     chat.get_by_role("tab", name="Beside its base").click()
-    for text, side, said in (("one", "#right", "Answer number 1"), ("two", "#left", "Answer number 1")):
+    for text, side, said in (
+        ("one", "#right", "Answer number 1"),
+        ("two", "#left", "Answer number 1"),
+    ):
         chat.locator("#both textarea").fill(text)
         chat.locator("#both textarea").press("Enter")
         expect(chat.locator(side)).to_contain_text(said)
@@ -247,7 +268,11 @@ def test_agents_find_its_tools(chat_space: str) -> None:
 def test_who_asks_too_fast_is_told_to_wait(
     page: Page, start_space: Callable[..., str], endpoints: dict[str, Endpoint]
 ) -> None:
-    page.goto(start_space(ROOT / "spaces" / "chat", CHAT_ENDPOINT=endpoints["chat"].url, RATE_PER_MINUTE="1"))
+    page.goto(
+        start_space(
+            ROOT / "spaces" / "chat", CHAT_ENDPOINT=endpoints["chat"].url, RATE_PER_MINUTE="1"
+        )
+    )
     page.locator("#message textarea").wait_for()
     say(page, "one")
     expect(page.locator("#chat")).to_contain_text("Answer number 1")

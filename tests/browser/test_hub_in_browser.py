@@ -1,4 +1,6 @@
-"""The embedded Hub's pages in a real browser: on a phone, by keyboard, and with nothing loaded from elsewhere."""
+"""The embedded Hub's pages in a real browser: on a phone, by keyboard, and with nothing loaded from
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,19 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hub_server import HubServer
+from support.hub_server import HubServer
 
 pytestmark = pytest.mark.browser
 PHONE = {"width": 360, "height": 740}
-PAGES = ("", "/tree/main", "/blob/main/README.md", "/commits/main", "/commit/main", "/rows", "/discussions/1")
+PAGES = (
+    "",
+    "/tree/main",
+    "/blob/main/README.md",
+    "/commits/main",
+    "/commit/main",
+    "/rows",
+    "/discussions/1",
+)
 
 CARD = """---
 license: apache-2.0
@@ -39,12 +49,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
     running = HubServer(tmp_path_factory.mktemp("hub")).start()
     api = running.api()
     api.create_repo("local/talks", repo_type="dataset")
-    turns = [{"role": "user", "content": "Why is the sky blue? " * 20}, {"role": "assistant", "content": "Air."}]
+    turns = [
+        {"role": "user", "content": "Why is the sky blue? " * 20},
+        {"role": "assistant", "content": "Air."},
+    ]
     rows = "\n".join(json.dumps({"id": n, "messages": turns}) for n in range(45))
-    files = [CommitOperationAdd("README.md", CARD.encode()), CommitOperationAdd("data/train.jsonl", rows.encode())]
-    api.create_commit("local/talks", operations=files, commit_message="rows and a card", repo_type="dataset")
+    files = [
+        CommitOperationAdd("README.md", CARD.encode()),
+        CommitOperationAdd("data/train.jsonl", rows.encode()),
+    ]
+    api.create_commit(
+        "local/talks", operations=files, commit_message="rows and a card", repo_type="dataset"
+    )
     api.create_tag("local/talks", tag="v1.0", repo_type="dataset")
-    api.create_discussion("local/talks", title="A question", description="*Why?*", repo_type="dataset")
+    api.create_discussion(
+        "local/talks", title="A question", description="*Why?*", repo_type="dataset"
+    )
     api.create_repo("local/secret", private=True)
     yield running
     running.stop()
@@ -52,7 +72,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
 
 @pytest.fixture
 def tab(server: HubServer, browser: Any) -> Iterator[Any]:
-    """A phone's browser tab. Whatever it wants to load from elsewhere, or complains about, fails the test."""
+    """A phone's browser tab. Whatever it wants to load from elsewhere, or complains about, fails
+    the test.
+    """
     elsewhere: list[str] = []
     page = browser.new_page(viewport=PHONE, base_url=server.url)
     page.on("requestfinished", lambda request: elsewhere.append(request.url))
@@ -67,7 +89,9 @@ def test_pages_fit_a_phone(tab: Any) -> None:
         assert tab.goto(path).status == 200, path
         assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], path
         assert tab.title() != "broken in"
-        small = tab.evaluate("[...document.querySelectorAll('button, input, select')].map(e => e.offsetHeight)")
+        small = tab.evaluate(
+            "[...document.querySelectorAll('button, input, select')].map(e => e.offsetHeight)"
+        )
         assert all(height == 0 or height >= 32 for height in small), path
 
 

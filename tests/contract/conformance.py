@@ -1,10 +1,10 @@
 """The clients' own test suites, run against a live embedded Hub: `make conformance`.
 
-The suites come from the source distributions of the pinned `huggingface_hub` and `datasets` on the package index, are
-unpacked into a temporary folder, and get the fixtures of `hub_plugin.py` and `datasets_plugin.py`. Nothing of them is
-kept. Counted are the tests that send at least one request to the server; `expected_failures.txt` lists those that need
-something a local Hub has no use for, each with its reason. The figures go to ``tests/bench/results/conformance.json``.
-"""
+The suites come from the source distributions of the pinned `huggingface_hub` and `datasets` on the
+package index, are unpacked into a temporary folder, and get the fixtures of `hub_plugin.py` and
+`datasets_plugin.py`. Nothing of them is kept. Counted are the tests that send at least one request
+to the server; `expected_failures.txt` lists those that need something a local Hub has no use for,
+each with its reason. The figures go to ``tests/bench/results/conformance.json``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from bench.figures import write  # noqa: E402
 from contract.sample_cards import SAMPLES  # noqa: E402
-from hub_server import ROOT, HubServer  # noqa: E402
+from support.hub_server import ROOT, HubServer  # noqa: E402
 
 SUITES = {
     "huggingface_hub": (
@@ -44,7 +44,9 @@ GOAL = 0.97
 
 
 def fetch(package: str, folder: Path) -> Path:
-    """Download and unpack the source distribution of the installed version; the folder of its tests."""
+    """Download and unpack the source distribution of the installed version; the folder of its
+    tests.
+    """
     pinned = f"{package}=={version(package)}"
     command = [
         sys.executable,
@@ -114,29 +116,57 @@ def seed(server: HubServer) -> None:
             command += ["--org", f"{org}:{role}"]
         command += ["--private-by-default"] if account.get("private_by_default") else []
         command += ["--fullname", account["fullname"], "--token-stdin"]
-        subprocess.run(command, input=account["token"], text=True, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command,
+            input=account["token"],
+            text=True,
+            check=True,
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+        )
 
 
-def run(package: str, tests: Path, server: HubServer, xet: bool, keyword: str | None) -> list[dict[str, Any]]:
+def run(
+    package: str, tests: Path, server: HubServer, xet: bool, keyword: str | None
+) -> list[dict[str, Any]]:
     """Run one suite; what became of each test, and how many requests it sent."""
     report = tests.parent / "report.jsonl"
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    env = {
+        key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))
+    }
     env |= {
         "HF_ENDPOINT": server.url,
         "HF_TOKEN": "",
         "HF_HOME": str(tests.parent / "home"),
         "REACH_REPORT": str(report),
     }
-    env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    env |= {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
     env |= {} if xet else {"HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
-    command += ["--timeout", "180", "-o", "addopts=", "-m", "not production and not inference and not git_lfs"]
+    command += [
+        "--timeout",
+        "180",
+        "-o",
+        "addopts=",
+        "-m",
+        "not production and not inference and not git_lfs",
+    ]
     command += ["-k", keyword] if keyword else []
     command += [f"tests/{name}" for name in SUITES[package]]
     log = tests.parent / "pytest.log"
     with log.open("w") as out:
         subprocess.run(
-            command, cwd=tests.parent, env=env, stdout=out, stderr=subprocess.STDOUT, timeout=3600, check=False
+            command,
+            cwd=tests.parent,
+            env=env,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            timeout=3600,
+            check=False,
         )
     return [json.loads(line) for line in report.read_text().splitlines()]
 
@@ -187,7 +217,9 @@ def main() -> int:
         for package in [options.only] if options.only else list(SUITES):
             source = fetch(package, work / f"sdist-{package}")
             tests = prepare(package, source, work, server.url)
-            figures[package] = judge(package, run(package, tests, server, not options.no_xet, options.keyword), excused)
+            figures[package] = judge(
+                package, run(package, tests, server, not options.no_xet, options.keyword), excused
+            )
     finally:
         server.stop()
         if not options.keep:
@@ -196,7 +228,9 @@ def main() -> int:
     if not options.keyword and not options.only:
         about = "The clients' own test suites against the embedded Hub."
         write("conformance", about, "make conformance", figures, add=False)
-    return 0 if all(suite["pass_rate_outside_the_list"] >= GOAL for suite in figures.values()) else 1
+    return (
+        0 if all(suite["pass_rate_outside_the_list"] >= GOAL for suite in figures.values()) else 1
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     import datasets.config
 
     home = tmp_path_factory.mktemp("cache")
-    for name in ("HF_DATASETS_CACHE", "HF_MODULES_CACHE", "DOWNLOADED_DATASETS_PATH", "EXTRACTED_DATASETS_PATH"):
+    for name in (
+        "HF_DATASETS_CACHE",
+        "HF_MODULES_CACHE",
+        "DOWNLOADED_DATASETS_PATH",
+        "EXTRACTED_DATASETS_PATH",
+    ):
         folder = home / name.lower()
         folder.mkdir()
         monkeypatch.setattr(datasets.config, name, folder)
@@ -36,7 +41,9 @@ def ci_hub_config(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", CI_HUB_ENDPOINT)
     monkeypatch.setattr(
-        datasets.config, "HUB_DATASETS_URL", CI_HUB_ENDPOINT + "/datasets/{repo_id}/resolve/{revision}/{path}"
+        datasets.config,
+        "HUB_DATASETS_URL",
+        CI_HUB_ENDPOINT + "/datasets/{repo_id}/resolve/{revision}/{path}",
     )
 
 
@@ -56,7 +63,9 @@ def cleanup_repo() -> Callable[[str], None]:
 
 
 @pytest.fixture
-def temporary_repo(cleanup_repo: Callable[[str], None]) -> Callable[..., AbstractContextManager[str]]:
+def temporary_repo(
+    cleanup_repo: Callable[[str], None],
+) -> Callable[..., AbstractContextManager[str]]:
     @contextmanager
     def make(repo_id: str | None = None) -> Iterator[str]:
         name = repo_id or f"{CI_HUB_USER}/test-dataset-{time.time_ns()}"
@@ -89,7 +98,12 @@ def _text_dataset(private: bool) -> Iterator[str]:
     api = HfApi(endpoint=CI_HUB_ENDPOINT, token=CI_HUB_USER_TOKEN)
     name = f"{CI_HUB_USER}/test-text-{time.time_ns()}"
     api.create_repo(name, repo_type="dataset", private=private)
-    api.upload_file(path_or_fileobj=b"one\ntwo\n", path_in_repo="data/text.txt", repo_id=name, repo_type="dataset")
+    api.upload_file(
+        path_or_fileobj=b"one\ntwo\n",
+        path_in_repo="data/text.txt",
+        repo_id=name,
+        repo_type="dataset",
+    )
     if not private:
         api.update_repo_settings(name, repo_type="dataset", gated="auto")
     yield name

@@ -1,4 +1,6 @@
-"""Fixtures under which huggingface_hub's tests run here (its own are not in its source distribution)."""
+"""Fixtures under which huggingface_hub's tests run here (its own are not in its source
+distribution).
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,22 @@ from .testing_utils import repo_name
 class RepoFactory(Protocol):
     """Makes a repository that is removed after the test."""
 
-    def __call__(self, repo_type: str = "model", repo_id: str | None = None, **options: Any) -> RepoUrl: ...
+    def __call__(
+        self, repo_type: str = "model", repo_id: str | None = None, **options: Any
+    ) -> RepoUrl: ...
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for name in ("api", "transfer", "inference", "xet", "no_xet", "production", "deprecated", "git_lfs"):
+    for name in (
+        "api",
+        "transfer",
+        "inference",
+        "xet",
+        "no_xet",
+        "production",
+        "deprecated",
+        "git_lfs",
+    ):
         config.addinivalue_line("markers", name)
 
 
@@ -84,7 +97,12 @@ class _Mocker:
     def __init__(self, stack: ExitStack) -> None:
         from unittest import mock
 
-        self.Mock, self.MagicMock, self.ANY, self.call = mock.Mock, mock.MagicMock, mock.ANY, mock.call
+        self.Mock, self.MagicMock, self.ANY, self.call = (
+            mock.Mock,
+            mock.MagicMock,
+            mock.ANY,
+            mock.call,
+        )
         self.patch = _patcher(stack, patch)
         self.patch.object = _patcher(stack, patch.object)
         self.patch.dict = _patcher(stack, patch.dict)

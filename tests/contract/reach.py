@@ -1,4 +1,6 @@
-"""Counts, for each test, the requests that reach the server; one JSON line a test goes to $REACH_REPORT."""
+"""Counts, for each test, the requests that reach the server; one JSON line a test goes to
+$REACH_REPORT.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish() -> None:
     lines = [
-        json.dumps({"test": test, "outcome": outcome, "requests": _requests[test], "note": _notes.get(test, "")})
+        json.dumps(
+            {
+                "test": test,
+                "outcome": outcome,
+                "requests": _requests[test],
+                "note": _notes.get(test, ""),
+            }
+        )
         for test, outcome in _outcomes.items()
     ]
     Path(os.environ["REACH_REPORT"]).write_text("\n".join(lines) + "\n")

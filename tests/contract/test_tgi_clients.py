@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine_server import Running, shared_engine
+from support.engine_server import Running, shared_engine
 
 PROMPT = "The capital of France is"
-HELLO = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "What is the capital of France?"}]
+HELLO = [
+    {"role": "system", "content": "Answer."},
+    {"role": "user", "content": "What is the capital of France?"},
+]
 
 
 @pytest.fixture(scope="session")
@@ -21,16 +24,22 @@ def engine() -> Running:
 
 
 class TestTextGeneration:
-    """`text-generation` 0.7.0. Its streamed chat cannot work with any server: it parses `[DONE]` as JSON."""
+    """`text-generation` 0.7.0. Its streamed chat cannot work with any server: it parses `[DONE]` as
+    JSON.
+    """
 
     @pytest.fixture(autouse=True)
     def _installed(self) -> None:
-        pytest.importorskip("text_generation", reason="installed by `make install`, without its dependencies")
+        pytest.importorskip(
+            "text_generation", reason="installed by `make install`, without its dependencies"
+        )
 
     def test_generate(self, engine: Running) -> None:
         from text_generation import Client
 
-        response = Client(engine.url(), timeout=60).generate(PROMPT, max_new_tokens=8, decoder_input_details=True)
+        response = Client(engine.url(), timeout=60).generate(
+            PROMPT, max_new_tokens=8, decoder_input_details=True
+        )
         assert "Paris" in response.generated_text
         assert response.details.generated_tokens == len(response.details.tokens) == 8
         assert "".join(token.text for token in response.details.prefill) == PROMPT
@@ -51,7 +60,9 @@ class TestTextGeneration:
         response = client.generate(PROMPT, max_new_tokens=30, stop_sequences=["Paris"])
         assert response.generated_text.endswith("Paris")
         assert response.details.finish_reason.value == "stop_sequence"
-        response = client.generate(PROMPT, max_new_tokens=4, best_of=2, do_sample=True, temperature=0.8)
+        response = client.generate(
+            PROMPT, max_new_tokens=4, best_of=2, do_sample=True, temperature=0.8
+        )
         assert len(response.details.best_of_sequences) == 1
 
     def test_chat(self, engine: Running) -> None:
@@ -74,7 +85,9 @@ class TestTextGeneration:
         async def both() -> tuple[str, str, str]:
             client = AsyncClient(engine.url(), timeout=60)
             whole = await client.generate(PROMPT, max_new_tokens=8)
-            pieces = [event.token.text async for event in client.generate_stream(PROMPT, max_new_tokens=8)]
+            pieces = [
+                event.token.text async for event in client.generate_stream(PROMPT, max_new_tokens=8)
+            ]
             chat = await client.chat(HELLO, max_tokens=4)
             return whole.generated_text, "".join(pieces), chat.choices[0].message.content
 
@@ -105,7 +118,9 @@ class TestHubInference:
         client = InferenceClient(engine.url(), timeout=60)
         for adapter in (None, "asker"):
             events = list(
-                client.text_generation(PROMPT, max_new_tokens=8, details=True, stream=True, adapter_id=adapter)
+                client.text_generation(
+                    PROMPT, max_new_tokens=8, details=True, stream=True, adapter_id=adapter
+                )
             )
             whole = client.text_generation(PROMPT, max_new_tokens=8, adapter_id=adapter)
             assert "".join(event.token.text for event in events) == whole
@@ -115,7 +130,9 @@ class TestHubInference:
         from huggingface_hub import InferenceClient
 
         client = InferenceClient(engine.url(), timeout=60)
-        assert client.text_generation(PROMPT, max_new_tokens=3, return_full_text=True).startswith(PROMPT)
+        assert client.text_generation(PROMPT, max_new_tokens=3, return_full_text=True).startswith(
+            PROMPT
+        )
         whole = client.text_generation("so " * 2000, max_new_tokens=3, truncate=16, details=True)
         assert whole.details.generated_tokens == 3
 
@@ -124,14 +141,24 @@ class TestHubInference:
 
         client = InferenceClient(engine.url(), timeout=60)
         answer = client.chat_completion(
-            HELLO, model="tgi", max_tokens=8, temperature=0, logprobs=True, top_logprobs=2, stop=["Paris"]
+            HELLO,
+            model="tgi",
+            max_tokens=8,
+            temperature=0,
+            logprobs=True,
+            top_logprobs=2,
+            stop=["Paris"],
         )
         choice = answer.choices[0]
         assert choice.message.content.endswith("Paris")
         assert choice.finish_reason == "stop_sequence"
-        assert [len(token.top_logprobs) for token in choice.logprobs.content] == [2] * len(choice.logprobs.content)
+        assert [len(token.top_logprobs) for token in choice.logprobs.content] == [2] * len(
+            choice.logprobs.content
+        )
         texts = {
-            client.chat_completion(HELLO, max_tokens=12, temperature=1.0, seed=seed).choices[0].message.content
+            client.chat_completion(HELLO, max_tokens=12, temperature=1.0, seed=seed)
+            .choices[0]
+            .message.content
             for seed in (7, 7, 7)
         }
         assert len(texts) == 1
@@ -173,8 +200,12 @@ class TestOpenAI:
     def test_chat_completions_and_models(self, engine: Running) -> None:
         import openai
 
-        client = openai.OpenAI(base_url=engine.url() + "/v1", api_key="-", timeout=60, max_retries=0)
-        answer = client.chat.completions.create(model="tgi", messages=HELLO, max_tokens=8, temperature=0)
+        client = openai.OpenAI(
+            base_url=engine.url() + "/v1", api_key="-", timeout=60, max_retries=0
+        )
+        answer = client.chat.completions.create(
+            model="tgi", messages=HELLO, max_tokens=8, temperature=0
+        )
         assert "Paris" in answer.choices[0].message.content
         stream = client.chat.completions.create(
             model="tgi",
@@ -189,12 +220,18 @@ class TestOpenAI:
         assert text == answer.choices[0].message.content
         assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens
         assert {"asker", "chat"} <= {model.id for model in client.models.list()}
-        assert client.completions.create(model="tgi", prompt=PROMPT, max_tokens=4, temperature=0).choices[0].text
+        assert (
+            client.completions.create(model="tgi", prompt=PROMPT, max_tokens=4, temperature=0)
+            .choices[0]
+            .text
+        )
 
     def test_an_unknown_model_is_an_error_and_not_the_base(self, engine: Running) -> None:
         import openai
 
-        client = openai.OpenAI(base_url=engine.url() + "/v1", api_key="-", timeout=60, max_retries=0)
+        client = openai.OpenAI(
+            base_url=engine.url() + "/v1", api_key="-", timeout=60, max_retries=0
+        )
         with pytest.raises(openai.UnprocessableEntityError) as raised:
             client.chat.completions.create(model="gpt-4", messages=HELLO)
         assert "served: base, asker, chat" in str(raised.value.body)

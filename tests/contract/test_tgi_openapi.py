@@ -1,7 +1,8 @@
-"""TGI's own OpenAPI file, driven by schemathesis against the embedded engine: no 5xx, every body valid.
+"""TGI's own OpenAPI file, driven by schemathesis against the embedded engine: no 5xx, every body
+valid.
 
-What is left out or amended, and why, is `AMENDED` and `EXCLUDED_CHECKS`; every route of the file is called.
-"""
+What is left out or amended, and why, is `AMENDED` and `EXCLUDED_CHECKS`; every route of the file is
+called."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine_server import shared_engine
-from places import SHARED_DATA
+from support.engine_server import shared_engine
+from support.paths import SHARED_DATA
 
 OPENAPI = SHARED_DATA / "tgi" / "openapi.json"
 if not OPENAPI.exists():
@@ -29,7 +30,10 @@ _ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorRes
 AMENDED = {
     ("/tokenize", "422"): "a body that is not a request is refused, as everywhere",
     ("/chat_tokenize", "422"): "likewise; templates may also refuse messages",
-    ("/generate_stream", "422"): "the file says text/event-stream; its own client parses the body as JSON",
+    (
+        "/generate_stream",
+        "422",
+    ): "the file says text/event-stream; its own client parses the body as JSON",
 }
 EXCLUDED_CHECKS = {
     "positive_data_acceptance": "TGI's validation is stricter than its schema (top_p < 1, at most 4 stops, tools, …)",
@@ -41,15 +45,20 @@ _FEW_TOKENS = 3
 
 
 def amended() -> dict[str, Any]:
-    """The file, with `AMENDED`; without the schemas of streams, which schemathesis takes for the whole event while
-    TGI means its data: `test_every_event_of_a_stream_is_valid` checks those."""
+    """The file, with `AMENDED`; without the schemas of streams, which schemathesis takes for the
+    whole event while TGI means its data: `test_every_event_of_a_stream_is_valid` checks those."""
     spec = json.loads(OPENAPI.read_text("utf-8"))
     for operations in spec["paths"].values():
         for operation in operations.values():
-            operation["responses"]["200"].get("content", {}).get("text/event-stream", {}).pop("schema", None)
+            operation["responses"]["200"].get("content", {}).get("text/event-stream", {}).pop(
+                "schema", None
+            )
     _as_openapi_3_0(spec)
     for path, status in AMENDED:
-        spec["paths"][path]["post"]["responses"][status] = {"description": "refused", "content": _ERROR}
+        spec["paths"][path]["post"]["responses"][status] = {
+            "description": "refused",
+            "content": _ERROR,
+        }
     return spec
 
 
@@ -66,7 +75,9 @@ schema = schemathesis.openapi.from_dict(amended())
 
 
 def _shortened(body: Any) -> Any:
-    """The same request, but never hundreds of tokens long: the tests are about the contract, not about patience."""
+    """The same request, but never hundreds of tokens long: the tests are about the contract, not
+    about patience.
+    """
     body = copy.deepcopy(body)
     if isinstance(body, dict):
         if "messages" in body or "prompt" in body:
@@ -87,8 +98,12 @@ def _cap(parameters: dict[str, Any], key: str) -> None:
 def test_every_route(case) -> None:
     case.body = _shortened(case.body)
     excluded = [getattr(schemathesis.checks, name, None) for name in EXCLUDED_CHECKS]
-    excluded += [check for check in schemathesis.checks.CHECKS.get_all() if check.__name__ in EXCLUDED_CHECKS]
-    case.call_and_validate(base_url=shared_engine().url(), excluded_checks=[check for check in excluded if check])
+    excluded += [
+        check for check in schemathesis.checks.CHECKS.get_all() if check.__name__ in EXCLUDED_CHECKS
+    ]
+    case.call_and_validate(
+        base_url=shared_engine().url(), excluded_checks=[check for check in excluded if check]
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,10 +114,19 @@ def test_every_route(case) -> None:
             {"inputs": "Hi", "parameters": {"max_new_tokens": 4, "top_n_tokens": 2}},
             "StreamResponse",
         ),
-        ("/", {"inputs": "Hi", "stream": True, "parameters": {"max_new_tokens": 4}}, "StreamResponse"),
+        (
+            "/",
+            {"inputs": "Hi", "stream": True, "parameters": {"max_new_tokens": 4}},
+            "StreamResponse",
+        ),
         (
             "/v1/chat/completions",
-            {"messages": [{"role": "user", "content": "Hi"}], "stream": True, "max_tokens": 4, "logprobs": True},
+            {
+                "messages": [{"role": "user", "content": "Hi"}],
+                "stream": True,
+                "max_tokens": 4,
+                "logprobs": True,
+            },
             "ChatCompletionChunk",
         ),
         ("/v1/completions", {"prompt": ["Hi", "Ho"], "stream": True, "max_tokens": 4}, "Chunk"),
@@ -112,11 +136,15 @@ def test_every_event_of_a_stream_is_valid(path: str, body: dict[str, Any], kind:
     from jsonschema import Draft4Validator
 
     spec = amended()
-    validator = Draft4Validator({"$ref": f"#/components/schemas/{kind}", "components": _nullable(spec["components"])})
+    validator = Draft4Validator(
+        {"$ref": f"#/components/schemas/{kind}", "components": _nullable(spec["components"])}
+    )
     request = urllib.request.Request(shared_engine().url() + path, data=json.dumps(body).encode())
     with urllib.request.urlopen(request) as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
-        events = [line[6:] for line in answer.read().decode().splitlines() if line.startswith("data: ")]
+        events = [
+            line[6:] for line in answer.read().decode().splitlines() if line.startswith("data: ")
+        ]
     assert len(events) >= 4
     for event in events:
         if event != "[DONE]":
@@ -124,10 +152,16 @@ def test_every_event_of_a_stream_is_valid(path: str, body: dict[str, Any], kind:
 
 
 def _nullable(node: Any) -> Any:
-    """OpenAPI 3.0's `nullable` in plain JSON Schema; its boolean-or-number `exclusiveMinimum` is left out."""
+    """OpenAPI 3.0's `nullable` in plain JSON Schema; its boolean-or-number `exclusiveMinimum` is
+    left out.
+    """
     if isinstance(node, list):
         return [_nullable(item) for item in node]
     if not isinstance(node, dict):
         return node
-    kept = {k: _nullable(v) for k, v in node.items() if k not in ("nullable", "exclusiveMinimum", "example")}
+    kept = {
+        k: _nullable(v)
+        for k, v in node.items()
+        if k not in ("nullable", "exclusiveMinimum", "example")
+    }
     return {"anyOf": [kept, {"type": "null"}]} if node.get("nullable") is True else kept

@@ -1,8 +1,9 @@
-"""The whole loop, small but real: real weights, real conversations, the real clients, killed with SIGKILL on the way.
+"""The whole loop, small but real: real weights, real conversations, the real clients, killed with
+SIGKILL on the way.
 
-One loop is run for all tests of this file. It is killed in its rollout and started again, so what the tests look at was
-made by runs that went on where a dead one stopped. Among the slow tests is one more loop, killed in every stage.
-"""
+One loop is run for all tests of this file. It is killed in its rollout and started again, so what
+the tests look at was made by runs that went on where a dead one stopped. Among the slow tests is
+one more loop, killed in every stage."""
 
 from __future__ import annotations
 
@@ -48,14 +49,21 @@ SETTINGS = [part for value in TINY for part in ("--set", value)]
 def _run(*more: str, timeout_s: float = 900, **env: str) -> dict[str, Any]:
     command = [*RUN, *SETTINGS, *more]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout_s, env={**os.environ, **env}, check=False
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env={**os.environ, **env},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def _kill_in(stage: str, home: Path, log: Path) -> bool:
-    """Start the loop and kill it (not its children) a moment after `stage` began. False when it was too quick."""
+    """Start the loop and kill it (not its children) a moment after `stage` began. False when it was
+    too quick.
+    """
     with log.open("ab") as out:
         driver = subprocess.Popen(
             [*RUN, *SETTINGS], stdout=out, stderr=out, env={**os.environ, "HUBKIT_HOME": str(home)}
@@ -94,8 +102,14 @@ def hub(loop: dict[str, Any]):
 @pytest.fixture(scope="module")
 def stock(loop: dict[str, Any]) -> dict[str, str]:
     """The environment that ``hubkit hub env`` prints, for stock libraries in a fresh process."""
-    printed = subprocess.run([sys.executable, "-m", "hubkit", "hub", "env"], capture_output=True, text=True, check=True)
-    pairs = (line.removeprefix("export ").split("=", 1) for line in printed.stdout.splitlines() if "=" in line)
+    printed = subprocess.run(
+        [sys.executable, "-m", "hubkit", "hub", "env"], capture_output=True, text=True, check=True
+    )
+    pairs = (
+        line.removeprefix("export ").split("=", 1)
+        for line in printed.stdout.splitlines()
+        if "=" in line
+    )
     return {name: value.strip("'\"") for name, value in pairs}
 
 
@@ -124,19 +138,26 @@ def test_killed_in_every_stage_the_loop_still_ends(
     try:
         killed = [stage for stage in STAGES if _kill_in(stage, home, tmp_path / "driver.log")]
         record_property("kills", len(killed))
-        assert {"corpus", "asker", "rollout", "chat", "eval"} <= set(killed), f"killed only in {killed}"
+        assert {"corpus", "asker", "rollout", "chat", "eval"} <= set(killed), (
+            f"killed only in {killed}"
+        )
         made, again = _run(**env), _run(**env)
         assert [stage["stage"] for stage in made["stages"]][: len(STAGES)] == STAGES
         assert all(stage["skipped"] for stage in again["stages"] if stage["stage"] != "publish")
         assert not list((home / "runs").glob("parrot-*"))
     finally:
-        subprocess.run([sys.executable, "-m", "hubkit", "hub", "stop"], env={**os.environ, **env}, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "hubkit", "hub", "stop"], env={**os.environ, **env}, check=True
+        )
 
 
 def test_every_stage_made_one_commit_in_spite_of_the_kill(stages: dict[str, Any], hub: Any) -> None:
     for name in STAGES:
         stage = stages[name]
-        titles = [c.title for c in hub.api.list_repo_commits(stage["repo_id"], repo_type=stage["repo_type"])]
+        titles = [
+            c.title
+            for c in hub.api.list_repo_commits(stage["repo_id"], repo_type=stage["repo_type"])
+        ]
         assert len([t for t in titles if f"[{name}:" in t]) == 1, titles
 
 
@@ -146,7 +167,9 @@ def test_lineage_is_whole(stages: dict[str, Any], hub: Any) -> None:
     assert stages["chat"]["inputs"]["dialogues"]["revision"] == stages["curate"]["revision"]
     for name in STAGES:
         for ref in stages[name]["inputs"].values():
-            info = hub.api.repo_info(ref["repo_id"], repo_type=ref["repo_type"], revision=ref["revision"])
+            info = hub.api.repo_info(
+                ref["repo_id"], repo_type=ref["repo_type"], revision=ref["revision"]
+            )
             assert info.sha == ref["revision"]
 
 
@@ -165,13 +188,17 @@ def test_the_asker_s_card_shows_how_like_people_it_plays(stages: dict[str, Any],
     assert card["rows"][1]["values"]["perplexity"] != card["rows"][2]["values"]["perplexity"]
     head = hub.resolve(stages["asker"]["repo_id"])
     assert "Scorecard: how like people it plays" in hub.read(head, "README.md").decode()
-    assert hub.read(head, "scorecard.png")[:4] == b"\x89PNG" and hub.read(head, ".eval_results/scorecard.yaml")
+    assert hub.read(head, "scorecard.png")[:4] == b"\x89PNG" and hub.read(
+        head, ".eval_results/scorecard.yaml"
+    )
     assert hub.api.repo_exists(hub.qualify("mt-bench-8"), repo_type="dataset")
 
 
 def test_nothing_is_left_behind(loop: dict[str, Any], hubkit_home: Path) -> None:
     assert not list((hubkit_home / "runs").glob("parrot-*"))
-    engines = subprocess.run(["pgrep", "-f", "hubkit.local_tgi.*" + str(hubkit_home)], capture_output=True, text=True)
+    engines = subprocess.run(
+        ["pgrep", "-f", "hubkit.local_engine.*" + str(hubkit_home)], capture_output=True, text=True
+    )
     assert engines.stdout == "", "an engine outlived its driver"
 
 
@@ -184,7 +211,10 @@ def test_a_second_run_finds_everything_done(loop: dict[str, Any]) -> None:
 
 def test_a_changed_value_runs_exactly_the_stages_behind_it(loop: dict[str, Any]) -> None:
     planned = subprocess.run(
-        [*RUN, *SETTINGS, "--dry-run", "--set", "rollout.dialogues=5"], capture_output=True, text=True, check=True
+        [*RUN, *SETTINGS, "--dry-run", "--set", "rollout.dialogues=5"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     states = {p["stage"]: p["state"] for p in json.loads(planned.stdout)}
     assert [s for s in STAGES if states[s] == "done"] == ["corpus", "asker"]
@@ -193,7 +223,9 @@ def test_a_changed_value_runs_exactly_the_stages_behind_it(loop: dict[str, Any])
 @pytest.mark.slow
 def test_another_number_of_resamples_runs_the_measuring_alone(loop: dict[str, Any]) -> None:
     changed = _run("--set", "eval.resamples=500")
-    assert [s["stage"] for s in changed["stages"] if not s["skipped"] and s["stage"] != "publish"] == ["eval"]
+    assert [
+        s["stage"] for s in changed["stages"] if not s["skipped"] and s["stage"] != "publish"
+    ] == ["eval"]
 
 
 def test_load_dataset_by_bare_name(loop: dict[str, Any], stages: dict[str, Any]) -> None:
@@ -214,11 +246,15 @@ def test_load_dataset_starts_the_hub_itself(loop: dict[str, Any], hubkit_home: P
 
     embedded.stop()
     assert embedded.running() is None
-    code = "from hubkit import load_dataset; print(load_dataset('parrot-40k', split='train').num_rows)"
+    code = (
+        "from hubkit import load_dataset; print(load_dataset('parrot-40k', split='train').num_rows)"
+    )
     assert int(_python(code, {})) >= 1
 
 
-def test_stock_libraries_load_everything(loop: dict[str, Any], stages: dict[str, Any], stock: dict[str, str]) -> None:
+def test_stock_libraries_load_everything(
+    loop: dict[str, Any], stages: dict[str, Any], stock: dict[str, str]
+) -> None:
     code = (
         "from datasets import load_dataset; d = load_dataset('local/parrot-40k', split='train'); print(d.num_rows)\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -235,22 +271,28 @@ def test_stock_libraries_load_everything(loop: dict[str, Any], stages: dict[str,
     assert lines[1:] == ["True PeftModelForCausalLM"] * 2
 
 
-def test_the_two_clients_get_an_answer_from_both_seats(loop: dict[str, Any], stages: dict[str, Any]) -> None:
+def test_the_two_clients_get_an_answer_from_both_seats(
+    loop: dict[str, Any], stages: dict[str, Any]
+) -> None:
     from huggingface_hub import InferenceClient
     from text_generation import Client
     from text_generation.types import Message
 
-    from hubkit import endpoint
     from hubkit.hub import environment
+    from hubkit.serving import client
 
-    adapters = {name: f"local/parrot-{'ask' if name == 'asker' else 'chat'}" for name in ("asker", "chat")}
+    adapters = {
+        name: f"local/parrot-{'ask' if name == 'asker' else 'chat'}" for name in ("asker", "chat")
+    }
     question = "What should I cook tonight?"
-    with endpoint.start_engine(
+    with client.start_engine(
         "HuggingFaceTB/SmolLM2-135M-Instruct", adapters, listen=["asker", "chat"], env=environment()
     ) as engine:
         for name in ("asker", "chat"):
             url = engine.addresses[name]
-            old = Client(url, timeout=120).chat([Message(role="user", content=question)], max_tokens=12)
+            old = Client(url, timeout=120).chat(
+                [Message(role="user", content=question)], max_tokens=12
+            )
             assert old.choices[0].message.content.strip()
             new = InferenceClient(base_url=url).chat_completion(
                 [{"role": "user", "content": question}], max_tokens=12, model="tgi"
@@ -263,15 +305,35 @@ def test_the_two_clients_get_an_answer_from_both_seats(loop: dict[str, Any], sta
     [
         (["run", "parot"], {}, "Did you mean 'parrot'"),
         (["run", "parrot", "--set", "rollout.dialogue=1"], {}, "did you mean 'dialogues'"),
-        (["run", "parrot", "--profile", "laptop", "--set", "asker.base=nobody/nothing"], {}, "nobody/nothing"),
-        (["run", "parrot", "--profile", "laptop"], {"HUBKIT_HUB": "http://127.0.0.1:9"}, "does not answer"),
+        (
+            ["run", "parrot", "--profile", "laptop", "--set", "asker.base=nobody/nothing"],
+            {},
+            "nobody/nothing",
+        ),
+        (
+            ["run", "parrot", "--profile", "laptop"],
+            {"HUBKIT_HUB": "http://127.0.0.1:9"},
+            "does not answer",
+        ),
         (["run", "parrot", "--profile", "laptop"], {"HUBKIT_HUB": "nowhere"}, "HUBKIT_HUB"),
-        (["rollout", "parrot", "--profile", "laptop", "--set", "asker.sft.max_length=77"], {}, "has not run"),
+        (
+            ["rollout", "parrot", "--profile", "laptop", "--set", "asker.sft.max_length=77"],
+            {},
+            "has not run",
+        ),
     ],
 )
-def test_mistakes_are_one_clear_sentence(loop: dict[str, Any], cli: Any, arguments: Any, env: Any, says: str) -> None:
+def test_mistakes_are_one_clear_sentence(
+    loop: dict[str, Any], cli: Any, arguments: Any, env: Any, says: str
+) -> None:
     done = (
-        cli(*arguments, *(SETTINGS if "--profile" in arguments else []), HF_TOKEN="", HUBKIT_NAMESPACE="someone", **env)
+        cli(
+            *arguments,
+            *(SETTINGS if "--profile" in arguments else []),
+            HF_TOKEN="",
+            HUBKIT_NAMESPACE="someone",
+            **env,
+        )
         if env
         else cli(*arguments, *(SETTINGS if "--profile" in arguments else []))
     )

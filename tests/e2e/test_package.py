@@ -1,4 +1,6 @@
-"""What is built is what people get: the wheel and the sdist hold all that a run needs, with no checkout in sight."""
+"""What is built is what people get: the wheel and the sdist hold all that a run needs, with no
+checkout in sight.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from places import ROOT
+from support.paths import ROOT
 
 NEEDED = (
     "hubkit/recipes/parrot.yaml",
@@ -23,9 +25,16 @@ NEEDED = (
 
 def run(*command: str | Path, cwd: Path, timeout_s: int = 300, **environment: str) -> str:
     """Output of a command that must succeed, run where no checkout is on the path."""
-    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("HUBKIT")}
+    inherited = {
+        k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("HUBKIT")
+    }
     done = subprocess.run(
-        list(map(str, command)), cwd=cwd, env=inherited | environment, capture_output=True, text=True, timeout=timeout_s
+        list(map(str, command)),
+        cwd=cwd,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -44,13 +53,21 @@ def test_wheel_and_sdist_hold_what_a_run_needs(built: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert set(NEEDED) <= names
-    shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hubkit").rglob("*") if path.is_file()}
+    shipped = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "hubkit").rglob("*") if path.is_file()
+    }
     shipped = {name for name in shipped if "__pycache__" not in name and "_assets" not in name}
     assert shipped <= names, sorted(shipped - names)
     assert not [name for name in names if name.startswith("tests/")]
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "spaces/chat/app.py", "cards/chat.md.jinja"} <= inside
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "spaces/chat/app.py",
+        "cards/chat.md.jinja",
+    } <= inside
 
 
 def test_the_wheel_works_where_no_checkout_is(built: Path, tmp_path: Path) -> None:
@@ -68,8 +85,26 @@ def test_a_clean_environment_runs_the_whole_loop(built: Path, tmp_path: Path) ->
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     wheel = next(built.glob("*.whl"))
-    run(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel, cwd=tmp_path, timeout_s=1800)
-    command = (tmp_path / "env" / "bin" / "hubkit", "run", "parrot", "--profile", "laptop", "--json")
+    run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "-c",
+        ROOT / "constraints.txt",
+        wheel,
+        cwd=tmp_path,
+        timeout_s=1800,
+    )
+    command = (
+        tmp_path / "env" / "bin" / "hubkit",
+        "run",
+        "parrot",
+        "--profile",
+        "laptop",
+        "--json",
+    )
     run(*command, cwd=tmp_path, timeout_s=3000, HUBKIT_HOME=str(tmp_path / "home"))
     said = run(*command, cwd=tmp_path, HUBKIT_HOME=str(tmp_path / "home"))
     assert '"skipped": true' in said and '"skipped": false' not in said

@@ -1,4 +1,6 @@
-"""Preference pairs and the optimised model, end to end and small: killed in both stages, and on from there."""
+"""Preference pairs and the optimised model, end to end and small: killed in both stages, and on
+from there.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mock_endpoint import Handle, mock
-from tiny_models import tiny_base, write_rows
+from support.mock_endpoint import Handle, mock
+from support.tiny_models import tiny_base, write_rows
 
 from hubkit.hub import Ref, connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 TALK = [("user", "How do I bake bread?"), ("assistant", "Mix flour."), ("user", "What about rye?")]
-SFT = {"num_train_epochs": 1, "max_length": 128, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+SFT = {
+    "num_train_epochs": 1,
+    "max_length": 128,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 4,
+}
 RUN = [sys.executable, "-m", "hubkit"]
 
 
@@ -32,15 +39,22 @@ def answers() -> Iterator[Handle]:
 
 
 @pytest.fixture(scope="module")
-def recipe(hubkit_home: Path, tmp_path_factory: pytest.TempPathFactory, answers: Handle) -> Iterator[list[str]]:
-    """The arguments of a small recipe with a preference block; a tiny base, and mocks in the seats of the rollout."""
+def recipe(
+    hubkit_home: Path, tmp_path_factory: pytest.TempPathFactory, answers: Handle
+) -> Iterator[list[str]]:
+    """The arguments of a small recipe with a preference block; a tiny base, and mocks in the seats
+    of the rollout.
+    """
     folder = tmp_path_factory.mktemp("preferring")
     hub = connect()
     base = hub.qualify("preferring-base")
     hub.commit(base, tiny_base(folder / "base"), "A tiny base")
     rows = [[*TALK, ("assistant", f"Use less water, {n} times.")] for n in range(24)]
     write_rows(folder / "chats.parquet", rows)
-    training = {"lora": {"r": 4, "target_modules": "all-linear"}, "sft": {**SFT, "bf16": False, "packing": False}}
+    training = {
+        "lora": {"r": 4, "target_modules": "all-linear"},
+        "sft": {**SFT, "bf16": False, "packing": False},
+    }
     with mock() as asker, mock() as chat:
         asker.script(texts=["And how long does it take?"])
         block = {
@@ -71,7 +85,10 @@ def recipe(hubkit_home: Path, tmp_path_factory: pytest.TempPathFactory, answers:
             "repos": {name: f"preferring-{name}" for name in
                       ("corpus", "asker", "dialogues", "chat", "results", "preference", "aligned")},
         }  # fmt: skip
-        yield ["parrot", *[part for k, v in changes.items() for part in ("--set", f"{k}={json.dumps(v)}")]]
+        yield [
+            "parrot",
+            *[part for k, v in changes.items() for part in ("--set", f"{k}={json.dumps(v)}")],
+        ]
 
 
 def kill_when(arguments: list[str], is_there: Any, log: Path) -> None:
@@ -80,7 +97,9 @@ def kill_when(arguments: list[str], is_there: Any, log: Path) -> None:
         driver = subprocess.Popen([*RUN, *arguments], stdout=out, stderr=out)
     deadline = time.monotonic() + 400
     while not is_there():
-        assert driver.poll() is None and time.monotonic() < deadline, log.read_text("utf-8", "replace")[-3000:]
+        assert driver.poll() is None and time.monotonic() < deadline, log.read_text(
+            "utf-8", "replace"
+        )[-3000:]
         time.sleep(0.02)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
@@ -88,7 +107,10 @@ def kill_when(arguments: list[str], is_there: Any, log: Path) -> None:
 
 def journal(home: Path) -> int:
     """Replies on disk so far."""
-    return sum(len(p.read_bytes().splitlines()) for p in home.glob("runs/parrot-prefer-*/scratch/journal/*.jsonl"))
+    return sum(
+        len(p.read_bytes().splitlines())
+        for p in home.glob("runs/parrot-prefer-*/scratch/journal/*.jsonl")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +120,9 @@ def loop(recipe: list[str], hubkit_home: Path) -> dict[str, Any]:
     kill_when(["run", *recipe], lambda: journal(hubkit_home) > 6, log)
     marks = "runs/parrot-align-*/scratch/*/checkpoint-[2-9]/hubkit-complete"
     kill_when(["run", *recipe], lambda: list(hubkit_home.glob(marks)), log)
-    done = subprocess.run([*RUN, "run", *recipe, "--json"], capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        [*RUN, "run", *recipe, "--json"], capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -117,7 +141,9 @@ def test_nothing_is_asked_for_twice_and_training_went_on_from_its_checkpoint(
 ) -> None:
     made, aligned = stages["prefer"]["report"], stages["align"]["report"]
     asked = [entry["ask"] for entry in answers.ledger()]
-    assert made["wanted"] == 45 == made["pairs"] + sum(made["dropped"].values()) and made["pairs"] > 30
+    assert (
+        made["wanted"] == 45 == made["pairs"] + sum(made["dropped"].values()) and made["pairs"] > 30
+    )
     # What was in flight when it was killed may be asked for again: two requests at most.
     assert made["from_journal"] >= 6 and made["wanted"] <= len(asked) <= made["wanted"] + 2
     assert aligned["resumed_from_step"] >= 2 and aligned["rows"]["pairs_used"] > 30
@@ -136,7 +162,9 @@ def test_the_pairs_are_a_dataset_that_stock_clients_load(stages: dict[str, Any])
     assert all(row[-1]["role"] == "user" and len(row) >= 3 for row in pairs["prompt"])
 
 
-def test_the_optimised_model_stands_beside_the_chat_model_and_is_judged_beside_it(stages: dict[str, Any]) -> None:
+def test_the_optimised_model_stands_beside_the_chat_model_and_is_judged_beside_it(
+    stages: dict[str, Any],
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -156,32 +184,53 @@ def test_the_optimised_model_stands_beside_the_chat_model_and_is_judged_beside_i
         stages["eval"]["report"]["chat"]["arms"]["trained"]  # fmt: skip
 
 
-def test_cards_of_both_are_published_with_what_was_trimmed(loop: dict[str, Any], stages: dict[str, Any]) -> None:
+def test_cards_of_both_are_published_with_what_was_trimmed(
+    loop: dict[str, Any], stages: dict[str, Any]
+) -> None:
     hub = connect()
     published = {change["repo_id"] for change in loop["published"]}
     assert {hub.qualify("preferring-preference"), hub.qualify("preferring-aligned")} <= published
     pairs, aligned = (
-        hub.read(hub.resolve(hub.qualify(f"preferring-{name}"), repo_type=kind), "README.md").decode()
+        hub.read(
+            hub.resolve(hub.qualify(f"preferring-{name}"), repo_type=kind), "README.md"
+        ).decode()
         for name, kind in (("preference", "dataset"), ("aligned", "model"))
     )
     used = stages["align"]["report"]["rows"]
-    assert f"used {used['pairs_used']} of {used['pairs_read']}" in pairs and f"histories of {used['trimmed']} " in pairs
-    assert "the chat model that it was before" in aligned and "Direct preference optimisation" in aligned
+    assert (
+        f"used {used['pairs_used']} of {used['pairs_read']}" in pairs
+        and f"histories of {used['trimmed']} " in pairs
+    )
+    assert (
+        "the chat model that it was before" in aligned
+        and "Direct preference optimisation" in aligned
+    )
     assert stages["prefer"]["revision"] in aligned
 
 
 def test_another_beta_runs_the_optimisation_alone(recipe: list[str], loop: dict[str, Any]) -> None:
     changed = [*recipe, "--set", "preference.dpo.beta=0.2", "--dry-run", "--json"]
-    done = subprocess.run([*RUN, "run", *changed], capture_output=True, text=True, check=True, env=os.environ)
+    done = subprocess.run(
+        [*RUN, "run", *changed], capture_output=True, text=True, check=True, env=os.environ
+    )
     states = {planned["stage"]: planned["state"] for planned in json.loads(done.stdout)}
     assert [name for name, state in states.items() if state != "done"] == ["align", "eval"]
 
 
-def test_two_processes_align_as_the_plan_says(recipe: list[str], loop: dict[str, Any], cli: Any) -> None:
-    halved = ["--set", "preference.dpo.per_device_train_batch_size=1", "--set", "preference.dpo.beta=0.3"]
+def test_two_processes_align_as_the_plan_says(
+    recipe: list[str], loop: dict[str, Any], cli: Any
+) -> None:
+    halved = [
+        "--set",
+        "preference.dpo.per_device_train_batch_size=1",
+        "--set",
+        "preference.dpo.beta=0.3",
+    ]
     spread = [*halved, "--launch", "ddp", "--processes", "2", "--json"]
     planned = json.loads(cli("align", *recipe, *spread, "--dry-run").stdout)
-    assert (planned["kind"], planned["processes"], planned["batch"]) == ("dpo", 2, 2) and planned["refusals"] == []
+    assert (planned["kind"], planned["processes"], planned["batch"]) == ("dpo", 2, 2) and planned[
+        "refusals"
+    ] == []
     done = cli("align", *recipe, *spread)
     assert done.returncode == 0, done.stderr
     [made] = json.loads(done.stdout)["stages"]
@@ -190,6 +239,11 @@ def test_two_processes_align_as_the_plan_says(recipe: list[str], loop: dict[str,
     assert report["rows"]["pairs_used"] == planned["rows"] and report["tokens"] == planned["tokens"]
 
 
-def test_a_recipe_without_the_block_says_that_it_has_no_such_stage(hubkit_home: Path, cli: Any) -> None:
+def test_a_recipe_without_the_block_says_that_it_has_no_such_stage(
+    hubkit_home: Path, cli: Any
+) -> None:
     done = cli("prefer", "realm", "--dry-run")
-    assert done.returncode == 1 and "has no stage 'prefer': it has no 'preference' block" in done.stderr
+    assert (
+        done.returncode == 1
+        and "has no stage 'prefer': it has no 'preference' block" in done.stderr
+    )

@@ -1,4 +1,6 @@
-"""What is pushed, used by a stranger: stock libraries only, an empty cache, and the cards' own snippets as written."""
+"""What is pushed, used by a stranger: stock libraries only, an empty cache, and the cards' own
+snippets as written.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,11 @@ from typing import Any
 
 import psutil
 import pytest
-import space_process
-import tiny_models
+from support import space_process, tiny_models
 
 from hubkit import recipe as recipes
 from hubkit.hub import Hub, Ref, connect, environment
-from hubkit.publish import publish
+from hubkit.publishing import publish
 from hubkit.recipe import Recipe
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,9 @@ TEMPLATE = (
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
     loaded = recipes.load("parrot", profiles=["laptop"])
-    repos = {key: f"{value}-pushed" for key, value in loaded.repos.model_dump(exclude_none=True).items()}
+    repos = {
+        key: f"{value}-pushed" for key, value in loaded.repos.model_dump(exclude_none=True).items()
+    }
     short = loaded.rollout.asker.model_copy(
         update={"sampling": loaded.rollout.asker.sampling.model_copy(update={"max_tokens": 8})}
     )
@@ -56,7 +59,9 @@ def adapter(base: Path, folder: Path, base_id: str) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules="all-linear"))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules="all-linear")
+    )
     model.peft_config["default"].base_model_name_or_path = base_id
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
@@ -69,9 +74,16 @@ def parquet(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     messages = [
         {"role": role, "content": text}
-        for role, text in (("user", "hi"), ("assistant", "hello"), ("user", "and then?"), ("assistant", "nothing"))
+        for role, text in (
+            ("user", "hi"),
+            ("assistant", "hello"),
+            ("user", "and then?"),
+            ("assistant", "nothing"),
+        )
     ]
-    pq.write_table(pa.table({"id": [path.name, "b"], "messages": [messages] * 2, "source": ["t", "t"]}), path)
+    pq.write_table(
+        pa.table({"id": [path.name, "b"], "messages": [messages] * 2, "source": ["t", "t"]}), path
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +96,16 @@ def pushed(hubkit_home: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathF
     tiny_base(root / "base")
     base = hub.commit("tiny/base", root / "base", "a tiny base")
 
-    def stage(name: str, repo: str, repo_type: str, inputs: dict[str, Ref], files: tuple[str, ...] = ()) -> None:
+    def stage(
+        name: str, repo: str, repo_type: str, inputs: dict[str, Ref], files: tuple[str, ...] = ()
+    ) -> None:
         out = root / name
         (out / "provenance").mkdir(parents=True)
-        record: dict[str, Any] = {"stage": name, "report": {"kept": 2}, "packages": {}}  # two rows in each parquet file
+        record: dict[str, Any] = {
+            "stage": name,
+            "report": {"kept": 2},
+            "packages": {},
+        }  # two rows in each parquet file
         record["inputs"] = {role: ref.to_dict() for role, ref in inputs.items()}
         (out / "provenance" / f"{name}.json").write_text(json.dumps(record))
         for file in files:
@@ -96,32 +114,55 @@ def pushed(hubkit_home: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathF
             adapter(root / "base", out, "tiny/base")
         if name == "eval":
             (out / "results.json").write_text('{"asker": {}}')
-        made[name] = hub.commit(hub.qualify(getattr(recipe.repos, repo)), out, name, repo_type=repo_type)
+        made[name] = hub.commit(
+            hub.qualify(getattr(recipe.repos, repo)), out, name, repo_type=repo_type
+        )
 
     stage("corpus", "corpus", "dataset", {}, ("train", "openings", "test"))
     stage("asker", "asker", "model", {"base": base, "corpus": made["corpus"]})
     stage(
-        "rollout", "dialogues", "dataset", {"openings": made["corpus"], "asker": made["asker"], "chat": base}, ("raw",)
+        "rollout",
+        "dialogues",
+        "dataset",
+        {"openings": made["corpus"], "asker": made["asker"], "chat": base},
+        ("raw",),
     )
     stage("curate", "dialogues", "dataset", {"rollout": made["rollout"]}, ("train", "dropped"))
     stage("chat", "chat", "model", {"base": base, "dialogues": made["curate"]})
-    stage("eval", "results", "dataset", {"corpus": made["corpus"], "asker": made["asker"], "chat": made["chat"]})
+    stage(
+        "eval",
+        "results",
+        "dataset",
+        {"corpus": made["corpus"], "asker": made["asker"], "chat": made["chat"]},
+    )
     publish(hub, recipe, made)
     return hub
 
 
 @pytest.fixture
 def stranger(pushed: Hub, tmp_path: Path) -> dict[str, str]:
-    """The environment of somebody who has set what ``hubkit hub env`` prints, and has never loaded a thing."""
+    """The environment of somebody who has set what ``hubkit hub env`` prints, and has never loaded
+    a thing.
+    """
     ours = ("HF_", "HUBKIT_", "TRANSFORMERS_", "PYTHONPATH")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    caches = {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_DATASETS_CACHE": str(tmp_path / "d")}
+    caches = {
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_DATASETS_CACHE": str(tmp_path / "d"),
+    }
     return {**clean, **environment(), **caches}
 
 
 @pytest.mark.parametrize(
     ("kind", "repo_type"),
-    [("corpus", "dataset"), ("asker", "model"), ("dialogues", "dataset"), ("chat", "model"), ("results", "dataset")],
+    [
+        ("corpus", "dataset"),
+        ("asker", "model"),
+        ("dialogues", "dataset"),
+        ("chat", "model"),
+        ("results", "dataset"),
+    ],
 )
 def test_a_card_s_snippet_runs_as_written(
     pushed: Hub, recipe: Recipe, stranger: dict[str, str], kind: str, repo_type: str, tmp_path: Path
@@ -134,7 +175,9 @@ def test_a_card_s_snippet_runs_as_written(
             check=False,
         )  # fmt: skip
         assert ran.returncode == 0, ran.stderr[-2000:]
-        assert ran.stdout.strip() or kind in ("asker", "chat"), "random weights may say nothing, data may not"
+        assert ran.stdout.strip() or kind in ("asker", "chat"), (
+            "random weights may say nothing, data may not"
+        )
 
 
 @pytest.mark.parametrize("which", ["chat", "asker"])
@@ -166,14 +209,25 @@ def test_ctrl_c_leaves_no_process_of_the_spaces(pushed: Hub, recipe: Recipe) -> 
     state = embedded.running()
     assert state is not None
     hub = psutil.Process(state["pid"])
-    ours = {f"repos.{key}": value for key, value in recipe.repos.model_dump(exclude_none=True).items()}
+    ours = {
+        f"repos.{key}": value for key, value in recipe.repos.model_dump(exclude_none=True).items()
+    }
     chosen = {**ours, "asker.base": "tiny/base", "chat.base": "tiny/base"}
     told = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "hubkit", "spaces", "parrot", "--profile", "laptop", *told]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
         assert run.stdout is not None
-        said = list(iter(lambda: run.stdout.readline(), "Ctrl-C stops them\n")) if run.poll() is None else []
-        apps, engines = hub.children(recursive=True), psutil.Process(run.pid).children(recursive=True)
+        said = (
+            list(iter(lambda: run.stdout.readline(), "Ctrl-C stops them\n"))
+            if run.poll() is None
+            else []
+        )
+        apps, engines = (
+            hub.children(recursive=True),
+            psutil.Process(run.pid).children(recursive=True),
+        )
         pages = re.findall(r"^(?:chat|asker)  (http://\S+)", "".join(said), re.MULTILINE)
         assert len(pages) == 2 and len(apps) >= 2 and engines, said
         run.send_signal(signal.SIGINT)

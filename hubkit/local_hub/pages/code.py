@@ -7,14 +7,15 @@ from urllib.parse import quote
 
 from starlette.responses import RedirectResponse, Response
 
-from .. import cards, files, trees
-from ..discussions import diff
-from ..git import DEFAULT_BRANCH, GitRepo
-from ..repos import Repo, commit_of, git
-from ..resolve import find_file, media_type, require_gate
-from ..wire import Call, Refusal
-from .render import diff_lines, markdown
-from .repo import repo_page
+from hubkit.local_hub.api import files
+from hubkit.local_hub.api.discussions import diff
+from hubkit.local_hub.api.http import Call, Refusal
+from hubkit.local_hub.api.resolve import find_file, media_type, require_gate
+from hubkit.local_hub.pages.render import diff_lines, markdown
+from hubkit.local_hub.pages.repo import repo_page
+from hubkit.local_hub.storage import cards, trees
+from hubkit.local_hub.storage.git import DEFAULT_BRANCH, GitRepo
+from hubkit.local_hub.storage.repos import Repo, commit_of, git
 
 MAX_ENTRIES = 1000
 MAX_DATED = 200
@@ -27,7 +28,11 @@ def _quoted(path: str) -> str:
 
 
 def _revisions(repo: GitRepo) -> list[str]:
-    names = [name.decode("utf-8", "replace") for kind in (b"refs/heads", b"refs/tags") for name in repo.refs(kind)]
+    names = [
+        name.decode("utf-8", "replace")
+        for kind in (b"refs/heads", b"refs/tags")
+        for name in repo.refs(kind)
+    ]
     return list(dict.fromkeys([DEFAULT_BRANCH, *names]))[:500]
 
 
@@ -46,16 +51,32 @@ def tree(call: Call, repo: Repo, rest: list[str]) -> Response:
         folder = trees.find(opened, opened.commit(commit).tree, path)
         if folder is None or folder.is_file:
             raise Refusal(404, f"There is no folder {path[:200]!r} at {revision[:100]!r}.")
-        children = sorted(trees.children(opened, folder), key=lambda entry: (entry.is_file, entry.path))
+        children = sorted(
+            trees.children(opened, folder), key=lambda entry: (entry.is_file, entry.path)
+        )
         last = files.last_commits(opened, commit, children[:MAX_DATED])
         shown = [_entry(opened, repo, revision, entry, last) for entry in children[:MAX_ENTRIES]]
         revisions = _revisions(opened)
-    parent = f"{repo.web_path}/tree/{quote(revision, safe='')}/{_quoted(path.rpartition('/')[0])}" if path else None
-    values = {"revision": revision, "revisions": revisions, "to": "tree", "path": path, "entries": shown}
-    return repo_page(call, repo, "Files", "tree.html", parent=parent, more=len(children) > MAX_ENTRIES, **values)
+    parent = (
+        f"{repo.web_path}/tree/{quote(revision, safe='')}/{_quoted(path.rpartition('/')[0])}"
+        if path
+        else None
+    )
+    values = {
+        "revision": revision,
+        "revisions": revisions,
+        "to": "tree",
+        "path": path,
+        "entries": shown,
+    }
+    return repo_page(
+        call, repo, "Files", "tree.html", parent=parent, more=len(children) > MAX_ENTRIES, **values
+    )
 
 
-def _entry(repo: GitRepo, of: Repo, revision: str, entry: trees.Entry, last: dict[str, Any]) -> dict[str, Any]:
+def _entry(
+    repo: GitRepo, of: Repo, revision: str, entry: trees.Entry, last: dict[str, Any]
+) -> dict[str, Any]:
     info = trees.blob_info(repo, entry.sha) if entry.is_file else None
     verb = "blob" if entry.is_file else "tree"
     return {
@@ -77,7 +98,12 @@ def blob(call: Call, repo: Repo, rest: list[str]) -> Response:
         revisions = _revisions(opened)
     data = found.data if found.data is not None else _beginning(call, found.pointer)
     text = _as_text(data)
-    base = f"{repo.web_path}/{{}}/{quote(revision, safe='')}/{_quoted(path.rpartition('/')[0])}".rstrip("/") + "/"
+    base = (
+        f"{repo.web_path}/{{}}/{quote(revision, safe='')}/{_quoted(path.rpartition('/')[0])}".rstrip(
+            "/"
+        )
+        + "/"
+    )
     is_markdown = text is not None and path.lower().endswith(".md")
     return repo_page(
         call,
@@ -124,11 +150,17 @@ def commits(call: Call, repo: Repo, rest: list[str]) -> Response:
             tags.setdefault(opened.peel(sha) or b"", []).append(name.decode("utf-8", "replace"))
         revisions = _revisions(opened)
     shown = history[(number - 1) * COMMITS_PAGE : number * COMMITS_PAGE]
-    described = [{**files.commit_brief(c), "author": _author(c), "tags": tags.get(c.id, [])} for c in shown]
+    described = [
+        {**files.commit_brief(c), "author": _author(c), "tags": tags.get(c.id, [])} for c in shown
+    ]
     more = len(history) > number * COMMITS_PAGE
-    following = f"{repo.web_path}/commits/{quote(revision, safe='')}?p={number + 1}" if more else None
+    following = (
+        f"{repo.web_path}/commits/{quote(revision, safe='')}?p={number + 1}" if more else None
+    )
     values = {"revision": revision, "revisions": revisions, "to": "commits", "path": ""}
-    return repo_page(call, repo, "Commits", "commits.html", commits=described, next=following, **values)
+    return repo_page(
+        call, repo, "Commits", "commits.html", commits=described, next=following, **values
+    )
 
 
 def _author(commit: Any) -> str:
@@ -143,5 +175,12 @@ def commit(call: Call, repo: Repo, rest: list[str]) -> Response:
         before = opened.commit(found.parents[0]).tree if found.parents else None
         lines, cut = diff_lines(diff(opened, before, found.tree))
     title, _, message = found.message.decode("utf-8", "replace").partition("\n")
-    values = {"title": title, "message": message.strip(), "author": _author(found), "date": files.date_of(found)}
-    return repo_page(call, repo, "Commits", "commit.html", sha=sha.decode(), lines=lines, cut=cut, **values)
+    values = {
+        "title": title,
+        "message": message.strip(),
+        "author": _author(found),
+        "date": files.date_of(found),
+    }
+    return repo_page(
+        call, repo, "Commits", "commit.html", sha=sha.decode(), lines=lines, cut=cut, **values
+    )

@@ -7,10 +7,10 @@ from typing import Any
 
 from starlette.responses import Response
 
-from .. import info
-from ..repos import PREFIX, Repo, can_read, lookup
-from ..wire import Call, Refusal
-from .render import page
+from hubkit.local_hub.api import info
+from hubkit.local_hub.api.http import Call, Refusal
+from hubkit.local_hub.pages.render import page
+from hubkit.local_hub.storage.repos import PREFIX, Repo, can_read, lookup
 
 SHOWN_KINDS = ("models", "datasets", "spaces")
 MAX_SHOWN = 300
@@ -19,11 +19,17 @@ MAX_SHOWN = 300
 def _repos(call: Call, kind: str, namespace: str | None = None) -> list[dict[str, Any]]:
     rows = call.hub.settings.rows("SELECT * FROM repos WHERE type = ? ORDER BY pk DESC", kind)
     search = (call.query("search") or "").lower()
-    found = [repo for repo in map(Repo.of, rows) if can_read(call.who, repo) and search in repo.id.lower()]
+    found = [
+        repo
+        for repo in map(Repo.of, rows)
+        if can_read(call.who, repo) and search in repo.id.lower()
+    ]
     if namespace is not None:
         found = [repo for repo in found if repo.namespace.lower() == namespace.lower()]
     shown = [_brief(call, repo) for repo in found[:MAX_SHOWN]]
-    return sorted((brief for brief in shown if brief), key=lambda brief: brief["modified"], reverse=True)
+    return sorted(
+        (brief for brief in shown if brief), key=lambda brief: brief["modified"], reverse=True
+    )
 
 
 def _brief(call: Call, repo: Repo) -> dict[str, Any]:
@@ -40,7 +46,12 @@ def home(call: Call) -> Response:
     """/: everything."""
     groups = [(kind, _repos(call, kind.removesuffix("s"))) for kind in SHOWN_KINDS]
     search = call.query("search")
-    return page(call, "list.html", heading=f"Repositories named {search}" if search else "Repositories", groups=groups)
+    return page(
+        call,
+        "list.html",
+        heading=f"Repositories named {search}" if search else "Repositories",
+        groups=groups,
+    )
 
 
 def of_kind(call: Call, kind: str) -> Response:
@@ -64,7 +75,9 @@ def _visible(call: Call, row: sqlite3.Row) -> bool:
 
 def collections(call: Call) -> Response:
     """/collections."""
-    rows = [row for row in call.hub.settings.rows("SELECT * FROM collections ORDER BY updated_at DESC")]
+    rows = [
+        row for row in call.hub.settings.rows("SELECT * FROM collections ORDER BY updated_at DESC")
+    ]
     items = [
         {
             "href": f"/collections/{row['namespace']}/{row['slug']}-{row['id']}",
@@ -74,7 +87,14 @@ def collections(call: Call) -> Response:
         for row in rows
         if _visible(call, row)
     ]
-    return page(call, "collection.html", heading="Collections", description=None, items=items, active="collections")
+    return page(
+        call,
+        "collection.html",
+        heading="Collections",
+        description=None,
+        items=items,
+        active="collections",
+    )
 
 
 def collection(call: Call) -> Response:
@@ -83,9 +103,13 @@ def collection(call: Call) -> Response:
     row = call.hub.settings.row("SELECT * FROM collections WHERE id = ?", key)
     if row is None or not _visible(call, row):
         raise Refusal(404, "There is no such collection.")
-    entries = call.hub.settings.rows("SELECT * FROM collection_items WHERE collection = ? ORDER BY position", key)
+    entries = call.hub.settings.rows(
+        "SELECT * FROM collection_items WHERE collection = ? ORDER BY position", key
+    )
     items = [item for entry in entries if (item := _item(call, entry))]
-    return page(call, "collection.html", heading=row["title"], description=row["description"], items=items)
+    return page(
+        call, "collection.html", heading=row["title"], description=row["description"], items=items
+    )
 
 
 def _item(call: Call, row: sqlite3.Row) -> dict[str, Any] | None:
@@ -93,4 +117,8 @@ def _item(call: Call, row: sqlite3.Row) -> dict[str, Any] | None:
     found, _ = lookup(call.hub, row["type"], namespace, name, call.who)
     if found is None or not can_read(call.who, found):
         return None
-    return {"href": f"/{PREFIX[found.type]}{found.id}", "name": found.id, "note": row["note"] or row["type"]}
+    return {
+        "href": f"/{PREFIX[found.type]}{found.id}",
+        "name": found.id,
+        "note": row["note"] or row["type"],
+    }

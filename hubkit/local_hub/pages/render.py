@@ -14,10 +14,11 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 from starlette.responses import HTMLResponse, Response
 
-from ..wire import Call
+from hubkit.local_hub.api.http import Call
 
 HEADERS = {
-    # No script at all, and nothing loaded from anywhere else: a card of a stranger can only be looked at.
+    # No script at all, and nothing loaded from anywhere else: a card of a stranger can only be
+    # looked at.
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'",
     "X-Frame-Options": "DENY",
@@ -58,21 +59,37 @@ def human_size(size: int) -> str:
     return f"{value:.1f} TB"
 
 
-def page(call: Call, template: str, status: int = 200, *, frame: str | None = None, **values: Any) -> Response:
+def page(
+    call: Call, template: str, status: int = 200, *, frame: str | None = None, **values: Any
+) -> Response:
     """A page from a template. `frame` is the one address that it may show in a frame."""
-    common = {"user": call.who.user if call.who else None, "search": call.query("search"), "active": None}
-    policy = {"Content-Security-Policy": f"{HEADERS['Content-Security-Policy']}; frame-src {frame}"} if frame else {}
+    common = {
+        "user": call.who.user if call.who else None,
+        "search": call.query("search"),
+        "active": None,
+    }
+    policy = (
+        {"Content-Security-Policy": f"{HEADERS['Content-Security-Policy']}; frame-src {frame}"}
+        if frame
+        else {}
+    )
     text = _templates().get_template(template).render({**common, **values})
     return HTMLResponse(text, status, {**HEADERS, **policy})
 
 
 def stylesheet() -> Response:
     """/static/hub.css"""
-    return Response((_HERE / "hub.css").read_bytes(), media_type="text/css", headers={"Cache-Control": "max-age=300"})
+    return Response(
+        (_HERE / "hub.css").read_bytes(),
+        media_type="text/css",
+        headers={"Cache-Control": "max-age=300"},
+    )
 
 
 def markdown(text: str, link_base: str = "", image_base: str = "") -> Markup:
-    """Markdown (with the HTML that cards use) as harmless HTML; relative links lead into the repository."""
+    """Markdown (with the HTML that cards use) as harmless HTML; relative links lead into the
+    repository.
+    """
     engine = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     html = engine.render(text[:MAX_MARKDOWN])
 
@@ -81,7 +98,9 @@ def markdown(text: str, link_base: str = "", image_base: str = "") -> Markup:
             return (image_base if tag == "img" else link_base) + quote(value, safe="/#?=&%.-_~")
         return value
 
-    return Markup(nh3.clean(html, attribute_filter=rewrite, link_rel="noopener noreferrer nofollow"))
+    return Markup(
+        nh3.clean(html, attribute_filter=rewrite, link_rel="noopener noreferrer nofollow")
+    )
 
 
 def _is_relative(address: str) -> bool:

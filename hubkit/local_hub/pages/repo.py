@@ -13,15 +13,15 @@ from urllib.parse import urlencode
 import yaml
 from starlette.responses import Response
 
-from .. import cards, trees
-from ..discussions import diff, merge_base, pr_ref
-from ..git import DEFAULT_BRANCH
-from ..preview import ROWS, kind_of, preview
-from ..repos import Repo, commit_of, git
-from ..resolve import find_file, require_gate
-from ..wire import Call, Refusal
-from . import space
-from .render import diff_lines, markdown, page
+from hubkit.local_hub.api.discussions import diff, merge_base, pr_ref
+from hubkit.local_hub.api.http import Call, Refusal
+from hubkit.local_hub.api.resolve import find_file, require_gate
+from hubkit.local_hub.pages import space
+from hubkit.local_hub.pages.preview import ROWS, kind_of, preview
+from hubkit.local_hub.pages.render import diff_lines, markdown, page
+from hubkit.local_hub.storage import cards, trees
+from hubkit.local_hub.storage.git import DEFAULT_BRANCH
+from hubkit.local_hub.storage.repos import Repo, commit_of, git
 
 SNIPPETS = {
     "model": 'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("{id}")',
@@ -35,7 +35,11 @@ EMPTY: dict[str, Any] = {"total": None, "rows": []}
 
 def repo_page(call: Call, repo: Repo, tab: str, template: str, **values: Any) -> Response:
     """A page about a repository, with its tabs."""
-    tabs = [("Card", ""), ("Files", f"/tree/{DEFAULT_BRANCH}"), ("Commits", f"/commits/{DEFAULT_BRANCH}")]
+    tabs = [
+        ("Card", ""),
+        ("Files", f"/tree/{DEFAULT_BRANCH}"),
+        ("Commits", f"/commits/{DEFAULT_BRANCH}"),
+    ]
     tabs += [("Rows", "/rows")] if repo.type == "dataset" else []
     tabs.append(("Discussions", "/discussions"))
     return page(call, template, repo=repo, tabs=tabs, tab=tab, active=f"{repo.type}s", **values)
@@ -48,14 +52,22 @@ def card(call: Call, repo: Repo, rest: list[str]) -> Response:
         tree = opened.commit(commit_of(opened, DEFAULT_BRANCH)).tree
         paths = [entry.path for entry in trees.files(opened, tree)]
         readme = trees.find(opened, tree, "README.md")
-        text = opened.blob(readme.sha).decode("utf-8", "replace") if readme and readme.is_file else None
+        text = (
+            opened.blob(readme.sha).decode("utf-8", "replace")
+            if readme and readme.is_file
+            else None
+        )
     if text is not None:
         try:
             metadata = cards.metadata(text)
         except cards.CardError as error:
             problem = str(error)
         base = repo.web_path
-        body = markdown(cards.split(text)[1], f"{base}/blob/{DEFAULT_BRANCH}/", f"{base}/resolve/{DEFAULT_BRANCH}/")
+        body = markdown(
+            cards.split(text)[1],
+            f"{base}/blob/{DEFAULT_BRANCH}/",
+            f"{base}/resolve/{DEFAULT_BRANCH}/",
+        )
     tags = cards.tags_of(repo.type, metadata, paths)
     return repo_page(
         call,
@@ -142,26 +154,39 @@ def discussions(call: Call, repo: Repo, rest: list[str]) -> Response:
     """The list, or one of them."""
     if rest:
         return _discussion(call, repo, rest[0])
-    found = call.hub.settings.rows("SELECT * FROM discussions WHERE repo = ? ORDER BY num DESC LIMIT 500", repo.pk)
+    found = call.hub.settings.rows(
+        "SELECT * FROM discussions WHERE repo = ? ORDER BY num DESC LIMIT 500", repo.pk
+    )
     return repo_page(call, repo, "Discussions", "discussions.html", discussions=found)
 
 
 def _discussion(call: Call, repo: Repo, number: str) -> Response:
     row = None
     if number.isdecimal() and len(number) < 10:
-        row = call.hub.settings.row("SELECT * FROM discussions WHERE repo=? AND num=?", repo.pk, int(number))
+        row = call.hub.settings.row(
+            "SELECT * FROM discussions WHERE repo=? AND num=?", repo.pk, int(number)
+        )
     if row is None:
         raise Refusal(404, "There is no such discussion.")
-    events = call.hub.settings.rows("SELECT * FROM events WHERE repo=? AND num=? ORDER BY pk", repo.pk, row["num"])
+    events = call.hub.settings.rows(
+        "SELECT * FROM events WHERE repo=? AND num=? ORDER BY pk", repo.pk, row["num"]
+    )
     lines: list[tuple[str, str]] = []
     if row["is_pull"]:
         with git(call.hub, repo) as opened:
             head, target = opened.ref(pr_ref(row["num"])), opened.ref(row["target"].encode())
             base = merge_base(opened, target, head) if head and target else None
             if head and base:
-                lines, _ = diff_lines(diff(opened, opened.commit(base).tree, opened.commit(head).tree))
-    shown = [_event(event["type"], event["author"], event["created_at"], json.loads(event["data"])) for event in events]
-    return repo_page(call, repo, "Discussions", "discussion.html", item=row, events=shown, lines=lines)
+                lines, _ = diff_lines(
+                    diff(opened, opened.commit(base).tree, opened.commit(head).tree)
+                )
+    shown = [
+        _event(event["type"], event["author"], event["created_at"], json.loads(event["data"]))
+        for event in events
+    ]
+    return repo_page(
+        call, repo, "Discussions", "discussion.html", item=row, events=shown, lines=lines
+    )
 
 
 def _event(kind: str, author: str, at: str, data: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from http import HTTPStatus
 
 from starlette.responses import Response
 
-from ..repos import PLURALS, Repo, can_read, lookup, missing
-from ..wire import Call, Refusal
-from . import code, lists, repo, session, space
-from .render import page, stylesheet
+from hubkit.local_hub.api.http import Call, Refusal
+from hubkit.local_hub.pages import code, lists, repo, session, space
+from hubkit.local_hub.pages.render import page, stylesheet
+from hubkit.local_hub.storage.repos import PLURALS, Repo, can_read, lookup, missing
 
 RepoPage = Callable[[Call, Repo, list[str]], Response]
 
@@ -50,7 +50,11 @@ def route(call: Call) -> Response:
     if parts[0] == "collections" and len(parts) == 3:
         return lists.collection(call)
     if len(parts) == 1:
-        return lists.of_kind(call, parts[0]) if parts[0] in PLURALS else lists.of_namespace(call, parts[0])
+        return (
+            lists.of_kind(call, parts[0])
+            if parts[0] in PLURALS
+            else lists.of_namespace(call, parts[0])
+        )
     return _repo_page(call, parts)
 
 
@@ -71,6 +75,10 @@ def _repo_page(call: Call, parts: list[str], pages: dict[str, RepoPage] = REPO_P
 def answer_error(call: Call, refusal: Refusal) -> Response:
     """A refusal as a page, for a browser."""
     status = 404 if refusal.code == "RepoNotFound" else refusal.http_status
-    message = "There is no such repository, or it is private." if status == 404 and refusal.code else refusal.message
+    message = (
+        "There is no such repository, or it is private."
+        if status == 404 and refusal.code
+        else refusal.message
+    )
     phrase = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "Error"
     return page(call, "error.html", status, shown_status=status, message=f"{phrase}: {message}")

@@ -1,7 +1,7 @@
 """Logging in to the pages: a cookie that lets a browser read what its owner may read.
 
-Nothing can be changed with it but a Space's app: started or paused, by one who logged in with a write token.
-"""
+Nothing can be changed with it but a Space's app: started or paused, by one who logged in with a
+write token."""
 
 from __future__ import annotations
 
@@ -10,30 +10,36 @@ from urllib.parse import parse_qs
 
 from starlette.responses import RedirectResponse, Response
 
-from ..accounts import Identity
-from ..state import Hub
-from ..wire import Call, Refusal
-from .render import page
+from hubkit.local_hub.api.http import Call, Refusal
+from hubkit.local_hub.pages.render import page
+from hubkit.local_hub.storage.accounts import Identity
+from hubkit.local_hub.storage.state import Hub
 
 COOKIE = "hub_session"
 LIFETIME_S = 12 * 3600
 
 
 def identity(hub: Hub, cookie: str | None) -> Identity | None:
-    """Who a cookie belongs to, with the right to read only; None for no cookie or one that no longer holds."""
+    """Who a cookie belongs to, with the right to read only; None for no cookie or one that no
+    longer holds.
+    """
     user, _ = _signed(hub, cookie)
     return hub.accounts.reader(user) if user else None
 
 
 def may_write_in(call: Call, namespace: str) -> bool:
-    """Whether this browser logged in with a write token for a namespace: what the few buttons of the pages ask."""
+    """Whether this browser logged in with a write token for a namespace: what the few buttons of
+    the pages ask.
+    """
     user, role = _signed(call.hub, call.request.cookies.get(COOKIE))
     who = call.hub.accounts.reader(user) if user else None
     return who is not None and replace(who, role=role).may_write_in(namespace)
 
 
 def _signed(hub: Hub, cookie: str | None) -> tuple[str, str]:
-    """(user, role of the token that was shown) of a cookie; two empty strings for none, or one that does not hold."""
+    """(user, role of the token that was shown) of a cookie; two empty strings for none, or one that
+    does not hold.
+    """
     user, _, rest = (cookie or "").partition("~")
     role, _, signature = rest.partition("~")
     try:
@@ -47,7 +53,11 @@ def login(call: Call) -> Response:
     """GET and POST /login."""
     if call.method != "POST":
         return page(call, "login.html", problem=None)
-    token = parse_qs(call.body.decode("utf-8", "replace"), max_num_fields=10).get("token", [""])[0].strip()
+    token = (
+        parse_qs(call.body.decode("utf-8", "replace"), max_num_fields=10)
+        .get("token", [""])[0]
+        .strip()
+    )
     try:
         who = call.hub.accounts.identify(f"Bearer {token}")
     except Refusal:

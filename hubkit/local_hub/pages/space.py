@@ -1,4 +1,6 @@
-"""The app of a Space at its page: in a frame while it runs, else what it is doing, and its owner's buttons."""
+"""The app of a Space at its page: in a frame while it runs, else what it is doing, and its owner's
+buttons.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,12 @@ from typing import Any
 
 from starlette.responses import RedirectResponse, Response
 
-from .. import logs
-from ..apps import COMING, OFF, UP
-from ..repos import Repo
-from ..spaces import address
-from ..wire import Call, Refusal
-from . import session
+from hubkit.local_hub.api.http import Call, Refusal
+from hubkit.local_hub.api.spaces import address
+from hubkit.local_hub.apps import logs
+from hubkit.local_hub.apps.space_manager import COMING, OFF, UP
+from hubkit.local_hub.pages import session
+from hubkit.local_hub.storage.repos import Repo
 
 LOG_LINES = 20
 
@@ -36,7 +38,9 @@ def shown(call: Call, repo: Repo) -> dict[str, Any]:
 
 
 def _log(call: Call, repo: Repo) -> list[str]:
-    kept = (logs.last_lines(call.hub.apps.log(repo, which), LOG_LINES) for which in ("build", "run"))
+    kept = (
+        logs.last_lines(call.hub.apps.log(repo, which), LOG_LINES) for which in ("build", "run")
+    )
     return [line for lines in kept for line in lines]
 
 
@@ -56,4 +60,6 @@ def pause(call: Call, repo: Repo, rest: list[str]) -> Response:
 
 def _require_owner(call: Call, repo: Repo) -> None:
     if not session.may_write_in(call, repo.namespace):
-        raise Refusal(403, f"Only who logged in with a write token for {repo.namespace} may do this.")
+        raise Refusal(
+            403, f"Only who logged in with a write token for {repo.namespace} may do this."
+        )

@@ -1,0 +1,152 @@
+"""``--on jobs``: what ``hubkit run`` and the stage verbs need to run stages as Hub Jobs, and what
+that would cost.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hubkit.cli import console
+from hubkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from hubkit.hub import Hub
+    from hubkit.pipeline import OnJobs
+    from hubkit.recipe import Recipe
+
+On = Annotated[
+    str, typer.Option("--on", metavar="WHERE", help="Where stages run: here, or jobs (Hub Jobs).")
+]
+Flavors = Annotated[
+    list[str],
+    typer.Option(
+        "--flavor",
+        metavar="[STAGE=]FLAVOR",
+        help="A job's hardware, e.g. asker=a100x8; repeatable.",
+    ),
+]
+Requirement = Annotated[
+    str, typer.Option("--requirement", help="What jobs install for hubkit; default: this version.")
+]
+Image = Annotated[
+    str, typer.Option("--image", help="Run jobs in this image instead, which has hubkit in it.")
+]
+Cancel = Annotated[
+    bool, typer.Option("--cancel-on-interrupt", help="Ctrl-C cancels the job; else it goes on.")
+]
+
+
+def chosen(
+    recipe: Recipe, on: str, flavors: list[str], requirement: str, image: str, cancel: bool
+) -> OnJobs | None:
+    """How stages run as jobs, or None for here. Raises `RecipeError` for a place or flavor that is
+    not known.
+    """
+    if on == "here":
+        return None
+    if on != "jobs":
+        raise RecipeError(f"--on {on!r} is neither here nor jobs")
+    from hubkit import cloud
+    from hubkit.pipeline import OnJobs, costs
+    from hubkit.recipe import STAGES
+
+    named = costs.flavors(recipe)
+    for text in flavors:
+        stage, _, name = text.rpartition("=")
+        if stage and stage not in STAGES:
+            raise RecipeError(
+                f"--flavor {text!r}: no stage {stage!r}; stages are {', '.join(STAGES)}"
+            )
+        if not stage:
+            named = {}
+        named[stage] = cloud.flavor(name).name
+    options: dict[str, Any] = {"requirement": requirement} if requirement else {}
+    return OnJobs(
+        flavors=named,
+        image=image or None,
+        cancel_on_interrupt=cancel,
+        on_line=lambda stage, line: (
+            None if line.startswith("{") else console.say(f"{stage} | {line}")
+        ),
+        **options,
+    )
+
+
+def show_costs(
+    recipe: Recipe, hub: Hub, on_jobs: OnJobs, *, json: bool, only: str | None = None
+) -> None:
+    """Every stage with its hours and price, as a table or as JSON."""
+    from hubkit.cloud import prices
+    from hubkit.pipeline import costs, plan
+
+    found = costs.costs(
+        recipe,
+        hub,
+        on_jobs,
+        planned=[p for p in plan(recipe, hub, only=only) if only in (None, p.stage)],
+    )
+    hours, usd, whole = costs.total(found)
+    if json:
+        console.data({
+            "stages": [cost.to_dict() for cost in found], "hours": hours, "usd": usd, "complete": whole,
+            "prices": prices.date(), "assumptions": costs.assumptions(),
+        })  # fmt: skip
+        return
+    rows = [
+        [
+            c.stage,
+            c.state.partition(":")[0],
+            c.where,
+            _number(c.hours, "{:,.1f}"),
+            _number(c.usd, "{:,.2f}"),
+            c.note,
+        ]
+        for c in found
+    ]
+    rows.append(
+        ["all", "", "", f"{hours:,.1f}", f"{usd:,.2f}" + ("" if whole else " and more"), ""]
+    )
+    console.table(
+        f"{recipe.name} as jobs on {hub.url}",
+        ["stage", "state", "where", "hours", "USD", "what"],
+        rows,
+    )
+    for cost in found:
+        if ":" in cost.state:
+            console.say(f"{cost.stage}: {cost.state}")
+    console.say(costs.priced_on() + ("; the embedded Hub costs nothing" if hub.embedded else ""))
+
+
+def end_what_was_left(hub: Hub) -> None:
+    """Endpoints whose run was killed cost money until somebody comes: whoever comes next ends
+    them.
+    """
+    from hubkit import cloud
+    from hubkit.cli.deploy import say_reaped
+
+    say_reaped(cloud.reap(hub))
+
+
+def say_endpoints(recipe: Recipe, hub: Hub) -> None:
+    """Before a rollout whose seats are deployed: on what, at which price, and what becomes of the
+    endpoints.
+    """
+    from hubkit.cloud import hardware, prices
+    from hubkit.recipe import DEPLOY, Deploy
+
+    for seat, config in (("asker", recipe.rollout.asker), ("chat", recipe.rollout.chat)):
+        if DEPLOY in config.endpoints:
+            terms = config.deploy or Deploy()
+            place = hardware(terms.hardware)
+            many = f"{terms.replicas} x " if terms.replicas > 1 else ""
+            here = "; the embedded Hub costs nothing" if hub.embedded else ""
+            console.say(
+                f"{seat}: an endpoint ({terms.engine}) on {many}{place} while the rollout runs, then {terms.after}d; "
+                f"${place.usd_per_hour * terms.replicas:,.2f} an hour at most (prices of {prices.date()}{here})"
+            )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "?" if value is None else form.format(value)

@@ -1,0 +1,193 @@
+"""``hubkit publish`` (to the configured Hub or another one), ``hubkit lineage`` and ``hubkit
+spaces``.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hubkit.cli import console
+from hubkit.cli.run import DryRun, Json, Overrides, Profiles, RecipeName
+
+if TYPE_CHECKING:
+    from hubkit.hub import Hub, Ref
+    from hubkit.publishing import Change
+
+To = Annotated[
+    str,
+    typer.Option(
+        "--to", metavar="URL", help="Copy it all to this Hub, e.g. https://huggingface.co."
+    ),
+]
+Public = Annotated[
+    bool,
+    typer.Option("--public", help="New repos on a real Hub are public; they are private without."),
+]
+Allow = Annotated[
+    bool, typer.Option("--allow-personal-data", help="Push rows in which personal data was found.")
+]
+_LOOK_S = 60.0
+RepoType = Annotated[
+    str, typer.Option("--type", help="model, dataset or space; asked of the Hub when not given.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add ``publish``, ``lineage`` and ``spaces`` to `app`."""
+    app.command("publish", epilog="Example: hubkit publish parrot --profile laptop --dry-run")(
+        publish
+    )
+    app.command("lineage", epilog="Example: hubkit lineage parrot-chat")(lineage)
+    app.command("spaces", epilog="Example: hubkit spaces parrot --profile laptop")(spaces)
+
+
+def publish(
+    recipe: RecipeName,
+    profile: Profiles = [],  # noqa: B006 - typer copies it
+    overrides: Overrides = [],  # noqa: B006
+    to: To = "",
+    public: Public = False,
+    allow_personal_data: Allow = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Make all cards final, push the Spaces, tie the repos into a collection; with --to, copy it
+    all to another Hub.
+    """
+    from hubkit import pipeline
+    from hubkit.hub import connect
+    from hubkit.recipe import load
+
+    loaded = load(recipe, profiles=profile, overrides=overrides)
+    target = _target(to) if to else None
+    hub = connect()
+    with console.bars(quiet=json) as bar_for:
+        changes = pipeline.publish(
+            loaded,
+            hub,
+            target=target,
+            public=public,
+            allow_personal=allow_personal_data,
+            dry_run=dry_run,
+            progress=bar_for("publish"),
+        )
+    url = (target or hub).url
+    if json:
+        console.data(
+            {"hub": url, "dry_run": dry_run, "changes": [change.to_dict() for change in changes]}
+        )
+    else:
+        _show(changes, url, dry_run=dry_run)
+
+
+def _target(url: str) -> Hub:
+    """The Hub to copy to. Raises `HubError` when it is no URL, or when there is no token for it."""
+    from hubkit.hub import connect_to
+
+    return connect_to(url)
+
+
+def _show(changes: list[Change], url: str, *, dry_run: bool) -> None:
+    if not changes:
+        console.say(f"nothing to change on {url}")
+        return
+    rows = [
+        [c.action, c.repo_type, c.repo_id, c.path, "" if c.size_bytes is None else c.size_bytes]
+        for c in changes
+    ]
+    title = f"what would change on {url}" if dry_run else f"what was changed on {url}"
+    console.table(title, ["action", "type", "repo", "file", "bytes"], rows)
+
+
+def lineage(
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO[@REVISION]", help="A repo of the configured Hub.")
+    ],
+    repo_type: RepoType = "",
+    picture: Annotated[
+        str, typer.Option("--picture", metavar="FILE", help="Also draw it into this PNG file.")
+    ] = "",
+    json: Json = False,
+) -> None:
+    """Show what a repo was made from, commit by commit, as a tree."""
+    from pathlib import Path
+
+    from hubkit.hub import connect
+    from hubkit.publishing import lineage as tree
+
+    if repo_type not in ("", "model", "dataset", "space"):
+        raise typer.BadParameter(
+            f"{repo_type!r} is none of model, dataset and space", param_hint="--type"
+        )
+    hub = connect()
+    name, _, revision = repo.partition("@")
+    root = tree.trace(
+        _found(hub, hub.qualify(name), repo_type, revision or "main"),
+        functools.partial(tree.records, hub),
+    )
+    if picture:
+        Path(picture).write_bytes(tree.picture(root))
+    if json:
+        console.data(root.to_dict())
+    else:
+        console.line(tree.text(root))
+
+
+def _found(hub: Hub, repo_id: str, repo_type: str, revision: str) -> Ref:
+    from hubkit.errors import RepoMissingError
+
+    for kind in (repo_type,) if repo_type else ("model", "dataset", "space"):
+        try:
+            return hub.resolve(repo_id, repo_type=kind, revision=revision)
+        except RepoMissingError:
+            continue
+    raise RepoMissingError(
+        f"{hub.url} has no {repo_type or 'model, dataset or Space'} {repo_id} at {revision}",
+        status=404,
+    )
+
+
+def spaces(
+    recipe: RecipeName,
+    profile: Profiles = [],  # noqa: B006
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Run both pushed Spaces on this machine, by the embedded Hub and against the embedded engine,
+    until Ctrl-C.
+    """
+    import time
+
+    from hubkit.hub import connect, embedded
+    from hubkit.publishing import serving_snippets
+    from hubkit.recipe import load
+
+    loaded = load(recipe, profiles=profile, overrides=overrides)
+    _require_embedded()
+    embedded.ensure_running(spaces=True)
+    hub = connect()
+    with (
+        console.bars() as bar_for,
+        serving_snippets.running(hub, loaded, progress=bar_for("spaces")) as pages,
+    ):
+        for name, page in pages.items():
+            console.line(f"{name}  {page.app_url}  (its page: {page.url})")
+        console.say("Ctrl-C stops them")
+        while True:
+            time.sleep(_LOOK_S)
+            for page in (
+                pages.values()
+            ):  # a Hub that is asked something does not think that nobody needs it
+                hub.api.get_space_runtime(page.repo_id)
+
+
+def _require_embedded() -> None:
+    from hubkit.errors import HubError
+    from hubkit.hub.places import settings
+
+    if (url := settings().url) is not None:
+        raise HubError(
+            f"{url} runs its Spaces itself; for the embedded Hub's, set HUBKIT_HUB=local"
+        )

@@ -1,0 +1,255 @@
+"""Inference Endpoints of one Hub: make, find, wait for, change and delete them, through
+`huggingface_hub` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+from hubkit.cloud import prices
+from hubkit.cloud.images import Engine, Wanted, payload
+from hubkit.errors import EndpointError, RecipeError, RepoMissingError
+from hubkit.hub import Hub, Ref
+from hubkit.progress import Progress, silent
+
+Change = Literal["pause", "resume", "scale_to_zero"]
+COSTING = ("initializing", "running", "updating", "updateFailed")
+"""States in which the service bills (its pricing page); ``pending`` waits for hardware, for
+nothing.
+"""
+
+POLL_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """An endpoint as the service describes it. `usd_at_most` is what it cost if it was up ever
+    since it was made.
+    """
+
+    name: str
+    namespace: str
+    state: str
+    message: str
+    url: str | None
+    repo_id: str
+    revision: str | None
+    image: str
+    hardware: str
+    replicas: int
+    created_at: str
+    tags: tuple[str, ...]
+    usd_per_hour: float
+    usd_at_most: float
+
+    @property
+    def up(self) -> bool:
+        """Whether it costs money now."""
+        return self.state in COSTING
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def wanted_for(
+    hub: Hub,
+    repo_id: str,
+    *,
+    revision: str = "main",
+    engine: Engine = "tgi",
+    hardware: str = "nvidia-l40s-x1",
+    **options: Any,
+) -> Wanted:
+    """What serves `repo_id` at a revision: the repo itself, or, where it is an adapter, its base
+    with it.
+
+    `options` are further fields of `Wanted`. Raises `RepoMissingError`, and `RecipeError` for
+    unknown hardware or an adapter that does not name its base."""
+    ref = hub.resolve(repo_id, revision=revision)
+    place = prices.hardware(hardware)
+    base = base_of(hub, ref)
+    if base is None:
+        return Wanted(ref, engine, place, **options)
+    return Wanted(base, engine, place, adapters=(ref,), **options)
+
+
+def base_of(hub: Hub, ref: Ref) -> Ref | None:
+    """The commit of the base that the adapter in `ref` was trained on; None when `ref` is a whole
+    model.
+    """
+    try:
+        config = json.loads(hub.read(ref, "adapter_config.json"))
+    except RepoMissingError:
+        return None
+    base = config.get("base_model_name_or_path")
+    if not base:
+        raise RecipeError(
+            f"{ref} is an adapter whose adapter_config.json names no base model; deploy a merged one"
+        )
+    return hub.resolve(str(base), revision=str(config.get("revision") or "main"))
+
+
+def make(hub: Hub, wanted: Wanted) -> Deployed:
+    """Create the endpoint; it is not up yet. Raises `HubError` when the service refuses, 409 when
+    the name is taken.
+    """
+    # An adapter's engine fetches repos besides the mounted one, with the rights of whoever deploys.
+    secrets = {"HF_TOKEN": hub.token} if wanted.adapters and hub.token else None
+    with hub.translated(f"creating endpoint {wanted.name}"), hub.inference() as api:
+        made = api.create_inference_endpoint(
+            **payload(wanted), secrets=secrets, namespace=hub.namespace, token=hub.token
+        )
+    return _deployed(hub, made.raw)
+
+
+def describe(hub: Hub, name: str) -> Deployed:
+    """The endpoint called `name` now. Raises `HubError` with status 404 when there is none."""
+    with hub.translated(f"looking up endpoint {name}"), hub.inference() as api:
+        found = api.get_inference_endpoint(name, namespace=hub.namespace, token=hub.token)
+    return _deployed(hub, found.raw)
+
+
+def listed(hub: Hub) -> list[Deployed]:
+    """Every endpoint of our namespace, whoever made it."""
+    with hub.translated("listing endpoints"), hub.inference() as api:
+        found = api.list_inference_endpoints(hub.namespace, token=hub.token)
+    return [_deployed(hub, endpoint.raw) for endpoint in found]
+
+
+def change(hub: Hub, name: str, what: Change) -> Deployed:
+    """Pause, resume or scale to zero. Raises `HubError`."""
+    if what not in get_args(Change):
+        raise ValueError(what)
+    with hub.translated(f"{what.replace('_', ' ')} of endpoint {name}"), hub.inference() as api:
+        done = getattr(api, f"{what}_inference_endpoint")(
+            name, namespace=hub.namespace, token=hub.token
+        )
+    return _deployed(hub, done.raw)
+
+
+def update(hub: Hub, name: str, wanted: Wanted) -> Deployed:
+    """Serve `wanted` under the name of an endpoint that is there; its engine cannot change. Raises
+    `HubError`.
+    """
+    sent: dict[str, Any] = dict(payload(wanted))
+    for fixed in ("name", "region", "vendor", "type"):
+        del sent[fixed]
+    with hub.translated(f"updating endpoint {name}"), hub.inference() as api:
+        done = api.update_inference_endpoint(name, **sent, namespace=hub.namespace, token=hub.token)
+    return _deployed(hub, done.raw)
+
+
+def delete(hub: Hub, name: str) -> None:
+    """Delete it, for good. Raises `HubError`."""
+    with hub.translated(f"deleting endpoint {name}"), hub.inference() as api:
+        api.delete_inference_endpoint(name, namespace=hub.namespace, token=hub.token)
+
+
+def wait(
+    hub: Hub, name: str, *, timeout_s: float = 1800.0, progress: Progress = silent
+) -> Deployed:
+    """`wait_for_all` of one."""
+    return wait_for_all(hub, {name: timeout_s}, progress=progress)[name]
+
+
+def wait_for_all(
+    hub: Hub, timeouts_s: Mapping[str, float], *, progress: Progress = silent
+) -> dict[str, Deployed]:
+    """Until each endpoint is up and its health route answers; one that sleeps is resumed. Gives
+    them by name.
+
+    Raises `EndpointError` with the service's message as soon as one fails, or is not up after its
+    time."""
+    started = time.monotonic()
+    up: dict[str, Deployed] = {}
+    resumed: set[str] = set()
+    while True:
+        states = []
+        for name, timeout_s in timeouts_s.items():
+            if name in up:
+                continue
+            found = _look(hub, name, resumed)
+            if found.state == "running" and _healthy(hub, name):
+                up[name] = found
+            elif time.monotonic() - started > timeout_s:
+                raise EndpointError(
+                    f"endpoint {name} is still {found.state} after {timeout_s:g} s ({found.message}); its hardware may "
+                    "be taken: try other hardware, or wait longer"
+                )
+            else:
+                states.append(f"endpoint {name} is {found.state}")
+        if not states:
+            return up
+        progress(time.monotonic() - started, None, ", ".join(states))
+        time.sleep(POLL_S)
+
+
+def _look(hub: Hub, name: str, resumed: set[str]) -> Deployed:
+    """The endpoint now; resumed, once, where it sleeps. Raises `EndpointError` where it failed."""
+    found = describe(hub, name)
+    if found.state in ("failed", "updateFailed"):
+        raise EndpointError(
+            f"endpoint {name} failed: {found.message}. See its log, then `hubkit deploy delete`"
+        )
+    if found.state in ("paused", "scaledToZero") and name not in resumed:
+        change(hub, name, "resume")
+        resumed.add(name)
+    return found
+
+
+def _healthy(hub: Hub, name: str) -> bool:
+    """Whether the client's own wait, which asks the health route, ends at once."""
+    from huggingface_hub.errors import InferenceEndpointError, InferenceEndpointTimeoutError
+
+    try:
+        with hub.translated(f"asking the health of endpoint {name}"), hub.inference() as api:
+            api.get_inference_endpoint(name, namespace=hub.namespace, token=hub.token).wait(
+                timeout=0, refresh_every=1
+            )
+    except (InferenceEndpointTimeoutError, InferenceEndpointError):
+        return False
+    return True
+
+
+def _deployed(hub: Hub, raw: dict[str, Any]) -> Deployed:
+    status, model, compute, provider = raw["status"], raw["model"], raw["compute"], raw["provider"]
+    variant, container = next(iter((model.get("image") or {"huggingface": {}}).items()))
+    place = f"{provider['vendor']}-{provider['region']}-{compute['instanceType']}-{compute['instanceSize']}"
+    replicas = int(status.get("targetReplica") or (1 if status["state"] in COSTING else 0))
+    rate = usd_per_hour(hub, place) * replicas if status["state"] in COSTING else 0.0
+    made = datetime.fromisoformat(str(status["createdAt"]))
+    hours = (datetime.now(UTC) - made).total_seconds() / 3600
+    return Deployed(
+        name=raw["name"],
+        namespace=hub.namespace,
+        state=str(status["state"]),
+        message=str(status.get("message") or ""),
+        url=status.get("url"),
+        repo_id=model["repository"],
+        revision=model.get("revision"),
+        image=str(container.get("url") or variant),
+        hardware=place,
+        replicas=replicas,
+        created_at=str(status["createdAt"]),
+        tags=tuple(raw.get("tags") or ()),
+        usd_per_hour=rate,
+        usd_at_most=round(usd_per_hour(hub, place) * max(1, replicas) * hours, 4),
+    )
+
+
+def usd_per_hour(hub: Hub, place: str) -> float:
+    """A replica's price there: the table's; nothing on the embedded Hub. 0 for hardware that the
+    table lacks.
+    """
+    if hub.embedded:
+        return 0.0
+    try:
+        return prices.hardware(place).usd_per_hour
+    except RecipeError:
+        return 0.0

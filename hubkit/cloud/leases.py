@@ -1,0 +1,342 @@
+"""Endpoints held for a while, and always given back.
+
+A lease is a file, written and synced before the endpoint is made, that says who holds it (process,
+start time, host) and how it ends (deleted, paused, or left as it was found); the endpoint carries
+the lease's mark among its tags. The holder ends it when its block ends, also by Ctrl-C. Where it
+cannot (kill -9, a power cut), the file stays, and `reap`, which every later command that leases or
+deploys calls first, ends what a dead holder left. Several holders may share an endpoint: the last
+one ends it.
+
+The files of a holder inside a Hub Job are gone with the job, so what it makes carries the job's id
+among its tags: `reap_jobs` ends what jobs left that are over."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+
+from hubkit.cloud import endpoints, jobs
+from hubkit.cloud.images import Wanted
+from hubkit.errors import EndpointError, HubError
+from hubkit.hub import Hub
+from hubkit.hub.places import home
+from hubkit.progress import Progress, silent
+
+After = Literal["pause", "delete", "leave"]
+MARK = "hubkit-lease"
+_JOB, _AFTER = "hubkit-job-", "hubkit-after-"
+WATCH_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One holder's claim to one endpoint. `after`: what the last holder does with it."""
+
+    endpoint: str
+    hub: str
+    namespace: str
+    after: After
+    pid: int
+    started: str
+    host: str
+    holder: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether the holder still runs; for one on another machine, as far as can be known,
+        yes.
+        """
+        if self.host != _host():
+            return True
+        return self.started != "" and _started(self.pid) == self.started
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An endpoint that is up and ours for now: its name and where it answers."""
+
+    name: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """An endpoint whose holder was gone, and what became of it: ``deleted``, ``paused``, ``left``
+    or ``gone``.
+    """
+
+    endpoint: str
+    outcome: str
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """An endpoint to be held, what becomes of it afterwards, and how long it may take to come
+    up.
+    """
+
+    wanted: Wanted
+    after: Literal["pause", "delete"] = "delete"
+    wait_s: float = 1800.0
+
+
+@contextmanager
+def held(hub: Hub, *terms: Terms, progress: Progress = silent) -> Iterator[list[Held]]:
+    """Find or make the endpoints, all at once, wait until they are up, and give them back when the
+    block ends.
+
+    One that was there and running before is left running; one that was paused is paused again. The
+    first that does not come up ends the wait for all. Should one fail while they are held, the
+    block is interrupted as by Ctrl-C, and `EndpointError` with the service's message comes out of
+    it. Raises `EndpointError` and `HubError`."""
+    if not terms:
+        yield []
+        return
+    reap(hub)
+    reap_jobs(hub)
+    with contextlib.ExitStack() as back:
+        names = []
+        for one in terms:
+            lease = _take(hub, one.wanted, one.after)
+            back.callback(_give_back, hub, lease)
+            names.append(lease.endpoint)
+        waits = dict(zip(names, (one.wait_s for one in terms), strict=True))
+        up = endpoints.wait_for_all(hub, waits, progress=progress)
+        with _watched(hub, names):
+            yield [Held(name, str(up[name].url)) for name in names]
+
+
+def reap(hub: Hub) -> list[Reaped]:
+    """End what dead holders on this machine left on `hub`. Raises `HubError` when the service
+    refuses.
+    """
+    found = []
+    for path, lease in _leases():
+        if lease.alive or (lease.namespace, _same_hub(lease, hub)) != (hub.namespace, True):
+            continue
+        with _lock(lease.endpoint):
+            if path.exists():
+                found.append(Reaped(lease.endpoint, _end(hub, lease, path)))
+    return found
+
+
+def reap_jobs(hub: Hub) -> list[Reaped]:
+    """Delete endpoints that were made inside Hub Jobs which are over, and held by nobody on this
+    machine.
+
+    One that its job would have paused is left: whether somebody resumed it since cannot be told.
+    Raises `HubError`."""
+    if hub.token is None:
+        return []
+    found = []
+    for one in endpoints.listed(hub):
+        job_id = next((tag.removeprefix(_JOB) for tag in one.tags if tag.startswith(_JOB)), None)
+        if job_id is None or f"{_AFTER}delete" not in one.tags or not jobs.is_over(hub, job_id):
+            continue
+        with _lock(one.name):
+            if one.name not in holders():
+                found.append(Reaped(one.name, _ended(hub, one.name, "delete")))
+    return found
+
+
+def holders() -> dict[str, list[Lease]]:
+    """Leases on this machine by endpoint, dead holders' too."""
+    found: dict[str, list[Lease]] = {}
+    for _, lease in _leases():
+        found.setdefault(lease.endpoint, []).append(lease)
+    return found
+
+
+def _take(hub: Hub, wanted: Wanted, after: After) -> Lease:
+    """Write the lease down, then find or make the endpoint."""
+    name = wanted.name
+    with _lock(name):
+        others = [lease for _, lease in _leases() if lease.endpoint == name]
+        there = _find(hub, name)
+        if there is None:
+            ends: After = after
+        elif others:
+            ends = others[0].after
+        else:
+            ends = "leave" if there.up else "pause"
+        lease = Lease(
+            endpoint=name,
+            hub="local" if hub.embedded else hub.url,
+            namespace=hub.namespace,
+            after=ends,
+            pid=os.getpid(),
+            started=_started(os.getpid()),
+            host=_host(),
+            holder=secrets.token_hex(6),
+        )
+        _write(lease)
+        try:
+            if there is None:
+                job = [f"{_JOB}{job_id}"] if (job_id := jobs.inside()) else []
+                tagged = (*wanted.tags, MARK, f"{MARK}-{lease.holder}", f"{_AFTER}{ends}", *job)
+                endpoints.make(hub, _with_tags(wanted, tagged))
+            elif there.state == "failed":
+                endpoints.change(hub, name, "resume")
+        except BaseException:
+            _end(hub, lease, _path(lease))
+            raise
+    return lease
+
+
+def _with_tags(wanted: Wanted, tags: tuple[str, ...]) -> Wanted:
+    return replace(wanted, called=wanted.name, tags=tags)
+
+
+def _find(hub: Hub, name: str) -> endpoints.Deployed | None:
+    try:
+        return endpoints.describe(hub, name)
+    except HubError as error:
+        if error.status == 404:
+            return None
+        raise
+
+
+def _give_back(hub: Hub, lease: Lease) -> None:
+    with _lock(lease.endpoint):
+        _end(hub, lease, _path(lease))
+
+
+def _end(hub: Hub, lease: Lease, path: Path) -> str:
+    """Do what the lease says unless others hold the endpoint too; the file goes last. What became
+    of the endpoint.
+    """
+    others = [p for p, other in _leases() if other.endpoint == lease.endpoint and p != path]
+    outcome = "left"
+    if not others and lease.after != "leave":
+        outcome = _ended(hub, lease.endpoint, lease.after)
+    path.unlink(missing_ok=True)
+    return outcome
+
+
+def _ended(hub: Hub, name: str, after: Literal["pause", "delete"]) -> str:
+    try:
+        if after == "delete":
+            endpoints.delete(hub, name)
+        else:
+            endpoints.change(hub, name, "pause")
+    except HubError as error:
+        if error.status != 404:
+            raise
+        return "gone"
+    return f"{after}d"
+
+
+@contextmanager
+def _watched(hub: Hub, names: Sequence[str]) -> Iterator[None]:
+    """Interrupt the block when one of them fails: a client alone sees only an address that does not
+    answer.
+    """
+    over, failed = threading.Event(), []
+
+    def watch() -> None:
+        while not over.wait(WATCH_S):
+            for name in names:
+                with contextlib.suppress(HubError):
+                    found = endpoints.describe(hub, name)
+                    if found.state == "failed":
+                        failed.append((name, found.message))
+                        os.kill(os.getpid(), signal.SIGINT)
+                        return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not failed:
+            raise
+        name, message = failed[0]
+        raise EndpointError(f"endpoint {name} failed while it was used: {message}") from None
+    finally:
+        over.set()
+        thread.join(5)
+
+
+# Where leases are kept
+
+
+def _folder() -> Path:
+    return home() / "leases"
+
+
+def _path(lease: Lease) -> Path:
+    return _folder() / f"{lease.endpoint}.{lease.holder}.json"
+
+
+def _leases() -> list[tuple[Path, Lease]]:
+    found = []
+    for path in sorted(_folder().glob("*.json")):
+        with contextlib.suppress(
+            OSError, ValueError, TypeError
+        ):  # given back meanwhile, or not ours
+            found.append((path, Lease(**json.loads(path.read_text("utf-8")))))
+    return found
+
+
+def _write(lease: Lease) -> None:
+    """On disk, whole, before anything costs money."""
+    path = _path(lease)
+    part = path.with_suffix(".part")
+    with part.open("w", encoding="utf-8") as out:
+        json.dump(asdict(lease), out)
+        out.flush()
+        os.fsync(out.fileno())
+    part.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _lock(name: str) -> Any:
+    _folder().mkdir(parents=True, exist_ok=True)
+    return FileLock(_folder() / f"{name}.lock", timeout=600)
+
+
+def _same_hub(lease: Lease, hub: Hub) -> bool:
+    return lease.hub == ("local" if hub.embedded else hub.url)
+
+
+def _host() -> str:
+    return socket.gethostname()
+
+
+def _started(pid: int) -> str:
+    """When a process started, so that another one with its number is not taken for it; empty when
+    it is gone.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]
+    except OSError:
+        pass
+    if Path("/proc/self").exists():
+        return ""
+    with contextlib.suppress(
+        ProcessLookupError, PermissionError
+    ):  # elsewhere than on Linux: alive is all we learn
+        os.kill(pid, 0)
+        return "alive"
+    return ""

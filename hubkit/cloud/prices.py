@@ -1,0 +1,117 @@
+"""What hardware there is and what it costs per hour: a table that ships with its date and
+sources.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from dataclasses import asdict, dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from hubkit.errors import RecipeError
+
+REGIONS = {"aws": "us-east-1", "gcp": "us-east4", "azure": "eastus"}
+"""The region that is meant where none is named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a replica of an endpoint runs on. `memory_gib` is the accelerators' together, or a CPU's
+    RAM.
+    """
+
+    vendor: str
+    region: str
+    instance_type: str
+    instance_size: str
+    accelerators: int
+    memory_gib: float
+    usd_per_hour: float
+
+    @property
+    def accelerator(self) -> str:
+        """``gpu`` or ``cpu``, as the service's API calls them."""
+        return "gpu" if self.accelerators else "cpu"
+
+    def __str__(self) -> str:
+        return f"{self.vendor}-{self.instance_type}-{self.instance_size}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Flavor:
+    """What a job runs on. `device` is a part of its accelerator's name (empty: none), `memory_gib`
+    that of one.
+    """
+
+    name: str
+    device: str
+    devices: int
+    memory_gib: float
+    usd_per_hour: float
+
+
+@functools.cache
+def table() -> dict[str, Any]:
+    """The table as it ships: date, currency, endpoints, jobs."""
+    found: dict[str, Any] = yaml.safe_load(
+        (resources.files("hubkit.cloud") / "prices.yaml").read_text("utf-8")
+    )
+    return found
+
+
+def date() -> str:
+    """The day on which the prices were read off their sources."""
+    return str(table()["date"])
+
+
+def hardware(name: str) -> Hardware:
+    """The hardware called ``[vendor-[region-]]instance_type-size``, such as ``nvidia-l4-x1`` (on
+    AWS).
+
+    Raises `RecipeError`, which names the nearest one, for what is not in the table.
+    """
+    rest = name
+    vendor = next((vendor for vendor in REGIONS if rest.startswith(f"{vendor}-")), "aws")
+    rest = rest.removeprefix(f"{vendor}-")
+    for instance_type, sizes in table()["endpoints"]["hardware"][vendor].items():
+        for size, (usd, devices, memory) in sizes.items():
+            if rest == f"{instance_type}-{size}" or rest.endswith(f"-{instance_type}-{size}"):
+                region = rest.removesuffix(f"{instance_type}-{size}").rstrip("-") or REGIONS[vendor]
+                return Hardware(vendor, region, instance_type, size, devices, memory, usd)
+    raise _unknown("hardware", name, [str(item) for item in all_hardware()])
+
+
+def all_hardware() -> list[Hardware]:
+    """Every row of the table, in its default region."""
+    return [
+        Hardware(vendor, REGIONS[vendor], instance_type, size, devices, memory, usd)
+        for vendor, types in table()["endpoints"]["hardware"].items()
+        for instance_type, sizes in types.items()
+        for size, (usd, devices, memory) in sizes.items()
+    ]
+
+
+def flavor(name: str) -> Flavor:
+    """The flavor of that name. Raises `RecipeError`, which names the nearest one."""
+    rows = table()["jobs"]["flavors"]
+    if name not in rows:
+        raise _unknown("job flavor", name, list(rows))
+    usd, device, devices, memory = rows[name]
+    return Flavor(name, device, devices, memory, usd)
+
+
+def _unknown(what: str, name: str, known: list[str]) -> RecipeError:
+    short = [one.removeprefix("aws-") for one in known if one.startswith("aws-")]
+    near = difflib.get_close_matches(name, [*short, *known], n=1, cutoff=0.3)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return RecipeError(
+        f"no {what} {name!r} in the price table of {date()}{hint} Known: {', '.join(known)}"
+    )

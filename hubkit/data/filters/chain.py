@@ -1,0 +1,289 @@
+"""The chain that filters run in, and its ledger: every conversation in is a conversation out or a
+counted reason.
+
+Takes conversations one at a time, gives each on with what became of it; holds nothing but counts
+and a few ids."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from hubkit.conversation import Conversation
+from hubkit.data.filters.arguments import mistake
+from hubkit.errors import RecipeError
+
+EXAMPLES = 5  # ids kept per reason: enough to look one up, few enough for a card
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A filter's verdict: this conversation goes, for `reason` (a short word that reports count
+    by).
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A filter's verdict: `rows` stand in for the conversation (one when changed, several when cut
+    up).
+
+    `note` is the word that reports count the change by; several, where several things were changed.
+    """
+
+    rows: list[Conversation]
+    note: str | tuple[str, ...]
+
+
+Verdict = Drop | Edit | None
+FilterFn = Callable[[Conversation], Verdict]
+
+
+class Spec(Protocol):
+    """What a recipe says of one filter (`hubkit.recipe.Filter` is one)."""
+
+    @property
+    def name(self) -> str:
+        """One of `FILTERS`."""
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """Keyword arguments of its factory."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What filters may need from outside the recipe: a tokenizer's folder or file; question files,
+    by name.
+    """
+
+    tokenizer: Path | None = None
+    questions: dict[str, Path] = field(default_factory=dict)
+
+
+class Remembering(ABC):
+    """A filter that knows the rows before: `key` looks at one alone, wherever that is, `judge` at
+    all in order.
+    """
+
+    @abstractmethod
+    def key(self, conversation: Conversation) -> bytes:
+        """What is compared of a conversation."""
+
+    @abstractmethod
+    def judge(self, key: bytes) -> Verdict:
+        """The verdict on the next row, by its key and those that were kept."""
+
+    def __call__(self, conversation: Conversation) -> Verdict:
+        """Both halves at once."""
+        return self.judge(self.key(conversation))
+
+
+FILTERS: dict[str, Callable[..., FilterFn]] = {}
+REMEMBERING: set[str] = set()  # those whose factory makes a `Remembering`
+
+
+def register(factory: Callable[..., FilterFn]) -> Callable[..., FilterFn]:
+    """Make a filter known to recipes under its function's name. The factory's keyword arguments are
+    the recipe's.
+    """
+    FILTERS[factory.__name__] = factory
+    return factory
+
+
+def register_remembering(factory: Callable[..., Remembering]) -> Callable[..., FilterFn]:
+    """As `register`, for a filter that compares each conversation with those before it."""
+    REMEMBERING.add(factory.__name__)
+    return register(factory)
+
+
+@dataclass
+class Tally:
+    """How often something happened, and the first few ids it happened to."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, example: str) -> None:
+        """Count one more; keep its id while there is room."""
+        self.count += 1
+        if len(self.examples) < EXAMPLES and example not in self.examples:
+            self.examples.append(example)
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"count": int, "examples": [id, …]}``"""
+        return {"count": self.count, "examples": self.examples}
+
+
+def count(tallies: dict[str, Tally], reason: str, example: str) -> None:
+    """Count `reason` in `tallies` with `example` as the id of one case."""
+    tallies.setdefault(reason, Tally()).add(example)
+
+
+@dataclass
+class Step:
+    """One filter of a chain and what it did: ``rows_in + added == rows_out + dropped``, always.
+
+    `conversations_out` counts the conversations that entered the chain and still have a row here,
+    which differs from `rows_out` only behind a filter that cuts conversations up."""
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+    rows_in: int = 0
+    rows_out: int = 0
+    conversations_out: int = 0
+    added: int = 0
+    dropped: dict[str, Tally] = field(default_factory=dict)
+    changed: dict[str, Tally] = field(default_factory=dict)
+
+    def merge(self, other: dict[str, Any]) -> None:
+        """Add what another process counted in the same step (a `to_dict` of its own), later rows'
+        counts after ours.
+        """
+        for key in ("rows_in", "rows_out", "conversations_out", "added"):
+            setattr(self, key, getattr(self, key) + other[key])
+        for mine, theirs in ((self.dropped, other["dropped"]), (self.changed, other["changed"])):
+            for reason, tally in theirs.items():
+                target = mine.setdefault(reason, Tally())
+                target.count += tally["count"]
+                target.examples += tally["examples"][: EXAMPLES - len(target.examples)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The step as a report holds it."""
+        return {
+            "name": self.name,
+            "args": self.args,
+            "rows_in": self.rows_in,
+            "rows_out": self.rows_out,
+            "conversations_out": self.conversations_out,
+            "added": self.added,
+            "dropped": {reason: tally.to_dict() for reason, tally in self.dropped.items()},
+            "changed": {note: tally.to_dict() for note, tally in self.changed.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A conversation that a chain let go, as it stood then, by which step and why."""
+
+    conversation: Conversation
+    step: str
+    reason: str
+
+
+class Chain:
+    """Filters in order. Call it with a conversation; it gives what is kept of it and what is
+    `Dropped`.
+
+    Raises `RecipeError` for an unknown filter or argument when it is built, never while it runs.
+    """
+
+    def __init__(self, specs: Iterable[Spec], context: Context | None = None) -> None:
+        self.steps: list[Step] = []
+        self._filters: list[FilterFn] = []
+        for spec in specs:
+            self._filters.append(_build(spec, context or Context()))
+            self.steps.append(Step(spec.name, dict(spec.args)))
+
+    def __call__(self, conversation: Conversation) -> list[Conversation | Dropped]:
+        """Walk one conversation (and whatever it is cut into) through every step."""
+        return self.walk([conversation])
+
+    def reset(self) -> None:
+        """Start the ledger anew; what filters remember stays."""
+        self.steps = [Step(step.name, step.args) for step in self.steps]
+
+    def keys(self, conversation: Conversation) -> list[bytes]:
+        """What each of these filters, all of them remembering, compares of a row."""
+        return [
+            judge.key(conversation) for judge in self._filters if isinstance(judge, Remembering)
+        ]
+
+    def walk(
+        self, rows: list[Conversation], keys: Sequence[list[bytes]] = ()
+    ) -> list[Conversation | Dropped]:
+        """As a call, for what an earlier chain made of one conversation.
+
+        `keys` holds, for each row, what the first filters compare of it, where that is known.
+        """
+        gone: list[Conversation | Dropped] = []
+        known = {id(row): found for row, found in zip(rows, keys, strict=bool(keys))}
+        for at, (step, judge) in enumerate(zip(self.steps, self._filters, strict=True)):
+            if keys and at < len(keys[0]):
+                judge = _by_key(judge, at, known)
+            rows = _pass(step, judge, rows, gone)
+            if not rows:
+                break
+        return [*gone, *rows]
+
+
+def _by_key(judge: FilterFn, at: int, known: dict[int, list[bytes]]) -> FilterFn:
+    assert isinstance(judge, Remembering)
+    return lambda row: judge.judge(known[id(row)][at])
+
+
+def _pass(
+    step: Step, judge: FilterFn, rows: list[Conversation], gone: list[Conversation | Dropped]
+) -> list[Conversation]:
+    """What `step` keeps of `rows`, which all come from one conversation; what it drops goes to
+    `gone`.
+    """
+    kept: list[Conversation] = []
+    for row in rows:
+        verdict = judge(row)
+        if verdict is None:
+            kept.append(row)
+        elif isinstance(verdict, Drop):
+            count(step.dropped, verdict.reason, row.id)
+            gone.append(Dropped(row, step.name, verdict.reason))
+        else:
+            for note in (verdict.note,) if isinstance(verdict.note, str) else verdict.note:
+                count(step.changed, note, row.id)
+            step.added += len(verdict.rows) - 1
+            kept.extend(verdict.rows)
+    step.rows_in += len(rows)
+    step.rows_out += len(kept)
+    step.conversations_out += bool(kept)
+    return kept
+
+
+def needs_tokenizer(specs: Iterable[Spec]) -> bool:
+    """Whether a filter of `specs` counts tokens."""
+    return any(spec.name in ("segments", "max_tokens") for spec in specs)
+
+
+def needs_questions(specs: Iterable[Spec]) -> bool:
+    """Whether a filter of `specs` looks for benchmarks' questions."""
+    return any(spec.name == "decontaminate" for spec in specs)
+
+
+def _build(spec: Spec, context: Context) -> FilterFn:
+    factory = FILTERS.get(spec.name)
+    if factory is None:
+        near = difflib.get_close_matches(spec.name, FILTERS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(FILTERS))}"
+        raise RecipeError(f"no filter {spec.name!r}; {hint}")
+    parameters = inspect.signature(factory).parameters
+    known = [name for name in parameters if name != "context"]
+    for name in spec.args:
+        if name not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes no arguments"
+            raise RecipeError(f"filter {spec.name!r} has no argument {name!r}; {takes}")
+    if wrong := mistake(factory, spec.args):
+        raise RecipeError(f"filter {spec.name!r}: {wrong}")
+    extra = {"context": context} if "context" in parameters else {}
+    try:
+        return factory(**spec.args, **extra)
+    except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, RecipeError):
+            raise
+        raise RecipeError(
+            f"filter {spec.name!r} cannot be made from {spec.args}: {error}"
+        ) from error

@@ -1,0 +1,96 @@
+"""Filters against saying the same thing twice in a dataset. They remember digests, never texts.
+
+What they remember is all that a chain keeps in memory of the rows that have passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any, Literal
+
+from hubkit.conversation import Conversation
+from hubkit.data.filters.chain import Drop, Remembering, Verdict, register_remembering
+from hubkit.data.filters.shingles import shingles
+
+_CHARS = 200_000  # of one conversation, this much is compared
+Seat = Literal["user", "assistant", "both"]
+
+
+@register_remembering
+def exact_duplicates() -> Remembering:
+    """Drop conversations whose turns, word for word, were seen before; the first one stays. About
+    100 bytes each.
+    """
+    return _Exact()
+
+
+@register_remembering
+def near_duplicates(
+    threshold: float = 0.8,
+    words: int = 5,
+    seat: Seat = "both",
+    permutations: int = 128,
+    seed: int = 42,
+) -> Remembering:
+    """Drop conversations whose runs of `words` words are similar to a kept one's: estimated Jaccard
+    ≥ `threshold`.
+
+    MinHash with `permutations` values behind a locality-sensitive index, both rensa's; about 2 KB a
+    kept row. `seat` says whose turns are compared. Conversations without words are kept: there is
+    nothing to compare."""
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must lie above 0 and at most 1, not {threshold}")
+    return _Near(threshold, words, seat, permutations, seed)
+
+
+class _Exact(Remembering):
+    def __init__(self) -> None:
+        self._seen: set[bytes] = set()
+
+    def key(self, conversation: Conversation) -> bytes:
+        digest = blake2b(digest_size=16)
+        for message in conversation.messages:
+            digest.update(
+                f"{message['role']}\x1f{message['content'].strip()}\x1e".encode(
+                    "utf-8", "surrogatepass"
+                )
+            )
+        return digest.digest()
+
+    def judge(self, key: bytes) -> Verdict:
+        if key in self._seen:
+            return Drop("exact_duplicate")
+        self._seen.add(key)
+        return None
+
+
+class _Near(Remembering):
+    def __init__(
+        self, threshold: float, words: int, seat: Seat, permutations: int, seed: int
+    ) -> None:
+        from rensa import RMinHash, RMinHashDeduplicator
+
+        self._words, self._seat = words, seat
+        self._sketch: Callable[[], Any] = lambda: RMinHash(permutations, seed)
+        self._kept = RMinHashDeduplicator(threshold, permutations, True, seed=seed)
+
+    def key(self, conversation: Conversation) -> bytes:
+        said = (m["content"] for m in conversation.messages if self._seat in ("both", m["role"]))
+        runs = shingles("\n".join(said)[:_CHARS], self._words)
+        if not len(runs):
+            return b""
+        packed = runs.tobytes()
+        sketch = self._sketch()
+        sketch.update([packed[at : at + 8] for at in range(0, len(packed), 8)])
+        state: bytes = (
+            sketch.__getstate__()
+        )  # rensa's own form; holds the sketch and nothing that could run
+        return state
+
+    def judge(self, key: bytes) -> Verdict:
+        if not key:
+            return None
+        sketch = self._sketch()
+        sketch.__setstate__(key)
+        return None if self._kept.add(str(self._kept.len()), sketch) else Drop("near_duplicate")

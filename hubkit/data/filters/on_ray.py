@@ -1,0 +1,97 @@
+"""Filters as tasks of a Ray cluster: the same `Judge`, on whichever node has room; one that is lost
+is tried again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hubkit.errors import HubkitError, StageError
+from hubkit.ray_session import connected
+
+_RETRIES = 5  # of one chunk, on workers that die under it
+_judges: dict[str, Any] = {}  # in a process of the cluster: made once, used for all of its chunks
+
+
+@contextmanager
+def crew(made_of: dict[str, Any]) -> Iterator[list[Callable[[list[Any]], dict[str, Any]]]]:
+    """As many callables as the cluster has processors; each hands its chunk to the cluster and
+    waits for the answer.
+
+    Tokenizer and questions travel along, so that nodes need no common disk; hubkit must be
+    installed on each."""
+    with connected() as ray:
+        files = {path: Path(path).read_bytes() for path in _paths(made_of) if Path(path).is_file()}
+        digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
+        for data in files.values():
+            digest.update(hashlib.sha256(data).digest())
+        judging = ray.remote(judge).options(num_cpus=1, max_retries=_RETRIES)
+        shared = [
+            ray.put((made_of, files))
+        ]  # in a list, so that a task fetches it only when it has to
+        under_way: set[Any] = set()
+
+        def ask(chunk: list[Any]) -> dict[str, Any]:
+            task = judging.remote(digest.hexdigest(), shared, chunk)
+            under_way.add(task)
+            try:
+                reply: dict[str, Any] = ray.get(task)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, HubkitError):
+                    raise error.cause from None
+                raise
+            except ray.exceptions.RayError as error:
+                raise StageError(
+                    f"a chunk of {len(chunk)} conversations ended {_RETRIES + 1} workers of the cluster "
+                    f"({type(error).__name__}); is memory short there? See Ray's logs, and run again"
+                ) from None
+            finally:
+                under_way.discard(task)
+            return reply
+
+        try:
+            yield [ask] * max(2, int(ray.cluster_resources().get("CPU", 0)))
+        finally:
+            for task in list(under_way):
+                ray.cancel(task, force=True)
+
+
+def judge(digest: str, shared: list[Any], chunk: list[Any]) -> dict[str, Any]:
+    """A chunk's results and ledger, in a task of the cluster."""
+    if digest not in _judges:
+        import ray
+
+        _judges.clear()
+        _judges[digest] = _made(*ray.get(shared[0]))
+    reply: dict[str, Any] = _judges[digest](chunk)
+    return reply
+
+
+def _paths(made_of: dict[str, Any]) -> list[str]:
+    tokenizer = made_of["tokenizer"]
+    if tokenizer and Path(tokenizer).is_dir():
+        tokenizer = made_of["tokenizer"] = str(Path(tokenizer) / "tokenizer.json")
+    return [*filter(None, [tokenizer]), *made_of["questions"].values()]
+
+
+def _made(made_of: dict[str, Any], files: dict[str, bytes]) -> Any:
+    """The judge, its files laid down for as long as it reads them."""
+    from hubkit.data.filters.worker import Judge
+
+    with tempfile.TemporaryDirectory() as folder:
+        there: dict[str, str] = {}
+        for number, (path, data) in enumerate(files.items()):
+            place = Path(folder, str(number), Path(path).name)
+            place.parent.mkdir()
+            place.write_bytes(data)
+            there[path] = str(place)
+        questions = {name: there.get(path, path) for name, path in made_of["questions"].items()}
+        return Judge(
+            made_of | {"tokenizer": there.get(made_of["tokenizer"]), "questions": questions}
+        )

@@ -1,0 +1,152 @@
+"""Filters that only a rollout needs: seats that forget who they are, refusals, talk that never
+moves.
+"""
+
+from __future__ import annotations
+
+import re
+
+from hubkit.conversation import Conversation
+from hubkit.data.filters.chain import Drop, FilterFn, Verdict, register
+from hubkit.data.filters.shingles import words_of
+
+_LABEL = re.compile(
+    r"^(?:\*\*|### ?)?(?:User|Human|Assistant|ChatGPT|USER|HUMAN|ASSISTANT)(?:\*\*)?:", re.MULTILINE
+)
+_SPECIAL = re.compile(
+    r"<\|[a-z_]{2,30}\|>|\[/?INST\]|<</?SYS>>|</?s>|<start_of_turn>|<end_of_turn>", re.I
+)
+
+
+def _phrases(*alternatives: str) -> re.Pattern[str]:
+    """One pattern out of phrases, in either apostrophe."""
+    return re.compile("(?:" + "|".join(alternatives).replace("'", "(?:'|’)?") + ")", re.IGNORECASE)
+
+
+# How chat models, and hardly any people, begin a turn.
+_ASSISTANT_OPENING = _phrases(
+    r"\W*(?:certainly|absolutely|of course|sure(?: thing)?)[!,.:]",
+    r"\W*you(?:'re| are) (?:very |most )?welcome",
+    r"\W*(?:i'd|i would) be (?:happy|glad|delighted) to (?:help|assist)",
+    r"\W*(?:how|what) (?:can|may) i (?:help|assist)",
+    r"\W*(?:(?:that's|what) a )?(?:great|good|excellent) question",
+    r"\W*thank you for (?:your|the) question",
+    r"\W*(?:hello|hi)[!,.]? (?:i'm|i am) (?:here to|an ai)",
+    r"\W*as an ai\b",
+    r"\W*i can (?:certainly |definitely )?(?:help|assist)(?: you)? with (?:that|this|your)\b",
+    r"\W*here's (?:a|an|the|some) [\w ]{2,40}:",
+)
+_ASSISTANT_ANYWHERE = _phrases(
+    r"\bi(?:'m| am) here to (?:help|assist)\b",
+    r"\bas an ai (?:language )?(?:model|assistant)\b",
+    r"\bi(?:'m| am) an ai (?:language )?(?:model|assistant)\b",
+    r"\b(?:let me know|feel free to (?:ask|let me know)) if you (?:have any|need any|need)\b",
+    r"\b(?:is there anything else|how else) (?:that )?(?:i|you'd like me to) (?:can |could )?(?:help|assist)\b",
+)
+_CANNOT = r"(?:can't|cannot|can not|am unable|'m unable|am not able|'m not able|won't)"
+_REFUSAL = _phrases(
+    rf"\W*(?:i'm|i am) (?:very |really |so )?(?:sorry|afraid)[^.\n]{{0,40}}?(?:i|,)? ?{_CANNOT}",
+    r"\W*i (?:can't|cannot|won't) (?:assist|help|provide|fulfil|comply|engage|create|generate|answer|do that)",
+    r"\W*as an ai (?:language )?(?:model|assistant),? i (?:can't|cannot|do not|don't|am not|'m not)",
+    r"\W*(?:i'm|i am) unable to",
+    r"\W*my apologies, but i",
+)
+# English words of four letters and more that say nothing about a topic.
+_PLAIN = frozenset(
+    b"""about after again also because been before being both could does doing done each even from give good have help
+    here into just like make many more most much need only other over please same should some such tell than that their
+    them then there these they thing things this those through very want well were what when where which while will
+    with would your""".split()
+)
+
+
+@register
+def role_leak(echo: float = 0.9) -> FilterFn:
+    """Drop dialogues in which a seat forgets who it is.
+
+    ``user_speaks_as_assistant``: a human turn opens as chat models do, thanks itself, or calls
+    itself an AI. ``speaker_label``: a turn writes "User:" or "Assistant:" at the start of a line,
+    going on for the other seat. ``special_token``: a turn holds a chat template's own marks.
+    ``user_echoes`` / ``assistant_echoes``: a turn of five words or more repeats the one before it,
+    word for word, for at least the share `echo` of both. The opening turn, which a person wrote, is
+    not judged."""
+
+    def judge(conversation: Conversation) -> Verdict:
+        before = ""
+        opening = next((i for i, m in enumerate(conversation.messages) if m["role"] == "user"), -1)
+        for index, message in enumerate(conversation.messages):
+            text, role = message["content"], message["role"]
+            if role == "system":
+                continue
+            if index != opening and (
+                reason := _leak(text, role) or _echo(text, before, role, echo)
+            ):
+                return Drop(reason)
+            before = text
+        return None
+
+    return judge
+
+
+def _leak(text: str, role: str) -> str | None:
+    if _SPECIAL.search(text):
+        return "special_token"
+    if "```" not in text and _LABEL.search(text):  # in code it is a mapping's key
+        return "speaker_label"
+    if role == "user" and (_ASSISTANT_OPENING.match(text) or _ASSISTANT_ANYWHERE.search(text)):
+        return "user_speaks_as_assistant"
+    return None
+
+
+def _echo(text: str, before: str, role: str, share: float) -> str | None:
+    if not share * len(before) * 0.9 <= len(text) <= len(before) / share / 0.9 or len(text) < 10:
+        return None  # too different in length to be an echo; splitting into words is the dear part
+    mine, theirs = words_of(text), words_of(before)
+    if len(mine) < 5 or not theirs:
+        return None
+    common = sum(one == other for one, other in zip(mine, theirs, strict=False))
+    return f"{role}_echoes" if common >= share * max(len(mine), len(theirs)) else None
+
+
+@register
+def refusals(max_share: float = 0.0) -> FilterFn:
+    """Drop dialogues in which more than the share `max_share` of the answers opens with a
+    refusal.
+    """
+
+    def judge(conversation: Conversation) -> Verdict:
+        answers = [m["content"] for m in conversation.messages if m["role"] == "assistant"]
+        refused = sum(bool(_REFUSAL.match(answer[:200])) for answer in answers)
+        return Drop("refusal") if refused > max_share * len(answers) else None
+
+    return judge
+
+
+@register
+def leaves_topic(overlap: float = 0.5, min_words: int = 3) -> FilterFn:
+    """Drop dialogues whose human never leaves the first topic: a word heuristic, for recipes that
+    want topics to move.
+
+    A later human turn stays on the topic when at least the share `overlap` of its content words
+    (four letters or more, common words aside) occurred in the opening exchange; turns of fewer than
+    `min_words` content words ("go on") stay as well. A dialogue whose later turns all stay is
+    dropped as ``never_leaves_topic``."""
+
+    def judge(conversation: Conversation) -> Verdict:
+        turns = [m for m in conversation.messages if m["role"] != "system"]
+        topic = {word for turn in turns[:2] for word in _content_words(turn["content"])}
+        for turn in turns[2:]:
+            if turn["role"] != "user":
+                continue
+            words = _content_words(turn["content"])
+            if len(words) >= min_words and sum(word in topic for word in words) < overlap * len(
+                words
+            ):
+                return None
+        return Drop("never_leaves_topic")
+
+    return judge
+
+
+def _content_words(text: str) -> set[bytes]:
+    return {word for word in words_of(text) if len(word) > 3 and word not in _PLAIN}

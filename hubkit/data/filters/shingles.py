@@ -1,0 +1,72 @@
+"""Runs of words as numbers: how near-duplicates and contamination are found without a Python loop
+over words.
+
+A run of `words` words becomes one 64-bit number by a polynomial hash taken modulo 2**64: with
+prefix sums of byte·B**position, the hash of any stretch is a difference times an inverse power of
+B, so all runs of a text cost a few passes over an array. (Karp & Rabin 1987, with the modulus that
+wraps by itself.)"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
+_KEEP = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789") | frozenset(range(128, 256))
+_FOLD = bytes(
+    b if b in _KEEP else b + 32 if chr(b).isascii() and chr(b).isupper() else 32 for b in range(256)
+)
+
+
+def words_of(text: str) -> list[bytes]:
+    """Words of `text`, ASCII lower-cased; whatever is neither letter nor digit parts them."""
+    return text.encode("utf-8", "replace").translate(_FOLD).split()
+
+
+def shingles(text: str, words: int) -> npt.NDArray[np.uint64]:
+    """One number per run of `words` words in `text`, in order; a shorter text is one run; no words,
+    none.
+    """
+    import numpy as np
+
+    tokens = words_of(text)
+    if not tokens:
+        return np.empty(0, np.uint64)
+    joined = np.frombuffer(b" ".join(tokens), np.uint8)
+    powers, inverses = _powers(1 << max(16, len(joined).bit_length()))
+    prefix = np.zeros(len(joined) + 1, np.uint64)
+    np.cumsum((joined + np.uint64(1)) * powers[: len(joined)], out=prefix[1:])
+    spaces = np.flatnonzero(joined == 32)
+    starts = np.concatenate(([0], spaces + 1))
+    ends = np.concatenate((spaces, [len(joined)]))
+    run = min(words, len(tokens))
+    first, last = starts[: len(tokens) - run + 1], ends[run - 1 :]
+    return _mixed((prefix[last] - prefix[first]) * inverses[first])
+
+
+def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Spread every input bit over all output bits: the low bits of a polynomial hash know
+    little.
+    """
+    import numpy as np
+
+    values ^= values >> np.uint64(31)
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(29)
+    return values
+
+
+@lru_cache(maxsize=4)
+def _powers(size: int) -> tuple[Any, Any]:
+    import numpy as np
+
+    def row(base: int) -> npt.NDArray[np.uint64]:
+        bases = np.full(size, base % 2**64, np.uint64)
+        bases[0] = 1
+        return np.cumprod(bases, dtype=np.uint64)
+
+    return row(_BASE), row(pow(_BASE, -1, 2**64))

@@ -1,0 +1,99 @@
+"""The part of a chain that any process can run: its front, and what the filters behind it compare
+of each row.
+
+`hubkit.data.filters.parallel` starts this module as a subprocess that speaks JSON Lines and ends
+when its input does, or, over a cluster, calls `Judge` in Ray's tasks."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from base64 import b64decode, b64encode
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from hubkit.conversation import Conversation
+from hubkit.data.filters import Chain, Context, Dropped, Spec
+
+
+class _Spec(NamedTuple):
+    name: str
+    args: dict[str, Any]
+
+
+def setting(front: list[Spec], comparing: list[Spec], context: Context) -> dict[str, Any]:
+    """What a `Judge` is made of, as JSON: `front` runs there, `comparing` are the filters that come
+    next.
+    """
+    return {
+        "front": [[spec.name, dict(spec.args)] for spec in front],
+        "comparing": [[spec.name, dict(spec.args)] for spec in comparing],
+        "tokenizer": str(context.tokenizer.resolve()) if context.tokenizer else None,
+        "questions": {name: str(path.resolve()) for name, path in context.questions.items()},
+    }
+
+
+class Judge:
+    """Runs chunks of conversations through the front of a chain; what it gives for one does not
+    depend on others.
+    """
+
+    def __init__(self, made_of: dict[str, Any]) -> None:
+        tokenizer = Path(made_of["tokenizer"]) if made_of["tokenizer"] else None
+        context = Context(
+            tokenizer, {name: Path(path) for name, path in made_of["questions"].items()}
+        )
+        self._front = Chain((_Spec(*spec) for spec in made_of["front"]), context)
+        self._comparing = Chain((_Spec(*spec) for spec in made_of["comparing"]), context)
+
+    def __call__(self, chunk: list[list[Any]]) -> dict[str, Any]:
+        """For each conversation (its fields) its results, packed; and the front's ledger of this
+        chunk.
+        """
+        self._front.reset()
+        results = []
+        for fields in chunk:
+            conversation = Conversation(*fields)
+            results.append(
+                [self._packed(result, conversation) for result in self._front(conversation)]
+            )
+        return {"results": results, "steps": [step.to_dict() for step in self._front.steps]}
+
+    def _packed(self, result: Conversation | Dropped, original: Conversation) -> list[Any]:
+        """A result as JSON; a conversation that no filter touched is not sent back."""
+        if isinstance(result, Dropped):
+            return ["dropped", result.step, result.reason]
+        keys = [b64encode(key).decode() for key in self._comparing.keys(result)]
+        if result is original:
+            return ["same", keys]
+        return ["new", keys, result.id, result.messages, result.source, result.meta]
+
+
+def unpack(packed: list[Any], original: Conversation) -> tuple[Conversation | Dropped, list[bytes]]:
+    """A result of `Judge`, and the keys of what was kept. A dropped conversation comes back as it
+    went in.
+    """
+    if packed[0] == "dropped":
+        return Dropped(original, packed[1], packed[2]), []
+    keys = [b64decode(key) for key in packed[1]]
+    return (original if packed[0] == "same" else Conversation(*packed[2:])), keys
+
+
+def main() -> None:
+    """Read what the judge is made of, then chunks of conversations until the input ends."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is the parent's to handle; it ends its workers
+    lines = sys.stdin.buffer
+    judge = Judge(orjson.loads(lines.readline()))
+    for line in lines:
+        sys.stdout.buffer.write(
+            orjson.dumps(judge(orjson.loads(line)), option=orjson.OPT_NON_STR_KEYS) + b"\n"
+        )
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Parquet shards that a dataset viewer, a streaming reader and a second upload all like.
+
+Takes rows or parquet files; gives parquet files. Row groups are small enough to page through, pages
+are indexed, and pages are cut by content, so that a Hub with content-defined chunks stores only
+what changed between versions. Shards are named ``SPLIT-00000-of-0000N.parquet``; N is known only at
+the end, so they are written under other names and renamed when all is well."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from hubkit.errors import DiskFullError, SourceError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+ROW_GROUP_ROWS = 1000
+SHARD_ROWS = 100_000
+_READ_BYTES = 1 << 20
+
+
+def conversation_schema(extra: Sequence[Any] = ()) -> pa.Schema:
+    """Columns ``id``, ``messages`` (list of struct role, content) and ``source``, then `extra`
+    arrow fields.
+    """
+    import pyarrow as pa
+
+    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    return pa.schema(
+        [("id", pa.string()), ("messages", pa.list_(message)), ("source", pa.string()), *extra]
+    )
+
+
+class ShardWriter:
+    """Writes rows (dicts) or tables of one split into shards below `folder`. Use it as a context
+    manager.
+
+    Leaving it normally renames the shards into place (`paths`); leaving it by an exception leaves
+    no shard behind. A split without rows still gets one empty shard, so that its columns are known.
+    Raises `DiskFullError`."""
+
+    def __init__(
+        self, folder: Path, split: str, schema: pa.Schema, *, shard_rows: int = SHARD_ROWS
+    ) -> None:
+        self.folder, self.split, self.schema, self.rows = folder, split, schema, 0
+        self.paths: list[Path] = []
+        self._shard_rows = shard_rows
+        self._buffer: list[dict[str, Any]] = []
+        self._parts: list[Path] = []
+        self._writer: Any = None
+        self._in_shard = 0
+
+    def __enter__(self) -> Self:
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for old in self.folder.glob(f"{self.split}-*.parquet*"):
+                old.unlink()
+        return self
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add one row."""
+        self._buffer.append(row)
+        if len(self._buffer) >= ROW_GROUP_ROWS:
+            self._flush()
+
+    def write_table(self, table: pa.Table) -> None:
+        """Add the rows of a table of the same schema."""
+        self._flush()
+        for start in range(0, table.num_rows, ROW_GROUP_ROWS):
+            self._write_group(table.slice(start, ROW_GROUP_ROWS))
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._buffer:
+            self._write_group(pa.Table.from_pylist(self._buffer, schema=self.schema))
+            self._buffer = []
+
+    def _write_group(self, table: pa.Table) -> None:
+        with disk_errors(self.folder):
+            if self._writer is None:
+                self._writer = self._open()
+            self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        self.rows += table.num_rows
+        self._in_shard += table.num_rows
+        if self._in_shard >= self._shard_rows:
+            self._close()
+
+    def _open(self) -> Any:
+        import pyarrow.parquet as pq
+
+        part = self.folder / f"{self.split}-{len(self._parts):05d}.parquet.part"
+        self._parts.append(part)
+        return pq.ParquetWriter(
+            part,
+            self.schema,
+            compression="zstd",
+            write_page_index=True,
+            use_content_defined_chunking=True,
+        )
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            with disk_errors(self.folder):
+                self._writer.close()
+            self._writer, self._in_shard = None, 0
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self._flush()
+                if not self._parts:
+                    self._write_group(self.schema.empty_table())
+            self._close()
+            if kind is None:
+                self._rename()
+        finally:
+            for part in self._parts:
+                part.unlink(missing_ok=True)
+
+    def _rename(self) -> None:
+        for index, part in enumerate(self._parts):
+            path = self.folder / f"{self.split}-{index:05d}-of-{len(self._parts):05d}.parquet"
+            with disk_errors(self.folder):
+                part.rename(path)
+            self.paths.append(path)
+
+
+def opened(path: Path) -> pq.ParquetFile:
+    """A parquet file to read batch by batch: left to itself, pyarrow keeps all that was read until
+    the file is closed.
+
+    Raises what pyarrow raises, also while it is read.
+    """
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES)
+
+
+def read_batches(path: Path, *, batch_rows: int = ROW_GROUP_ROWS) -> Iterator[pa.RecordBatch]:
+    """The rows of a parquet file, `batch_rows` at a time. Raises `SourceError` where it is no whole
+    parquet file.
+    """
+    import pyarrow as pa
+
+    try:
+        with opened(path) as file:
+            yield from file.iter_batches(batch_size=batch_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(
+            f"{path} cannot be read as parquet ({' '.join(str(error).split())[:200]}); fetch or write it again"
+        ) from None
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn "no space left" below `folder` into `DiskFullError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"no space left for {folder}; free some and run again") from error
+        raise

@@ -1,0 +1,1 @@
+"""Readers: files and rows in any layout to conversations, with every unreadable row counted."""

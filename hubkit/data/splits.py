@@ -1,0 +1,120 @@
+"""Which conversations are trained on, which open dialogues, which are held out: by hash, so that
+runs agree.
+
+Rows of one original conversation share a group, and so do conversations that begin with the same
+words (a pasted prompt travels); a group goes to one split as a whole. Groups are ranked by a hash
+of the seed and the group, so that another run, another order of files or a few more rows move as
+few conversations as can be."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections import Counter
+from hashlib import blake2b
+
+from hubkit.conversation import Conversation
+from hubkit.errors import StageError
+
+SPLITS = ("train", "openings", "test")
+TRAIN, OPENINGS, TEST = range(3)
+_SPACE = re.compile(r"\s+")
+_SHARED_OPENING_CHARS = 40  # shorter first turns ("hi", "continue") are shared by strangers
+
+
+class Splitter:
+    """Hears of every kept row in order (`add`), then says for each where it goes (`assign`). ~40
+    bytes a row.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._groups = array("Q")  # per row
+        self._starts = array("b")
+        self._parent: dict[int, int] = {}
+
+    def add(self, conversation: Conversation) -> None:
+        """Take note of one kept row."""
+        group = self._hash("group", str(conversation.meta.get("group", conversation.id)))
+        self._parent.setdefault(group, group)
+        if opening := _opening(conversation):
+            self._join(group, self._hash("opening", opening))
+        self._groups.append(group)
+        self._starts.append(bool(conversation.meta.get("is_start", True)))
+
+    def assign(self, *, openings: int, test: int, few: bool = False) -> list[int | None]:
+        """A split for each row (an index into `SPLITS`), or None: a continuation of a conversation
+        that opens one.
+
+        `test` and `openings` are numbers of rows, met exactly where groups allow and never missed;
+        openings are rows that begin with a person's real first turn. A group of more than ten rows
+        and a twentieth of its split is trained on: one much-pasted prompt must not fill a test.
+        Raises `StageError` when too few rows are left; with `few`, all of them are then trained on.
+        """
+        roots = [self._find(group) for group in self._groups]
+        size, starts = (
+            Counter(roots),
+            Counter(r for r, s in zip(roots, self._starts, strict=True) if s),
+        )
+        place: dict[int, int] = {}
+        for split, rows_of, rows in ((TEST, size, test), (OPENINGS, starts, openings)):
+            missing = _fill(place, split, rows_of, rows)
+            if (missing > 0 or len(place) == len(size)) and few:
+                return [TRAIN] * len(roots)
+            if missing > 0 or len(place) == len(size):
+                raise StageError(
+                    f"{len(roots)} conversations are left after cleaning, too few for {openings} openings, {test} test "
+                    f"rows and something to train on; lower corpus.openings and corpus.test, or add sources"
+                )
+        return [
+            self._place_of(root, bool(start), place)
+            for root, start in zip(roots, self._starts, strict=True)
+        ]
+
+    @staticmethod
+    def _place_of(root: int, start: bool, place: dict[int, int]) -> int | None:
+        split = place.get(root, TRAIN)
+        return None if split == OPENINGS and not start else split
+
+    def _hash(self, kind: str, text: str) -> int:
+        digest = blake2b(
+            f"{self._seed}\x1f{kind}\x1f{text}".encode("utf-8", "replace"), digest_size=8
+        )
+        return int.from_bytes(digest.digest(), "big")
+
+    def _find(self, node: int) -> int:
+        root = node
+        while (above := self._parent.get(root, root)) != root:
+            root = above
+        while node != root:
+            self._parent[node], node = root, self._parent.get(node, root)
+        return root
+
+    def _join(self, one: int, other: int) -> None:
+        low, high = sorted((self._find(one), self._find(other)))
+        self._parent.setdefault(low, low)
+        self._parent[high] = low
+
+
+def _fill(place: dict[int, int], split: int, rows_of: Counter[int], wanted: int) -> int:
+    """Put groups into `split` in order of their hash until it has `wanted` rows; gives how many
+    rows are missing.
+    """
+    biggest = max(10, wanted // 20)
+    for may_overshoot in (False, True):
+        for group in sorted(rows_of):  # the hash is the rank
+            if wanted <= 0:
+                return wanted
+            rows = rows_of[group]
+            if group not in place and rows <= biggest and (rows <= wanted or may_overshoot):
+                place[group] = split
+                wanted -= rows
+    return wanted
+
+
+def _opening(conversation: Conversation) -> str | None:
+    if not conversation.meta.get("is_start", True):
+        return None
+    first = next((m["content"] for m in conversation.messages if m["role"] == "user"), "")
+    normal = _SPACE.sub(" ", first[:2000]).strip().casefold()
+    return normal if len(normal) >= _SHARED_OPENING_CHARS else None

@@ -1,0 +1,331 @@
+"""Held-out loss of a seat: how well a model predicts the turns that were really written in it.
+
+Takes a base folder, an adapter or model folder or none, and conversations; gives nats and tokens
+per conversation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hubkit import chat_templates
+from hubkit.conversation import Message, Seat, fault
+from hubkit.errors import SourceError
+from hubkit.evaluation.bootstrap import interval, ratio
+from hubkit.progress import Progress, silent
+from hubkit.recipe import Evals, Training
+from hubkit.training.config import quiet_environment
+from hubkit.training.loading import load_base, load_tokenizer
+from hubkit.training.rows import seat_view
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One model on one set of conversations. Row ``i`` of `ids`, `nats` and `tokens` is one
+    conversation: the summed negative log-likelihood of the seat's tokens in it (nats), and how many
+    they are. `skipped` counts rows by reason."""
+
+    seat: str
+    ids: list[str]
+    nats: list[float]
+    tokens: list[int]
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float:
+        """Nats per token over all conversations together."""
+        return sum(self.nats) / sum(self.tokens)
+
+    @property
+    def perplexity(self) -> float:
+        """e to the power of `loss`."""
+        return math.exp(self.loss)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, `loss` and `perplexity` included."""
+        return {**asdict(self), "loss": self.loss, "perplexity": self.perplexity}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`difference` is the first model's loss less the second's (nats per token; negative: the first
+    predicts better), `low` and `high` the bootstrap interval at `confidence`, over `conversations`
+    drawn with replacement."""
+
+    difference: float
+    low: float
+    high: float
+    confidence: float
+    resamples: int
+    conversations: int
+
+    @property
+    def outside_noise(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return self.high < 0 or self.low > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, `outside_noise` included."""
+        return {**asdict(self), "outside_noise": self.outside_noise}
+
+
+def heldout_loss(
+    block: Evals,
+    base: Path,
+    adapter: Path | None,
+    data: Sequence[Path],
+    *,
+    seat: Seat,
+    system: str | None,
+    printed_as: Seat | None = None,
+    progress: Progress = silent,
+) -> HeldOut:
+    """Loss of `seat`'s turns under the model in `base`, with `adapter` (an adapter or a whole model
+    folder) if given.
+
+    The first ``block.conversations`` usable rows of `data` are scored, each cut to
+    ``block.max_tokens``. Every model is given the same text: the seat's template on the base,
+    `system` in front. `printed_as` prints the seat's turns under the other speaker's label: a base
+    that is *told* to play the user, instead of sitting in the user's seat.
+
+    Raises `SourceError` when data or models cannot be read, or when no row is usable.
+    """
+    quiet_environment()
+    tokenizer = load_tokenizer(base)
+    skipped: dict[str, int] = {}
+    rows = list(
+        _encoded(
+            block, data, _Printer(tokenizer, base, seat, printed_as or seat, block), system, skipped
+        )
+    )
+    if not rows:
+        raise SourceError(
+            f"none of the held-out rows has a turn of seat {seat!r} ({skipped}); check the test split"
+        )
+    model = load_model(base, adapter)
+    nats: list[float] = []
+    for done, (_, encoded) in enumerate(rows):
+        progress(done, len(rows), f"held-out loss, {seat} seat")
+        nats.append(score(model, encoded))
+    progress(len(rows), len(rows), f"held-out loss, {seat} seat")
+    return HeldOut(
+        seat, [row_id for row_id, _ in rows], nats, [e.loss_tokens for _, e in rows], skipped
+    )
+
+
+def compare(
+    first: HeldOut, second: HeldOut, *, resamples: int, confidence: float, seed: int = 0
+) -> Comparison:
+    """Paired bootstrap over conversations of the difference in loss per token, `first` less
+    `second`.
+
+    Conversations, not tokens, are drawn: tokens of one conversation are not independent. Percentile
+    interval (Efron). Raises `ValueError` unless both hold the same conversations with the same
+    numbers of tokens."""
+    import numpy as np
+
+    if first.ids != second.ids or first.tokens != second.tokens:
+        raise ValueError(
+            "only losses over the same conversations and the same tokens can be compared"
+        )
+    differences = np.array(first.nats) - np.array(second.nats)
+    statistic = ratio(differences, first.tokens)
+    low, high = interval(
+        len(first.tokens), statistic, resamples=resamples, confidence=confidence, seed=seed
+    )
+    return Comparison(first.loss - second.loss, low, high, confidence, resamples, len(first.tokens))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained model to be judged: the block it was trained by, its base's folder and its own.
+
+    `rivals` are further models on that base (name → folder) that it is held against.
+    """
+
+    training: Training
+    base: Path
+    trained: Path
+    rivals: Mapping[str, Path] = field(default_factory=dict)
+
+
+def heldout(
+    block: Evals,
+    data: Sequence[Path],
+    candidates: Mapping[str, Candidate],
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """The content of a results file: per candidate its own held-out loss, its base's, and the
+    paired difference.
+
+    ``{name: {"seat", "system", "arms": {arm: losses}, "trained": "trained", "against": {arm:
+    comparison}}}``, with the arms ``trained``, ``base`` (in the same seat) and, for askers and with
+    ``block.prompted_base``, ``prompted``: the base that keeps its own seat and is only asked, by
+    its system message, to play the user. A candidate's rivals are arms too. A model that several
+    candidates are held against is scored once."""
+    scored: dict[tuple[Any, ...], HeldOut] = {}
+    return {
+        name: _judge(
+            block, data, candidate, seed, scored, _part(progress, number, len(candidates), name)
+        )
+        for number, (name, candidate) in enumerate(candidates.items())
+    }
+
+
+def _judge(
+    block: Evals,
+    data: Sequence[Path],
+    candidate: Candidate,
+    seed: int,
+    scored: dict[tuple[Any, ...], HeldOut],
+    progress: Progress,
+) -> dict[str, Any]:
+    seat, system = candidate.training.seat, candidate.training.system
+    plans: dict[str, tuple[Path | None, Seat]] = {
+        "base": (None, seat),
+        "trained": (candidate.trained, seat),
+    }
+    plans |= {name: (folder, seat) for name, folder in candidate.rivals.items()}
+    if seat == "user" and block.prompted_base:
+        plans["prompted"] = (None, "assistant")
+    arms: dict[str, HeldOut] = {}
+    for number, (arm, (folder, printed_as)) in enumerate(plans.items()):
+        part = _part(progress, number, len(plans), arm)
+        key = (candidate.base, folder, seat, system, printed_as)
+        if key not in scored:
+            scored[key] = heldout_loss(
+                block,
+                candidate.base,
+                folder,
+                data,
+                seat=seat,
+                system=system,
+                printed_as=printed_as,
+                progress=part,
+            )
+        arms[arm] = scored[key]
+    trained = arms["trained"]
+    against = {
+        name: compare(
+            trained, arm, resamples=block.resamples, confidence=block.confidence, seed=seed
+        ).to_dict()
+        for name, arm in arms.items()
+        if arm is not trained
+    }
+    return {
+        "seat": seat,
+        "system": system,
+        "arms": {name: arm.to_dict() for name, arm in arms.items()},
+        "trained": "trained",
+        "against": against,
+    }
+
+
+def _part(progress: Progress, number: int, parts: int, name: str) -> Progress:
+    """`progress` for one of `parts` equal parts of a longer task."""
+
+    def partial(done: float, total: float | None = None, note: str = "") -> None:
+        share = done / total if total else 0.0
+        progress(number + share, parts, name)
+
+    return partial
+
+
+class _Printer:
+    """Messages in the seat's view → what is scored. Printed under other labels, exactly the same
+    tokens are scored.
+    """
+
+    def __init__(
+        self, tokenizer: Any, base: Path, seat: Seat, printed_as: Seat, block: Evals
+    ) -> None:
+        self.tokenizer, self.seat, self.max_length = tokenizer, seat, block.max_tokens
+        self.template = chat_templates.for_training(base, seat)
+        self.printed = chat_templates.for_training(base, printed_as) if printed_as != seat else None
+
+    def __call__(self, view: list[Message]) -> chat_templates.Encoded:
+        seated = chat_templates.encode(
+            self.tokenizer, self.template, view, max_length=self.max_length
+        )
+        if self.printed is None:
+            return seated
+        return chat_templates.encode(self.tokenizer, self.printed, view).upto(seated.loss_tokens)
+
+
+def _encoded(
+    block: Evals,
+    data: Sequence[Path],
+    printer: _Printer,
+    system: str | None,
+    skipped: dict[str, int],
+) -> Iterator[tuple[str, chat_templates.Encoded]]:
+    found = 0
+    for index, row in enumerate(_rows(data)):
+        if found == block.conversations:
+            return
+        messages = row["messages"]
+        reason = fault(messages, first=None) if isinstance(messages, list) else "bad_message"
+        if reason is None:
+            encoded = printer(seat_view(messages, printer.seat, system))
+            if encoded.loss_tokens:
+                found += 1
+                yield str(row.get("id", index)), encoded
+                continue
+            reason = "no_loss_tokens"
+        skipped[reason] = skipped.get(reason, 0) + 1
+
+
+def usable_rows(data: Sequence[Path]) -> Iterator[list[Message]]:
+    """The messages of every well-formed row, in order."""
+    for row in _rows(data):
+        if isinstance(row["messages"], list) and fault(row["messages"], first=None) is None:
+            yield row["messages"]
+
+
+def _rows(data: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for path in data:
+        try:
+            for batch in pq.ParquetFile(path).iter_batches(batch_size=64):
+                yield from batch.to_pylist()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise SourceError(
+                f"{path} cannot be read as parquet ({type(error).__name__}); write it again"
+            ) from None
+
+
+def load_model(base: Path, adapter: Path | None) -> Any:
+    """The model to score, on the best device. An adapter is merged: the same function, without its
+    extra products.
+    """
+    import torch
+
+    whole = adapter is not None and not (adapter / "adapter_config.json").exists()
+    model = load_base(adapter if adapter is not None and whole else base, adapter=True)
+    if adapter is not None and not whole:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def score(model: Any, encoded: chat_templates.Encoded) -> float:
+    """Summed negative log-likelihood (nats) of the loss-bearing tokens; logits are made only where
+    they are needed.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    ids = torch.tensor([encoded.input_ids], device=model.device)
+    labels = torch.tensor(encoded.labels[1:], device=model.device)
+    kept = (labels != chat_templates.IGNORE).nonzero()[:, 0]
+    with torch.inference_mode():
+        logits = model(input_ids=ids, logits_to_keep=kept, use_cache=False).logits[0]
+    return float(cross_entropy(logits.float(), labels[kept], reduction="sum"))

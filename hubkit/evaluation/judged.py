@@ -1,0 +1,265 @@
+"""Runs a judged benchmark: plays its questions, asks the judge, and puts numbers, intervals and
+logs into a folder.
+
+Takes a `Setup` (questions, who answers, who judges); gives a `Judged`. Answers and replies of the
+judge are in journals under the folder before they count, keyed by their content: killed at any
+instant, the same call goes on from there, and another model's run in the same folder asks only for
+what is new."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from hubkit import __version__
+from hubkit.errors import EvalError, RunInterruptedError, RunLockedError
+from hubkit.evaluation.aggregate import Compared, Rated, Scores, Wins, difference, scores, wins
+from hubkit.evaluation.contestants import Contestant, Recorded, Served
+from hubkit.evaluation.setup import Player, Setup
+from hubkit.judging import judging
+from hubkit.progress import Progress, silent
+from hubkit.serving.client import Endpoint
+from hubkit.serving.reply_journal import Journal
+
+if TYPE_CHECKING:
+    from inspect_ai import Task
+    from inspect_ai.log import EvalLog
+
+    from hubkit.evaluation.tasks import Bench
+
+_JOURNAL = {"layout": 1}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What came out. In mode ``single``, `scores` by model name and, for two models, their paired
+    `difference`; in ``pairwise``, `wins`. `judging` says what the judge was asked, and `path` where
+    all of it is written."""
+
+    setup: Setup
+    scores: dict[str, Scores]
+    difference: dict[str, Any] | None
+    wins: Wins | None
+    judging: dict[str, Any]
+    path: Path
+    logs: Path
+
+    @property
+    def missing(self) -> int:
+        """Judgments (in pairwise mode, pairs) without a verdict."""
+        counts = [table.missing for table in self.scores.values()] + (
+            [self.wins.missing] if self.wins else []
+        )
+        return sum(sum(count.values()) for count in counts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in the results file."""
+        return {
+            "run": self.setup.digest,
+            **self.setup.to_dict(),
+            "scores": {name: table.to_dict() for name, table in self.scores.items()},
+            "difference": self.difference,
+            "wins": self.wins.to_dict() if self.wins else None,
+            "judging": self.judging,
+            "intervals": {
+                "confidence": self.setup.drawing.confidence,
+                "resamples": self.setup.drawing.resamples,
+                "drawn": "questions",
+            },
+            "packages": {"hubkit": __version__, "inspect_ai": metadata.version("inspect_ai")},
+            "logs": str(self.logs),
+        }
+
+
+def judged(setup: Setup, log_dir: Path, *, progress: Progress = silent) -> Judged:
+    """Run `setup`, or go on with it, in `log_dir`: ``results-RUN.json``, ``logs/RUN`` for ``inspect
+    view``, journals.
+
+    Raises `SourceError` when the judge prompts cannot judge these conversations, `RunLockedError`
+    when another process works in `log_dir`, `EndpointError` when a model or the judge cannot be
+    asked at all, `RunInterruptedError` when told to stop; what was answered until then is kept."""
+    setup.check()
+    log_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(log_dir / "lock", timeout=0):
+            return asyncio.run(_Run(setup, log_dir, progress).judged())
+    except Timeout:
+        raise RunLockedError(
+            f"another process is evaluating in {log_dir}; wait for it, or use another --log-dir"
+        ) from None
+
+
+class _Run:
+    """One session of one evaluation."""
+
+    def __init__(self, setup: Setup, folder: Path, progress: Progress) -> None:
+        self._setup, self._folder, self._progress = setup, folder, progress
+        self._logs = folder / "logs" / setup.digest[:12]
+        self._done = 0
+
+    async def judged(self) -> Judged:
+        setup = self._setup
+        async with AsyncExitStack() as stack:
+            answers, replies = (
+                stack.enter_context(Journal(self._folder / "journal", _JOURNAL, name=name))
+                for name in ("answers", "judgments")
+            )
+            players = [await self._contestant(player, answers, stack) for player in setup.players]
+            judge = await stack.enter_async_context(
+                judging(
+                    setup.block,
+                    setup.judge.addresses,
+                    replies,
+                    identity=setup.judge.identity,
+                    run=setup.digest,
+                    token=setup.judge.token,
+                    template=setup.judge.template,
+                )
+            )
+            with _quiet_inspect(self._folder):
+                from hubkit.evaluation.tasks import Bench
+
+                bench = Bench(setup.benchmark, judge, setup.prompts, self._one_more)
+                logs = await self._evaluate(bench, players)
+            self._done = setup.answers + setup.judgments - 1  # with what a missing answer left out
+            self._one_more()
+            result = self._result(logs, judge.to_dict())
+        result.path.write_text(
+            json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8"
+        )
+        return result
+
+    def _one_more(self) -> None:
+        self._done += 1
+        what = f"answers and verdicts, {self._setup.benchmark.name}"
+        self._progress(self._done, self._setup.answers + self._setup.judgments, what)
+
+    async def _contestant(
+        self, player: Player, journal: Journal, stack: AsyncExitStack
+    ) -> Contestant:
+        setup = self._setup
+        if player.recorded is not None:
+            return Recorded(player.name, player.identity, player.recorded)
+        sampling = setup.block.judge.sampling.model_copy(
+            update={"max_tokens": setup.max_tokens, "stop": []}
+        )
+        endpoint = Endpoint(
+            player.addresses,
+            profile=player.profile,
+            model=player.model,
+            sampling=sampling.model_dump(),
+            token=player.token,
+            template=player.template,
+            most_in_flight=setup.in_flight,
+            request_timeout_s=setup.request_timeout_s,
+            patience_s=setup.block.patience_s,
+            name=player.name,
+        )
+        await stack.enter_async_context(endpoint)
+        return Served(
+            player.name,
+            player.identity,
+            endpoint,
+            journal,
+            max_tokens=setup.max_tokens,
+            answered=self._one_more,
+        )
+
+    def _tasks(self, bench: Bench, players: Sequence[Contestant]) -> list[Task]:
+        from hubkit.evaluation import tasks
+
+        name, in_flight = self._setup.benchmark.name, self._setup.in_flight
+        models = [tasks.model(player, bench, in_flight=in_flight) for player in players]
+        if self._setup.mode == "pairwise":
+            return [tasks.pairwise(bench, models[0], models[1], name=f"{name}-pairwise")]
+        return [tasks.single(bench, model, name=name) for model in models]
+
+    async def _evaluate(self, bench: Bench, players: Sequence[Contestant]) -> list[EvalLog]:
+        """The tasks' logs, in order. Older logs of the same run, which these hold too, are
+        removed.
+        """
+        from inspect_ai import eval_async
+
+        before = set(self._logs.glob("*.eval"))
+        logs = []
+        for task in self._tasks(bench, players):
+            made = await eval_async(
+                task,
+                log_dir=str(self._logs),
+                log_level="error",
+                log_realtime=False,
+                ctl_server=False,
+                max_samples=self._setup.in_flight,
+                metadata={"run": self._setup.digest},
+            )
+            self._raise_unless_whole(bench, made)
+            logs += made
+        for log in before:
+            log.unlink(missing_ok=True)
+        return logs
+
+    def _raise_unless_whole(self, bench: Bench, logs: Sequence[EvalLog]) -> None:
+        if bench.failure is not None:
+            raise bench.failure
+        if not logs or logs[0].status == "cancelled":  # inspect takes a Ctrl-C for itself
+            raise RunInterruptedError(
+                "stopped; every answer and verdict so far is kept, the same command goes on"
+            )
+        (log,) = logs
+        if log.status != "success":
+            said = log.error.message if log.error else log.status
+            raise EvalError(f"the evaluation stopped: {said}; its log is {log.location}") from None
+
+    def _result(self, logs: Sequence[EvalLog], asked: dict[str, Any]) -> Judged:
+        setup = self._setup
+        path = self._folder / f"results-{setup.digest[:12]}.json"
+        made = Judged(setup, {}, None, None, asked, path, self._logs)
+        if setup.mode == "pairwise":
+            pairs = [
+                Compared(**{**row, "reasons": tuple(row["reasons"])}) for row in _rows(logs[0])
+            ]
+            return replace(made, wins=wins(pairs, setup.drawing))
+        rated = [[Rated(**row) for row in _rows(log)] for log in logs]
+        tables = {
+            player.name: scores(rows, setup.drawing)
+            for player, rows in zip(setup.players, rated, strict=True)
+        }
+        if len(rated) == 1:
+            return replace(made, scores=tables)
+        return replace(
+            made, scores=tables, difference=difference(rated[0], rated[1], setup.drawing)
+        )
+
+
+def _rows(log: EvalLog) -> Iterator[dict[str, Any]]:
+    """What the scorer noted, sample by sample, in the order of the questions."""
+    for sample in log.samples or []:
+        for score in (sample.scores or {}).values():
+            yield from (score.metadata or {})["rows"]
+
+
+@contextmanager
+def _quiet_inspect(folder: Path) -> Iterator[None]:
+    """inspect-ai draws nothing, and writes its trace beside our files instead of into the user's
+    home.
+    """
+    ours = {"INSPECT_DISPLAY": "none", "INSPECT_TRACE_FILE": str(folder / "trace.log")}
+    ours = {name: value for name, value in ours.items() if name not in os.environ}
+    os.environ.update(ours)
+    from inspect_ai.util import display_type
+
+    display_type()  # read now: later it would fall back to one that prints
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)

@@ -1,0 +1,114 @@
+"""The benchmark questions that ship: follow-ups to MT-Bench's questions, and conversations that are
+all our own.
+
+Takes MT-Bench's question file where a user has one; gives rows in FastChat's layout
+(``question_id``, ``category``, ``turns``, optional ``reference``), eight human turns each. What is
+written here is licensed cc-by-4.0; MT-Bench's own questions are not here."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from hubkit.errors import SourceError
+from hubkit.evaluation.questions.checks import PHENOMENA, faults, signs
+
+__all__ = [
+    "FOLLOW_UPS",
+    "GUIDELINE",
+    "OFFLINE",
+    "PHENOMENA",
+    "extended",
+    "faults",
+    "files",
+    "follow_ups",
+    "offline",
+    "signs",
+    "summary",
+]
+
+_HERE = resources.files("hubkit.evaluation.questions")
+FOLLOW_UPS, OFFLINE, GUIDELINE = (
+    Path(str(_HERE / name)) for name in ("mt-bench-8.jsonl", "offline-16.jsonl", "GUIDELINE.md")
+)
+
+
+def follow_ups() -> list[dict[str, Any]]:
+    """Rows ``question_id``, ``category``, ``follow_ups``: six of ``text``, ``needs_context``,
+    ``phenomenon`` each.
+    """
+    return list(_rows(FOLLOW_UPS))
+
+
+def offline() -> list[dict[str, Any]]:
+    """Sixteen conversations of eight human turns, two in each of MT-Bench's categories, none of
+    them MT-Bench's.
+    """
+    return list(_rows(OFFLINE))
+
+
+def extended(questions: Path) -> list[dict[str, Any]]:
+    """MT-Bench's questions from a file in FastChat's layout, each with our six turns behind its
+    two.
+
+    A reference answer, where the file has some, is kept for the two turns that it is for. Raises
+    `SourceError` when the file cannot be read, or lacks one of the 80 questions."""
+    added = {row["question_id"]: row for row in follow_ups()}
+    found = {row["question_id"]: row for row in _rows(questions) if row.get("question_id") in added}
+    if missing := sorted(set(added) - set(found)):
+        raise SourceError(
+            f"{questions} lacks {len(missing)} of MT-Bench's 80 questions (such as {missing[0]}); give question.jsonl"
+        )
+    return [
+        found[number]
+        | {"turns": [*found[number]["turns"][:2], *(turn["text"] for turn in row["follow_ups"])]}
+        for number, row in added.items()
+    ]
+
+
+def files() -> dict[str, Path]:
+    """The files of the benchmark's dataset repo, by their path in it."""
+    return {path.name: path for path in (FOLLOW_UPS, OFFLINE, GUIDELINE)}
+
+
+def summary() -> dict[str, Any]:
+    """The numbers that its card shows: questions, turns, words, and turns by phenomenon."""
+    rows = follow_ups()
+    turns = [turn for row in rows for turn in row["follow_ups"]]
+    lengths = [len(turn["text"].split()) for turn in turns]
+    counts = Counter(turn["phenomenon"] for turn in turns)
+    return {
+        "questions": len(rows),
+        "turns": len(turns),
+        "needs_context": sum(turn["needs_context"] for turn in turns),
+        "mean_words": fmean(lengths),
+        "most_words": max(lengths),
+        "phenomena": {name: counts[name] for name in PHENOMENA},
+        "conversations": len(offline()),
+    }
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"{path} cannot be read as a question file ({type(error).__name__}); give its path"
+        ) from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise SourceError(
+                f"line {number} of {path} is not a JSON object; give a file of one object a line"
+            )
+        yield row

@@ -1,0 +1,194 @@
+"""A judged evaluation in words and tables: what came out, how sure it is, what is missing, what
+papers published.
+
+Takes a `Judged` and published tables; gives rows for a terminal, sentences, and a Markdown report.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from hubkit.evaluation.aggregate import Number
+from hubkit.evaluation.judged import Judged
+from hubkit.recipe import Published
+
+Table = tuple[list[str], list[list[str]]]
+_MEANINGS = (
+    "Win rates count a tie as half. One order alone: as if only the order with this model shown first had been asked. "
+    "Flip rate: pairs whose two orders disagree. Equally long answers: what a logistic model of the verdicts, with "
+    "length as a term, says where both are as long."
+)
+
+
+def table(result: Judged) -> Table:
+    """Columns and rows: per model the mean, each turn, each category; or, in pairs, the win
+    rates.
+    """
+    if result.wins is None:
+        return _ratings(result)
+    wins, against = result.wins, result.setup.against
+    rows = [
+        ["all", _percent(wins.win_rate)],
+        *([f"turn {turn}", _percent(number)] for turn, number in sorted(wins.turns.items())),
+        *([name, _percent(number)] for name, number in sorted(wins.categories.items())),
+        ["equally long answers (approximation)", _percent(wins.length_controlled_win_rate)],
+        ["one order alone", _percent(wins.single_order_win_rate)],
+        ["flip rate", _percent(wins.flip_rate)],
+    ]
+    return [
+        "",
+        f"wins of {result.setup.model.name} against {against.name if against else ''}",
+    ], rows
+
+
+def _ratings(result: Judged) -> Table:
+    models = list(result.scores)
+    turns = sorted({turn for table in result.scores.values() for turn in table.turns})
+    categories = sorted({name for table in result.scores.values() for name in table.categories})
+    tables = list(result.scores.values())
+    rows = [["mean", *(_grade(t.mean) for t in tables)]]
+    rows += [[f"turn {turn}", *(_grade(t.turns[turn]) for t in tables)] for turn in turns]
+    rows += [[name, *(_grade(t.categories[name]) for t in tables)] for name in categories]
+    rows.append(["judged", *(f"{t.mean.n} of {t.judgments}" for t in tables)])
+    return ["", *models], rows
+
+
+def sentences(result: Judged) -> list[str]:
+    """What a reader must know beside the numbers."""
+    setup, said = result.setup, []
+    if result.difference is not None:
+        said.append(_difference(result))
+    if result.wins is not None:
+        said += [_positions(result), _MEANINGS]
+    number = len(setup.benchmark.questions)
+    said.append(
+        f"In brackets: {setup.drawing.confidence:.0%} bootstrap intervals over {number} questions."
+    )
+    judge = f"Judged by {setup.judge.name}, prompts: {setup.prompts.source} (sha256 {setup.prompts.sha256[:12]})."
+    said.append(judge)
+    if setup.judge.embedded:
+        said.append(
+            f"A weak judge: {setup.judge.name} ran on this machine's embedded engine. Its grades show that the "
+            "machinery works, and say next to nothing about the models; name a strong judge with --judge."
+        )
+    said += _missing(result)
+    return said
+
+
+def _difference(result: Judged) -> str:
+    found, models = result.difference or {}, list(result.scores)
+    if found["difference"] is None:
+        return f"{models[0]} and {models[1]} have no answer that both got a grade for: nothing can be compared."
+    noise = "outside the noise" if found["outside_noise"] else "within the noise"
+    return (
+        f"{models[0]} less {models[1]}, paired: {found['difference']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}] "
+        f"over {found['n']} answers, {noise}."
+    )
+
+
+def _positions(result: Judged) -> str:
+    wins = result.wins
+    assert wins is not None
+    text = f"{wins.wins} wins, {wins.ties} ties, {wins.losses} losses; a disagreement of the two orders is a tie."
+    if wins.first_shown_rate is not None:
+        text += f" {wins.first_shown_rate:.0%} of decided verdicts went to the answer shown first (50% is no bias)."
+    return text
+
+
+def _missing(result: Judged) -> list[str]:
+    said = []
+    counts = {name: scores.missing for name, scores in result.scores.items()}
+    if result.wins is not None:
+        counts["pairs"] = result.wins.missing
+    for name, missing in counts.items():
+        if missing:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(missing.items()))
+            said.append(
+                f"{name}: {sum(missing.values())} without a verdict ({reasons}); missing, not counted as 0."
+            )
+    if stopped := result.judging["stopped"]:
+        said.append(
+            f"Stopped by {stopped}: raise it and run the same command, which judges the rest."
+        )
+    return said
+
+
+def _grade(number: Number) -> str:
+    return _with_interval(number, "{:.2f}")
+
+
+def _percent(number: Number) -> str:
+    return _with_interval(number, "{:.1%}")
+
+
+def _with_interval(number: Number, form: str) -> str:
+    if number.value is None:
+        return "–"
+    low, high = (form.format(end) if end is not None else "–" for end in (number.low, number.high))
+    return f"{form.format(number.value)} [{low}, {high}]"
+
+
+def fitting(published: Iterable[Published], benchmark: str) -> list[Published]:
+    """The published tables that a reader may hold beside `benchmark`."""
+    return [entry for entry in published if benchmark in entry.benchmarks]
+
+
+def origin(entry: Published) -> str:
+    """Who judged a published table, where it stands, and what is not certain about it."""
+    return f"Judge: {entry.judge}. Source: {entry.source}. {entry.caution}"
+
+
+def published_table(entry: Published) -> Table:
+    """Columns and rows of a published table; a dash where no number is known."""
+    rows = [
+        [name, *("–" if v is None else f"{v:g}" for v in values)]
+        for name, values in entry.rows.items()
+    ]
+    return ["", *entry.columns], rows
+
+
+def markdown(result: Judged, published: Sequence[Published] = ()) -> str:
+    """The whole report. Names from files and command lines are escaped."""
+    setup = result.setup
+    title = f"# {_safe(setup.benchmark.name)}: {' and '.join(_safe(player.name) for player in setup.players)}"
+    parts = [title, _grid(table(result)), *(_safe(sentence) for sentence in sentences(result))]
+    parts.append(_grid((["what", "which"], _inputs(result))))
+    for entry in fitting(published, setup.benchmark.name):
+        parts += [
+            f"## As published: {_safe(entry.title)}",
+            _grid(published_table(entry)),
+            f"{_safe(origin(entry))} Not measured here.",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _inputs(result: Judged) -> list[list[str]]:
+    setup = result.setup
+    rows = [
+        ["questions", f"{file['name']} (sha256 {file['sha256'][:12]})"]
+        for file in setup.benchmark.files
+    ]
+    rows += [["answers", player.identity] for player in setup.players]
+    judge = result.judging
+    cost = f"{judge['asked']} asked, {judge['from_journal']} known before, ${judge['usd']:.2f}"
+    return [
+        *rows,
+        ["judge", setup.judge.identity],
+        ["judge's replies", cost],
+        ["run", setup.digest[:12]],
+    ]
+
+
+def _grid(content: Table) -> str:
+    columns, rows = content
+    lines: list[list[Any]] = [[_safe(cell) for cell in row] for row in [columns, *rows]]
+    lines.insert(1, ["---"] * len(columns))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _safe(text: str) -> str:
+    """`text` as Markdown that shows it as it is: no table, tag or link of its own."""
+    plain = html.escape(" ".join(str(text).split()), quote=False)
+    return "".join(f"\\{letter}" if letter in "|`*[]\\" else letter for letter in plain)

@@ -1,0 +1,175 @@
+"""Players at their endpoints: each is asked for first turns, and for the next human turn at every
+context.
+
+Takes addresses and contexts; gives turns. An asker sits in the human's seat (`swap_roles`). A base
+that is only told to play the user is sent the same messages at its own address, where its own
+template prints them under its own labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hubkit.conversation import Message
+from hubkit.evaluation.scorecard.contexts import Contexts
+from hubkit.progress import Progress, silent
+from hubkit.recipe import Scorecard
+from hubkit.rollout.dialogue import split_end_mark
+from hubkit.serving.client import ClientTemplate, Endpoint, ask_all
+from hubkit.serving.reply_journal import Journal
+from hubkit.training.rows import seat_view
+
+
+@dataclass(frozen=True, slots=True)
+class Player:
+    """Who plays the human: its addresses and how they are spoken to, its system message, its end
+    mark if it has one.
+
+    `model` is what the results say that it is (``repo_id``, ``revision``). `perplexity` is that of
+    people's turns, where it was measured. With a `template`, prompts are rendered here: for models
+    that have no chat template."""
+
+    name: str
+    urls: Sequence[str]
+    system: str | None = None
+    end_mark: str | None = None
+    model: Mapping[str, Any] | None = None
+    profile: str = "tgi"
+    served_as: str = "tgi"
+    token: str | None = field(default=None, repr=False)
+    perplexity: float | None = None
+    template: ClientTemplate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn as it was made: its text without end mark, whether it held the mark, and whether it
+    was cut off.
+    """
+
+    text: str
+    ended: bool
+    cut_off: bool
+
+
+@dataclass
+class Played:
+    """A player's turns: at `Contexts.next` and `Contexts.ends` by position there, first turns; and
+    how many requests failed, of how many."""
+
+    next: dict[int, Turn] = field(default_factory=dict)
+    ends: dict[int, Turn] = field(default_factory=dict)
+    first: list[Turn] = field(default_factory=list)
+    asked: int = 0
+    failed: int = 0
+
+
+def play(
+    block: Scorecard,
+    players: Sequence[Player],
+    found: Contexts,
+    *,
+    seed: int,
+    journal: Path,
+    progress: Progress = silent,
+) -> dict[str, Played]:
+    """Ask every player for its turns, ``block.in_flight`` at a time; `journal` is a folder that
+    survives a kill.
+
+    What is in the journal is not asked for again. A request that its endpoint refuses is counted as
+    failed. Raises `EndpointUnreachableError` or `MisconfiguredEndpointError` for what concerns all
+    of them."""
+    played: dict[str, Played] = {}
+    total = sum(len(_jobs(block, player, found)) for player in players)
+    done = 0
+    for number, player in enumerate(players):
+        jobs = _jobs(block, player, found)
+        with Journal(journal / str(number), _identity(block, player, jobs, seed)) as replies:
+            waiting = {key: messages for key, messages in jobs.items() if key not in replies}
+            done += len(jobs) - len(waiting)
+
+            def step(player: Player = player) -> None:
+                nonlocal done
+                done += 1
+                progress(done, total, f"scorecard: {player.name}")
+
+            ask_all(
+                _endpoint(block, player),
+                waiting,
+                replies,
+                refused=lambda error: (json.dumps({"status": error.status}), "failed"),
+                seed=seed,
+                in_flight=block.in_flight,
+                step=step,
+            )
+            played[player.name] = _gather(player, jobs, replies)
+    return played
+
+
+def requests(block: Scorecard, player: Player, found: Contexts) -> int:
+    """How many requests `player` will be sent."""
+    return len(_jobs(block, player, found))
+
+
+def _jobs(block: Scorecard, player: Player, found: Contexts) -> dict[str, list[Message]]:
+    """Key → what is sent. Without a system message there is nothing to open from; without an end
+    mark nothing ends.
+    """
+    jobs: dict[str, list[Message]] = {}
+    if player.system:
+        for number in range(block.openings):
+            context = found.next[number % len(found.next)]
+            jobs[f"first/{number}"] = seat_view([], "user", player.system, intent=context.intent)
+    for kind, given in (("next", found.next), ("ends", found.ends if player.end_mark else [])):
+        for number, context in enumerate(given):
+            jobs[f"{kind}/{number}"] = seat_view(
+                context.messages, "user", player.system, intent=context.intent
+            )
+    return jobs
+
+
+def _identity(
+    block: Scorecard, player: Player, jobs: Mapping[str, list[Message]], seed: int
+) -> dict[str, Any]:
+    """What makes earlier replies worth keeping: the same model, asked for the same in the same
+    way.
+    """
+    asked = hashlib.sha256(json.dumps(jobs, sort_keys=True).encode()).hexdigest()
+    model = dict(player.model) if player.model else list(player.urls)
+    return {"model": model, "sampling": block.sampling.model_dump(), "seed": seed, "asked": asked}
+
+
+def _endpoint(block: Scorecard, player: Player) -> Endpoint:
+    return Endpoint(
+        list(player.urls),
+        profile=player.profile,
+        model=player.served_as,
+        sampling=block.sampling.model_dump(),
+        token=player.token,
+        template=player.template,
+        most_in_flight=block.in_flight,
+        request_timeout_s=block.request_timeout_s,
+        name=player.name,
+    )
+
+
+def _gather(player: Player, jobs: Iterable[str], replies: Journal) -> Played:
+    played = Played()
+    for key in jobs:
+        content, finish = replies[key]
+        played.asked += 1
+        if finish == "failed":
+            played.failed += 1
+            continue
+        text, ended = split_end_mark(content, player.end_mark)
+        turn = Turn(text, ended, finish == "length")
+        kind, _, number = key.partition("/")
+        if kind == "first":
+            played.first.append(turn)
+        else:
+            (played.next if kind == "next" else played.ends)[int(number)] = turn
+    return played

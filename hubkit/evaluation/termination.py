@@ -1,0 +1,160 @@
+"""Does an asker that learned an end mark know when to stop? Its probability of ending, held against
+where people ended.
+
+Takes an asker with the mark it was trained on and held-out conversations; gives, for every answer
+that a person could have ended on, the probability of the mark, and how well these are calibrated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hubkit import chat_templates
+from hubkit.errors import SourceError
+from hubkit.evaluation.held_out_loss import load_model, score, usable_rows
+from hubkit.progress import Progress, silent
+from hubkit.recipe import Evals, Training
+from hubkit.training.config import quiet_environment
+from hubkit.training.loading import load_tokenizer
+from hubkit.training.rows import seat_view
+
+_BINS = 5
+
+
+@dataclass(frozen=True)
+class Termination:
+    """Over `chances` answers, `ends` of them a conversation's last.
+
+    `real_rate` is how often people ended, `predicted_rate` the mean probability of the mark;
+    `at_ends` and `before_ends` the same mean where they did and did not. `brier` is the mean
+    squared error, `brier_constant` that of always saying `real_rate`. `bins` are (mean probability,
+    share that ended, count) over fifths of the probabilities. `real_turns` and `predicted_turns`
+    are mean human turns: recorded, and expected from the probabilities."""
+
+    conversations: int
+    chances: int
+    ends: int
+    real_rate: float
+    predicted_rate: float
+    at_ends: float
+    before_ends: float
+    brier: float
+    brier_constant: float
+    real_turns: float
+    predicted_turns: float
+    bins: list[tuple[float, float, int]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def termination(
+    block: Evals,
+    training: Training,
+    base: Path,
+    trained: Path,
+    data: Sequence[Path],
+    *,
+    progress: Progress = silent,
+) -> Termination:
+    """Measure the asker in `trained`, whose block names its ``end_mark``, on up to
+    ``block.conversations`` rows.
+
+    Raises `SourceError` when the block has no end mark, or no held-out conversation fits into
+    ``block.max_tokens``."""
+    if not training.end_mark:
+        raise SourceError(
+            "this asker was trained without an end mark; set end_mark and train it again"
+        )
+    quiet_environment()
+    tokenizer, model = load_tokenizer(base), load_model(base, trained)
+    template = chat_templates.for_training(base, training.seat)
+    found: list[list[float]] = []
+    for messages in usable_rows(data):
+        progress(len(found), block.conversations, "probabilities of the end mark")
+        if len(found) == block.conversations:
+            break
+        if (
+            chances := _chances(messages, training, tokenizer, template, model, block.max_tokens)
+        ) is not None:
+            found.append(chances)
+    if not found:
+        raise SourceError(
+            f"no held-out conversation ends on an answer within {block.max_tokens} tokens"
+        )
+    return summarise(found)
+
+
+def _chances(
+    messages: list[Any],
+    training: Training,
+    tokenizer: Any,
+    template: str,
+    model: Any,
+    max_tokens: int,
+) -> list[float] | None:
+    """The mark's probability behind each answer of a conversation that ends on one; None where it
+    does not fit.
+    """
+    import math
+
+    turns = [m for m in messages if m["role"] != "system"]
+    if turns[-1]["role"] != "assistant":
+        return None
+    chances = []
+    for end in (i + 1 for i, m in enumerate(turns) if m["role"] == "assistant"):
+        view = seat_view(turns[:end], training.seat, training.system, end_mark=training.end_mark)
+        encoded = chat_templates.encode(tokenizer, template, view)
+        if len(encoded.input_ids) > max_tokens:
+            return None
+        chances.append(math.exp(-score(model, _last_turn(encoded))))
+    return chances
+
+
+def _last_turn(encoded: chat_templates.Encoded) -> chat_templates.Encoded:
+    """`encoded` with loss on its last turn alone."""
+    start = len(encoded.labels)
+    while encoded.labels[start - 1] != chat_templates.IGNORE:
+        start -= 1
+    return chat_templates.Encoded(
+        encoded.input_ids, [chat_templates.IGNORE] * start + encoded.labels[start:]
+    )
+
+
+def summarise(found: Sequence[Sequence[float]]) -> Termination:
+    """Statistics over conversations, each a list of probabilities whose last one stands where it
+    really ended.
+    """
+    import numpy as np
+
+    chance = np.array([p for row in found for p in row])
+    ended = np.array([i == len(row) - 1 for row in found for i in range(len(row))])
+    rate = float(ended.mean())
+    order = np.array_split(np.argsort(chance, kind="stable"), min(_BINS, len(chance)))
+    return Termination(
+        conversations=len(found),
+        chances=len(chance),
+        ends=int(ended.sum()),
+        real_rate=rate,
+        predicted_rate=float(chance.mean()),
+        at_ends=float(chance[ended].mean()),
+        before_ends=float(chance[~ended].mean()) if (~ended).any() else float("nan"),
+        brier=float(((chance - ended) ** 2).mean()),
+        brier_constant=float(((rate - ended) ** 2).mean()),
+        real_turns=float(np.mean([len(row) for row in found])),
+        predicted_turns=float(np.mean([_expected_turns(row) for row in found])),
+        bins=[(float(chance[part].mean()), float(ended[part].mean()), len(part)) for part in order],
+    )
+
+
+def _expected_turns(chances: Sequence[float]) -> float:
+    """Mean turns of a dialogue that ends with these probabilities, cut at the recorded length."""
+    alive, turns = 1.0, 0.0
+    for chance in chances:
+        turns += alive
+        alive *= 1 - chance
+    return turns

@@ -1,0 +1,43 @@
+"""A model that judges answers: what it is asked, what its words mean, and how it is asked no more
+than it must be.
+
+Takes a recipe's `Judging` block and an endpoint; gives verdicts. A verdict that cannot be read is
+missing, with a reason; it is never a low grade and never left out of the count."""
+
+from hubkit.judging.judge import Judge, Verdict, judging
+from hubkit.judging.prompted_judge import Questioner, clipped, turn_values
+from hubkit.judging.prompts import (
+    REFERENCE_CATEGORIES,
+    Kind,
+    Prompts,
+    Turns,
+    default_prompts,
+    question_prompts,
+    read_prompts,
+    small_prompts,
+)
+from hubkit.judging.verdicts import Found, Parse, Winner, line, rating, winner, yes_or_no
+
+__all__ = [
+    "REFERENCE_CATEGORIES",
+    "Found",
+    "Judge",
+    "Kind",
+    "Parse",
+    "Prompts",
+    "Questioner",
+    "Turns",
+    "Verdict",
+    "Winner",
+    "clipped",
+    "default_prompts",
+    "judging",
+    "line",
+    "question_prompts",
+    "rating",
+    "read_prompts",
+    "small_prompts",
+    "turn_values",
+    "winner",
+    "yes_or_no",
+]

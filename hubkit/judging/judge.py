@@ -1,0 +1,230 @@
+"""Asks a judge for verdicts: each once, kept on disk, within caps, and again within bounds when one
+is unusable.
+
+A reply that was paid for is in the journal before its verdict counts, whether it can be read or
+not; so a run that was killed asks for nothing twice. What never came (no answer in time, a refused
+request, a cap) is not journaled, and the next run of the same command asks for it again."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from hubkit.conversation import Message
+from hubkit.errors import EndpointError, EndpointUnreachableError, MisconfiguredEndpointError
+from hubkit.judging.prompts import Kind
+from hubkit.judging.verdicts import Found, Parse, Winner, rating, winner
+from hubkit.recipe import Judging
+from hubkit.serving.budget import Budget, Spent
+from hubkit.serving.client import ClientTemplate, Endpoint, Reply
+from hubkit.serving.reply_journal import Journal
+
+_SEAT = "judge"
+_PARSE: dict[Kind, Parse] = {"single": rating, "pairwise": winner}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A rating (``single``), a winner (``pairwise``) or what was `said`; or none, and the reason of
+    the last attempt.
+
+    Reasons are those of `Found`, and ``timeout``, ``refused``, and the name of the cap that forbade
+    asking."""
+
+    rating: float | None
+    winner: Winner | None
+    reason: str
+    attempts: int
+    text: str
+    said: str = ""
+
+    @property
+    def missing(self) -> bool:
+        """Whether there is no verdict."""
+        return bool(self.reason)
+
+
+class Judge:
+    """A judge at `addresses`. `identity` says who it is (a repo at a commit, or an address and a
+    model name): together with what it is asked, it is what a journaled reply is found by. `run` is
+    whose money is spent."""
+
+    def __init__(
+        self, block: Judging, endpoint: Endpoint, journal: Journal, *, identity: str, run: str
+    ) -> None:
+        self._block, self._endpoint, self._journal = block, endpoint, journal
+        self._identity, self._run = identity, run
+        spent = Spent({_SEAT: [0, 0]})
+        for record in journal.records():
+            if record.get("run") == run:
+                spent.add(_SEAT, record["in"], record["out"])
+        self.budget = Budget(block, spent, {_SEAT: block.judge})
+        self.asked = self.from_journal = 0
+        self._answered = time.monotonic()
+        self.unusable: Counter[str] = Counter()
+        self._room = asyncio.Semaphore(block.in_flight)  # before the clock of an attempt starts
+        self._alone: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    @property
+    def usd(self) -> float:
+        """What this run's judgments have cost, over all its sessions, at the judge's prices."""
+        return self.budget.spent.usd({_SEAT: self._block.judge})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a result says of the judging: requests, replies found on disk, attempts that were
+        unusable, tokens, money, and the cap that ended it."""
+        tokens_in, tokens_out = self.budget.spent.tokens[_SEAT]
+        return {
+            "asked": self.asked,
+            "from_journal": self.from_journal,
+            "unusable_attempts": dict(self.unusable),
+            "tokens": {"prompt": tokens_in, "completion": tokens_out},
+            "usd": round(self.usd, 6),
+            "stopped": self.budget.exhausted,
+        }
+
+    async def verdict(
+        self, kind: Kind, messages: Sequence[Message], *, conversation: str = ""
+    ) -> Verdict:
+        """The verdict that `messages` ask for, in at most ``block.attempts`` attempts.
+
+        Verdicts on turns of the same `conversation` go to the same address, whose prefix cache
+        serves them.
+
+        Raises `EndpointUnreachableError` and `MisconfiguredEndpointError`, which concern all
+        verdicts."""
+        return await self.answer(_PARSE[kind], messages, conversation=conversation)
+
+    async def answer(
+        self, read: Parse, messages: Sequence[Message], *, conversation: str = ""
+    ) -> Verdict:
+        """What `read` finds in the judge's reply to `messages`; else as `verdict`."""
+        found, text, attempt = Found(reason="no_verdict"), "", 0
+        for attempt in range(self._block.attempts):
+            key = self._key(messages, attempt)
+            async with self._alone[key]:  # the same question twice at once is asked once
+                reply, reason = await self._reply(key, messages, attempt, conversation)
+            if reply is None:
+                found = Found(reason=reason)
+                if reason == "timeout":
+                    self.unusable[reason] += 1
+                    continue
+                break  # a refused request is refused again, and a cap stays
+            text = reply[0]
+            found = read(*reply)
+            if not found.reason:
+                break
+            self.unusable[found.reason] += 1
+        return Verdict(found.rating, found.winner, found.reason, attempt + 1, text, found.said)
+
+    def _key(self, messages: Sequence[Message], attempt: int) -> str:
+        """What a reply is found by: who was asked what, how, for which time."""
+        sampling = self._block.judge.sampling.model_dump()
+        if attempt:
+            sampling["temperature"] = self._block.retry_temperature
+        asked = [self._identity, list(messages), sampling, attempt]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    async def _reply(
+        self, key: str, messages: Sequence[Message], attempt: int, conversation: str
+    ) -> tuple[tuple[str, str] | None, str]:
+        """(text, finish reason) from disk or from the judge, or None and why there is none."""
+        if key in self._journal:
+            self.from_journal += 1
+            return self._journal[key], ""
+        prompt_tokens = sum(len(m["content"]) // 3 + 8 for m in messages)
+        if not await self.budget.hold(_SEAT, prompt_tokens):
+            return None, self.budget.exhausted or "stopped"
+        try:
+            async with self._room:
+                reply = await self._ask(key, messages, attempt, conversation)
+            self._note(key, reply, prompt_tokens, attempt)
+        except (EndpointUnreachableError, MisconfiguredEndpointError):
+            raise
+        except TimeoutError:
+            self._raise_if_silent()
+            return None, "timeout"
+        except EndpointError:
+            return None, "refused"
+        finally:
+            self.budget.settle(_SEAT, prompt_tokens)
+        return self._journal[key], ""
+
+    def _raise_if_silent(self) -> None:
+        silent_s = time.monotonic() - self._answered
+        if silent_s > self._block.patience_s:
+            raise EndpointUnreachableError(
+                f"the judge has answered nothing for {silent_s:.0f} s; see what it is doing, and run the same command "
+                "again: it goes on where it stopped"
+            ) from None
+
+    def _note(self, key: str, reply: Reply, guessed: int, attempt: int) -> None:
+        tokens_in = guessed if reply.prompt_tokens is None else reply.prompt_tokens
+        tokens_out = (
+            len(reply.content) // 4 if reply.completion_tokens is None else reply.completion_tokens
+        )
+        beside = {"run": self._run, "attempt": attempt, "in": tokens_in, "out": tokens_out}
+        self._journal.note(key, reply.content, reply.finish_reason, **beside)
+        self.budget.spent.add(_SEAT, tokens_in, tokens_out)
+        self.asked += 1
+        self._answered = time.monotonic()
+
+    async def _ask(
+        self, key: str, messages: Sequence[Message], attempt: int, conversation: str
+    ) -> Reply:
+        """One request; raises `TimeoutError` when it takes longer than ``block.timeout_s``, waits
+        not counted.
+        """
+        async with asyncio.timeout(self._block.timeout_s) as deadline:
+
+            @asynccontextmanager
+            async def idle() -> AsyncIterator[None]:
+                now = asyncio.get_running_loop().time()
+                left = (deadline.when() or now) - now
+                deadline.reschedule(None)
+                yield
+                deadline.reschedule(asyncio.get_running_loop().time() + left)
+
+            return await self._endpoint.chat(
+                messages,
+                seed=int(key[:7], 16),
+                key=conversation,
+                idle=idle,
+                temperature=self._block.retry_temperature if attempt else None,
+            )
+
+
+@asynccontextmanager
+async def judging(
+    block: Judging,
+    addresses: Sequence[str],
+    journal: Journal,
+    *,
+    identity: str,
+    run: str,
+    token: str | None = None,
+    template: ClientTemplate | None = None,
+) -> AsyncIterator[Judge]:
+    """A `Judge` at `addresses` for the length of the block; with a `template`, prompts are rendered
+    here.
+    """
+    async with Endpoint(
+        addresses,
+        profile=block.judge.profile,
+        model=block.judge.model,
+        sampling=block.judge.sampling.model_dump(),
+        token=token,
+        template=template,
+        most_in_flight=block.in_flight,
+        request_timeout_s=2 * block.timeout_s,  # ours comes first
+        patience_s=block.patience_s,
+        name="judge",
+    ) as endpoint:
+        yield Judge(block, endpoint, journal, identity=identity, run=run)

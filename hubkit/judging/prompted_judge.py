@@ -1,0 +1,159 @@
+"""A judge that is asked one prompt about many things: conversations, and the turns in them.
+
+Takes a recipe's `Judging` block, where it answers, and a prompt; gives what was said for each thing
+that it has an answer to. What it has no answer to is counted, with a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hubkit.conversation import Message
+from hubkit.errors import EndpointError, RunLockedError
+from hubkit.judging.judge import Judge, judging
+from hubkit.judging.prompts import Prompts
+from hubkit.judging.verdicts import Parse
+from hubkit.progress import Progress
+from hubkit.recipe import Judging
+from hubkit.serving.client import ClientTemplate
+from hubkit.serving.reply_journal import Journal
+
+_SHOWN_MESSAGES, _SHOWN_CHARS = (
+    2,
+    1500,
+)  # of a turn's conversation, and of each message, what a judge is shown
+
+
+class Questioner:
+    """The judge of `block` at `addresses`, asked the prompt `name` about one thing after another;
+    `who` it is, and `run` whose money it is. It is reached as `hubkit.judging.judging` says.
+
+    Its replies are in a journal below `folder`, one for each `who` and set of prompts, that
+    outlives it: a run with larger caps, or another one over the same conversations, asks for
+    nothing twice. `told` is what a report says of all that was asked."""
+
+    def __init__(
+        self,
+        block: Judging,
+        addresses: Sequence[str],
+        prompts: Prompts,
+        name: str,
+        *,
+        who: str,
+        run: str,
+        folder: Path,
+        token: str | None = None,
+        template: ClientTemplate | None = None,
+    ) -> None:
+        self._block, self._addresses, self._prompts, self._name, self._who = (
+            block,
+            addresses,
+            prompts,
+            name,
+            who,
+        )
+        self._reached: dict[str, Any] = {
+            "identity": who,
+            "run": run,
+            "token": token,
+            "template": template,
+        }
+        asked = json.dumps([who, prompts.sha256])
+        self._folder = folder / hashlib.sha256(asked.encode()).hexdigest()[:12]
+        self._missing: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._unusable: Counter[str] = Counter()
+        self.told: dict[str, Any] = {}
+
+    def ask(
+        self, about: Iterable[tuple[str, dict[str, str]]], read: Parse, progress: Progress
+    ) -> dict[str, str]:
+        """Key → what the judge says, for each of `about` (key, the prompt's values) that it has a
+        usable answer to.
+
+        `progress` is told how many there are where `about` has a length. Raises `EndpointError`
+        when the judge cannot be asked at all, `RunLockedError` when another process is asking it.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        total = len(about) if isinstance(about, Sized) else None
+        try:
+            with (
+                FileLock(self._folder / "lock", timeout=0),
+                Journal(self._folder, {"layout": 1}) as journal,
+            ):
+                return asyncio.run(self._asked(iter(about), total, read, journal, progress))
+        except Timeout:
+            raise RunLockedError(
+                f"another process is asking the same judge in {self._folder}; wait for it"
+            ) from None
+
+    async def _asked(
+        self,
+        about: Iterator[tuple[str, dict[str, str]]],
+        total: int | None,
+        read: Parse,
+        journal: Journal,
+        progress: Progress,
+    ) -> dict[str, str]:
+        said: dict[str, str] = {}
+        done = 0
+
+        async def work(judge: Judge) -> None:
+            nonlocal done
+            for key, values in about:
+                verdict = await judge.answer(read, self._prompts.fill(self._name, values))
+                if verdict.missing:
+                    self._missing[verdict.reason] += 1
+                else:
+                    said[key] = verdict.said
+                done += 1
+                progress(done, total, "what the judge says")
+
+        async with judging(self._block, self._addresses, journal, **self._reached) as judge:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(self._block.in_flight):
+                        group.create_task(work(judge))
+            except* EndpointError as failed:
+                raise failed.exceptions[0] from None
+            self._tell(judge.to_dict())
+        return said
+
+    def _tell(self, told: dict[str, Any]) -> None:
+        """Add what one call of `ask` took to what is told of all of them; tokens and money add up
+        by themselves.
+        """
+        self._counts.update({name: told[name] for name in ("asked", "from_journal")})
+        self._unusable.update(told["unusable_attempts"])
+        self.told = {
+            **told,
+            **self._counts,
+            "unusable_attempts": dict(self._unusable),
+            "missing": dict(self._missing),
+            "judge": self._who,
+            "prompts": {**self._prompts.to_dict(), "name": self._name},
+        }
+
+
+def clipped(messages: Sequence[Message], chars: int) -> str:
+    """What was said, a paragraph a turn, in at most `chars` each."""
+    return "\n\n".join(
+        m["content"] if len(m["content"]) <= chars else f"{m['content'][:chars]} […]"
+        for m in messages
+    )
+
+
+def turn_values(history: Sequence[Message], turn: str) -> dict[str, str]:
+    """The values of the prompt ``context-v1`` for a human `turn` behind `history`: the end of it,
+    long messages clipped."""
+    return {
+        "conversation": clipped(history[-_SHOWN_MESSAGES:], _SHOWN_CHARS),
+        "question": turn[:_SHOWN_CHARS],
+    }

@@ -1,0 +1,178 @@
+"""The OpenAI-style chat routes: /v1/chat/completions, /chat_tokenize."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from hubkit.local_engine.generation import Ending, TokenText
+from hubkit.local_engine.http_errors import tool_error
+from hubkit.local_engine.requests import ChatRequest, GenerateParameters, Message, TextChunk
+from hubkit.local_engine.service import Front, event_stream, unless_gone
+from hubkit.local_engine.tgi_routes import simple_tokens, timing_headers
+
+_MOST_TOP_LOGPROBS = 5
+
+
+async def chat_completions(front: Front, request: Request) -> Response:
+    """POST /v1/chat/completions."""
+    front.metrics.requested()
+    return await answer(front, request, await front.read(request, ChatRequest))
+
+
+async def answer(front: Front, request: Request, body: ChatRequest) -> Response:
+    """Render, generate, answer at once or as a stream."""
+    adapter = front.adapter(request, body.model)
+    with front.generator.admit() as ticket:
+        prompt = await front.render(adapter, chat_messages(body))
+        work = await front.prepare(
+            request,
+            prompt,
+            chat_parameters(body),
+            adapter,
+            add_special_tokens=False,
+            dialogue=body.user,
+        )
+        sequence = front.generator.start(work, ticket)
+    envelope = _envelope(front, adapter)
+    if body.stream:
+        usage = body.stream_options is not None and body.stream_options.include_usage
+
+        def encode(token: TokenText, ending: Ending | None) -> list[str]:
+            return [
+                json.dumps(chunk, ensure_ascii=False)
+                for chunk in _chunks(body, envelope, token, ending, usage)
+            ]
+
+        headers = {"x-compute-type": front.generator.engine.name}
+        return event_stream(sequence, encode, last="[DONE]", headers=headers)
+    tokens, ending = await unless_gone(request, [sequence], sequence.collect())
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": ending.generated_text},
+        "logprobs": {"content": [_logprob(token) for token in tokens]} if body.logprobs else None,
+        "finish_reason": chat_reason(ending),
+    }
+    payload = {
+        **envelope,
+        "object": "chat.completion",
+        "choices": [choice],
+        "usage": usage_of(ending),
+    }
+    return JSONResponse(payload, headers=timing_headers(front, ending))
+
+
+async def chat_tokenize(front: Front, request: Request) -> Response:
+    """POST /chat_tokenize."""
+    body = await front.read(request, ChatRequest)
+    prompt = await front.render(front.adapter(request, body.model), chat_messages(body))
+    tokens = await simple_tokens(front, prompt, add_special_tokens=False)
+    return JSONResponse({"tokenize_response": tokens, "templated_text": prompt})
+
+
+def chat_messages(body: ChatRequest) -> list[dict[str, Any]]:
+    """The messages as templates see them: text content only. Raises `RequestError` (422) for
+    tools.
+    """
+    if body.tools and body.tool_choice != "none":
+        raise tool_error(
+            "this engine does not serve tools; leave them out or set tool_choice to none"
+        )
+    return [_template_message(message) for message in body.messages]
+
+
+def _template_message(message: Message) -> dict[str, Any]:
+    if isinstance(message.content, list):
+        parts = [
+            c.text if isinstance(c, TextChunk) else f"![]({c.image_url.url})"
+            for c in message.content
+        ]
+        content = "".join(parts)
+    elif message.content is None and message.tool_calls is not None:
+        content = json.dumps(message.tool_calls)
+    else:
+        content = message.content or ""
+    return {"role": message.role, "content": content}
+
+
+def chat_parameters(body: ChatRequest) -> GenerateParameters:
+    """TGI's reading of OpenAI's parameters: it samples unless temperature is 0, and turns
+    `presence_penalty` x into a repetition penalty of x + 2."""
+    greedy = body.temperature == 0
+    presence = body.presence_penalty
+    top = min(body.top_logprobs or 0, _MOST_TOP_LOGPROBS) if body.logprobs else 0
+    return GenerateParameters(
+        do_sample=not greedy,
+        temperature=None if greedy else body.temperature,
+        top_p=None if greedy else body.top_p,
+        repetition_penalty=None if presence is None else presence + 2.0,
+        frequency_penalty=body.frequency_penalty,
+        max_new_tokens=body.max_tokens,
+        seed=body.seed,
+        stop=body.stop or [],
+        top_n_tokens=top or None,
+        grammar=body.response_format,
+    )
+
+
+def chat_reason(ending: Ending) -> str:
+    """TGI says `stop` for an end-of-sequence token, and its own words otherwise."""
+    return "stop" if ending.reason == "eos_token" else ending.reason
+
+
+def usage_of(ending: Ending) -> dict[str, Any]:
+    """Token counts; `cached_tokens` is how much of the prompt was not computed again."""
+    return {
+        "prompt_tokens": ending.input_length,
+        "completion_tokens": ending.generated_tokens,
+        "total_tokens": ending.input_length + ending.generated_tokens,
+        "prompt_tokens_details": {"cached_tokens": ending.cached_tokens},
+    }
+
+
+def _envelope(front: Front, adapter: str) -> dict[str, Any]:
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": front.served.adapters.get(adapter, front.served.model_id),
+        "system_fingerprint": front.served.version,
+    }
+
+
+def _chunks(
+    body: ChatRequest,
+    envelope: dict[str, Any],
+    token: TokenText,
+    ending: Ending | None,
+    usage: bool,
+) -> list[dict[str, Any]]:
+    choice = {
+        "index": 0,
+        "delta": {"role": "assistant", "content": "" if token.special else token.text},
+        "logprobs": {"content": [_logprob(token)]} if body.logprobs else None,
+        "finish_reason": chat_reason(ending) if ending else None,
+    }
+    chunks = [{**envelope, "object": "chat.completion.chunk", "choices": [choice], "usage": None}]
+    if ending and usage:
+        chunks.append(
+            {
+                **envelope,
+                "object": "chat.completion.chunk",
+                "choices": [],
+                "usage": usage_of(ending),
+            }
+        )
+    return chunks
+
+
+def _logprob(token: TokenText) -> dict[str, Any]:
+    return {
+        "token": token.text,
+        "logprob": token.logprob,
+        "top_logprobs": [{"token": other.text, "logprob": other.logprob} for other in token.top],
+    }

@@ -1,0 +1,104 @@
+"""A PEFT LoRA adapter as a GGUF adapter for llama.cpp, without torch.
+
+Refuses, with `EngineError`, every option that llama.cpp's LoRA would compute differently.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFWriter
+
+from hubkit.errors import EngineError
+from hubkit.local_engine.engine import UnsupportedModelError
+from hubkit.local_engine.gguf_model import LAYER_TENSORS, permuted, rotary_heads
+from hubkit.local_engine.tensors import stored_tensors
+
+ADAPTER_CONFIG = "adapter_config.json"
+_WEIGHT = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(.+)\.lora_([AB])\.weight")
+# PEFT options that must be off (falsy, or the value given) for the sum `base + scale * B @ A` to be
+# the whole story.
+_MUST_BE: dict[str, tuple[Any, ...]] = {
+    "use_dora": (False,),
+    "modules_to_save": (None, []),
+    "bias": ("none",),
+    "lora_bias": (False,),
+    "fan_in_fan_out": (False,),
+    "alpha_pattern": ({},),
+    "trainable_token_indices": (None,),
+    "target_parameters": (None, []),
+    "use_qalora": (False,),
+    "alora_invocation_tokens": (None,),
+}
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """`folder`/adapter_config.json. Raises `EngineError` when it is missing or not a LoRA."""
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EngineError(
+            f"{folder} has no readable {ADAPTER_CONFIG} ({error}); is this an adapter repo?"
+        ) from error
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise UnsupportedModelError(
+            f"{folder} is not a LoRA adapter; merge it into its base and serve that"
+        )
+    return config
+
+
+def convert_lora(folder: Path, base_config: dict[str, Any], out: Path) -> None:
+    """Write `out`, the GGUF of the LoRA adapter in `folder`, for a base with `base_config`. Weights
+    stay float32.
+
+    llama.cpp scales by alpha / rank; PEFT's rank-stabilised variant by alpha / sqrt(rank), so its
+    alpha is multiplied by sqrt(rank)."""
+    config = read_adapter_config(folder)
+    for option, allowed in _MUST_BE.items():
+        value = config.get(option, allowed[0])
+        if value not in allowed and value is not None:
+            raise UnsupportedModelError(
+                f"{folder}: no conversion for a LoRA with {option}={value!r}; merge it and serve that"
+            )
+    alpha = float(config["lora_alpha"])
+    if config.get("use_rslora"):
+        if config.get("rank_pattern"):
+            raise UnsupportedModelError(
+                f"{folder}: no conversion for use_rslora with a rank_pattern; merge it and serve that"
+            )
+        alpha *= math.sqrt(config["r"])
+    writer = GGUFWriter(str(out), "llama")
+    try:
+        writer.add_type("adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", alpha)
+        _add_tensors(writer, folder, base_config)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+def _add_tensors(writer: GGUFWriter, folder: Path, base_config: dict[str, Any]) -> None:
+    for name, tensor in stored_tensors(folder, "adapter_model*.safetensors").items():
+        match = _WEIGHT.fullmatch(name)
+        if not match or match[2] not in LAYER_TENSORS:
+            raise UnsupportedModelError(
+                f"{folder}: no conversion for adapter tensor {name!r}; merge it and serve that"
+            )
+        layer, module, side = match.groups()
+        if int(layer) >= int(base_config["num_hidden_layers"]):
+            raise EngineError(
+                f"{folder}: {name!r} is beyond the base's last layer; this adapter has another base"
+            )
+        target = f"blk.{layer}.{LAYER_TENSORS[module]}.weight"
+        values = tensor.load()
+        heads = rotary_heads(target, base_config)
+        if side == "B" and heads:
+            values = permuted(values, heads)
+        writer.add_tensor(f"{target}.lora_{side.lower()}", values)

@@ -1,0 +1,253 @@
+"""From settings to a running server: fetch, convert, load, bind, say when ready."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+import uvicorn
+
+from hubkit.errors import EngineError
+from hubkit.local_engine.app import build_app
+from hubkit.local_engine.engine import Engine, UnsupportedModelError
+from hubkit.local_engine.generation import Generator
+from hubkit.local_engine.gguf_lora import convert_lora, read_adapter_config
+from hubkit.local_engine.gguf_model import Dtype, convert_model, eos_token_ids, read_config
+from hubkit.local_engine.llamacpp import LlamaCppEngine
+from hubkit.local_engine.metrics import Metrics
+from hubkit.local_engine.repo import Snapshot, converted, fetch
+from hubkit.local_engine.service import BASE, Front, ServedModel
+from hubkit.local_engine.settings import Listen, Settings, bearer_token, check_addresses
+from hubkit.local_engine.templates import TemplateRenderer, read_template
+from hubkit.local_engine.text import TextCodec
+
+_log = logging.getLogger("hubkit.local_engine")
+_GRACE_S = 2
+
+
+def run(settings: Settings) -> None:
+    """Serve until told to stop. Raises `EngineError` or `HubError` when it cannot start."""
+    settings, model, adapters = _snapshots(settings)
+    check_addresses(settings.listen, settings.adapters)
+    context = min(
+        settings.context,
+        int(read_config(model.folder).get("max_position_embeddings") or settings.context),
+    )
+    engine = load_engine(replace(settings, context=context), model, adapters)
+    try:
+        asyncio.run(_serve(settings, model, adapters, engine))
+    finally:
+        engine.close()
+
+
+def _snapshots(settings: Settings) -> tuple[Settings, Snapshot, dict[str, Snapshot]]:
+    """Every repo on disk. A model that is an adapter becomes an adapter of its base, served at
+    every bare address.
+    """
+    model = fetch(settings.model)
+    if model.is_adapter:
+        config = read_adapter_config(model.folder)
+        base, revision = config["base_model_name_or_path"], config.get("revision")
+        name = Path(model.name).name
+        settings = replace(
+            settings,
+            model=f"{base}@{revision}" if revision else base,
+            adapters={name: settings.model, **settings.adapters},
+            listen=[
+                replace(at, serves=name) if at.serves == BASE else at for at in settings.listen
+            ],
+        )
+        model = fetch(settings.model)
+    adapters = {name: fetch(spec) for name, spec in settings.adapters.items()}
+    for name, adapter in adapters.items():
+        base = read_adapter_config(adapter.folder).get("base_model_name_or_path")
+        if base not in (model.name, settings.model):
+            _log.warning("adapter %s was trained on %s and is served on %s", name, base, model.name)
+    return settings, model, adapters
+
+
+def load_engine(settings: Settings, model: Snapshot, adapters: dict[str, Snapshot]) -> Engine:
+    """The engine asked for; `auto` takes llama.cpp and falls back to transformers for what it
+    cannot compute.
+    """
+    if settings.engine != "transformers":
+        try:
+            return _llamacpp(settings, model, adapters)
+        except UnsupportedModelError as error:
+            if settings.engine == "llamacpp":
+                raise
+            _log.warning("%s; serving with transformers", error)
+    from hubkit.local_engine.torch_engine import TransformersEngine
+
+    folders = {name: adapter.folder for name, adapter in adapters.items()}
+    return TransformersEngine(
+        model.folder, folders, parallel=settings.slots, context=settings.context
+    )
+
+
+def _llamacpp(settings: Settings, model: Snapshot, adapters: dict[str, Snapshot]) -> Engine:
+    dtype = cast(Dtype, settings.dtype)
+    base = converted(
+        settings.cache_dir,
+        f"{model.key}-{dtype}",
+        lambda path: convert_model(model.folder, path, dtype),
+    )
+    config = read_config(model.folder)
+
+    def lora(adapter: Snapshot) -> Path:
+        key = f"{model.key}-lora-{adapter.key}"
+        return converted(
+            settings.cache_dir, key, lambda path: convert_lora(adapter.folder, config, path)
+        )
+
+    loras = {name: lora(adapter) for name, adapter in adapters.items()}
+    return LlamaCppEngine(
+        base, loras, parallel=settings.slots, context=settings.context, threads=settings.threads
+    )
+
+
+def build_front(
+    settings: Settings,
+    model: Snapshot,
+    adapters: dict[str, Snapshot],
+    engine: Engine,
+    ports: dict[int, str],
+) -> Front:
+    """Everything above the engine. Raises `EngineError` for a repo without a tokenizer."""
+    codec = TextCodec(model.folder)
+    base_template = read_template(model.folder)
+    templates = {BASE: base_template}
+    base_eos = frozenset(eos_token_ids(model.folder, read_config(model.folder)))
+    eos = {BASE: base_eos}
+    for name, adapter in adapters.items():
+        templates[name] = read_template(adapter.folder, base_template)
+        own = (adapter.folder / "generation_config.json").exists()
+        eos[name] = frozenset(eos_token_ids(adapter.folder, {})) if own else base_eos
+    served = ServedModel(
+        model_id=model.name,
+        revision=model.key,
+        adapters={name: adapter.name for name, adapter in adapters.items()},
+        eos_ids=eos,
+        version=f"hubkit-{_version()}",
+    )
+    renderer = TemplateRenderer(
+        {name: template for name, template in templates.items() if template}
+    )
+    generator = Generator(engine, codec, Metrics(), max_concurrent=settings.max_concurrent)
+    return Front(served, codec, renderer, generator, default_adapters=ports)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but a signal ends `serve` instead of the process: there is a state file and a child
+    to clean up.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._listening = asyncio.Event()
+
+    def stop(self) -> None:
+        """Stop accepting; a second call stops waiting for open requests."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+    async def ready(self, serving: asyncio.Task[None]) -> None:
+        """Returns once connections are accepted, or `serving` has failed."""
+        started = asyncio.create_task(self._listening.wait())
+        await asyncio.wait({started, serving}, return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._listening.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(
+    settings: Settings, model: Snapshot, adapters: dict[str, Snapshot], engine: Engine
+) -> None:
+    sockets = [_bind(address) for address in settings.listen]
+    ports = {
+        sock.getsockname()[1]: at.serves for sock, at in zip(sockets, settings.listen, strict=True)
+    }
+    front = build_front(settings, model, adapters, engine, ports)
+    await front.renderer.check()
+    app = build_app(front, token=bearer_token())
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    server = _Server(config)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, server.stop)
+    serving = asyncio.create_task(server.serve(sockets=sockets))
+    try:
+        await server.ready(serving)
+        addresses = _addresses(settings.listen, sockets)
+        if settings.state_file and server.started:
+            _write_state(settings.state_file, model, addresses)
+        _log.info("serving %s at %s with %s", model.name, addresses, engine.name)
+        await serving
+    finally:
+        if settings.state_file:
+            settings.state_file.unlink(missing_ok=True)
+        await front.renderer.close()
+
+
+def _bind(address: Listen) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((address.host.strip("[]"), address.port))
+    except OSError as error:
+        raise EngineError(
+            f"cannot listen on {address.host}:{address.port} ({error.strerror}); take another port, or 0 for any"
+        ) from error
+    return sock
+
+
+def _addresses(listen: list[Listen], sockets: list[socket.socket]) -> dict[str, str]:
+    """Name → URL; a second address of the same name is called NAME-2, and so on."""
+    addresses: dict[str, str] = {}
+    for at, sock in zip(listen, sockets, strict=True):
+        same = sum(name == at.serves or name.startswith(f"{at.serves}-") for name in addresses)
+        addresses[f"{at.serves}-{same + 1}" if same else at.serves] = (
+            f"http://{at.host}:{sock.getsockname()[1]}"
+        )
+    return addresses
+
+
+def _write_state(path: Path, model: Snapshot, addresses: dict[str, str]) -> None:
+    state: dict[str, Any] = {
+        "pid": os.getpid(),
+        "addresses": addresses,
+        "model": model.name,
+        "revision": model.key,
+    }
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(json.dumps(state) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _version() -> str:
+    try:
+        return version("hubkit")
+    except PackageNotFoundError:
+        return "dev"

@@ -1,0 +1,1 @@
+"""The HTTP API of the embedded Hub, one module per group of routes."""

@@ -1,0 +1,224 @@
+"""Downloads: HEAD and GET of one file at a revision, with ranges and validators."""
+
+from __future__ import annotations
+
+import hashlib
+import mimetypes
+import os
+import re
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+
+from hubkit.errors import HubError
+from hubkit.local_hub.api.http import Call, Refusal
+from hubkit.local_hub.storage import trees
+from hubkit.local_hub.storage.git import DEFAULT_BRANCH
+from hubkit.local_hub.storage.objects import Objects
+from hubkit.local_hub.storage.repos import Repo, commit_of, git
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_BLOCK_BYTES = 1 << 20
+_SHOWN_AS_IS = {
+    "image/png",
+    "image/jpeg",
+    "image/gif",
+    "image/webp",
+    "audio/wav",
+    "audio/mpeg",
+    "video/mp4",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One file at one commit: its bytes (regular) or the object that holds them (large)."""
+
+    commit: str
+    path: str
+    etag: str
+    data: bytes | None
+    pointer: trees.Pointer | None
+
+
+def find_file(call: Call, repo: Repo, revision: str, path: str, *, content: bool = True) -> Found:
+    """The file at a revision. Raises `Refusal` 404 RevisionNotFound or EntryNotFound (with the
+    commit, so that clients can remember that it is absent)."""
+    with git(call.hub, repo) as opened:
+        commit = commit_of(opened, revision)
+        entry = trees.find(opened, opened.commit(commit).tree, path)
+        sha = commit.decode()
+        if entry is None or not entry.is_file:
+            raise Refusal(404, "Entry not found", "EntryNotFound", headers={"X-Repo-Commit": sha})
+        info = trees.blob_info(opened, entry.sha)
+        if info.pointer and call.hub.objects.size(info.pointer.oid) is not None:
+            return Found(sha, path, info.pointer.oid, None, info.pointer)
+        return Found(sha, path, entry.sha.decode(), opened.blob(entry.sha), None)
+
+
+def resolve(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """GET or HEAD …/resolve/{rev}/{path}."""
+    if len(rest) < 2:
+        raise Refusal(404, "Entry not found", "EntryNotFound")
+    require_gate(call, repo)
+    found = find_file(call, repo, rest[0] or DEFAULT_BRANCH, "/".join(rest[1:]))
+    name = found.path.rpartition("/")[2]
+    headers = {
+        "X-Repo-Commit": found.commit,
+        "ETag": f'"{found.etag}"',
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f"inline; filename*=UTF-8''{quote(name)}",
+        "Cache-Control": "no-cache",
+        # A file in a repository must never run as a page of this server.
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+    }
+    if found.pointer:
+        headers |= {"X-Linked-ETag": f'"{found.etag}"', "X-Linked-Size": str(found.pointer.size)}
+        return large_file_response(call, found.pointer.oid, headers, media_type(name))
+    assert found.data is not None
+    return _bytes_response(call, found.data, headers, media_type(name))
+
+
+def require_gate(call: Call, repo: Repo) -> None:
+    """Gated files are for those who were let in. Raises `Refusal` 401 or 403 GatedRepo."""
+    if not repo.gated or (call.who and call.who.is_in(repo.namespace)):
+        return
+    if call.who is None:
+        raise Refusal(
+            401,
+            f"Access to {repo.type} {repo.id} is restricted. You must be authenticated.",
+            "GatedRepo",
+        )
+    row = call.hub.settings.row(
+        "SELECT status FROM access WHERE user=? AND repo=?", call.who.user, repo.pk
+    )
+    if row is None or row["status"] != "accepted":
+        message = (
+            f"Access to {repo.type} {repo.id} is restricted and you are not in the authorized list."
+        )
+        raise Refusal(403, message, "GatedRepo")
+
+
+def media_type(name: str) -> str:
+    """A type under which a browser shows a file but never runs it."""
+    guess = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    if guess in _SHOWN_AS_IS or guess == "application/json":
+        return guess
+    is_text = guess.startswith("text/") or name.endswith(
+        (".jsonl", ".yaml", ".yml", ".toml", ".md", ".py")
+    )
+    return "text/plain; charset=utf-8" if is_text else "application/octet-stream"
+
+
+def requested_range(call: Call, size: int, etag: str) -> tuple[int, int] | None:
+    """First and one-past-last byte of a `Range` header, None for the whole. Raises `Refusal`
+    416.
+    """
+    text = call.request.headers.get("range")
+    if_range = call.request.headers.get("if-range")
+    if not text or (if_range is not None and if_range != etag):
+        return None
+    match = _RANGE.fullmatch(text.replace(" ", ""))
+    if match is None:
+        if text.count(",") and text.startswith("bytes="):
+            return None  # several ranges: we may answer with the whole
+        raise _unsatisfiable(size)
+    first, last = match.groups()
+    if not first and not last:
+        raise _unsatisfiable(size)
+    start, end = (
+        (max(0, size - int(last)), size)
+        if not first
+        else (int(first), min(int(last or size), size - 1) + 1)
+    )
+    if start >= end:
+        raise _unsatisfiable(size)
+    return start, end
+
+
+def _unsatisfiable(size: int) -> Refusal:
+    return Refusal(
+        416,
+        "The requested range is not in this file.",
+        headers={"Content-Range": f"bytes */{size}"},
+    )
+
+
+def _not_modified(call: Call, headers: dict[str, str]) -> bool:
+    wanted = call.request.headers.get("if-none-match")
+    tags = {tag.strip().removeprefix("W/") for tag in (wanted or "").split(",")}
+    return bool(wanted) and (wanted == "*" or headers.get("ETag", "-") in tags)
+
+
+def _window(call: Call, size: int, headers: dict[str, str]) -> tuple[int, int, int]:
+    """Status, start and end of what to send; sets Content-Length and Content-Range."""
+    wanted = requested_range(call, size, headers.get("ETag", ""))
+    start, end = wanted or (0, size)
+    headers["Content-Length"] = str(end - start)
+    if wanted is None:
+        return 200, start, end
+    headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    return 206, start, end
+
+
+def _bytes_response(call: Call, data: bytes, headers: dict[str, str], kind: str) -> Response:
+    if _not_modified(call, headers):
+        return Response(status_code=304, headers=headers)
+    status, start, end = _window(call, len(data), headers)
+    body = b"" if call.method == "HEAD" else data[start:end]
+    return Response(body, status, headers, media_type=kind)
+
+
+def large_file_response(
+    call: Call, oid: str, headers: dict[str, str], kind: str = "application/octet-stream"
+) -> Response:
+    """Stream (a range of) a large object."""
+    size = call.hub.objects.size(oid)
+    if size is None:
+        raise Refusal(404, "Object does not exist.", "EntryNotFound")
+    if _not_modified(call, headers):
+        return Response(status_code=304, headers=headers)
+    status, start, end = _window(call, size, headers)
+    if call.method == "HEAD":
+        return Response(b"", status, headers, media_type=kind)
+    path = call.hub.objects.path(oid)
+    whole = status == 200 and not call.hub.objects.is_known_sound(oid)
+    blocks = _read_checked(call.hub.objects, oid, size) if whole else _read(path, start, end)
+    return StreamingResponse(blocks, status, headers, media_type=kind)
+
+
+async def _read(path: Path, start: int, end: int) -> AsyncIterator[bytes]:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        for position, length in _blocks(start, end):
+            yield await run_in_threadpool(os.pread, handle, length, position)
+    finally:
+        os.close(handle)
+
+
+async def _read_checked(objects: Objects, oid: str, size: int) -> AsyncIterator[bytes]:
+    """The whole object, hashed on its first way out; of one that is damaged the end is held back,
+    so that the client sees a broken transfer and not wrong bytes."""
+    digest, held = hashlib.sha256(), b""
+    async for block in _read(objects.path(oid), 0, size):
+        if held:
+            yield held
+        await run_in_threadpool(digest.update, block)
+        held = block
+    if digest.hexdigest() != oid:
+        raise HubError(
+            f"The large file {oid} is damaged on disk; `hubkit hub verify` says where it is used."
+        )
+    objects.note_sound(oid)
+    yield held
+
+
+def _blocks(start: int, end: int) -> Iterator[tuple[int, int]]:
+    while start < end:
+        length = min(_BLOCK_BYTES, end - start)
+        yield start, length
+        start += length

@@ -1,0 +1,159 @@
+"""Branches, tags, the list of commits, and squashing a branch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dulwich.objects import Commit, Tag
+from starlette.responses import JSONResponse, Response
+
+from hubkit.local_hub.api.commits import STALE
+from hubkit.local_hub.api.files import date_of, title_of
+from hubkit.local_hub.api.http import Call, Refusal, field, page
+from hubkit.local_hub.storage.git import DEFAULT_BRANCH, NewObject, new_commit
+from hubkit.local_hub.storage.paths import checked_ref
+from hubkit.local_hub.storage.repos import Repo, commit_of, git
+
+COMMITS_PAGE = 50
+
+
+def refs(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """GET …/refs?include_prs."""
+    with git(call.hub, repo) as opened:
+
+        def listed(prefix: str) -> list[dict[str, str]]:
+            found = opened.refs(prefix.encode())
+            pairs = [
+                (name.decode("utf-8", "replace"), opened.peel(sha)) for name, sha in found.items()
+            ]
+            return [
+                {"name": n, "ref": f"{prefix}/{n}", "targetCommit": sha.decode()}
+                for n, sha in pairs
+                if sha
+            ]
+
+        answer: dict[str, Any] = {"branches": listed("refs/heads"), "tags": listed("refs/tags")}
+        answer["converts"] = [
+            {**ref, "name": f"refs/convert/{ref['name']}"} for ref in listed("refs/convert")
+        ]
+        if call.flag("include_prs"):
+            answer["pullRequests"] = [{**ref, "name": ref["ref"]} for ref in listed("refs/pr")]
+    return JSONResponse(answer)
+
+
+def commits(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """GET …/commits/{rev}: newest first."""
+    with git(call.hub, repo) as opened:
+        history = list(opened.history(commit_of(opened, rest[0] if rest else DEFAULT_BRANCH)))
+        formatted = "formatted" in call.request.query_params.getlist("expand[]")
+        formatted = formatted or "formatted" in call.request.query_params.getlist("expand")
+        return page(
+            call,
+            [_described(commit, formatted) for commit in history],
+            call.number("limit", COMMITS_PAGE, 1000),
+        )
+
+
+def _described(commit: Commit, formatted: bool) -> dict[str, Any]:
+    from html import escape
+
+    message = commit.message.decode("utf-8", "replace").partition("\n\n")[2]
+    author = commit.author.decode("utf-8", "replace").partition(" <")[0]
+    answer: dict[str, Any] = {
+        "id": commit.id.decode(),
+        "title": title_of(commit),
+        "message": message,
+    }
+    answer |= {"authors": [{"user": author, "avatar": ""}], "date": date_of(commit)}
+    if formatted:
+        answer["formatted"] = {"title": escape(answer["title"]), "message": escape(message)}
+    return answer
+
+
+def create_branch(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """POST …/branch/{branch} {startingPoint, emptyBranch, overwrite}."""
+    body = call.json()
+    ref = checked_ref("heads", "/".join(rest))
+    with call.hub.writing(repo.folder), git(call.hub, repo) as opened:
+        known = opened.ref(ref)
+        if known and not body.get("overwrite"):
+            raise Refusal(409, f"Reference {ref.decode()} already exists")
+        start = commit_of(opened, field(body, "startingPoint", str, DEFAULT_BRANCH))
+        if body.get("emptyBranch"):
+            start = _empty(call, opened)
+        _swap(opened, ref, known, start)
+    return JSONResponse({})
+
+
+def _empty(call: Call, opened: Any) -> bytes:
+    from hubkit.local_hub.storage import trees
+
+    assert call.who is not None
+    tree, fresh = trees.changed(opened, None, {})
+    commit = new_commit(tree, [], "initial commit", call.who.user)
+    opened.write([*fresh, NewObject.of(commit)])
+    return bytes(commit.id)
+
+
+def _swap(opened: Any, ref: bytes, old: bytes | None, new: bytes | None) -> None:
+    try:
+        done = opened.swap_ref(ref, old, new)
+    except (NotADirectoryError, IsADirectoryError, FileExistsError):
+        raise Refusal(
+            409, f"Reference {ref.decode()} cannot live beside another of the same beginning"
+        ) from None
+    if not done:
+        raise Refusal(409, f"Reference {ref.decode()} already exists" if old is None else STALE)
+
+
+def delete_branch(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """DELETE …/branch/{branch}."""
+    ref = checked_ref("heads", "/".join(rest))
+    if ref == b"refs/heads/" + DEFAULT_BRANCH.encode():
+        raise Refusal(403, f"Cannot delete {ref.decode()}")
+    _delete(call, repo, ref)
+    return JSONResponse({})
+
+
+def _delete(call: Call, repo: Repo, ref: bytes) -> None:
+    with call.hub.writing(repo.folder), git(call.hub, repo) as opened:
+        known = opened.ref(ref)
+        if known is None:
+            raise Refusal(404, f"Invalid rev id: {ref.decode()}", "RevisionNotFound")
+        _swap(opened, ref, known, None)
+
+
+def create_tag(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """POST …/tag/{rev} {tag, message}: annotated where there is a message."""
+    body = call.json()
+    name, message = field(body, "tag", str), field(body, "message", str, "")
+    with call.hub.writing(repo.folder), git(call.hub, repo) as opened:
+        target = commit_of(opened, "/".join(rest) or DEFAULT_BRANCH)
+        ref = checked_ref("tags", name)
+        if opened.ref(ref):
+            raise Refusal(409, f"Reference {ref.decode()} already exists")
+        if message:
+            tag = _annotated(call, name, message, opened.commit(target))
+            opened.write([NewObject.of(tag)])
+            target = tag.id
+        _swap(opened, ref, None, target)
+    return JSONResponse({})
+
+
+def _annotated(call: Call, name: str, message: str, commit: Commit) -> Tag:
+    import time
+
+    assert call.who is not None
+    tag = Tag()
+    tag.name = name.encode()
+    tag.message = message.encode() + b"\n"
+    tag.object = (Commit, commit.id)
+    tag.tagger = f"{call.who.user} <{call.who.user}@users.noreply.local>".encode()
+    tag.tag_time, tag.tag_timezone = int(time.time()), 0
+    return tag
+
+
+def delete_tag(call: Call, repo: Repo, rest: list[str]) -> Response:
+    """DELETE …/tag/{tag}."""
+    _delete(call, repo, checked_ref("tags", "/".join(rest)))
+    return JSONResponse({})

@@ -1,0 +1,1 @@
+"""Processes that the embedded Hub runs: Spaces, jobs, and inference endpoints."""

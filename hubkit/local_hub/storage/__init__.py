@@ -1,0 +1,1 @@
+"""What the embedded Hub stores: git repositories, large files, and settings."""

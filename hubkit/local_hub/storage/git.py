@@ -1,0 +1,269 @@
+"""A bare git repository: objects in, one reference moved, objects out.
+
+Order of a write, so that a crash at any moment leaves either the old state or the new one: objects
+(fsync each, then their folders), then the reference by compare-and-swap (fsync, rename, fsync of
+its folder). The reference is the only commit point; objects nobody refers to are garbage that
+`upkeep` collects."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from dulwich.objects import Blob, Commit, ShaFile, Tag, Tree
+from dulwich.pack import UnpackedObject
+from dulwich.refs import SymrefLoop, check_ref_format
+from dulwich.repo import Repo as DulwichRepo
+
+from hubkit.local_hub.storage.objects import fsync_folder
+
+PACK_ABOVE = 20
+"""A write of more objects than this becomes one pack instead of loose files."""
+
+BLOB, TREE, COMMIT, TAG = Blob.type_num, Tree.type_num, Commit.type_num, Tag.type_num
+_KINDS = {BLOB: b"blob", TREE: b"tree", COMMIT: b"commit", TAG: b"tag"}
+_HEX = re.compile(r"[0-9a-f]{7,40}")
+DEFAULT_BRANCH = "main"
+
+
+@dataclass(frozen=True)
+class NewObject:
+    """A git object to write; `load` gives its bytes when they are needed, so many of them need no
+    memory.
+    """
+
+    kind: int
+    sha: bytes
+    load: Callable[[], bytes]
+
+    @classmethod
+    def of(cls, item: ShaFile) -> NewObject:
+        """From an object of dulwich's."""
+        raw = item.as_raw_string()
+        return cls(item.type_num, item.id, lambda: raw)
+
+    @classmethod
+    def blob(cls, data: bytes) -> NewObject:
+        """A file's bytes."""
+        return cls(BLOB, blob_sha(data), lambda: data)
+
+
+def blob_sha(data: bytes) -> bytes:
+    """The id that git gives to a file's bytes, as 40 hex digits."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest().encode()
+
+
+class GitRepo:
+    """One repository, opened for one thread. Use `opened`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._repo = DulwichRepo(str(path), bare=True)
+        self.store = self._repo.object_store
+        self.store.fsync_object_files = True
+
+    @staticmethod
+    def create(path: Path) -> None:
+        """Make an empty bare repository, durably."""
+        path.mkdir()
+        DulwichRepo.init_bare(str(path), default_branch=DEFAULT_BRANCH.encode()).close()
+        with (path / "config").open("a") as config:
+            config.write("[gc]\n\tauto = 0\n")
+        for folder, _, names in os.walk(path):
+            for name in names:
+                with (Path(folder) / name).open("rb") as file:
+                    os.fsync(file.fileno())
+            fsync_folder(Path(folder))
+        fsync_folder(path.parent)
+
+    def close(self) -> None:
+        """Close open packs."""
+        self._repo.close()
+
+    # objects
+
+    def commit(self, sha: bytes) -> Commit:
+        """A commit."""
+        return cast(Commit, self.store[sha])
+
+    def tree(self, sha: bytes) -> Tree:
+        """A folder."""
+        return cast(Tree, self.store[sha])
+
+    def blob(self, sha: bytes) -> bytes:
+        """A file's bytes."""
+        return bytes(self.store.get_raw(sha)[1])
+
+    @staticmethod
+    def recomputed(item: ShaFile) -> bytes:
+        """The id that an object's bytes really have."""
+        data = item.as_raw_string()
+        return (
+            hashlib.sha1(_KINDS[item.type_num] + b" %d\0" % len(data) + data).hexdigest().encode()
+        )
+
+    def write(self, objects: Sequence[NewObject]) -> None:
+        """Write objects durably: loose files when few, one pack when many."""
+        fresh = {item.sha: item for item in objects if item.sha not in self.store}
+        if len(fresh) > PACK_ABOVE:
+            self._write_pack(list(fresh.values()))
+            return
+        for folder in {self._write_loose(item) for item in fresh.values()}:
+            fsync_folder(folder)
+
+    def _write_loose(self, item: NewObject) -> Path:
+        data = item.load()
+        path = self.path / "objects" / item.sha[:2].decode() / item.sha[2:].decode()
+        if not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)
+            fsync_folder(path.parent.parent)
+        temporary = path.parent / f"tmp_obj_{secrets.token_hex(6)}"
+        try:
+            with temporary.open("xb") as file:
+                file.write(zlib.compress(_KINDS[item.kind] + b" %d\0" % len(data) + data, 1))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o444)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return path.parent
+
+    def _write_pack(self, items: list[NewObject]) -> None:
+        def records() -> Iterator[UnpackedObject]:
+            for item in items:
+                data = item.load()
+                raw_sha = bytes.fromhex(item.sha.decode())
+                yield UnpackedObject(
+                    item.kind, decomp_chunks=[data], decomp_len=len(data), sha=raw_sha
+                )
+
+        self.store.add_pack_data(len(items), records())
+        fsync_folder(self.path / "objects" / "pack")
+
+    # references
+
+    def ref(self, name: bytes) -> bytes | None:
+        """The id that a reference holds, or None."""
+        if not check_ref_format(name):
+            return None
+        try:
+            return cast(
+                "bytes | None",
+                self._repo.refs.read_loose_ref(name) or self._repo.refs.get_packed_refs().get(name),
+            )
+        except (KeyError, SymrefLoop, OSError, ValueError):
+            return None
+
+    def refs(self, prefix: bytes) -> dict[bytes, bytes]:
+        """All references below a prefix: rest of the name → id."""
+        found = self._repo.refs.as_dict(prefix)
+        return {cast(bytes, name): cast(bytes, sha) for name, sha in sorted(found.items())}
+
+    def swap_ref(self, name: bytes, old: bytes | None, new: bytes | None) -> bool:
+        """Move a reference from `old` (None: must not exist) to `new` (None: remove). False:
+        somebody was faster.
+        """
+        if new is None:
+            done = self._repo.refs.remove_if_equals(name, old)
+        elif old is None:
+            done = self._repo.refs.add_if_new(name, new)
+        else:
+            done = self._repo.refs.set_if_equals(name, old, new)
+        self._fsync_names(name, replaced=bool(old and new))
+        return bool(done)
+
+    def _fsync_names(self, ref: bytes, *, replaced: bool) -> None:
+        """Make a reference's name durable, and those of its folders: they may be new unless it only
+        got a new value.
+        """
+        folder = (self.path / ref.decode()).parent
+        while not folder.is_dir():
+            folder = folder.parent
+        fsync_folder(folder)
+        while not replaced and folder != self.path:
+            folder = folder.parent
+            fsync_folder(folder)
+
+    def resolve(self, revision: str) -> bytes | None:
+        """The commit that a revision means: branch, tag, full reference, commit id (7 digits or
+        more), or None.
+        """
+        if revision == "HEAD":
+            revision = DEFAULT_BRANCH
+        for name in (f"refs/heads/{revision}", f"refs/tags/{revision}", revision):
+            found = self.ref(name.encode("utf-8", "replace")) if name.startswith("refs/") else None
+            if found:
+                return self.peel(found)
+        return self._by_prefix(revision.encode()) if _HEX.fullmatch(revision) else None
+
+    def _by_prefix(self, prefix: bytes) -> bytes | None:
+        if len(prefix) == 40:
+            return (
+                prefix if prefix in self.store and isinstance(self.store[prefix], Commit) else None
+            )
+        found = {
+            sha for sha in self.store.iter_prefix(prefix) if isinstance(self.store[sha], Commit)
+        }
+        return found.pop() if len(found) == 1 else None
+
+    def peel(self, sha: bytes) -> bytes | None:
+        """The commit behind an annotated tag, or the commit itself."""
+        item = self.store[sha]
+        while isinstance(item, Tag):
+            sha = cast(bytes, item.object[1])
+            item = self.store[sha]
+        return sha if isinstance(item, Commit) else None
+
+    def history(self, head: bytes) -> Iterator[Commit]:
+        """Commits from `head` back to the first, along first parents."""
+        sha: bytes | None = head
+        while sha:
+            commit = self.commit(sha)
+            yield commit
+            sha = commit.parents[0] if commit.parents else None
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[GitRepo]:
+    """A repository opened for the length of a `with` block."""
+    repo = GitRepo(path)
+    try:
+        yield repo
+    finally:
+        repo.close()
+
+
+def new_commit(
+    tree: bytes, parents: list[bytes], message: str, author: str, when: float | None = None
+) -> Commit:
+    """A commit object (not written yet) by `author`, a user name."""
+    commit = Commit()
+    commit.tree = tree
+    commit.parents = parents
+    who = f"{author} <{author}@users.noreply.local>".encode()
+    commit.author = commit.committer = who
+    commit.author_time = commit.commit_time = int(when if when is not None else time.time())
+    commit.author_timezone = commit.commit_timezone = 0
+    commit.encoding = b"UTF-8"
+    commit.message = message.encode("utf-8", "replace")
+    return commit
+
+
+DISK_FULL = "No space left on the disk that holds this Hub; free some and try again."
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that there is no space left (device or quota)."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

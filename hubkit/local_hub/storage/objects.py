@@ -1,0 +1,152 @@
+"""Large files, each stored once under its sha256.
+
+A file enters through `Incoming`: it is hashed while it is written, and only bytes that match what
+was promised are renamed into place (fsync of the file, rename, fsync of the folder). A crash leaves
+a temporary file, which the sweep at the next start removes; never a partial object."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from hubkit.local_hub.api.http import Refusal
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_durable_folder(path: Path) -> None:
+    """`mkdir -p`, each new name made durable."""
+    if not path.is_dir():
+        make_durable_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_folder(path.parent)
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace a small file as a whole: other readers see the old bytes or the new ones."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+class Incoming:
+    """A large file on its way in. Use as a context manager: what is not `keep`t is removed."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self.path = objects.temporary / f"in-{secrets.token_hex(8)}"
+        self._file = self.path.open("xb", buffering=0)
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes."""
+        view = memoryview(data)
+        self._hash.update(view)
+        self.size += len(view)
+        while view:
+            view = view[self._file.write(view) :]
+
+    def keep(self, oid: str | None = None, size: int | None = None) -> str:
+        """Move the bytes into place; their sha256. Raises `Refusal` 400 where they are not what was
+        promised.
+        """
+        found = self._hash.hexdigest()
+        if size is not None and size != self.size:
+            raise Refusal(400, f"Expected {size} bytes and received {self.size}.")
+        if oid is not None and oid != found:
+            raise Refusal(400, f"The sha256 of the received bytes is {found}, not {oid}.")
+        os.fsync(self._file.fileno())
+        self._file.close()
+        target = self._objects.path(found)
+        make_durable_folder(target.parent)
+        self.path.chmod(0o444)
+        self.path.replace(target)
+        fsync_folder(target.parent)
+        return found
+
+    def __enter__(self) -> Incoming:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+
+class Objects:
+    """The folder of large files."""
+
+    def __init__(self, folder: Path, temporary: Path) -> None:
+        self.folder = folder
+        self.temporary = temporary
+        self._sound: dict[str, int] = {}
+
+    def is_known_sound(self, oid: str) -> bool:
+        """Whether this file was found to match its hash since it was last written."""
+        return self._sound.get(oid) == self.path(oid).stat().st_ctime_ns
+
+    def note_sound(self, oid: str) -> None:
+        """This file was just found to match its hash."""
+        self._sound[oid] = self.path(oid).stat().st_ctime_ns
+
+    def path(self, oid: str) -> Path:
+        """Where the file of this sha256 is, or would be. Raises `Refusal` 400 for anything that is
+        not a sha256.
+        """
+        if not SHA256.fullmatch(oid):
+            raise Refusal(400, f"Not a sha256: {oid[:80]!r}.")
+        return self.folder / oid[:2] / oid[2:4] / oid
+
+    def size(self, oid: str) -> int | None:
+        """Its size in bytes, or None where there is no such file."""
+        try:
+            return self.path(oid).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def touch(self, oid: str) -> None:
+        """Say that somebody is about to use this file, so that garbage collection leaves it for
+        now.
+        """
+        os.utime(self.path(oid))
+
+    def incoming(self) -> Incoming:
+        """Start taking a new file."""
+        return Incoming(self)
+
+    def __iter__(self) -> Iterator[str]:
+        for path in sorted(self.folder.glob("??/??/*")):
+            if SHA256.fullmatch(path.name):
+                yield path.name
+
+    def remove(self, oid: str) -> None:
+        """Remove a file."""
+        self.path(oid).unlink(missing_ok=True)

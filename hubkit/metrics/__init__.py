@@ -1,0 +1,385 @@
+"""How dialogues compare with what people say: lengths, diversity, context, likeness, duplicates,
+with their sources.
+
+Takes parquet files with a ``messages`` column, one dataset or several beside a baseline of real
+conversations; gives numbers with intervals, ``stats.json`` and plots. Every measure carries its
+formula and where it comes from (`definitions`); the papers' own numbers (`published`) stand beside
+as published."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate, pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from hubkit.conversation import Message
+from hubkit.data.parquet import disk_errors
+from hubkit.errors import SourceError
+from hubkit.metrics import plots
+from hubkit.metrics.dataset_diff import Difference, diff
+from hubkit.metrics.definitions import definitions, published, step_table
+from hubkit.metrics.human_likeness import FEWEST, available, human_likeness
+from hubkit.metrics.lexical import (
+    distinct,
+    interval,
+    leans_on_context,
+    mtld,
+    repeated_share,
+    self_rouge,
+    shuffled,
+    token_counter,
+    words,
+)
+from hubkit.metrics.sampling import Dialogue, Sample, sample
+from hubkit.metrics.topics import (
+    cluster_entropy,
+    embed,
+    mean_cosine,
+    nearest_distance,
+    plane,
+    shifts,
+)
+from hubkit.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from hubkit.metrics.topics import Matrix
+
+__all__ = [
+    "Difference",
+    "Judge",
+    "Measured",
+    "StatsReport",
+    "Value",
+    "definitions",
+    "diff",
+    "plots",
+    "published",
+    "stats",
+    "step_table",
+]
+
+Judge = Callable[[Sequence[Sequence[Message]]], Sequence[bool | None]]
+"""Says of conversations that end in a human turn whether that turn needs its context; None where it
+cannot tell.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One number: `n` dialogues or turns it rests on, and a 95 % bootstrap interval over dialogues
+    where it has one.
+    """
+
+    value: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass
+class Measured:
+    """Everything measured of one dataset: measure → `Value`; a measure that could not be taken is
+    in `missing`, why.
+
+    `judged` counts the ``turns`` that a judge was asked about and those ``without_verdict``.
+    """
+
+    name: str
+    dialogues: int
+    sampled: int
+    values: dict[str, Value] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    human_turns: dict[int, int] = field(default_factory=dict)
+    judged: dict[str, int] = field(default_factory=dict)
+
+    def put(self, measure: str, value: float | None, n: int, why: str = "too little text") -> None:
+        """Note a single number, or why there is none."""
+        if value is None or n == 0:
+            self.missing[measure] = why
+        else:
+            self.values[measure] = Value(value, n)
+
+    def put_mean(self, measure: str, values: Sequence[float | None], seed: int) -> None:
+        """Note the mean of `values`, one a dialogue, with its interval; None are left out."""
+        known = [value for value in values if value is not None]
+        if not known:
+            self.missing[measure] = "no dialogue is long enough"
+            return
+        bounds = interval(known, seed=seed) or (None, None)
+        self.values[measure] = Value(fmean(known), len(known), *bounds)
+
+
+@dataclass
+class StatsReport:
+    """All datasets measured alike, the baseline's name, the unit of lengths, and the files
+    written.
+    """
+
+    datasets: list[Measured]
+    baseline: str | None
+    unit: str
+    seed: int
+    files: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``stats.json`` holds it, with every measure's definition and the published numbers."""
+        used = {name for dataset in self.datasets for name in (*dataset.values, *dataset.missing)}
+        return asdict(self) | {
+            "definitions": {
+                name: asdict(entry) for name, entry in definitions().items() if name in used
+            },
+            "published": published()["measures"],
+            "published_caution": published()["caution"],
+        }
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Column names and rows as text: measures down, datasets across, the baseline last."""
+        ordered = sorted(self.datasets, key=lambda dataset: dataset.name == self.baseline)
+        columns = [
+            "measure",
+            *(d.name + (" (baseline)" if d.name == self.baseline else "") for d in ordered),
+        ]
+        rows = [["dialogues", *(f"{d.dialogues:,}" for d in ordered)]]
+        for name, definition in definitions().items():
+            if any(name in d.values for d in ordered):
+                title = definition.title.replace("{unit}", self.unit)
+                rows.append(
+                    [title, *(_cell(d.values.get(name), definition.digits) for d in ordered)]
+                )
+        return columns, rows
+
+
+def _cell(value: Value | None, digits: int) -> str:
+    if value is None:
+        return "–"
+    text = f"{value.value:.{digits}f}"
+    return (
+        text
+        if value.low is None or value.high is None
+        else f"{text} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+    )
+
+
+def stats(
+    datasets: Mapping[str, Sequence[Path]],
+    out: Path | None = None,
+    *,
+    baseline: str | None = None,
+    tokenizer: Path | None = None,
+    embedder: Path | None = None,
+    judge: Judge | None = None,
+    size: int = 1000,
+    seed: int = 42,
+    progress: Progress = silent,
+) -> StatsReport:
+    """Measure every dataset (name → parquet files) alike, on `size` dialogues each; write
+    ``stats.json`` and plots.
+
+    `baseline` names the one of real people; human likeness is measured against it. `tokenizer` is a
+    folder with a ``tokenizer.json`` (without one, lengths are in words). `embedder` is a folder
+    with an encoder (without one, topics are not measured). `judge` says whether turns need their
+    context (without one, only the heuristic is shown). Embedding and judging read at most 1,000
+    follow-up turns of a dataset. Raises `SourceError`."""
+    counter = token_counter(_load(tokenizer))
+    drawn = {name: sample(name, files, size=size, seed=seed) for name, files in datasets.items()}
+    real = drawn.get(baseline) if baseline else None
+    usable = [available(one.dialogues) for one in drawn.values()]
+    alike = min((turns for turns in usable if turns >= FEWEST[0]), default=None)
+    measured: list[Measured] = []
+    sizes: dict[str, list[int]] = {}
+    vectors: dict[str, Matrix] = {}
+    for at, (name, one) in enumerate(drawn.items()):
+        progress(at, len(drawn), name)
+        result = Measured(name, one.total, len(one.dialogues))
+        sizes[name] = _lengths(result, one, counter, seed)
+        _words(result, one, seed)
+        _context(result, one, judge, seed)
+        if embedder:
+            vectors[name] = _topics(result, one, embedder, seed)
+        _likeness(result, one, real, alike, seed)
+        measured.append(result)
+    progress(len(drawn), len(drawn), "")
+    unit = "tokens" if tokenizer else "words"
+    report = StatsReport(measured, baseline, unit, seed)
+    if out:
+        _write(report, out, sizes, vectors)
+    return report
+
+
+def _load(tokenizer: Path | None) -> Any:
+    from tokenizers import Tokenizer
+
+    if tokenizer is None:
+        return None
+    file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
+    try:
+        return Tokenizer.from_file(str(file))
+    except (
+        Exception
+    ) as error:  # the library raises plain Exception for a missing and for a broken file
+        raise SourceError(
+            f"{file} cannot be read as a tokenizer: {error}; give a folder with a tokenizer.json"
+        ) from None
+
+
+def _lengths(
+    result: Measured, one: Sample, counter: Callable[[list[str]], list[int]], seed: int
+) -> list[int]:
+    human, answers, totals, all_human = [], [], [], []
+    for dialogue in one.dialogues:
+        said = counter([m["content"] for m in dialogue.messages])
+        mine = [n for n, m in zip(said, dialogue.messages, strict=True) if m["role"] == "user"]
+        theirs = [
+            n for n, m in zip(said, dialogue.messages, strict=True) if m["role"] == "assistant"
+        ]
+        human.append(fmean(mine))
+        answers.append(fmean(theirs) if theirs else None)
+        totals.append(float(sum(said)))
+        all_human += mine
+    turns = [float(len(dialogue.human)) for dialogue in one.dialogues]
+    result.human_turns = dict(sorted(Counter(map(int, turns)).items()))
+    result.put_mean("human_turns", turns, seed)
+    result.put_mean("tokens_per_human_turn", human, seed)
+    result.put_mean("tokens_per_answer", answers, seed)
+    result.put_mean("tokens_per_dialogue", totals, seed)
+    return all_human
+
+
+def _words(result: Measured, one: Sample, seed: int) -> None:
+    human = [turn for dialogue in one.dialogues for turn in dialogue.followups]
+    mixed = shuffled(human, seed)
+    per_dialogue = [_mean_mtld(dialogue.followups) for dialogue in one.dialogues]
+    result.put_mean("mtld", per_dialogue, seed)
+    result.put("distinct_1", distinct(mixed, 1), len(human))
+    result.put("distinct_2", distinct(mixed, 2), len(human))
+    result.put_mean("self_rouge", [self_rouge(dialogue.human) for dialogue in one.dialogues], seed)
+    result.put("repeated_turns", repeated_share(human), len(human))
+    result.put("near_duplicates", _near_duplicates(one.dialogues), len(one.dialogues))
+
+
+def _mean_mtld(turns: Sequence[str]) -> float | None:
+    values = [value for turn in turns if (value := mtld(words(turn))) is not None]
+    return fmean(values) if values else None
+
+
+def _near_duplicates(dialogues: Sequence[Dialogue]) -> float:
+    from hubkit.conversation import Conversation
+    from hubkit.data.filters import FILTERS
+
+    judge = FILTERS["near_duplicates"](seat="user")
+    return fmean(judge(Conversation(d.id, list(d.messages))) is not None for d in dialogues)
+
+
+def _context(result: Measured, one: Sample, judge: Judge | None, seed: int) -> None:
+    leaning = [
+        [leans_on_context(turn) for turn in dialogue.followups] for dialogue in one.dialogues
+    ]
+    result.put_mean(
+        "context_heuristic_per_dialogue", [float(sum(found)) for found in leaning], seed
+    )
+    result.put_mean(
+        "context_heuristic_per_turn", [fmean(found) if found else None for found in leaning], seed
+    )
+    if judge is None:
+        return
+    asked, left = [], 1000
+    for dialogue in one.dialogues:
+        ends = [i for i, m in enumerate(dialogue.messages) if m["role"] == "user"][1:]
+        if left <= 0:
+            break
+        left -= len(ends)
+        asked.append([dialogue.messages[: end + 1] for end in ends])
+    verdicts = iter(judge([conversation for turns in asked for conversation in turns]))
+    by_dialogue = [[next(verdicts) for _ in turns] for turns in asked]
+    gaps = sum(found.count(None) for found in by_dialogue)
+    result.judged = {"turns": sum(map(len, by_dialogue)), "without_verdict": gaps}
+    counts = [None if None in found else float(sum(map(bool, found))) for found in by_dialogue]
+    result.put_mean("context_judged_per_dialogue", counts, seed)
+
+
+def _topics(result: Measured, one: Sample, embedder: Path, seed: int, budget: int = 1000) -> Matrix:
+    """Embed the human turns of as many dialogues as the budget of follow-up turns allows; openings
+    only for shifts.
+    """
+    chosen: list[Dialogue] = []
+    for dialogue in one.dialogues:
+        if sum(len(d.followups) for d in chosen) >= budget:
+            break
+        chosen.append(dialogue)
+    vectors = embed([turn for dialogue in chosen for turn in dialogue.human], embedder)
+    edges = [0, *accumulate(len(dialogue.human) for dialogue in chosen)]
+    per_dialogue = [vectors[start:end] for start, end in pairwise(edges)]
+    result.put_mean(
+        "topic_shifts", [float(shifts(one)) if len(one) > 1 else None for one in per_dialogue], seed
+    )
+    import numpy as np
+
+    later = [
+        found[len(d.human) - len(d.followups) :]
+        for found, d in zip(per_dialogue, chosen, strict=True)
+    ]
+    followups: Matrix = np.concatenate(later)[:budget]
+    result.put("mean_cosine", mean_cosine(followups), len(followups))
+    result.put("nearest_distance", nearest_distance(followups), len(followups))
+    result.put(
+        "cluster_entropy",
+        cluster_entropy(followups, seed=seed),
+        len(followups),
+        "fewer than 200 follow-up turns",
+    )
+    return followups
+
+
+def _likeness(
+    result: Measured, one: Sample, real: Sample | None, turns: int | None, seed: int
+) -> None:
+    """Against `real`; for `real` itself, one half of its dialogues against the other: what chance
+    looks like.
+    """
+    if real is None:
+        return
+    half = len(one.dialogues) // 2
+    sides = (
+        (one.dialogues[:half], one.dialogues[half:])
+        if one is real
+        else (one.dialogues, real.dialogues)
+    )
+    found = human_likeness(*sides, seed=seed, turns=turns)
+    if found is None:
+        few, dialogues = FEWEST
+        result.missing["likeness_auc"] = (
+            f"fewer than {few} follow-up turns or {dialogues} dialogues on a side"
+        )
+    else:
+        result.values["likeness_auc"] = Value(found.auc, found.turns, found.low, found.high)
+
+
+def _write(
+    report: StatsReport, out: Path, sizes: Mapping[str, list[int]], vectors: Mapping[str, Matrix]
+) -> None:
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        plots.turns(out / "turns.png", {d.name: d.human_turns for d in report.datasets})
+        plots.lengths(out / "lengths.png", sizes, report.unit)
+        report.files = ["stats.json", "turns.png", "lengths.png"]
+        if vectors and sum(map(len, vectors.values())) > 2:
+            plots.topics(out / "topics.png", _map(vectors))
+            report.files.append("topics.png")
+        text = json.dumps(report.to_dict(), indent=1, ensure_ascii=False)
+        (out / "stats.json").write_text(text + "\n", "utf-8")
+
+
+def _map(vectors: Mapping[str, Matrix]) -> dict[str, Any]:
+    """All datasets on the same two axes."""
+    import numpy as np
+
+    points = plane(np.concatenate(list(vectors.values())))
+    edges = [0, *accumulate(map(len, vectors.values()))]
+    return {
+        name: points[start:end] for name, (start, end) in zip(vectors, pairwise(edges), strict=True)
+    }

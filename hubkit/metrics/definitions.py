@@ -1,0 +1,79 @@
+"""What each measure is: title, formula, source; and what the papers published, as they published
+it. Both are data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A measure's row title (``{unit}`` is tokens or words), formula, source, and digits after the
+    point.
+
+    `best` says which values of a scorecard's measure are good: ``high``, ``low``, near ``people``'s
+    or near ``chance``."""
+
+    title: str
+    formula: str
+    source: str
+    digits: int = 2
+    best: str = ""
+
+
+@cache
+def published() -> dict[str, Any]:
+    """The papers' numbers: ``measures`` (dataset, source, values), ``caution``, ``steps`` by
+    recipe.
+    """
+    return _data("published.yaml")
+
+
+@cache
+def definitions() -> dict[str, Definition]:
+    """Every measure by name, in the order that tables show them."""
+    return {name: Definition(**entry) for name, entry in _data("definitions.yaml").items()}
+
+
+@cache
+def card_definitions() -> dict[str, Definition]:
+    """Every measure of an asker's scorecard by name, in the order that tables show them."""
+    return {name: Definition(**entry) for name, entry in _data("scorecard.yaml").items()}
+
+
+def _data(name: str) -> dict[str, Any]:
+    import yaml
+
+    data: dict[str, Any] = yaml.safe_load(
+        (resources.files("hubkit.metrics") / name).read_text("utf-8")
+    )
+    return data
+
+
+def step_table(report: Mapping[str, Any], recipe: str = "") -> tuple[list[str], list[list[str]]]:
+    """Rows left after each step of a corpus ``report.json``; where `recipe` has one, the published
+    step beside it.
+    """
+    theirs = {row["step"]: row for row in published()["steps"].get(recipe, {}).get("rows", [])}
+    columns = ["step", "conversations", "rows", "published conversations", "published rows"]
+    read = report["rows_read"] - report.get("unreadable", 0) - report.get("joined", 0)
+    rows = [_row("read", read, read, theirs)]
+    rows += [
+        _row(step["name"], step["conversations_out"], step["rows_out"], theirs)
+        for step in report["steps"]
+    ]
+    return (columns, rows) if theirs else (columns[:3], [row[:3] for row in rows])
+
+
+def _row(name: str, conversations: int, rows: int, theirs: Mapping[str, Any]) -> list[str]:
+    published_row = theirs.get(name, {})
+    beside = [
+        f"{published_row[key]:,}" if key in published_row else ""
+        for key in ("conversations", "rows")
+    ]
+    return [name, f"{conversations:,}", f"{rows:,}", *beside]

@@ -1,0 +1,145 @@
+"""Measures that only need the words: lengths, lexical diversity, repetition, what leans on what was
+said before.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
+
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+MTLD_THRESHOLD = 0.72
+_ROUGE_WORDS = 200  # of a turn, this much is compared
+_ANAPHORA = re.compile(
+    r"\b(?:its?|they|them|theirs?|these|those|he|him|his|she|hers?|this|that|above|previous(?:ly)?|the (?:former|"
+    r"latter|same|(?:first|second|third|last|other) one)|you (?:said|mentioned|wrote|gave|listed|suggested))\b",
+    re.IGNORECASE,
+)
+_EXPLETIVE = re.compile(r"\bis it (?:possible|true|necessary|ok|okay|safe|normal)\b", re.IGNORECASE)
+_ELLIPSIS = re.compile(
+    r"\W*(?:and|but|or|so|then|also|what about|how about|why|how so|how come|more|another|again|continue|go on|next|"
+    r"keep going|elaborate|for example|what else|anything else|shorter|longer|simpler|yes|no|ok|okay)\b",
+    re.IGNORECASE,
+)
+_ELLIPSIS_WORDS = 6
+
+
+def words(text: str) -> list[str]:
+    """Words of `text` in lower case: runs of letters and digits, apostrophes inside kept."""
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def mtld(tokens: Sequence[str], threshold: float = MTLD_THRESHOLD) -> float | None:
+    """Measure of textual lexical diversity: mean length of runs whose type-token ratio stays above
+    `threshold`.
+
+    Read forwards and backwards and averaged; the unfinished run at the end counts by how far its
+    ratio has fallen. None for texts that never begin to repeat a word (there is no factor to divide
+    by) and for empty ones. Source: McCarthy & Jarvis 2010, doi 10.3758/BRM.42.2.381."""
+    values = [_mtld_one_way(direction, threshold) for direction in (tokens, tokens[::-1])]
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _mtld_one_way(tokens: Sequence[str], threshold: float) -> float | None:
+    factors, types, length, ratio = 0.0, set[str](), 0, 1.0
+    for token in tokens:
+        length += 1
+        types.add(token)
+        ratio = len(types) / length
+        if ratio <= threshold:
+            factors, types, length, ratio = factors + 1, set(), 0, 1.0
+    if length:
+        factors += (1 - ratio) / (1 - threshold)
+    return len(tokens) / factors if factors else None
+
+
+def distinct(texts: Iterable[str], size: int, budget: int = 20_000) -> float | None:
+    """Distinct runs of `size` words ÷ all runs, over the first `budget` runs of `texts`.
+
+    The budget is there because the ratio falls with length: only equal amounts of text compare.
+    None below the budget's tenth. Source: Li et al. 2016, arXiv 1510.03055."""
+    seen: set[tuple[str, ...]] = set()
+    total = 0
+    for text in texts:
+        tokens = words(text)
+        for at in range(len(tokens) - size + 1):
+            seen.add(tuple(tokens[at : at + size]))
+            total += 1
+            if total == budget:
+                return len(seen) / total
+    return len(seen) / total if total >= budget // 10 else None
+
+
+def self_rouge(turns: Sequence[str]) -> float | None:
+    """Mean ROUGE-L F1 (0–100) over all pairs of a dialogue's human turns; None for fewer than two.
+
+    High means that the human keeps saying the same. ROUGE-L: Lin 2004, W04-1013, on words, first
+    200 of a turn."""
+    from rapidfuzz.distance import LCSseq
+
+    tokens = [words(turn)[:_ROUGE_WORDS] for turn in turns]
+    tokens = [turn for turn in tokens if turn]
+    scores = [
+        200 * LCSseq.similarity(one, other) / (len(one) + len(other))
+        for at, one in enumerate(tokens)
+        for other in tokens[at + 1 :]
+    ]
+    return fmean(scores) if scores else None
+
+
+def leans_on_context(turn: str) -> bool:
+    """Whether a human turn seems to need what was said before it: a heuristic, named as one
+    wherever it is shown.
+
+    True for turns of at most six words that begin as ellipses do ("and", "what about", "why",
+    "more" …), and for turns whose first hundred words hold a pronoun or phrase that points back
+    ("it", "those", "the above", "you said" …), common expletives aside. It reads no context, so it
+    errs both ways."""
+    head = " ".join(turn.split()[:100])
+    if _ELLIPSIS.match(head) and len(words(head)) <= _ELLIPSIS_WORDS:
+        return True
+    return bool(_ANAPHORA.search(_EXPLETIVE.sub(" ", head)))
+
+
+def repeated_share(turns: Sequence[str]) -> float | None:
+    """Share of `turns` that say, case and punctuation aside, what an earlier one said."""
+    if not turns:
+        return None
+    return 1 - len({" ".join(words(turn)) or turn.strip() for turn in turns}) / len(turns)
+
+
+def interval(
+    values: Sequence[float], *, seed: int, resamples: int = 1000, confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of the mean of `values` (one a dialogue); None for fewer than
+    three.
+    """
+    import numpy as np
+
+    if len(values) < 3:
+        return None
+    rng = np.random.default_rng(seed)
+    data = np.asarray(values, float)
+    means = [data[rng.integers(0, len(data), len(data))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def shuffled(texts: Sequence[str], seed: int) -> list[str]:
+    """`texts` in a seeded order, so that a budget takes from everywhere."""
+    order = list(texts)
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def token_counter(tokenizer: object | None) -> Callable[[list[str]], list[int]]:
+    """Lengths of texts in tokens of `tokenizer` (a ``tokenizers.Tokenizer``), or in words without
+    one.
+    """
+    if tokenizer is None:
+        return lambda texts: [len(words(text)) for text in texts]
+    encode = tokenizer.encode_batch_fast  # type: ignore[attr-defined]
+    return lambda texts: [len(encoded) for encoded in encode(texts, add_special_tokens=False)]

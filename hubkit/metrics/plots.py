@@ -1,0 +1,109 @@
+"""Plots for cards: PNG files out of numbers that a report already holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SIZE = (7.0, 3.6)
+COLOURS = ("#3b6ea5", "#d97f30", "#4f9d69", "#a54e6e", "#7d6bb3", "#8a8a8a")
+
+
+def turns(path: Path, counts: Mapping[str, Mapping[int, int]]) -> None:
+    """Histogram of human turns per dialogue, one line a dataset (name → turns → dialogues), as
+    shares.
+    """
+    figure, axes = _figure()
+    longest = min(20, max((turn for c in counts.values() for turn in c), default=1))
+    for colour, (name, count) in zip(_cycle(len(counts)), counts.items(), strict=True):
+        total = sum(count.values())
+        shares = [count.get(turn, 0) / total for turn in range(1, longest)]
+        shares.append(sum(n for turn, n in count.items() if turn >= longest) / total)
+        axes.plot(range(1, longest + 1), shares, marker="o", markersize=3, color=colour, label=name)
+    axes.set(
+        xlabel=f"human turns per dialogue ({longest}: that many or more)",
+        ylabel="share of dialogues",
+    )
+    _save(figure, axes, path)
+
+
+def lengths(path: Path, values: Mapping[str, Sequence[int]], unit: str) -> None:
+    """Distribution of the lengths of human turns, one step line a dataset, on a logarithmic
+    axis.
+    """
+    import numpy as np
+
+    figure, axes = _figure()
+    edges = np.logspace(0, 3.5, 30).tolist()
+    for colour, (name, sizes) in zip(_cycle(len(values)), values.items(), strict=True):
+        weights = np.full(len(sizes), 1 / max(len(sizes), 1))
+        axes.hist(
+            sizes, edges, weights=weights, histtype="step", linewidth=1.5, color=colour, label=name
+        )
+    axes.set(xscale="log", xlabel=f"{unit} per human turn", ylabel="share of turns")
+    _save(figure, axes, path)
+
+
+def topics(path: Path, points: Mapping[str, Any]) -> None:
+    """Map of human turns: one dot a turn (dataset → array of two columns)."""
+    figure, axes = _figure((6.0, 5.0))
+    for colour, (name, xy) in zip(_cycle(len(points)), points.items(), strict=True):
+        axes.scatter(xy[:, 0], xy[:, 1], s=5, alpha=0.5, linewidths=0, color=colour, label=name)
+    axes.set(xlabel="first principal component", ylabel="second", xticks=[], yticks=[])
+    _save(figure, axes, path)
+
+
+def funnel(path: Path, report: Mapping[str, Any]) -> None:
+    """Rows left after each step of a ``report.json`` of the corpus or of curation, with what each
+    dropped most for.
+    """
+    figure, axes = _figure((7.0, 0.6 + 0.42 * (len(report["steps"]) + 1)))
+    names, left, notes = ["read"], [_read(report)], [""]
+    for step in report["steps"]:
+        names.append(step["name"])
+        left.append(step["rows_out"])
+        reasons = sorted(
+            ((t["count"], reason) for reason, t in step["dropped"].items()), reverse=True
+        )
+        notes.append(", ".join(f"{reason} {number:,}" for number, reason in reasons[:2]))
+    axes.barh(range(len(names)), left, color=COLOURS[0])
+    for at, (rows, note) in enumerate(zip(left, notes, strict=True)):
+        text = f" {rows:,}" + (f"   (−{note})" if note else "")
+        inside = rows > 0.6 * max(left)
+        axes.text(rows, at, text + " ", va="center", ha="right" if inside else "left", fontsize=7,
+                  color="white" if inside else "black")  # fmt: skip
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("rows left")
+    _save(figure, axes, path, legend=False)
+
+
+def _read(report: Mapping[str, Any]) -> int:
+    """Conversations that entered the chain: rows read, less the unreadable ones and those joined to
+    a neighbour.
+    """
+    return int(report["rows_read"] - report.get("unreadable", 0) - report.get("joined", 0))
+
+
+def _cycle(number: int) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(number)]
+
+
+def _figure(size: tuple[float, float] = _SIZE) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _save(figure: Figure, axes: Axes, path: Path, *, legend: bool = True) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend:
+        axes.legend(frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, metadata={"Software": None})

@@ -1,0 +1,163 @@
+"""An asker's scorecard as data: people's row and each player's, as a table and as a picture.
+
+Takes and gives the plain data that a results file holds, so that whoever shows a scorecard needs no
+model and no conversations: the card of an asker, the command line, a reader of ``results.json``.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from hubkit.metrics.definitions import Definition, card_definitions
+from hubkit.metrics.plots import COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PEOPLE = "people"
+_COLUMNS = 4
+_BETTER = {
+    "high": "higher is better",
+    "low": "lower is better",
+    "people": "people's is best",
+    "chance": "0.5 is best",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one player's turns are like: `values` maps a measure to ``value``, ``n`` and, where it
+    has an interval, ``low`` and ``high``; a measure that could not be taken is in `missing`, with
+    the reason. `counts` are requests."""
+
+    name: str
+    model: Mapping[str, Any] | None
+    values: Mapping[str, Mapping[str, Any]]
+    missing: Mapping[str, str]
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scorecard:
+    """All players on the same held-out contexts, people first. `settings` say on what and how they
+    were asked.
+    """
+
+    rows: Sequence[Row]
+    settings: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a results file holds it, with the definition of every measure in it."""
+        used = {name for row in self.rows for name in (*row.values, *row.missing)}
+        measures = {
+            name: asdict(entry) for name, entry in card_definitions().items() if name in used
+        }
+        return {
+            "settings": dict(self.settings),
+            "measures": measures,
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+
+def of(card: Mapping[str, Any]) -> Scorecard:
+    """The scorecard in a results file. Raises `KeyError` or `TypeError` where it is not one."""
+    return Scorecard([Row(**row) for row in card["rows"]], card["settings"])
+
+
+def measured(card: Scorecard) -> dict[str, Definition]:
+    """The measures that at least one row has a value of."""
+    return {
+        name: e
+        for name, e in card_definitions().items()
+        if any(name in row.values for row in card.rows)
+    }
+
+
+def table(card: Scorecard) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows as text: measures down, with which way is better; people and players
+    across.
+    """
+    columns = ["measure", "", *(row.name for row in card.rows)]
+    rows = [
+        [entry.title, _BETTER[entry.best], *(_cell(row, name, entry.digits) for row in card.rows)]
+        for name, entry in measured(card).items()
+    ]
+    return columns, rows
+
+
+def notes(card: Scorecard) -> list[str]:
+    """What could not be measured and why, one sentence a reason; and requests that failed."""
+    titles = card_definitions()
+    why: dict[tuple[str, str], list[str]] = {}
+    for row in card.rows:
+        for name, reason in row.missing.items():
+            if row.name != PEOPLE and name in titles:
+                why.setdefault((titles[name].title, reason), []).append(row.name)
+    said = [
+        f"{title}: n/a for {' and '.join(names)} ({reason})"
+        for (title, reason), names in why.items()
+    ]
+    failed = [(row.name, row.counts["failed"]) for row in card.rows if row.counts.get("failed")]
+    return said + [
+        f"{name}: {number} requests failed and are in no measure" for name, number in failed
+    ]
+
+
+def _cell(row: Row, name: str, digits: int) -> str:
+    found = row.values.get(name)
+    if found is None:
+        return "–" if row.name == PEOPLE else "n/a"
+    text = f"{found['value']:.{digits}f}"
+    if found.get("low") is None or found.get("high") is None:
+        return text
+    return f"{text} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+
+
+def picture(card: Scorecard) -> bytes:
+    """Small multiples as a PNG: one panel a measure, a dot with its interval a player, people's
+    value as a line.
+
+    The same scorecard gives the same bytes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    shown = measured(card)
+    lines = -(-len(shown) // _COLUMNS)
+    figure = Figure(
+        figsize=(11, (0.75 + 0.22 * len(card.rows)) * max(lines, 1)), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(max(lines, 1), _COLUMNS, squeeze=False).ravel()
+    for at, (axes, (name, entry)) in enumerate(zip(grid, shown.items(), strict=False)):
+        _panel(axes, card, name, entry)
+        if at % _COLUMNS:
+            axes.set_yticklabels([])
+    for axes in grid[len(shown) :]:
+        axes.set_axis_off()
+    made = io.BytesIO()
+    figure.savefig(made, format="png", dpi=130, metadata={"Software": None})
+    return made.getvalue()
+
+
+def _panel(axes: Axes, card: Scorecard, name: str, entry: Definition) -> None:
+    for at, row in enumerate(card.rows):
+        colour = "#444444" if row.name == PEOPLE else COLOURS[(at - 1) % len(COLOURS)]
+        found = row.values.get(name)
+        if found is None:
+            axes.text(0.02, at, "–" if row.name == PEOPLE else "n/a", transform=axes.get_yaxis_transform(),
+                      va="center", fontsize=7, color="#8a8a8a")  # fmt: skip
+            continue
+        if found.get("low") is not None and found.get("high") is not None:
+            axes.plot([found["low"], found["high"]], [at, at], color=colour, linewidth=2, alpha=0.5)
+        axes.plot([found["value"]], [at], marker="o", markersize=5, color=colour)
+        if row.name == PEOPLE:
+            axes.axvline(found["value"], color=colour, linewidth=0.8, linestyle=":")
+    axes.set_title(f"{entry.title}\n({_BETTER[entry.best]})", fontsize=7.5, loc="left")
+    axes.set_yticks(range(len(card.rows)), [row.name for row in card.rows], fontsize=7.5)
+    axes.set_ylim(len(card.rows) - 0.4, -0.6)
+    axes.tick_params(axis="x", labelsize=6.5)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,212 @@
+"""Walking the stages: skip what is done, run what is not, hand each commit to the stages behind
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from hubkit.errors import HubkitError, StageError
+from hubkit.evaluation import questions
+from hubkit.hub import Hub, Ref
+from hubkit.pipeline.stage import Context, Made, Stage
+from hubkit.pipeline.stage_table import STAGES, stages_of
+from hubkit.progress import Progress, silent
+from hubkit.publishing import Benchmark, Change
+from hubkit.publishing import publish as push
+from hubkit.recipe import Recipe
+from hubkit.training import Launch
+
+Execute = Callable[[Stage, Context, dict[str, Ref], Progress], Made]
+
+
+def run(
+    recipe: Recipe,
+    hub: Hub,
+    *,
+    only: str | None = None,
+    launch: Launch | None = None,
+    progress_for: Callable[[str], Progress] = lambda _: silent,
+    execute: Execute = Stage.run,
+) -> Iterator[Made]:
+    """Run the stages in order, yielding what each made as soon as it is there; with `only`, run
+    that stage alone.
+
+    `launch` spreads training over processes; what it makes is keyed as if one process had made it.
+    `execute` runs a stage that is not done: here and now, or elsewhere
+    (`hubkit.pipeline.executors.jobs.OnJobs`). A stage whose commit exists for the same recipe
+    values and input commits is skipped, not run. Raises `StageError` when `only` needs a stage that
+    has not run, and what the stages raise; whatever was committed before stays, and the next run
+    goes on from there. Before the first stage that is not done, what all behind it read is looked
+    for."""
+    context = Context(recipe, hub, launch=launch)
+    stages, looked = upto(recipe, only), only is not None
+    for number, stage in enumerate(stages, start=1):
+        if only not in (None, stage.name):
+            _note_if_done(stage, context)
+            continue
+        progress = progress_for(stage.name)
+        inputs = stage.inputs(context, progress)
+        made = stage.find(context, inputs)
+        if made is None:
+            for later in () if looked else stages[number:]:
+                _look_ahead(later, context)
+            looked = True
+            made = execute(stage, context, inputs, progress)
+        if stage.settle is not None:
+            stage.settle(context, inputs)
+        context.made[stage.name] = made.ref
+        yield made
+
+
+def before(
+    recipe: Recipe, hub: Hub, name: str, progress: Progress
+) -> tuple[Stage, Context, dict[str, Ref]]:
+    """Stage `name` as it would be run now: itself, the commits of those before it, and what it
+    reads.
+
+    Raises `StageError` when there is no such stage, or one that it needs has not run.
+    """
+    context = Context(recipe, hub)
+    *earlier, last = upto(recipe, name)
+    for stage in earlier:
+        _note_if_done(stage, context)
+    return last, context, last.inputs(context, progress)
+
+
+def _look_ahead(stage: Stage, context: Context) -> None:
+    """Look for what `stage` reads that no stage makes, so that a misspelt repo is told now and not
+    hours from now.
+
+    Raises what its inputs raise (`RepoMissingError`, `SourceError`); what would be imported first
+    is taken to be there."""
+    yet_to_come = {
+        s.name: Ref(s.repo_id(context), s.repo_type, "") for s in stages_of(context.recipe)
+    }
+    with suppress(Untouched):
+        stage.inputs(replace(context, made=yet_to_come | context.made), untouched)
+
+
+def _note_if_done(stage: Stage, context: Context) -> None:
+    """Note a stage's commit in `context`, where there is one. Nothing is imported only to find that
+    there is none.
+    """
+    with suppress(Untouched):
+        if made := stage.find(context, stage.inputs(context, untouched)):
+            context.made[stage.name] = made.ref
+
+
+def publish(
+    recipe: Recipe,
+    hub: Hub,
+    *,
+    target: Hub | None = None,
+    public: bool = False,
+    allow_personal: bool = False,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> list[Change]:
+    """Make the cards of everything that the stages made final, tie it into a collection, push the
+    Spaces and the benchmark's questions.
+
+    With `target`, another Hub, all of it is copied there. Raises `StageError` when a stage has not
+    run for this recipe, and what `hubkit.publishing.publish` raises."""
+    outputs = {}
+    context = Context(recipe, hub)
+    for stage in stages_of(recipe):
+        _note_if_done(stage, context)
+        if stage.name not in context.made:
+            raise StageError(
+                f"stage {stage.name!r} of recipe {recipe.name!r} has not run for these values; "
+                f"run `hubkit run {recipe.name}` first, with the same --profile and --set"
+            )
+        outputs[stage.name] = context.made[stage.name]
+    return push(
+        target or hub,
+        recipe,
+        outputs,
+        source=hub,
+        public=public,
+        allow_personal=allow_personal,
+        benchmark=Benchmark(questions.files(), questions.summary()),
+        dry_run=dry_run,
+        progress=progress,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A stage in a plan: ``done`` (with its commit), ``to run``, or ``to run`` because a stage
+    before it will.
+    """
+
+    stage: str
+    repo_id: str
+    state: str
+    commit: str = ""
+
+
+def plan(recipe: Recipe, hub: Hub, *, only: str | None = None) -> list[Planned]:
+    """What `run` would do now, without doing it: nothing is downloaded, built or committed."""
+    context = Context(recipe, hub)
+    planned: list[Planned] = []
+    for stage in upto(recipe, only):
+        try:
+            made = _found(stage, context)
+        except HubkitError as error:
+            planned.append(Planned(stage.name, stage.repo_id(context), f"cannot run: {error}"))
+            continue
+        if made:
+            context.made[stage.name] = made.ref
+        planned.append(
+            Planned(
+                stage.name,
+                stage.repo_id(context),
+                "done" if made else "to run",
+                str(made.ref) if made else "",
+            )
+        )
+    return planned
+
+
+def _found(stage: Stage, context: Context) -> Made | None:
+    """What `stage` has made already. Raises what `_look_ahead` raises when it could not be run."""
+    try:
+        return stage.find(context, stage.inputs(context, untouched))
+    except Untouched:
+        return None
+    except StageError:  # one before it has not run
+        _look_ahead(stage, context)
+        return None
+
+
+class Untouched(Exception):
+    """A plan met an input that a run would import first."""
+
+
+def untouched(done: float, total: float | None = None, note: str = "") -> None:
+    """A `Progress` for plans: who reports progress is about to do something."""
+    raise Untouched
+
+
+def upto(recipe: Recipe, until: str | None) -> tuple[Stage, ...]:
+    """The stages of `recipe` up to and with `until` (None: all). Raises `StageError` when it has no
+    such stage.
+    """
+    stages = stages_of(recipe)
+    names = [stage.name for stage in stages]
+    if until is None:
+        return stages
+    if until not in names:
+        lacking = next((s.needs for s in STAGES if s.name == until), "")
+        why = (
+            f": it has no {lacking!r} block; lay one over it with a profile or --set"
+            if lacking
+            else ""
+        )
+        raise StageError(
+            f"recipe {recipe.name!r} has no stage {until!r}{why}. Its stages are {', '.join(names)}"
+        )
+    return stages[: names.index(until) + 1]

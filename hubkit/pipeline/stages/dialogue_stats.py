@@ -1,0 +1,86 @@
+"""Dialogues measured beside people's held-out conversations and beside the baseline: the table and
+plots of a card.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hubkit import metrics
+from hubkit.errors import HubError, SourceError
+from hubkit.hub import Hub, Ref
+from hubkit.pipeline.inputs import encoder
+from hubkit.pipeline.stage import Context, Work, parquet
+from hubkit.pipeline.stages import baseline
+from hubkit.progress import Progress
+
+PEOPLE = "people, held out"
+ALONE = "the chat model told to play the user"
+
+
+def measure(
+    context: Context, inputs: dict[str, Ref], work: Work, raw: list[Path]
+) -> dict[str, Any] | None:
+    """Measure the dialogues of `raw`, those kept in ``work.out``, the baseline's and people's,
+    alike.
+
+    Writes ``stats.json`` and plots into ``work.out``; gives what the card shows of them, or None
+    where the recipe does not want it. An encoder that cannot be had leaves topics out and says why.
+    Raises `SourceError`."""
+    wanted, hub = context.recipe.curate.measure, context.hub
+    if wanted is None:
+        return None
+    asker = context.recipe.names.asker
+    datasets = {
+        f"{asker}, raw": raw,
+        f"{asker}, kept": sorted((work.out / "data").glob("train-*.parquet")),
+        ALONE: parquet(hub, inputs["rollout"], baseline.SPLIT),
+        PEOPLE: parquet(hub, inputs["corpus"], "test"),
+    }
+    embedder, why = (
+        _encoder(hub, work.progress)
+        if wanted.topics
+        else (None, "the recipe does not ask for topics")
+    )
+    report = metrics.stats(
+        {name: files for name, files in datasets.items() if files and _rows(files)},
+        work.out,
+        baseline=PEOPLE,
+        tokenizer=hub.snapshot(inputs["tokenizer"], allow_patterns=["tokenizer.json"]),
+        embedder=embedder,
+        size=wanted.sample,
+        seed=context.recipe.seed,
+        progress=work.progress,
+    )
+    return _shown(report, why) | {
+        "roles": {"asker": f"{asker}, raw", "baseline": ALONE, "people": PEOPLE}
+    }
+
+
+def _rows(files: list[Path]) -> int:
+    import pyarrow.parquet as pq
+
+    return sum(pq.read_metadata(path).num_rows for path in files)
+
+
+def _encoder(hub: Hub, progress: Progress) -> tuple[Path | None, str]:
+    try:
+        return encoder(hub, progress=progress), ""
+    except (HubError, SourceError) as error:
+        return None, f"no encoder could be had: {error}"
+
+
+def _shown(report: metrics.StatsReport, without_topics: str) -> dict[str, Any]:
+    columns, rows = report.table()
+    likeness = {one.name: one.values.get("likeness_auc") for one in report.datasets}
+    return {
+        "columns": columns,
+        "rows": rows,
+        "unit": report.unit,
+        "sampled": {one.name: one.sampled for one in report.datasets},
+        "missing": {one.name: one.missing for one in report.datasets if one.missing},
+        "likeness": {name: [v.value, v.low, v.high] for name, v in likeness.items() if v},
+        "without_topics": without_topics,
+        "files": report.files,
+    }

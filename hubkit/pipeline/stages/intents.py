@@ -1,0 +1,107 @@
+"""What each conversation's human wants, in one line of a judge's: a column of the corpus.
+
+It is a part of the corpus stage, and not of the asker's, because three stages behind it read the
+same line: the asker is trained under it, dialogues open with that of their opening, and the
+scorecard asks for turns under it. So it stands beside the conversation, in the commit that all
+three name, and is paid for once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hubkit.data.corpus import INTENT
+from hubkit.data.parquet import ShardWriter, read_batches
+from hubkit.errors import StageError
+from hubkit.hub import Ref
+from hubkit.judging import clipped, line
+from hubkit.pipeline.answering import questioner
+from hubkit.pipeline.stage import Context, Work
+from hubkit.recipe import Intents
+
+_TURN_CHARS, _TURNS = 600, 16  # of a person's turns, what a judge is shown: an intent shows early
+
+
+def add(
+    context: Context, inputs: dict[str, Ref], work: Work, report: dict[str, Any]
+) -> dict[str, Any]:
+    """`report`, with what became of the intents; where a judge words them, the built corpus is
+    given its lines.
+
+    Raises `StageError` when more rows than the recipe allows have none, `EndpointError` when the
+    judge cannot be asked."""
+    block = context.recipe.corpus.intents
+    if block is None:
+        return report
+    told: dict[str, Any] = {"from": f"column {block.column}"}
+    if block.judging is not None:
+        with questioner(context, "corpus", block.judging, inputs, work, "intent-v1") as judge:
+            said = judge.ask(_turns(work.out / "data"), line, work.progress)
+        told = {"from": "judge", **judge.told}
+        _write(work.out / "data", said)
+    rows, named = _count(work.out / "data")
+    told |= {"rows": rows, "with_intent": named}
+    _check(block, told)
+    return report | {"intents": told}
+
+
+def _check(block: Intents, told: dict[str, Any]) -> None:
+    rows, missing = told["rows"], told["rows"] - told["with_intent"]
+    if rows and missing / rows > block.max_missing_share:
+        why = ", ".join(
+            f"{reason} {count}" for reason, count in sorted(told.get("missing", {}).items())
+        )
+        raise StageError(
+            f"{missing} of {rows} conversations have no intent ({why or told['from']}), more than max_missing_share of "
+            f"{block.max_missing_share:.0%}; what a judge has said is kept, and the same command asks for the rest: "
+            "raise its caps, look at its replies, or raise corpus.intents.max_missing_share"
+        )
+
+
+def _shards(data: Path) -> list[Path]:
+    return sorted(data.glob("*.parquet"))
+
+
+def _rows(data: Path) -> Iterator[dict[str, Any]]:
+    for shard in _shards(data):
+        for batch in read_batches(shard):
+            yield from batch.to_pylist()
+
+
+def _turns(data: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each conversation's id, and its person's turns as the judge sees them."""
+    for row in _rows(data):
+        own = [message for message in row["messages"] if message["role"] == "user"]
+        yield row["id"], {"turns": clipped(own[:_TURNS], _TURN_CHARS)}
+
+
+def _write(data: Path, said: dict[str, str]) -> None:
+    """The shards anew, with the lines of `said` in the column."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    worded = data.with_name("worded")
+    for split in dict.fromkeys(shard.name.partition("-")[0] for shard in _shards(data)):
+        shards = [shard for shard in _shards(data) if shard.name.startswith(f"{split}-")]
+        schema = pq.read_schema(shards[0])
+        with ShardWriter(worded, split, schema) as writer:
+            for batch in (batch for shard in shards for batch in read_batches(shard)):
+                lines = pa.array(
+                    [said.get(name) for name in batch.column("id").to_pylist()], pa.string()
+                )
+                table = pa.Table.from_batches([batch])
+                writer.write_table(table.set_column(schema.get_field_index(INTENT), INTENT, lines))
+    shutil.rmtree(data)
+    worded.rename(data)
+
+
+def _count(data: Path) -> tuple[int, int]:
+    """Rows, and those with an intent."""
+    rows = named = 0
+    for shard in _shards(data):
+        for batch in read_batches(shard):
+            rows += batch.num_rows
+            named += sum(bool(text and text.strip()) for text in batch.column(INTENT).to_pylist())
+    return rows, named

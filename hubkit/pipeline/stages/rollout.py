@@ -1,0 +1,163 @@
+"""Driving a recipe's dialogues: the one way to do it, for the rollout stage, its estimate and
+rollouts beside it.
+
+A run is known by what decides its dialogues (`rollout.run_digest`), not by its size, its caps or
+its pace: a larger one goes on from what a smaller one made. What is finished goes to a branch of
+the dialogues' repo while the run lasts, and stands on ``main`` when the stage is done; so any
+machine goes on from the Hub alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hubkit import rollout
+from hubkit.errors import RepoMissingError
+from hubkit.hub import Hub, Ref
+from hubkit.hub.branch import Branch
+from hubkit.hub.places import runs
+from hubkit.pipeline import seats
+from hubkit.pipeline.deployed import as_deployed, templates
+from hubkit.pipeline.stage import PROVENANCE, Context, Work, parquet
+from hubkit.pipeline.stages.run_branch import claimed
+from hubkit.recipe import Rollout
+
+
+def drive(
+    context: Context, inputs: dict[str, Ref], work: Work, block: Rollout, *, shared: bool = False
+) -> rollout.RolloutReport:
+    """Roll out `block` into ``work.out``; raises what `rollout.run` raises.
+
+    `inputs` are the commits of ``openings`` (a corpus), ``asker`` and ``chat``. `block` need not be
+    the recipe's own: a smaller one, or one with another model in a seat, is driven in the same way.
+    Its seats' ``repo`` say whether the recipe's asker sits there (``asker``) or the model that
+    `inputs` names. The journal is in ``work.scratch``; a `shared` run has a folder of its own and a
+    branch on the Hub, until `settle` removes both."""
+    block = as_deployed(context, inputs, block)
+    with _call(context, inputs, work, block, shared=shared) as (openings, options):
+        return rollout.run(block, openings, work.out, **options)
+
+
+def estimate(
+    context: Context, inputs: dict[str, Ref], work: Work, block: Rollout, *, dialogues: int
+) -> rollout.Estimate:
+    """What a shared run will take and cost, from its first `dialogues` dialogues, which it need not
+    ask for again.
+    """
+    block = as_deployed(context, inputs, block)
+    with _call(context, inputs, work, block, shared=True) as (openings, options):
+        return rollout.estimate(block, openings, dialogues=dialogues, **options)
+
+
+def settle(context: Context, inputs: dict[str, Ref]) -> None:
+    """Remove the folder and the branch of the recipe's run, which the stage's commit supersedes."""
+    digest = _digest(context, inputs, as_deployed(context, inputs, context.recipe.rollout))
+    folder = run_folder(digest)
+    if folder.is_dir():
+        with rollout.locked(folder):
+            Branch(
+                context.hub, _repo_id(context), _branch_name(digest), repo_type="dataset"
+            ).delete()
+            shutil.rmtree(folder / "journal", ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_folder(digest: str) -> Path:
+    """Where a run keeps its journal on this machine."""
+    return runs() / f"dialogues-{digest[:12]}"
+
+
+def _branch_name(digest: str) -> str:
+    return f"rollout-{digest[:12]}"
+
+
+def _repo_id(context: Context) -> str:
+    return context.hub.qualify(context.recipe.repos.dialogues)
+
+
+def _provenance(inputs: dict[str, Ref]) -> dict[str, Any]:
+    return {role: inputs[role].to_dict() for role in ("openings", "asker", "chat")}
+
+
+def _digest(context: Context, inputs: dict[str, Ref], block: Rollout) -> str:
+    return rollout.run_digest(block, context.recipe.seed, _provenance(inputs))
+
+
+@contextmanager
+def _call(
+    context: Context, inputs: dict[str, Ref], work: Work, block: Rollout, *, shared: bool
+) -> Iterator[tuple[Iterator[Any], dict[str, Any]]]:
+    """What a rollout is called with: its openings and its options, while its seats are served and
+    the run is ours.
+    """
+    wants = context.recipe.asker.intent_column if block.asker.repo == "asker" else None
+    openings = seats.openings(parquet(context.hub, inputs["openings"], "openings"), wants)
+    options: dict[str, Any] = {
+        "seed": context.recipe.seed,
+        "provenance": _provenance(inputs),
+        "progress": work.progress,
+        **templates(context, inputs, block),
+    }
+    with (
+        _kept(context, inputs, work, block, shared=shared) as where,
+        seats.served(context, inputs, work, block) as (asker_urls, chat_urls),
+    ):
+        yield openings, {**options, **where, "asker_urls": asker_urls, "chat_urls": chat_urls}
+
+
+@contextmanager
+def _kept(
+    context: Context, inputs: dict[str, Ref], work: Work, block: Rollout, *, shared: bool
+) -> Iterator[dict[str, Any]]:
+    """Where the run keeps what it has: on this machine, and when it is shared, on the Hub."""
+    if not shared:
+        yield {"journal": work.scratch / "journal"}
+        return
+    digest = _digest(context, inputs, block)
+    folder, repo_id = run_folder(digest), _repo_id(context)
+    lease_s = block.lease_minutes * 60
+    with claimed(context.hub, repo_id, _branch_name(digest), folder, lease_s=lease_s) as branch:
+        yield {
+            "journal": folder / "journal",
+            "earlier_shards": [
+                *_superseded(context.hub, repo_id, digest, work.scratch),
+                *branch.shards(),
+            ],
+            "on_shard": branch.put,
+            "on_status": branch.check,
+        }
+
+
+def _superseded(hub: Hub, repo_id: str, digest: str, scratch: Path) -> list[Path]:
+    """The shards of the newest commit on ``main`` that holds this run, smaller or with other caps;
+    often none.
+    """
+    with hub.translated(f"reading the history of dataset {repo_id}"):
+        titles = [
+            (c.commit_id, c.title) for c in hub.api.list_repo_commits(repo_id, repo_type="dataset")
+        ]
+    for revision, title in titles:
+        ref = Ref(repo_id, "dataset", revision)
+        if "[rollout:" not in title or _digest_of(hub, ref) != digest:
+            continue
+        folder = scratch / "earlier"
+        folder.mkdir(parents=True, exist_ok=True)
+        named = []
+        for path in parquet(hub, ref, "raw"):
+            named.append(
+                folder / f"{path.stem}-{revision[:8]}.parquet"
+            )  # no name of a shard that is made here
+            shutil.copyfile(path, named[-1])
+        return named
+    return []
+
+
+def _digest_of(hub: Hub, ref: Ref) -> str:
+    try:
+        return str(json.loads(hub.read(ref, f"{PROVENANCE}/rollout.json"))["report"]["digest"])
+    except (RepoMissingError, ValueError, KeyError, TypeError):
+        return ""

@@ -1,0 +1,328 @@
+"""What a card may say: typed facts, and the readers that find them in the stages' report files.
+
+Takes the dicts that stages wrote (``report.json``, ``training_report.json``, ``results.json``);
+gives small rows that a template prints. A number that no report holds is None here and "not
+recorded" in the card: nothing is filled in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from hubkit import recipe as recipes
+from hubkit.errors import RecipeError
+from hubkit.recipe import Recipe, Training
+
+Kind = Literal[
+    "corpus",
+    "asker",
+    "dialogues",
+    "chat",
+    "preference",
+    "aligned",
+    "results",
+    "base",
+    "source",
+    "benchmark",
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+MODELS: frozenset[str] = frozenset({"asker", "chat", "aligned", "base"})
+Report = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One repo that went into another: its role there, and the commit (40 hex) that was read.
+
+    `here` is False for a commit that the Hub which shows the card does not have, such as weights
+    imported elsewhere."""
+
+    role: str
+    repo_id: str
+    repo_type: str
+    revision: str
+    here: bool = True
+
+    @property
+    def path(self) -> str:
+        """The commit's page on whatever Hub shows the card: a path from that Hub's root. `here`
+        says whether it is.
+        """
+        prefix = {"model": "", "dataset": "datasets/", "space": "spaces/"}[self.repo_type]
+        return f"/{prefix}{self.repo_id}/tree/{self.revision}"
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """Everything that a card is rendered from.
+
+    `reports` maps a stage (``corpus``, ``asker``, ``rollout``, ``curate``, ``chat``, ``import``) to
+    its report's dict; `results` is the eval stage's dict; `versions` maps package to version;
+    `files` lists the repo's paths, so that the card names only configs and plots that are there
+    (empty: all that this kind can have)."""
+
+    kind: Kind
+    repo_id: str
+    recipe: Recipe | None = None
+    inputs: Sequence[Input] = ()
+    reports: Mapping[str, Report] = field(default_factory=dict)
+    results: Report | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    files: Sequence[str] = ()
+
+    def input(self, *roles: str) -> Input | None:
+        """The first input that has one of `roles`, in the order of `roles`."""
+        return next((i for role in roles for i in self.inputs if i.role == role), None)
+
+    def report(self, stage: str) -> Report:
+        """`stage`'s report, or an empty one."""
+        return self.reports.get(stage) or {}
+
+
+def from_records(
+    kind: Kind,
+    repo_id: str,
+    recipe: Recipe,
+    records: Mapping[str, Mapping[str, Any]],
+    *,
+    results: Report | None = None,
+    files: Sequence[str] = (),
+) -> CardFacts:
+    """`CardFacts` of a repo from the provenance records (``provenance/<stage>.json``) of the stages
+    that made it.
+
+    A record holds ``inputs`` (role → repo_id, repo_type, revision), ``report`` and ``packages``;
+    what a repo was made from is what its stages read, itself excepted."""
+    inputs: dict[tuple[str, str], Input] = {}
+    versions: dict[str, str] = {}
+    for record in records.values():
+        versions |= {
+            name: version
+            for name, version in record.get("packages", {}).items()
+            if version != "absent"
+        }
+        for role, ref in record.get("inputs", {}).items():
+            if ref["repo_id"] != repo_id:
+                known = Input(role, **ref, here=ref["repo_type"] != "file")
+                inputs.setdefault((ref["repo_id"], ref["revision"]), known)
+    reports = {stage: record.get("report") or {} for stage, record in records.items()}
+    return CardFacts(
+        kind, repo_id, recipe, list(inputs.values()), reports, results, versions, files
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """The trained model beside another arm: that arm's loss, and the paired difference's
+    interval.
+    """
+
+    arm: str
+    loss: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Loss in nats per token on held-out conversations: the trained model, and the arms that it was
+    held against.
+
+    The arm ``base`` is the base in the same seat; ``prompted`` the base that is only asked to play
+    the user."""
+
+    model: float
+    against: Sequence[Against]
+    confidence: float | None
+    conversations: int | None
+    tokens: int | None
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the interval against the base."""
+        return next((a.low for a in self.against if a.arm == "base"), None)
+
+    @property
+    def high(self) -> float | None:
+        """Upper end of the interval against the base."""
+        return next((a.high for a in self.against if a.arm == "base"), None)
+
+    @property
+    def verdict(self) -> str:
+        """What the interval allows one to say."""
+        if self.low is None or self.high is None:
+            return "no interval was recorded, so no claim is made"
+        if self.high < 0:
+            return "the interval lies below zero: the trained model predicts these turns better than its base"
+        if self.low > 0:
+            return "the interval lies above zero: the trained model predicts these turns worse than its base"
+        return "the interval contains zero: this run does not show a difference from the base"
+
+
+def first(report: Mapping[str, Any] | None, *paths: str) -> Any:
+    """The first of the dotted `paths` that leads to something in `report`, else None."""
+    for path in paths:
+        found: Any = report
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if found is not None:
+            return found
+    return None
+
+
+def drops(report: Report) -> list[tuple[str, int]]:
+    """(reason, rows) of everything a stage left out, most frequent first.
+
+    Summed over the steps of a chain and the unreadable rows of files, or as the stage's own counts
+    say."""
+    counts: Counter[str] = Counter()
+    for part in (
+        *_mappings(report, "steps"),
+        *_mappings(report, "files"),
+        report,
+        first(report, "rows") or {},
+    ):
+        for key in ("dropped", "unreadable", "reasons"):
+            _count(first(part, f"{key}.counts", key), counts)
+    return sorted(counts.items(), key=lambda kv: (-kv[1], kv[0]))
+
+
+def _mappings(report: Report, key: str) -> list[Mapping[str, Any]]:
+    found = report.get(key)
+    return [item for item in found if isinstance(item, Mapping)] if isinstance(found, list) else []
+
+
+def _count(reasons: Any, counts: Counter[str]) -> None:
+    for reason, tally in reasons.items() if isinstance(reasons, Mapping) else ():
+        rows = tally.get("count") if isinstance(tally, Mapping) else tally
+        if isinstance(rows, int) and rows:
+            counts[str(reason)] += rows
+
+
+def funnel(report: Report) -> list[tuple[str, int]]:
+    """(step, rows left behind it), in the order in which a stage took its steps."""
+    rows = [(step.get("name"), step.get("rows_out")) for step in _mappings(report, "steps")]
+    return [(str(name), left) for name, left in rows if isinstance(left, int)]
+
+
+def lost(report: Report) -> list[str]:
+    """What reading lost of a file's bytes, one sentence a file."""
+    sentences = []
+    for file in _mappings(report, "files"):
+        where = f", cut off at {file['cut_off_at']}" if file.get("cut_off_at") else ""
+        if where or file.get("lost_bytes"):
+            sentences.append(
+                f"{file.get('file')}: {file.get('lost_bytes', 0):,} bytes hold no whole row{where}"
+            )
+    return sentences
+
+
+def held_out(results: Report | None, who: str) -> HeldOut | None:
+    """The held-out comparison of ``asker`` or ``chat`` in a results file, or None when it was not
+    measured.
+    """
+    part = first(results, who) or {}
+    arms, trained = first(part, "arms") or {}, first(part, "trained") or "trained"
+    loss = first(arms, f"{trained}.loss")
+    if not isinstance(loss, int | float):
+        return None
+    compared = first(part, "against") or {}
+    against = [
+        Against(
+            arm,
+            first(arms, f"{arm}.loss"),
+            found.get("difference"),
+            found.get("low"),
+            found.get("high"),
+        )
+        for arm, found in compared.items()
+    ]
+    tokens = first(arms, f"{trained}.tokens")
+    return HeldOut(
+        model=float(loss),
+        against=sorted(against, key=lambda a: a.arm),
+        confidence=next((c["confidence"] for c in compared.values() if "confidence" in c), None),
+        conversations=len(tokens) if isinstance(tokens, list) else None,
+        tokens=sum(tokens) if isinstance(tokens, list) else None,
+    )
+
+
+def mean_turns(report: Report) -> float | None:
+    """Mean human turns per conversation out of a report's histogram (turns → rows)."""
+    turns = {int(n): rows for n, rows in (first(report, "human_turns") or {}).items()}
+    rows = sum(turns.values())
+    return sum(n * count for n, count in turns.items()) / rows if rows else None
+
+
+def settings(recipe: Recipe, stage: Literal["asker", "chat"]) -> list[tuple[str, Any, Any, bool]]:
+    """(setting, value in this run, in the recipe without its profile, is it our own choice) per
+    training knob.
+
+    The third is None where the full-size recipe does not set it.
+    """
+    run: Training = getattr(recipe, stage)
+    full = _flat(getattr(_unshrunk(recipe), stage))
+    return [
+        (name, value, full.get(name), _ours(recipe, f"{stage}.{name}"))
+        for name, value in _flat(run).items()
+    ]
+
+
+def optimisation(recipe: Recipe) -> list[tuple[str, Any, Any, bool]]:
+    """`settings` of the preference optimisation."""
+    run, full = (_flat_preference(r) for r in (recipe, _unshrunk(recipe)))
+    return [
+        (name, value, full.get(name), _ours(recipe, f"preference.{name}"))
+        for name, value in run.items()
+    ]
+
+
+def _flat_preference(recipe: Recipe) -> dict[str, Any]:
+    block = recipe.preference
+    if block is None:
+        return {}
+    flat = {"pairs": block.pairs, **{f"dpo.{k}": v for k, v in block.dpo.items()}}
+    flat |= {f"lora.{k}": v for k, v in (block.lora or {}).items()}
+    return {k: v for k, v in flat.items() if v is not None}
+
+
+def _flat(run: Training) -> dict[str, Any]:
+    flat: dict[str, Any] = {
+        "base": run.base,
+        "max_conversations": run.max_conversations,
+        "max_tokens": run.max_tokens,
+    }
+    flat |= {f"sft.{k}": v for k, v in run.sft.items()}
+    flat |= {f"lora.{k}": v for k, v in (run.lora or {}).items()}
+    return {k: v for k, v in flat.items() if v is not None}
+
+
+def _ours(recipe: Recipe, key: str) -> bool:
+    return any(key == own or key.startswith(own + ".") for own in recipe.ours)
+
+
+def _unshrunk(recipe: Recipe) -> Recipe:
+    """The shipped recipe of that name without any profile; `recipe` itself where it is the user's
+    own.
+    """
+    try:
+        return recipes.load(recipe.name) if recipe.profile else recipe
+    except RecipeError:
+        return recipe
+
+
+def size_category(rows: int | None) -> str | None:
+    """The Hub's size category for a number of rows."""
+    if rows is None:
+        return None
+    bounds = (
+        (10**3, "n<1K"),
+        (10**4, "1K<n<10K"),
+        (10**5, "10K<n<100K"),
+        (10**6, "100K<n<1M"),
+        (10**7, "1M<n<10M"),
+    )
+    return next((name for bound, name in bounds if rows < bound), "10M<n<100M")

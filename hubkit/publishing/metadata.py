@@ -1,0 +1,297 @@
+"""The YAML on top of a card: what the Hub indexes, filters and loads by.
+
+Takes `CardFacts`, gives huggingface_hub's card data for that kind of repo. Keys and values follow
+the Hub's own specifications of model and dataset card metadata."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
+from huggingface_hub.repocard_data import CardData
+
+from hubkit.publishing import card_data as read
+from hubkit.publishing import scorecard
+from hubkit.publishing.card_data import CardFacts, Input
+from hubkit.recipe import Recipe, Training
+
+TAG = "hubkit"
+TrainedKind = Literal["asker", "chat", "aligned"]
+_PATTERNS: dict[str, dict[str, dict[str, str]]] = {
+    "corpus": {
+        "default": {split: f"data/{split}-*.parquet" for split in ("train", "openings", "test")}
+    },
+    "dialogues": {
+        "default": {"train": "data/train-*.parquet"},
+        "raw": {"train": "data/raw-*.parquet"},
+        "dropped": {"train": "data/dropped-*.parquet"},
+        "baseline": {"train": "data/baseline-*.parquet"},
+    },
+    "benchmark": {
+        "default": {"test": "mt-bench-8.jsonl"},
+        "offline-16": {"test": "offline-16.jsonl"},
+    },
+    "preference": {"default": {"train": "data/train-*.parquet"}},
+}
+# Only a licence that the Hub has no word for needs a name.
+_OTHER_NAME = {"corpus": "rights-of-the-writers-unclear", "source": "rights-of-the-writers-unclear"}
+
+
+def card_data(facts: CardFacts) -> CardData:
+    """The front matter of `facts`' repo."""
+    if facts.kind in ("asker", "chat", "aligned"):
+        return _trained_model(facts, facts.kind)
+    if facts.kind == "base":
+        return _imported_base(facts)
+    return _dataset(facts)
+
+
+def is_adapter(training: Training) -> bool:
+    """Whether a training run pushes an adapter (LoRA, not merged) rather than whole weights."""
+    return training.lora is not None and not training.merge_adapter
+
+
+def configs(facts: CardFacts) -> list[dict[str, Any]]:
+    """The dataset's configs as the Hub wants them, only those whose files are there (all when no
+    file is named).
+    """
+    made = []
+    curated = (
+        facts.kind != "dialogues"
+        or bool(facts.files)
+        or "curate" in facts.reports
+        or not facts.reports
+    )
+    for name, splits in _PATTERNS.get(facts.kind, {}).items():
+        if not curated and name in ("default", "dropped"):
+            continue  # rolled out, and nothing filtered yet
+        if (
+            name == "baseline"
+            and not facts.files
+            and not read.first(facts.report("rollout"), "baseline")
+        ):
+            continue
+        there = {
+            s: p for s, p in splits.items() if not facts.files or fnmatch.filter(facts.files, p)
+        }
+        if there:
+            data_files = [{"split": split, "path": path} for split, path in there.items()]
+            made.append({"config_name": name, "data_files": data_files})
+    return made
+
+
+def license_of(facts: CardFacts) -> str:
+    """The licence id of `facts`' repo, as the recipe states it."""
+    recipe = facts.recipe
+    if facts.kind == "base":
+        return "apache-2.0"
+    if facts.kind == "benchmark":
+        return "cc-by-4.0"
+    if recipe is None or facts.kind == "source":
+        return "other"
+    if facts.kind == "corpus":
+        stated = {source.license for source in recipe.corpus.sources}
+        return stated.pop() if len(stated) == 1 else "other"
+    if facts.kind == "results":
+        return "cc0-1.0"
+    by_kind = {"asker": "license_asker", "chat": "license_chat", "dialogues": "license_dialogues"}
+    by_kind |= {"preference": "license_dialogues", "aligned": "license_chat"}
+    return str(getattr(recipe.publish, by_kind[facts.kind]))
+
+
+def _trained_model(facts: CardFacts, kind: TrainedKind) -> ModelCardData:
+    recipe = _recipe(facts)
+    adapter = adapter_of(recipe, kind)
+    data = facts.input({"asker": "corpus", "chat": "dialogues", "aligned": "preference"}[kind])
+    results = _eval_results(facts, kind)
+    return ModelCardData(
+        license=license_of(facts),
+        language=list(recipe.publish.language),
+        base_model=base_of(facts, kind).repo_id,
+        base_model_relation="adapter" if adapter else "finetune",
+        datasets=[data.repo_id] if data else None,
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=_tags(
+            recipe,
+            "user-simulator" if kind == "asker" else "chat",
+            "trl",
+            "dpo" if kind == "aligned" else "sft",
+        ),
+        model_name=getattr(recipe.names, kind) if results else None,
+        eval_results=results,
+        **_license_extra(facts),
+    )
+
+
+def adapter_of(recipe: Recipe, kind: TrainedKind) -> bool:
+    """Whether the model of that kind is pushed as an adapter. On pairs, one stays one, unless it is
+    merged.
+    """
+    if kind == "asker":
+        return is_adapter(recipe.asker)
+    block = recipe.preference if kind == "aligned" else None
+    if block is not None and block.merge_adapter:
+        return False
+    return is_adapter(recipe.chat) or (block is not None and block.lora is not None)
+
+
+def base_of(facts: CardFacts, kind: TrainedKind) -> Input:
+    """What the model of that kind was trained from: the recipe's base, or the whole model that was
+    optimised.
+    """
+    recipe = _recipe(facts)
+    training: Training = recipe.asker if kind == "asker" else recipe.chat
+    whole = facts.input("chat") if kind == "aligned" and not is_adapter(training) else None
+    return (
+        whole
+        or facts.input("base")
+        or Input("base", training.base, "model", training.base_revision)
+    )
+
+
+def _eval_results(facts: CardFacts, kind: TrainedKind) -> list[EvalResult] | None:
+    held, corpus = read.held_out(facts.results, kind), facts.input("held-out", "corpus")
+    if held is None or corpus is None:
+        return None
+    turn = "human" if kind == "asker" else "assistant"
+    card = scorecard.found(facts.results) if kind == "asker" else None
+    return [
+        scorecard.held_out_result(corpus, "loss", f"Loss per {turn}-turn token (nats)", held.model),
+        *(scorecard.model_index(card, corpus) if card else ()),
+    ]
+
+
+def _imported_base(facts: CardFacts) -> ModelCardData:
+    return ModelCardData(
+        license="apache-2.0",
+        language=["en"],
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["imported", "dequantized", "q4_1", TAG],
+    )
+
+
+def _dataset(facts: CardFacts) -> DatasetCardData:
+    recipe = facts.recipe
+    upstream = (
+        facts.input("source 1", "source", "corpus", "openings", "dialogues")
+        if facts.kind != "results"
+        else None
+    )
+    pretty = {
+        "corpus": "asker",
+        "dialogues": "dialogues",
+        "preference": "dialogues",
+        "results": "system",
+    }
+    name = (
+        getattr(recipe.names, pretty[facts.kind])
+        if recipe and facts.kind in pretty
+        else facts.repo_id
+    )
+    suffix = {
+        "corpus": "human conversations",
+        "preference": "preference pairs",
+        "results": "results",
+    }
+    language = list(recipe.publish.language) if recipe else ["en"]
+    return DatasetCardData(
+        license=license_of(facts),
+        language=language,
+        pretty_name=f"{name} {suffix.get(facts.kind, '')}".strip(),
+        task_categories=["text-generation"] if facts.kind != "results" else None,
+        size_categories=read.size_category(rows_of(facts)),
+        annotations_creators=_ANNOTATED_BY.get(facts.kind),
+        source_datasets=[upstream.repo_id]
+        if upstream and upstream.repo_type == "dataset"
+        else None,
+        tags=_tags(recipe, *_DATASET_TAGS[facts.kind]),
+        configs=configs(facts) or None,
+        **_license_extra(facts),
+    )
+
+
+_DATASET_TAGS: dict[str, tuple[str, ...]] = {
+    "corpus": ("conversational", "multi-turn"),
+    "dialogues": ("conversational", "multi-turn", "synthetic", "user-simulator"),
+    "preference": ("conversational", "multi-turn", "synthetic", "preference", "dpo"),
+    "results": ("evaluation",),
+    "source": ("conversational", "imported"),
+    "benchmark": ("evaluation", "benchmark", "multi-turn", "arxiv:2306.05685"),
+}
+_ANNOTATED_BY = {
+    "corpus": "found",
+    "source": "found",
+    "dialogues": "machine-generated",
+    "preference": "machine-generated",
+    "benchmark": "expert-generated",
+}
+
+
+def rows_of(facts: CardFacts) -> int | None:
+    """Rows in the dataset's default config, as its report has them."""
+    if facts.kind == "corpus":
+        found = read.first(facts.report("corpus"), "kept")
+    elif facts.kind == "dialogues":
+        found = read.first(facts.report("curate"), "kept")
+    elif facts.kind == "preference":
+        found = read.first(facts.report("prefer"), "pairs")
+    elif facts.kind == "source":
+        found = read.first(facts.report("import"), "conversations")
+    elif facts.kind == "benchmark":
+        found = read.first(facts.report("benchmark"), "questions")
+    else:
+        found = None
+    return found if isinstance(found, int) else None
+
+
+def _tags(recipe: Recipe | None, *tags: str) -> list[str]:
+    return [*tags, TAG, *(recipe.tags if recipe else [])]
+
+
+def _license_extra(facts: CardFacts) -> dict[str, Any]:
+    name = _OTHER_NAME.get(facts.kind, "see-the-licence-section")
+    return {"license_name": name} if license_of(facts) == "other" else {}
+
+
+def _recipe(facts: CardFacts) -> Recipe:
+    if facts.recipe is None:
+        raise ValueError(
+            f"a {facts.kind} card is rendered from a recipe; give CardFacts(recipe=...)"
+        )
+    return facts.recipe
+
+
+def license_notes(facts: CardFacts, sources: Sequence[str] = ()) -> list[str]:
+    """What a card says about rights, line by line."""
+    recipe = _recipe(facts)
+    stated = license_of(facts)
+    notes = [
+        f"This repo: {stated}."
+        if stated != "other"
+        else "This repo: no standard licence fits; read on."
+    ]
+    if facts.kind in ("asker", "chat", "aligned"):
+        base = (recipe.asker if facts.kind == "asker" else recipe.chat).base
+        notes.append(f"It derives from {base}, whose licence and use policy go with it.")
+    if facts.kind == "dialogues":
+        answered = recipe.rollout.chat.repo
+        notes.append(
+            f"Its answers were written by {answered}; that model's terms on the use of its output go with them."
+        )
+    if facts.kind == "preference":
+        made_wrong = facts.input("answers")
+        rejected = made_wrong.repo_id if made_wrong else "a chat model"
+        notes.append(
+            f"Its chosen answers were written by {recipe.rollout.chat.repo}, its rejected ones by {rejected}; the "
+            "models' terms on the use of their output go with them."
+        )
+    for source in recipe.corpus.sources if facts.kind != "results" else ():
+        where = source.repo_id or "a local file"
+        notes.append(f"Human turns go back to {where}. {source.license_note}".strip())
+    if recipe.publish.license_note:
+        notes.append(recipe.publish.license_note)
+    return notes

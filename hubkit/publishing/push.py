@@ -1,0 +1,470 @@
+"""The push: final cards, Spaces and the collection, brought to a Hub so that a second push finds
+nothing to do.
+
+Takes the commits that the stages made; gives the list of changes. Everything is rendered, linted
+and scanned before the first byte leaves. One commit per repo on top of the commit that was looked
+at; when somebody else commits in between, the repo is looked at again. What is there is compared by
+hash, so an interrupted push goes on where it stopped."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hubkit.errors import CommitConflictError, RepoMissingError
+from hubkit.hub import Hub, Ref
+from hubkit.metrics import scorecards
+from hubkit.progress import Progress, silent
+from hubkit.publishing import (
+    base_models,
+    card_data,
+    cards,
+    collection,
+    croissant,
+    lineage,
+    merge,
+    safety_checks,
+    scorecard,
+    spaces,
+)
+from hubkit.publishing.card_data import Input, Kind
+from hubkit.publishing.plan import Change, Content, RepoPlan, compare
+from hubkit.recipe import Recipe
+
+# The stage whose commit is the newest of each repo, in the order of the lineage: what is read comes
+# before its reader.
+ARTIFACTS: tuple[tuple[str, Kind, str], ...] = (
+    ("corpus", "corpus", "dataset"),
+    ("asker", "asker", "model"),
+    ("curate", "dialogues", "dataset"),
+    ("chat", "chat", "model"),
+    ("prefer", "preference", "dataset"),
+    ("align", "aligned", "model"),
+    ("eval", "results", "dataset"),
+)
+BENCHMARK = "mt-bench-8"  # the same whatever the recipe
+UNKNOWN = "0" * 40  # stands for a commit that a push will make, while it is only planned
+_OWN = ("README.md", lineage.PICTURE, scorecard.PICTURE, scorecard.ENTRIES, croissant.NAME)
+_FROM_ELSEWHERE = (
+    "data/*",
+    "*.safetensors",
+    f"{lineage.PROVENANCE}/*",
+)  # ours to delete when pushed Hub to Hub
+_ATTEMPTS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """The questions that ship, to be pushed as a dataset of their own: its files by path, and their
+    numbers.
+    """
+
+    files: Mapping[str, Content]
+    report: Mapping[str, Any]
+
+
+@dataclass
+class _Push:
+    """One push: where from, where to, and which commit there each commit here has become."""
+
+    source: Hub
+    target: Hub
+    recipe: Recipe
+    outputs: Mapping[str, Ref]
+    public: bool
+    allow_personal: bool
+    moved: dict[tuple[str, str], Ref] = field(default_factory=dict)
+    _records: dict[Ref, dict[str, dict[str, Any]]] = field(default_factory=dict)
+
+    def records(self, ref: Ref) -> dict[str, dict[str, Any]]:
+        """The records of a commit on the source Hub, asked for once: a commit never changes."""
+        if ref not in self._records:
+            self._records[ref] = lineage.records(self.source, ref)
+        return self._records[ref]
+
+    @property
+    def across(self) -> bool:
+        """Whether files move from one Hub to another."""
+        return self.source.url != self.target.url
+
+    @property
+    def guarded(self) -> bool:
+        """Whether personal data in rows stops this push: it does on the way to a real Hub, unless
+        it is allowed.
+        """
+        return not self.allow_personal and not self.target.embedded
+
+    @property
+    def private(self) -> bool:
+        """Repos made by this push are private on a real Hub unless asked to be public."""
+        return not self.public and not self.target.embedded
+
+
+def publish(
+    hub: Hub,
+    recipe: Recipe,
+    outputs: Mapping[str, Ref],
+    *,
+    source: Hub | None = None,
+    public: bool = False,
+    allow_personal: bool = False,
+    with_spaces: bool = True,
+    benchmark: Benchmark | None = None,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> list[Change]:
+    """Bring what `outputs` (stage → commit; those of `ARTIFACTS` that exist) point at to `hub`.
+
+    `source` is the Hub that holds `outputs`; when it is another one, all files move, and versions
+    are tagged there. On the same Hub only cards, Spaces, `benchmark` and the collection change.
+    Returns what was changed, or with `dry_run` what would be, touching nothing. New repos are
+    private on a real Hub unless `public`; rows with personal data go there only with
+    `allow_personal`. Raises `PublishError` when a card or a file must not leave,
+    `CommitConflictError` when others keep committing, `HubError` otherwise."""
+    push = _Push(source or hub, hub, recipe, outputs, public, allow_personal)
+    along = list(_base_steps(push))
+    steps = [*along, *_artifact_steps(push), *(_space_steps(push) if with_spaces else ())]
+    if benchmark:
+        steps.append(_benchmark_step(push, benchmark))
+    planned = [_plan_all(push, step, progress, at, len(steps)) for at, step in enumerate(steps)]
+    changes = [change for plan in planned for change in plan.changes]
+    tied = [(step.repo_id, step.repo_type) for step in steps[len(along) :]]
+    if dry_run:
+        return changes + collection.plan(hub, recipe, tied)
+    done: list[Change] = []
+    push.moved.clear()
+    for at, (step, plan) in enumerate(zip(steps, planned, strict=True)):
+        progress(at, len(steps) + 1, f"pushing {step.repo_id}")
+        # Across Hubs a card names commits that this push makes, so it is planned again once they
+        # are known.
+        done += _carry_out(push, step, None if push.across and step.kind else plan)
+    done += collection.push(hub, recipe, tied, private=push.private)
+    progress(len(steps) + 1, len(steps) + 1, "pushed")
+    return done
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One repo of a push: how to plan it, and what is to be done once a plan's commit is known. It
+    has a card where it has a `kind`."""
+
+    repo_id: str
+    repo_type: str
+    plan: Callable[[], RepoPlan]
+    kind: Kind | None = None
+    after: Callable[[str, RepoPlan], list[Change]] = lambda *_: []
+
+
+def _plan_all(push: _Push, step: _Step, progress: Progress, at: int, total: int) -> RepoPlan:
+    progress(at, total, f"checking {step.repo_id}")
+    plan = step.plan()
+    safety_checks.check(plan, step.kind, personal=push.guarded)
+    if push.across:
+        step.after(UNKNOWN, plan)
+    return plan
+
+
+def _carry_out(push: _Push, step: _Step, planned: RepoPlan | None) -> list[Change]:
+    """Make one repo's commit as planned; plan it again when it was not, or when others came
+    first.
+    """
+    for attempt in range(_ATTEMPTS):
+        plan = planned or step.plan()
+        planned = None
+        safety_checks.check(plan, step.kind, personal=push.guarded)
+        commit = _commit(push.target, plan, push.recipe)
+        if commit is not None:
+            changes = [replace(change, commit=commit) for change in plan.changes]
+            return changes + step.after(commit, plan)
+        time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
+    raise CommitConflictError(
+        f"{step.repo_type} {step.repo_id}: others committed {_ATTEMPTS} times in between; push again later",
+        status=412,
+    )
+
+
+def _commit(hub: Hub, plan: RepoPlan, recipe: Recipe) -> str | None:
+    """The sha of the one commit that `plan` asks for, its parent when nothing changes; None when
+    others came first.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    if plan.parent is None:
+        sdk = "gradio" if plan.repo_type == "space" else None
+        hub.make(plan.repo_id, repo_type=plan.repo_type, private=plan.private, sdk=sdk)
+    elif not plan.write and not plan.delete:
+        return plan.parent
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
+        for path, content in plan.write.items()
+    ]
+    operations += [CommitOperationDelete(path) for path in plan.delete]
+    parent = plan.parent or hub.resolve(plan.repo_id, repo_type=plan.repo_type).revision
+    with hub.translated(
+        f"committing to {plan.repo_type} {plan.repo_id}", conflicts=True
+    ) as outcome:
+        made = hub.api.create_commit(
+            plan.repo_id,
+            operations,
+            commit_message=f"Publish recipe {recipe.name}",
+            repo_type=plan.repo_type,
+            parent_commit=parent,
+        )
+    return None if outcome.conflict else str(made.oid)
+
+
+def _base_steps(push: _Push) -> Iterator[_Step]:
+    trained = [
+        push.records(push.outputs[stage])
+        for stage in ("asker", "chat", "align")
+        if stage in push.outputs
+    ]
+    for base in base_models.needed(push.source, push.target, trained):
+
+        def plan(base: Ref = base) -> RepoPlan:
+            return base_models.plan(push.source, push.target, base, private=push.private)
+
+        def after(commit: str, plan: RepoPlan, base: Ref = base) -> list[Change]:
+            if not plan.left:
+                push.moved[base.repo_id, base.revision] = replace(base, revision=commit)
+            return []
+
+        yield _Step(base.repo_id, base.repo_type, plan, after=after)
+
+
+def _artifact_steps(push: _Push) -> Iterator[_Step]:
+    for stage, kind, repo_type in ARTIFACTS:
+        if stage in push.outputs:
+            ref = push.outputs[stage]
+            repo_id = push.target.qualify(getattr(push.recipe.repos, kind))
+
+            def plan(
+                kind: Kind = kind,
+                ref: Ref = ref,
+                repo_id: str = repo_id,
+                repo_type: str = repo_type,
+            ) -> RepoPlan:
+                return _plan_artifact(push, kind, ref, repo_id, repo_type)
+
+            def after(
+                commit: str,
+                plan: RepoPlan,
+                kind: Kind = kind,
+                ref: Ref = ref,
+                repo_id: str = repo_id,
+            ) -> list[Change]:
+                return _settle(push, kind, ref, Ref(repo_id, ref.repo_type, commit))
+
+            yield _Step(repo_id, repo_type, plan, kind, after)
+
+
+def _plan_artifact(push: _Push, kind: Kind, ref: Ref, repo_id: str, repo_type: str) -> RepoPlan:
+    found = push.records(ref)
+    files: dict[str, Content] = {}
+    if push.across:
+        folder = push.source.snapshot(ref)
+        files = {
+            p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()
+        }
+    here = _listing(push.source, ref)
+    shown = [*here, lineage.PICTURE, scorecard.PICTURE]
+    made = card_data.from_records(
+        kind, repo_id, push.recipe, found, results=_results(push), files=shown
+    )
+    made = replace(made, inputs=_inputs_there(push, kind, made.inputs))
+    if (
+        kind == "preference" and "align" in push.outputs
+    ):  # its card also says what training on it had to leave out
+        trained = push.records(push.outputs["align"])["align"]["report"]
+        made = replace(made, reports={**made.reports, "align": trained})
+    card = merge.with_existing(cards.render(made), _card_there(push.target, repo_id, repo_type))
+    tree = lineage.relabelled(
+        lineage.trace(ref, push.records), lambda old: _picture_ref(push, kind, ref, old)
+    )
+    wanted: dict[str, Content] = {
+        **files,
+        "README.md": card.encode(),
+        lineage.PICTURE: lineage.picture(tree),
+    }
+    wanted |= _scored(made)
+    if repo_type == "dataset":
+        wanted[croissant.NAME] = _croissant(push, repo_id, ref, card, here)
+    wanted.pop(".gitattributes", None)
+    ours = _FROM_ELSEWHERE if push.across else ()
+    return compare(push.target, repo_id, repo_type, wanted, private=push.private, ours=ours)
+
+
+def _scored(made: card_data.CardFacts) -> dict[str, Content]:
+    """The picture of an asker's scorecard and its entries for the Hub, where the results hold
+    one.
+    """
+    card, data = scorecard.found(made.results), made.input("corpus")
+    if made.kind != "asker" or card is None or data is None:
+        return {}
+    return {
+        scorecard.PICTURE: scorecards.picture(card),
+        scorecard.ENTRIES: scorecard.entries(card, data).encode(),
+    }
+
+
+def _croissant(push: _Push, repo_id: str, ref: Ref, card: str, files: Sequence[str]) -> bytes:
+    """The dataset's Croissant document; columns as the first shard of each config has them."""
+    import pyarrow.parquet as pq
+
+    metadata = merge.metadata(card)
+    schemas: dict[str, dict[str, str]] = {}
+    for config in metadata.get("configs") or ():
+        shards = [
+            path for entry in config["data_files"] for path in fnmatch.filter(files, entry["path"])
+        ]
+        if shards:
+            folder = push.source.snapshot(ref, allow_patterns=shards[:1])
+            schemas[config["config_name"]] = croissant.columns(pq.read_schema(folder / shards[0]))
+    url = (
+        f"{push.target.url}/datasets/{repo_id}"
+        if not push.target.embedded
+        else f"/datasets/{repo_id}"
+    )
+    document = croissant.describe(repo_id, url, metadata, schemas)
+    return json.dumps(document, indent=1, ensure_ascii=False).encode()
+
+
+def _inputs_there(push: _Push, kind: Kind, inputs: Sequence[Input]) -> list[Input]:
+    """The inputs as the target Hub knows them; models are also told which conversations they were
+    held against.
+    """
+    there = []
+    for given in inputs:
+        old = Ref(given.repo_id, given.repo_type, given.revision)
+        new = push.moved.get((old.repo_id, old.revision))
+        if new is not None:
+            there.append(replace(given, repo_id=new.repo_id, revision=new.revision))
+        else:
+            there.append(
+                replace(given, here=given.here and (not push.across or _exists(push.target, old)))
+            )
+    corpus = push.outputs.get("corpus")
+    if (
+        kind in ("chat", "aligned")
+        and corpus is not None
+        and not any(i.role == "held-out" for i in there)
+    ):
+        at = push.moved.get((corpus.repo_id, corpus.revision), corpus)
+        there.append(Input("held-out", at.repo_id, at.repo_type, at.revision))
+    return there
+
+
+def _picture_ref(push: _Push, kind: Kind, ref: Ref, old: Ref) -> Ref:
+    """What the picture calls a commit. Its own card is drawn before it is committed, so the root
+    names the data's.
+    """
+    if old == ref and push.across:
+        return Ref(push.target.qualify(getattr(push.recipe.repos, kind)), ref.repo_type, "")
+    return push.moved.get((old.repo_id, old.revision), old)
+
+
+def _settle(push: _Push, kind: Kind, ref: Ref, commit: Ref) -> list[Change]:
+    """Remember what `ref` has become on the target, and tag it there when it is a version."""
+    if not push.across:
+        return []
+    if commit.revision == UNKNOWN:
+        push.moved[ref.repo_id, ref.revision] = commit
+        return []
+    data = data_commit(push.target, commit)
+    push.moved[ref.repo_id, ref.revision] = data
+    return _tag(push.target, data) if kind in ("dialogues", "preference") else []
+
+
+def data_commit(hub: Hub, ref: Ref) -> Ref:
+    """The newest commit up to `ref` that touched anything but card and picture: what readers of the
+    data depend on.
+    """
+    with hub.translated(f"reading the history of {ref}"):
+        tree = hub.api.list_repo_tree(
+            ref.repo_id, recursive=True, expand=True, revision=ref.revision, repo_type=ref.repo_type
+        )
+        touched = {
+            entry.last_commit.oid
+            for entry in tree
+            if entry.last_commit is not None and entry.path not in (*_OWN, ".gitattributes")
+        }
+        history = hub.api.list_repo_commits(
+            ref.repo_id, repo_type=ref.repo_type, revision=ref.revision
+        )
+    return next(
+        (replace(ref, revision=c.commit_id) for c in history if c.commit_id in touched), ref
+    )
+
+
+def _tag(hub: Hub, ref: Ref) -> list[Change]:
+    """Give the commit the next version tag, when no version points at it yet."""
+    versions = {
+        name: sha for name, sha in hub.tags(ref.repo_id, repo_type=ref.repo_type).items()
+        if name[:1] == "v" and name[1:].isdigit()
+    }  # fmt: skip
+    if ref.revision in versions.values():
+        return []
+    name = f"v{max((int(v[1:]) for v in versions), default=0) + 1}"
+    hub.tag(ref, name, "Published version")
+    return [Change(ref.repo_id, ref.repo_type, "tag", name, commit=ref.revision)]
+
+
+def _listing(hub: Hub, ref: Ref) -> list[str]:
+    with hub.translated(f"listing {ref}"):
+        return list(
+            hub.api.list_repo_files(ref.repo_id, revision=ref.revision, repo_type=ref.repo_type)
+        )
+
+
+def _results(push: _Push) -> Mapping[str, object] | None:
+    ref = push.outputs.get("eval")
+    if ref is None:
+        return None
+    report = push.records(ref).get("eval", {}).get("report")
+    return report if isinstance(report, dict) else None
+
+
+def _card_there(hub: Hub, repo_id: str, repo_type: str) -> str:
+    try:
+        head = hub.resolve(repo_id, repo_type=repo_type)
+        return hub.read(head, "README.md").decode("utf-8", "replace")
+    except RepoMissingError:
+        return ""
+
+
+def _exists(hub: Hub, ref: Ref) -> bool:
+    try:
+        hub.resolve(ref.repo_id, repo_type=ref.repo_type, revision=ref.revision)
+    except RepoMissingError:
+        return False
+    return True
+
+
+def _space_steps(push: _Push) -> Iterator[_Step]:
+    for space in spaces.SPACES:
+        if any(stage not in push.outputs for stage in space.needs):
+            continue
+        repo_id = push.target.qualify(getattr(push.recipe.repos, space.named_after))
+
+        def plan(space: spaces.Space = space, repo_id: str = repo_id) -> RepoPlan:
+            wanted = spaces.files(space, push.recipe, push.target.qualify)
+            return compare(push.target, repo_id, "space", wanted, private=push.private)
+
+        yield _Step(repo_id, "space", plan)
+
+
+def _benchmark_step(push: _Push, benchmark: Benchmark) -> _Step:
+    repo_id = push.target.qualify(BENCHMARK)
+
+    def plan() -> RepoPlan:
+        made = card_data.CardFacts("benchmark", repo_id, reports={"benchmark": benchmark.report})
+        card = merge.with_existing(cards.render(made), _card_there(push.target, repo_id, "dataset"))
+        wanted: dict[str, Content] = {**benchmark.files, "README.md": card.encode()}
+        return compare(push.target, repo_id, "dataset", wanted, private=push.private)
+
+    return _Step(repo_id, "dataset", plan, "benchmark")

@@ -1,0 +1,38 @@
+"""Ray, connected, for whoever spreads work over a cluster: the one place that begins one, and ends
+what it began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hubkit.errors import MissingDependencyError
+
+
+@contextmanager
+def connected() -> Iterator[Any]:
+    """Ray over the cluster that RAY_ADDRESS names, or that runs here, or one begun for as long as
+    the context lasts.
+
+    A cluster that had to be begun listens on this machine alone. Raises `MissingDependencyError`
+    without Ray."""
+    try:
+        import ray
+    except ImportError:
+        raise MissingDependencyError(
+            "`on` is ray, which is not installed: pip install 'hubkit[ray]'"
+        ) from None
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        ray.init(address="auto", **quiet)
+    except ConnectionError:
+        ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()

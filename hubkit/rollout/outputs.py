@@ -1,0 +1,96 @@
+"""A run's dialogues where they were asked for, and its report."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from hubkit.errors import StageError
+from hubkit.recipe import Rollout
+from hubkit.rollout import shards
+from hubkit.rollout.report import RolloutReport
+from hubkit.rollout.session import Session
+from hubkit.rollout.state import State
+
+
+def report(
+    block: Rollout, state: State, rows: shards.Rows, out: Path, session: Session
+) -> RolloutReport:
+    """Put the run's dialogues into `out`, and say what they are and what they took: also in
+    ``out/report.json``.
+
+    Raises `StageError` when there are none.
+    """
+    paths = deliver(block, state, rows, out, cap=session.stopped)
+    if not paths:
+        raise StageError(
+            f"the rollout made no dialogue (openings that could not be used: {session.skipped or 'none given'}); "
+            "check the openings, rollout.max_opening_chars and the caps"
+        )
+    dialogues, ends, human, made = shards.totals(paths)
+    seats = {"asker": state.spent.tokens["user"], "chat": state.spent.tokens["assistant"]}
+    kinds = {
+        prefix: {
+            k.removeprefix(prefix): v
+            for k, v in sorted(state.counts.items())
+            if k.startswith(prefix)
+        }
+        for prefix in ("retry_", "refused_")
+    }
+    whole = RolloutReport(
+        dialogues=dialogues,
+        wanted=block.dialogues,
+        unfinished=len(state.open_below(block.dialogues)),
+        stopped=session.stopped,
+        human_turns=human,
+        generated_turns=made,
+        end_reasons=ends,
+        openings_skipped=session.skipped,
+        retries=kinds["retry_"],
+        refused=kinds["refused_"],
+        errors=session.errors,
+        requests=state.spent.requests,
+        tokens={
+            seat: {"prompt": count[0], "completion": count[1]} for seat, count in seats.items()
+        },
+        cached_tokens=state.spent.cached,
+        usd=round(state.spent.usd(block.seats), 6),
+        seconds=round(state.spent.seconds, 3),
+        session=session.facts,
+        damaged_records=state.damaged_records,
+        shards=[f"data/{path.name}" for path in paths],
+        digest=state.digest,
+    )
+    (out / "report.json").write_text(json.dumps(whole.to_dict(), indent=1, sort_keys=True), "utf-8")
+    return whole
+
+
+def deliver(block: Rollout, state: State, rows: shards.Rows, out: Path, *, cap: str) -> list[Path]:
+    """Put the run's dialogues into ``out/data/raw-*.parquet``: what its shards hold, and those that
+    `cap` has ended.
+
+    A run whose journal knows a larger one gives its own dialogues alone.
+    """
+    data = out / "data"
+    data.mkdir(parents=True, exist_ok=True)
+    for stale in data.glob("raw-*.parquet"):
+        stale.unlink()
+    paths: list[Path] = []
+    for path in state.shard_paths:
+        to = data / f"raw-{len(paths):05d}.parquet"
+        if shards.copy(path, to, leave=lambda index, reason: index >= block.dialogues):
+            paths.append(to)
+    answered = [
+        d
+        for d in state.open_below(block.dialogues)
+        if any(turn["seat"] == "assistant" for turn in d.turns)
+    ]
+    if cap and answered:
+        answered = [
+            replace(dialogue, end_reason=cap, ended_at=time.time()) for dialogue in answered
+        ]
+        paths.append(data / f"raw-{len(paths):05d}.parquet")
+        shards.write([rows.row(dialogue) for dialogue in answered], paths[-1], state.ledger())
+    return paths

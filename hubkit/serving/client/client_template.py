@@ -1,0 +1,83 @@
+"""Prompts rendered on our side, for servers that hold only one chat template and must serve two
+seats.
+
+A chat template is a stranger's program: it runs in Jinja's immutable sandbox, with the few names
+that transformers gives it, and its output is bounded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from hubkit.conversation import Message
+from hubkit.errors import RecipeError
+
+LONGEST_PROMPT = 4_000_000  # characters
+
+
+class ClientTemplate:
+    """A chat template (Jinja source) with the tokenizer's special tokens by name, such as
+    ``{"bos_token": "<s>"}``.
+
+    `stops` are texts that end a turn where the server's own end token is another model's.
+    """
+
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], *, stops: Sequence[str] = ()
+    ) -> None:
+        self._source, self._special = source, dict(special_tokens)
+        self.stops = tuple(stops)
+
+    @cached_property
+    def _compiled(self) -> Any:
+        import jinja2
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        environment.filters["tojson"] = lambda value, **kw: json.dumps(
+            value, ensure_ascii=False, **kw
+        )
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            return environment.from_string(self._source)
+        except jinja2.TemplateError as error:
+            raise RecipeError(
+                f"the chat template cannot be read: {error}; it must be Jinja"
+            ) from None
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt after which the next turn is generated. Raises `RecipeError` when the template
+        refuses.
+        """
+        import jinja2
+
+        try:
+            prompt = self._compiled.render(
+                messages=list(messages), add_generation_prompt=True, **self._special
+            )
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            RecursionError,
+            OverflowError,
+        ) as error:
+            raise RecipeError(f"the chat template cannot render these messages: {error}") from None
+        if len(prompt) > LONGEST_PROMPT:
+            raise RecipeError(
+                f"the chat template gave a prompt of {len(prompt)} characters; it may loop"
+            )
+        return str(prompt)
+
+
+def _raise(message: str) -> None:
+    import jinja2
+
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,98 @@
+"""Tells a refused request from a misconfigured endpoint, within the first few requests.
+
+Until a first answer has come, at most `CANARIES` requests are out. A refused one waits for the
+verdict: another that is answered proves the endpoint, and the refusal was that request's own; when
+all that are out were refused, the endpoint is at fault, and every caller hears so. Later, a long
+unbroken run of refusals says the same."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hubkit.errors import EndpointError, MisconfiguredEndpointError
+
+CANARIES = 8
+REFUSALS_IN_ROW = 50
+
+
+class Probation:
+    """The state of one endpoint: unproven, proven or condemned."""
+
+    def __init__(self) -> None:
+        self.proven = False
+        self._out = 0
+        self._refused = 0
+        self._in_row = 0
+        self._closed = False
+        self._last: tuple[EndpointError, str] | None = None
+        self._verdict: asyncio.Future[None] | None = None
+        self._condemned: MisconfiguredEndpointError | None = None
+
+    async def enter(self) -> None:
+        """Called before a request; waits while enough unproven ones are out."""
+        if self.proven:
+            return
+        while not self.proven and self._condemned is None and self._out >= CANARIES:
+            await self._wait()
+        if self._condemned is not None:
+            raise self._condemned
+        self._out += 1
+
+    def passed(self) -> None:
+        """A request was answered."""
+        self._in_row = 0
+        if not self.proven:
+            self.proven = True
+            self._decide()
+
+    def leave(self) -> None:
+        """A request ended in a way that says nothing (cancelled)."""
+        self._out -= 1
+        self._condemn_if_all_refused()
+
+    async def refused(self, error: EndpointError, name: str) -> EndpointError:
+        """A request was refused; gives the error to raise, once it is known whose fault it was."""
+        self._in_row += 1
+        if self._in_row >= REFUSALS_IN_ROW:
+            self._condemned = _condemnation(error, name, f"the last {self._in_row} requests")
+        if self.proven:
+            return self._condemned or error
+        self._refused += 1
+        self._last = (error, name)
+        self._condemn_if_all_refused()
+        while not self.proven and self._condemned is None:
+            await self._wait()
+        return error if self.proven else self._condemned or error
+
+    def condemn(self, error: MisconfiguredEndpointError) -> None:
+        """The endpoint is at fault beyond doubt."""
+        self._condemned = error
+        self._decide()
+
+    def close(self) -> None:
+        """Nobody shall wait any more: those who do are cancelled, as are those who come."""
+        self._closed = True
+        if self._verdict is not None:
+            self._verdict.cancel()
+
+    def _condemn_if_all_refused(self) -> None:
+        if self._last is not None and not self.proven and self._refused >= self._out:
+            self.condemn(_condemnation(*self._last, f"all of the first {self._refused} requests"))
+
+    def _decide(self) -> None:
+        if self._verdict is not None and not self._verdict.done():
+            self._verdict.set_result(None)
+
+    async def _wait(self) -> None:
+        if self._closed:
+            raise asyncio.CancelledError
+        if self._verdict is None or self._verdict.done():
+            self._verdict = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._verdict)
+
+
+def _condemnation(error: EndpointError, name: str, which: str) -> MisconfiguredEndpointError:
+    return MisconfiguredEndpointError(
+        f"{name}: {which} were refused, the last with: {error}; correct the seat's settings and run again",
+        status=error.status,
+    )

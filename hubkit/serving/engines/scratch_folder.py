@@ -1,0 +1,44 @@
+"""A folder for what an engine and its starter say to each other. Those that a kill left behind go
+at the next start.
+
+The lock in a folder belongs to whoever holds the open file, here the starter and its engine, and
+the kernel gives it up with the last of them. So a lock that can be taken is nobody's any more."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_PREFIX, _LOCK = "hubkit-engine-", "lock"
+
+
+@contextmanager
+def scratch_folder() -> Iterator[tuple[Path, int]]:
+    """A temporary folder, and the descriptor that keeps it: a child that inherits it keeps the
+    folder as long as it lives. It is gone at the end of the block, or, after a kill, when the next
+    one is made."""
+    _sweep()
+    with (
+        tempfile.TemporaryDirectory(prefix=_PREFIX) as name,
+        (Path(name) / "new").open("wb") as held,
+    ):
+        fcntl.flock(held, fcntl.LOCK_EX)
+        Path(held.name).rename(
+            Path(name) / _LOCK
+        )  # so nobody ever finds it free while it is in use
+        yield Path(name), held.fileno()
+
+
+def _sweep() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError):  # in use, without a lock, or another sweeper was here
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            with (folder / _LOCK).open("rb+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,103 @@
+"""Fine-tuning of either seat, on TRL: conversations (or preference pairs) in, a model folder that
+can be pushed out.
+
+Takes a recipe's `Training` block, parquet files with ``messages`` as recorded, and a base model's
+folder; gives a folder with adapter or weights, tokenizer, served chat template,
+``training_report.json`` and ``loss.png``. Loss falls on the seat's own turns and their end tokens,
+on nothing else. `prefer` takes a `Preference` block and pairs instead and goes on from a chat
+model. A run that was killed goes on from its last complete checkpoint when it is called again with
+the same inputs. One process or many, both are carried out, planned and launched by the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hubkit.progress import Progress, silent
+from hubkit.recipe import Preference, Training
+from hubkit.training.config import quiet_environment
+from hubkit.training.dpo import Pairwise
+from hubkit.training.identity import revision_of
+from hubkit.training.launch import Launch
+from hubkit.training.launch import launch as launched
+from hubkit.training.plan import TrainPlan, plan, write_shape
+from hubkit.training.process import here
+from hubkit.training.report import TrainReport
+from hubkit.training.sft import Supervised
+
+__all__ = ["Launch", "TrainPlan", "TrainReport", "plan", "prefer", "train", "write_shape"]
+
+
+def train(
+    block: Training,
+    data: Sequence[Path],
+    base: Path,
+    out: Path,
+    *,
+    base_repo_id: str,
+    seed: int,
+    work: Path,
+    base_revision: str | None = None,
+    launch: Launch | None = None,
+    progress: Progress = silent,
+) -> TrainReport:
+    """Train `block` on `data` from the model in `base`; write a pushable model folder to `out`.
+
+    `work` keeps checkpoints and survives a kill: the same call goes on where the last one stopped.
+    `base_repo_id` (and `base_revision`; by default read off a snapshot folder's name) is what the
+    adapter will name as its base. With `launch` the run is spread over processes through
+    ``accelerate launch``; `block` holds for each of them.
+
+    Raises `RecipeError` for keys or values that TRL or PEFT refuse, `SourceError` for unreadable
+    data or base, `TrainingError` when there is nothing to learn from, too much would be dropped, or
+    the loss is not a number."""
+    quiet_environment()
+    more: Any = {
+        "base_repo_id": base_repo_id,
+        "seed": seed,
+        "base_revision": base_revision or revision_of(base),
+    }
+    if launch is not None:
+        return launched(
+            launch, "train", block, data, [base, out], more, work=work, progress=progress
+        )
+    return here(Supervised(block, base), data, out, work, progress, **more)
+
+
+def prefer(
+    block: Preference,
+    data: Sequence[Path],
+    base: Path,
+    chat: Path,
+    out: Path,
+    *,
+    base_repo_id: str,
+    seed: int,
+    work: Path,
+    base_revision: str | None = None,
+    system: str | None = None,
+    launch: Launch | None = None,
+    progress: Progress = silent,
+) -> TrainReport:
+    """Optimise the chat model in `chat` (an adapter of `base`, or a whole model) on `data`; write
+    `out`.
+
+    `system` is the message under which the chat model was trained: prompts without one of their own
+    get it. Histories that do not fit into ``dpo.max_length`` lose their oldest exchanges; pairs
+    whose last question and answers alone do not fit are dropped; both are counted. The rest is as
+    in `train`, which see."""
+    quiet_environment()
+    task = Pairwise(block, base, chat, system)
+    more: Any = {
+        "base_repo_id": base_repo_id,
+        "seed": seed,
+        "base_revision": base_revision or revision_of(task.start),
+    }
+    if launch is not None:
+        call = {**more, "system": system}
+        return launched(
+            launch, "prefer", block, data, [base, chat, out], call, work=work, progress=progress
+        )
+    return here(task, data, out, work, progress, **more)

@@ -1,0 +1,215 @@
+"""The recipe's blocks → TRL's and PEFT's own configuration objects, key for key.
+
+Takes a `Training` block; gives an ``SFTConfig`` and a ``LoraConfig``. Keys go through as they are;
+an unknown one is an error that names the nearest. hubkit sets only what a run needs to be safe
+(where checkpoints go, no silent uploads, no telemetry) and what the machine cannot do (bf16 without
+an accelerator), and says so in the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hubkit.errors import MissingDependencyError, RecipeError
+from hubkit.hub.places import home
+from hubkit.recipe import Preference, Training
+
+# What hubkit decides itself, with the reason a recipe's author reads when they set it all the same.
+RESERVED = {
+    "output_dir": "hubkit keeps checkpoints in the stage's work folder",
+    "overwrite_output_dir": "hubkit resumes or starts a new work folder by itself",
+    "resume_from_checkpoint": "hubkit resumes by itself",
+    "push_to_hub": "publishing is a stage of its own",
+    "hub_model_id": "publishing is a stage of its own",
+    "hub_token": "tokens never stand in recipes",
+    "assistant_only_loss": "only the seat's own turns ever carry loss",
+    "completion_only_loss": "only the seat's own turns ever carry loss",
+    "dataset_text_field": "rows are conversations",
+    "chat_template_path": "the template follows from the base and the seat",
+    "trust_remote_code": "hubkit never runs code out of a model repo",
+    "seed": "the recipe's own seed is used",
+    "truncation_mode": "texts are cut at the end",
+}
+
+
+def quiet_environment() -> None:
+    """No telemetry, no fork warnings, no threads that spin for long. Call before anything imports
+    torch.
+
+    Torch's threads wait for each other by spinning, which is fastest on an idle machine and
+    twenty-fold slower as soon as another process wants a core; a short spin keeps the first and
+    loses most of the second. OpenMP reads its variable when torch is loaded."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for package in (
+        "transformers",
+        "trl",
+        "peft",
+    ):  # their renamings are ours to follow, not the user's
+        warnings.filterwarnings("ignore", category=FutureWarning, module=package)
+
+
+def sft_config(block: Training, work: Path, *, seed: int) -> tuple[Any, list[str]]:
+    """`block.sft` as an ``SFTConfig`` that checkpoints into `work`, and a sentence per value the
+    machine changed.
+
+    Raises `RecipeError` for a key that SFTConfig does not have, one that hubkit decides, or a value
+    it refuses."""
+    quiet_environment()
+    from trl import SFTConfig
+
+    check_keys("sft", block.sft, SFTConfig)
+    values, notes = fit_to_machine(block.sft)
+    _check_quantize(block)
+    os.environ.setdefault("TRACKIO_DIR", str(home() / "trackio"))
+    values = {
+        **_defaults(),
+        **_evaluation(block),
+        **values,
+        "output_dir": str(work),
+        "seed": seed,
+        "truncation_mode": "keep_start",
+    }
+    return _build("sft", SFTConfig, values), notes
+
+
+def dpo_config(block: Preference, work: Path, *, seed: int) -> tuple[Any, list[str]]:
+    """`block.dpo` as a ``DPOConfig``, on the same terms as `sft_config`."""
+    quiet_environment()
+    from trl import DPOConfig
+
+    check_keys("dpo", block.dpo, DPOConfig)
+    values, notes = fit_to_machine(block.dpo)
+    values = {
+        **_defaults(),
+        **values,
+        "output_dir": str(work),
+        "seed": seed,
+        "truncation_mode": "keep_start",
+    }
+    return _build("dpo", DPOConfig, values), notes
+
+
+def check_keys(where: str, given: Mapping[str, Any], config_class: type) -> None:
+    """Refuse keys that `config_class` (a dataclass) does not have, naming the nearest, and those in
+    `RESERVED`.
+    """
+    known = {f.name for f in dataclasses.fields(config_class) if f.init}
+    for key in given:
+        if key in RESERVED:
+            raise RecipeError(f"{where}.{key} is not for recipes: {RESERVED[key]}; remove it")
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known - RESERVED.keys()), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise RecipeError(f"{where}.{key} is not a key of {config_class.__name__}{hint}")
+
+
+def fit_to_machine(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """`given` as this machine can run it, and a sentence per change. Without an accelerator bf16
+    and fp16 are off.
+
+    CPUs without native bf16 run it some hundred times slower than fp32, and TRL turns it on by
+    default."""
+    import torch
+
+    values = dict(given)
+    notes: list[str] = []
+    if torch.cuda.is_available():
+        values.setdefault("bf16", torch.cuda.is_bf16_supported())
+        return values, notes
+    for key in ("bf16", "fp16", "tf32"):
+        if values.get(key):
+            notes.append(f"{key} is off: this machine has no GPU")
+            values[key] = False
+    if str(values.get("optim", "")).endswith("fused"):
+        notes.append(f"optim {values.pop('optim')} is left at the default: this machine has no GPU")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        values.setdefault("ddp_backend", "gloo")
+    return {"bf16": False, "use_cpu": True, **values}, notes
+
+
+def lora_config(block: Training | Preference) -> Any | None:
+    """`block.lora` as a ``LoraConfig``, or None for full fine-tuning. Raises `RecipeError` for
+    unknown keys.
+    """
+    if block.lora is None:
+        return None
+    quiet_environment()
+    from peft import LoraConfig
+
+    check_keys("lora", block.lora, LoraConfig)
+    return _build("lora", LoraConfig, {"task_type": "CAUSAL_LM", **block.lora})
+
+
+def _defaults() -> dict[str, Any]:
+    """Where hubkit's defaults differ from TRL's. A recipe's own value always wins."""
+    return {
+        "report_to": "none",
+        "project": "hubkit",
+        "trackio_static_space_id": False,  # a Space only where a recipe names one: curves stay on this machine
+        "logging_steps": 0.02,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "save_total_limit": 2,
+        "disable_tqdm": True,
+        "max_length": 1024,
+    }
+
+
+def _evaluation(block: Training) -> dict[str, Any]:
+    """When held-out rows are looked at: once an epoch, and the best epoch is kept when the run may
+    stop early.
+
+    Raises `RecipeError` for early stopping without rows to judge by.
+    """
+    if block.early_stopping and not block.holdout:
+        raise RecipeError(
+            "early_stopping needs held-out rows to judge by; set holdout, for example to 0.05"
+        )
+    if not block.holdout:
+        return {}
+    best = {
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_loss",
+        "save_strategy": "epoch",
+    }
+    return {"eval_strategy": "epoch", **(best if block.early_stopping else {})}
+
+
+def _check_quantize(block: Training) -> None:
+    """Raises `RecipeError` or `MissingDependencyError` where 4-bit training cannot run, before
+    anything is loaded.
+    """
+    if block.quantize is None:
+        return
+    import importlib.util
+
+    import torch
+
+    if block.lora is None:
+        raise RecipeError("quantize is for adapters: 4-bit weights cannot be trained; set lora")
+    if not torch.cuda.is_available():
+        raise RecipeError(
+            "quantize: 4bit needs a CUDA GPU, and this machine has none; remove it to train in float32"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingDependencyError("quantize: 4bit needs bitsandbytes: pip install bitsandbytes")
+
+
+def _build(where: str, config_class: type, values: dict[str, Any]) -> Any:
+    try:
+        return config_class(**values)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{where} asks for a package that is not installed: {error}"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{where} does not make a {config_class.__name__}: {error}") from None

@@ -1,0 +1,128 @@
+"""Direct preference optimisation of a chat model, on TRL: pairs in, a model folder that can be
+pushed out.
+
+Takes a recipe's `Preference` block, parquet files with ``prompt``, ``chosen`` and ``rejected``
+(TRL's conversational format), the base and the chat model to start from; gives the same folder as
+supervised training does. A chat model that is an adapter goes on being trained as that adapter,
+with a frozen copy of it as the reference; a whole one is its own base, below a new adapter (`lora`)
+or as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hubkit import chat_templates
+from hubkit.conversation import Seat
+from hubkit.progress import Progress
+from hubkit.recipe import Preference
+from hubkit.training.config import dpo_config, lora_config
+from hubkit.training.loading import load_base, load_tokenizer, require_context
+from hubkit.training.pairs import COLUMNS, fit
+from hubkit.training.process import Rows
+from hubkit.training.trainer import Quiet
+
+
+@dataclass
+class Pairwise:
+    """`block` on the chat model in `chat`, an adapter of `base` or a whole model. A
+    `hubkit.training.process.Task`.
+    """
+
+    block: Preference
+    base: Path
+    chat: Path
+    system: str | None = None
+
+    @property
+    def seat(self) -> Seat:
+        """The chat model's."""
+        return "assistant"
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the chat model is one."""
+        return (self.chat / "adapter_config.json").exists()
+
+    @property
+    def start(self) -> Path:
+        """The weights below: the base of an adapter, or the whole chat model."""
+        return self.base if self.is_adapter else self.chat
+
+    @cached_property
+    def identity(self) -> str:
+        """Which chat model it is: its weights' hash where it is an adapter, its folder's name
+        else.
+        """
+        weights = self.chat / "adapter_model.safetensors"
+        if not weights.exists():
+            return f"{self.chat.name} {self.system} "
+        with weights.open("rb") as file:
+            return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {self.system} "
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What went to TRL."""
+        return self.block.dpo
+
+    @cached_property
+    def template(self) -> str:
+        """The served template: what pairs are rendered with."""
+        return chat_templates.for_inference(self.start, "assistant")
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The chat model's tokenizer, under `template`."""
+        tokenizer = load_tokenizer(self.chat)
+        tokenizer.chat_template = self.template
+        return tokenizer
+
+    def configure(self, work: Path, *, seed: int) -> tuple[Any, list[str]]:
+        """A ``DPOConfig``, and notes."""
+        config, notes = dpo_config(self.block, work, seed=seed)
+        require_context("dpo.max_length", self.start, config.max_length, "the chat model")
+        lora_config(self.block)  # its mistakes are told before anything is loaded
+        return config, notes
+
+    def rows(self, data: Sequence[Path], config: Any, work: Path, progress: Progress) -> Rows:
+        """Pairs that fit; every process fits its own, to the same end."""
+        progress(0, None, "fitting pairs")
+        share = self.block.max_drop_share
+        ready, stats = fit(data, self.tokenizer, config.max_length, share, system=self.system)
+        return Rows(ready, stats.to_dict(), stats.tokens, stats.answer_tokens)
+
+    def trainer(self, config: Any, rows: Rows, watch: Any) -> Any:
+        """TRL's ``DPOTrainer`` over `rows`; below an adapter, a frozen copy of itself is the
+        reference.
+        """
+        from datasets import Dataset
+        from peft import PeftModel
+        from transformers.trainer_callback import PrinterCallback
+        from trl import DPOTrainer
+
+        class PreferenceTrainer(Quiet, DPOTrainer):  # type: ignore[misc]
+            """TRL's own, `Quiet`."""
+
+        lora = None if self.is_adapter else lora_config(self.block)
+        model = load_base(self.start, adapter=self.is_adapter or lora is not None)
+        if self.is_adapter:
+            model = PeftModel.from_pretrained(model, str(self.chat), is_trainable=True)
+            model.peft_config["default"].base_model_name_or_path = str(
+                self.start
+            )  # else checkpoints ask a Hub for it
+        trainer = PreferenceTrainer(
+            model=model,
+            args=config,
+            train_dataset=Dataset.from_list(
+                [{name: row[name] for name in COLUMNS} for row in rows.ready]
+            ),
+            processing_class=self.tokenizer,
+            peft_config=lora,
+            callbacks=[watch] if watch else None,
+        )
+        trainer.remove_callback(PrinterCallback)
+        return trainer

@@ -1,0 +1,340 @@
+"""What a training run would take, before anything is loaded: steps, tokens, memory per device,
+hours; and refusals.
+
+Takes the arguments of `train` or `prefer`; gives a `TrainPlan`. Sizes come from shapes on torch's
+meta device, so a 13B base needs its ``config.json`` only, and its tokenizer to look at data.
+Without data, rows and tokens are what the recipe expects."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from hubkit import chat_templates
+from hubkit.errors import RecipeError, SourceError
+from hubkit.recipe import Preference, Training
+from hubkit.training.config import dpo_config, lora_config, sft_config
+from hubkit.training.estimate import GIB, Reference, Size, duration, memory_gib
+from hubkit.training.launch import Launch
+from hubkit.training.loading import load_tokenizer, over_context
+from hubkit.training.pairs import sampled
+from hubkit.training.rows import Drops, RowMaker, table
+
+_SAMPLE = 200
+_FOUND = ("rows", "tokens", "loss_tokens", "truncated_share", "dropped_share")
+SHAPES = Path(__file__).with_name("shapes.yaml")
+
+
+@dataclass
+class TrainPlan:
+    """One planned run, `kind` naming the block that goes to TRL. Rows are conversations (``sft``)
+    or pairs (``dpo``: both sequences of a pair count as tokens, and `truncated_share` of pairs lose
+    old exchanges). Tokens are per epoch, estimated from `sampled_rows` or (none sampled) from what
+    the recipe expects; None: not known before there is data. Memory is GiB per device; `hours` is
+    at `utilisation` of `peak_tflops` per device. `refusals` are why it would not run."""
+
+    base: str
+    kind: Literal["sft", "dpo"]
+    seat: str
+    rows: int | None
+    sampled_rows: int
+    tokens: int | None
+    loss_tokens: int | None
+    truncated_share: float | None
+    dropped_share: float | None
+    steps: int | None
+    epochs: float | None
+    batch: int
+    launch: str | None
+    nodes: int
+    processes: int
+    device: str
+    device_gib: float | None
+    parameters: int
+    trainable_parameters: int
+    memory_gib: dict[str, float]
+    flops: float | None
+    peak_tflops: float | None
+    utilisation: float
+    hours: float | None
+    config: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _What:
+    """What differs between the two kinds of training: `sequences` of ``max_length`` are on a device
+    at a time.
+    """
+
+    kind: Literal["sft", "dpo"]
+    seat: str
+    config: Any
+    notes: list[str]
+    settings: dict[str, Any]
+    found: dict[str, Any]
+    size: Size
+    sequences: int
+
+
+def plan(
+    block: Training | Preference,
+    data: Sequence[Path],
+    base: Path,
+    *,
+    base_repo_id: str,
+    seed: int,
+    chat: Training | None = None,
+    launch: Launch | None = None,
+    device: str | None = None,
+    device_gib: float | None = None,
+) -> TrainPlan:
+    """Plan the run that `train` (or, with a `Preference` block, `prefer`) would be, on devices
+    named `device`.
+
+    `chat` is the block by which the chat model is trained that preferences start from. Without
+    `data`, ``block.expected`` says how much there will be. `device` is a part of a GPU's name (by
+    default this machine's); `device_gib` its memory, against which the need is held. Raises
+    `RecipeError` and `SourceError` as `train` does; what else would stop it stands in `refusals`.
+    """
+    if isinstance(block, Training):
+        what = _supervised(block, data, base, seed)
+    else:
+        what = _pairwise(block, chat, data, base, seed)
+    config, found = what.config, what.found
+    elsewhere = device is not None and device not in _here()[0]
+    name, memory = (device, device_gib) if device else (_here()[0], device_gib or _here()[1])
+    processes = launch.per_node() * launch.nodes if launch else 1
+    sharded = processes if launch and launch.shards else 1
+    batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
+    flops = what.size.flops_per_token(recompute=config.gradient_checkpointing)
+    made = TrainPlan(
+        base=base_repo_id,
+        kind=what.kind,
+        seat=what.seat,
+        batch=batch,
+        launch=launch.strategy if launch else None,
+        nodes=launch.nodes if launch else 1,
+        processes=processes,
+        device=name,
+        device_gib=memory,
+        parameters=what.size.total,
+        trainable_parameters=what.size.trained,
+        memory_gib=memory_gib(what.size, config, what.sequences, sharded, gpu=name != "cpu"),
+        config=what.settings,
+        notes=[] if elsewhere else what.notes,
+        **duration(config, found, batch, flops, name, processes),
+        **found,
+    )
+    made.refusals = _refusals(what, made, block.max_drop_share, memory)
+    return made
+
+
+def _supervised(block: Training, data: Sequence[Path], base: Path, seed: int) -> _What:
+    config, notes = sft_config(block, Path("unused"), seed=seed)
+    size = _size(base, lora_config(block), four_bits=bool(block.quantize))
+    found = (
+        _sample(block, data, base, config.max_length, seed)
+        if data
+        else _expected(block, config.max_length)
+    )
+    sequences = config.per_device_train_batch_size
+    return _What("sft", block.seat, config, notes, dict(block.sft), found, size, sequences)
+
+
+def _pairwise(
+    block: Preference, chat: Training | None, data: Sequence[Path], base: Path, seed: int
+) -> _What:
+    """Both answers of a pair go through the model together. An adapter is held against a frozen
+    copy of itself, a new one on a whole model against that model without it, and a whole model
+    against a second one."""
+    config, notes = dpo_config(block, Path("unused"), seed=seed)
+    goes_on = chat is not None and chat.lora is not None and not chat.merge_adapter
+    lora = lora_config(chat if goes_on and chat else block)
+    reference: Reference = "adapter" if goes_on else "base" if lora else "model"
+    size = _size(base, lora, reference=None if config.precompute_ref_log_probs else reference)
+    found = (
+        _sample_pairs(block, chat, data, base, config, seed)
+        if data
+        else _expected_pairs(block, config.max_length)
+    )
+    sequences = 2 * config.per_device_train_batch_size
+    return _What("dpo", "assistant", config, notes, dict(block.dpo), found, size, sequences)
+
+
+def write_shape(repo_id: str, folder: Path) -> bool:
+    """Write the ``config.json`` that ships for `repo_id` into `folder`; False where none does."""
+    shape = yaml.safe_load(SHAPES.read_text("utf-8")).get(repo_id)
+    if shape is None:
+        return False
+    (folder / "config.json").write_text(json.dumps(shape), "utf-8")
+    return True
+
+
+def _expected(block: Training, max_length: int | None) -> dict[str, Any]:
+    """What `_sample` gives, out of the recipe."""
+    found: dict[str, Any] = {**dict.fromkeys(_FOUND), "sampled_rows": 0}
+    if (expected := block.expected) is None:
+        return found
+    each = min(expected.tokens, max_length or expected.tokens)
+    rows = min(expected.conversations, block.max_conversations or expected.conversations)
+    if block.max_tokens is not None:
+        rows = min(rows, math.ceil(block.max_tokens / each))
+    return {**found, "rows": rows, "tokens": rows * each}
+
+
+def _expected_pairs(block: Preference, max_length: int | None) -> dict[str, Any]:
+    """What `_sample_pairs` gives, out of the recipe."""
+    found: dict[str, Any] = {**dict.fromkeys(_FOUND), "sampled_rows": 0}
+    expected = block.expected
+    rows = min((n for n in (block.pairs, expected and expected.conversations) if n), default=None)
+    if rows is None or expected is None:
+        return {**found, "rows": rows}
+    return {
+        **found,
+        "rows": rows,
+        "tokens": rows * min(expected.tokens, 2 * (max_length or expected.tokens)),
+    }
+
+
+def _sample(
+    block: Training, data: Sequence[Path], base: Path, max_length: int | None, seed: int
+) -> dict[str, Any]:
+    """Rows and tokens of one epoch, estimated from up to 200 rows in the order that training would
+    take them in.
+    """
+    rows = table(data, ["id", "messages", block.intent_column])
+    order = list(range(rows.num_rows))
+    random.Random(seed).shuffle(order)
+    maker = RowMaker(
+        block,
+        load_tokenizer(base),
+        chat_templates.for_training(base, block.seat),
+        max_length=max_length,
+    )
+    tokens = loss_tokens = truncated = used = 0
+    dropped = Drops()
+    for index in order[:_SAMPLE]:
+        row = rows.slice(index, 1).to_pylist()[0]
+        made = maker(row)
+        if isinstance(made, str):
+            dropped.add(made, str(row.get("id", index)))
+            continue
+        used += 1
+        tokens += len(made.input_ids)
+        loss_tokens += made.loss_tokens
+        truncated += len(made.input_ids) == max_length
+    looked = used + dropped.total
+    if not used:
+        raise SourceError(f"none of the first {looked} rows can be trained on: {dropped.counts}")
+    expected = int(rows.num_rows * used / looked)
+    if block.max_conversations is not None:
+        expected = min(expected, block.max_conversations)
+    if block.max_tokens is not None:
+        expected = min(expected, math.ceil(block.max_tokens * used / tokens))
+    return {
+        "rows": expected,
+        "sampled_rows": looked,
+        "tokens": int(tokens / used * expected),
+        "loss_tokens": int(loss_tokens / used * expected),
+        "truncated_share": truncated / used,
+        "dropped_share": dropped.total / looked,
+    }
+
+
+def _sample_pairs(
+    block: Preference,
+    chat: Training | None,
+    data: Sequence[Path],
+    base: Path,
+    config: Any,
+    seed: int,
+) -> dict[str, Any]:
+    """The same of pairs."""
+    tokenizer = load_tokenizer(base)
+    tokenizer.chat_template = chat_templates.for_inference(base, "assistant")
+    system = chat.system if chat else None
+    total, stats = sampled(data, _SAMPLE, tokenizer, config.max_length, system=system, seed=seed)
+    if not stats.pairs_used:
+        raise SourceError(f"none of {stats.pairs_read} pairs can be trained on: {stats.dropped}")
+    rows = int(total * stats.pairs_used / stats.pairs_read)
+    return {
+        "rows": rows,
+        "sampled_rows": stats.pairs_read,
+        "tokens": int(stats.tokens / stats.pairs_used * rows),
+        "loss_tokens": int(stats.answer_tokens / stats.pairs_used * rows),
+        "truncated_share": stats.trimmed / stats.pairs_used,
+        "dropped_share": 1 - stats.pairs_used / stats.pairs_read,
+    }
+
+
+def _size(
+    base: Path, lora: Any | None, *, four_bits: bool = False, reference: Reference | None = None
+) -> Size:
+    """How large the model in `base` is, from shapes alone."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(base)
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"{base} holds no config.json that transformers reads ({error})"
+        ) from None
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+        if lora is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, lora)
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Size(total, trained, config.get_text_config(), lora is not None, four_bits, reference)
+
+
+def _refusals(
+    what: _What, made: TrainPlan, max_drop_share: float, memory: float | None
+) -> list[str]:
+    context = getattr(what.size.config, "max_position_embeddings", None)
+    longest, need = what.config.max_length, made.memory_gib["total"]
+    found = []
+    if context and longest and longest > context:
+        found.append(over_context(f"{made.kind}.max_length", longest, context, made.base))
+    if (made.dropped_share or 0) > max_drop_share:
+        found.append(
+            f"{made.dropped_share:.0%} of rows would be dropped, more than {max_drop_share:.0%}"
+        )
+    if memory and need > memory:
+        found.append(
+            f"about {need:.0f} GiB per device are needed and {memory:.0f} are there; shard it (--launch fsdp2), use "
+            f"lora, gradient_checkpointing, or a smaller {made.kind}.max_length"
+        )
+    return found
+
+
+def _here() -> tuple[str, float | None]:
+    """This machine's device: its name and memory in GiB."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu", None
+    facts = torch.cuda.get_device_properties(0)
+    return facts.name, facts.total_memory / GIB
+
+
+def require_runnable(made: TrainPlan) -> None:
+    """Raise `RecipeError` with every refusal, if there is one."""
+    if made.refusals:
+        raise RecipeError("; ".join(made.refusals))

@@ -1,0 +1,275 @@
+"""Conversations in parquet → token rows that are ready to train on; every row that is not used has
+a counted reason.
+
+Takes parquet files with a ``messages`` column (as recorded, never swapped); gives an Arrow file of
+``input_ids`` and ``labels`` below the work folder, memory-mapped, so that a corpus larger than
+memory costs none."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hubkit import chat_templates
+from hubkit.conversation import Message, fault, filled_in, swap_roles
+from hubkit.errors import SourceError, TrainingError
+from hubkit.progress import Progress, silent
+from hubkit.recipe import Training
+
+_EXAMPLES = 5
+_BATCH = 256
+_STATS = "rows.json"
+
+
+@dataclass
+class Drops:
+    """Rows that were left out, by reason: how many, and the ids of the first few."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, row_id: str) -> None:
+        """Count one row."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        ids = self.examples.setdefault(reason, [])
+        if len(ids) < _EXAMPLES:
+            ids.append(row_id)
+
+    @property
+    def total(self) -> int:
+        """All rows left out."""
+        return sum(self.counts.values())
+
+
+@dataclass
+class RowStats:
+    """What became of the rows. ``rows_read == rows_used + dropped + rows_over_budget``, always.
+
+    `rows_over_budget` are rows never looked at because `max_conversations` or `max_tokens` was
+    reached. Tokens are per epoch, after truncation: `tokens` go through the model, `loss_tokens`
+    carry loss; `truncated` rows were cut at ``max_length``."""
+
+    rows_read: int = 0
+    rows_used: int = 0
+    rows_over_budget: int = 0
+    tokens: int = 0
+    loss_tokens: int = 0
+    truncated: int = 0
+    dropped: Drops = field(default_factory=Drops)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the report."""
+        return asdict(self)
+
+
+def seat_view(
+    messages: Sequence[Message],
+    seat: str,
+    system: str | None,
+    *,
+    end_mark: str | None = None,
+    intent: str | None = None,
+) -> list[Message]:
+    """`messages` as the model in `seat` sees them: own turns ``assistant``, its system message in
+    front.
+
+    An asker never sees the system message that was addressed to the chat model. A chat model keeps
+    a conversation's own system message, and gets `system` where there is none. With `end_mark` and
+    a conversation that ends on the partner's turn, the seat's last turn is that mark: how it learns
+    to stop. `intent` goes into `system`, in place of ``{intent}`` or, without that, as a paragraph
+    behind it, just as a rollout writes it."""
+    if intent:
+        system = filled_in(system or "", "intent", intent)
+    turns = [m for m in messages if m["role"] != "system"]
+    own_system = next((m["content"] for m in messages if m["role"] == "system"), None)
+    if seat == "user":
+        turns, own_system = swap_roles(turns), None
+    if end_mark and turns and turns[-1]["role"] == "user":
+        turns = [*turns, {"role": "assistant", "content": end_mark}]
+    head = own_system or system
+    return [{"role": "system", "content": head}, *turns] if head else turns
+
+
+class RowMaker:
+    """Turns one recorded row into an encoded one, or into the reason why it cannot be trained
+    on.
+    """
+
+    def __init__(
+        self, block: Training, tokenizer: Any, template: str, *, max_length: int | None
+    ) -> None:
+        self.block, self.tokenizer, self.template, self.max_length = (
+            block,
+            tokenizer,
+            template,
+            max_length,
+        )
+
+    def __call__(self, row: dict[str, Any]) -> chat_templates.Encoded | str:
+        messages = row.get("messages")
+        if not isinstance(messages, list):
+            return "bad_message"
+        if reason := fault(messages, first=None):
+            return reason
+        if not any(m["role"] == self.block.seat for m in messages):
+            return "no_seat_turn"
+        intent = row.get(self.block.intent_column) if self.block.intent_column else None
+        if self.block.intent_column and not (isinstance(intent, str) and intent.strip()):
+            return "no_intent"
+        view = seat_view(
+            messages,
+            self.block.seat,
+            self.block.system,
+            end_mark=self.block.end_mark,
+            intent=intent,
+        )
+        encoded = chat_templates.encode(
+            self.tokenizer, self.template, view, max_length=self.max_length
+        )
+        return encoded if encoded.loss_tokens else "no_loss_tokens"
+
+
+def prepare(
+    block: Training,
+    data: Sequence[Path],
+    maker: RowMaker,
+    out: Path,
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> tuple[Path, RowStats]:
+    """Encode rows in an order drawn from `seed` until the block's budget is full; write them to
+    ``out``/rows.arrow.
+
+    Raises `SourceError` for a file that is not parquet with a ``messages`` column and
+    `TrainingError` when nothing is left, or when more than ``max_drop_share`` of the rows looked at
+    had to be dropped."""
+    import pyarrow as pa
+
+    stats = RowStats()
+    schema = pa.schema([("input_ids", pa.list_(pa.int32())), ("labels", pa.list_(pa.int32()))])
+    path = out / "rows.arrow"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _STATS).unlink(missing_ok=True)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in _batches(_encoded(block, data, maker, stats, seed, progress), _BATCH):
+            columns = {
+                "input_ids": [e.input_ids for e in batch],
+                "labels": [e.labels for e in batch],
+            }
+            writer.write_table(pa.table(columns, schema=schema))
+    _refuse_if_too_few(block, stats)
+    (out / _STATS).write_text(json.dumps(stats.to_dict()), "utf-8")
+    return path, stats
+
+
+def prepared(
+    block: Training,
+    data: Sequence[Path],
+    maker: RowMaker,
+    out: Path,
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> tuple[Path, RowStats]:
+    """What `prepare` with the same arguments wrote, in another process of the same run."""
+    try:
+        facts = json.loads((out / _STATS).read_text("utf-8"))
+    except OSError:
+        raise TrainingError(
+            f"the first process left no rows in {out}; its own error says why"
+        ) from None
+    return out / "rows.arrow", RowStats(**{**facts, "dropped": Drops(**facts["dropped"])})
+
+
+def _encoded(
+    block: Training,
+    data: Sequence[Path],
+    maker: RowMaker,
+    stats: RowStats,
+    seed: int,
+    progress: Progress,
+) -> Iterator[chat_templates.Encoded]:
+    rows = table(data, ["id", "messages", block.intent_column])
+    stats.rows_read = rows.num_rows
+    order = list(range(rows.num_rows))
+    random.Random(seed).shuffle(order)
+    for seen, index in enumerate(order):
+        if _full(block, stats):
+            stats.rows_over_budget = stats.rows_read - seen
+            return
+        row = rows.slice(index, 1).to_pylist()[0]
+        made = maker(row)
+        if isinstance(made, str):
+            stats.dropped.add(made, str(row.get("id", index)))
+            continue
+        stats.rows_used += 1
+        stats.tokens += len(made.input_ids)
+        stats.loss_tokens += made.loss_tokens
+        stats.truncated += maker.max_length is not None and len(made.input_ids) == maker.max_length
+        if seen % 64 == 0:
+            progress(seen, stats.rows_read, "tokenising")
+        yield made
+
+
+def _full(block: Training, stats: RowStats) -> bool:
+    rows, tokens = block.max_conversations, block.max_tokens
+    return (rows is not None and stats.rows_used >= rows) or (
+        tokens is not None and stats.tokens >= tokens
+    )
+
+
+def table(data: Sequence[Path], columns: Sequence[str | None]) -> Any:
+    """The `columns` of all files as one memory-mapped Arrow table."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = []
+    for path in data:
+        try:
+            table = pq.read_table(path, memory_map=True)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise SourceError(
+                f"{path} cannot be read as parquet ({type(error).__name__}); write it again"
+            ) from None
+        if "messages" not in table.column_names:
+            raise SourceError(
+                f"{path} has no column 'messages' (it has {', '.join(table.column_names)})"
+            )
+        tables.append(table.select([name for name in columns if name in table.column_names]))
+    if not tables:
+        raise SourceError("training was given no data files; name at least one parquet file")
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _refuse_if_too_few(block: Training, stats: RowStats) -> None:
+    why = (
+        ", ".join(f"{reason} {count}" for reason, count in sorted(stats.dropped.counts.items()))
+        or "no rows at all"
+    )
+    if not stats.rows_used:
+        raise TrainingError(
+            f"none of {stats.rows_read} rows can be trained on ({why}); look at the data set"
+        )
+    looked_at = stats.rows_read - stats.rows_over_budget
+    share = stats.dropped.total / looked_at
+    if share > block.max_drop_share:
+        raise TrainingError(
+            f"{stats.dropped.total} of {looked_at} rows ({share:.0%}) would be dropped ({why}), more than the recipe's "
+            f"max_drop_share of {block.max_drop_share:.0%}; clean the data set or raise max_drop_share"
+        )

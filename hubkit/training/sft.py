@@ -1,0 +1,104 @@
+"""Supervised fine-tuning of one seat, on TRL: the task that `hubkit.training.process` carries out.
+
+Takes a recipe's `Training` block and a base model's folder; gives TRL's trainer over prepared rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hubkit import chat_templates
+from hubkit.conversation import Seat
+from hubkit.progress import Progress
+from hubkit.recipe import Training
+from hubkit.training import rows as rows_
+from hubkit.training.config import lora_config, sft_config
+from hubkit.training.loading import load_base, load_tokenizer, require_context
+from hubkit.training.process import Rows
+from hubkit.training.trainer import trainer_class
+
+
+@dataclass
+class Supervised:
+    """`block` on the model in the folder `start`. A `hubkit.training.process.Task`."""
+
+    block: Training
+    start: Path
+    identity: str = ""
+
+    @property
+    def seat(self) -> Seat:
+        """Whose turns carry loss."""
+        return self.block.seat
+
+    @property
+    def system(self) -> str | None:
+        """The seat's system message."""
+        return self.block.system
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What went to TRL."""
+        return self.block.sft
+
+    @cached_property
+    def template(self) -> str:
+        """The training template, with its marks."""
+        return chat_templates.for_training(self.start, self.block.seat)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base's tokenizer."""
+        return load_tokenizer(self.start)
+
+    def configure(self, work: Path, *, seed: int) -> tuple[Any, list[str]]:
+        """An ``SFTConfig``, and notes."""
+        config, notes = sft_config(self.block, work, seed=seed)
+        require_context("sft.max_length", self.start, config.max_length, self.block.base)
+        lora_config(self.block)  # its mistakes are told before anything is loaded
+        return config, notes
+
+    def rows(self, data: Sequence[Path], config: Any, work: Path, progress: Progress) -> Rows:
+        """Conversations as token rows, memory-mapped; of several processes the first one encodes
+        them.
+        """
+        progress(0, None, "tokenising")
+        maker = rows_.RowMaker(
+            self.block, self.tokenizer, self.template, max_length=config.max_length
+        )
+        with config.main_process_first(local=False, desc="tokenising"):
+            prepare = rows_.prepare if config.process_index == 0 else rows_.prepared
+            arrow, stats = prepare(
+                self.block, data, maker, work, seed=config.seed, progress=progress
+            )
+        return Rows(arrow, stats.to_dict(), stats.tokens, stats.loss_tokens)
+
+    def trainer(self, config: Any, rows: Rows, watch: Any) -> Any:
+        """TRL's ``SFTTrainer`` over `rows`, some of them held out where the block says so."""
+        from datasets import Dataset
+        from transformers import EarlyStoppingCallback
+        from transformers.trainer_callback import PrinterCallback
+
+        if config.dataset_kwargs is None and not config.packing:
+            config.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are ready as they are
+        lora = lora_config(self.block)
+        parts = {"train": Dataset.from_file(str(rows.ready)), "test": None}
+        if self.block.holdout:
+            parts = parts["train"].train_test_split(self.block.holdout, seed=config.seed)
+        trainer = trainer_class()(
+            model=load_base(self.start, adapter=lora is not None, quantize=self.block.quantize),
+            args=config,
+            train_dataset=parts["train"],
+            eval_dataset=parts["test"],
+            processing_class=self.tokenizer,
+            peft_config=lora,
+            callbacks=[watch] if watch else None,
+        )
+        if self.block.early_stopping:
+            trainer.add_callback(EarlyStoppingCallback(self.block.early_stopping))
+        trainer.remove_callback(PrinterCallback)
+        return trainer

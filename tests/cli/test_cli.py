@@ -1,0 +1,106 @@
+"""The command line itself: its map, its examples, and what a person hears who got something
+wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+
+def test_the_map_names_every_command_once_and_cuts_no_sentence_off(cli) -> None:  # type: ignore[no-untyped-def]
+    from hubkit import cli as root
+    from hubkit.cli.help_layout import MAP
+
+    shown = cli("--help", COLUMNS="80").stdout
+    root.register_all()
+    mapped = [name for names in MAP.values() for name in names]
+    known = {command.name for command in root.app.registered_commands} | {
+        group.typer_instance.info.name for group in root.app.registered_groups
+    }
+    assert sorted(mapped) == sorted(known) and "..." not in shown.partition("A whole recipe:")[2]
+    places = [shown.index(f"\n  {name} ") for name in mapped]
+    assert places == sorted(places)
+
+
+def test_every_command_has_an_example_that_the_command_line_takes() -> None:
+    from hubkit import cli as root
+    from hubkit.cli.reference import commands
+
+    root.register_all()
+    known = dict(commands(root.app))
+    for path, command in known.items():
+        found = re.search(r"(hubkit [^>)]+)", command.epilog or "")
+        assert found, f"{path} has no example"
+        words = shlex.split(found[1])
+        named = max((name for name in known if words[: len(name.split())] == name.split()), key=len)
+        known[named].make_context(
+            named, words[len(named.split()) :]
+        )  # exits where it does not take them
+
+
+@pytest.mark.parametrize("home", ["/dev/null/x", "/proc/x"])
+def test_a_home_that_cannot_be_written_is_said_by_doctor_and_by_run(cli, home: str) -> None:  # type: ignore[no-untyped-def]
+    found = cli("doctor", "--json", HUBKIT_HOME=home)
+    bad = {
+        finding["check"]: finding["found"]
+        for finding in json.loads(found.stdout)
+        if not finding["ok"]
+    }
+    assert found.returncode == 1 and "HUBKIT_HOME" in bad["hub"]
+    assert "home" in bad or os.access(
+        "/proc", os.W_OK
+    )  # who may do anything is not told that they may not
+    run = cli("run", "parrot", "--profile", "laptop", "--dry-run", HUBKIT_HOME=home)
+    assert run.returncode == 1 and "HUBKIT_HOME" in run.stderr and len(run.stderr.splitlines()) == 1
+
+
+def test_a_path_that_cannot_be_written_is_one_sentence(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    chats = tmp_path / "x.jsonl"
+    turns = [
+        {"role": "user", "content": "Why is the sky blue?"},
+        {"role": "assistant", "content": "It scatters."},
+    ]
+    chats.write_text(json.dumps({"messages": turns}) + "\n")
+    look = ("clean", str(chats), "-o", str(tmp_path / "o"), "--set", "corpus.filters=[]")
+    done = cli(*look, "--report", str(tmp_path / "no" / "where.json"))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert str(tmp_path / "no" / "where.json") in done.stderr.splitlines()[-1]
+    assert "1 rows are too few" in done.stderr and "train" in cli(*look).stdout
+
+
+def test_a_model_that_is_not_there_is_one_sentence_of_the_engine(cli, hubkit_home: Path) -> None:  # type: ignore[no-untyped-def]
+    done = cli("serve", "nobody/nothing", "--port", "0")
+    *_, said = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 2
+    assert said.startswith("hubkit: nobody/nothing@main is not at")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_terminal_that_knows_few_characters_gets_whole_data(
+    cli, tmp_path: Path, encoding: str
+) -> None:  # type: ignore[no-untyped-def]
+    chats = tmp_path / "x.jsonl"
+    chats.write_text(
+        json.dumps({"id": "é─😀", "messages": [{"role": "user"}]}, ensure_ascii=False) + "\n",
+        "utf-8",
+    )
+    for more in ((), ("--json",)):
+        done = cli(
+            "clean",
+            str(chats),
+            "-o",
+            str(tmp_path / "o"),
+            *more,
+            PYTHONIOENCODING=encoding,
+            PYTHONUTF8="1",
+        )
+        assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["files"][0]["unreadable"]["turn_without_text"]["examples"] == [
+        "é─😀"
+    ]

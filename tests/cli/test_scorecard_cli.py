@@ -1,0 +1,248 @@
+"""``hubkit eval asker``, through its own command: askers of a Hub, at their endpoints, beside
+people.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from evaluation.test_scorecard import write
+from support.mock_endpoint import Handle, mock
+from support.tiny_models import tiny_base
+from typer import Typer
+from typer.testing import CliRunner
+
+from hubkit.cli import eval_asker
+from hubkit.errors import HubkitError, RecipeError, SourceError
+from hubkit.evaluation import heldout_loss
+from hubkit.hub import Hub, Ref, connect
+from hubkit.recipe import Evals, Training
+from hubkit.training import train
+
+SYSTEM = "You are a person."
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+SFT = {"learning_rate": 1e-2, "max_length": 128, "max_steps": 1, "per_device_train_batch_size": 1}
+
+
+@pytest.fixture(scope="module")
+def hub(hubkit_home: Path) -> Hub:
+    return connect()
+
+
+@pytest.fixture(scope="module")
+def repos(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ref]:
+    """A base, conversations, and an asker as its stage leaves it: an adapter with its record."""
+    folder = tmp_path_factory.mktemp("repos")
+    (folder / "base").mkdir()
+    (folder / "corpus" / "data").mkdir(parents=True)
+    base = hub.commit(hub.qualify("tiny-base"), tiny_base(folder / "base"), "base")
+    write(folder / "corpus" / "data" / "test-00000-of-00001.parquet")
+    corpus = hub.commit(
+        hub.qualify("tiny-corpus"), folder / "corpus", "corpus", repo_type="dataset"
+    )
+    block = Training(
+        base=base.repo_id, seat="user", system=SYSTEM, end_mark="[bye]", lora=LORA, sft=SFT
+    )
+    data = [folder / "corpus" / "data" / "test-00000-of-00001.parquet"]
+    train(
+        block,
+        data,
+        folder / "base",
+        folder / "out",
+        base_repo_id=base.repo_id,
+        seed=1,
+        work=folder / "work",
+    )
+    record = {"stage": "asker", "block": block.model_dump(), "report": {},
+              "inputs": {"base": base.to_dict(), "corpus": corpus.to_dict()}}  # fmt: skip
+    (folder / "out" / "provenance").mkdir()
+    (folder / "out" / "provenance" / "asker.json").write_text(json.dumps(record))
+    asker = hub.commit(hub.qualify("tiny-ask"), folder / "out", "asker")
+    return {"base": base, "corpus": corpus, "asker": asker}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Handle]:
+    with mock(deterministic=True) as handle:
+        yield handle
+
+
+def run(*arguments: str) -> Any:
+    """What the command prints on stdout; what it raises is raised."""
+    app = Typer()
+    app.command()(eval_asker.asker)
+    done = CliRunner().invoke(app, list(arguments))
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def _data(hub: Hub, repos: dict[str, Ref]) -> list[Path]:
+    return sorted((hub.snapshot(repos["corpus"]) / "data").glob("*.parquet"))
+
+
+def test_an_asker_is_compared_with_its_base_and_people(
+    hub: Hub, repos: dict[str, Ref], server: Handle, tmp_path: Path
+) -> None:
+    served = ["--endpoint", f"tiny-ask={server.url}", "--endpoint", f"base={server.url}"]
+    out = tmp_path / "out"
+    done = run("tiny-ask", *served, "-n", "30", "--openings", "4", "--out", str(out), "--json")
+    card = json.loads(done.stdout)
+    assert [row["name"] for row in card["rows"]] == ["people", "tiny-ask", "base as user"]
+    assert (
+        card["settings"]["data"]["revision"] == repos["corpus"].revision
+        and card["settings"]["contexts"] == 30
+    )
+    asker, base = card["rows"][1:]
+    assert asker["model"] == repos["asker"].to_dict() and base["model"] == repos["base"].to_dict()
+    ends = card["settings"]["ends"]
+    assert (asker["counts"]["asked"], base["counts"]["asked"]) == (34 + ends, 34), (
+        "only an end mark can end"
+    )
+    assert asker["values"]["perplexity"]["value"] != base["values"]["perplexity"]["value"] > 1
+    told = heldout_loss(Evals(conversations=30), hub.snapshot(repos["base"]), None, _data(hub, repos), seat="user",
+                        system=SYSTEM, printed_as="assistant")  # fmt: skip
+    assert base["values"]["perplexity"]["value"] == pytest.approx(told.perplexity), (
+        "in its own seat"
+    )
+    assert (
+        asker["values"]["end_recall"]["value"] == 0
+        and base["missing"]["end_recall"] == "it has no end mark"
+    )
+    assert (out / "scorecard.png").read_bytes()[:4] == b"\x89PNG" and "| words per turn |" in (
+        out / "scorecard.md"
+    ).read_text()
+    (entry, *_) = yaml.safe_load((out / ".eval_results" / "scorecard.yaml").read_text())
+    assert entry["dataset"] == {
+        "id": repos["corpus"].repo_id, "task_id": "perplexity", "revision": repos["corpus"].revision
+    }  # fmt: skip
+    assert (
+        yaml.safe_load((out / "model-index.yaml").read_text())["model-index"][0]["name"]
+        == "tiny-ask"
+    )
+    assert len((out / "turns.jsonl").read_text().splitlines()) == 30
+    assert json.loads((out / "scorecard.json").read_text()) == card
+
+
+def test_a_table_says_what_is_missing(repos: dict[str, Ref], server: Handle) -> None:
+    done = run(
+        "tiny-ask",
+        "--no-base",
+        "--no-perplexity",
+        "--endpoint",
+        f"tiny-ask={server.url}",
+        "-n",
+        "4",
+        "--openings",
+        "0",
+    )
+    assert (
+        "words per turn" in done.stdout
+        and "people" in done.stdout
+        and "base as user" not in done.stdout
+    )
+    assert (
+        "told from people's turns (AUC): n/a for tiny-ask (fewer than 25 turns on a side)"
+        in done.stderr
+    )
+
+
+def test_a_dry_run_asks_nothing(repos: dict[str, Ref], server: Handle) -> None:
+    before = server.stats()["requests"]
+    done = run(
+        "tiny-ask",
+        "--against",
+        f"tiny-ask@{repos['asker'].revision}",
+        "-n",
+        "10",
+        "--dry-run",
+        "--json",
+    )
+    plan = json.loads(done.stdout)["players"]
+    assert [(p["name"].partition("@")[0], p["requests"]) for p in plan] == [
+        ("tiny-ask", 70), ("tiny-ask", 70), ("base as user", 60)
+    ]  # fmt: skip
+    assert plan[0]["tokens_at_most"] == 70 * 256 and plan[0]["base"] == str(repos["base"])
+    assert server.stats()["requests"] == before
+    assert "requests" in run("tiny-ask", "-n", "10", "--dry-run").stdout
+
+
+def test_a_repo_without_a_record_is_told_to_play(repos: dict[str, Ref], server: Handle) -> None:
+    data = f"tiny-corpus@{repos['corpus'].revision}:test"
+    with pytest.raises(SourceError, match="give conversations with --data"):
+        run("tiny-base", "--no-perplexity", "--endpoint", f"tiny-base={server.url}")
+    done = run("tiny-base", "--data", data, "--system", "Play a user.", "--no-perplexity", "-n", "4", "--json",
+               "--endpoint", f"tiny-base={server.url}")  # fmt: skip
+    assert [row["name"] for row in json.loads(done.stdout)["rows"]] == ["people", "tiny-base"]
+    prompt = server.ledger()[-1]["body"]["inputs"]
+    assert prompt.startswith("<|im_start|>system\nPlay a user."), (
+        "a base without a chat template gets its family's"
+    )
+    assert prompt.endswith("<|im_start|>assistant\n"), "in its own seat"
+
+
+def test_a_base_is_told_what_the_asker_is_told_and_plays_once(
+    repos: dict[str, Ref], server: Handle
+) -> None:
+    served = [
+        part
+        for name in ("tiny-ask", "tiny-base")
+        for part in ("--endpoint", f"{name}={server.url}")
+    ]
+    done = run(
+        "tiny-ask",
+        "--against",
+        "tiny-base",
+        *served,
+        "--no-perplexity",
+        "-n",
+        "4",
+        "--openings",
+        "1",
+        "--json",
+    )
+    assert [row["name"] for row in json.loads(done.stdout)["rows"]] == [
+        "people",
+        "tiny-ask",
+        "tiny-base",
+    ]
+    assert server.ledger()[-1]["body"]["inputs"].startswith(f"<|im_start|>system\n{SYSTEM}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        (
+            ["tiny-ask", "--endpoint", "other=http://127.0.0.1:9"],
+            RecipeError,
+            "with a NAME out of tiny-ask, base",
+        ),
+        (["tiny-ask", "--endpoint", "tiny-ask"], RecipeError, "must be NAME=URL"),
+        (
+            ["tiny-ask", "--against", "tiny-ask", "--no-perplexity"],
+            RecipeError,
+            "give every repo once",
+        ),
+        (["no-such-asker"], HubkitError, "no-such-asker"),
+    ],
+)
+def test_mistakes_are_sentences(
+    repos: dict[str, Ref], arguments: list[str], error: Any, says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        run(*arguments)
+
+
+def test_the_embedded_engine_serves_an_asker_and_its_base_together(repos: dict[str, Ref]) -> None:
+    done = run(
+        "tiny-ask", "--no-perplexity", "-n", "3", "--openings", "1", "--max-tokens", "4", "--json"
+    )
+    rows = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
+    for name in ("tiny-ask", "base as user"):
+        counts = rows[name]["counts"]
+        assert counts["asked"] >= 4 and counts["failed"] == 0 and "cut_off" in rows[name]["values"]

@@ -1,0 +1,401 @@
+"""Filters one by one, and the ledger of the chain they run in."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.paths import SHARED_DATA
+
+from hubkit.conversation import Conversation, Message
+from hubkit.data.filters import FILTERS, Chain, Context, Drop, Dropped, Edit
+from hubkit.errors import RecipeError, SourceError
+from hubkit.recipe import Filter
+
+
+def talk(*turns: str, first: str = "user", name: str = "c", **meta: object) -> Conversation:
+    """A conversation whose turns alternate, `first` speaking first."""
+    roles = ("user", "assistant") if first == "user" else ("assistant", "user")
+    messages: list[Message] = [{"role": roles[i % 2], "content": t} for i, t in enumerate(turns)]  # type: ignore[typeddict-item]
+    return Conversation(name, messages, "test", dict(meta))
+
+
+def judge(name: str, conversation: Conversation, **args: object) -> object:
+    return FILTERS[name](**args)(conversation)
+
+
+def reason(name: str, conversation: Conversation, **args: object) -> str | None:
+    verdict = judge(name, conversation, **args)
+    return verdict.reason if isinstance(verdict, Drop) else None
+
+
+ENGLISH = "Could you tell me how the tides of the sea come about, and why there are two of them every day?"
+GERMAN = "Kannst du mir bitte erklären, wie die Gezeiten des Meeres entstehen und warum es zwei am Tag gibt?"
+
+
+def test_clean_text_takes_export_leftovers_out_and_leaves_people_s_html_alone() -> None:
+    answer = '<div class="markdown prose"><p>Hello <b>you</b></p><ol><li>one</li></ol></div>'
+    dirty = talk(
+        "Read <b>this</b>:\r\n<p>mine</p>\n2 / 2",
+        answer,
+        "a\u200bb\x00",
+        "```pythonCopy code\nx = 1\n```",
+    )
+    verdict = judge("clean_text", dirty)
+    assert isinstance(verdict, Edit)
+    texts = [m["content"] for m in verdict.rows[0].messages]
+    assert texts == [
+        "Read <b>this</b>:\n<p>mine</p>",
+        "Hello **you**\n\n1. one",
+        "ab",
+        "```python\nx = 1\n```",
+    ]
+    assert judge("clean_text", talk("fine", "<?php echo 1;")) is None
+
+
+def test_alternate_roles_says_what_is_wrong_in_the_schema_s_words() -> None:
+    assert judge("alternate_roles", talk("a", "b")) is None
+    broken = talk("a", "b")
+    broken.messages.append({"role": "assistant", "content": "c"})
+    assert reason("alternate_roles", broken) == "roles_not_alternating"
+    assert reason("alternate_roles", talk("a", " ")) == "empty_turn"
+    assert reason("alternate_roles", talk()) == "empty_conversation"
+
+
+def test_alternate_roles_cuts_a_leading_answer_off_or_keeps_it() -> None:
+    continuation = talk("so", "go on", "done", first="assistant", is_start=False)
+    verdict = judge("alternate_roles", continuation)
+    assert isinstance(verdict, Edit) and [m["content"] for m in verdict.rows[0].messages] == [
+        "go on",
+        "done",
+    ]
+    assert judge("alternate_roles", continuation, first="any") is None
+
+
+def test_min_and_max_turns_count_human_turns() -> None:
+    three = talk("a", "b", "c", "d", "e")
+    assert reason("min_turns", three, human_turns=4) == "too_few_turns"
+    assert judge("min_turns", three, human_turns=3) is None
+    assert reason("max_turns", three, human_turns=2) == "too_many_turns"
+
+
+def test_language_looks_at_both_sides_and_lets_translations_pass() -> None:
+    assert judge("english", talk(ENGLISH, ENGLISH)) is None
+    assert reason("english", talk(GERMAN, ENGLISH)) == "human_side_language"
+    assert reason("english", talk(ENGLISH, GERMAN)) == "answers_language"
+    assert (
+        judge("english", talk("Translate this text to German, please: " + ENGLISH, GERMAN)) is None
+    )
+    assert judge("language", talk(GERMAN, GERMAN), languages=["de"]) is None
+    assert judge("english", talk("hm", "ok")) is None, "too short to tell is no reason to drop"
+
+
+def test_basic_latin_is_the_published_rule_with_its_exception() -> None:
+    assert judge("basic_latin", talk("plain", "text")) is None
+    assert reason("basic_latin", talk("plain", "“curly”")) == "not_basic_latin"
+    assert judge("basic_latin", talk("translate: été", "summer")) is None
+    assert (
+        reason("basic_latin", talk("translate: été", "summer"), translations=False)
+        == "not_basic_latin"
+    )
+
+
+def test_provider_mentions_ignores_case_and_takes_other_words() -> None:
+    assert reason("provider_mentions", talk("hi", "I am ChatGPT.")) == "provider_mention"
+    assert (
+        reason("provider_mentions", talk("hi", "I am Bard"), words=["bard"]) == "provider_mention"
+    )
+    assert judge("provider_mentions", talk("hi", "there")) is None
+
+
+def test_rollout_filters_empty_repeated_and_cut_off_turns() -> None:
+    assert reason("empty_turn", talk("a", "\n")) == "empty_turn"
+    assert reason("empty_turn", talk()) == "empty_conversation"
+    assert reason("repeated_turn", talk("Why?", "x", "why", "y")) == "repeated_user_turn"
+    assert judge("repeated_turn", talk("Why?", "x", "why", "y"), seat="assistant") is None
+    assert judge("repeated_turn", talk("go on", "x", "Go on!", "y"), min_words=3) is None
+    assert reason("repeated_turn", talk("a", "same", "b", "same")) == "repeated_assistant_turn"
+    cut = talk("a", "b", "c", "d", finish_reasons=[None, "stop", "stop", "length"])
+    assert reason("cut_off_turn", cut) == "cut_off_assistant_turn"
+    assert judge("cut_off_turn", cut, seat="user") is None
+    unjudged = judge("cut_off_turn", talk("a", "b"))
+    assert isinstance(unjudged, Edit) and unjudged.note == "no_finish_reasons"
+
+
+def test_whole_sentences_cuts_only_what_ran_into_its_limit() -> None:
+    finish = [None, "length", "stop", "length"]
+    said = (
+        "Why?",
+        "It is so. First:\n1. The moon pu",
+        "and then",
+        "Yes! See:\n```py\nx = 1. \nand th",
+    )
+    verdict = judge("whole_sentences", talk(*said, finish_reasons=finish))
+    assert isinstance(verdict, Edit)
+    assert [m["content"] for m in verdict.rows[0].messages] == [
+        "Why?",
+        "It is so.",
+        "and then",
+        "Yes!",
+    ]
+    assert (
+        reason("whole_sentences", talk("a", "no end", finish_reasons=[None, "length"]))
+        == "cut_off_assistant_turn"
+    )
+    assert judge("whole_sentences", talk("a", "no end", finish_reasons=[None, "stop"])) is None
+
+
+def test_exact_duplicates_keep_the_first() -> None:
+    same = FILTERS["exact_duplicates"]()
+    assert [same(talk("a", "b")), same(talk("a ", "b")), same(talk("a", "b", "c"))] == [
+        None,
+        Drop("exact_duplicate"),
+        None,
+    ]
+    assert same(talk("ab", "")) is None, "where a turn ends counts"
+
+
+def test_the_ledger_balances_at_every_step_and_keeps_examples() -> None:
+    chain = Chain([Filter(name="empty_turn"), Filter(name="min_turns", args={"human_turns": 2})])
+    rows = [talk("a", "b", "c", name=f"k{i}") for i in range(3)]
+    rows += [talk("a", name=f"short{i}") for i in range(8)] + [talk("", name="blank")]
+    results = [result for row in rows for result in chain(row)]
+    assert sum(not isinstance(r, Dropped) for r in results) == 3
+    for step in chain.steps:
+        assert step.rows_in + step.added == step.rows_out + sum(
+            t.count for t in step.dropped.values()
+        )
+    tally = chain.steps[1].dropped["too_few_turns"]
+    assert tally.count == 8 and tally.examples == [f"short{i}" for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("filter_", "says"),
+    [
+        (Filter(name="min_turn"), "did you mean 'min_turns'"),
+        (
+            Filter(name="min_turns", args={"turns": 2}),
+            "has no argument 'turns'; it takes human_turns",
+        ),
+        (Filter(name="empty_turn", args={"x": 1}), "takes no arguments"),
+    ],
+)
+def test_a_wrong_filter_is_an_error_before_anything_runs(filter_: Filter, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        Chain([filter_])
+
+
+def test_near_duplicates_go_by_runs_of_words() -> None:
+    story = " ".join(f"word{i} follows word{i * 7 % 50}" for i in range(200))
+    judge_one = FILTERS["near_duplicates"]()
+    assert judge_one(talk(story, "fine")) is None
+    assert judge_one(talk(story.replace("word3 ", "other ").upper(), "fine")) == Drop(
+        "near_duplicate"
+    )
+    assert judge_one(talk(" ".join(reversed(story.split())), "fine")) is None
+    assert judge_one(talk("", "")) is None and judge_one(talk("?", "!")) is None, (
+        "nothing to compare"
+    )
+    with pytest.raises(ValueError, match="threshold"):
+        FILTERS["near_duplicates"](threshold=1.2)
+
+
+def test_shingles_are_exact() -> None:
+    from hubkit.data.filters.shingles import shingles, words_of
+
+    text = "The quick, brown FOX jumps; the quick brown fox sleeps. Ünder the—moon"
+    words = words_of(text)
+    by_run = {}
+    for i, number in enumerate(shingles(text, 3).tolist()):
+        assert by_run.setdefault(tuple(words[i : i + 3]), number) == number
+    assert len(set(by_run.values())) == len(by_run) == len(words) - 2 - 2, "two runs come twice"
+    assert set(shingles("brown fox jumps", 3).tolist()) < set(by_run.values())
+    assert (
+        len(
+            {
+                int(shingles(run, 3)[0])
+                for run in ("a b cat", "a b car", "b b cat", "a bb cat", "a b", "ab cat")
+            }
+        )
+        == 6
+    )
+
+
+def test_decontaminate_finds_long_runs_anywhere_and_near_copies_in_one_turn(tmp_path: Path) -> None:
+    long = "Compose an engaging travel blog post about a recent trip to Hawaii highlighting cultural experiences"
+    short = "What is the capital of Denmark and why?"
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"turns": [long, short]}) + "\n")
+    (tmp_path / "plain.txt").write_text("How many legs do nine spiders have\n")
+    context = Context(questions={"bench": tmp_path / "bench.jsonl"})
+    judge_one = FILTERS["decontaminate"](
+        against=["bench", str(tmp_path / "plain.txt")], context=context
+    )
+    assert judge_one(talk("hi", f"Sure: {long.lower()}!")) == Drop("contains_bench")
+    assert judge_one(talk("what is the capital of Denmark, and why?!", "x")) == Drop(
+        "contains_bench"
+    )
+    assert judge_one(talk("How many legs do nine spiders have?", "72")) == Drop("contains_plain")
+    assert judge_one(talk("What is the capital of Sweden and why?", "x")) is None
+    assert judge_one(talk("", "")) is None
+    with pytest.raises(RecipeError, match="'gone' names no known question file"):
+        FILTERS["decontaminate"](against=["gone"], context=context)
+    (tmp_path / "empty.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(SourceError, match="holds no questions"):
+        FILTERS["decontaminate"](against=[str(tmp_path / "empty.jsonl")], context=context)
+
+
+def test_decontaminate_on_the_benchmarks_themselves() -> None:
+    folder = SHARED_DATA / "fastchat"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here")
+    files = {name: folder / f"{name}__question.jsonl" for name in ("mt_bench", "vicuna_bench")}
+    judge_one = FILTERS["decontaminate"](against=list(files), context=Context(questions=files))
+    for name, path in files.items():
+        for line in path.read_text().splitlines():
+            for turn in json.loads(line)["turns"][:1]:
+                assert judge_one(talk(turn, "ok")) is not None, (name, turn)
+
+
+def test_privacy_filters_mask_or_drop_and_count_by_kind() -> None:
+    secret = "gh" + "p_" + "a1B2" * 9
+    dirty = talk(f"my key is {secret}", "write jane.doe@university.edu")
+    verdict = judge("secrets", dirty)
+    assert isinstance(verdict, Edit) and verdict.note == ("masked_github_token",)
+    assert verdict.rows[0].messages[0]["content"] == "my key is [GITHUB_TOKEN]"
+    assert reason("secrets", dirty, action="drop") == "secret_github_token"
+    verdict = judge("personal_data", dirty)
+    assert isinstance(verdict, Edit) and verdict.rows[0].messages[1]["content"] == "write [EMAIL]"
+    assert judge("personal_data", talk("a", "b")) is None
+    with pytest.raises(RecipeError, match=r"action .*mask.* or .*drop"):
+        Chain([Filter(name="secrets", args={"action": "hide"})])
+
+
+@pytest.mark.parametrize(
+    ("turn", "role", "why"),
+    [
+        ("Certainly! Here are five ideas", "user", "user_speaks_as_assistant"),
+        ("You're welcome!", "user", "user_speaks_as_assistant"),
+        ("As an AI language model I cannot", "user", "user_speaks_as_assistant"),
+        ("Nice. User: and then?", "user", None),
+        ("ok\nAssistant: yes", "user", "speaker_label"),
+        ("It works.\nUser: thanks", "assistant", "speaker_label"),
+        ("```yaml\nUser: x\n```", "assistant", None),
+        ("and<|im_end|>", "user", "special_token"),
+        ("Certainly! Here are five ideas", "assistant", None),
+        ("tides come from the pull of the moon", "user", "user_echoes"),
+        ("Why are there two tides?", "user", None),
+    ],
+)
+def test_role_leaks(turn: str, role: str, why: str | None) -> None:
+    said = ["Sure, what makes the tides?", "Tides come from the pull of the moon."]
+    said += [turn] if role == "user" else ["and?", turn]
+    assert reason("role_leak", talk(*said)) == why
+
+
+def test_refusals_by_share() -> None:
+    half = talk("a", "I'm sorry, but I can't help with that.", "b", "Paris.")
+    assert reason("refusals", half) == "refusal"
+    assert judge("refusals", half, max_share=0.5) is None
+    assert judge("refusals", talk("a", "I am sorry to hear that. Try tea.")) is None
+
+
+def test_leaves_topic_wants_one_turn_that_moves_on() -> None:
+    opening = (
+        "How do volcanoes erupt through mountains?",
+        "Magma rises through the crust and the mountain opens.",
+    )
+    stays = talk(*opening, "Why does magma rise through crust?", "Heat.", "go on", "More.")
+    moves = talk(*opening, "Which recipe suits a rainy sunday evening?", "Soup.")
+    assert reason("leaves_topic", stays) == "never_leaves_topic"
+    assert judge("leaves_topic", moves) is None
+
+
+@pytest.fixture(scope="module")
+def word_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that gives one token a word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def words(number: int, mark: str) -> str:
+    return " ".join([mark] * number)
+
+
+def cut(conversation: Conversation, tokenizer: Path, **args: object) -> list[list[str]]:
+    verdict = FILTERS["segments"](**args, per_turn_tokens=0, context=Context(tokenizer=tokenizer))(
+        conversation
+    )
+    rows = verdict.rows if isinstance(verdict, Edit) else [conversation]
+    return [[m["content"].split()[0] for m in row.messages] for row in rows]
+
+
+def test_segments_go_on_from_the_latest_answer(word_tokenizer: Path) -> None:
+    tens = talk(*(words(10, f"t{i}") for i in range(6)))
+    assert cut(tens, word_tokenizer, max_tokens=60) == [[f"t{i}" for i in range(6)]]
+    # a human turn overflows: closed before it, next begins with the answer before it
+    assert cut(tens, word_tokenizer, max_tokens=45) == [
+        ["t0", "t1", "t2", "t3"],
+        ["t3", "t4", "t5"],
+    ]
+    # an answer overflows: it stays, and the next begins with it
+    assert cut(tens, word_tokenizer, max_tokens=35) == [
+        ["t0", "t1", "t2", "t3"],
+        ["t3", "t4", "t5"],
+    ]
+    assert cut(talk("a", "b", "c"), word_tokenizer, max_tokens=60) == [["a", "b"]], (
+        "an unanswered turn is left out"
+    )
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 60))
+def test_segments_lose_no_answered_turn(word_tokenizer: Path, sizes: list[int], limit: int) -> None:
+    conversation = talk(*(words(size, f"t{i}") for i, size in enumerate(sizes)))
+    if len(sizes) < 2:
+        return
+    pieces = cut(conversation, word_tokenizer, max_tokens=limit)
+    seen = list(dict.fromkeys(mark for piece in pieces for mark in piece))
+    assert seen == [f"t{i}" for i in range(len(sizes) // 2 * 2)]
+    assert all(one[-1] == two[0] for one, two in pairwise(pieces))
+
+
+def test_max_tokens_keeps_whole_turns(word_tokenizer: Path) -> None:
+    make = FILTERS["max_tokens"]
+    context = Context(tokenizer=word_tokenizer / "tokenizer.json")
+    verdict = make(tokens=25, per_turn_tokens=0, context=context)(
+        talk(*(words(10, f"t{i}") for i in range(4)))
+    )
+    assert isinstance(verdict, Edit) and len(verdict.rows[0].messages) == 2
+    assert make(tokens=5, per_turn_tokens=0, context=context)(talk(words(10, "x"), "y")) == Drop(
+        "too_long"
+    )
+    with pytest.raises(RecipeError, match="needs a tokenizer"):
+        make(tokens=5, context=Context())
+    with pytest.raises(RecipeError, match="cannot be read as a tokenizer"):
+        make(tokens=5, context=Context(tokenizer=Path("/nowhere")))
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "x", -1, [], {}, 10**30])
+def test_an_argument_of_the_wrong_type_is_told_before_any_row_is_read(value: object) -> None:
+    told = 0
+    for name, factory in FILTERS.items():
+        for argument, parameter in inspect.signature(factory).parameters.items():
+            needs = {"languages": ["en"]} if name == "language" else {}
+            if parameter.annotation not in ("int", "float"):
+                continue
+            try:
+                chain = Chain([Filter(name=name, args={**needs, argument: value})], Context())
+            except RecipeError:
+                told += 1
+            else:
+                list(chain(talk("hello there", "Hello.", "how are you", "Fine.")))
+    assert told > 10 or value == 10**30

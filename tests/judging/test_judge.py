@@ -1,0 +1,292 @@
+"""Verdicts are read strictly, prompts hold what was said and nothing else, a judge is asked no more
+than it must be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.mock_endpoint import Handle, mock
+from support.paths import SHARED_DATA
+
+from hubkit.errors import EndpointUnreachableError, MisconfiguredEndpointError, SourceError
+from hubkit.judging import (
+    Turns,
+    Verdict,
+    default_prompts,
+    judging,
+    rating,
+    read_prompts,
+    small_prompts,
+    winner,
+)
+from hubkit.recipe import Judging, Sampling, SeatConfig
+from hubkit.recipe import judging as block_of
+from hubkit.serving.reply_journal import Journal
+
+FASTCHAT = SHARED_DATA / "fastchat" / "judge_prompts.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("It is fine. Grade: [[7]]", 7.0),
+        ("Rating: [[7.5]]", 7.5),
+        ("[[10]]", 10.0),
+        ("The matrix [[1, 2], [3, 4]] is right. [[9]]", 9.0),
+        ("no grade at all", "no_verdict"),
+        ("I am sorry, I cannot judge this.", "no_verdict"),
+        ("Rating: [7]", "no_verdict"),
+        ("[[11]]", "out_of_range"),
+        ("[[0]]", "out_of_range"),
+        ("[[0.5]]", "out_of_range"),
+        ("[[3]] or rather [[4]]", "several_verdicts"),
+        ("[[7]] [[7]]", "several_verdicts"),
+        ("[[ 7.5 ]]", "malformed"),
+        ("[[7.]]", "malformed"),
+        ("[[ 7]]", "malformed"),
+        ("[[7 ]]", "malformed"),
+        ("[[-3]]", "malformed"),
+        ("[[rating]]", "malformed"),
+        ("[[7/10]]", "malformed"),
+        ("[[٧]]", "malformed"),
+        ("", "empty"),
+        (" \n", "empty"),
+    ],
+)
+def test_a_rating_is_exact_or_missing_with_a_reason(text: str, expected: float | str) -> None:
+    found = rating(text)
+    assert (found.rating if isinstance(expected, float) else found.reason) == expected
+    assert (found.rating is None) == bool(found.reason)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("A is better: [[A]]", "A"), ("[[B]]", "B"), ("[[C]]", "tie"), ("[[A]] no, [[B]]", "several_verdicts"),
+     ("[[D]]", "malformed"), ("[[ A ]]", "malformed"), ("[[a]]", "malformed"), ("[[Tie]]", "malformed"),
+     ("A", "no_verdict"), ("", "empty")],
+)  # fmt: skip
+def test_a_winner_is_exact_or_missing_with_a_reason(text: str, expected: str) -> None:
+    found = winner(text)
+    assert (found.winner or found.reason) == expected
+
+
+@given(st.text(alphabet="[]0123456789. ABCx\n", max_size=40))
+def test_any_text_gives_a_rating_in_range_or_a_reason(text: str) -> None:
+    found = rating(text)
+    assert (found.rating is None) == bool(found.reason)
+    assert found.rating is None or (1 <= found.rating <= 10 and "[[" in text)
+    assert winner(text).winner in ("A", "B", "tie", None)
+
+
+def test_a_text_that_ran_out_of_tokens_is_cut_off_unless_it_has_its_verdict() -> None:
+    assert rating("this answer is", "length").reason == "cut_off"
+    assert rating("[[5]] because this", "length").rating == 5
+
+
+TWO = Turns(
+    "math",
+    ["first?", "second?"],
+    ["one {answer_b}", "two {question}"],
+    ["eins", "zwei"],
+    ["ref 1", "ref 2"],
+)
+
+
+def test_prompts_show_what_was_said_and_leave_its_braces_alone() -> None:
+    for kind, seen in (
+        ("single", ["one {answer_b}", "two {question}"]),
+        ("pairwise", ["eins", "zwei", "two {question}"]),
+    ):
+        system, user = default_prompts().render(kind, TWO)
+        assert system["role"] == "system" and "[[" in user["content"]
+        for text in [*seen, "first?", "second?", "ref 2"]:
+            assert text in user["content"]
+    assert "eins" not in default_prompts().render("single", TWO)[1]["content"]
+
+
+def test_prompts_for_small_judges_go_on_from_examples_whose_verdicts_can_be_read() -> None:
+    prompts = small_prompts()
+    assert prompts.sha256 != default_prompts().sha256
+    for kind, read in (("single", rating), ("pairwise", winner)):
+        prompts.check(kind, 8)
+        messages = prompts.render(kind, TWO)
+        assert [m["role"] for m in messages] == ["system", *["user", "assistant"] * 3, "user"]
+        assert not any(read(m["content"]).reason for m in messages if m["role"] == "assistant")
+        assert "two {question}" in messages[-1]["content"] and "ref 2" in messages[-1]["content"]
+
+
+def test_references_are_for_the_categories_that_have_right_answers() -> None:
+    writing = Turns("writing", TWO.questions, TWO.answers, (), TWO.references)
+    short = Turns("math", TWO.questions, TWO.answers, (), ["ref 1"])
+    for turns in (writing, short):
+        assert "ref 1" not in default_prompts().render("single", turns)[1]["content"]
+
+
+def test_prompts_in_fastchats_layout_are_read_and_known_by_their_hash() -> None:
+    if not FASTCHAT.exists():
+        pytest.skip(f"no judge prompts at {FASTCHAT}")
+    import hashlib
+
+    prompts = read_prompts(FASTCHAT)
+    assert prompts.sha256 == hashlib.sha256(FASTCHAT.read_bytes()).hexdigest()
+    assert prompts.sha256 != default_prompts().sha256
+    for kind in ("single", "pairwise"):
+        prompts.check(kind, 2)
+        text = prompts.render(kind, TWO)[1]["content"]
+        assert "one {answer_b}" in text and "ref 2" in text and "{question_1}" not in text
+        with pytest.raises(SourceError, match="spells out two turns"):
+            prompts.check(kind, 8)
+    default_prompts().check("single", 8)
+    ours = json.dumps(default_prompts().templates, default=lambda t: [t.system, t.text])
+    for line in FASTCHAT.read_text("utf-8").splitlines():
+        for sentence in json.loads(line)["system_prompt"].split(". "):
+            assert len(sentence) < 30 or sentence not in ours, "our wording is our own"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "{", '{"name": "single-v1"}', '{"name": "single-v1", "prompt_template": 3}', "",
+     '{"name": "single-v1", "prompt_template": "{answer_3}"}'],
+)  # fmt: skip
+def test_what_is_no_judge_prompt_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "prompts.jsonl").write_text(line)
+    with pytest.raises(SourceError, match=r"prompts\.jsonl"):
+        read_prompts(tmp_path / "prompts.jsonl")
+    with pytest.raises(SourceError, match="cannot be read"):
+        read_prompts(tmp_path / "absent.jsonl")
+
+
+def block(**values: Any) -> Judging:
+    seat = values.pop(
+        "judge",
+        SeatConfig(repo="judge", profile="openai", sampling=Sampling(temperature=0, max_tokens=50)),
+    )
+    return Judging(judge=seat, **values)
+
+
+def ask(
+    server: Handle,
+    journal: Path,
+    texts: list[str],
+    given: Judging | None = None,
+    run: str = "run",
+    kind: Any = "single",
+):
+    """Verdicts on `texts`, asked at once, and what the judge says of itself."""
+
+    async def go() -> tuple[list[Verdict], dict[str, Any]]:
+        with Journal(journal, {}, name="judgments") as replies:
+            async with judging(
+                given or block(), [server.url], replies, identity="j", run=run
+            ) as judge:
+                found = await asyncio.gather(
+                    *(judge.verdict(kind, [{"role": "user", "content": t}]) for t in texts)
+                )
+                return list(found), judge.to_dict()
+
+    return asyncio.run(go())
+
+
+def test_an_unusable_verdict_is_asked_for_again_within_bounds_and_warmer(tmp_path: Path) -> None:
+    with mock() as server:
+        server.script(rules=[["once", ["hm", "[[6]]"]], ["never", ["hm"]], [".", ["[[5]]"]]])
+        (fine, once, never), said = ask(server, tmp_path, ["fine", "once", "never"])
+        assert (fine.rating, fine.attempts, once.rating, once.attempts) == (5, 1, 6, 2)
+        assert (never.rating, never.reason, never.attempts, never.text) == (
+            None,
+            "no_verdict",
+            3,
+            "hm",
+        )
+        assert said["asked"] == 6 and said["unusable_attempts"] == {"no_verdict": 4}
+        temperatures = [
+            line["body"]["temperature"] for line in server.ledger() if "once" in str(line["body"])
+        ]
+        assert temperatures == [0.0, 0.7], "asked again at 0, a judge says the same again"
+        again, said = ask(server, tmp_path, ["fine", "once", "never"])
+        assert (
+            [v.rating for v in again] == [5, 6, None]
+            and said["asked"] == 0
+            and said["from_journal"] == 6
+        )
+        assert server.stats()["requests"] == 6, (
+            "what was paid for is not asked for again, readable or not"
+        )
+
+
+def test_the_same_question_twice_at_once_is_asked_once(tmp_path: Path) -> None:
+    with mock(latency=0.05) as server:
+        server.script(rules=[[".", ["[[5]]"]]])
+        found, _ = ask(server, tmp_path, ["same"] * 5)
+        assert {v.rating for v in found} == {5.0} and server.stats()["requests"] == 1
+
+
+def test_time_outs_and_refusals_are_missing_and_asked_for_again_next_time(tmp_path: Path) -> None:
+    with mock() as server:
+        server.script(rules=[["slow", [{"wait": 5}]], ["bad", [{"status": 422}]], [".", ["[[5]]"]]])
+        texts = ["fine", "slow", "bad"]
+        found, said = ask(server, tmp_path, texts, block(timeout_s=0.3, attempts=2))
+        assert [(v.rating, v.reason) for v in found] == [
+            (5, ""),
+            (None, "timeout"),
+            (None, "refused"),
+        ]
+        assert said["unusable_attempts"] == {"timeout": 2} and found[1].attempts == 2
+        server.script(rules=[[".", ["[[8]]"]]])
+        found, said = ask(server, tmp_path, texts)
+        assert [v.rating for v in found] == [5, 8, 8] and said["asked"] == 2
+
+
+def test_a_judge_that_is_gone_or_refuses_its_key_stops_the_run(tmp_path: Path) -> None:
+    with mock(key="right") as server, pytest.raises(MisconfiguredEndpointError, match="judge"):
+        ask(server, tmp_path, ["a"])
+    with mock() as server, pytest.raises(EndpointUnreachableError, match="answered nothing"):
+        server.script(rules=[[".", [{"wait": 5}]]])
+        ask(server, tmp_path, ["a"], block(timeout_s=0.2, patience_s=0.3, attempts=5))
+
+
+def test_no_cap_is_passed_and_what_was_spent_survives(tmp_path: Path) -> None:
+    priced = SeatConfig(
+        repo="judge", profile="openai", sampling=Sampling(temperature=0, max_tokens=50),
+        usd_per_million_input=1000, usd_per_million_output=1000,
+    )  # fmt: skip
+    texts = [f"judge number {n}" for n in range(40)]
+    with mock() as server:
+        server.script(rules=[[".", ["[[5]]"]]])
+        given = block(judge=priced, budget_usd=0.3, in_flight=2)
+        found, said = ask(server, tmp_path, texts, given)
+        judged = sum(v.rating is not None for v in found)
+        assert 0 < judged < 40 and {v.reason for v in found} == {"", "budget_usd"}
+        assert 0 < said["usd"] <= 0.3 and said["stopped"] == "budget_usd"
+        assert server.stats()["requests"] == judged
+        _, more = ask(server, tmp_path, texts, given)
+        assert more["usd"] == pytest.approx(said["usd"], abs=0.07) and more["usd"] <= 0.3
+        rest, whole = ask(server, tmp_path, texts, block(judge=priced, budget_usd=10))
+        assert all(v.rating == 5 for v in rest) and server.stats()["requests"] == 40, (
+            "nothing judged twice"
+        )
+        assert whole["usd"] > 0.3
+        _, other = ask(server, tmp_path, texts, given, run="another run")
+        assert other["usd"] == 0, "what others paid for is free"
+        tokens, said = ask(
+            server, tmp_path, ["new 1", "new 2"], block(budget_tokens=10), run="third"
+        )
+        assert {v.reason for v in tokens} == {"budget_tokens"} and said[
+            "stopped"
+        ] == "budget_tokens"
+
+
+def test_a_judging_block_takes_dotted_overrides() -> None:
+    made = block_of({"judge": {"repo": "x"}}, ["judge.sampling.max_tokens=7", "attempts=2"])
+    assert (made.judge.sampling.max_tokens, made.attempts) == (7, 2)
+    from hubkit.errors import RecipeError
+
+    with pytest.raises(RecipeError, match="did you mean 'token_env'"):
+        block_of({"judge": {"repo": "x"}}, ["judge.token_enf=K"])

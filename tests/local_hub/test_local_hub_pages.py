@@ -1,0 +1,139 @@
+"""The embedded Hub's pages: what strangers wrote is shown and never run; a browser's session reads
+and never writes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+from huggingface_hub import CommitOperationAdd, HfApi
+from support.hub_server import HubServer, send
+
+
+@pytest.fixture(scope="module")
+def server(server: HubServer) -> HubServer:
+    server.api().create_repo("local/target")
+    server.api().create_repo("local/hidden", private=True)
+    return server
+
+
+def test_other_sites_and_other_names_are_refused(server: HubServer) -> None:
+    body = {"name": "evil", "type": "model"}
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Origin": "null"},
+    ):
+        assert send(server, "POST", "/api/repos/create", body, **headers).status == 403
+        assert send(server, "POST", "/login", b"token=x", token=None, **headers).status == 403
+    assert send(server, "GET", "/", Host="evil.example:7364").status == 403
+    assert send(server, "GET", "/api/models", Host="evil.example").status == 403
+    assert send(server, "GET", "/api/models", Host="localhost:7364").status == 200
+
+
+def test_a_browser_session_reads_and_never_writes(server: HubServer) -> None:
+    form = f"token={server.token}".encode()
+    answer = send(server, "POST", "/login", form, token=None)
+    assert answer.status == 303
+    cookie = answer.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=strict" in cookie
+    assert server.token not in cookie
+    session = {"Cookie": cookie.partition(";")[0]}
+    assert send(server, "GET", "/local/hidden", token=None, **session).status == 200
+    assert send(server, "GET", "/local/hidden", token=None).status == 401
+    assert (
+        send(
+            server, "POST", "/api/repos/create", {"name": "by-cookie"}, token=None, **session
+        ).status
+        == 401
+    )
+    assert (
+        send(
+            server, "GET", "/api/models/local/target/xet-write-token/main", token=None, **session
+        ).status
+        == 403
+    )
+    forged = {"Cookie": session["Cookie"][:-4] + "0000"}
+    assert send(server, "GET", "/local/hidden", token=None, **forged).status == 401
+
+
+def test_files_never_run_as_pages(server: HubServer, api: HfApi) -> None:
+    script = b"<script>alert(1)</script>"
+    files = [
+        CommitOperationAdd(name, script) for name in ("x.html", "x.svg", "x.xhtml", "x.js", "x")
+    ]
+    api.create_commit("local/target", operations=files, commit_message="pages")
+    for file in files:
+        answer = send(server, "GET", f"/local/target/resolve/main/{file.path_in_repo}")
+        kind = answer.headers["Content-Type"].partition(";")[0]
+        assert kind in ("text/plain", "application/octet-stream"), (file.path_in_repo, kind)
+        assert "sandbox" in answer.headers["Content-Security-Policy"]
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_cards_and_names_are_escaped_on_pages(server: HubServer, api: HfApi) -> None:
+    evil = '<img src=x onerror=alert(1)><script>alert(2)</script><a href="javascript:alert(3)">a</a><style>*{}</style>'
+    tag = evil.replace("'", "")
+    text = f"# T\n{evil}\n<iframe src=//evil.example></iframe>\n\n[j](javascript:alert(4)) [rel](a/b.md)"
+    card = f"---\ntags: ['{tag}']\n---\n{text}"
+    api.create_repo("local/card", repo_type="dataset", exist_ok=True)
+    rows = json.dumps({"messages": [{"role": "user", "content": evil}], evil: evil}).encode()
+    files = [
+        CommitOperationAdd("README.md", card.encode()),
+        CommitOperationAdd("train.jsonl", rows),
+    ]
+    files.append(CommitOperationAdd("<b>.txt", evil.encode()))
+    api.create_commit("local/card", operations=files, commit_message=evil, repo_type="dataset")
+    api.create_discussion("local/card", title=evil, description=evil, repo_type="dataset")
+    for path in (
+        "",
+        "/tree/main",
+        "/blob/main/README.md",
+        "/blob/main/%3Cb%3E.txt",
+        "/commits/main",
+        "/commit/main",
+        "/rows",
+        "/discussions",
+        "/discussions/1",
+    ):
+        answer = send(server, "GET", f"/datasets/local/card{path}")
+        assert answer.status == 200, path
+        page = answer.body.decode()
+        for trap in (
+            "<script",
+            "onerror=alert(1)>",
+            'href="javascript:',
+            "<iframe",
+            "<style",
+            "<b>.txt",
+        ):
+            assert trap not in page.replace("&lt;", ""), (path, trap)
+        policy = answer.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "script-src" not in policy
+    assert (
+        'href="/datasets/local/card/blob/main/a/b.md"'
+        in send(server, "GET", "/datasets/local/card").body.decode()
+    )
+
+
+def test_a_data_file_that_kills_its_reader_does_not_kill_the_server(
+    server: HubServer, api: HfApi
+) -> None:
+    api.create_repo("local/bad-data", repo_type="dataset", exist_ok=True)
+    junk = b"PAR1" + b"\xff" * 5000 + struct.pack("<I", 4000) + b"PAR1"
+    files = [
+        CommitOperationAdd("train.parquet", junk),
+        CommitOperationAdd("x.jsonl", b'{"a": ' + b"[" * 50_000),
+    ]
+    api.create_commit(
+        "local/bad-data", operations=files, commit_message="junk", repo_type="dataset"
+    )
+    for name in ("train.parquet", "x.jsonl"):
+        answer = send(server, "GET", f"/datasets/local/bad-data/rows?file={name}")
+        assert answer.status == 200
+        assert "cannot be read" in answer.body.decode()
+    assert send(server, "GET", "/datasets/local/bad-data/rows?file=../../token").status == 404

@@ -1,0 +1,144 @@
+"""A stage ends in one commit, is skipped when it is done, goes on when it was interrupted; versions
+never move.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from hubkit.errors import RepoMissingError, StageError
+from hubkit.hub import Hub, Ref, connect
+from hubkit.hub.places import runs
+from hubkit.pipeline import Context, Stage, plan, runner
+from hubkit.pipeline.stage import Work
+from hubkit.progress import silent
+from hubkit.recipe import load
+
+
+class Built:
+    """A stage that writes one file and counts how often it was built."""
+
+    def __init__(self, repo: str) -> None:
+        self.times = 0
+        self.stage = Stage(
+            "curate",
+            "dialogues",
+            "dataset",
+            inputs=lambda context, progress: {},
+            build=self.build,
+            card=lambda context, inputs, record: f"# {record['report']['rows']} rows\n",
+            replace=("data/*",),
+            tagged=True,
+        )
+        self.repo = repo
+
+    def build(self, context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
+        self.times += 1
+        (work.out / "data").mkdir()
+        (work.out / "data" / f"{self.times}.txt").write_text("rows", "utf-8")
+        return {"rows": self.times}
+
+    def context(self, hub: Hub, *overrides: str) -> Context:
+        return Context(load("parrot", overrides=[f"repos.dialogues={self.repo}", *overrides]), hub)
+
+
+@pytest.fixture
+def hub(hubkit_home: Path) -> Hub:
+    return connect()
+
+
+def test_a_stage_is_one_commit_with_its_provenance_and_is_then_found(hub: Hub) -> None:
+    toy = Built("toy-found")
+    context = toy.context(hub)
+    assert toy.stage.find(context, {}) is None
+    made = toy.stage.run(context, {}, silent)
+    found = toy.stage.find(context, {})
+    assert (
+        found is not None
+        and found.ref == made.ref
+        and found.skipped
+        and found.tag == made.tag == "v1"
+    )
+    record = json.loads(hub.read(made.ref, "provenance/curate.json"))
+    assert (
+        record["seed"] == 42
+        and record["report"] == {"rows": 1}
+        and record["packages"]["torch"] != "absent"
+    )
+    assert hub.read(made.ref, "README.md") == b"# 1 rows\n"
+    titles = [c.title for c in hub.api.list_repo_commits(made.ref.repo_id, repo_type="dataset")]
+    assert sum("[curate:" in title for title in titles) == 1
+
+
+def test_other_values_or_inputs_make_another_version(hub: Hub) -> None:
+    toy = Built("toy-versions")
+    first = toy.stage.run(toy.context(hub), {}, silent)
+    second = toy.stage.run(toy.context(hub, "curate.filters=[]"), {}, silent)
+    assert (first.tag, second.tag) == ("v1", "v2")
+    assert hub.tags(first.ref.repo_id, repo_type="dataset") == {
+        "v1": first.ref.revision,
+        "v2": second.ref.revision,
+    }
+    files = hub.api.list_repo_files(second.ref.repo_id, repo_type="dataset")
+    assert "data/2.txt" in files and "data/1.txt" not in files
+    assert toy.stage.key(toy.context(hub), {}) != toy.stage.key(
+        toy.context(hub), {"corpus": first.ref}
+    )
+
+
+def test_a_run_that_died_before_its_commit_is_not_built_again(hub: Hub, monkeypatch: Any) -> None:
+    toy = Built("toy-died")
+    with monkeypatch.context() as dying:
+        dying.setattr(Hub, "commit", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            toy.stage.run(toy.context(hub), {}, silent)
+    made = toy.stage.run(toy.context(hub), {}, silent)
+    assert toy.times == 1 and made.report == {"rows": 1}
+
+
+def test_a_run_that_died_between_commit_and_tag_is_tagged_by_the_next(
+    hub: Hub, monkeypatch: Any
+) -> None:
+    toy = Built("toy-untagged")
+    with monkeypatch.context() as dying:
+        dying.setattr(Hub, "tag", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            toy.stage.run(toy.context(hub), {}, silent)
+    found = toy.stage.find(toy.context(hub), {})
+    assert found is not None and found.tag == "v1" and toy.times == 1
+
+
+def test_two_processes_do_not_build_the_same_stage(hub: Hub) -> None:
+    toy = Built("toy-locked")
+    context = toy.context(hub)
+    folder = runs() / f"parrot-curate-{toy.stage.key(context, {})[:12]}"
+    folder.mkdir(parents=True)
+    with FileLock(folder / "lock"), pytest.raises(StageError, match="another process"):
+        toy.stage.run(context, {}, silent)
+
+
+def test_a_stage_without_the_one_before_it_says_what_to_run() -> None:
+    with pytest.raises(StageError, match="hubkit run parrot"):
+        Context(load("parrot"), None).before("corpus")  # type: ignore[arg-type]
+
+
+def test_what_a_later_stage_reads_is_looked_for_before_the_first_one_runs(
+    hub: Hub, tmp_path: Path
+) -> None:
+    (tmp_path / "chats.jsonl").write_text("{}\n", "utf-8")
+    given = [
+        "rollout.chat.repo=nobody/misspelt",
+        f"corpus.sources=[{{path: {tmp_path / 'chats.jsonl'}}}]",
+    ]
+    recipe = load("parrot", profiles=["laptop"], overrides=[*given, "repos.corpus=never-made"])
+    with pytest.raises(RepoMissingError, match="nobody/misspelt"):
+        next(runner(recipe, hub))
+    with pytest.raises(RepoMissingError):
+        hub.resolve(hub.qualify("never-made"), repo_type="dataset")
+    states = {planned.stage: planned.state for planned in plan(recipe, hub)}
+    assert states["corpus"] == "to run" and "nobody/misspelt" in states["rollout"]

@@ -1,6 +1,0 @@
-"""Where things are, for tests: the checkout, and data of other projects that is read there and never copied."""
-
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-SHARED_DATA = ROOT.parent / "shared" / "data"

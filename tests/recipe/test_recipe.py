@@ -1,0 +1,174 @@
+"""Recipes are checked data: every value has a type, every mistake a sentence, every stage its own
+digest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hubkit.errors import RecipeError
+from hubkit.recipe import STAGES, available, load
+
+KEYED = [stage for stage in STAGES if stage != "publish"]
+
+
+@pytest.mark.parametrize("name", available()["recipes"])
+@pytest.mark.parametrize("profiles", [[], ["laptop"]])
+def test_every_shipped_recipe_loads(name: str, profiles: list[str]) -> None:
+    recipe = load(name, profiles=profiles)
+    assert recipe.name == name
+    assert recipe.asker.seat == "user" and recipe.chat.seat == "assistant"
+
+
+@pytest.mark.parametrize("name", available()["recipes"])
+def test_our_own_choices_name_keys_that_exist(name: str) -> None:
+    recipe = load(name)
+    for dotted in recipe.ours:
+        value = recipe.model_dump()
+        for part in dotted.split("."):
+            assert part in value, f"{name}: ours lists {dotted}, which is no key of the recipe"
+            value = value[part]
+
+
+def test_the_papers_numbers_are_in_the_recipes() -> None:
+    parrot, realm = load("parrot"), load("realm")
+    assert parrot.asker.sft["learning_rate"] == 3e-5 and parrot.asker.sft["max_length"] == 4096
+    assert parrot.rollout.dialogues == 40_000
+    assert realm.asker.sft["learning_rate"] == 2e-5 and realm.asker.sft["max_length"] == 2048
+    assert realm.rollout.dialogues == 50_728 and realm.rollout.asker.sampling.temperature == 0.7
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("rollout.dialogue=3", "did you mean 'dialogues'"),
+        ("rollout.dialogues=many", "rollout.dialogues"),
+        ("rollout.dialogues=0", "greater than or equal to 1"),
+        ("asker.seat=human", "asker.seat"),
+        ("no-equals-sign", "dotted.key=value"),
+        ("rollout.asker.sampling.temprature=1", "did you mean 'temperature'"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_one_clear_sentence(override: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says) as caught:
+        load("parrot", overrides=[override])
+    assert isinstance(caught.value, ValueError) and "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="Did you mean 'parrot'"):
+        load("parot")
+
+
+def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+    for content, says in [
+        (b"a: [", "not YAML"),
+        (b"- 1", "mapping"),
+        (b"\xff\xfe\x00", "not YAML"),
+        (b"name: x", "missing"),
+    ]:
+        path = tmp_path / "x.yaml"
+        path.write_bytes(content)
+        with pytest.raises(RecipeError, match=says):
+            load(str(path))
+    with pytest.raises(RecipeError, match="no recipe"):
+        load(str(tmp_path / "absent.yaml"))
+
+
+@pytest.mark.parametrize("changed", KEYED)
+def test_a_value_changes_the_digest_of_its_own_stage_only(changed: str) -> None:
+    override = {
+        "corpus": "corpus.test=7",
+        "asker": "asker.max_tokens=7",
+        "rollout": "rollout.dialogues=7",
+        "curate": "curate.filters=[]",
+        "chat": "chat.max_tokens=7",
+        "prefer": "preference.pairs=7",
+        "align": "preference.dpo.beta=0.5",
+        "eval": "eval.conversations=7",
+    }[changed]
+    profiles = ["laptop", "capo-laptop"]
+    before, after = (
+        load("parrot", profiles=profiles),
+        load("parrot", profiles=profiles, overrides=[override]),
+    )
+    assert [s for s in KEYED if before.digest(s) != after.digest(s)] == [changed]
+
+
+def test_what_the_asker_learns_to_end_with_ends_its_dialogues() -> None:
+    assert load("parrot").rollout.end_mark is None
+    assert load("parrot", overrides=["asker.end_mark=<done>"]).rollout.end_mark == "<done>"
+
+
+def test_a_preference_block_changes_no_other_stage_and_names_what_it_makes() -> None:
+    without, with_block = (
+        load("realm", profiles=["laptop"]),
+        load("realm", profiles=["laptop", "capo-laptop"]),
+    )
+    assert without.preference is None and without.repos.aligned is None
+    assert (with_block.repos.preference, with_block.repos.aligned) == (
+        "realchat-preference",
+        "realm-aligned",
+    )
+    others = [s for s in KEYED if s not in ("prefer", "align")]
+    assert [without.digest(s) for s in others] == [with_block.digest(s) for s in others]
+    with pytest.raises(ValueError, match="without a preference block"):
+        without.digest("prefer")
+
+
+def test_a_profile_lays_over_and_is_named() -> None:
+    recipe = load("parrot", profiles=["laptop"])
+    assert recipe.profile == "laptop"
+    assert recipe.asker.sft["num_train_epochs"] == 1
+    assert recipe.asker.system == load("parrot").asker.system
+
+
+@pytest.mark.parametrize("name", available()["recipes"])
+def test_no_recipe_s_data_may_hold_the_benchmarks_questions(name: str) -> None:
+    recipe = load(name)
+    assert {source.repo_id for source in recipe.corpus.questions.values()} == {
+        "HuggingFaceH4/mt_bench_prompts",
+        "tatsu-lab/alpaca_eval",
+    }
+    for chain in (recipe.corpus.filters, recipe.curate.filters):
+        assert "decontaminate" in [step.name for step in chain]
+
+
+def test_a_profile_can_take_the_benchmarks_away_and_a_user_name_files() -> None:
+    assert load("parrot", profiles=["laptop"]).corpus.questions == {}
+    named = load(
+        "parrot", profiles=["laptop"], overrides=["corpus.questions.mt_bench.path=here.jsonl"]
+    )
+    assert named.corpus.questions["mt_bench"].path == "here.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("rollout.max_hours=.nan", "rollout.max_hours"),
+        ("rollout.budget_usd=.inf", "rollout.budget_usd"),
+        ("rollout.asker.sampling.temperature=.inf", "temperature"),
+        ("rollout.turns.weights={1: .nan}", "weights"),
+        ('rollout.asker.system="a \\ud83d"', "no file can"),
+        ("corpus.sources=[{}]", "a repo_id or a path"),
+        ("rollout.chat.endpoints=[gpu-1:8000]", r"no http\(s\) URL"),
+        ("corpus.questions={x: {pth: 3}}", "did you mean 'path'"),
+        ("rollout.intents=" + "[" * 3000, "is not YAML"),
+        ("rollout.intents=2020-13-45", "is not YAML"),
+    ],
+)
+def test_values_that_yaml_allows_and_a_run_cannot_use(override: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says) as caught:
+        load("parrot", overrides=[override])
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("text", [b"name: x\na: " + b"[" * 5000, b"a: 2020-13-45", b"\xff"])
+def test_files_that_break_a_reader_of_yaml(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "r.yaml").write_bytes(text)
+    with pytest.raises(RecipeError, match="is not YAML"):
+        load(str(tmp_path / "r.yaml"))
+    with pytest.raises(RecipeError):
+        load("a\0.yaml")

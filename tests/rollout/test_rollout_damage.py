@@ -1,0 +1,81 @@
+"""A run's folder as others leave it, and answers as no model should give them: a clear error or a
+counted row.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from rollout.test_rollout import PROVENANCE, block, roll, rows
+from support.mock_endpoint import mock
+
+from hubkit.conversation import blank, fault
+from hubkit.errors import SourceError, StageError
+from hubkit.rollout import run_digest, shards
+from hubkit.rollout.journal import encode, newest
+
+
+def test_files_that_somebody_copied_there_are_not_taken_for_the_runs_own(tmp_path: Path) -> None:
+    with mock() as server:
+        roll(server, tmp_path)
+        folder = tmp_path / "journal"
+        shutil.copy(newest(folder), folder / "journal-99999999 (copy).log")
+        shard = next((folder / "shards").glob("raw-*.parquet"))
+        shutil.copy(shard, shard.with_name("raw-00000 (1).parquet"))
+        report = roll(server, tmp_path, block(dialogues=8))
+    assert report.dialogues == 8 and sorted(row["index"] for row in rows(tmp_path)) == list(
+        range(8)
+    )
+
+
+@pytest.mark.parametrize(
+    "record", [{"k": "turn", "d": 0}, {"k": "later"}, {"k": "clock", "s": "long"}]
+)
+def test_a_journal_of_another_version_is_named_not_guessed_at(tmp_path: Path, record: dict) -> None:
+    folder = tmp_path / "journal"
+    folder.mkdir()
+    header = {
+        "k": "run",
+        "digest": run_digest(block(), 7, PROVENANCE),
+        "published": [],
+        "counts": {},
+    }
+    header |= {
+        "spent": [{"user": [0, 0], "assistant": [0, 0]}, 0, 0, 0.0],
+        "id": "x",
+        "elsewhere": {},
+    }
+    plan = {"k": "open", "d": 0, "plan": {}}
+    records = [header, record] if record["k"] != "turn" else [header, plan]
+    (folder / "journal-00000000.log").write_bytes(b"".join(map(encode, records)))
+    with (
+        mock() as server,
+        pytest.raises(StageError, match=r"journal-00000000\.log holds a .* record"),
+    ):
+        roll(server, tmp_path)
+    assert server.ledger_path.exists() is False
+
+
+def test_a_shard_that_cannot_be_written_says_why(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="No such file"):
+        shards.write([], tmp_path / "gone" / "raw-00000.parquet", {})
+
+
+@pytest.mark.parametrize("nothing", ["\u200b", "\ufeff\u2060 \n", "\u00ad", "\u3000"])
+def test_what_nobody_can_see_is_an_empty_turn(tmp_path: Path, nothing: str) -> None:
+    assert blank(nothing) and not blank(nothing + "x")
+    assert fault([{"role": "user", "content": nothing}]) == "empty_turn"
+    with mock() as server:
+        server.script(texts=[nothing])
+        report = roll(server, tmp_path, block(dialogues=2, retries_per_turn=1))
+    assert report.end_reasons == {"empty_turn": 2} and report.retries == {"empty": 4}
+
+
+def test_an_answer_of_megabytes_ends_its_dialogue_not_the_run(tmp_path: Path) -> None:
+    with mock() as server:
+        server.script(texts=["word " * 400_000])
+        report = roll(server, tmp_path, block(dialogues=2))
+    assert report.dialogues == 2 and report.end_reasons == {"context_full": 2}
+    assert all(len(row["messages"][-1]["content"]) > 1_000_000 for row in rows(tmp_path))

@@ -1,0 +1,199 @@
+"""The house holds: floors, no cycles, no paper's name in code, and a command line that answers at
+once.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import warnings
+from pathlib import Path
+
+import pytest
+from support.paths import ROOT
+
+PACKAGE = ROOT / "hubkit"
+FLOORS = {
+    0: ("errors", "conversation", "progress", "ray_session"),
+    1: ("recipe", "hub", "serving", "chat_templates"),
+    2: ("data",),
+    3: ("training", "rollout", "metrics", "preference", "judging"),
+    4: ("evaluation", "publishing", "cloud"),
+    5: ("pipeline",),
+    6: ("cli",),
+    7: ("__main__",),
+}
+LEVEL = {room: level for level, rooms in FLOORS.items() for room in rooms}
+ALONE = ("local_hub", "local_engine")
+PAPER_NAMES = re.compile(r"parrot|usergpt|realchat|realm|socratic|platolm", re.IGNORECASE)
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "trl",
+    "peft",
+    "gradio",
+    "xllamacpp",
+    "matplotlib",
+    "pyarrow",
+)
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> list[tuple[str, bool]]:
+    """(module, whether the import runs when the module is imported) for every import in a file."""
+    tree = ast.parse(path.read_text("utf-8"))
+    inside = {
+        id(n)
+        for f in ast.walk(tree)
+        if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)
+        for n in ast.walk(f)
+    }
+    guarded = {
+        id(n)
+        for f in ast.walk(tree)
+        if isinstance(f, ast.If) and "TYPE_CHECKING" in ast.unparse(f.test)
+        for n in ast.walk(f)
+    }
+    found = []
+    for node in ast.walk(tree):
+        at_top = id(node) not in inside and id(node) not in guarded
+        if isinstance(node, ast.Import):
+            found += [(alias.name, at_top) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.append((node.module, at_top))
+            if node.module == "hubkit":
+                found += [(f"hubkit.{alias.name}", at_top) for alias in node.names]
+    return found
+
+
+def _files() -> list[Path]:
+    return sorted(p for p in PACKAGE.rglob("*.py") if "_assets" not in p.parts)
+
+
+def test_every_room_has_a_floor() -> None:
+    rooms = {_room(p) for p in _files()} - {"__init__"}
+    assert rooms <= set(LEVEL) | set(ALONE), (
+        f"rooms without a floor: {rooms - set(LEVEL) - set(ALONE)}"
+    )
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_a_room_imports_only_lower_floors(path: Path) -> None:
+    room = _room(path)
+    if room == "__init__":
+        return
+    for module, _ in _imports(path):
+        parts = module.split(".")
+        if (
+            parts[0] != "hubkit"
+            or len(parts) == 1
+            or parts[1] in (room, "__version__", "load_dataset")
+        ):
+            continue
+        other = parts[1]
+        if room in ALONE:
+            assert other == "errors", f"{path} imports {module}; {room} may import only errors"
+        else:
+            lower = other == "errors" or (other in LEVEL and LEVEL[other] < LEVEL[room])
+            assert lower, f"{path} imports {module}, which is not on a lower floor"
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_no_papers_name_in_code(path: Path) -> None:
+    if path.parent.name == "cli" or path == PACKAGE / "__init__.py":
+        return  # help texts and examples name the recipes that ship
+    found = PAPER_NAMES.search(path.read_text("utf-8"))
+    assert found is None, (
+        f"{path} names {found and found.group()}; names of papers belong in recipes and cards"
+    )
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
+    if _room(path) in ALONE:
+        return  # processes of their own
+    heavy = [m for m, at_top in _imports(path) if at_top and m.split(".")[0] in HEAVY]
+    assert not heavy, (
+        f"{path} imports {heavy} at its top; import it inside the function that needs it"
+    )
+
+
+def test_only_the_command_line_prints_or_exits() -> None:
+    for path in _files():
+        if _room(path) in ("cli", "__main__", *ALONE) or '__name__ == "__main__"' in path.read_text(
+            "utf-8"
+        ):
+            continue  # the command line, and files that are processes of their own
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("print", "exit", "input"), (
+                    f"{path}:{node.lineno} calls {node.func.id}"
+                )
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.exit":
+                raise AssertionError(f"{path}:{node.lineno} exits")
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys; sys.argv=['hubkit','--help']; from hubkit.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code += f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Usage" in done.stdout
+    assert done.stdout.strip().endswith("HEAVY []")
+
+
+def test_long_files_and_functions_are_named() -> None:
+    """Not a limit: a warning that says where to look."""
+    for path in _files():
+        lines = path.read_text("utf-8").count("\n")
+        if lines > 400:
+            warnings.warn(f"{path} has {lines} lines: does it hold two ideas?", stacklevel=1)
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > 60:
+                    place = f"{path}:{node.lineno} {node.name}"
+                    warnings.warn(f"{place} has {lines} lines: name its parts?", stacklevel=1)
+
+
+def test_whatever_is_public_says_what_it_is() -> None:
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    silent = []
+    for path in _files():
+        tree = ast.parse(path.read_text("utf-8"))
+        silent += [] if ast.get_docstring(tree) else [str(path)]
+        classes = [
+            node
+            for node in tree.body
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        ]
+        methods = [node for found in classes for node in found.body if isinstance(node, functions)]
+        named = [
+            node for node in [*tree.body, *methods] if isinstance(node, functions | ast.ClassDef)
+        ]
+        silent += [
+            f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+            for node in named
+            if not node.name.startswith("_")
+            and not ast.get_docstring(node)
+            and ast.unparse(node.body) != "..."
+        ]
+    assert silent == []
+
+
+def test_every_dependency_has_its_licence_listed() -> None:
+    listed = set(
+        re.findall(
+            r"(?m)^\| ([\w.-]+) \|",
+            (ROOT / "LICENCES.md").read_text("utf-8").lower().replace("_", "-"),
+        )
+    )
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    names = {re.split(r"[<>=;\[ ]", line)[0].lower().replace("_", "-") for line in wanted}
+    assert names <= listed, f"run `make licences`: {names - listed}"
