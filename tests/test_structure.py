@@ -17,7 +17,7 @@ from support.paths import ROOT
 
 PACKAGE = ROOT / "hubkit"
 FLOORS = {
-    0: ("errors", "conversation", "progress", "ray_session"),
+    0: ("errors", "conversation", "plugins", "progress", "ray_session"),
     1: ("recipe", "hub", "serving", "chat_templates"),
     2: ("data",),
     3: ("training", "rollout", "metrics", "preference", "judging"),

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from hubkit import plugins
 from hubkit.errors import RecipeError
 from hubkit.recipe.block import block_of
 from hubkit.recipe.data import Corpus, Curate, Filter, Intents, Measure
@@ -113,6 +114,7 @@ def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = 
         raise RecipeError(
             f"recipe {name!r} holds a value that no file can: {' '.join(str(error).split())}"
         ) from None
+    plugins.load(recipe.plugins)
     if recipe.asker.end_mark and recipe.rollout.end_mark is None:
         rollout = recipe.rollout.model_copy(update={"end_mark": recipe.asker.end_mark})
         recipe = recipe.model_copy(update={"rollout": rollout})
@@ -168,7 +170,16 @@ def _read(name: str) -> dict[str, Any]:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path} must be a mapping of keys to values, not {type(data).__name__}")
+    if isinstance(data.get("plugins"), list):
+        data["plugins"] = [_beside(path, name) for name in data["plugins"]]
     return data
+
+
+def _beside(recipe: Any, plugin: Any) -> Any:
+    """`plugin`, where it is a file's path, relative to the file of the recipe that names it."""
+    if isinstance(recipe, Path) and isinstance(plugin, str) and plugin.endswith(".py"):
+        return str(recipe.parent / Path(plugin).expanduser())
+    return plugin
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -120,6 +120,9 @@ class Recipe(Block):
     """What cards say that no stage can know."""
     ours: list[str] = Field(default_factory=list)
     """Dotted keys that no source states: our own choices, marked in cards."""
+    plugins: list[str] = Field(default_factory=list)
+    """Modules, or files that end in ``.py`` (relative to the recipe's), that register filters,
+    metrics, benchmarks or engines of your own."""
     profile: str = ""
     """The profiles that were laid over it."""
 

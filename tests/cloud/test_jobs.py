@@ -27,6 +27,7 @@ from hubkit.errors import RecipeError, StageError
 from hubkit.hub import Hub, Ref, connect
 from hubkit.hub.embedded import ensure_running
 from hubkit.pipeline.costs import costs, flavors, parameters, total
+from hubkit.pipeline.executors.jobs import check
 from hubkit.pipeline.runner import Planned
 from hubkit.recipe import Recipe, load
 
@@ -112,6 +113,20 @@ def test_a_stage_as_a_job_makes_what_it_makes_here_and_is_then_skipped(
         done.command[:2] == ["uv", "run"]
         and "hubkit.pipeline.executors.job_entrypoint" in done.command
     )
+
+
+def test_a_plugin_travels_with_its_job(hub: Hub, tmp_path: Path) -> None:
+    own = tmp_path / "own_filters.py"
+    own.write_text(
+        "from hubkit.data.filters import Drop, register\n\n@register\ndef no_chess():\n"
+        "    return lambda c: Drop('chess') if 'chess' in c.messages[0]['content'] else None\n"
+    )
+    filters = [{"name": "no_chess"}]
+    there = recipe(hub, tmp_path, "jobs-plugin", plugins=[str(own)], corpus__filters=filters)
+    [stage] = made(there, hub, execute=on_jobs())
+    assert stage.report["steps"][0]["dropped"]["chess"]["count"] == 3
+    [again] = made(there, hub, execute=on_jobs())
+    assert again.skipped and str(tmp_path) not in json.dumps(jobs(hub, "corpus")[0].environment)
 
 
 def test_a_stage_that_fails_says_why_and_is_not_tried_again(hub: Hub, tmp_path: Path) -> None:
@@ -256,7 +271,7 @@ def test_what_jobs_cannot_do_is_said_before_anything_starts(hub: Hub, tmp_path: 
     with pytest.raises(RecipeError, match="is on this machine"):
         made(local, hub, execute=on_jobs())
     with pytest.raises(RecipeError, match="did you mean 'a100-large'"):
-        pipeline.on_jobs.check(hub, pipeline.OnJobs(flavors={"asker": "a100-larg"}))
+        check(hub, pipeline.OnJobs(flavors={"asker": "a100-larg"}))
 
 
 def test_the_recipe_that_a_job_reads_is_the_drivers(hub: Hub) -> None:

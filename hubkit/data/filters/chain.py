@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from hubkit.conversation import Conversation
 from hubkit.data.filters.arguments import mistake
 from hubkit.errors import RecipeError
+from hubkit.plugins import Registry
 
 EXAMPLES = 5  # ids kept per reason: enough to look one up, few enough for a card
 
@@ -86,7 +87,7 @@ class Remembering(ABC):
         return self.judge(self.key(conversation))
 
 
-FILTERS: dict[str, Callable[..., FilterFn]] = {}
+FILTERS: Registry[Callable[..., FilterFn]] = Registry("hubkit.filters")
 REMEMBERING: set[str] = set()  # those whose factory makes a `Remembering`
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from hubkit import plugins
 from hubkit.conversation import Conversation
 from hubkit.data.filters import Chain, Context, Dropped, Spec
 
@@ -32,6 +33,7 @@ def setting(front: list[Spec], comparing: list[Spec], context: Context) -> dict[
         "comparing": [[spec.name, dict(spec.args)] for spec in comparing],
         "tokenizer": str(context.tokenizer.resolve()) if context.tokenizer else None,
         "questions": {name: str(path.resolve()) for name, path in context.questions.items()},
+        "plugins": plugins.snapshot(),
     }
 
 
@@ -41,6 +43,7 @@ class Judge:
     """
 
     def __init__(self, made_of: dict[str, Any]) -> None:
+        plugins.restore(made_of["plugins"])
         tokenizer = Path(made_of["tokenizer"]) if made_of["tokenizer"] else None
         context = Context(
             tokenizer, {name: Path(path) for name, path in made_of["questions"].items()}

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 
+from hubkit import plugins
 from hubkit.errors import DiskFullError, HubkitError, HubUnreachableError
 from hubkit.hub import connect
 from hubkit.pipeline.runner import run
@@ -21,6 +22,7 @@ from hubkit.recipe import Recipe
 from hubkit.training import Launch
 
 RECIPE = "HUBKIT_RECIPE"
+PLUGINS = "HUBKIT_PLUGINS"
 MARK = "hubkit"
 _EVERY_S = 5.0
 
@@ -28,6 +30,7 @@ _EVERY_S = 5.0
 def main() -> int:
     """Run the stage that the command line names; 0 when its commit is there."""
     try:
+        plugins.restore(json.loads(os.environ.get(PLUGINS, "[]")))
         recipe = Recipe.model_validate_json(os.environ[RECIPE])
         stage = sys.argv[1]
         for made in run(

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from hubkit import __version__, cloud
+from hubkit import __version__, cloud, plugins
 from hubkit.errors import HubError, RecipeError, StageError
 from hubkit.hub import Hub, Ref
-from hubkit.pipeline.executors.job_entrypoint import MARK, RECIPE
+from hubkit.pipeline.executors.job_entrypoint import MARK, PLUGINS, RECIPE
 from hubkit.pipeline.stage import Context, Made, Stage
 from hubkit.progress import Progress
+from hubkit.recipe import Recipe
 
 ATTEMPTS = 2
 FLAVORS = {"corpus": "cpu-upgrade", "curate": "cpu-upgrade", "rollout": "cpu-upgrade"}
@@ -98,8 +99,10 @@ class OnJobs:
         env = {
             "HUBKIT_HUB": hub.url,
             "HUBKIT_NAMESPACE": hub.namespace,
-            RECIPE: context.recipe.model_dump_json(),
+            RECIPE: _portable(context.recipe).model_dump_json(),
         }
+        if loaded := plugins.snapshot():
+            env[PLUGINS] = json.dumps(loaded)
         if hub.embedded:
             env["HF_HUB_DISABLE_XET"] = "1"
         return cloud.Command(
@@ -149,6 +152,11 @@ def _require_elsewhere(context: Context, stage: Stage) -> None:
                 f"{source.path} is on this machine, and a job cannot read it; push it to a dataset repo and name that "
                 "as repo_id, or run `hubkit corpus` here first: a stage that is done is skipped"
             )
+
+
+def _portable(recipe: Recipe) -> Recipe:
+    """`recipe`, its plug-ins named without this machine's folders: their code travels along."""
+    return recipe.model_copy(update={"plugins": [plugins.name_of(p) for p in recipe.plugins]})
 
 
 def _failure(outcome: cloud.Outcome) -> str | None:
