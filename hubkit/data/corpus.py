@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hubkit.conversation import Conversation
+from hubkit.conversation import OPTIONAL_FIELDS, Conversation
 from hubkit.data.filters import Context, Dropped, Step, Tally, count
 from hubkit.data.filters.parallel import Results, run, workers_for
 from hubkit.data.parquet import ShardWriter, conversation_schema, disk_errors, read_batches
@@ -34,6 +34,7 @@ from hubkit.recipe import Corpus
 
 __all__ = ["INTENT", "CorpusReport", "FileReport", "build", "read"]
 INTENT = "intent"  # the column, and the key of a conversation's meta
+TOOLS = "tools"  # the same; the JSON text of the tools' descriptions, as TRL reads it
 
 
 @dataclass
@@ -138,17 +139,22 @@ def build(
     kept_file = out / "kept"
     splitter = Splitter(seed)
     try:
-        with ShardWriter(kept_file, "kept", _schema(block)) as kept:
+        fields: set[str] = set()
+        with ShardWriter(kept_file, "kept", _schema(block, (*OPTIONAL_FIELDS, TOOLS))) as kept:
             names = _Names()
             for conversation in _kept(judged, report):
                 splitter.add(conversation)
-                row = {"id": names.unique(conversation.id), "messages": conversation.messages}
-                kept.write(
-                    row | {"source": conversation.source, INTENT: conversation.meta.get(INTENT)}
-                )
+                fields.update(*conversation.messages)
+                row: dict[str, Any] = {"id": names.unique(conversation.id)}
+                row["messages"] = conversation.messages
+                row |= {"source": conversation.source, INTENT: conversation.meta.get(INTENT)}
+                if TOOLS in conversation.meta:
+                    fields.add(TOOLS)
+                    row[TOOLS] = conversation.meta[TOOLS]
+                kept.write(row)
             report.renamed = names.renamed
         places = splitter.assign(openings=block.openings, test=block.test, few=few)
-        _write_splits(kept.paths, out / "data", places, _schema(block), report)
+        _write_splits(kept.paths, out / "data", places, _schema(block, fields), report)
     finally:
         for path in kept_file.glob("*"):
             path.unlink()
@@ -260,13 +266,18 @@ def _kept(
     report.added = sum(step.added for step in report.steps)
 
 
-def _schema(block: Corpus) -> Any:
-    """The columns of the dataset: with ``intent`` where the recipe asks for it, though a judge
-    fills it in later.
+def _schema(block: Corpus, fields: Collection[str]) -> Any:
+    """The columns of the dataset, with the optional message fields that are in use.
+
+    ``intent`` is there where the recipe asks for it, though a judge fills it in later; ``tools``
+    where a row describes some.
     """
     import pyarrow as pa
 
-    return conversation_schema([(INTENT, pa.string())] if block.intents else [])
+    text = pa.string()
+    tools = [(TOOLS, text)] if TOOLS in fields else []
+    intent = [(INTENT, text)] if block.intents else []
+    return conversation_schema([*tools, *intent], optional_fields=fields)
 
 
 def _write_splits(
@@ -290,7 +301,8 @@ def _write_splits(
             at += batch.num_rows
             for split, writer in enumerate(writers):
                 if rows := [row for row, place in enumerate(here) if place == split]:
-                    writer.write_table(pa.Table.from_batches([batch.take(pa.array(rows))]))
+                    table = pa.Table.from_batches([batch.take(pa.array(rows))])
+                    writer.write_table(table.select(schema.names).cast(schema))
             for row, messages in enumerate(batch.column("messages").to_pylist()):
                 name = batch.column("id")[row].as_py()
                 if here[row] is None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubkit.conversation import Conversation
+from hubkit.conversation import Conversation, compact
 from hubkit.data.filters import Context, Dropped, Step
 from hubkit.data.filters.parallel import run, workers_for
 from hubkit.data.parquet import ShardWriter, disk_errors, read_batches
@@ -204,8 +204,7 @@ def _dialogues(
 
 def _conversation(row: dict[str, Any]) -> Conversation:
     messages = [
-        {"role": (m or {}).get("role") or "", "content": (m or {}).get("content") or ""}
-        for m in row["messages"] or []
+        {"role": "", "content": "", **m} for m in compact(m or {} for m in row["messages"] or [])
     ]
     meta = {key: row[key] for key in row if key in _META}
     return Conversation(str(row["id"]), messages, row.get("source") or "", meta)  # type: ignore[arg-type]

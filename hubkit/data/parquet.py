@@ -8,12 +8,13 @@ the end, so they are written under other names and renamed when all is well."""
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from hubkit.conversation import MESSAGE_FIELDS
 from hubkit.errors import DiskFullError, SourceError
 
 if TYPE_CHECKING:
@@ -25,13 +26,23 @@ SHARD_ROWS = 100_000
 _READ_BYTES = 1 << 20
 
 
-def conversation_schema(extra: Sequence[Any] = ()) -> pa.Schema:
-    """Columns ``id``, ``messages`` (list of struct role, content) and ``source``, then `extra`
-    arrow fields.
+def conversation_schema(
+    extra: Sequence[Any] = (), *, optional_fields: Collection[str] = ()
+) -> pa.Schema:
+    """Build the schema of a dataset of conversations.
+
+    Args:
+        extra: Arrow fields after ``id``, ``messages`` and ``source``.
+        optional_fields: Those of `hubkit.conversation.OPTIONAL_FIELDS` that messages carry beside
+            ``role`` and ``content``. What a message lacks of them is null in its row.
     """
     import pyarrow as pa
 
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
+    function = pa.struct([("name", pa.string()), ("arguments", pa.string())])
+    call = pa.struct([("id", pa.string()), ("type", pa.string()), ("function", function)])
+    types = {"tool_calls": pa.list_(call), "train": pa.bool_()}
+    names = [name for name in MESSAGE_FIELDS if name in {"role", "content", *optional_fields}]
+    message = pa.struct([(name, types.get(name, pa.string())) for name in names])
     return pa.schema(
         [("id", pa.string()), ("messages", pa.list_(message)), ("source", pa.string()), *extra]
     )

@@ -47,9 +47,7 @@ def _findings(action: str, kinds: frozenset[str], what: str) -> FilterFn:
         for message in conversation.messages:
             findings = scan_text(message["content"], kinds)
             found.update(finding.kind for finding in findings)
-            messages.append(
-                {"role": message["role"], "content": masked(message["content"], findings)}
-            )
+            messages.append({**message, "content": masked(message["content"], findings)})
         if not found:
             return None
         if action == "drop":

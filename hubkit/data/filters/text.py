@@ -36,8 +36,7 @@ def clean_text() -> FilterFn:
 
     def judge(conversation: Conversation) -> Verdict:
         cleaned: list[Message] = [
-            {"role": m["role"], "content": _clean(m["content"], m["role"])}
-            for m in conversation.messages
+            {**m, "content": _clean(m["content"], m["role"])} for m in conversation.messages
         ]
         if cleaned == conversation.messages:
             return None

@@ -70,7 +70,12 @@ def empty_turn() -> FilterFn:
         if not conversation.messages:
             return Drop("empty_conversation")
         return (
-            Drop("empty_turn") if any(blank(m["content"]) for m in conversation.messages) else None
+            Drop("empty_turn")
+            if any(
+                blank(m["content"]) and m["role"] != "tool" and not m.get("tool_calls")
+                for m in conversation.messages
+            )
+            else None
         )
 
     return judge
@@ -126,7 +131,7 @@ def whole_sentences(seat: Which = "both") -> FilterFn:
                 text = to_sentence_end(message["content"])
                 if not text:
                     return Drop(f"cut_off_{message['role']}_turn")
-                messages[index] = {"role": message["role"], "content": text}
+                messages[index] = {**message, "content": text}
         if messages == conversation.messages:
             return None
         return Edit([replace(conversation, messages=messages)], "cut_to_whole_sentences")
