@@ -1,4 +1,4 @@
-"""``hubkit eval asker``: a scorecard of askers beside people, on held-out real conversations."""
+"""``hubkit eval asker``: a scorecard of askers compared with people, on held-out real conversations."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def asker(
     ] = False,
     json: Json = False,
 ) -> None:
-    """How like people an asker plays: its turns at real contexts, beside its base, other askers,
+    """How like people an asker plays: its turns at real contexts, next to its base's, other askers'
     and people.
     """
     from hubkit.hub import connect
@@ -133,19 +133,19 @@ def _show(card: Scorecard, files: list[Any], *, json: bool) -> None:
         console.data(card.to_dict())
         return
     console.table(
-        f"Askers beside people, at {card.settings['contexts']} held-out contexts", *_table(card)
+        f"Askers and people, at {card.settings['contexts']} held-out contexts", *_table(card)
     )
-    told = [] if files else ["what each measure is, a picture, and every turn: --out FOLDER"]
-    for note in (*_notes(card), *(f"wrote {file}" for file in files), *told):
+    hints = [] if files else ["what each measure is, a picture, and every turn: --out FOLDER"]
+    for note in (*_notes(card), *(f"wrote {file}" for file in files), *hints):
         console.say(note)
 
 
-def _urls(repos: list[str], served: list[str]) -> dict[str, list[str]]:
+def _urls(repos: list[str], pairs: list[str]) -> dict[str, list[str]]:
     """Repo, or ``base``, → the addresses that were given for it."""
     from hubkit.errors import RecipeError
 
     urls: dict[str, list[str]] = {}
-    for pair in served:
+    for pair in pairs:
         name, equals, url = pair.partition("=")
         if not equals or name not in (*repos, "base"):
             raise RecipeError(
@@ -162,8 +162,11 @@ def _found(hub: Hub, repos: list[str], system: str | None, progress: Progress) -
     from hubkit.pipeline import askers
 
     first = askers.find(hub, repos[0], system=system, progress=progress)
-    told = system or first.system
-    return [first, *(askers.find(hub, name, system=told, progress=progress) for name in repos[1:])]
+    system_message = system or first.system
+    return [
+        first,
+        *(askers.find(hub, name, system=system_message, progress=progress) for name in repos[1:]),
+    ]
 
 
 def _reached(asker: Asker, urls: list[str] | None, terms: Deploy) -> Asker:
@@ -179,32 +182,32 @@ def _reached(asker: Asker, urls: list[str] | None, terms: Deploy) -> Asker:
     )
 
 
-def _with_base(found: list[Asker], urls: list[str] | None, terms: Deploy) -> list[Asker]:
+def _with_base(askers_found: list[Asker], urls: list[str] | None, terms: Deploy) -> list[Asker]:
     from hubkit.pipeline import askers
 
-    players = askers.with_base(found)
+    players = askers.with_base(askers_found)
     return [
-        *players[: len(found)],
-        *(_reached(base, urls, terms) for base in players[len(found) :]),
+        *players[: len(askers_found)],
+        *(_reached(base, urls, terms) for base in players[len(askers_found) :]),
     ]
 
 
-def _held_out(hub: Hub, asked: str, found: list[Asker]) -> tuple[list[Path], dict[str, Any]]:
+def _held_out(hub: Hub, name: str, askers_found: list[Asker]) -> tuple[list[Path], dict[str, Any]]:
     """The parquet files of the held-out conversations, and what they are."""
     from hubkit.errors import SourceError
 
-    if asked:
-        one = names.find(asked, hub, split="test")
-        repo, _, split = asked.partition(":")
-        return one.files, {
+    if name:
+        located = names.find(name, hub, split="test")
+        repo, _, split = name.partition(":")
+        return located.files, {
             "repo_id": repo.partition("@")[0],
-            "revision": one.revision,
+            "revision": located.revision,
             "split": split or "test",
         }
-    ref = next((asker.data for asker in found if asker.data), None)
+    ref = next((asker.data for asker in askers_found if asker.data), None)
     if ref is None:
         raise SourceError(
-            f"{found[0].name} does not say what it was held out from; give conversations with --data REPO:SPLIT"
+            f"{askers_found[0].name} does not say what it was held out from; give conversations with --data REPO:SPLIT"
         )
     return names.find(f"{ref.repo_id}@{ref.revision}:test", hub).files, {
         **ref.to_dict(),

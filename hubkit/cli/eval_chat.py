@@ -128,8 +128,8 @@ def chat(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Put a chat model before a judge: grades or win rates, with intervals. Stopped, it goes on
-    where it was.
+    """Put a chat model before a judge: grades or win rates, with intervals. Interrupted, it resumes
+    where it stopped.
     """
     from hubkit.cli.model_args import Names, Served, terms
     from hubkit.evaluation import Setup, benchmarks
@@ -177,12 +177,12 @@ def chat(
 def _columns(pairs: list[str]) -> dict[str, str]:
     from hubkit.evaluation.benchmarks import COLUMNS
 
-    found = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-    if len(found) < len(pairs) or set(found) - set(COLUMNS):
+    mapping = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    if len(mapping) < len(pairs) or set(mapping) - set(COLUMNS):
         raise typer.BadParameter(
             f"must be OURS=THEIRS, with OURS out of {', '.join(COLUMNS)}", param_hint="--column"
         )
-    return found
+    return mapping
 
 
 def _block(judge: str, setting: list[str], caps: dict[str, Any], in_flight: int | None) -> Judging:
@@ -217,13 +217,13 @@ def _block(judge: str, setting: list[str], caps: dict[str, Any], in_flight: int 
 
 
 def _mode(mode: str | None, benchmark: str) -> Mode:
-    from hubkit.evaluation.benchmarks import KNOWN
+    from hubkit.evaluation.benchmarks import NAMED
 
     if mode in ("single", "pairwise"):
         return mode  # type: ignore[return-value]
     if mode is not None:
         raise typer.BadParameter(f"{mode!r} is neither single nor pairwise", param_hint="--mode")
-    return KNOWN[benchmark].mode if benchmark in KNOWN else "single"
+    return NAMED[benchmark].mode if benchmark in NAMED else "single"
 
 
 def _beside(benchmark: Benchmark, mode: Mode) -> Player | None:
@@ -287,9 +287,9 @@ def _show(result: Judged) -> None:
         console.table(
             f"As published, not measured here: {entry.title}", *report.published_table(entry)
         )
-    for said in dict.fromkeys(report.origin(entry) for entry in fitting):
-        titles = "; ".join(entry.title for entry in fitting if report.origin(entry) == said)
-        console.line(f"{titles}. {said}")
+    for origin in dict.fromkeys(report.origin(entry) for entry in fitting):
+        titles = "; ".join(entry.title for entry in fitting if report.origin(entry) == origin)
+        console.line(f"{titles}. {origin}")
     console.say(
         f"wrote {result.path} and its .md; look into every answer with: inspect view --log-dir {result.logs.parent}"
     )
@@ -319,7 +319,7 @@ def _plan(setup: Setup, folder: Path, endpoints: list[dict[str, Any]]) -> dict[s
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
-    most = plan["at_most"]
+    limits = plan["at_most"]
     rows = [
         ["benchmark", f"{plan['benchmark']['name']}: {plan['benchmark']['questions']} questions"],
         ["answers to be played", plan["answers"]],
@@ -330,9 +330,9 @@ def _show_plan(plan: dict[str, Any]) -> None:
         ],
         [
             "judge's tokens, at most",
-            f"{most['prompt_tokens']:,} in, {most['completion_tokens']:,} out",
+            f"{limits['prompt_tokens']:,} in, {limits['completion_tokens']:,} out",
         ],
-        ["US dollars, at most, retries apart", f"{most['usd']:,.2f}"],
+        ["US dollars, at most, retries apart", f"{limits['usd']:,.2f}"],
         ["folder", plan["log_dir"]],
     ]
     console.table("what would be asked", ["", ""], rows)

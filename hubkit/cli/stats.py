@@ -73,19 +73,19 @@ def stats(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure dialogues beside real people's: turns, lengths, diversity, context, likeness,
+    """Compare dialogues with real people's: turns, lengths, diversity, context, likeness,
     duplicates.
     """
     from hubkit.metrics import stats as measure
     from hubkit.pipeline.inputs import encoder
 
-    asked = [dataset, *against, *([baseline] if baseline else [])]
-    hub = _hub(asked)
-    found = [names.find(name, hub) for name in asked]
+    sources = [dataset, *against, *([baseline] if baseline else [])]
+    hub = _hub(sources)
+    located = [names.find(name, hub) for name in sources]
     with console.bars(quiet=json) as bar_for:
         progress = bar_for("stats")
         report = measure(
-            {one.name: one.files for one in found},
+            {entry.name: entry.files for entry in located},
             folder,
             baseline=baseline,
             tokenizer=_tokenizer(hub, tokenizer, progress) if tokenizer else None,
@@ -97,21 +97,21 @@ def stats(
             seed=seed,
             progress=progress,
         )
-    result = report.to_dict() | {"revisions": {one.name: one.revision for one in found}}
+    result = report.to_dict() | {"revisions": {entry.name: entry.revision for entry in located}}
     result |= {"judge": judge_model} if judge else {}
     if json:
         console.data(result)
         return
     console.table("Measures (means; 95 % bootstrap intervals over dialogues)", *report.table())
     console.table("As published", *_published())
-    for one in report.datasets:
-        if one.judged:
-            number, gaps = one.judged["turns"], one.judged["without_verdict"]
+    for entry in report.datasets:
+        if entry.judged:
+            number, gaps = entry.judged["turns"], entry.judged["without_verdict"]
             console.say(
-                f"{one.name}: judged {number:,} turns by {judge_model}, {gaps:,} of them without a verdict"
+                f"{entry.name}: judged {number:,} turns by {judge_model}, {gaps:,} of them without a verdict"
             )
-        for measure_name, why in one.missing.items():
-            console.say(f"{one.name}: no {measure_name} ({why})")
+        for measure_name, why in entry.missing.items():
+            console.say(f"{entry.name}: no {measure_name} ({why})")
     for name in report.files:
         console.say(f"wrote {folder}/{name}")
 
@@ -128,21 +128,24 @@ def diff(
 
     hub = _hub([before, after])
     old, new = names.find(before, hub), names.find(after, hub)
-    found = compare(old.files, new.files)
+    changes = compare(old.files, new.files)
     report = measure(
         {before: old.files, after: new.files} if before != after else {before: old.files}, size=size
     )
     if json:
         revisions = {before: old.revision, after: new.revision}
         console.data(
-            found.to_dict() | {"revisions": revisions, "measures": report.to_dict()["datasets"]}
+            changes.to_dict() | {"revisions": revisions, "measures": report.to_dict()["datasets"]}
         )
         return
     rows: list[list[Any]] = [
-        [kind, getattr(found, kind), ", ".join(found.examples[kind][:3])] for kind in found.examples
+        [kind, getattr(changes, kind), ", ".join(changes.examples[kind][:3])]
+        for kind in changes.examples
     ]
     console.table(
-        f"{before} → {after}", ["rows", "number", "for example"], [*rows, ["same", found.same, ""]]
+        f"{before} → {after}",
+        ["rows", "number", "for example"],
+        [*rows, ["same", changes.same, ""]],
     )
     console.table("Measures", *report.table())
 
@@ -158,8 +161,8 @@ def _published() -> tuple[list[str], list[list[str]]]:
     return ["dataset", *(key.replace("_", " ") for key in keys)], rows
 
 
-def _hub(asked: list[str]) -> Hub | None:
-    return _connect() if names.needs_hub(asked) else None
+def _hub(sources: list[str]) -> Hub | None:
+    return _connect() if names.needs_hub(sources) else None
 
 
 def _connect() -> Hub:
@@ -169,9 +172,9 @@ def _connect() -> Hub:
 
 
 def _judge(url: str, model: str, profile: str, token_env: str | None, progress: Progress) -> Judge:
-    """The judge behind `url`, its key read from the environment, never from the command line."""
+    """The judge at `url`, its key read from the environment, never from the command line."""
     from hubkit.hub.places import asked
-    from hubkit.judging import Questioner, question_prompts, turn_values, yes_or_no
+    from hubkit.judging import PromptedJudge, question_prompts, turn_values, yes_or_no
     from hubkit.recipe import judging
     from hubkit.serving.client import key_in
 
@@ -182,12 +185,12 @@ def _judge(url: str, model: str, profile: str, token_env: str | None, progress: 
         "model": model,
         "sampling": {"temperature": 0.0},
     }
-    judge = Questioner(
+    judge = PromptedJudge(
         judging({"judge": seat, "in_flight": 16, "patience_s": 60.0}),
         [url],
         question_prompts(),
         "context-v1",
-        who=f"{url} {model}",
+        identity=f"{url} {model}",
         run="stats",
         folder=asked(),
         token=key_in(token_env, said_by="--judge-token-env"),
@@ -199,8 +202,8 @@ def _judge(url: str, model: str, profile: str, token_env: str | None, progress: 
             (str(n), turn_values(before, turn["content"]))
             for n, (*before, turn) in enumerate(conversations)
         ]
-        said = judge.ask(about, yes_or_no, progress)
-        return [means.get(said.get(key, "")) for key, _ in about]
+        answers = judge.ask(about, yes_or_no, progress)
+        return [means.get(answers.get(key, "")) for key, _ in about]
 
     return verdicts
 

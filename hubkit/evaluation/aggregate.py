@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from hubkit.evaluation.bootstrap import interval, ratio
+from hubkit.metrics.statistics import Bootstrap, Number
 
 if TYPE_CHECKING:
-    from hubkit.evaluation.bootstrap import Indices, Values
+    from hubkit.metrics.statistics import Indices, Values
 
 Outcome = Literal["win", "tie", "loss"]
 POINTS: dict[Outcome, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
@@ -57,40 +57,6 @@ class Compared:
         return self.first if self.first == self.second else "tie"
 
 
-@dataclass(frozen=True, slots=True)
-class Number:
-    """A value over `n` judgments, with its bootstrap interval over questions; None without a
-    judgment.
-    """
-
-    value: float | None
-    n: int
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """How intervals are made."""
-
-    resamples: int = 2000
-    confidence: float = 0.95
-    seed: int = 0
-
-    def number(self, parts: Sequence[tuple[str, float]]) -> Number:
-        """The mean of (question, value) parts; its interval draws questions."""
-        if not parts:
-            return Number(None, 0)
-        sums: dict[str, list[float]] = {}
-        for question, value in parts:
-            entry = sums.setdefault(question, [0.0, 0.0])
-            entry[0] += value
-            entry[1] += 1
-        tops, counts = zip(*sums.values(), strict=True)
-        low, high = interval(len(sums), ratio(tops, counts), **asdict(self))
-        return Number(sum(tops) / len(parts), len(parts), low, high)
-
-
 @dataclass(frozen=True)
 class Scores:
     """Ratings of one model: over all, by turn (from 1) and by category. ``judgments == mean.n +
@@ -111,11 +77,11 @@ class Scores:
 Row = TypeVar("Row", Rated, Compared)
 
 
-def scores(rows: Sequence[Rated], drawing: Drawing) -> Scores:
+def scores(rows: Sequence[Rated], bootstrap: Bootstrap) -> Scores:
     """Single-answer grading: mean over all graded answers, per turn, per category."""
 
     def mean(part: Iterable[Rated]) -> Number:
-        return drawing.number(
+        return bootstrap.mean(
             [(row.question, row.rating) for row in part if row.rating is not None]
         )
 
@@ -142,31 +108,18 @@ def _by(
 
 
 def difference(
-    model: Sequence[Rated], against: Sequence[Rated], drawing: Drawing
+    model: Sequence[Rated], against: Sequence[Rated], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Mean grade of `model` less that of `against` over the answers that both have a grade for,
-    drawn by question.
+    """Compare the grades of two models over the answers that both have a grade for, by question.
 
-    ``{difference, low, high, confidence, n, unpaired, outside_noise}``; `unpaired` counts answers
-    that only one has a grade for."""
-    ours = {(row.question, row.turn): row.rating for row in model if row.rating is not None}
-    theirs = {(row.question, row.turn): row.rating for row in against if row.rating is not None}
-    paired = [
-        (question, ours[question, turn] - theirs[question, turn])
-        for question, turn in ours
-        if (question, turn) in theirs
-    ]
-    found = drawing.number(paired)
-    outside = found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)
-    return {
-        "difference": found.value,
-        "low": found.low,
-        "high": found.high,
-        "confidence": drawing.confidence,
-        "n": found.n,
-        "unpaired": len(ours.keys() ^ theirs.keys()),
-        "outside_noise": outside,
-    }
+    Returns:
+        `PairedDifference` as plain data, and ``unpaired``: answers that only one has a grade for."""
+    first, second = (
+        {(row.question, row.turn): row.rating for row in rows if row.rating is not None}
+        for rows in (model, against)
+    )
+    paired = bootstrap.difference(first, second)
+    return {**paired.to_dict(), "unpaired": len(first.keys() ^ second.keys())}
 
 
 @dataclass(frozen=True)
@@ -197,11 +150,11 @@ class Wins:
         return asdict(self)
 
 
-def wins(rows: Sequence[Compared], drawing: Drawing) -> Wins:
+def wins(rows: Sequence[Compared], bootstrap: Bootstrap) -> Wins:
     """Pairwise comparison, both orders: a disagreement is a tie, as in the published procedure."""
 
     def rate(part: Iterable[Compared]) -> Number:
-        return drawing.number([(row.question, POINTS[row.outcome]) for row in part if row.outcome])
+        return bootstrap.mean([(row.question, POINTS[row.outcome]) for row in part if row.outcome])
 
     judged = [row for row in rows if row.outcome]
     count = Counter(row.outcome for row in judged)
@@ -213,14 +166,14 @@ def wins(rows: Sequence[Compared], drawing: Drawing) -> Wins:
         ties=count["tie"],
         losses=count["loss"],
         pairs=len(rows),
-        flip_rate=drawing.number(
+        flip_rate=bootstrap.mean(
             [(row.question, float(row.first != row.second)) for row in judged]
         ),
         first_shown_rate=_first_shown(rows),
-        single_order_win_rate=drawing.number(
+        single_order_win_rate=bootstrap.mean(
             [(row.question, POINTS[row.first]) for row in rows if row.first]
         ),
-        length_controlled_win_rate=length_controlled(judged, drawing),
+        length_controlled_win_rate=length_controlled(judged, bootstrap),
         missing=dict(
             Counter("+".join(sorted(set(row.reasons))) for row in rows if not row.outcome)
         ),
@@ -234,7 +187,7 @@ def _first_shown(rows: Sequence[Compared]) -> float | None:
     return sum(to_first) / len(to_first) if to_first else None
 
 
-def length_controlled(rows: Sequence[Compared], drawing: Drawing) -> Number:
+def length_controlled(rows: Sequence[Compared], bootstrap: Bootstrap) -> Number:
     """What the win rate would be if both models' answers were equally long: an approximation of
     AlpacaEval's.
 
@@ -251,17 +204,17 @@ def length_controlled(rows: Sequence[Compared], drawing: Drawing) -> Number:
     lengths = np.tanh(differences / (differences.std() or 1.0))
     points = np.array([POINTS[row.outcome] for row in rows if row.outcome])
     ids = {
-        question: place
-        for place, question in enumerate(dict.fromkeys(row.question for row in rows))
+        question: index
+        for index, question in enumerate(dict.fromkeys(row.question for row in rows))
     }
     places = np.array([ids[row.question] for row in rows])
 
-    def statistic(drawn: Indices) -> Values:
-        counts = np.stack([np.bincount(draw, minlength=len(ids)) for draw in drawn])
+    def statistic(indices: Indices) -> Values:
+        counts = np.stack([np.bincount(draw, minlength=len(ids)) for draw in indices])
         return _at_equal_length(lengths, points, counts[:, places].astype(float))
 
     value = float(_at_equal_length(lengths, points, np.ones((1, len(rows))))[0])
-    low, high = interval(len(ids), statistic, **asdict(drawing))
+    low, high = bootstrap.interval(len(ids), statistic)
     return Number(value, len(rows), low, high)
 
 
@@ -284,5 +237,5 @@ def _at_equal_length(lengths: Values, points: Values, weights: Any) -> Values:
         determinant = a * c - b * b
         strength = np.clip(strength + np.clip((c * up - b * side) / determinant, -4, 4), -20, 20)
         slope = np.clip(slope + np.clip((a * side - b * up) / determinant, -4, 4), -20, 20)
-    found: Values = 1 / (1 + np.exp(-strength))
-    return found
+    rates: Values = 1 / (1 + np.exp(-strength))
+    return rates

@@ -23,7 +23,7 @@ Mode = Literal["single", "pairwise"]
 Find = Callable[[str], tuple[Path, str]]
 """A named file → where it lies here, and what to call it (a repo's at its commit)."""
 
-SHIPPED = resources.files("hubkit") / "evals" / "questions"
+SHIPPED = resources.files("hubkit.evaluation.questions")
 # Temperature of answers by category: FastChat's llm_judge (common.py, `temperature_config`); 0.7
 # elsewhere.
 TEMPERATURES: Mapping[str, float] = {
@@ -76,12 +76,12 @@ class Benchmark:
         """Only the first `questions`, spread over the categories in order, and only their first
         `turns` turns.
         """
-        kept = _spread(self.questions, questions) if questions else self.questions
-        return replace(self, questions=[replace(q, turns=q.turns[:turns]) for q in kept])
+        chosen = _spread(self.questions, questions) if questions else self.questions
+        return replace(self, questions=[replace(q, turns=q.turns[:turns]) for q in chosen])
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class NamedBenchmark:
     """A benchmark by name: how it is judged by default, where its questions are (`only` those of
     one category there), and follow-ups that ship."""
 
@@ -91,16 +91,16 @@ class Known:
     only: str = ""
 
 
-KNOWN: Mapping[str, Known] = {
-    "offline-16": Known("single", "offline-16.jsonl"),
-    "mt-bench": Known("single", "HuggingFaceH4/mt_bench_prompts:raw/question.jsonl"),
-    "mt-bench-8": Known(
+NAMED: Mapping[str, NamedBenchmark] = {
+    "offline-16": NamedBenchmark("single", "offline-16.jsonl"),
+    "mt-bench": NamedBenchmark("single", "HuggingFaceH4/mt_bench_prompts:raw/question.jsonl"),
+    "mt-bench-8": NamedBenchmark(
         "single", "HuggingFaceH4/mt_bench_prompts:raw/question.jsonl", "mt-bench-8.jsonl"
     ),
     # AlpacaEval's 805 instructions hold the 80 of Vicuna-Bench, marked so, without FastChat's
     # categories.
-    "vicuna": Known("pairwise", "tatsu-lab/alpaca_eval:alpaca_eval.json", only="vicuna"),
-    "alpaca": Known("pairwise", "tatsu-lab/alpaca_eval:alpaca_eval.json"),
+    "vicuna": NamedBenchmark("pairwise", "tatsu-lab/alpaca_eval:alpaca_eval.json", only="vicuna"),
+    "alpaca": NamedBenchmark("pairwise", "tatsu-lab/alpaca_eval:alpaca_eval.json"),
 }
 
 
@@ -112,31 +112,31 @@ def load(
     references: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Benchmark:
-    """The benchmark `name` (one of `KNOWN`, or a file), its questions from `questions` where given.
+    """The benchmark `name` (one of `NAMED`, or a file), its questions from `questions` where given.
 
-    `find` says where a named file lies; `columns` which of its columns is read as which of ours.
+    `find` says where a named file lies; `columns` which of its columns is read under which name.
     Raises `SourceError` for a file that is not there or does not read as questions, a column that
     it lacks, or follow-ups without their question."""
-    known = KNOWN.get(name)
-    where = questions or (known.questions if known else name)
+    entry = NAMED.get(name)
+    where = questions or (entry.questions if entry else name)
     records, files = _open(where, find)
     records = _mapped(records, columns or {}, files[0]["name"])
-    found = [
+    loaded = [
         _question(record, number, files[0]["name"])
         for number, record in enumerate(records, start=1)
     ]
-    if known and known.only and not questions:
-        kept = [question.category == known.only for question in found]
-        records, found = list(compress(records, kept)), list(compress(found, kept))
-    recorded = _outputs(records, found)
-    if known and known.follow_ups:
-        further, more = _open(known.follow_ups, find)
-        found, files = _followed(found, further, more[0]["name"]), files + more
+    if entry and entry.only and not questions:
+        mask = [question.category == entry.only for question in loaded]
+        records, loaded = list(compress(records, mask)), list(compress(loaded, mask))
+    recorded = _outputs(records, loaded)
+    if entry and entry.follow_ups:
+        further, more_files = _open(entry.follow_ups, find)
+        loaded, files = _followed(loaded, further, more_files[0]["name"]), files + more_files
     if references:
-        answers, more = _open(references, find)
-        found, files = _referenced(found, answers, more[0]["name"]), files + more
-    _check(found, files[0]["name"])
-    return Benchmark(name if known else Path(files[0]["name"]).stem, found, files, recorded)
+        answers, more_files = _open(references, find)
+        loaded, files = _referenced(loaded, answers, more_files[0]["name"]), files + more_files
+    _check(loaded, files[0]["name"])
+    return Benchmark(name if entry else Path(files[0]["name"]).stem, loaded, files, recorded)
 
 
 def recorded_answers(where: str, find: Find) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
@@ -152,7 +152,7 @@ def recorded_answers(where: str, find: Find) -> tuple[dict[str, tuple[str, ...]]
 def _open(where: str, find: Find) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     shipped = SHIPPED / where
     if "/" not in where and where in {
-        k for known in KNOWN.values() for k in (known.questions, known.follow_ups)
+        k for entry in NAMED.values() for k in (entry.questions, entry.follow_ups)
     }:
         if not shipped.is_file():
             raise SourceError(
@@ -173,14 +173,15 @@ def _mapped(
 ) -> list[dict[str, Any]]:
     """`records` with those of `columns` (ours → theirs) under our names."""
     for number, record in enumerate(records, start=1):
-        for theirs in columns.values():
-            if theirs not in record:
-                there = ", ".join(map(str, record))
+        for source in columns.values():
+            if source not in record:
+                columns_found = ", ".join(map(str, record))
                 raise SourceError(
-                    f"{name}, record {number} has no column {theirs!r}, only {there}; mend --column"
+                    f"{name}, record {number} has no column {source!r}, only {columns_found}; correct --column"
                 )
     return [
-        record | {ours: record[theirs] for ours, theirs in columns.items()} for record in records
+        record | {target: record[source] for target, source in columns.items()}
+        for record in records
     ]
 
 
@@ -211,12 +212,12 @@ def _rows(raw: bytes, name: str) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        found: list[dict[str, Any]] = pq.read_table(pa.BufferReader(raw)).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(raw)).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise SourceError(
             f"{name} does not read as parquet ({type(error).__name__}); is it whole?"
         ) from None
-    return found
+    return rows
 
 
 def _id(record: dict[str, Any], number: int) -> str:
@@ -226,10 +227,10 @@ def _id(record: dict[str, Any], number: int) -> str:
     return str(number)
 
 
-def _texts(value: Any, where: str, what: str) -> tuple[str, ...]:
+def _texts(value: Any, where: str, column: str) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise SourceError(f"{where}: {what} must be a list of texts")
+        raise SourceError(f"{where}: {column} must be a list of texts")
     return tuple(texts)
 
 
@@ -237,9 +238,9 @@ def _question(record: dict[str, Any], number: int, name: str) -> Question:
     where = f"{name}, record {number}"
     turns = next((record[key] for key in ("turns", "prompt", "instruction") if key in record), None)
     if turns is None:
-        there = ", ".join(map(str, record))
+        columns_found = ", ".join(map(str, record))
         raise SourceError(
-            f"{where} has no user turns, only {there}; name the column with --column turns=NAME"
+            f"{where} has no user turns, only {columns_found}; name the column with --column turns=NAME"
         )
     category = record.get("category") or record.get("dataset") or "all"
     reference = _texts(record.get("reference") or [], where, "reference")
@@ -259,16 +260,16 @@ def _answers(record: dict[str, Any], where: str) -> tuple[str, ...]:
 def _outputs(
     records: Sequence[dict[str, Any]], questions: Sequence[Question]
 ) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Answers that stand beside the questions, as in AlpacaEval's file, under the name of their
+    """Answers in the question file itself, as in AlpacaEval's file, under the name of their
     generator.
     """
-    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    outputs: dict[str, dict[str, tuple[str, ...]]] = {}
     for record, question in zip(records, questions, strict=True):
         if isinstance(record.get("output"), str):
-            found.setdefault(str(record.get("generator", "baseline")), {})[question.id] = (
+            outputs.setdefault(str(record.get("generator", "baseline")), {})[question.id] = (
                 record["output"],
             )
-    return found
+    return outputs
 
 
 def _followed(
@@ -276,7 +277,7 @@ def _followed(
 ) -> list[Question]:
     """`questions` with the follow-ups that are keyed to them; those without any are left out."""
     by_id = {question.id: question for question in questions}
-    found = []
+    extended = []
     for number, record in enumerate(further, start=1):
         where = f"{name}, record {number}"
         question = by_id.get(_id(record, number))
@@ -299,10 +300,10 @@ def _followed(
             raise SourceError(
                 f"{where}: after_turn is {after!r}; question {question.id} has {len(question.turns)} turns"
             )
-        found.append(
+        extended.append(
             replace(question, turns=(*question.turns[:after], *(t["text"] for t in texts)))
         )
-    return found
+    return extended
 
 
 def _referenced(
@@ -320,13 +321,13 @@ def _referenced(
 def _check(questions: list[Question], name: str) -> None:
     if not questions:
         raise SourceError(f"{name} holds no questions")
-    seen: set[str] = set()
+    ids: set[str] = set()
     for question in questions:
-        if question.id in seen:
+        if question.id in ids:
             raise SourceError(f"{name}: question {question.id} is there twice; ids must differ")
         if not question.turns or not all(turn.strip() for turn in question.turns):
             raise SourceError(f"{name}: question {question.id} has no turns, or an empty one")
-        seen.add(question.id)
+        ids.add(question.id)
 
 
 def _spread(questions: list[Question], number: int) -> list[Question]:
@@ -336,9 +337,9 @@ def _spread(questions: list[Question], number: int) -> list[Question]:
         by_category.setdefault(question.category, []).append(question)
     rounds = [
         q
-        for place in range(len(questions))
+        for position in range(len(questions))
         for group in by_category.values()
-        for q in group[place : place + 1]
+        for q in group[position : position + 1]
     ]
     chosen = {question.id for question in rounds[:number]}
     return [question for question in questions if question.id in chosen]

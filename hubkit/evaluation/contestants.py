@@ -28,7 +28,7 @@ class NoAnswerError(HubkitError, LookupError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer; token counts are None where nobody counted."""
+    """One answer; token counts are None where they were not counted."""
 
     content: str
     finish_reason: str = "stop"
@@ -51,8 +51,8 @@ class Contestant(Protocol):
         ...
 
 
-class Served:
-    """A model at an endpoint; `answered` is called after each answer."""
+class ServedContestant:
+    """A model at an endpoint; `on_answer` is called after each answer."""
 
     def __init__(
         self,
@@ -62,26 +62,26 @@ class Served:
         journal: Journal,
         *,
         max_tokens: int,
-        answered: Callable[[], None] = lambda: None,
+        on_answer: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self.identity = name, identity
         self._endpoint, self._journal, self._max_tokens = endpoint, journal, max_tokens
-        self._answered = answered
-        self.asked = 0
+        self._on_answer = on_answer
+        self.requests = 0
 
     async def answer(
         self, question: str, messages: Sequence[Message], temperature: float
     ) -> Answer:
         """The journaled answer, or the model's; one seed for one conversation."""
-        found = await self._answer(question, messages, temperature)
-        self._answered()
-        return found
+        reply = await self._answer(question, messages, temperature)
+        self._on_answer()
+        return reply
 
     async def _answer(
         self, question: str, messages: Sequence[Message], temperature: float
     ) -> Answer:
-        asked = [self.identity, question, list(messages), temperature, self._max_tokens]
-        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        request = [self.identity, question, list(messages), temperature, self._max_tokens]
+        key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
         if key in self._journal:
             return Answer(*self._journal[key])
         try:
@@ -96,13 +96,13 @@ class Served:
         except EndpointError as error:
             raise NoAnswerError(f"{self.name} refuses this conversation: {error}") from None
         self._journal.note(key, reply.content, reply.finish_reason, model=self.name)
-        self.asked += 1
+        self.requests += 1
         return Answer(
             reply.content, reply.finish_reason, reply.prompt_tokens, reply.completion_tokens
         )
 
 
-class Recorded:
+class RecordedContestant:
     """Answers from a file, by question id."""
 
     def __init__(self, name: str, identity: str, answers: Mapping[str, Sequence[str]]) -> None:
@@ -112,12 +112,12 @@ class Recorded:
         self, question: str, messages: Sequence[Message], temperature: float
     ) -> Answer:
         """What the file says."""
-        turn, known = (
+        turn, answers = (
             sum(message["role"] == "user" for message in messages),
             self._answers.get(question, ()),
         )
-        if turn > len(known):
+        if turn > len(answers):
             raise NoAnswerError(
                 f"{self.name} holds no answer to turn {turn} of question {question}"
             )
-        return Answer(known[turn - 1])
+        return Answer(answers[turn - 1])

@@ -14,7 +14,7 @@ from typing import Any
 from hubkit import chat_templates
 from hubkit.conversation import Message, Seat, fault
 from hubkit.errors import SourceError
-from hubkit.evaluation.bootstrap import interval, ratio
+from hubkit.metrics.statistics import Bootstrap, ratio
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Evals, Training
 from hubkit.training.config import quiet_environment
@@ -107,8 +107,8 @@ def heldout_loss(
         )
     model = load_model(base, adapter)
     nats: list[float] = []
-    for done, (_, encoded) in enumerate(rows):
-        progress(done, len(rows), f"held-out loss, {seat} seat")
+    for index, (_, encoded) in enumerate(rows):
+        progress(index, len(rows), f"held-out loss, {seat} seat")
         nats.append(score(model, encoded))
     progress(len(rows), len(rows), f"held-out loss, {seat} seat")
     return HeldOut(
@@ -133,9 +133,7 @@ def compare(
         )
     differences = np.array(first.nats) - np.array(second.nats)
     statistic = ratio(differences, first.tokens)
-    low, high = interval(
-        len(first.tokens), statistic, resamples=resamples, confidence=confidence, seed=seed
-    )
+    low, high = Bootstrap(resamples, confidence, seed).interval(len(first.tokens), statistic)
     return Comparison(first.loss - second.loss, low, high, confidence, resamples, len(first.tokens))
 
 
@@ -264,16 +262,16 @@ def _encoded(
     system: str | None,
     skipped: dict[str, int],
 ) -> Iterator[tuple[str, chat_templates.Encoded]]:
-    found = 0
+    usable = 0
     for index, row in enumerate(_rows(data)):
-        if found == block.conversations:
+        if usable == block.conversations:
             return
         messages = row["messages"]
         reason = fault(messages, first=None) if isinstance(messages, list) else "bad_message"
         if reason is None:
             encoded = printer(seat_view(messages, printer.seat, system))
             if encoded.loss_tokens:
-                found += 1
+                usable += 1
                 yield str(row.get("id", index)), encoded
                 continue
             reason = "no_loss_tokens"
@@ -325,7 +323,7 @@ def score(model: Any, encoded: chat_templates.Encoded) -> float:
 
     ids = torch.tensor([encoded.input_ids], device=model.device)
     labels = torch.tensor(encoded.labels[1:], device=model.device)
-    kept = (labels != chat_templates.IGNORE).nonzero()[:, 0]
+    positions = (labels != chat_templates.IGNORE).nonzero()[:, 0]
     with torch.inference_mode():
-        logits = model(input_ids=ids, logits_to_keep=kept, use_cache=False).logits[0]
-    return float(cross_entropy(logits.float(), labels[kept], reduction="sum"))
+        logits = model(input_ids=ids, logits_to_keep=positions, use_cache=False).logits[0]
+    return float(cross_entropy(logits.float(), labels[positions], reduction="sum"))

@@ -3,7 +3,7 @@ logs into a folder.
 
 Takes a `Setup` (questions, who answers, who judges); gives a `Judged`. Answers and replies of the
 judge are in journals under the folder before they count, keyed by their content: killed at any
-instant, the same call goes on from there, and another model's run in the same folder asks only for
+instant, the same call resumes from there, and another model's run in the same folder asks only for
 what is new."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from hubkit import __version__
 from hubkit.errors import EvalError, RunInterruptedError, RunLockedError
 from hubkit.evaluation.aggregate import Compared, Rated, Scores, Wins, difference, scores, wins
-from hubkit.evaluation.contestants import Contestant, Recorded, Served
+from hubkit.evaluation.contestants import Contestant, RecordedContestant, ServedContestant
 from hubkit.evaluation.setup import Player, Setup
 from hubkit.judging import judging
 from hubkit.progress import Progress, silent
@@ -71,8 +71,8 @@ class Judged:
             "wins": self.wins.to_dict() if self.wins else None,
             "judging": self.judging,
             "intervals": {
-                "confidence": self.setup.drawing.confidence,
-                "resamples": self.setup.drawing.resamples,
+                "confidence": self.setup.bootstrap.confidence,
+                "resamples": self.setup.bootstrap.resamples,
                 "drawn": "questions",
             },
             "packages": {"hubkit": __version__, "inspect_ai": metadata.version("inspect_ai")},
@@ -140,15 +140,15 @@ class _Run:
 
     def _one_more(self) -> None:
         self._done += 1
-        what = f"answers and verdicts, {self._setup.benchmark.name}"
-        self._progress(self._done, self._setup.answers + self._setup.judgments, what)
+        note = f"answers and verdicts, {self._setup.benchmark.name}"
+        self._progress(self._done, self._setup.answers + self._setup.judgments, note)
 
     async def _contestant(
         self, player: Player, journal: Journal, stack: AsyncExitStack
     ) -> Contestant:
         setup = self._setup
         if player.recorded is not None:
-            return Recorded(player.name, player.identity, player.recorded)
+            return RecordedContestant(player.name, player.identity, player.recorded)
         sampling = setup.block.judge.sampling.model_copy(
             update={"max_tokens": setup.max_tokens, "stop": []}
         )
@@ -165,13 +165,13 @@ class _Run:
             name=player.name,
         )
         await stack.enter_async_context(endpoint)
-        return Served(
+        return ServedContestant(
             player.name,
             player.identity,
             endpoint,
             journal,
             max_tokens=setup.max_tokens,
-            answered=self._one_more,
+            on_answer=self._one_more,
         )
 
     def _tasks(self, bench: Bench, players: Sequence[Contestant]) -> list[Task]:
@@ -192,7 +192,7 @@ class _Run:
         before = set(self._logs.glob("*.eval"))
         logs = []
         for task in self._tasks(bench, players):
-            made = await eval_async(
+            task_logs = await eval_async(
                 task,
                 log_dir=str(self._logs),
                 log_level="error",
@@ -201,8 +201,8 @@ class _Run:
                 max_samples=self._setup.in_flight,
                 metadata={"run": self._setup.digest},
             )
-            self._raise_unless_whole(bench, made)
-            logs += made
+            self._raise_unless_whole(bench, task_logs)
+            logs += task_logs
         for log in before:
             log.unlink(missing_ok=True)
         return logs
@@ -212,31 +212,33 @@ class _Run:
             raise bench.failure
         if not logs or logs[0].status == "cancelled":  # inspect takes a Ctrl-C for itself
             raise RunInterruptedError(
-                "stopped; every answer and verdict so far is kept, the same command goes on"
+                "stopped; every answer and verdict so far is kept, the same command resumes"
             )
         (log,) = logs
         if log.status != "success":
-            said = log.error.message if log.error else log.status
-            raise EvalError(f"the evaluation stopped: {said}; its log is {log.location}") from None
+            reason = log.error.message if log.error else log.status
+            raise EvalError(
+                f"the evaluation stopped: {reason}; its log is {log.location}"
+            ) from None
 
-    def _result(self, logs: Sequence[EvalLog], asked: dict[str, Any]) -> Judged:
+    def _result(self, logs: Sequence[EvalLog], judge_stats: dict[str, Any]) -> Judged:
         setup = self._setup
         path = self._folder / f"results-{setup.digest[:12]}.json"
-        made = Judged(setup, {}, None, None, asked, path, self._logs)
+        result = Judged(setup, {}, None, None, judge_stats, path, self._logs)
         if setup.mode == "pairwise":
             pairs = [
                 Compared(**{**row, "reasons": tuple(row["reasons"])}) for row in _rows(logs[0])
             ]
-            return replace(made, wins=wins(pairs, setup.drawing))
+            return replace(result, wins=wins(pairs, setup.bootstrap))
         rated = [[Rated(**row) for row in _rows(log)] for log in logs]
         tables = {
-            player.name: scores(rows, setup.drawing)
+            player.name: scores(rows, setup.bootstrap)
             for player, rows in zip(setup.players, rated, strict=True)
         }
         if len(rated) == 1:
-            return replace(made, scores=tables)
+            return replace(result, scores=tables)
         return replace(
-            made, scores=tables, difference=difference(rated[0], rated[1], setup.drawing)
+            result, scores=tables, difference=difference(rated[0], rated[1], setup.bootstrap)
         )
 
 
@@ -249,17 +251,17 @@ def _rows(log: EvalLog) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def _quiet_inspect(folder: Path) -> Iterator[None]:
-    """inspect-ai draws nothing, and writes its trace beside our files instead of into the user's
+    """inspect-ai draws nothing, and writes its trace next to our files instead of into the user's
     home.
     """
-    ours = {"INSPECT_DISPLAY": "none", "INSPECT_TRACE_FILE": str(folder / "trace.log")}
-    ours = {name: value for name, value in ours.items() if name not in os.environ}
-    os.environ.update(ours)
+    variables = {"INSPECT_DISPLAY": "none", "INSPECT_TRACE_FILE": str(folder / "trace.log")}
+    variables = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(variables)
     from inspect_ai.util import display_type
 
     display_type()  # read now: later it would fall back to one that prints
     try:
         yield
     finally:
-        for name in ours:
+        for name in variables:
             os.environ.pop(name, None)

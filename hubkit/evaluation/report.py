@@ -7,11 +7,11 @@ Takes a `Judged` and published tables; gives rows for a terminal, sentences, and
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hubkit.evaluation.aggregate import Number
 from hubkit.evaluation.judged import Judged
+from hubkit.metrics.statistics import Number
 from hubkit.recipe import Published
 
 Table = tuple[list[str], list[list[str]]]
@@ -56,36 +56,51 @@ def _ratings(result: Judged) -> Table:
 
 
 def sentences(result: Judged) -> list[str]:
-    """What a reader must know beside the numbers."""
-    setup, said = result.setup, []
+    """State what a reader must know to read the numbers."""
+    setup, lines = result.setup, []
     if result.difference is not None:
-        said.append(_difference(result))
+        lines.append(_difference(result))
     if result.wins is not None:
-        said += [_positions(result), _MEANINGS]
+        lines += [_positions(result), _MEANINGS]
     number = len(setup.benchmark.questions)
-    said.append(
-        f"In brackets: {setup.drawing.confidence:.0%} bootstrap intervals over {number} questions."
+    lines.append(
+        f"In brackets: {setup.bootstrap.confidence:.0%} bootstrap intervals over {number} questions."
     )
     judge = f"Judged by {setup.judge.name}, prompts: {setup.prompts.source} (sha256 {setup.prompts.sha256[:12]})."
-    said.append(judge)
+    lines.append(judge)
     if setup.judge.embedded:
-        said.append(
+        lines.append(
             f"A weak judge: {setup.judge.name} ran on this machine's embedded engine. Its grades show that the "
             "machinery works, and say next to nothing about the models; name a strong judge with --judge."
         )
-    said += _missing(result)
-    return said
+    lines += _missing(result)
+    return lines
 
 
 def _difference(result: Judged) -> str:
-    found, models = result.difference or {}, list(result.scores)
-    if found["difference"] is None:
+    difference, models = result.difference or {}, list(result.scores)
+    if difference["difference"] is None:
         return f"{models[0]} and {models[1]} have no answer that both got a grade for: nothing can be compared."
-    noise = "outside the noise" if found["outside_noise"] else "within the noise"
+    noise = "outside the noise" if difference["outside_noise"] else "within the noise"
     return (
-        f"{models[0]} less {models[1]}, paired: {found['difference']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}] "
-        f"over {found['n']} answers, {noise}."
+        f"{models[0]} less {models[1]}, paired: {difference['difference']:+.2f} "
+        f"{_signed_interval(difference)} over {difference['n']} answers, {noise}"
+        f"{_detectable(difference)}."
     )
+
+
+def _signed_interval(difference: Mapping[str, Any]) -> str:
+    if difference["low"] is None:
+        return "[one question: no interval]"
+    return f"[{difference['low']:+.2f}, {difference['high']:+.2f}]"
+
+
+def _detectable(difference: Mapping[str, Any]) -> str:
+    """What a difference must be for this many questions to show it; said where none was shown."""
+    smallest = difference.get("smallest_detectable")
+    if difference["outside_noise"] or not smallest:
+        return ""
+    return f" (differences below {smallest:.2f} are found with less than 80 % power)"
 
 
 def _positions(result: Judged) -> str:
@@ -98,21 +113,21 @@ def _positions(result: Judged) -> str:
 
 
 def _missing(result: Judged) -> list[str]:
-    said = []
+    lines = []
     counts = {name: scores.missing for name, scores in result.scores.items()}
     if result.wins is not None:
         counts["pairs"] = result.wins.missing
     for name, missing in counts.items():
         if missing:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(missing.items()))
-            said.append(
+            lines.append(
                 f"{name}: {sum(missing.values())} without a verdict ({reasons}); missing, not counted as 0."
             )
     if stopped := result.judging["stopped"]:
-        said.append(
+        lines.append(
             f"Stopped by {stopped}: raise it and run the same command, which judges the rest."
         )
-    return said
+    return lines
 
 
 def _grade(number: Number) -> str:
@@ -131,7 +146,7 @@ def _with_interval(number: Number, form: str) -> str:
 
 
 def fitting(published: Iterable[Published], benchmark: str) -> list[Published]:
-    """The published tables that a reader may hold beside `benchmark`."""
+    """The published tables that a reader may compare with `benchmark`."""
     return [entry for entry in published if benchmark in entry.benchmarks]
 
 

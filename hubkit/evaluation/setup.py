@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hubkit.errors import EvalError
-from hubkit.evaluation.aggregate import Drawing
 from hubkit.evaluation.benchmarks import Benchmark, Mode
 from hubkit.judging import Prompts
+from hubkit.metrics.statistics import Bootstrap
 from hubkit.recipe import Judging
 from hubkit.serving.client import ClientTemplate
 
@@ -58,7 +58,7 @@ class Setup:
     max_tokens: int = 1024
     in_flight: int = 8
     request_timeout_s: float = 600.0
-    drawing: Drawing = field(default_factory=Drawing)
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
     @property
     def players(self) -> list[Player]:

@@ -60,14 +60,14 @@ class Bench:
     async def verdict(self, kind: Kind, turns: Turns, conversation: str) -> Verdict:
         """The judge's verdict on the last answer of `turns`, which are part of `conversation`."""
         try:
-            found = await self.judge.verdict(
+            verdict = await self.judge.verdict(
                 kind, self.prompts.render(kind, turns), conversation=conversation
             )
         except HubkitError as error:
             self.failure = self.failure or error
             raise
         self.judged()
-        return found
+        return verdict
 
 
 @modelapi(name="hubkit")
@@ -164,7 +164,7 @@ def conversation(bench: Bench, both: bool = False) -> Solver:
     """Plays all user turns of a question against the model, and with `both` against the other model
     too.
 
-    A conversation ends early where an answer is missing: what comes behind it has no history to
+    A conversation ends early where an answer is missing: what follows it has no history to
     stand on."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
@@ -205,9 +205,11 @@ def rated(bench: Bench) -> Scorer:
         question, (answers,) = bench.questions[str(state.sample_id)], state.metadata["answers"]
         # One after the other: each turn's prompt begins as the one before, and the judge has that
         # in its cache.
-        found = [await _rate(bench, question, answers, turn) for turn in range(len(question.turns))]
-        ratings = [row.rating for row, _ in found if row.rating is not None]
-        return _score([row for row, _ in found], [text for _, text in found], ratings)
+        judged = [
+            await _rate(bench, question, answers, turn) for turn in range(len(question.turns))
+        ]
+        ratings = [row.rating for row, _ in judged if row.rating is not None]
+        return _score([row for row, _ in judged], [text for _, text in judged], ratings)
 
     return score
 
@@ -233,13 +235,16 @@ def compared(bench: Bench) -> Scorer:
     """
 
     async def score(state: TaskState, target: Target) -> Score:
-        question, (ours, theirs) = bench.questions[str(state.sample_id)], state.metadata["answers"]
-        found = [
-            await _compare(bench, question, ours, theirs, turn)
+        question, (answers, opposing) = (
+            bench.questions[str(state.sample_id)],
+            state.metadata["answers"],
+        )
+        judged = [
+            await _compare(bench, question, answers, opposing, turn)
             for turn in range(len(question.turns))
         ]
-        points = [POINTS[row.outcome] for row, _ in found if row.outcome]
-        return _score([row for row, _ in found], [text for _, text in found], points)
+        points = [POINTS[row.outcome] for row, _ in judged if row.outcome]
+        return _score([row for row, _ in judged], [text for _, text in judged], points)
 
     return score
 
@@ -249,18 +254,20 @@ _SECOND: dict[str, Outcome] = {"A": "loss", "B": "win", "tie": "tie"}
 
 
 async def _compare(
-    bench: Bench, question: Question, ours: Sequence[str], theirs: Sequence[str], turn: int
+    bench: Bench, question: Question, answers: Sequence[str], opposing: Sequence[str], turn: int
 ) -> tuple[Compared, str]:
-    if turn >= min(len(ours), len(theirs)):
+    if turn >= min(len(answers), len(opposing)):
         bench.judged()
         bench.judged()
         return Compared(question.id, question.category, turn + 1, None, None, ("no_answer",)), ""
     shown_first, shown_second = await asyncio.gather(
         bench.verdict(
-            "pairwise", _turns(question, turn, ours, theirs), f"{question.id}/{_mark(ours)}"
+            "pairwise", _turns(question, turn, answers, opposing), f"{question.id}/{_mark(answers)}"
         ),
         bench.verdict(
-            "pairwise", _turns(question, turn, theirs, ours), f"{question.id}/{_mark(theirs)}"
+            "pairwise",
+            _turns(question, turn, opposing, answers),
+            f"{question.id}/{_mark(opposing)}",
         ),
     )
     row = Compared(
@@ -270,8 +277,8 @@ async def _compare(
         _FIRST[shown_first.winner] if shown_first.winner else None,
         _SECOND[shown_second.winner] if shown_second.winner else None,
         tuple(v.reason for v in (shown_first, shown_second) if v.reason),
-        len(ours[turn]),
-        len(theirs[turn]),
+        len(answers[turn]),
+        len(opposing[turn]),
     )
     return row, f"shown first: {shown_first.text}\n\nshown second: {shown_second.text}"
 
@@ -297,8 +304,10 @@ def _score(
     """A sample's score: the mean of its verdicts (nan without any), the rows, and the judge's own
     words.
     """
-    said = "\n\n".join(
+    explanation = "\n\n".join(
         f"turn {row.turn}: {text or row}" for row, text in zip(rows, texts, strict=True)
     )
     value = sum(values) / len(values) if values else float("nan")
-    return Score(value=value, explanation=said, metadata={ROWS: [asdict(row) for row in rows]})
+    return Score(
+        value=value, explanation=explanation, metadata={ROWS: [asdict(row) for row in rows]}
+    )

@@ -73,20 +73,20 @@ def termination(
     quiet_environment()
     tokenizer, model = load_tokenizer(base), load_model(base, trained)
     template = chat_templates.for_training(base, training.seat)
-    found: list[list[float]] = []
+    measured: list[list[float]] = []
     for messages in usable_rows(data):
-        progress(len(found), block.conversations, "probabilities of the end mark")
-        if len(found) == block.conversations:
+        progress(len(measured), block.conversations, "probabilities of the end mark")
+        if len(measured) == block.conversations:
             break
         if (
             chances := _chances(messages, training, tokenizer, template, model, block.max_tokens)
         ) is not None:
-            found.append(chances)
-    if not found:
+            measured.append(chances)
+    if not measured:
         raise SourceError(
             f"no held-out conversation ends on an answer within {block.max_tokens} tokens"
         )
-    return summarise(found)
+    return summarise(measured)
 
 
 def _chances(
@@ -97,7 +97,7 @@ def _chances(
     model: Any,
     max_tokens: int,
 ) -> list[float] | None:
-    """The mark's probability behind each answer of a conversation that ends on one; None where it
+    """The mark's probability after each answer of a conversation that ends on one; None where it
     does not fit.
     """
     import math
@@ -125,18 +125,18 @@ def _last_turn(encoded: chat_templates.Encoded) -> chat_templates.Encoded:
     )
 
 
-def summarise(found: Sequence[Sequence[float]]) -> Termination:
+def summarise(probabilities: Sequence[Sequence[float]]) -> Termination:
     """Statistics over conversations, each a list of probabilities whose last one stands where it
     really ended.
     """
     import numpy as np
 
-    chance = np.array([p for row in found for p in row])
-    ended = np.array([i == len(row) - 1 for row in found for i in range(len(row))])
+    chance = np.array([p for row in probabilities for p in row])
+    ended = np.array([i == len(row) - 1 for row in probabilities for i in range(len(row))])
     rate = float(ended.mean())
     order = np.array_split(np.argsort(chance, kind="stable"), min(_BINS, len(chance)))
     return Termination(
-        conversations=len(found),
+        conversations=len(probabilities),
         chances=len(chance),
         ends=int(ended.sum()),
         real_rate=rate,
@@ -145,8 +145,8 @@ def summarise(found: Sequence[Sequence[float]]) -> Termination:
         before_ends=float(chance[~ended].mean()) if (~ended).any() else float("nan"),
         brier=float(((chance - ended) ** 2).mean()),
         brier_constant=float(((rate - ended) ** 2).mean()),
-        real_turns=float(np.mean([len(row) for row in found])),
-        predicted_turns=float(np.mean([_expected_turns(row) for row in found])),
+        real_turns=float(np.mean([len(row) for row in probabilities])),
+        predicted_turns=float(np.mean([_expected_turns(row) for row in probabilities])),
         bins=[(float(chance[part].mean()), float(ended[part].mean()), len(part)) for part in order],
     )
 

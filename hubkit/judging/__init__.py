@@ -5,7 +5,7 @@ Takes a recipe's `Judging` block and an endpoint; gives verdicts. A verdict that
 missing, with a reason; it is never a low grade and never left out of the count."""
 
 from hubkit.judging.judge import Judge, Verdict, judging
-from hubkit.judging.prompted_judge import Questioner, clipped, turn_values
+from hubkit.judging.prompted_judge import PromptedJudge, clipped, turn_values
 from hubkit.judging.prompts import (
     REFERENCE_CATEGORIES,
     Kind,
@@ -16,16 +16,16 @@ from hubkit.judging.prompts import (
     read_prompts,
     small_prompts,
 )
-from hubkit.judging.verdicts import Found, Parse, Winner, line, rating, winner, yes_or_no
+from hubkit.judging.verdicts import Parse, ParsedReply, Winner, line, rating, winner, yes_or_no
 
 __all__ = [
     "REFERENCE_CATEGORIES",
-    "Found",
     "Judge",
     "Kind",
     "Parse",
+    "ParsedReply",
+    "PromptedJudge",
     "Prompts",
-    "Questioner",
     "Turns",
     "Verdict",
     "Winner",

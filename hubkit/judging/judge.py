@@ -20,7 +20,7 @@ from typing import Any
 from hubkit.conversation import Message
 from hubkit.errors import EndpointError, EndpointUnreachableError, MisconfiguredEndpointError
 from hubkit.judging.prompts import Kind
-from hubkit.judging.verdicts import Found, Parse, Winner, rating, winner
+from hubkit.judging.verdicts import Parse, ParsedReply, Winner, rating, winner
 from hubkit.recipe import Judging
 from hubkit.serving.budget import Budget, Spent
 from hubkit.serving.client import ClientTemplate, Endpoint, Reply
@@ -32,10 +32,10 @@ _PARSE: dict[Kind, Parse] = {"single": rating, "pairwise": winner}
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A rating (``single``), a winner (``pairwise``) or what was `said`; or none, and the reason of
+    """A rating (``single``), a winner (``pairwise``) or what was `answer`; or none, and the reason of
     the last attempt.
 
-    Reasons are those of `Found`, and ``timeout``, ``refused``, and the name of the cap that forbade
+    Reasons are those of `ParsedReply`, and ``timeout``, ``refused``, and the name of the cap that forbade
     asking."""
 
     rating: float | None
@@ -43,7 +43,7 @@ class Verdict:
     reason: str
     attempts: int
     text: str
-    said: str = ""
+    answer: str = ""
 
     @property
     def missing(self) -> bool:
@@ -106,31 +106,33 @@ class Judge:
         self, read: Parse, messages: Sequence[Message], *, conversation: str = ""
     ) -> Verdict:
         """What `read` finds in the judge's reply to `messages`; else as `verdict`."""
-        found, text, attempt = Found(reason="no_verdict"), "", 0
+        parsed, text, attempt = ParsedReply(reason="no_verdict"), "", 0
         for attempt in range(self._block.attempts):
             key = self._key(messages, attempt)
             async with self._alone[key]:  # the same question twice at once is asked once
                 reply, reason = await self._reply(key, messages, attempt, conversation)
             if reply is None:
-                found = Found(reason=reason)
+                parsed = ParsedReply(reason=reason)
                 if reason == "timeout":
                     self.unusable[reason] += 1
                     continue
                 break  # a refused request is refused again, and a cap stays
             text = reply[0]
-            found = read(*reply)
-            if not found.reason:
+            parsed = read(*reply)
+            if not parsed.reason:
                 break
-            self.unusable[found.reason] += 1
-        return Verdict(found.rating, found.winner, found.reason, attempt + 1, text, found.said)
+            self.unusable[parsed.reason] += 1
+        return Verdict(
+            parsed.rating, parsed.winner, parsed.reason, attempt + 1, text, parsed.answer
+        )
 
     def _key(self, messages: Sequence[Message], attempt: int) -> str:
         """What a reply is found by: who was asked what, how, for which time."""
         sampling = self._block.judge.sampling.model_dump()
         if attempt:
             sampling["temperature"] = self._block.retry_temperature
-        asked = [self._identity, list(messages), sampling, attempt]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        request = [self._identity, list(messages), sampling, attempt]
+        return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
     async def _reply(
         self, key: str, messages: Sequence[Message], attempt: int, conversation: str
@@ -162,7 +164,7 @@ class Judge:
         if silent_s > self._block.patience_s:
             raise EndpointUnreachableError(
                 f"the judge has answered nothing for {silent_s:.0f} s; see what it is doing, and run the same command "
-                "again: it goes on where it stopped"
+                "again: it resumes where it stopped"
             ) from None
 
     def _note(self, key: str, reply: Reply, guessed: int, attempt: int) -> None:
@@ -170,8 +172,8 @@ class Judge:
         tokens_out = (
             len(reply.content) // 4 if reply.completion_tokens is None else reply.completion_tokens
         )
-        beside = {"run": self._run, "attempt": attempt, "in": tokens_in, "out": tokens_out}
-        self._journal.note(key, reply.content, reply.finish_reason, **beside)
+        metadata = {"run": self._run, "attempt": attempt, "in": tokens_in, "out": tokens_out}
+        self._journal.note(key, reply.content, reply.finish_reason, **metadata)
         self.budget.spent.add(_SEAT, tokens_in, tokens_out)
         self.asked += 1
         self._answered = time.monotonic()
@@ -187,10 +189,10 @@ class Judge:
             @asynccontextmanager
             async def idle() -> AsyncIterator[None]:
                 now = asyncio.get_running_loop().time()
-                left = (deadline.when() or now) - now
+                remaining_s = (deadline.when() or now) - now
                 deadline.reschedule(None)
                 yield
-                deadline.reschedule(asyncio.get_running_loop().time() + left)
+                deadline.reschedule(asyncio.get_running_loop().time() + remaining_s)
 
             return await self._endpoint.chat(
                 messages,

@@ -31,13 +31,13 @@ _SHOWN_MESSAGES, _SHOWN_CHARS = (
 )  # of a turn's conversation, and of each message, what a judge is shown
 
 
-class Questioner:
+class PromptedJudge:
     """The judge of `block` at `addresses`, asked the prompt `name` about one thing after another;
     `who` it is, and `run` whose money it is. It is reached as `hubkit.judging.judging` says.
 
     Its replies are in a journal below `folder`, one for each `who` and set of prompts, that
     outlives it: a run with larger caps, or another one over the same conversations, asks for
-    nothing twice. `told` is what a report says of all that was asked."""
+    nothing twice. `stats` is what a report says of all that was asked."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Questioner:
         prompts: Prompts,
         name: str,
         *,
-        who: str,
+        identity: str,
         run: str,
         folder: Path,
         token: str | None = None,
@@ -57,20 +57,20 @@ class Questioner:
             addresses,
             prompts,
             name,
-            who,
+            identity,
         )
         self._reached: dict[str, Any] = {
-            "identity": who,
+            "identity": identity,
             "run": run,
             "token": token,
             "template": template,
         }
-        asked = json.dumps([who, prompts.sha256])
-        self._folder = folder / hashlib.sha256(asked.encode()).hexdigest()[:12]
+        scope = json.dumps([identity, prompts.sha256])
+        self._folder = folder / hashlib.sha256(scope.encode()).hexdigest()[:12]
         self._missing: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._unusable: Counter[str] = Counter()
-        self.told: dict[str, Any] = {}
+        self.stats: dict[str, Any] = {}
 
     def ask(
         self, about: Iterable[tuple[str, dict[str, str]]], read: Parse, progress: Progress
@@ -88,13 +88,13 @@ class Questioner:
                 FileLock(self._folder / "lock", timeout=0),
                 Journal(self._folder, {"layout": 1}) as journal,
             ):
-                return asyncio.run(self._asked(iter(about), total, read, journal, progress))
+                return asyncio.run(self._ask_all(iter(about), total, read, journal, progress))
         except Timeout:
             raise RunLockedError(
                 f"another process is asking the same judge in {self._folder}; wait for it"
             ) from None
 
-    async def _asked(
+    async def _ask_all(
         self,
         about: Iterator[tuple[str, dict[str, str]]],
         total: int | None,
@@ -102,19 +102,19 @@ class Questioner:
         journal: Journal,
         progress: Progress,
     ) -> dict[str, str]:
-        said: dict[str, str] = {}
-        done = 0
+        answers: dict[str, str] = {}
+        completed = 0
 
         async def work(judge: Judge) -> None:
-            nonlocal done
+            nonlocal completed
             for key, values in about:
                 verdict = await judge.answer(read, self._prompts.fill(self._name, values))
                 if verdict.missing:
                     self._missing[verdict.reason] += 1
                 else:
-                    said[key] = verdict.said
-                done += 1
-                progress(done, total, "what the judge says")
+                    answers[key] = verdict.answer
+                completed += 1
+                progress(completed, total, "what the judge says")
 
         async with judging(self._block, self._addresses, journal, **self._reached) as judge:
             try:
@@ -123,17 +123,17 @@ class Questioner:
                         group.create_task(work(judge))
             except* EndpointError as failed:
                 raise failed.exceptions[0] from None
-            self._tell(judge.to_dict())
-        return said
+            self._add_stats(judge.to_dict())
+        return answers
 
-    def _tell(self, told: dict[str, Any]) -> None:
+    def _add_stats(self, counts: dict[str, Any]) -> None:
         """Add what one call of `ask` took to what is told of all of them; tokens and money add up
         by themselves.
         """
-        self._counts.update({name: told[name] for name in ("asked", "from_journal")})
-        self._unusable.update(told["unusable_attempts"])
-        self.told = {
-            **told,
+        self._counts.update({name: counts[name] for name in ("asked", "from_journal")})
+        self._unusable.update(counts["unusable_attempts"])
+        self.stats = {
+            **counts,
             **self._counts,
             "unusable_attempts": dict(self._unusable),
             "missing": dict(self._missing),
@@ -151,7 +151,7 @@ def clipped(messages: Sequence[Message], chars: int) -> str:
 
 
 def turn_values(history: Sequence[Message], turn: str) -> dict[str, str]:
-    """The values of the prompt ``context-v1`` for a human `turn` behind `history`: the end of it,
+    """The values of the prompt ``context-v1`` for a human `turn` that follows `history`: the end of it,
     long messages clipped."""
     return {
         "conversation": clipped(history[-_SHOWN_MESSAGES:], _SHOWN_CHARS),

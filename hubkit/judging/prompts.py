@@ -3,7 +3,7 @@
 
 Takes a file of JSON lines (``name``, ``type``, ``system_prompt``, ``prompt_template``) and gives
 the messages for one judgment. Names are FastChat's: ``single-v1`` and ``pair-v2``, ``-math`` with a
-reference answer, ``-multi-turn`` behind the first turn. Its placeholders spell out two turns;
+reference answer, ``-multi-turn`` after the first turn. Its placeholders spell out two turns;
 ``{conversation}``, ``{conversation_a}``, ``{conversation_b}`` and ``{references}`` are ours, and
 hold any number of them; so are ``examples``, pairs of a prompt and the verdict on it that go before
 the question, for judges too small to follow words alone."""
@@ -24,7 +24,7 @@ from hubkit.errors import SourceError
 
 Kind = Literal["single", "pairwise"]
 REFERENCE_CATEGORIES = frozenset({"math", "reasoning", "coding"})
-_OURS = resources.files("hubkit") / "judge"
+_SHIPPED = resources.files("hubkit.judging")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _NAMES: dict[Kind, tuple[str, str]] = {
     "single": ("single-v1", "single-math-v1"),
@@ -109,19 +109,19 @@ class Prompts:
         system: list[Message] = (
             [{"role": "system", "content": template.system}] if template.system else []
         )
-        shown: list[Message] = []
+        examples: list[Message] = []
         for prompt, verdict in template.examples:
-            shown += [
+            examples += [
                 {"role": "user", "content": prompt},
                 {"role": "assistant", "content": verdict},
             ]
-        return [*system, *shown, {"role": "user", "content": text}]
+        return [*system, *examples, {"role": "user", "content": text}]
 
     def _template(self, name: str) -> Template:
         if name not in self.templates:
-            known = ", ".join(sorted(self.templates))
+            names = ", ".join(sorted(self.templates))
             raise SourceError(
-                f"{self.source} has no judge prompt {name!r}, only {known}; add it, or use another file"
+                f"{self.source} has no judge prompt {name!r}, only {names}; add it, or use another file"
             )
         return self.templates[name]
 
@@ -163,21 +163,21 @@ def _script(questions: Sequence[str], answers: Sequence[str]) -> str:
 
 def default_prompts() -> Prompts:
     """Our own wording, as it ships."""
-    return _read((_OURS / "prompts.jsonl").read_bytes(), "hubkit's own wording")
+    return _read((_SHIPPED / "prompts.jsonl").read_bytes(), "hubkit's own wording")
 
 
 def small_prompts() -> Prompts:
     """Our own wording for a judge of a few hundred million parameters: short, with examples, the
     verdict alone.
     """
-    return _read((_OURS / "small.jsonl").read_bytes(), "hubkit's own wording for small judges")
+    return _read((_SHIPPED / "small.jsonl").read_bytes(), "hubkit's own wording for small judges")
 
 
 def question_prompts() -> Prompts:
     """Our own wording of what is asked about conversations: ``context-v1`` (`conversation`,
     `question`; to be answered with yes or no) and ``intent-v1`` (`turns`; to be answered with one
     line)."""
-    return _read((_OURS / "questions.jsonl").read_bytes(), "hubkit's own questions")
+    return _read((_SHIPPED / "questions.jsonl").read_bytes(), "hubkit's own questions")
 
 
 def read_prompts(path: Path, source: str | None = None) -> Prompts:
@@ -218,7 +218,7 @@ def _template(line: bytes, where: str) -> tuple[str, Template]:
     if not all(isinstance(value, str) for value in (name, system, text)):
         raise SourceError(f"{where}: name, system_prompt and prompt_template must be text")
     template = Template(system, text, _examples(record.get("examples") or [], where))
-    if wrong := {p for p in template.placeholders if _relevant(name) and not _known(p)}:
+    if wrong := {p for p in template.placeholders if _relevant(name) and not _is_placeholder(p)}:
         raise SourceError(
             f"{where}: nothing is known to put in place of {{{min(wrong)}}} in prompt {name!r}"
         )
@@ -238,7 +238,7 @@ def _relevant(name: str) -> bool:
     return name.removesuffix("-multi-turn") in {n for pair in _NAMES.values() for n in pair}
 
 
-def _known(placeholder: str) -> bool:
+def _is_placeholder(placeholder: str) -> bool:
     plain = {
         "question",
         "answer",

@@ -25,22 +25,22 @@ _WINNERS: dict[str, Winner] = {"[[A]]": "A", "[[B]]": "B", "[[C]]": "tie"}
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ParsedReply:
     """A verdict, or the reason why there is none: ``empty``, ``no_verdict``, ``several_verdicts``,
     ``malformed``, ``out_of_range``, or ``cut_off`` for a text without a verdict that ran out of
-    tokens. `said` is what `yes_or_no` and `line` read, whose further reasons are ``several_lines``
+    tokens. `answer` is what `yes_or_no` and `line` read, whose further reasons are ``several_lines``
     and ``too_long``."""
 
     rating: float | None = None
     winner: Winner | None = None
     reason: str = ""
-    said: str = ""
+    answer: str = ""
 
 
-Parse = Callable[[str, str], Found]
+Parse = Callable[[str, str], ParsedReply]
 
 
-def rating(text: str, finish_reason: str = "stop") -> Found:
+def rating(text: str, finish_reason: str = "stop") -> ParsedReply:
     """The one rating in `text`, from 1 to 10. Brackets around anything but a number (a matrix, say)
     do not count.
     """
@@ -49,58 +49,66 @@ def rating(text: str, finish_reason: str = "stop") -> Found:
         return _none(text, marks, finish_reason)
     exact = _RATING.fullmatch(marks[0])
     if exact is None:
-        return Found(reason="malformed")
+        return ParsedReply(reason="malformed")
     value = float(exact[1])
-    return Found(rating=value) if LOWEST <= value <= HIGHEST else Found(reason="out_of_range")
+    return (
+        ParsedReply(rating=value)
+        if LOWEST <= value <= HIGHEST
+        else ParsedReply(reason="out_of_range")
+    )
 
 
-def winner(text: str, finish_reason: str = "stop") -> Found:
+def winner(text: str, finish_reason: str = "stop") -> ParsedReply:
     """Which answer `text` calls better: the one shown first (``A``), the second (``B``), or neither
     (``tie``).
     """
     marks = _LETTER_MARK.findall(text)
     if len(marks) != 1:
         return _none(text, marks, finish_reason)
-    who = _WINNERS.get(marks[0])
-    return Found(winner=who) if who else Found(reason="malformed")
+    choice = _WINNERS.get(marks[0])
+    return ParsedReply(winner=choice) if choice else ParsedReply(reason="malformed")
 
 
-def yes_or_no(text: str, finish_reason: str = "stop") -> Found:
+def yes_or_no(text: str, finish_reason: str = "stop") -> ParsedReply:
     """``yes`` or ``no``, from the one mark ``[[yes]]`` or ``[[no]]`` in `text`, in small letters or
     large.
     """
     marks = _WORD_MARK.findall(text)
     if len(marks) != 1:
         return _none(text, marks, finish_reason)
-    said = marks[0].strip("[] ").casefold()
-    return Found(said=said) if said in ("yes", "no") else Found(reason="malformed")
+    answer = marks[0].strip("[] ").casefold()
+    return (
+        ParsedReply(answer=answer) if answer in ("yes", "no") else ParsedReply(reason="malformed")
+    )
 
 
-def line(text: str, finish_reason: str = "stop") -> Found:
+def line(text: str, finish_reason: str = "stop") -> ParsedReply:
     """`text` itself, where it is one whole line of at most `LONGEST_LINE` characters, quotes around
     it taken off.
     """
-    lines = [one.strip() for one in text.splitlines() if one.strip()]
+    lines = [raw_line.strip() for raw_line in text.splitlines() if raw_line.strip()]
     if not lines:
-        return Found(reason="empty")
+        return ParsedReply(reason="empty")
     if finish_reason == "length":
-        return Found(reason="cut_off")
+        return ParsedReply(reason="cut_off")
     if len(lines) > 1:
-        return Found(reason="several_lines")
-    said = lines[0]
-    said = (
-        said[1:-1].strip() if len(said) > 1 and said[0] == said[-1] and said[0] in "\"'" else said
+        return ParsedReply(reason="several_lines")
+    content = lines[0]
+    content = (
+        content[1:-1].strip()
+        if len(content) > 1 and content[0] == content[-1] and content[0] in "\"'"
+        else content
     )
-    if len(said) > LONGEST_LINE:
-        return Found(reason="too_long")
-    return Found(said=said) if said else Found(reason="empty")
+    if len(content) > LONGEST_LINE:
+        return ParsedReply(reason="too_long")
+    return ParsedReply(answer=content) if content else ParsedReply(reason="empty")
 
 
-def _none(text: str, marks: list[str], finish_reason: str) -> Found:
+def _none(text: str, marks: list[str], finish_reason: str) -> ParsedReply:
     if marks:
-        return Found(reason="several_verdicts")
+        return ParsedReply(reason="several_verdicts")
     if not text.strip():
-        return Found(reason="empty")
+        return ParsedReply(reason="empty")
     if finish_reason == "length":
-        return Found(reason="cut_off")
-    return Found(reason="malformed" if _ANY_MARK.search(text) else "no_verdict")
+        return ParsedReply(reason="cut_off")
+    return ParsedReply(reason="malformed" if _ANY_MARK.search(text) else "no_verdict")

@@ -1,9 +1,9 @@
 """How dialogues compare with what people say: lengths, diversity, context, likeness, duplicates,
 with their sources.
 
-Takes parquet files with a ``messages`` column, one dataset or several beside a baseline of real
+Takes parquet files with a ``messages`` column, one dataset or several next to a baseline of real
 conversations; gives numbers with intervals, ``stats.json`` and plots. Every measure carries its
-formula and where it comes from (`definitions`); the papers' own numbers (`published`) stand beside
+formula and where it comes from (`definitions`); the papers' own numbers (`published`) are shown
 as published."""
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from hubkit.metrics.definitions import definitions, published, step_table
 from hubkit.metrics.human_likeness import FEWEST, available, human_likeness
 from hubkit.metrics.lexical import (
     distinct,
-    interval,
     leans_on_context,
     mtld,
     repeated_share,
@@ -36,6 +35,7 @@ from hubkit.metrics.lexical import (
     words,
 )
 from hubkit.metrics.sampling import Dialogue, Sample, sample
+from hubkit.metrics.statistics import Bootstrap
 from hubkit.metrics.topics import (
     cluster_entropy,
     embed,
@@ -97,21 +97,23 @@ class Measured:
     human_turns: dict[int, int] = field(default_factory=dict)
     judged: dict[str, int] = field(default_factory=dict)
 
-    def put(self, measure: str, value: float | None, n: int, why: str = "too little text") -> None:
+    def record(
+        self, measure: str, value: float | None, n: int, why: str = "too little text"
+    ) -> None:
         """Note a single number, or why there is none."""
         if value is None or n == 0:
             self.missing[measure] = why
         else:
             self.values[measure] = Value(value, n)
 
-    def put_mean(self, measure: str, values: Sequence[float | None], seed: int) -> None:
+    def record_mean(self, measure: str, values: Sequence[float | None], seed: int) -> None:
         """Note the mean of `values`, one a dialogue, with its interval; None are left out."""
-        known = [value for value in values if value is not None]
-        if not known:
+        present = [value for value in values if value is not None]
+        if not present:
             self.missing[measure] = "no dialogue is long enough"
             return
-        bounds = interval(known, seed=seed) or (None, None)
-        self.values[measure] = Value(fmean(known), len(known), *bounds)
+        number = Bootstrap(1000, seed=seed).mean_of(present)
+        self.values[measure] = Value(fmean(present), number.n, number.low, number.high)
 
 
 @dataclass
@@ -186,24 +188,24 @@ def stats(
     context (without one, only the heuristic is shown). Embedding and judging read at most 1,000
     follow-up turns of a dataset. Raises `SourceError`."""
     counter = token_counter(_load(tokenizer))
-    drawn = {name: sample(name, files, size=size, seed=seed) for name, files in datasets.items()}
-    real = drawn.get(baseline) if baseline else None
-    usable = [available(one.dialogues) for one in drawn.values()]
+    samples = {name: sample(name, files, size=size, seed=seed) for name, files in datasets.items()}
+    real = samples.get(baseline) if baseline else None
+    usable = [available(dataset.dialogues) for dataset in samples.values()]
     alike = min((turns for turns in usable if turns >= FEWEST[0]), default=None)
     measured: list[Measured] = []
     sizes: dict[str, list[int]] = {}
     vectors: dict[str, Matrix] = {}
-    for at, (name, one) in enumerate(drawn.items()):
-        progress(at, len(drawn), name)
-        result = Measured(name, one.total, len(one.dialogues))
-        sizes[name] = _lengths(result, one, counter, seed)
-        _words(result, one, seed)
-        _context(result, one, judge, seed)
+    for at, (name, dataset) in enumerate(samples.items()):
+        progress(at, len(samples), name)
+        result = Measured(name, dataset.total, len(dataset.dialogues))
+        sizes[name] = _lengths(result, dataset, counter, seed)
+        _words(result, dataset, seed)
+        _context(result, dataset, judge, seed)
         if embedder:
-            vectors[name] = _topics(result, one, embedder, seed)
-        _likeness(result, one, real, alike, seed)
+            vectors[name] = _topics(result, dataset, embedder, seed)
+        _likeness(result, dataset, real, alike, seed)
         measured.append(result)
-    progress(len(drawn), len(drawn), "")
+    progress(len(samples), len(samples), "")
     unit = "tokens" if tokenizer else "words"
     report = StatsReport(measured, baseline, unit, seed)
     if out:
@@ -228,38 +230,42 @@ def _load(tokenizer: Path | None) -> Any:
 
 
 def _lengths(
-    result: Measured, one: Sample, counter: Callable[[list[str]], list[int]], seed: int
+    result: Measured, dataset: Sample, counter: Callable[[list[str]], list[int]], seed: int
 ) -> list[int]:
     human, answers, totals, all_human = [], [], [], []
-    for dialogue in one.dialogues:
-        said = counter([m["content"] for m in dialogue.messages])
-        mine = [n for n, m in zip(said, dialogue.messages, strict=True) if m["role"] == "user"]
-        theirs = [
-            n for n, m in zip(said, dialogue.messages, strict=True) if m["role"] == "assistant"
+    for dialogue in dataset.dialogues:
+        counts = counter([m["content"] for m in dialogue.messages])
+        user_counts = [
+            n for n, m in zip(counts, dialogue.messages, strict=True) if m["role"] == "user"
         ]
-        human.append(fmean(mine))
-        answers.append(fmean(theirs) if theirs else None)
-        totals.append(float(sum(said)))
-        all_human += mine
-    turns = [float(len(dialogue.human)) for dialogue in one.dialogues]
+        answer_counts = [
+            n for n, m in zip(counts, dialogue.messages, strict=True) if m["role"] == "assistant"
+        ]
+        human.append(fmean(user_counts))
+        answers.append(fmean(answer_counts) if answer_counts else None)
+        totals.append(float(sum(counts)))
+        all_human += user_counts
+    turns = [float(len(dialogue.human)) for dialogue in dataset.dialogues]
     result.human_turns = dict(sorted(Counter(map(int, turns)).items()))
-    result.put_mean("human_turns", turns, seed)
-    result.put_mean("tokens_per_human_turn", human, seed)
-    result.put_mean("tokens_per_answer", answers, seed)
-    result.put_mean("tokens_per_dialogue", totals, seed)
+    result.record_mean("human_turns", turns, seed)
+    result.record_mean("tokens_per_human_turn", human, seed)
+    result.record_mean("tokens_per_answer", answers, seed)
+    result.record_mean("tokens_per_dialogue", totals, seed)
     return all_human
 
 
-def _words(result: Measured, one: Sample, seed: int) -> None:
-    human = [turn for dialogue in one.dialogues for turn in dialogue.followups]
+def _words(result: Measured, dataset: Sample, seed: int) -> None:
+    human = [turn for dialogue in dataset.dialogues for turn in dialogue.followups]
     mixed = shuffled(human, seed)
-    per_dialogue = [_mean_mtld(dialogue.followups) for dialogue in one.dialogues]
-    result.put_mean("mtld", per_dialogue, seed)
-    result.put("distinct_1", distinct(mixed, 1), len(human))
-    result.put("distinct_2", distinct(mixed, 2), len(human))
-    result.put_mean("self_rouge", [self_rouge(dialogue.human) for dialogue in one.dialogues], seed)
-    result.put("repeated_turns", repeated_share(human), len(human))
-    result.put("near_duplicates", _near_duplicates(one.dialogues), len(one.dialogues))
+    per_dialogue = [_mean_mtld(dialogue.followups) for dialogue in dataset.dialogues]
+    result.record_mean("mtld", per_dialogue, seed)
+    result.record("distinct_1", distinct(mixed, 1), len(human))
+    result.record("distinct_2", distinct(mixed, 2), len(human))
+    result.record_mean(
+        "self_rouge", [self_rouge(dialogue.human) for dialogue in dataset.dialogues], seed
+    )
+    result.record("repeated_turns", repeated_share(human), len(human))
+    result.record("near_duplicates", _near_duplicates(dataset.dialogues), len(dataset.dialogues))
 
 
 def _mean_mtld(turns: Sequence[str]) -> float | None:
@@ -275,58 +281,62 @@ def _near_duplicates(dialogues: Sequence[Dialogue]) -> float:
     return fmean(judge(Conversation(d.id, list(d.messages))) is not None for d in dialogues)
 
 
-def _context(result: Measured, one: Sample, judge: Judge | None, seed: int) -> None:
+def _context(result: Measured, dataset: Sample, judge: Judge | None, seed: int) -> None:
     leaning = [
-        [leans_on_context(turn) for turn in dialogue.followups] for dialogue in one.dialogues
+        [leans_on_context(turn) for turn in dialogue.followups] for dialogue in dataset.dialogues
     ]
-    result.put_mean(
-        "context_heuristic_per_dialogue", [float(sum(found)) for found in leaning], seed
+    result.record_mean(
+        "context_heuristic_per_dialogue", [float(sum(flags)) for flags in leaning], seed
     )
-    result.put_mean(
-        "context_heuristic_per_turn", [fmean(found) if found else None for found in leaning], seed
+    result.record_mean(
+        "context_heuristic_per_turn", [fmean(flags) if flags else None for flags in leaning], seed
     )
     if judge is None:
         return
-    asked, left = [], 1000
-    for dialogue in one.dialogues:
+    conversations, budget = [], 1000
+    for dialogue in dataset.dialogues:
         ends = [i for i, m in enumerate(dialogue.messages) if m["role"] == "user"][1:]
-        if left <= 0:
+        if budget <= 0:
             break
-        left -= len(ends)
-        asked.append([dialogue.messages[: end + 1] for end in ends])
-    verdicts = iter(judge([conversation for turns in asked for conversation in turns]))
-    by_dialogue = [[next(verdicts) for _ in turns] for turns in asked]
-    gaps = sum(found.count(None) for found in by_dialogue)
+        budget -= len(ends)
+        conversations.append([dialogue.messages[: end + 1] for end in ends])
+    verdicts = iter(judge([conversation for turns in conversations for conversation in turns]))
+    by_dialogue = [[next(verdicts) for _ in turns] for turns in conversations]
+    gaps = sum(flags.count(None) for flags in by_dialogue)
     result.judged = {"turns": sum(map(len, by_dialogue)), "without_verdict": gaps}
-    counts = [None if None in found else float(sum(map(bool, found))) for found in by_dialogue]
-    result.put_mean("context_judged_per_dialogue", counts, seed)
+    counts = [None if None in flags else float(sum(map(bool, flags))) for flags in by_dialogue]
+    result.record_mean("context_judged_per_dialogue", counts, seed)
 
 
-def _topics(result: Measured, one: Sample, embedder: Path, seed: int, budget: int = 1000) -> Matrix:
+def _topics(
+    result: Measured, dataset: Sample, embedder: Path, seed: int, budget: int = 1000
+) -> Matrix:
     """Embed the human turns of as many dialogues as the budget of follow-up turns allows; openings
     only for shifts.
     """
     chosen: list[Dialogue] = []
-    for dialogue in one.dialogues:
+    for dialogue in dataset.dialogues:
         if sum(len(d.followups) for d in chosen) >= budget:
             break
         chosen.append(dialogue)
     vectors = embed([turn for dialogue in chosen for turn in dialogue.human], embedder)
     edges = [0, *accumulate(len(dialogue.human) for dialogue in chosen)]
     per_dialogue = [vectors[start:end] for start, end in pairwise(edges)]
-    result.put_mean(
-        "topic_shifts", [float(shifts(one)) if len(one) > 1 else None for one in per_dialogue], seed
+    result.record_mean(
+        "topic_shifts",
+        [float(shifts(dataset)) if len(dataset) > 1 else None for dataset in per_dialogue],
+        seed,
     )
     import numpy as np
 
     later = [
-        found[len(d.human) - len(d.followups) :]
-        for found, d in zip(per_dialogue, chosen, strict=True)
+        rows[len(d.human) - len(d.followups) :]
+        for rows, d in zip(per_dialogue, chosen, strict=True)
     ]
     followups: Matrix = np.concatenate(later)[:budget]
-    result.put("mean_cosine", mean_cosine(followups), len(followups))
-    result.put("nearest_distance", nearest_distance(followups), len(followups))
-    result.put(
+    result.record("mean_cosine", mean_cosine(followups), len(followups))
+    result.record("nearest_distance", nearest_distance(followups), len(followups))
+    result.record(
         "cluster_entropy",
         cluster_entropy(followups, seed=seed),
         len(followups),
@@ -336,27 +346,29 @@ def _topics(result: Measured, one: Sample, embedder: Path, seed: int, budget: in
 
 
 def _likeness(
-    result: Measured, one: Sample, real: Sample | None, turns: int | None, seed: int
+    result: Measured, dataset: Sample, real: Sample | None, turns: int | None, seed: int
 ) -> None:
     """Against `real`; for `real` itself, one half of its dialogues against the other: what chance
     looks like.
     """
     if real is None:
         return
-    half = len(one.dialogues) // 2
+    half = len(dataset.dialogues) // 2
     sides = (
-        (one.dialogues[:half], one.dialogues[half:])
-        if one is real
-        else (one.dialogues, real.dialogues)
+        (dataset.dialogues[:half], dataset.dialogues[half:])
+        if dataset is real
+        else (dataset.dialogues, real.dialogues)
     )
-    found = human_likeness(*sides, seed=seed, turns=turns)
-    if found is None:
+    likeness = human_likeness(*sides, seed=seed, turns=turns)
+    if likeness is None:
         few, dialogues = FEWEST
         result.missing["likeness_auc"] = (
             f"fewer than {few} follow-up turns or {dialogues} dialogues on a side"
         )
     else:
-        result.values["likeness_auc"] = Value(found.auc, found.turns, found.low, found.high)
+        result.values["likeness_auc"] = Value(
+            likeness.auc, likeness.turns, likeness.low, likeness.high
+        )
 
 
 def _write(

@@ -44,21 +44,21 @@ def diff(before: Sequence[Path], after: Sequence[Path]) -> Difference:
     Raises `SourceError` where a file is no parquet file, a column is missing or an id comes twice.
     """
     old, new = _digests(before), _digests(after)
-    found = Difference(before=len(old), after=len(new))
+    difference = Difference(before=len(old), after=len(new))
     for name, digest in new.items():
         was = old.get(name)
         kind = "added" if was is None else "same" if was == digest else "changed"
-        _count(found, kind, name)
+        _count(difference, kind, name)
     for name in old:
         if name not in new:
-            _count(found, "dropped", name)
-    return found
+            _count(difference, "dropped", name)
+    return difference
 
 
-def _count(found: Difference, kind: str, name: str) -> None:
-    setattr(found, kind, getattr(found, kind) + 1)
-    if kind in found.examples and len(found.examples[kind]) < EXAMPLES:
-        found.examples[kind].append(name)
+def _count(difference: Difference, kind: str, name: str) -> None:
+    setattr(difference, kind, getattr(difference, kind) + 1)
+    if kind in difference.examples and len(difference.examples[kind]) < EXAMPLES:
+        difference.examples[kind].append(name)
 
 
 def _digests(files: Sequence[Path]) -> dict[str, bytes]:

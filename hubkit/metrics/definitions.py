@@ -57,23 +57,25 @@ def _data(name: str) -> dict[str, Any]:
 
 def step_table(report: Mapping[str, Any], recipe: str = "") -> tuple[list[str], list[list[str]]]:
     """Rows left after each step of a corpus ``report.json``; where `recipe` has one, the published
-    step beside it.
+    step next to it.
     """
-    theirs = {row["step"]: row for row in published()["steps"].get(recipe, {}).get("rows", [])}
+    published_rows = {
+        row["step"]: row for row in published()["steps"].get(recipe, {}).get("rows", [])
+    }
     columns = ["step", "conversations", "rows", "published conversations", "published rows"]
     read = report["rows_read"] - report.get("unreadable", 0) - report.get("joined", 0)
-    rows = [_row("read", read, read, theirs)]
+    rows = [_row("read", read, read, published_rows)]
     rows += [
-        _row(step["name"], step["conversations_out"], step["rows_out"], theirs)
+        _row(step["name"], step["conversations_out"], step["rows_out"], published_rows)
         for step in report["steps"]
     ]
-    return (columns, rows) if theirs else (columns[:3], [row[:3] for row in rows])
+    return (columns, rows) if published_rows else (columns[:3], [row[:3] for row in rows])
 
 
-def _row(name: str, conversations: int, rows: int, theirs: Mapping[str, Any]) -> list[str]:
-    published_row = theirs.get(name, {})
-    beside = [
+def _row(name: str, conversations: int, rows: int, published_rows: Mapping[str, Any]) -> list[str]:
+    published_row = published_rows.get(name, {})
+    published_cells = [
         f"{published_row[key]:,}" if key in published_row else ""
         for key in ("conversations", "rows")
     ]
-    return [name, f"{conversations:,}", f"{rows:,}", *beside]
+    return [name, f"{conversations:,}", f"{rows:,}", *published_cells]

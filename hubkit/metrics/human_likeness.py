@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hubkit.metrics.sampling import Dialogue
+from hubkit.metrics.statistics import Bootstrap
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,23 +67,28 @@ def human_likeness(
     import numpy as np
 
     sides = [_turns_of(real), _turns_of(synthetic)]
-    room = min(MAX_TURNS, turns or MAX_TURNS, *(sum(map(len, side)) for side in sides))
-    if room < FEWEST[0] or min(map(len, sides)) < FEWEST[1]:
+    limit = min(MAX_TURNS, turns or MAX_TURNS, *(sum(map(len, side)) for side in sides))
+    if limit < FEWEST[0] or min(map(len, sides)) < FEWEST[1]:
         return None
-    alike = _likenesses([turn for side in sides for said in side for turn in said])
+    kernel = _likenesses([turn for side in sides for dialogue in side for turn in dialogue])
     places = _places(sides)
     rng = np.random.default_rng(seed)
-    found = [_held_out_auc(alike, _draw(places, room, rng, replace=False)) for _ in range(draws)]
-    again = [_held_out_auc(alike, _draw(places, room, rng, replace=True)) for _ in range(resamples)]
-    low, high = np.quantile(again, [(1 - confidence) / 2, (1 + confidence) / 2])
-    auc = float(np.mean(found))
-    return Likeness(auc, min(float(low), auc), max(float(high), auc), room)
+    aucs = [_held_out_auc(kernel, _draw(places, limit, rng, replace=False)) for _ in range(draws)]
+    resampled = [
+        _held_out_auc(kernel, _draw(places, limit, rng, replace=True)) for _ in range(resamples)
+    ]
+    units = min(map(len, sides))
+    low, high = Bootstrap(confidence=confidence).ends(resampled, units)
+    auc = float(np.mean(aucs))
+    return Likeness(auc, min(low, auc), max(high, auc), limit)
 
 
 def _turns_of(dialogues: Sequence[Dialogue]) -> list[list[str]]:
     """What each dialogue gives, those that give nothing left out."""
-    said = ([turn[:_CHARS] for turn in dialogue.followups[:PER_DIALOGUE]] for dialogue in dialogues)
-    return [turns for turns in said if turns]
+    clipped = (
+        [turn[:_CHARS] for turn in dialogue.followups[:PER_DIALOGUE]] for dialogue in dialogues
+    )
+    return [turns for turns in clipped if turns]
 
 
 def _likenesses(turns: list[str]) -> Numbers:
@@ -107,12 +113,12 @@ def _likenesses(turns: list[str]) -> Numbers:
 
 def _places(sides: list[list[list[str]]]) -> list[list[list[int]]]:
     """Per side and dialogue, the numbers of its turns in the matrix."""
-    number = iter(range(sum(len(said) for side in sides for said in side)))
-    return [[[next(number) for _ in said] for said in side] for side in sides]
+    number = iter(range(sum(len(dialogue) for side in sides for dialogue in side)))
+    return [[[next(number) for _ in dialogue] for dialogue in side] for side in sides]
 
 
 def _draw(
-    places: list[list[list[int]]], room: int, rng: Any, *, replace: bool
+    places: list[list[list[int]]], limit: int, rng: Any, *, replace: bool
 ) -> tuple[Any, Any, Any]:
     """`room` turns of either side, whole dialogues in a drawn order: their numbers, sides and
     folds.
@@ -127,19 +133,19 @@ def _draw(
     for label, side in enumerate(places):
         order = rng.integers(0, len(side), 4 * len(side)) if replace else rng.permutation(len(side))
         fold_of = rng.permutation(len(side)) % FOLDS
-        taken = 0
+        count = 0
         for dialogue in order:
-            said = side[dialogue][: room - taken]
-            rows += said
-            labels += [label] * len(said)
-            folds += [int(fold_of[dialogue])] * len(said)
-            taken += len(said)
-            if taken == room:
+            numbers = side[dialogue][: limit - count]
+            rows += numbers
+            labels += [label] * len(numbers)
+            folds += [int(fold_of[dialogue])] * len(numbers)
+            count += len(numbers)
+            if count == limit:
                 break
     return np.asarray(rows), np.asarray(labels), np.asarray(folds)
 
 
-def _held_out_auc(alike: Numbers, drawn: tuple[Any, Any, Any]) -> float:
+def _held_out_auc(kernel: Numbers, draw: tuple[Any, Any, Any]) -> float:
     """Mean over folds, each by its number of pairs, of the AUC on the turns that its classifier has
     not seen.
 
@@ -147,28 +153,34 @@ def _held_out_auc(alike: Numbers, drawn: tuple[Any, Any, Any]) -> float:
     """
     import numpy as np
 
-    rows, labels, folds = drawn
+    rows, labels, folds = draw
     aucs, pairs = [], []
     for fold in range(FOLDS):
         test = folds == fold
         synthetic = labels[test].sum()
-        there = synthetic * (test.sum() - synthetic)
-        if not there or len(set(labels[~test])) < 2:
+        pair_count = synthetic * (test.sum() - synthetic)
+        if not pair_count or len(set(labels[~test])) < 2:
             continue
-        scores = _scores(alike, rows[~test], labels[~test], rows[test])
-        mine, theirs = scores[labels[test] == 1][:, None], scores[labels[test] == 0]
-        aucs.append(((mine > theirs).sum() + (mine == theirs).sum() / 2) / there)
-        pairs.append(there)
+        scores = _scores(kernel, rows[~test], labels[~test], rows[test])
+        synthetic_scores, real_scores = (
+            scores[labels[test] == 1][:, None],
+            scores[labels[test] == 0],
+        )
+        aucs.append(
+            ((synthetic_scores > real_scores).sum() + (synthetic_scores == real_scores).sum() / 2)
+            / pair_count
+        )
+        pairs.append(pair_count)
     return float(np.average(aucs, weights=pairs)) if aucs else 0.5
 
 
-def _scores(alike: Numbers, train: Any, labels: Any, test: Any) -> Numbers:
+def _scores(gram: Numbers, train: Any, labels: Any, test: Any) -> Numbers:
     """Kernel ridge regression of ±1, both sides of equal weight (Saunders et al. 1998)."""
     import numpy as np
 
     share = labels.mean()
     target = np.where(labels == 1, 1 / share, -1 / (1 - share)) / 2
-    kernel = alike[np.ix_(train, train)]
+    kernel = gram[np.ix_(train, train)]
     weights = np.linalg.solve(kernel + _RIDGE * np.eye(len(train)), target)
-    scores: Numbers = alike[np.ix_(test, train)] @ weights
+    scores: Numbers = gram[np.ix_(test, train)] @ weights
     return scores

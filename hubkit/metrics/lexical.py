@@ -39,8 +39,8 @@ def mtld(tokens: Sequence[str], threshold: float = MTLD_THRESHOLD) -> float | No
     ratio has fallen. None for texts that never begin to repeat a word (there is no factor to divide
     by) and for empty ones. Source: McCarthy & Jarvis 2010, doi 10.3758/BRM.42.2.381."""
     values = [_mtld_one_way(direction, threshold) for direction in (tokens, tokens[::-1])]
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
+    present = [value for value in values if value is not None]
+    return fmean(present) if present else None
 
 
 def _mtld_one_way(tokens: Sequence[str], threshold: float) -> float | None:
@@ -61,16 +61,16 @@ def distinct(texts: Iterable[str], size: int, budget: int = 20_000) -> float | N
 
     The budget is there because the ratio falls with length: only equal amounts of text compare.
     None below the budget's tenth. Source: Li et al. 2016, arXiv 1510.03055."""
-    seen: set[tuple[str, ...]] = set()
+    types: set[tuple[str, ...]] = set()
     total = 0
     for text in texts:
         tokens = words(text)
         for at in range(len(tokens) - size + 1):
-            seen.add(tuple(tokens[at : at + size]))
+            types.add(tuple(tokens[at : at + size]))
             total += 1
             if total == budget:
-                return len(seen) / total
-    return len(seen) / total if total >= budget // 10 else None
+                return len(types) / total
+    return len(types) / total if total >= budget // 10 else None
 
 
 def self_rouge(turns: Sequence[str]) -> float | None:
@@ -83,9 +83,9 @@ def self_rouge(turns: Sequence[str]) -> float | None:
     tokens = [words(turn)[:_ROUGE_WORDS] for turn in turns]
     tokens = [turn for turn in tokens if turn]
     scores = [
-        200 * LCSseq.similarity(one, other) / (len(one) + len(other))
-        for at, one in enumerate(tokens)
-        for other in tokens[at + 1 :]
+        200 * LCSseq.similarity(first, second) / (len(first) + len(second))
+        for at, first in enumerate(tokens)
+        for second in tokens[at + 1 :]
     ]
     return fmean(scores) if scores else None
 
@@ -109,23 +109,6 @@ def repeated_share(turns: Sequence[str]) -> float | None:
     if not turns:
         return None
     return 1 - len({" ".join(words(turn)) or turn.strip() for turn in turns}) / len(turns)
-
-
-def interval(
-    values: Sequence[float], *, seed: int, resamples: int = 1000, confidence: float = 0.95
-) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of the mean of `values` (one a dialogue); None for fewer than
-    three.
-    """
-    import numpy as np
-
-    if len(values) < 3:
-        return None
-    rng = np.random.default_rng(seed)
-    data = np.asarray(values, float)
-    means = [data[rng.integers(0, len(data), len(data))].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def shuffled(texts: Sequence[str], seed: int) -> list[str]:

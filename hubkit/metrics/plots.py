@@ -63,18 +63,18 @@ def funnel(path: Path, report: Mapping[str, Any]) -> None:
     dropped most for.
     """
     figure, axes = _figure((7.0, 0.6 + 0.42 * (len(report["steps"]) + 1)))
-    names, left, notes = ["read"], [_read(report)], [""]
+    names, remaining, notes = ["read"], [_read(report)], [""]
     for step in report["steps"]:
         names.append(step["name"])
-        left.append(step["rows_out"])
+        remaining.append(step["rows_out"])
         reasons = sorted(
             ((t["count"], reason) for reason, t in step["dropped"].items()), reverse=True
         )
         notes.append(", ".join(f"{reason} {number:,}" for number, reason in reasons[:2]))
-    axes.barh(range(len(names)), left, color=COLOURS[0])
-    for at, (rows, note) in enumerate(zip(left, notes, strict=True)):
+    axes.barh(range(len(names)), remaining, color=COLOURS[0])
+    for at, (rows, note) in enumerate(zip(remaining, notes, strict=True)):
         text = f" {rows:,}" + (f"   (−{note})" if note else "")
-        inside = rows > 0.6 * max(left)
+        inside = rows > 0.6 * max(remaining)
         axes.text(rows, at, text + " ", va="center", ha="right" if inside else "left", fontsize=7,
                   color="white" if inside else "black")  # fmt: skip
     axes.set_yticks(range(len(names)), names)

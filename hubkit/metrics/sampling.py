@@ -97,10 +97,10 @@ def rows_of(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
                 raise SourceError(
                     f"{path} has no column messages; it holds {', '.join(batch.schema.names)}"
                 )
-            wanted = [
+            columns = [
                 name for name in ("id", "messages", "finish_reasons") if name in batch.schema.names
             ]
-            yield from batch.select(wanted).to_pylist()
+            yield from batch.select(columns).to_pylist()
 
 
 def _dialogue(row: dict[str, Any]) -> Dialogue:
@@ -110,7 +110,7 @@ def _dialogue(row: dict[str, Any]) -> Dialogue:
         if m and m["content"] and m["role"] in ("user", "assistant", "system")
     ]
     reasons = row.get("finish_reasons") or []
-    given = next(
+    given_messages = next(
         (at for at, reason in enumerate(reasons) if reason not in (None, "given")), len(reasons)
     )
-    return Dialogue(str(row.get("id", "")), messages, given)
+    return Dialogue(str(row.get("id", "")), messages, given_messages)

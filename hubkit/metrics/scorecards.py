@@ -96,24 +96,24 @@ def notes(card: Scorecard) -> list[str]:
         for name, reason in row.missing.items():
             if row.name != PEOPLE and name in titles:
                 why.setdefault((titles[name].title, reason), []).append(row.name)
-    said = [
+    lines = [
         f"{title}: n/a for {' and '.join(names)} ({reason})"
         for (title, reason), names in why.items()
     ]
     failed = [(row.name, row.counts["failed"]) for row in card.rows if row.counts.get("failed")]
-    return said + [
+    return lines + [
         f"{name}: {number} requests failed and are in no measure" for name, number in failed
     ]
 
 
 def _cell(row: Row, name: str, digits: int) -> str:
-    found = row.values.get(name)
-    if found is None:
+    cell = row.values.get(name)
+    if cell is None:
         return "–" if row.name == PEOPLE else "n/a"
-    text = f"{found['value']:.{digits}f}"
-    if found.get("low") is None or found.get("high") is None:
+    text = f"{cell['value']:.{digits}f}"
+    if cell.get("low") is None or cell.get("high") is None:
         return text
-    return f"{text} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
+    return f"{text} [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
 
 
 def picture(card: Scorecard) -> bytes:
@@ -125,37 +125,37 @@ def picture(card: Scorecard) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = measured(card)
-    lines = -(-len(shown) // _COLUMNS)
+    measures = measured(card)
+    lines = -(-len(measures) // _COLUMNS)
     figure = Figure(
         figsize=(11, (0.75 + 0.22 * len(card.rows)) * max(lines, 1)), layout="constrained"
     )
     FigureCanvasAgg(figure)
     grid = figure.subplots(max(lines, 1), _COLUMNS, squeeze=False).ravel()
-    for at, (axes, (name, entry)) in enumerate(zip(grid, shown.items(), strict=False)):
+    for at, (axes, (name, entry)) in enumerate(zip(grid, measures.items(), strict=False)):
         _panel(axes, card, name, entry)
         if at % _COLUMNS:
             axes.set_yticklabels([])
-    for axes in grid[len(shown) :]:
+    for axes in grid[len(measures) :]:
         axes.set_axis_off()
-    made = io.BytesIO()
-    figure.savefig(made, format="png", dpi=130, metadata={"Software": None})
-    return made.getvalue()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
+    return buffer.getvalue()
 
 
 def _panel(axes: Axes, card: Scorecard, name: str, entry: Definition) -> None:
     for at, row in enumerate(card.rows):
         colour = "#444444" if row.name == PEOPLE else COLOURS[(at - 1) % len(COLOURS)]
-        found = row.values.get(name)
-        if found is None:
+        cell = row.values.get(name)
+        if cell is None:
             axes.text(0.02, at, "–" if row.name == PEOPLE else "n/a", transform=axes.get_yaxis_transform(),
                       va="center", fontsize=7, color="#8a8a8a")  # fmt: skip
             continue
-        if found.get("low") is not None and found.get("high") is not None:
-            axes.plot([found["low"], found["high"]], [at, at], color=colour, linewidth=2, alpha=0.5)
-        axes.plot([found["value"]], [at], marker="o", markersize=5, color=colour)
+        if cell.get("low") is not None and cell.get("high") is not None:
+            axes.plot([cell["low"], cell["high"]], [at, at], color=colour, linewidth=2, alpha=0.5)
+        axes.plot([cell["value"]], [at], marker="o", markersize=5, color=colour)
         if row.name == PEOPLE:
-            axes.axvline(found["value"], color=colour, linewidth=0.8, linestyle=":")
+            axes.axvline(cell["value"], color=colour, linewidth=0.8, linestyle=":")
     axes.set_title(f"{entry.title}\n({_BETTER[entry.best]})", fontsize=7.5, loc="left")
     axes.set_yticks(range(len(card.rows)), [row.name for row in card.rows], fontsize=7.5)
     axes.set_ylim(len(card.rows) - 0.4, -0.6)

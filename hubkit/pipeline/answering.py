@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from hubkit.hub import Hub, Ref
 from hubkit.hub.places import asked
-from hubkit.judging import Questioner, question_prompts
+from hubkit.judging import PromptedJudge, question_prompts
 from hubkit.pipeline.inputs import require
 from hubkit.pipeline.serving import Model, Reached, serving
 from hubkit.pipeline.stage import Context, Work
@@ -65,7 +65,7 @@ def judge_input(context: Context, block: Judging | None, progress: Progress) -> 
 @contextmanager
 def questioner(
     context: Context, stage: str, block: Judging, inputs: dict[str, Ref], work: Work, name: str
-) -> Iterator[Questioner]:
+) -> Iterator[PromptedJudge]:
     """The judge of `block`, ready to be asked the prompt `name`; caps hold over all sessions of
     `stage` on `inputs`.
     """
@@ -83,12 +83,12 @@ def questioner(
         at,
         spoken,
     ):
-        yield Questioner(
+        yield PromptedJudge(
             block.model_copy(update={"judge": spoken}),
             at.urls,
             question_prompts(),
             name,
-            who=who,
+            identity=who,
             run=run,
             folder=asked(),
             token=at.token,

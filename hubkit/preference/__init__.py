@@ -33,7 +33,7 @@ JUDGED = "judged"  # the kind of a question that a judge, not a sign, found to n
 @dataclass
 class PreferenceReport:
     """What became of the questions. ``wanted == pairs + sum(dropped.values())``; `turns` counts
-    human turns behind the first, `dependent` those that need their context, by kind (where a judge
+    human turns after the first, `dependent` those that need their context, by kind (where a judge
     looks at them, as many as were looked for); `judging` says what it was asked. `cut_back` pairs
     hold a rejected answer that was cut back to whole sentences."""
 
@@ -125,12 +125,12 @@ def build(
     )
     if choose is not None:
         random.Random(f"{seed}/chosen").shuffle(questions)
-        wanted = (
+        needed = (
             len(questions)
             if block.pairs is None
             else -(-block.pairs // max(len(block.strategies), 1))
         )
-        questions, report.judging = choose(questions, wanted)
+        questions, report.judging = choose(questions, needed)
         report.dependent = {JUDGED: len(questions)}
     if not questions:
         raise SourceError(
@@ -139,7 +139,7 @@ def build(
     jobs = list(_jobs(block, questions, histories, seed))
     report.wanted = len(jobs)
     with Journal(journal, {"seed": seed, "provenance": provenance}) as replies:
-        known = sum(job.key in replies for job in jobs)
+        journaled = sum(job.key in replies for job in jobs)
         endpoint = Endpoint(
             chat_urls,
             profile=block.chat.profile,
@@ -159,7 +159,7 @@ def build(
             block.in_flight,
             progress,
         )
-        report.from_journal, report.asked = known, len(jobs) - known
+        report.from_journal, report.asked = journaled, len(jobs) - journaled
         _write(block, jobs, replies, out, report)
     report.seconds = round(time.monotonic() - started, 3)
     _write_report(report, out)
@@ -182,15 +182,15 @@ def _questions(
             continue
         turns = [m for m in messages if m["role"] != "system"]
         histories[row["id"]] = turns[:2]
-        for place in range(2, len(turns) - 1, 2):
+        for index in range(2, len(turns) - 1, 2):
             report.turns += 1
-            text = turns[place]["content"]
+            text = turns[index]["content"]
             if kind := kind_of(text):
                 report.dependent[kind] = report.dependent.get(kind, 0) + 1
-                history = messages[: len(messages) - len(turns) + place]
+                history = messages[: len(messages) - len(turns) + index]
                 questions.append(
                     Question(
-                        row["id"], place // 2, kind, history, text, turns[place + 1]["content"]
+                        row["id"], index // 2, kind, history, text, turns[index + 1]["content"]
                     )
                 )
     return questions, histories
@@ -218,19 +218,19 @@ def _jobs(
     chance = random.Random(seed)
     chance.shuffle(questions)
     ids = sorted(histories)
-    left = block.pairs if block.pairs is not None else len(questions) * len(block.strategies)
+    remaining = block.pairs if block.pairs is not None else len(questions) * len(block.strategies)
     for question in questions:
-        other = chance.choice(ids)
-        while other == question.dialogue and len(ids) > 1:
-            other = chance.choice(ids)
+        unrelated = chance.choice(ids)
+        while unrelated == question.dialogue and len(ids) > 1:
+            unrelated = chance.choice(ids)
         for strategy in block.strategies:
-            if not left:
+            if not remaining:
                 return
-            left -= 1
+            remaining -= 1
             system: list[Message] = (
                 [{"role": "system", "content": block.chat.system}] if block.chat.system else []
             )
-            messages = [*system, *STRATEGIES[strategy](question.text, histories[other])]
+            messages = [*system, *STRATEGIES[strategy](question.text, histories[unrelated])]
             yield Job(
                 f"{question.dialogue}/{question.turn}/{strategy}", question, strategy, messages
             )
@@ -245,12 +245,12 @@ def _ask(
     progress: Progress,
 ) -> None:
     """Ask for every rejected answer that is not in the journal, `in_flight` at a time."""
-    done = 0
+    completed = 0
 
     def step() -> None:
-        nonlocal done
-        done += 1
-        progress(done, len(jobs), "answers that lose the context")
+        nonlocal completed
+        completed += 1
+        progress(completed, len(jobs), "answers that lose the context")
 
     ask_all(
         endpoint,
@@ -267,7 +267,7 @@ def _write(
     block: Preference, jobs: list[Job], replies: Journal, out: Path, report: PreferenceReport
 ) -> None:
     dropped: Counter[str] = Counter()
-    kept: Counter[str] = Counter()
+    by_strategy: Counter[str] = Counter()
     with ShardWriter(out / "data", "train", _schema()) as shards:
         for job in jobs:
             content, finish = replies[job.key]
@@ -278,9 +278,13 @@ def _write(
                 dropped[reason] += 1
                 continue
             report.cut_back += finish == "cut_back"
-            kept[job.strategy] += 1
+            by_strategy[job.strategy] += 1
             shards.write(_row(job, content))
-    report.dropped, report.by_strategy, report.pairs = dict(dropped), dict(kept), sum(kept.values())
+    report.dropped, report.by_strategy, report.pairs = (
+        dict(dropped),
+        dict(by_strategy),
+        sum(by_strategy.values()),
+    )
 
 
 def _unusable(content: str, finish: str, chosen: str) -> str | None:

@@ -17,21 +17,21 @@ GUESS = (
 )
 
 
-def neglect(question: str, other: Sequence[Message]) -> list[Message]:
+def neglect(question: str, unrelated: Sequence[Message]) -> list[Message]:
     """Context neglect: the question alone, as if it opened a conversation."""
     return [{"role": "user", "content": question}]
 
 
-def hallucination(question: str, other: Sequence[Message]) -> list[Message]:
+def hallucination(question: str, unrelated: Sequence[Message]) -> list[Message]:
     """Context hallucination: the question alone, with the order to guess what it refers to."""
     return [{"role": "user", "content": GUESS.format(question=question)}]
 
 
-def misunderstanding(question: str, other: Sequence[Message]) -> list[Message]:
-    """Context misunderstanding: the question behind `other`, the history of a conversation it does
+def misunderstanding(question: str, unrelated: Sequence[Message]) -> list[Message]:
+    """Context misunderstanding: the question after `unrelated`, the history of a conversation it does
     not belong to.
     """
-    return [*other, {"role": "user", "content": question}]
+    return [*unrelated, {"role": "user", "content": question}]
 
 
 STRATEGIES: dict[str, Callable[[str, Sequence[Message]], list[Message]]] = {

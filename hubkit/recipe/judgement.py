@@ -11,7 +11,7 @@ from hubkit.recipe.dialogue import Sampling, SeatConfig
 
 
 class Scorecard(Block):
-    """How like people an asker plays: its next turns at real held-out contexts, beside what people
+    """How like people an asker plays: its next turns at real held-out contexts, compared with what people
     said there.
     """
 
@@ -20,7 +20,7 @@ class Scorecard(Block):
     openings: Annotated[int, Field(ge=0)] = 100
     """First turns, asked for with the system message alone."""
     context_chars: Annotated[int, Field(ge=100)] = 6000
-    """At most so much stands behind the turn that is asked for."""
+    """Most characters of context before the turn that is asked for."""
     sampling: Sampling = Sampling()
     """How turns are sampled."""
     base_endpoints: list[str] = Field(default_factory=lambda: ["embedded"])
@@ -36,14 +36,14 @@ class Scorecard(Block):
 
 
 class Published(Block):
-    """A table as a paper published it, shown beside results of the same benchmarks, never computed
+    """A table as a paper published it, shown next to results of the same benchmarks, never computed
     with.
     """
 
     title: str
     """What the table shows."""
     benchmarks: list[str]
-    """Names of the benchmarks of ours that a reader may hold beside it."""
+    """Names of the benchmarks whose results may be compared with it."""
     judge: str
     """Who judged."""
     source: str

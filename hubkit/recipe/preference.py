@@ -46,7 +46,7 @@ class Preference(Block):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 15.0
     """The longest time that a kill can cost."""
     lora: dict[str, Any] | None = None
-    """For chat models that are whole; one that is an adapter goes on being trained as one, with
+    """For chat models that are whole; one that is an adapter is trained further as one, with
     itself as the reference."""
     merge_adapter: bool = False
     """Push the merged weights instead of the adapter."""

@@ -23,7 +23,6 @@ from hubkit.errors import EvalError, MisconfiguredEndpointError, RunLockedError,
 from hubkit.evaluation import Player, Setup, benchmarks, judged
 from hubkit.evaluation.aggregate import (
     Compared,
-    Drawing,
     Rated,
     difference,
     length_controlled,
@@ -33,6 +32,7 @@ from hubkit.evaluation.aggregate import (
 from hubkit.evaluation.benchmarks import Benchmark, Question
 from hubkit.evaluation.report import markdown, sentences, table
 from hubkit.judging import default_prompts, read_prompts
+from hubkit.metrics.statistics import Bootstrap
 from hubkit.recipe import Judging, Sampling, SeatConfig, available, load
 
 FASTCHAT = SHARED_DATA / "fastchat"
@@ -473,16 +473,16 @@ def test_what_are_no_questions_is_said(tmp_path: Path, text: str) -> None:
 
 def test_intervals_draw_questions_and_differences_are_paired() -> None:
     rows = [Rated(str(q), "c", t, 5 + (q % 3) + 0.1 * t) for q in range(30) for t in (1, 2)]
-    wide = scores(rows[:20], Drawing()).mean
-    narrow = scores(rows, Drawing()).mean
+    wide = scores(rows[:20], Bootstrap()).mean
+    narrow = scores(rows, Bootstrap()).mean
     assert wide.high - wide.low > narrow.high - narrow.low > 0
     copies = [Rated(r.question, "c", 10 * n + r.turn, r.rating) for r in rows for n in range(5)]
-    same = scores(copies, Drawing()).mean
+    same = scores(copies, Bootstrap()).mean
     assert same.high - same.low == pytest.approx(narrow.high - narrow.low, rel=0.15), (
         "more turns are not more questions"
     )
     shifted = [Rated(r.question, "c", r.turn, r.rating + 0.3) for r in rows]
-    found = difference(shifted, rows, Drawing())
+    found = difference(shifted, rows, Bootstrap())
     assert found["low"] == pytest.approx(0.3) == found["high"] and found["outside_noise"]
 
 
@@ -497,7 +497,7 @@ def test_length_control_takes_out_what_length_bought() -> None:
         )
 
     rows = [row(n) for n in range(200)]
-    found = wins(rows, Drawing())
+    found = wins(rows, Bootstrap())
     assert found.win_rate.value == pytest.approx(0.75)
     controlled = found.length_controlled_win_rate
     assert controlled.value < 0.6 and controlled.low < controlled.value < controlled.high
@@ -512,7 +512,7 @@ def test_length_control_takes_out_what_length_bought() -> None:
         Compared(str(n), "c", 1, "win" if n < 6 else "loss", "win" if n < 6 else "loss", (), 5, 5)
         for n in range(8)
     ]
-    assert length_controlled(equal, Drawing()).value == pytest.approx(0.75)
+    assert length_controlled(equal, Bootstrap()).value == pytest.approx(0.75)
 
 
 def test_the_report_escapes_names_and_shows_what_was_published(tmp_path: Path) -> None:

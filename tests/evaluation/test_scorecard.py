@@ -221,8 +221,8 @@ def test_contexts_are_the_same_whatever_the_order_and_never_overlap(
     found = contexts(BLOCK, [data], seed=3)
     assert contexts(BLOCK, [tmp_path / "turned.parquet"], seed=3) == found
     assert contexts(BLOCK, [data], seed=4) != found
-    assert len(found.next) == len(found.others) == 30 and len(found.first) == 4
-    assert not {c.id for c in found.next} & {c.id for c in found.others}
+    assert len(found.next) == len(found.reference) == 30 and len(found.first) == 4
+    assert not {c.id for c in found.next} & {c.id for c in found.reference}
     with pytest.raises(SourceError, match=r"raise eval\.scorecard\.context_chars"):
         contexts(BLOCK.model_copy(update={"context_chars": 10}), [data], seed=3)
 

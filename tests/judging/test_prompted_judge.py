@@ -23,8 +23,8 @@ from hubkit.errors import (
     StageError,
 )
 from hubkit.hub import Ref, connect
-from hubkit.judging import Questioner, line, question_prompts, turn_values, yes_or_no
-from hubkit.pipeline import runner
+from hubkit.judging import PromptedJudge, line, question_prompts, turn_values, yes_or_no
+from hubkit.pipeline import run
 from hubkit.progress import silent
 from hubkit.recipe import Judging, load
 
@@ -91,7 +91,7 @@ def corpus(folder: Path, name: str, **changes: Any) -> tuple[Any, list[dict[str,
     """The corpus stage's report and the rows of all its splits."""
     import pyarrow.parquet as pq
 
-    [made] = runner(recipe(folder, name, **changes), connect(), only="corpus")
+    [made] = run(recipe(folder, name, **changes), connect(), only="corpus")
     data = connect().snapshot(made.ref) / "data"
     return made, [
         row for path in sorted(data.glob("*.parquet")) for row in pq.read_table(path).to_pylist()
@@ -99,11 +99,13 @@ def corpus(folder: Path, name: str, **changes: Any) -> tuple[Any, list[dict[str,
 
 
 def test_what_counts_as_a_line_and_as_yes():
-    assert line('"bake rye bread"').said == "bake rye bread" and line(" bake \n").said == "bake"
+    assert line('"bake rye bread"').answer == "bake rye bread" and line(" bake \n").answer == "bake"
     reasons = [line(text, end).reason for text, end in
                (("", "stop"), ("a\nb", "stop"), ("x" * 301, "stop"), ("cut", "length"), ('""', "stop"))]  # fmt: skip
     assert reasons == ["empty", "several_lines", "too_long", "cut_off", "empty"]
-    assert yes_or_no("It needs it. [[YES]]").said == "yes" and yes_or_no("[[ no ]]").said == "no"
+    assert (
+        yes_or_no("It needs it. [[YES]]").answer == "yes" and yes_or_no("[[ no ]]").answer == "no"
+    )
     found = [yes_or_no(text).reason for text in ("yes", "[[yes]] or [[no]]", "[[maybe]]", "")]
     assert found == ["no_verdict", "several_verdicts", "malformed", "empty"]
 
@@ -195,7 +197,7 @@ def test_an_intent_goes_from_the_source_to_training_rollout_and_cards(folder: Pa
         )  # fmt: skip
         made = {}
         for stage in ("corpus", "asker", "rollout"):
-            [made[stage]] = runner(wanted, connect(), only=stage)
+            [made[stage]] = run(wanted, connect(), only=stage)
         asked = {entry["body"]["messages"][0]["content"] for entry in asker.ledger()}
     told, trained = made["corpus"].report["intents"], made["asker"].report["rows"]
     assert told == {"from": "column wish", "rows": 24, "with_intent": 23}
@@ -241,10 +243,10 @@ def recipe_block(**changes: Any) -> Any:
     return load("parrot").rollout.model_copy(update=changes)
 
 
-def _asking(block: Any, url: str, folder: Path, **more: str) -> Questioner:
-    told = {"who": "a judge", "run": "r", **more}
-    return Questioner(
-        Judging(**block), [url], question_prompts(), "context-v1", folder=folder, **told
+def _asking(block: Any, url: str, folder: Path, **more: str) -> PromptedJudge:
+    given = {"identity": "a judge", "run": "r", **more}
+    return PromptedJudge(
+        Judging(**block), [url], question_prompts(), "context-v1", folder=folder, **given
     )
 
 
@@ -263,17 +265,17 @@ def test_each_thing_is_asked_once_and_what_was_refused_again_the_next_time(
     assert said == {"0": "no", "1": "no", "2": "no", "5": "no", "again": "no"}
     assert sorted(seen) == [(n, 7) for n in range(1, 8)] and judge.stats()["requests"] == 7
     assert (
-        asked.told["missing"] == {"refused": 1, "no_verdict": 1}
-        and asked.told["judge"] == "a judge"
+        asked.stats["missing"] == {"refused": 1, "no_verdict": 1}
+        and asked.stats["judge"] == "a judge"
     )
     seen.clear()
     later = _asking(block, judge.url, tmp_path)
     assert (
         later.ask(iter(about), yes_or_no, lambda *progress: seen.append(progress[:2]))["3"] == "yes"
     )
-    assert later.told["asked"] == 1 and judge.stats()["requests"] == 8
+    assert later.stats["asked"] == 1 and judge.stats()["requests"] == 8
     assert seen[-1] == (6, None), "nobody knows how many there are"
-    _asking(block, judge.url, tmp_path, who="another judge").ask(about[:2], yes_or_no, silent)
+    _asking(block, judge.url, tmp_path, identity="another judge").ask(about[:2], yes_or_no, silent)
     assert judge.stats()["requests"] == 10, "another judge is another judge"
 
 
@@ -370,8 +372,10 @@ def test_a_judge_that_runs_out_of_money_leaves_what_it_chose(
     ) as asked:  # fmt: skip
         about = ((str(n), {"conversation": "", "question": f"Why {n}?"}) for n in range(9))
         said = asked.ask(about, yes_or_no, work.progress)
-    assert 0 < len(said) < 9 and asked.told["stopped"] == "budget_usd" and asked.told["usd"] <= 0.01
-    assert asked.told["missing"] == {"budget_usd": 9 - len(said)}
+    assert (
+        0 < len(said) < 9 and asked.stats["stopped"] == "budget_usd" and asked.stats["usd"] <= 0.01
+    )
+    assert asked.stats["missing"] == {"budget_usd": 9 - len(said)}
 
 
 @pytest.mark.slow

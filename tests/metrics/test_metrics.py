@@ -19,7 +19,6 @@ from hubkit.metrics import definitions, diff, plots, published, stats, step_tabl
 from hubkit.metrics.human_likeness import human_likeness
 from hubkit.metrics.lexical import (
     distinct,
-    interval,
     leans_on_context,
     mtld,
     repeated_share,
@@ -90,14 +89,6 @@ def test_turns_that_lean_on_context(turn: str) -> None:
 )
 def test_turns_that_stand_alone(turn: str) -> None:
     assert not leans_on_context(turn)
-
-
-def test_intervals_narrow_with_data_and_agree_with_themselves() -> None:
-    values = np.random.default_rng(0).normal(5, 1, 400).tolist()
-    wide, narrow = interval(values[:20], seed=1), interval(values, seed=1)
-    assert wide and narrow and wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
-    assert narrow[0] < 5.1 and narrow[1] > 4.9 and interval(values, seed=1) == narrow
-    assert interval([1.0, 2.0], seed=1) is None
 
 
 def test_topic_measures_are_the_slow_formulas() -> None:

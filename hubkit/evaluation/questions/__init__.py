@@ -32,9 +32,9 @@ __all__ = [
     "summary",
 ]
 
-_HERE = resources.files("hubkit.evaluation.questions")
+_FOLDER = resources.files("hubkit.evaluation.questions")
 FOLLOW_UPS, OFFLINE, GUIDELINE = (
-    Path(str(_HERE / name)) for name in ("mt-bench-8.jsonl", "offline-16.jsonl", "GUIDELINE.md")
+    Path(str(_FOLDER / name)) for name in ("mt-bench-8.jsonl", "offline-16.jsonl", "GUIDELINE.md")
 )
 
 
@@ -53,20 +53,20 @@ def offline() -> list[dict[str, Any]]:
 
 
 def extended(questions: Path) -> list[dict[str, Any]]:
-    """MT-Bench's questions from a file in FastChat's layout, each with our six turns behind its
+    """MT-Bench's questions from a file in FastChat's layout, each with our six turns after its
     two.
 
     A reference answer, where the file has some, is kept for the two turns that it is for. Raises
     `SourceError` when the file cannot be read, or lacks one of the 80 questions."""
     added = {row["question_id"]: row for row in follow_ups()}
-    found = {row["question_id"]: row for row in _rows(questions) if row.get("question_id") in added}
-    if missing := sorted(set(added) - set(found)):
+    rows = {row["question_id"]: row for row in _rows(questions) if row.get("question_id") in added}
+    if missing := sorted(set(added) - set(rows)):
         raise SourceError(
             f"{questions} lacks {len(missing)} of MT-Bench's 80 questions (such as {missing[0]}); give question.jsonl"
         )
     return [
-        found[number]
-        | {"turns": [*found[number]["turns"][:2], *(turn["text"] for turn in row["follow_ups"])]}
+        rows[number]
+        | {"turns": [*rows[number]["turns"][:2], *(turn["text"] for turn in row["follow_ups"])]}
         for number, row in added.items()
     ]
 

@@ -34,12 +34,12 @@ LONGEST_WORDS = 60
 MEAN_WORDS = (8.0, 20.0)
 NEAR_DUPLICATE = 75.0  # rapidfuzz's ratio (0-100) of the words of two turns
 
-# Signs that a turn goes on from something, beside those that the two measures of context dependence
+# Signs that a turn continues something, besides those that the two measures of context dependence
 # read.
 _SIGNS: dict[str, re.Pattern[str]] = {
     name: re.compile(pattern, re.IGNORECASE)
     for name, pattern in {
-        "goes on": r"\A\W*(?:and|or|but|so|now|then|ok|okay|wait|hang on|oops|back|going back|go back|coming back|"
+        "continues": r"\A\W*(?:and|or|but|so|now|then|ok|okay|wait|hang on|oops|back|going back|go back|coming back|"
         r"earlier|same|another|forget|undo|redo|recount|with|without|what (?:about|if))\b",
         "returns": r"\A\W*(?:in|from|for|of|out of|about|compared with) (?:the|your|my)\b",
         "speaks of an answer": r"\byours?\b|\byou(?:'d| did| do|'ve)? (?:mean|meant|said|told|gave|give|picked|choose|"
@@ -57,15 +57,15 @@ def signs(turn: str) -> list[str]:
     """Why `turn` seems to need what came before it; none where it could open a conversation.
 
     The two measures that the toolkit uses elsewhere (`leans_on_context`, `dependence`), then
-    surface signs of English: too short to ask anything alone; begins as something that goes on, or
+    surface signs of English: too short to ask anything alone; begins as a continuation, or
     goes back; speaks of the other's answer; points back; amends what was said. No sign reads the
     context, so a sign is necessary for a mark here and proves nothing by itself."""
-    found = ["measured: leans on context"] if leans_on_context(turn) else []
+    reasons = ["measured: leans on context"] if leans_on_context(turn) else []
     if kind := dependence(turn):
-        found.append(f"measured: {kind}")
+        reasons.append(f"measured: {kind}")
     if len(turn.split()) <= SHORT_WORDS:
-        found.append("too short to stand alone")
-    return found + [name for name, sign in _SIGNS.items() if sign.search(turn)]
+        reasons.append("too short to stand alone")
+    return reasons + [name for name, sign in _SIGNS.items() if sign.search(turn)]
 
 
 def faults(rows: Sequence[Mapping[str, Any]], ids: Sequence[int] | None = None) -> list[str]:
@@ -73,16 +73,16 @@ def faults(rows: Sequence[Mapping[str, Any]], ids: Sequence[int] | None = None) 
     be there.
     """
     turns = [(row["question_id"], turn) for row in rows for turn in row["follow_ups"]]
-    found = (
+    problems = (
         []
         if ids is None or [row["question_id"] for row in rows] == list(ids)
         else ["not the questions' ids"]
     )
     for row in rows:
-        found += _of_question(row)
+        problems += _of_question(row)
     for number, turn in turns:
-        found += [f"{number}: {problem}: {turn['text']!r}" for problem in _of_turn(turn)]
-    return found + list(_spread(turns)) + list(_repeats(turns))
+        problems += [f"{number}: {problem}: {turn['text']!r}" for problem in _of_turn(turn)]
+    return problems + list(_spread(turns)) + list(_repeats(turns))
 
 
 def _of_question(row: Mapping[str, Any]) -> Iterator[str]:
@@ -124,6 +124,6 @@ def _repeats(turns: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[str]:
     from rapidfuzz import fuzz
 
     plain = [(number, " ".join(words(turn["text"]))) for number, turn in turns]
-    for (one, first), (other, second) in combinations(plain, 2):
+    for (first_id, first), (second_id, second) in combinations(plain, 2):
         if fuzz.ratio(first, second, score_cutoff=NEAR_DUPLICATE):
-            yield f"{one} and {other} say nearly the same: {first!r}, {second!r}"
+            yield f"{first_id} and {second_id} say nearly the same: {first!r}, {second!r}"

@@ -45,26 +45,30 @@ def scorecard(
     """Let every player go on at the same real contexts out of `data`, and measure what it says
     beside what people said.
 
-    `journal` is a folder in which replies survive a kill: the same call goes on from there.
+    `journal` is a folder in which replies survive a kill: the same call resumes from there.
     `source` says in the result what `data` is. Raises `SourceError` when too few conversations can
     be used, and what an endpoint raises that refuses everything or does not answer."""
-    found = contexts(block, data, seed=seed, intent_column=intent_column)
-    played = play(block, players, found, seed=seed, journal=journal, progress=progress)
-    _keep(journal / "turns.jsonl", found, played)
-    return Result(rows(block, players, found, played, seed), settings(block, found, seed, source))
+    sampled = contexts(block, data, seed=seed, intent_column=intent_column)
+    played = play(block, players, sampled, seed=seed, journal=journal, progress=progress)
+    _keep(journal / "turns.jsonl", sampled, played)
+    return Result(
+        rows(block, players, sampled, played, seed), settings(block, sampled, seed, source)
+    )
 
 
-def _keep(path: Path, found: Contexts, played: Mapping[str, Played]) -> None:
+def _keep(path: Path, sampled: Contexts, played: Mapping[str, Played]) -> None:
     """Every context's last answer, what people said and what each player said, for a reader."""
     with path.open("w", encoding="utf-8") as out:
-        for number, context in enumerate(found.next):
-            said = {
-                name: turn.text for name, one in played.items() if (turn := one.next.get(number))
+        for number, context in enumerate(sampled.next):
+            turns = {
+                name: turn.text
+                for name, result in played.items()
+                if (turn := result.next.get(number))
             }
             row = {
                 "id": context.id,
                 "answer": context.messages[-1]["content"],
                 "people": context.real,
-                **said,
+                **turns,
             }
             out.write(json.dumps(row, ensure_ascii=False) + "\n")

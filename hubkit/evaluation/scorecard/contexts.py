@@ -31,19 +31,19 @@ class Context:
     intent: str | None = None
 
     @property
-    def said(self) -> list[str]:
+    def earlier_turns(self) -> list[str]:
         """The human turns so far."""
         return [m["content"] for m in self.messages if m["role"] == "user"]
 
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """`next`: where people went on, one a conversation, and where players are asked. `others`: as
+    """`next`: where people went on, one a conversation, and where players are asked. `reference`: as
     many of other conversations, whose people everybody is held against. `ends`: where people ended.
     `first`: people's first turns."""
 
     next: list[Context]
-    others: list[Context] = field(default_factory=list)
+    reference: list[Context] = field(default_factory=list)
     ends: list[Context] = field(default_factory=list)
     first: list[str] = field(default_factory=list)
 
@@ -59,11 +59,11 @@ def contexts(
     are left out, they were not addressed to the human). Of fewer conversations one half is drawn.
     Raises `SourceError` when fewer than two can be used."""
     rows = sorted(_rows(data), key=lambda row: _rank(seed, str(row.get("id", ""))))
-    drawn: list[Context] = []
+    chosen: list[Context] = []
     ends: list[Context] = []
     first: list[str] = []
     for row in rows:
-        if len(drawn) == 2 * block.contexts:
+        if len(chosen) == 2 * block.contexts:
             break
         turns = [m for m in row["messages"] if m["role"] != "system"]
         row_id, intent = str(row.get("id", "")), row.get(intent_column) if intent_column else None
@@ -73,34 +73,34 @@ def contexts(
         if not places:
             continue
         at = random.Random(f"{seed}/{row_id}").choice(places)
-        drawn.append(Context(row_id, turns[:at], turns[at]["content"], intent))
+        chosen.append(Context(row_id, turns[:at], turns[at]["content"], intent))
         if (
             turns[-1]["role"] == "assistant"
             and _chars(turns) <= block.context_chars
             and len(ends) < block.contexts
         ):
             ends.append(Context(row_id, turns, None, intent))
-    if len(drawn) < 2:
+    if len(chosen) < 2:
         raise SourceError(
-            f"only {len(drawn)} of the held-out conversations goes on within {block.context_chars} characters; raise "
+            f"only {len(chosen)} of the held-out conversations continues within {block.context_chars} characters; raise "
             "eval.scorecard.context_chars, or give more conversations"
         )
-    number = min(block.contexts, (len(drawn) + 1) // 2)
-    return Contexts(drawn[:number], drawn[number : 2 * number], ends[:number], first)
+    number = min(block.contexts, (len(chosen) + 1) // 2)
+    return Contexts(chosen[:number], chosen[number : 2 * number], ends[:number], first)
 
 
 def _places(turns: Sequence[Message], most_chars: int) -> list[int]:
     """Indices of the human turns that follow an answer and have no more than `most_chars` before
     them.
     """
-    found, before = [], 0
+    positions, before = [], 0
     for at, turn in enumerate(turns):
         if before > most_chars:
             break
         if turn["role"] == "user" and at and any(m["role"] == "user" for m in turns[:at]):
-            found.append(at)
+            positions.append(at)
         before += len(turn["content"])
-    return found
+    return positions
 
 
 def _chars(turns: Sequence[Message]) -> int:

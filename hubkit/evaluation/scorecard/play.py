@@ -64,14 +64,14 @@ class Played:
     next: dict[int, Turn] = field(default_factory=dict)
     ends: dict[int, Turn] = field(default_factory=dict)
     first: list[Turn] = field(default_factory=list)
-    asked: int = 0
+    requests: int = 0
     failed: int = 0
 
 
 def play(
     block: Scorecard,
     players: Sequence[Player],
-    found: Contexts,
+    sampled: Contexts,
     *,
     seed: int,
     journal: Path,
@@ -84,18 +84,18 @@ def play(
     failed. Raises `EndpointUnreachableError` or `MisconfiguredEndpointError` for what concerns all
     of them."""
     played: dict[str, Played] = {}
-    total = sum(len(_jobs(block, player, found)) for player in players)
-    done = 0
+    total = sum(len(_jobs(block, player, sampled)) for player in players)
+    completed = 0
     for number, player in enumerate(players):
-        jobs = _jobs(block, player, found)
+        jobs = _jobs(block, player, sampled)
         with Journal(journal / str(number), _identity(block, player, jobs, seed)) as replies:
             waiting = {key: messages for key, messages in jobs.items() if key not in replies}
-            done += len(jobs) - len(waiting)
+            completed += len(jobs) - len(waiting)
 
             def step(player: Player = player) -> None:
-                nonlocal done
-                done += 1
-                progress(done, total, f"scorecard: {player.name}")
+                nonlocal completed
+                completed += 1
+                progress(completed, total, f"scorecard: {player.name}")
 
             ask_all(
                 _endpoint(block, player),
@@ -110,22 +110,25 @@ def play(
     return played
 
 
-def requests(block: Scorecard, player: Player, found: Contexts) -> int:
+def requests(block: Scorecard, player: Player, sampled: Contexts) -> int:
     """How many requests `player` will be sent."""
-    return len(_jobs(block, player, found))
+    return len(_jobs(block, player, sampled))
 
 
-def _jobs(block: Scorecard, player: Player, found: Contexts) -> dict[str, list[Message]]:
+def _jobs(block: Scorecard, player: Player, sampled: Contexts) -> dict[str, list[Message]]:
     """Key → what is sent. Without a system message there is nothing to open from; without an end
     mark nothing ends.
     """
     jobs: dict[str, list[Message]] = {}
     if player.system:
         for number in range(block.openings):
-            context = found.next[number % len(found.next)]
+            context = sampled.next[number % len(sampled.next)]
             jobs[f"first/{number}"] = seat_view([], "user", player.system, intent=context.intent)
-    for kind, given in (("next", found.next), ("ends", found.ends if player.end_mark else [])):
-        for number, context in enumerate(given):
+    for kind, contexts in (
+        ("next", sampled.next),
+        ("ends", sampled.ends if player.end_mark else []),
+    ):
+        for number, context in enumerate(contexts):
             jobs[f"{kind}/{number}"] = seat_view(
                 context.messages, "user", player.system, intent=context.intent
             )
@@ -138,9 +141,9 @@ def _identity(
     """What makes earlier replies worth keeping: the same model, asked for the same in the same
     way.
     """
-    asked = hashlib.sha256(json.dumps(jobs, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(jobs, sort_keys=True).encode()).hexdigest()
     model = dict(player.model) if player.model else list(player.urls)
-    return {"model": model, "sampling": block.sampling.model_dump(), "seed": seed, "asked": asked}
+    return {"model": model, "sampling": block.sampling.model_dump(), "seed": seed, "asked": digest}
 
 
 def _endpoint(block: Scorecard, player: Player) -> Endpoint:
@@ -161,7 +164,7 @@ def _gather(player: Player, jobs: Iterable[str], replies: Journal) -> Played:
     played = Played()
     for key in jobs:
         content, finish = replies[key]
-        played.asked += 1
+        played.requests += 1
         if finish == "failed":
             played.failed += 1
             continue

@@ -39,7 +39,7 @@ def add(
     if block.judging is not None:
         with questioner(context, "corpus", block.judging, inputs, work, "intent-v1") as judge:
             said = judge.ask(_turns(work.out / "data"), line, work.progress)
-        told = {"from": "judge", **judge.told}
+        told = {"from": "judge", **judge.stats}
         _write(work.out / "data", said)
     rows, named = _count(work.out / "data")
     told |= {"rows": rows, "with_intent": named}

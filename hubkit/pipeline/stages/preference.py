@@ -135,7 +135,7 @@ def _choice(context: Context, inputs: dict[str, Ref], work: Work) -> preference.
         looked = 0
         with questioner(context, "prefer", block, inputs, work, "context-v1") as judge:
             while (
-                len(chosen) < wanted and looked < len(questions) and not judge.told.get("stopped")
+                len(chosen) < wanted and looked < len(questions) and not judge.stats.get("stopped")
             ):
                 batch = questions[looked : looked + max(block.in_flight, wanted - len(chosen))]
                 looked += len(batch)
@@ -143,7 +143,7 @@ def _choice(context: Context, inputs: dict[str, Ref], work: Work) -> preference.
                 said = judge.ask(about, yes_or_no, work.progress)
                 chosen += [q for q in batch if said.get(f"{q.dialogue}/{q.turn}") == "yes"]
             return chosen[:wanted], {
-                **judge.told,
+                **judge.stats,
                 "looked_at": looked,
                 "chosen": min(len(chosen), wanted),
             }

@@ -1,0 +1,133 @@
+"""Statistics: known effects are recovered, intervals cover, tests keep their level, power is what it
+says."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean
+
+import numpy as np
+import pytest
+
+from hubkit.metrics.statistics import (
+    Bootstrap,
+    holm,
+    power,
+    ratio,
+    sample_size,
+    sign_flip_p,
+    smallest_detectable_effect,
+)
+
+
+def clustered(
+    rng: np.random.Generator, clusters: int, mean: float, *, within: float = 0.5
+) -> list[tuple[int, float]]:
+    """Observations of clusters of 1 to 6, each cluster with an offset of its own."""
+    rows = []
+    for cluster in range(clusters):
+        offset = rng.normal(mean, 1.0)
+        rows += [(cluster, rng.normal(offset, within)) for _ in range(rng.integers(1, 7))]
+    return rows
+
+
+@pytest.mark.parametrize("clusters", [8, 40])
+def test_intervals_over_clusters_cover_the_truth_and_ones_over_observations_do_not(
+    clusters: int,
+) -> None:
+    rng, covered, naive = np.random.default_rng(1), [], []
+    bootstrap = Bootstrap(resamples=400)
+    for _ in range(400):
+        rows = clustered(rng, clusters, 2.0)
+        number = bootstrap.mean(rows)
+        assert number.value == pytest.approx(fmean(value for _, value in rows))
+        assert number.low is not None and number.high is not None
+        covered.append(number.low <= 2.0 <= number.high)
+        flat = bootstrap.mean_of([value for _, value in rows])
+        assert flat.low is not None and flat.high is not None
+        naive.append(flat.low <= 2.0 <= flat.high)
+    assert 0.92 <= fmean(covered) <= 0.985, fmean(covered)
+    assert fmean(naive) < 0.85, "observations of a cluster are not independent"
+
+
+def test_skewed_values_of_few_units_are_covered_nearly_as_often_as_said() -> None:
+    rng = np.random.default_rng(2)
+    hits = []
+    for _ in range(400):
+        number = Bootstrap(resamples=400).mean_of(list(rng.exponential(1.0, 25)))
+        assert number.low is not None and number.high is not None
+        hits.append(number.low <= 1.0 <= number.high)
+    assert 0.90 <= fmean(hits) <= 0.98, fmean(hits)
+
+
+def test_a_paired_difference_is_recovered_and_a_null_is_called_one_in_twenty() -> None:
+    rng = np.random.default_rng(3)
+    found, false_p, false_interval, recovered = [], [], [], []
+    for _ in range(200):
+        question = rng.normal(5, 2, 30)  # shared by both: cancels in pairs
+        first = {(q, turn): question[q] + rng.normal(0, 0.5) for q in range(30) for turn in (1, 2)}
+        second = {key: question[key[0]] + rng.normal(0, 0.5) for key in first}
+        null = Bootstrap(resamples=300).difference(first, second)
+        false_p.append(null.p_value is not None and null.p_value < 0.05)
+        false_interval.append(null.outside_noise)
+        better = {key: value + 0.5 for key, value in first.items()}
+        effect = Bootstrap(resamples=300).difference(better, second)
+        found.append(effect.outside_noise)
+        recovered.append(effect.difference)
+    assert fmean(recovered) == pytest.approx(0.5, abs=0.02) and fmean(found) == 1.0
+    assert fmean(false_p) <= 0.09 and 0.01 <= fmean(false_interval) <= 0.09
+
+
+def test_what_only_one_side_has_is_left_out_and_one_cluster_has_no_interval() -> None:
+    single = Bootstrap().difference({("q", 1): 3.0, ("r", 1): 9.0}, {("q", 1): 1.0})
+    assert (single.difference, single.n, single.clusters) == (2.0, 1, 1)
+    assert single.low is None and not single.outside_noise and single.smallest_detectable is None
+    nothing = Bootstrap().difference({("q", 1): 3.0}, {})
+    assert nothing.difference is None and nothing.p_value is None and nothing.n == 0
+    assert Bootstrap().mean([]).value is None
+
+
+def test_intervals_narrow_with_data_and_are_the_same_for_the_same_seed() -> None:
+    values = [float(number % 11) for number in range(400)]
+    wide, narrow = Bootstrap().mean_of(values[:20]), Bootstrap().mean_of(values)
+    assert wide.low < narrow.low < narrow.value < narrow.high < wide.high  # type: ignore[operator]
+    assert Bootstrap().mean_of(values) == narrow != Bootstrap(seed=1).mean_of(values)
+    assert Bootstrap().median_of([1, 2, 3, 4, 100]).value == 3
+
+
+def test_few_clusters_widen_as_student_says() -> None:
+    normal = np.random.default_rng(4).normal(0, 1, 100_000)
+    low, high = Bootstrap().ends(normal, 1_000_000)
+    assert (low, high) == (pytest.approx(-1.96, abs=0.03), pytest.approx(1.96, abs=0.03))
+    _, high = Bootstrap().ends(normal, 5)  # √(5/4) · t(0.975; 4) = 1.118 · 2.776
+    assert high == pytest.approx(3.104, abs=0.15)
+    assert all(map(math.isnan, Bootstrap().ends([1.0, 2.0], 1)))
+
+
+def test_draws_without_weight_are_left_out() -> None:
+    low, high = Bootstrap().interval(3, ratio([1.0, 0.0, 0.0], [1.0, 0.0, 0.0]))
+    assert (low, high) == (1.0, 1.0)
+
+
+def test_sign_flips_are_counted_exactly_for_few_and_sampled_for_many() -> None:
+    assert sign_flip_p([1.0, 1.0, 1.0]) == 2 / 8
+    assert sign_flip_p([1.0] * 13) == 2 / 2**13
+    assert sign_flip_p([1.0] * 40) < 0.001 and sign_flip_p([1.0, -1.0] * 20) == 1.0
+
+
+def test_holm_by_hand() -> None:
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == {"a": 0.03, "b": 0.06, "c": 0.06}
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+
+
+def test_power_is_what_simulations_find() -> None:
+    effect = smallest_detectable_effect(2.0, 50)
+    assert effect == pytest.approx((1.959964 + 0.841621) * 2 / math.sqrt(50), rel=1e-5)
+    assert power(effect, 2.0, 50) == pytest.approx(0.8, abs=1e-3)
+    assert sample_size(effect, 2.0) == 50 and power(0.0, 1.0, 9) == pytest.approx(0.05)
+    rng = np.random.default_rng(5)
+    found = [
+        Bootstrap(resamples=300).mean_of(list(rng.normal(effect, 2.0, 50))).excludes_zero
+        for _ in range(400)
+    ]
+    assert 0.74 <= fmean(found) <= 0.86, fmean(found)
