@@ -63,11 +63,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _account(root: Path, options: argparse.Namespace) -> int:
     """Make a user, memberships and a token; print the token (the only time it is shown)."""
+    from hubkit.local_hub.hub import Hub
     from hubkit.local_hub.storage.objects import make_durable_folder
-    from hubkit.local_hub.storage.state import Hub
 
     if not options.user:
-        raise HubkitError("--user is missing: whose token shall it be?")
+        raise HubkitError("--user is required")
     make_durable_folder(root)
     hub = Hub(root)
     try:
@@ -76,9 +76,9 @@ def _account(root: Path, options: argparse.Namespace) -> int:
             name, role, fullname = [*membership.split(":", 2), "", ""][:3]
             hub.accounts.add_org(name, {options.user: role or "write"}, fullname or None)
             if options.private_by_default:
-                hub.settings.put(f"private_by_default:{name.lower()}", "1")
-        given = sys.stdin.readline().strip() if options.token_stdin else None
-        token = hub.accounts.add_token(options.user, options.role, token=given)
+                hub.settings.set(f"private_by_default:{name.lower()}", "1")
+        supplied_token = sys.stdin.readline().strip() if options.token_stdin else None
+        token = hub.accounts.add_token(options.user, options.role, token=supplied_token)
     finally:
         hub.close()
     sys.stdout.write(f"{token}\n")

@@ -21,9 +21,11 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from hubkit.errors import HubError, HubUnreachableError
-from hubkit.local_hub.api.app import App
+from hubkit.local_hub.app import App
+from hubkit.local_hub.hub import Hub
+from hubkit.local_hub.storage.maintenance import sweep
 from hubkit.local_hub.storage.objects import make_durable_folder, write_durably
-from hubkit.local_hub.storage.state import MULTIPART_ABOVE_BYTES, PART_BYTES, Hub
+from hubkit.local_hub.storage.store import MULTIPART_ABOVE_BYTES, PART_BYTES
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 FIRST_PORT = 7364
@@ -57,7 +59,7 @@ def only_server(root: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def ours(root: Path, handle: int) -> bool:
+def holds_folder(root: Path, handle: int) -> bool:
     """Whether the folder whose lock we hold still stands there: people remove it, and the next
     server makes another.
     """
@@ -67,7 +69,7 @@ def ours(root: Path, handle: int) -> bool:
         return False
 
 
-class Watched:
+class ActivityMiddleware:
     """The application, with a count of open requests and the time of the last one."""
 
     def __init__(self, app: App, hub: Hub) -> None:
@@ -102,8 +104,10 @@ def listen(host: str, port: int, remembered: int | None) -> socket.socket:
         except OSError as error:
             sock.close()
             if candidate == candidates[-1]:
-                message = f"The embedded Hub cannot listen on {host}:{port or 'any port'}: {error.strerror}."
-                raise HubUnreachableError(message) from error
+                where = f"{host}:{port or 'any port'}"
+                raise HubUnreachableError(
+                    f"The embedded Hub cannot listen on {where}: {error.strerror}."
+                ) from error
     raise AssertionError("unreachable: the last candidate returns or raises")
 
 
@@ -124,20 +128,18 @@ def serve(
     Raises `AlreadyRunningError` or `HubUnreachableError`."""
     make_durable_folder(root)
     with only_server(root) as lock:
-        from hubkit.local_hub.storage.maintenance import sweep
-
         hub = Hub(root)
         hub.multipart_above_bytes, hub.part_bytes = parts
         hub.jobs.enabled = jobs and host in LOOPBACK
-        hub.apps.enabled = spaces and host in LOOPBACK
+        hub.spaces.enabled = spaces and host in LOOPBACK
         try:
             sweep(hub)
             remembered = hub.settings.get("port")
             sock = listen(host, port, int(remembered) if remembered else None)
-            hub.settings.put("port", str(sock.getsockname()[1]))
+            hub.settings.set("port", str(sock.getsockname()[1]))
             asyncio.run(_serve(hub, sock, host, idle_timeout_s, lock))
         finally:
-            if ours(root, lock):
+            if holds_folder(root, lock):
                 (root / "server.json").unlink(missing_ok=True)
             hub.close()
 
@@ -162,7 +164,7 @@ async def _serve(
 ) -> None:
     app = App(hub, open_to_network=host not in LOOPBACK)
     config = uvicorn.Config(
-        Watched(app, hub),
+        ActivityMiddleware(app, hub),
         lifespan="off",
         log_config=None,
         access_log=False,
@@ -180,8 +182,8 @@ async def _serve(
         await asyncio.sleep(0.005)
     url = _address(sock, host)
     await asyncio.to_thread(hub.jobs.open)
-    await asyncio.to_thread(hub.fleet.open, url)
-    await asyncio.to_thread(hub.apps.open, url, host, asyncio.get_running_loop())
+    await asyncio.to_thread(hub.endpoints.open, url)
+    await asyncio.to_thread(hub.spaces.open, url, host, asyncio.get_running_loop())
     about = _about(hub, url)
     write_durably(hub.root / "server.json", about)
     log.info("serving %s at %s", hub.root, url)
@@ -195,10 +197,10 @@ async def _serve(
 
 
 def _address(sock: socket.socket, host: str) -> str:
-    shown = (
+    hostname = (
         "127.0.0.1" if host in ("0.0.0.0", "localhost") else f"[{host}]" if ":" in host else host
     )
-    return f"http://{shown}:{sock.getsockname()[1]}"
+    return f"http://{hostname}:{sock.getsockname()[1]}"
 
 
 def _about(hub: Hub, url: str) -> bytes:
@@ -209,7 +211,7 @@ def _about(hub: Hub, url: str) -> bytes:
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": VERSION,
         "jobs": hub.jobs.enabled,
-        "spaces": hub.apps.enabled,
+        "spaces": hub.spaces.enabled,
     }
     return json.dumps(info).encode()
 
@@ -217,13 +219,11 @@ def _about(hub: Hub, url: str) -> bytes:
 async def _watch(
     hub: Hub, server: uvicorn.Server, idle_timeout_s: float, lock: int, about: bytes
 ) -> None:
-    """Stop when nobody needs us, or our folder is gone; see to it that clients find us until
-    then.
-    """
-    said = hub.root / "server.json"
+    """Stop when idle or when the folder is gone; keep ``server.json`` right until then."""
+    state_file = hub.root / "server.json"
     while not server.should_exit:
         await asyncio.sleep(min(1.0, idle_timeout_s / 4 or 1.0))
-        if not ours(hub.root, lock):
+        if not holds_folder(hub.root, lock):
             log.info("%s is gone, stopping", hub.root)
             server.should_exit = True
         elif 0 < idle_timeout_s <= hub.idle_s():
@@ -231,5 +231,5 @@ async def _watch(
             server.should_exit = True
         else:
             with contextlib.suppress(OSError):
-                if not said.exists() or said.read_bytes() != about:
-                    write_durably(said, about)
+                if not state_file.exists() or state_file.read_bytes() != about:
+                    write_durably(state_file, about)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from support.hub_server import HubServer
 
 from hubkit.local_hub.api import commit_body
-from hubkit.local_hub.api.http import Refusal
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import cards, paths, trees, xet_format
 
 JSON = st.recursive(

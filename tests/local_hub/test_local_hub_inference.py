@@ -202,7 +202,7 @@ def test_other_peoples_endpoints_are_theirs(client: Client) -> None:
     client.make("tiny-mine")
     url = f"{client.server.url}/v2/endpoint/local"
     assert httpx.get(url).status_code == 401
-    from hubkit.local_hub.storage.state import Hub as Folder
+    from hubkit.local_hub.storage.store import Store as Folder
 
     folder = Folder(client.server.root)
     folder.accounts.add_user("eve")

@@ -151,7 +151,7 @@ def test_jobs_are_off_unless_enabled_and_only_for_writers(
         run(off.api(), "python", "-c", "print()")
     assert refused.value.response.status_code == 403
     off.stop()
-    from hubkit.local_hub.storage.state import Hub as Folder
+    from hubkit.local_hub.storage.store import Store as Folder
 
     folder = Folder(server.root)
     reader = folder.accounts.add_token("local", "read")

@@ -241,12 +241,11 @@ def test_a_long_assembly_goes_on_after_its_acknowledgement(
     """Clients do not wait for ever: a shard of a huge file is acknowledged early, and the commit
     waits for the file.
     """
-    from hubkit.local_hub.api import xet
-    from hubkit.local_hub.api.http import Refusal
-    from hubkit.local_hub.storage import repos, xet_format
-    from hubkit.local_hub.storage.state import Hub
+    from hubkit.local_hub.errors import Refusal
+    from hubkit.local_hub.hub import Hub
+    from hubkit.local_hub.storage import repos, xet_format, xet_store
 
-    monkeypatch.setattr(xet, "SHARD_PATIENCE_S", 0)
+    monkeypatch.setattr(xet_store, "SHARD_PATIENCE_S", 0)
     hub = Hub(tmp_path)
     who = hub.accounts.reader("local")
     assert who is not None

@@ -7,60 +7,60 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from hubkit.local_hub.api.http import Call, Refusal, field, page
-from hubkit.local_hub.api.resolve import require_gate
-from hubkit.local_hub.storage.accounts import now, require_user
+from hubkit.local_hub.api.http import Call, field, page, require_gate, require_user
+from hubkit.local_hub.errors import Refusal
+from hubkit.local_hub.storage.accounts import now
 from hubkit.local_hub.storage.repos import Repo
 
 STATUSES = ("pending", "accepted", "rejected")
 
 
-def auth_check(call: Call, repo: Repo, rest: list[str]) -> Response:
+def auth_check(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET …/auth-check[/write]."""
     require_gate(call, repo)
-    if rest == ["write"]:
+    if tail == ["write"]:
         call.require_write(repo)
     return JSONResponse({})
 
 
-def ask(call: Call, repo: Repo, rest: list[str]) -> Response:
+def ask(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST /{prefix}{id}/ask-access: one's own request."""
-    who = require_user(call)
+    identity = require_user(call)
     if not repo.gated:
         raise Refusal(400, "This repository is not gated.")
     status = "accepted" if repo.gated == "auto" else "pending"
     sql = "INSERT OR IGNORE INTO access VALUES (?, ?, ?, ?, NULL, NULL)"
-    call.hub.settings.write(sql, who.user, repo.pk, status, now())
+    call.hub.settings.write(sql, identity.user, repo.pk, status, now())
     return JSONResponse({"status": status})
 
 
-def requests(call: Call, repo: Repo, rest: list[str]) -> Response:
+def requests(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET …/user-access-request/{status}; POST …/handle and …/grant."""
     call.require_write(repo)
-    what = rest[0] if len(rest) == 1 else ""
-    if call.method == "GET" and what in STATUSES:
+    action = tail[0] if len(tail) == 1 else ""
+    if call.method == "GET" and action in STATUSES:
         rows = call.hub.settings.rows(
-            "SELECT * FROM access WHERE repo=? AND status=?", repo.pk, what
+            "SELECT * FROM access WHERE repo=? AND status=?", repo.pk, action
         )
         return page(call, [_described(call, row) for row in rows], 100)
-    if call.method == "POST" and what == "grant":
+    if call.method == "POST" and action == "grant":
         return _grant(call, repo)
-    if call.method == "POST" and what == "handle":
+    if call.method == "POST" and action == "handle":
         return _handle(call, repo)
     raise Refusal(404, "Not offered for access requests.")
 
 
 def _described(call: Call, row: sqlite3.Row) -> dict[str, Any]:
     account = call.hub.settings.row("SELECT * FROM accounts WHERE name = ?", row["user"])
-    shown = {
+    user = {
         "user": row["user"],
         "fullname": account["fullname"] if account else row["user"],
         "avatarUrl": "",
     }
     if row["granted_by"] is None and account:
-        shown["email"] = account["email"]
+        user["email"] = account["email"]
     return {
-        "user": shown,
+        "user": user,
         "requestId": row["user"],
         "status": row["status"],
         "timestamp": row["asked_at"],

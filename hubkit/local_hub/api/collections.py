@@ -9,9 +9,10 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from hubkit.local_hub.api.http import Call, Refusal, field, page
+from hubkit.local_hub.api.http import Call, field, page, require_writer
 from hubkit.local_hub.api.info import describe
-from hubkit.local_hub.storage.accounts import now, require_writer
+from hubkit.local_hub.errors import Refusal
+from hubkit.local_hub.storage.accounts import now
 from hubkit.local_hub.storage.repos import can_read, lookup
 
 THEMES = ("orange", "blue", "green", "purple", "pink", "indigo")
@@ -23,7 +24,7 @@ def route(call: Call) -> Response:
     """/api/collections[/{namespace}/{slug-id}[/items[/{item}]]]"""
     parts = call.segments[2:]
     handlers = {
-        (0, "GET"): listed,
+        (0, "GET"): list_collections,
         (0, "POST"): create,
         (2, "GET"): get,
         (2, "PATCH"): update,
@@ -38,11 +39,13 @@ def route(call: Call) -> Response:
     return handler(call)
 
 
-def _found(call: Call, *, write: bool = False) -> sqlite3.Row:
+def _collection_row(call: Call, *, write: bool = False) -> sqlite3.Row:
     namespace, slug = call.segments[2], call.segments[3]
     row = call.hub.settings.row("SELECT * FROM collections WHERE id = ?", slug.rpartition("-")[2])
     hidden = (
-        row is not None and row["private"] and not (call.who and call.who.is_in(row["namespace"]))
+        row is not None
+        and row["private"]
+        and not (call.identity and call.identity.is_in(row["namespace"]))
     )
     if row is None or hidden or row["namespace"].lower() != namespace.lower():
         raise Refusal(404, "Collection not found")
@@ -55,7 +58,7 @@ def _described(call: Call, row: sqlite3.Row) -> dict[str, Any]:
     items = call.hub.settings.rows(
         "SELECT * FROM collection_items WHERE collection = ? ORDER BY position", row["id"]
     )
-    shown = [described for item in items if (described := _item(call, item)) is not None]
+    items_json = [described for item in items if (described := _item(call, item)) is not None]
     return {
         "slug": f"{row['namespace']}/{row['slug']}-{row['id']}",
         "title": row["title"],
@@ -72,7 +75,7 @@ def _described(call: Call, row: sqlite3.Row) -> dict[str, Any]:
         "theme": row["theme"],
         "upvotes": 0,
         "gating": False,
-        "items": shown,
+        "items": items_json,
     }
 
 
@@ -81,10 +84,10 @@ def _item(call: Call, row: sqlite3.Row) -> dict[str, Any] | None:
     if row["note"]:
         answer["note"] = {"text": row["note"], "html": None}
     namespace, _, name = row["item"].partition("/")
-    repo, _ = lookup(call.hub, row["type"], namespace, name, call.who)
+    repo, _ = lookup(call.hub, row["type"], namespace, name, call.identity)
     if repo is None:
         return {**answer, "author": namespace} if row["type"] in ("paper", "collection") else None
-    if not can_read(call.who, repo):
+    if not can_read(call.identity, repo):
         return None
     facts = describe(call, repo)
     keys = (
@@ -105,28 +108,30 @@ def _item(call: Call, row: sqlite3.Row) -> dict[str, Any] | None:
     }
 
 
-def listed(call: Call) -> Response:
+def list_collections(call: Call) -> Response:
     """GET /api/collections?owner&item&sort&limit."""
     owners = [owner.lower() for owner in call.request.query_params.getlist("owner")]
     rows = call.hub.settings.rows("SELECT * FROM collections ORDER BY updated_at DESC")
-    shown = []
+    descriptions = []
     for row in rows:
-        visible = not row["private"] or (call.who is not None and call.who.is_in(row["namespace"]))
+        visible = not row["private"] or (
+            call.identity is not None and call.identity.is_in(row["namespace"])
+        )
         if visible and (not owners or row["namespace"].lower() in owners) and _holds(call, row):
             described = _described(call, row)
             described.pop("position")
-            shown.append({**described, "items": described["items"][:4]})
-    return page(call, shown, call.number("limit", 100, 100))
+            descriptions.append({**described, "items": described["items"][:4]})
+    return page(call, descriptions, call.number("limit", 100, 100))
 
 
 def _holds(call: Call, row: sqlite3.Row) -> bool:
-    wanted = call.request.query_params.getlist("item")
-    if not wanted:
+    requested = call.request.query_params.getlist("item")
+    if not requested:
         return True
     items = call.hub.settings.rows(
         "SELECT type, item FROM collection_items WHERE collection = ?", row["id"]
     )
-    return bool({f"{item['type']}s/{item['item']}" for item in items} & set(wanted))
+    return bool({f"{item['type']}s/{item['item']}" for item in items} & set(requested))
 
 
 def _slug(title: str) -> str:
@@ -144,15 +149,15 @@ def create(call: Call) -> Response:
     """POST /api/collections {title, namespace, description, private}."""
     body = call.json()
     title, namespace = _title(body), field(body, "namespace", str)
-    who = require_writer(call, namespace)
+    identity = require_writer(call, namespace)
     if not call.hub.accounts.exists(namespace):
-        call.hub.accounts.add_org(namespace, {who.user: "admin"})
+        call.hub.accounts.add_org(namespace, {identity.user: "admin"})
     settings = call.hub.settings
-    known = settings.row(
+    existing = settings.row(
         "SELECT * FROM collections WHERE namespace = ? AND title = ?", namespace, title
     )
-    if known is not None:
-        slug = f"{known['namespace']}/{known['slug']}-{known['id']}"
+    if existing is not None:
+        slug = f"{existing['namespace']}/{existing['slug']}-{existing['id']}"
         raise Refusal(409, "This collection already exists", extra={"slug": slug})
     key, text = secrets.token_hex(12), field(body, "description", str, "")
     count = len(settings.rows("SELECT 1 FROM collections WHERE namespace = ?", namespace))
@@ -168,7 +173,7 @@ def create(call: Call) -> Response:
             THEMES[0],
             count,
             now(),
-            who.user,
+            identity.user,
         ),
     )
     row = settings.row("SELECT * FROM collections WHERE id = ?", key)
@@ -178,12 +183,12 @@ def create(call: Call) -> Response:
 
 def get(call: Call) -> Response:
     """GET one collection."""
-    return JSONResponse(_described(call, _found(call)))
+    return JSONResponse(_described(call, _collection_row(call)))
 
 
 def update(call: Call) -> Response:
     """PATCH {title, description, private, theme, position}."""
-    row, body = _found(call, write=True), call.json()
+    row, body = _collection_row(call, write=True), call.json()
     changes: dict[str, Any] = {"updated_at": now()}
     if "title" in body:
         changes["title"] = _title(body)
@@ -214,21 +219,23 @@ def _found_by(call: Call, key: str) -> sqlite3.Row:
 
 def delete(call: Call) -> Response:
     """DELETE one collection."""
-    call.hub.settings.write("DELETE FROM collections WHERE id = ?", _found(call, write=True)["id"])
+    call.hub.settings.write(
+        "DELETE FROM collections WHERE id = ?", _collection_row(call, write=True)["id"]
+    )
     return JSONResponse({})
 
 
 def add_item(call: Call) -> Response:
     """POST …/items {item: {type, id}, note}."""
-    row, body = _found(call, write=True), call.json()
+    row, body = _collection_row(call, write=True), call.json()
     item = field(body, "item", dict)
     kind, name = field(item, "type", str), field(item, "id", str)
     if kind not in ("model", "dataset", "space", "paper", "collection"):
         raise Refusal(400, "'type' must be model, dataset, space, paper or collection.")
     if kind in ("model", "dataset", "space"):
         namespace, _, short = name.partition("/")
-        repo, _ = lookup(call.hub, kind, namespace, short, call.who)
-        if repo is None or not can_read(call.who, repo):
+        repo, _ = lookup(call.hub, kind, namespace, short, call.identity)
+        if repo is None or not can_read(call.identity, repo):
             raise Refusal(404, f"There is no {kind} {name[:200]}.")
         name = repo.id
     count = len(
@@ -266,7 +273,7 @@ def _found_item(call: Call, row: sqlite3.Row) -> sqlite3.Row:
 
 def update_item(call: Call) -> Response:
     """PATCH …/items/{item} {note, position}."""
-    row, body = _found(call, write=True), call.json()
+    row, body = _collection_row(call, write=True), call.json()
     item = _found_item(call, row)
     if "note" in body:
         call.hub.settings.write(
@@ -278,22 +285,22 @@ def update_item(call: Call) -> Response:
     return JSONResponse({"success": True})
 
 
-def _reorder(call: Call, row: sqlite3.Row, moved: str, position: int) -> None:
+def _reorder(call: Call, row: sqlite3.Row, item_id: str, position: int) -> None:
     items = call.hub.settings.rows(
         "SELECT id FROM collection_items WHERE collection = ? ORDER BY position", row["id"]
     )
-    order = [item["id"] for item in items if item["id"] != moved]
-    order.insert(max(0, position), moved)
+    order = [item["id"] for item in items if item["id"] != item_id]
+    order.insert(max(0, position), item_id)
     with call.hub.settings.transaction() as connection:
-        for place, key in enumerate(order):
+        for index, key in enumerate(order):
             connection.execute(
-                "UPDATE collection_items SET position = ? WHERE id = ?", (place, key)
+                "UPDATE collection_items SET position = ? WHERE id = ?", (index, key)
             )
 
 
 def delete_item(call: Call) -> Response:
     """DELETE …/items/{item}."""
-    row = _found(call, write=True)
+    row = _collection_row(call, write=True)
     call.hub.settings.write(
         "DELETE FROM collection_items WHERE id = ?", _found_item(call, row)["id"]
     )

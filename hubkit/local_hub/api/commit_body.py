@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.local_hub.api import http
-from hubkit.local_hub.api.http import Refusal
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.git import BLOB, NewObject, blob_sha
 from hubkit.local_hub.storage.objects import SHA256
 from hubkit.local_hub.storage.paths import checked_path
@@ -33,7 +33,9 @@ class Spool:
     """Files' bytes, kept until they are written into git."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=_SPOOL_IN_MEMORY_BYTES, dir=str(folder))  # noqa: SIM115
+        self._file = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by `close`
+            max_size=_SPOOL_IN_MEMORY_BYTES, dir=str(folder)
+        )
 
     def add(self, data: bytes) -> NewObject:
         """Keep `data`; its git object reads them back when it is written."""
@@ -119,7 +121,7 @@ class CommitRequest:
         if len(data) > MAX_REGULAR_BYTES:
             raise Refusal(
                 413,
-                f"{path} is larger than {MAX_REGULAR_BYTES} bytes and must be uploaded as a large file.",
+                f"{path} is larger than {MAX_REGULAR_BYTES} bytes: upload it as a large file.",
             )
         pointer = parse_pointer(data)
         if pointer:  # git cannot tell it from a large file, so it must be one

@@ -11,19 +11,22 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
+from hubkit.local_hub.api import discussions
 from hubkit.local_hub.api.commit_body import MAX_REGULAR_BYTES, CommitRequest, read_commit
-from hubkit.local_hub.api.http import Call, Refusal, field
-from hubkit.local_hub.api.lfs import link, require_object
+from hubkit.local_hub.api.commit_building import commit_to_branch
+from hubkit.local_hub.api.http import Call, field
+from hubkit.local_hub.api.lfs import require_object
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import trees
-from hubkit.local_hub.storage.git import GitRepo, NewObject, new_commit
+from hubkit.local_hub.storage.git import GitRepo, NewObject
+from hubkit.local_hub.storage.object_owners import link
 from hubkit.local_hub.storage.paths import checked_path
 from hubkit.local_hub.storage.repos import Repo, commit_of, git
 
-STALE = "The branch was updated since you opened this page. Please refresh and try again."
 MAX_PREUPLOAD_FILES = 1000
 
 
-def preupload(call: Call, repo: Repo, rest: list[str]) -> Response:
+def preupload(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/preupload/{rev}: for each file whether it is regular or large, and whether .gitignore
     names it.
     """
@@ -32,7 +35,7 @@ def preupload(call: Call, repo: Repo, rest: list[str]) -> Response:
     if len(listed) > MAX_PREUPLOAD_FILES:
         raise Refusal(413, f"Ask for at most {MAX_PREUPLOAD_FILES} files at once.")
     with git(call.hub, repo) as opened:
-        tree = opened.commit(commit_of(opened, _branch(rest))).tree
+        tree = opened.commit(commit_of(opened, _branch(tail))).tree
         ignore_text = body.get("gitIgnore")
         if ignore_text is None:
             ignore_text = _text(opened, tree, ".gitignore")
@@ -55,10 +58,10 @@ def _preupload_one(
     is_large = size > MAX_REGULAR_BYTES or _matches(path, large) or b"\0" in sample
     answer: dict[str, Any] = {"path": path, "uploadMode": "lfs" if is_large and size else "regular"}
     answer["shouldIgnore"] = ignored(path)
-    known = trees.find(repo, tree, path)
-    if known and known.is_file:
-        info = trees.blob_info(repo, known.sha)
-        answer["oid"] = info.pointer.oid if info.pointer else known.sha.decode()
+    existing = trees.find(repo, tree, path)
+    if existing and existing.is_file:
+        info = trees.blob_info(repo, existing.sha)
+        answer["oid"] = info.pointer.oid if info.pointer else existing.sha.decode()
     return answer
 
 
@@ -100,24 +103,22 @@ def _ignore_rules(text: str) -> Callable[[str], bool]:
     return ignored
 
 
-async def commit(call: Call, repo: Repo, rest: list[str]) -> Response:
+async def commit(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/commit/{rev}[?create_pr=1]: all operations of the body become one commit, or nothing
     happens.
     """
     request = await read_commit(call.request.stream(), call.hub.objects.temporary)
     try:
-        return await run_in_threadpool(_commit, call, repo, _branch(rest), request)
+        return await run_in_threadpool(_commit, call, repo, _branch(tail), request)
     finally:
         request.spool.close()
 
 
-def _branch(rest: list[str]) -> str:
-    return rest[0] if rest else "main"
+def _branch(tail: list[str]) -> str:
+    return tail[0] if tail else "main"
 
 
 def _commit(call: Call, repo: Repo, revision: str, request: CommitRequest) -> Response:
-    from hubkit.local_hub.api import discussions
-
     if revision.startswith("refs/pr/"):
         discussions.require_pull_author(call, repo, revision)
     elif not call.flag("create_pr"):
@@ -149,76 +150,3 @@ def _settle_pointers(call: Call, repo: Repo, request: CommitRequest) -> None:
             raise Refusal(422, f"{path}: {pointer.oid} has {size} bytes, not {pointer.size}.")
         request.blobs[path] = NewObject.blob(trees.Pointer(pointer.oid, size).text())
     link(call.hub, repo, [pointer.oid for pointer in request.pointers.values()])
-
-
-def branch_ref(repo: GitRepo, revision: str) -> bytes:
-    """The reference that a commit to `revision` moves. Raises `Refusal` 404 (unknown) or 400 (a
-    tag, a commit id).
-    """
-    name = revision if revision.startswith("refs/") else f"refs/heads/{revision}"
-    if repo.ref(name.encode("utf-8", "replace")) is None:
-        commit_of(repo, revision)
-        raise Refusal(400, f"{revision[:100]!r} is not a branch; commits go to a branch.")
-    if not name.startswith(("refs/heads/", "refs/pr/")):
-        raise Refusal(400, f"{revision[:100]!r} is not a branch; commits go to a branch.")
-    return name.encode()
-
-
-def commit_to_branch(
-    call: Call, repo: Repo, opened: GitRepo, revision: str, request: CommitRequest
-) -> bytes:
-    """Put a commit on top of a branch and return its id (the old head where nothing changes).
-    Raises `Refusal` 412.
-    """
-    assert call.who is not None
-    ref = branch_ref(opened, revision)
-    with call.hub.writing(repo.folder):
-        head = opened.ref(ref)
-        if head is None:
-            raise Refusal(404, f"Invalid rev id: {revision[:200]}", "RevisionNotFound")
-        check_parent(opened, request, head)
-        sha, objects = build(opened, request, head, call.who.user)
-        if sha == head:
-            return head
-        opened.write(objects)
-        if not opened.swap_ref(ref, head, sha):
-            raise Refusal(412, STALE)
-    return sha
-
-
-def check_parent(repo: GitRepo, request: CommitRequest, head: bytes) -> None:
-    """The client may say on which commit it builds. Raises `Refusal` 412 where that is no longer
-    the head.
-    """
-    if request.parent is None:
-        return
-    if not head.decode().startswith(request.parent):
-        raise Refusal(412, STALE)
-
-
-def build(
-    repo: GitRepo, request: CommitRequest, head: bytes, author: str
-) -> tuple[bytes, list[NewObject]]:
-    """The commit that applies `request` on top of `head`, and the objects to write for it."""
-    base = repo.commit(head).tree
-    changes: dict[str, bytes | None] = {}
-    for path in request.deleted_folders:
-        changes.update(dict.fromkeys(_below(repo, base, path)))
-    for path in request.deleted_files:
-        entry = trees.find(repo, base, path)
-        if entry is None:
-            raise Refusal(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
-        changes.update(dict.fromkeys([path] if entry.is_file else _below(repo, base, path)))
-    changes.update({path: blob.sha for path, blob in request.blobs.items()})
-    tree, folders = trees.changed(repo, base, changes)
-    if tree == base:
-        return head, []
-    made = new_commit(tree, [head], request.message, author)
-    return made.id, [*request.blobs.values(), *folders, NewObject.of(made)]
-
-
-def _below(repo: GitRepo, tree: bytes, path: str) -> list[str]:
-    entry = trees.find(repo, tree, path)
-    if entry is None or entry.is_file:
-        raise Refusal(404, f"A folder with this name doesn't exist: {path}", "EntryNotFound")
-    return [child.path for child in trees.walk(repo, entry) if child.is_file]

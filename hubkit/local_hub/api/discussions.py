@@ -12,10 +12,11 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from hubkit.local_hub.api.commit_body import CommitRequest
-from hubkit.local_hub.api.commits import STALE, build, check_parent
-from hubkit.local_hub.api.http import Call, Refusal, field
+from hubkit.local_hub.api.commit_building import STALE, build, check_parent
+from hubkit.local_hub.api.http import Call, field, require_user
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import trees
-from hubkit.local_hub.storage.accounts import Identity, now, require_user
+from hubkit.local_hub.storage.accounts import Identity, now
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH, GitRepo, NewObject, new_commit
 from hubkit.local_hub.storage.repos import Repo, commit_of, git
 
@@ -51,18 +52,27 @@ def _open(
     call: Call, repo: Repo, title: str, description: str, status: str, target: str | None = None
 ) -> int:
     """A new discussion, or a pull request for the branch `target`; its number."""
-    who = require_user(call)
+    identity = require_user(call)
     with call.hub.settings.transaction() as connection:
-        found = connection.execute(
+        newest = connection.execute(
             "SELECT max(num) AS n FROM discussions WHERE repo = ?", (repo.pk,)
         ).fetchone()
-        number = int(found["n"] or 0) + 1
+        number = int(newest["n"] or 0) + 1
         connection.execute(
-            "INSERT INTO discussions (repo, num, title, status, is_pull, author, created_at, target)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (repo.pk, number, title, status, target is not None, who.user, now(), target or ""),
+            "INSERT INTO discussions"
+            " (repo, num, title, status, is_pull, author, created_at, target) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                repo.pk,
+                number,
+                title,
+                status,
+                target is not None,
+                identity.user,
+                now(),
+                target or "",
+            ),
         )
-    _add_event(call, repo, number, "comment", _comment(description, who.user))
+    _add_event(call, repo, number, "comment", _comment(description, identity.user))
     return number
 
 
@@ -79,15 +89,16 @@ def _comment(text: str, author: str) -> dict[str, Any]:
 def _add_event(
     call: Call, repo: Repo, number: int, kind: str, data: dict[str, Any]
 ) -> dict[str, Any]:
-    who = require_user(call)
+    identity = require_user(call)
     event_id, created = secrets.token_hex(12), now()
     call.hub.settings.write(
-        "INSERT INTO events (id, repo, num, type, author, created_at, data) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO events (id, repo, num, type, author, created_at, data)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
         event_id,
         repo.pk,
         number,
         kind,
-        who.user,
+        identity.user,
         created,
         json.dumps(data),
     )
@@ -95,12 +106,12 @@ def _add_event(
         "id": event_id,
         "type": kind,
         "createdAt": created,
-        "author": _author(who.user),
+        "author": _author(identity.user),
         "data": data,
     }
 
 
-def create(call: Call, repo: Repo, rest: list[str]) -> Response:
+def create(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/discussions {title, description, pullRequest}."""
     body = call.json()
     title, text = field(body, "title", str).strip(), field(body, "description", str, "")
@@ -122,14 +133,14 @@ def open_with_commit(
     call: Call, repo: Repo, opened: GitRepo, revision: str, request: CommitRequest
 ) -> tuple[bytes, int]:
     """A commit that opens a pull request instead of moving its branch: (commit id, number)."""
-    who = require_user(call)
+    identity = require_user(call)
     target = f"refs/heads/{revision.removeprefix('refs/heads/')}"
     with call.hub.writing(repo.folder):
         head = opened.ref(target.encode("utf-8", "replace"))
         if head is None:
             raise Refusal(404, f"Invalid rev id: {revision[:200]}", "RevisionNotFound")
         check_parent(opened, request, head)
-        sha, objects = build(opened, request, head, who.user)
+        sha, objects = build(opened, request, head, identity.user)
         opened.write(objects)
         number = _open(call, repo, request.summary, request.description, "open", target)
         opened.swap_ref(pr_ref(number), None, sha)
@@ -157,7 +168,7 @@ def record_commit(call: Call, repo: Repo, revision: str, summary: str, sha: byte
 # reading
 
 
-def listed(call: Call, repo: Repo, rest: list[str]) -> Response:
+def list_discussions(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET …/discussions?p&type&status&author."""
     rows = call.hub.settings.rows(
         "SELECT * FROM discussions WHERE repo = ? ORDER BY num DESC", repo.pk
@@ -171,8 +182,8 @@ def listed(call: Call, repo: Repo, rest: list[str]) -> Response:
         rows = [row for row in rows if row["author"].lower() == author.lower()]
     text = call.query("p") or "0"
     start = int(text) * PAGE if text.isdecimal() and len(text) < 9 else 0
-    shown = [_brief(call, repo, row) for row in rows[start : start + PAGE]]
-    return JSONResponse({"discussions": shown, "count": len(rows), "start": start})
+    briefs = [_brief(call, repo, row) for row in rows[start : start + PAGE]]
+    return JSONResponse({"discussions": briefs, "count": len(rows), "start": start})
 
 
 def _brief(call: Call, repo: Repo, row: sqlite3.Row) -> dict[str, Any]:
@@ -189,9 +200,9 @@ def _brief(call: Call, repo: Repo, row: sqlite3.Row) -> dict[str, Any]:
     }
 
 
-def details(call: Call, repo: Repo, rest: list[str]) -> Response:
+def details(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET …/discussions/{n}?diff=1."""
-    row = _row(call, repo, rest[0])
+    row = _row(call, repo, tail[0])
     events = call.hub.settings.rows(
         "SELECT * FROM events WHERE repo=? AND num=? ORDER BY pk", repo.pk, row["num"]
     )
@@ -229,10 +240,10 @@ def _pull_details(repo: GitRepo, row: sqlite3.Row, *, with_diff: bool) -> dict[s
     return answer
 
 
-def merge_base(repo: GitRepo, one: bytes, other: bytes) -> bytes | None:
+def merge_base(repo: GitRepo, target: bytes, head: bytes) -> bytes | None:
     """The newest commit that both have in their past, or None."""
-    past = {bytes(commit.id) for commit in repo.history(one)}
-    return next((bytes(commit.id) for commit in repo.history(other) if commit.id in past), None)
+    past = {bytes(commit.id) for commit in repo.history(target)}
+    return next((bytes(commit.id) for commit in repo.history(head) if commit.id in past), None)
 
 
 def diff(repo: GitRepo, old: bytes | None, new: bytes) -> str:
@@ -247,9 +258,9 @@ def diff(repo: GitRepo, old: bytes | None, new: bytes) -> str:
 # changing
 
 
-def change(call: Call, repo: Repo, rest: list[str]) -> Response:
+def change(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/discussions/{n}/WHAT: comment, status, title, merge, or comment/{id}/edit|hide."""
-    who, row = require_user(call), _row(call, repo, rest[0])
+    identity, row = require_user(call), _row(call, repo, tail[0])
     actions = {
         "comment": add_comment,
         "status": set_status,
@@ -257,18 +268,18 @@ def change(call: Call, repo: Repo, rest: list[str]) -> Response:
         "merge": merge,
         "pin": _ignore,
     }
-    if len(rest) == 4 and rest[1] == "comment" and rest[3] in ("edit", "hide"):
-        return _change_comment(call, repo, row, rest[2], rest[3])
-    action = actions.get(rest[1]) if len(rest) == 2 else None
+    if len(tail) == 4 and tail[1] == "comment" and tail[3] in ("edit", "hide"):
+        return _change_comment(call, repo, row, tail[2], tail[3])
+    action = actions.get(tail[1]) if len(tail) == 2 else None
     if action is None:
         raise Refusal(404, "Not offered for discussions.")
     if action is not add_comment:
-        _require_say(call, repo, who, row)
+        _require_say(call, repo, identity, row)
     return action(call, repo, row)
 
 
-def _require_say(call: Call, repo: Repo, who: Identity, row: sqlite3.Row) -> None:
-    if who.user != row["author"]:
+def _require_say(call: Call, repo: Repo, identity: Identity, row: sqlite3.Row) -> None:
+    if identity.user != row["author"]:
         call.require_write(repo)
 
 
@@ -286,24 +297,24 @@ def add_comment(call: Call, repo: Repo, row: sqlite3.Row) -> Response:
 
 
 def _change_comment(call: Call, repo: Repo, row: sqlite3.Row, comment: str, verb: str) -> Response:
-    who = require_user(call)
+    identity = require_user(call)
     sql = "SELECT * FROM events WHERE repo=? AND num=? AND id=? AND type='comment'"
     event = call.hub.settings.row(sql, repo.pk, row["num"], comment)
     if event is None:
         raise Refusal(404, "Comment not found")
-    if event["author"] != who.user:
+    if event["author"] != identity.user:
         call.require_write(repo)
     data = json.loads(event["data"])
     if verb == "hide":
         data = {
             **data,
             "hidden": True,
-            "hiddenBy": who.user,
+            "hiddenBy": identity.user,
             "latest": {**data["latest"], "raw": "", "html": ""},
         }
     else:
         data = {
-            **_comment(field(call.json(), "content", str), who.user),
+            **_comment(field(call.json(), "content", str), identity.user),
             "edited": True,
             "numEdits": data["numEdits"] + 1,
         }
@@ -353,7 +364,7 @@ def merge(call: Call, repo: Repo, row: sqlite3.Row) -> Response:
     changes.
     """
     call.require_write(repo)
-    who = require_user(call)
+    identity = require_user(call)
     if not row["is_pull"] or row["status"] not in ("open", "draft"):
         raise Refusal(403, "Only an open pull request can be merged.")
     target_ref = row["target"].encode()
@@ -365,7 +376,7 @@ def merge(call: Call, repo: Repo, row: sqlite3.Row) -> Response:
         if conflicts:
             raise Refusal(409, f"Merge conflict in: {', '.join(conflicts[:10])}")
         tree, fresh = trees.changed(opened, opened.commit(target).tree, changes)
-        commit = new_commit(tree, [target], f"{row['title']} (#{row['num']})", who.user)
+        commit = new_commit(tree, [target], f"{row['title']} (#{row['num']})", identity.user)
         opened.write([*fresh, NewObject.of(commit)])
         if not opened.swap_ref(target_ref, target, commit.id):
             raise Refusal(412, STALE)
@@ -381,13 +392,15 @@ def _merge(
     """Files that `head` changed since `base`, and those of them that `target` changed in another
     way.
     """
-    before, ours, theirs = (_files(repo, commit) for commit in (base, target, head))
+    before, target_files, head_files = (_files(repo, commit) for commit in (base, target, head))
     changes: dict[str, bytes | None] = {}
     conflicts = []
-    for path in sorted({*before, *theirs}):
-        if theirs.get(path) != before.get(path) and ours.get(path) != theirs.get(path):
-            changes[path] = theirs.get(path)
-            if ours.get(path) != before.get(path):
+    for path in sorted({*before, *head_files}):
+        if head_files.get(path) != before.get(path) and target_files.get(path) != head_files.get(
+            path
+        ):
+            changes[path] = head_files.get(path)
+            if target_files.get(path) != before.get(path):
                 conflicts.append(path)
     return changes, conflicts
 

@@ -9,7 +9,8 @@ from typing import Any
 from dulwich.objects import Commit
 from starlette.responses import JSONResponse, Response
 
-from hubkit.local_hub.api.http import Call, Refusal, page
+from hubkit.local_hub.api.http import Call, page
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH, GitRepo
 from hubkit.local_hub.storage.repos import Repo, commit_of, git
@@ -19,9 +20,9 @@ PAGE, PAGE_EXPANDED = 1000, 50
 MAX_HISTORY = 20_000
 
 
-def tree(call: Call, repo: Repo, rest: list[str]) -> Response:
+def tree(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET …/tree/{rev}/{path}?recursive&expand."""
-    revision, path = (rest[0] if rest else DEFAULT_BRANCH), "/".join(rest[1:]).strip("/")
+    revision, path = (tail[0] if tail else DEFAULT_BRANCH), "/".join(tail[1:]).strip("/")
     expand = call.flag("expand")
     size = call.number("limit", PAGE_EXPANDED if expand else PAGE, PAGE)
     with git(call.hub, repo) as opened:
@@ -35,10 +36,10 @@ def tree(call: Call, repo: Repo, rest: list[str]) -> Response:
             if call.flag("recursive")
             else trees.children(opened, folder)
         )
-        return page(call, entries, size, lambda shown: describe(opened, commit, shown, expand))
+        return page(call, entries, size, lambda window: describe(opened, commit, window, expand))
 
 
-def paths_info(call: Call, repo: Repo, rest: list[str]) -> Response:
+def paths_info(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/paths-info/{rev} with `paths` and `expand`, as JSON or as a form; unknown paths are
     left out.
     """
@@ -56,14 +57,14 @@ def paths_info(call: Call, repo: Repo, rest: list[str]) -> Response:
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise Refusal(400, "'paths' must be a list of strings.")
     with git(call.hub, repo) as opened:
-        commit = commit_of(opened, rest[0] if rest else DEFAULT_BRANCH)
+        commit = commit_of(opened, tail[0] if tail else DEFAULT_BRANCH)
         root = opened.commit(commit).tree
-        found = [
+        entries = [
             trees.find(opened, root, path.strip("/"))
             for path in dict.fromkeys(paths)
             if path.strip("/")
         ]
-        return JSONResponse(describe(opened, commit, [entry for entry in found if entry], expand))
+        return JSONResponse(describe(opened, commit, [entry for entry in entries if entry], expand))
 
 
 def describe(
@@ -105,7 +106,7 @@ def _describe_one(repo: GitRepo, entry: Entry, last: Commit | None, expand: bool
 
 
 def commit_brief(commit: Commit) -> dict[str, str]:
-    """A commit as it stands beside a file."""
+    """Return the summary of a commit that listings of files show."""
     return {"id": commit.id.decode(), "title": title_of(commit), "date": date_of(commit)}
 
 
@@ -122,20 +123,20 @@ def date_of(commit: Commit) -> str:
 def last_commits(repo: GitRepo, head: bytes, entries: list[Entry]) -> dict[str, Commit]:
     """For each entry the newest commit in which it differs from the commit before."""
     open_paths = {entry.path: entry.sha for entry in entries}
-    found: dict[str, Commit] = {}
+    last: dict[str, Commit] = {}
     newer: Commit | None = None
     for number, commit in enumerate(repo.history(head)):
         if newer is not None:
             for path, sha in _changed_since(repo, commit, newer, open_paths):
-                found[path] = newer
+                last[path] = newer
                 del open_paths[path]
                 assert sha  # it exists in the newer commit
         if not open_paths or number > MAX_HISTORY:
-            return found
+            return last
         newer = commit
     if newer is not None:
-        found.update(dict.fromkeys(open_paths, newer))
-    return found
+        last.update(dict.fromkeys(open_paths, newer))
+    return last
 
 
 def _changed_since(

@@ -10,12 +10,12 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from hubkit.errors import HubError
+from hubkit.local_hub.errors import Refusal
 
 if TYPE_CHECKING:
+    from hubkit.local_hub.hub import Hub
     from hubkit.local_hub.storage.accounts import Identity
     from hubkit.local_hub.storage.repos import Repo
-    from hubkit.local_hub.storage.state import Hub
 
 MAX_BODY_BYTES = 16 * 2**20
 """Largest body of a request that is read into memory at once (commits and large files are
@@ -25,53 +25,15 @@ streamed).
 T = TypeVar("T")
 
 
-class Refusal(HubError):
-    """A request is answered with an error status. `code` is the word that clients decide on
-    (X-Error-Code).
-    """
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        code: str | None = None,
-        *,
-        headers: Mapping[str, str] | None = None,
-        extra: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(message, status=status)
-        self.http_status = status
-        self.message = message
-        self.code = code
-        self.headers = dict(headers or {})
-        self.extra = dict(extra or {})
-
-    def response(self) -> Response:
-        """The error as clients expect it: JSON `error`, and the same sentence as a header."""
-        headers = {"X-Error-Message": header_safe(self.message), **self.headers}
-        if self.code:
-            headers["X-Error-Code"] = self.code
-        return JSONResponse({"error": self.message, **self.extra}, self.http_status, headers)
-
-
-def header_safe(text: str) -> str:
-    """Text as it may stand in a header: one line of printable latin-1, at most 400 characters, no
-    space at its ends.
-    """
-    return "".join(c if " " <= c <= "~" or "\xa0" <= c <= "\xff" else "?" for c in text)[
-        :400
-    ].strip()
-
-
 class Call:
     """One request on its way through the server: who asks, for what, with which body."""
 
     def __init__(
-        self, hub: Hub, request: Request, who: Identity | None, segments: list[str]
+        self, hub: Hub, request: Request, identity: Identity | None, segments: list[str]
     ) -> None:
         self.hub = hub
         self.request = request
-        self.who = who
+        self.identity = identity
         self.segments = segments
         self.body = b""
 
@@ -87,8 +49,6 @@ class Call:
 
     def require_write(self, repo: Repo) -> None:
         """Raises `Refusal` 401 or 403 unless the caller may change this repository."""
-        from hubkit.local_hub.storage.accounts import require_writer
-
         require_writer(self, repo.namespace)
 
     async def read_body(self, limit: int = MAX_BODY_BYTES) -> bytes:
@@ -149,7 +109,7 @@ def field(values: Mapping[str, Any], name: str, kind: type[T], default: T | None
 def page(
     call: Call, items: list[T], size: int, show: Callable[[list[T]], Any] | None = None
 ) -> Response:
-    """One page of a list, described by `show`; the address of the next page stands in `Link` (an
+    """One page of a list, described by `show`; the `Link` header holds the address of the next page (an
     offset as cursor).
     """
     text = call.query("cursor") or "0"
@@ -157,13 +117,68 @@ def page(
     headers = {}
     if start + size < len(items):
         pairs = [(k, v) for k, v in call.request.query_params.multi_items() if k != "cursor"]
-        target = f"{call.base_url}{raw_path(call.request)}?{urlencode([*pairs, ('cursor', str(start + size))])}"
+        query = urlencode([*pairs, ("cursor", str(start + size))])
+        target = f"{call.base_url}{raw_path(call.request)}?{query}"
         headers["Link"] = f'<{target}>; rel="next"'
-    shown = items[start : start + size]
-    return JSONResponse(show(shown) if show else shown, headers=headers)
+    window = items[start : start + size]
+    return JSONResponse(show(window) if show else window, headers=headers)
 
 
 def raw_path(request: Request) -> str:
     """The path as it was sent, still percent-encoded."""
     raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
     return raw.decode("latin-1")
+
+
+def error_response(refusal: Refusal) -> Response:
+    """Return the error as clients expect it: JSON `error`, and the same sentence as a header."""
+    headers = {"X-Error-Message": header_safe(refusal.message), **refusal.headers}
+    if refusal.code:
+        headers["X-Error-Code"] = refusal.code
+    return JSONResponse({"error": refusal.message, **refusal.extra}, refusal.http_status, headers)
+
+
+def header_safe(text: str) -> str:
+    """Return text that is valid in a header: one line of printable latin-1, at most 400 characters, no
+    space at its ends.
+    """
+    return "".join(c if " " <= c <= "~" or "\xa0" <= c <= "\xff" else "?" for c in text)[
+        :400
+    ].strip()
+
+
+def require_user(call: Call) -> Identity:
+    """The caller, who must have a token. Raises `Refusal` 401."""
+    if call.identity is None:
+        raise Refusal(401, "Invalid username or password.")
+    return call.identity
+
+
+def require_writer(call: Call, namespace: str) -> Identity:
+    """The caller, who must have a write token for this namespace. Raises `Refusal` 401 or 403."""
+    identity = require_user(call)
+    if not identity.may_write:
+        raise Refusal(403, "Forbidden: this token only has the read role; a write token is needed.")
+    if not identity.may_write_in(namespace):
+        raise Refusal(403, f"You don't have the rights to write under the namespace {namespace!r}.")
+    return identity
+
+
+def require_gate(call: Call, repo: Repo) -> None:
+    """Gated files are for those who were let in. Raises `Refusal` 401 or 403 GatedRepo."""
+    if not repo.gated or (call.identity and call.identity.is_in(repo.namespace)):
+        return
+    if call.identity is None:
+        raise Refusal(
+            401,
+            f"Access to {repo.type} {repo.id} is restricted. You must be authenticated.",
+            "GatedRepo",
+        )
+    row = call.hub.settings.row(
+        "SELECT status FROM access WHERE user=? AND repo=?", call.identity.user, repo.pk
+    )
+    if row is None or row["status"] != "accepted":
+        message = (
+            f"Access to {repo.type} {repo.id} is restricted and you are not in the authorized list."
+        )
+        raise Refusal(403, message, "GatedRepo")

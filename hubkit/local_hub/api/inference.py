@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from hubkit.local_hub.api.http import Call, Refusal, field
-from hubkit.local_hub.apps.engines import served
-from hubkit.local_hub.storage.accounts import now, require_user, require_writer
+from hubkit.local_hub.api.http import Call, field, require_user, require_writer
+from hubkit.local_hub.apps.engines import engine_spec
+from hubkit.local_hub.errors import Refusal
+from hubkit.local_hub.storage.accounts import now
 from hubkit.local_hub.storage.repos import can_read, lookup
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def route(call: Call) -> Response:
         require_writer(call, namespace)
     if len(parts) == 1:
         return _all(call, namespace) if method == "GET" else _create(call, namespace)
-    row = call.hub.fleet.find(namespace, parts[1])
+    row = call.hub.endpoints.find(namespace, parts[1])
     if len(parts) == 3:
         return _change(call, row, parts[2])
     if method == "GET":
@@ -60,14 +61,14 @@ def route(call: Call) -> Response:
     if method == "PUT":
         return _update(call, row)
     if method == "DELETE":
-        call.hub.fleet.delete(row)
+        call.hub.endpoints.delete(row)
         return JSONResponse({})
     raise Refusal(405, f"This Hub does not offer {method} for an endpoint.")
 
 
 def _all(call: Call, namespace: str) -> Response:
     return JSONResponse(
-        {"items": [_described(call, row) for row in call.hub.fleet.listed(namespace)]}
+        {"items": [_described(call, row) for row in call.hub.endpoints.listed(namespace)]}
     )
 
 
@@ -77,33 +78,35 @@ def _create(call: Call, namespace: str) -> Response:
     if not _NAME.fullmatch(name):
         raise Refusal(
             400,
-            f"Invalid name {name[:100]!r}: lower-case letters, digits and '-', at most 32 characters.",
+            f"Invalid name {name[:100]!r}: use lower-case letters, digits and '-', 32 at most.",
         )
     spec = _checked(call, body)
     user = require_user(call).user
-    return JSONResponse(_described(call, call.hub.fleet.create(namespace, name, spec, user)), 202)
+    return JSONResponse(
+        _described(call, call.hub.endpoints.create(namespace, name, spec, user)), 202
+    )
 
 
 def _update(call: Call, row: sqlite3.Row) -> Response:
     spec = _checked(call, _laid_over(json.loads(row["spec"]), call.json()))
-    call.hub.fleet.update(row, spec)
-    return _again(call, row)
+    call.hub.endpoints.update(row, spec)
+    return _current(call, row)
 
 
-def _change(call: Call, row: sqlite3.Row, what: str) -> Response:
+def _change(call: Call, row: sqlite3.Row, action: str) -> Response:
     if call.method != "POST":
-        raise Refusal(405, f"This Hub does not offer {call.method} …/{what[:40]}.")
-    if what == "resume":
-        call.hub.fleet.resume(row)
-    elif what in ("pause", "scale-to-zero"):
-        call.hub.fleet.rest(row, "paused" if what == "pause" else "scaledToZero")
+        raise Refusal(405, f"This Hub does not offer {call.method} …/{action[:40]}.")
+    if action == "resume":
+        call.hub.endpoints.resume(row)
+    elif action in ("pause", "scale-to-zero"):
+        call.hub.endpoints.suspend(row, "paused" if action == "pause" else "scaledToZero")
     else:
-        raise Refusal(404, f"This Hub does not offer …/{what[:40]} for an endpoint.")
-    return _again(call, row)
+        raise Refusal(404, f"This Hub does not offer …/{action[:40]} for an endpoint.")
+    return _current(call, row)
 
 
-def _again(call: Call, row: sqlite3.Row) -> Response:
-    return JSONResponse(_described(call, call.hub.fleet.by_id(row["id"])))
+def _current(call: Call, row: sqlite3.Row) -> Response:
+    return JSONResponse(_described(call, call.hub.endpoints.by_id(row["id"])))
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -143,21 +146,27 @@ def _checked(call: Call, body: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
         raise Refusal(400, "'model.env' must be an object of strings.")
     try:
-        what = served(model)
+        engine = engine_spec(model)
     except ValueError as error:
         raise Refusal(400, f"{error}.") from None
-    for repo_id in what.repos:
+    for repo_id in engine.repos:
         _require_repo(call, repo_id)
-    # A secret's value is not kept: no engine of ours reads one.
-    kept = {**model, "secrets": dict.fromkeys(model.get("secrets") or {}, "")}
+    # A secret's value is not kept: the engine reads none.
+    stored_model = {**model, "secrets": dict.fromkeys(model.get("secrets") or {}, "")}
     tags = [str(tag) for tag in body.get("tags") or []]
-    return {"model": kept, "compute": compute, "provider": provider, "type": kind, "tags": tags}
+    return {
+        "model": stored_model,
+        "compute": compute,
+        "provider": provider,
+        "type": kind,
+        "tags": tags,
+    }
 
 
 def _require_repo(call: Call, repo_id: str) -> None:
     namespace, _, name = repo_id.partition("/")
-    repo = lookup(call.hub, "model", namespace, name, call.who)[0] if name else None
-    if repo is None or not can_read(call.who, repo):
+    repo = lookup(call.hub, "model", namespace, name, call.identity)[0] if name else None
+    if repo is None or not can_read(call.identity, repo):
         raise Refusal(400, f"Repository {repo_id[:200]} is not on this Hub, or not yours to read.")
 
 
@@ -221,7 +230,7 @@ async def serve(call: Call) -> Response:
     """
     import aiohttp
 
-    row = call.hub.fleet.by_id("".join(call.segments[2:3]))
+    row = call.hub.endpoints.by_id("".join(call.segments[2:3]))
     spec = json.loads(row["spec"])
     if spec["type"] != "public" and not require_user(call).is_in(row["namespace"]):
         raise Refusal(403, "This token may not use this endpoint.")
@@ -230,7 +239,7 @@ async def serve(call: Call) -> Response:
     if path == (image.get("healthRoute") or "/health"):
         path = "/health"
     async with AsyncExitStack() as stack:
-        engine = stack.enter_context(call.hub.fleet.borrowed(row["id"]))
+        engine = stack.enter_context(call.hub.endpoints.borrowed(row["id"]))
         body = await call.read_body()
         timeout = aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S, sock_connect=5)
         session = await stack.enter_async_context(

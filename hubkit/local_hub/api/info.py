@@ -11,7 +11,9 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from hubkit.local_hub.api.files import date_of
-from hubkit.local_hub.api.http import Call, Refusal, page
+from hubkit.local_hub.api.http import Call, page
+from hubkit.local_hub.api.spaces import address, runtime
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import cards, trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH, GitRepo, opened
 from hubkit.local_hub.storage.repos import Repo, can_read, commit_of, git
@@ -136,8 +138,6 @@ def _from_snapshot(call: Call, repo: Repo, snap: Snapshot) -> dict[str, Any]:
         }
         facts |= {"mainSize": snap.used}
     elif repo.type == "space":
-        from hubkit.local_hub.api.spaces import address, runtime
-
         facts |= {
             "sdk": card.get("sdk") or repo.sdk,
             "subdomain": repo.id.replace("/", "-").lower(),
@@ -163,14 +163,14 @@ def _sibling(repo: GitRepo, entry: trees.Entry) -> dict[str, Any]:
     return answer
 
 
-def repo_info(call: Call, repo: Repo, rest: list[str]) -> Response:
+def repo_info(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET /api/{type}s/{id}[/revision/{rev}]?blobs&expand."""
-    revision = "/".join(rest) or DEFAULT_BRANCH
+    revision = "/".join(tail) or DEFAULT_BRANCH
     answer = describe(call, repo, revision, blobs=call.flag("blobs"))
     if call.flag("securityStatus"):
         answer["securityRepoStatus"] = {"scansDone": True, "filesWithIssues": []}
-    wanted = _expanded(call)
-    return JSONResponse({key: answer.get(key) for key in (*_ALWAYS, *wanted)} if wanted else answer)
+    fields = _expanded(call)
+    return JSONResponse({key: answer.get(key) for key in (*_ALWAYS, *fields)} if fields else answer)
 
 
 def _expanded(call: Call) -> list[str]:
@@ -184,16 +184,16 @@ def list_repos(call: Call, kind: str) -> Response:
     """GET /api/{type}s?author&search&filter&sort&limit&full&expand."""
     rows = call.hub.settings.rows("SELECT * FROM repos WHERE type = ? ORDER BY pk DESC", kind)
     visible = [
-        repo for repo in map(Repo.of, rows) if can_read(call.who, repo) and _named(call, repo)
+        repo for repo in map(Repo.of, rows) if can_read(call.identity, repo) and _named(call, repo)
     ]
-    wanted = _expanded(call)
-    full = call.flag("full") or call.flag("config") or bool(wanted)
+    fields = _expanded(call)
+    full = call.flag("full") or call.flag("config") or bool(fields)
     described = [
         answer for repo in visible if (answer := _brief(call, repo)) and _filtered(call, answer)
     ]
     _sort(call, described)
     size = call.number("limit", MAX_LIST_PAGE, MAX_LIST_PAGE)
-    return page(call, [_shown(call, answer, wanted, full) for answer in described], size)
+    return page(call, [_select(call, answer, fields, full) for answer in described], size)
 
 
 def _named(call: Call, repo: Repo) -> bool:
@@ -212,7 +212,7 @@ def _brief(call: Call, repo: Repo) -> dict[str, Any] | None:
 
 def _filtered(call: Call, answer: dict[str, Any]) -> bool:
     params = call.request.query_params
-    wanted = [tag for value in params.getlist("filter") for tag in value.split(",") if tag]
+    required = [tag for value in params.getlist("filter") for tag in value.split(",") if tag]
     pipeline = params.get("pipeline_tag")
     if pipeline and answer.get("pipeline_tag") != pipeline:
         return False
@@ -220,7 +220,7 @@ def _filtered(call: Call, answer: dict[str, Any]) -> bool:
         params["gated"] == "true"
     ):
         return False
-    known = {
+    labels = {
         tag.lower()
         for tag in [
             *answer["tags"],
@@ -228,7 +228,7 @@ def _filtered(call: Call, answer: dict[str, Any]) -> bool:
             str(answer.get("sdk") or ""),
         ]
     }
-    return all(tag.lower() in known for tag in wanted)
+    return all(tag.lower() in labels for tag in required)
 
 
 def _sort(call: Call, answers: list[dict[str, Any]]) -> None:
@@ -253,17 +253,17 @@ def _sort(call: Call, answers: list[dict[str, Any]]) -> None:
     )
 
 
-def _shown(call: Call, answer: dict[str, Any], wanted: list[str], full: bool) -> dict[str, Any]:
-    if wanted:
-        return {key: answer.get(key) for key in (*_ALWAYS, *wanted)}
+def _select(call: Call, answer: dict[str, Any], fields: list[str], full: bool) -> dict[str, Any]:
+    if fields:
+        return {key: answer.get(key) for key in (*_ALWAYS, *fields)}
     keys = (
         [*_LISTED, "_id"]
         if full
         else [key for key in _LISTED if key not in ("siblings", "cardData")]
     )
-    shown = {key: answer[key] for key in (*keys, "_id") if key in answer}
+    selection = {key: answer[key] for key in (*keys, "_id") if key in answer}
     if call.flag("cardData"):
-        shown["cardData"] = answer["cardData"]
+        selection["cardData"] = answer["cardData"]
     if call.flag("config"):
-        shown["config"] = answer.get("config")
-    return shown
+        selection["config"] = answer.get("config")
+    return selection

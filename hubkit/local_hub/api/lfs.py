@@ -6,38 +6,23 @@ may read: knowing a hash is no permission to see the file."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from urllib.parse import urlencode
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from hubkit.local_hub.api.http import Call, Refusal, field
-from hubkit.local_hub.storage.accounts import Identity, require_user
+from hubkit.local_hub.api.http import Call, field, require_user
+from hubkit.local_hub.api.resolve import large_file_response
+from hubkit.local_hub.errors import Refusal
+from hubkit.local_hub.storage.object_owners import is_held_for, link
 from hubkit.local_hub.storage.objects import SHA256, Incoming
-from hubkit.local_hub.storage.repos import PREFIX, Repo, can_read
-from hubkit.local_hub.storage.state import Hub
+from hubkit.local_hub.storage.repos import PREFIX, Repo
 
 MAX_BATCH = 1000
 _BLOCK_BYTES = 4 * 2**20
 _CONTENT_TYPE = "application/vnd.git-lfs+json"
-
-
-def link(hub: Hub, repo: Repo, oids: Iterable[str]) -> None:
-    """Remember that these objects belong to a repository."""
-    fresh = [(oid, repo.pk) for oid in set(oids)]
-    if fresh:
-        with hub.settings.transaction() as connection:
-            connection.executemany("INSERT OR IGNORE INTO held VALUES (?, ?)", fresh)
-
-
-def is_held_for(hub: Hub, who: Identity | None, oid: str) -> bool:
-    """Whether this object belongs to a repository that the caller may read."""
-    rows = hub.settings.rows(
-        "SELECT r.* FROM held h JOIN repos r ON r.pk = h.repo WHERE h.oid = ?", oid
-    )
-    return any(can_read(who, Repo.of(row)) for row in rows)
 
 
 def require_object(call: Call, repo: Repo, oid: str, path: str) -> int:
@@ -46,7 +31,7 @@ def require_object(call: Call, repo: Repo, oid: str, path: str) -> int:
     """
     call.hub.xet.settle(oid)
     size = call.hub.objects.size(oid)
-    if size is None or not is_held_for(call.hub, call.who, oid):
+    if size is None or not is_held_for(call.hub, call.identity, oid):
         raise Refusal(
             404,
             f"Your push was rejected: the LFS object {oid} of {path!r} was not uploaded.",
@@ -56,7 +41,7 @@ def require_object(call: Call, repo: Repo, oid: str, path: str) -> int:
     return size
 
 
-def batch(call: Call, repo: Repo, rest: list[str]) -> Response:
+def batch(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST {repo}.git/info/lfs/objects/batch."""
     body = call.json()
     operation = field(body, "operation", str)
@@ -102,21 +87,26 @@ def _batch_one(
     answer: dict[str, Any] = {"oid": oid, "size": size}
     if not SHA256.fullmatch(oid) or size < 0:
         return {**answer, "error": {"code": 422, "message": "Not a sha256 and a size in bytes."}}
-    here = call.hub.objects.size(oid)
-    usable = here is not None and is_held_for(call.hub, call.who, oid)
+    stored_size = call.hub.objects.size(oid)
+    usable = stored_size is not None and is_held_for(call.hub, call.identity, oid)
     if operation == "download":
         if not usable:
             return {**answer, "error": {"code": 404, "message": "Object does not exist."}}
         href = f"{call.base_url}/{PREFIX[repo.type]}{repo.id}.git/info/lfs/objects/{oid}"
         return {
             **answer,
-            "actions": {"download": {"href": _signed(call, href, "get", repo, oid, here or 0)}},
+            "actions": {
+                "download": {"href": _signed(call, href, "get", repo, oid, stored_size or 0)}
+            },
         }
     if usable:
-        if here != size:
+        if stored_size != size:
             return {
                 **answer,
-                "error": {"code": 422, "message": f"This object has {here} bytes, not {size}."},
+                "error": {
+                    "code": 422,
+                    "message": f"This object has {stored_size} bytes, not {size}.",
+                },
             }
         call.hub.objects.touch(oid)
         return answer
@@ -144,20 +134,20 @@ def _multipart_action(call: Call, repo: Repo, base: str, oid: str, size: int) ->
     }
 
 
-def _signed(call: Call, href: str, verb: str, repo: Repo, what: str, size: int) -> str:
-    signature = call.hub.sign(verb, str(repo.pk), what, str(size))
+def _signed(call: Call, href: str, verb: str, repo: Repo, subject: str, size: int) -> str:
+    signature = call.hub.sign(verb, str(repo.pk), subject, str(size))
     return f"{href}?{urlencode({'size': size, 'sig': signature})}"
 
 
-def _check_signed(call: Call, verb: str, repo: Repo, what: str) -> int:
+def _check_signed(call: Call, verb: str, repo: Repo, subject: str) -> int:
     size = call.query("size") or ""
-    call.hub.check_signature(call.query("sig") or "", verb, str(repo.pk), what, size)
+    call.hub.check_signature(call.query("sig") or "", verb, str(repo.pk), subject, size)
     return int(size)
 
 
-async def upload(call: Call, repo: Repo, rest: list[str]) -> Response:
+async def upload(call: Call, repo: Repo, tail: list[str]) -> Response:
     """PUT …/objects/{oid}: a whole large file."""
-    oid = rest[0]
+    oid = tail[0]
     size = _check_signed(call, "put", repo, oid)
     with call.hub.objects.incoming() as incoming:
         await _receive(call, incoming, size)
@@ -166,9 +156,9 @@ async def upload(call: Call, repo: Repo, rest: list[str]) -> Response:
     return Response(status_code=200)
 
 
-async def upload_part(call: Call, repo: Repo, rest: list[str]) -> Response:
+async def upload_part(call: Call, repo: Repo, tail: list[str]) -> Response:
     """PUT …/parts/{oid}/{number}: one part; its ETag is asked back when the upload is completed."""
-    oid, number = rest[0], rest[1]
+    oid, number = tail[0], tail[1]
     size = _check_signed(call, "part", repo, f"{oid}-{number}")
     path = call.hub.objects.temporary / f"mp-{oid}-{int(number)}"
     with call.hub.objects.incoming() as incoming:
@@ -179,9 +169,9 @@ async def upload_part(call: Call, repo: Repo, rest: list[str]) -> Response:
     return Response(status_code=200, headers={"ETag": f'"{oid[:16]}-{number}-{size}"'})
 
 
-def complete(call: Call, repo: Repo, rest: list[str]) -> Response:
+def complete(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/complete/{oid}: put the parts together."""
-    oid = rest[0]
+    oid = tail[0]
     size = _check_signed(call, "done", repo, oid)
     body = call.json()
     if body.get("oid") != oid:
@@ -208,21 +198,19 @@ def complete(call: Call, repo: Repo, rest: list[str]) -> Response:
     return JSONResponse({})
 
 
-def verify(call: Call, repo: Repo, rest: list[str]) -> Response:
+def verify(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/verify: is the object here, of this size?"""
     body = call.json()
     oid, size = field(body, "oid", str), field(body, "size", int)
-    if call.hub.objects.size(oid) != size or not is_held_for(call.hub, call.who, oid):
+    if call.hub.objects.size(oid) != size or not is_held_for(call.hub, call.identity, oid):
         raise Refusal(404, "The object was not uploaded, or has another size.")
     return JSONResponse({})
 
 
-def download(call: Call, repo: Repo, rest: list[str]) -> Response:
+def download(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET …/objects/{oid}: for git-lfs clients."""
-    from hubkit.local_hub.api.resolve import large_file_response
-
-    _check_signed(call, "get", repo, rest[0])
-    return large_file_response(call, rest[0], {})
+    _check_signed(call, "get", repo, tail[0])
+    return large_file_response(call, tail[0], {})
 
 
 async def _receive(call: Call, incoming: Incoming, limit: int) -> None:

@@ -15,7 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from hubkit.errors import HubError
-from hubkit.local_hub.api.http import Call, Refusal
+from hubkit.local_hub.api.http import Call, require_gate
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH
 from hubkit.local_hub.storage.objects import Objects
@@ -35,7 +36,7 @@ _SHOWN_AS_IS = {
 
 
 @dataclass(frozen=True)
-class Found:
+class RepoFile:
     """One file at one commit: its bytes (regular) or the object that holds them (large)."""
 
     commit: str
@@ -45,7 +46,9 @@ class Found:
     pointer: trees.Pointer | None
 
 
-def find_file(call: Call, repo: Repo, revision: str, path: str, *, content: bool = True) -> Found:
+def find_file(
+    call: Call, repo: Repo, revision: str, path: str, *, content: bool = True
+) -> RepoFile:
     """The file at a revision. Raises `Refusal` 404 RevisionNotFound or EntryNotFound (with the
     commit, so that clients can remember that it is absent)."""
     with git(call.hub, repo) as opened:
@@ -56,51 +59,31 @@ def find_file(call: Call, repo: Repo, revision: str, path: str, *, content: bool
             raise Refusal(404, "Entry not found", "EntryNotFound", headers={"X-Repo-Commit": sha})
         info = trees.blob_info(opened, entry.sha)
         if info.pointer and call.hub.objects.size(info.pointer.oid) is not None:
-            return Found(sha, path, info.pointer.oid, None, info.pointer)
-        return Found(sha, path, entry.sha.decode(), opened.blob(entry.sha), None)
+            return RepoFile(sha, path, info.pointer.oid, None, info.pointer)
+        return RepoFile(sha, path, entry.sha.decode(), opened.blob(entry.sha), None)
 
 
-def resolve(call: Call, repo: Repo, rest: list[str]) -> Response:
+def resolve(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET or HEAD …/resolve/{rev}/{path}."""
-    if len(rest) < 2:
+    if len(tail) < 2:
         raise Refusal(404, "Entry not found", "EntryNotFound")
     require_gate(call, repo)
-    found = find_file(call, repo, rest[0] or DEFAULT_BRANCH, "/".join(rest[1:]))
-    name = found.path.rpartition("/")[2]
+    file = find_file(call, repo, tail[0] or DEFAULT_BRANCH, "/".join(tail[1:]))
+    name = file.path.rpartition("/")[2]
     headers = {
-        "X-Repo-Commit": found.commit,
-        "ETag": f'"{found.etag}"',
+        "X-Repo-Commit": file.commit,
+        "ETag": f'"{file.etag}"',
         "Accept-Ranges": "bytes",
         "Content-Disposition": f"inline; filename*=UTF-8''{quote(name)}",
         "Cache-Control": "no-cache",
         # A file in a repository must never run as a page of this server.
         "Content-Security-Policy": "default-src 'none'; sandbox",
     }
-    if found.pointer:
-        headers |= {"X-Linked-ETag": f'"{found.etag}"', "X-Linked-Size": str(found.pointer.size)}
-        return large_file_response(call, found.pointer.oid, headers, media_type(name))
-    assert found.data is not None
-    return _bytes_response(call, found.data, headers, media_type(name))
-
-
-def require_gate(call: Call, repo: Repo) -> None:
-    """Gated files are for those who were let in. Raises `Refusal` 401 or 403 GatedRepo."""
-    if not repo.gated or (call.who and call.who.is_in(repo.namespace)):
-        return
-    if call.who is None:
-        raise Refusal(
-            401,
-            f"Access to {repo.type} {repo.id} is restricted. You must be authenticated.",
-            "GatedRepo",
-        )
-    row = call.hub.settings.row(
-        "SELECT status FROM access WHERE user=? AND repo=?", call.who.user, repo.pk
-    )
-    if row is None or row["status"] != "accepted":
-        message = (
-            f"Access to {repo.type} {repo.id} is restricted and you are not in the authorized list."
-        )
-        raise Refusal(403, message, "GatedRepo")
+    if file.pointer:
+        headers |= {"X-Linked-ETag": f'"{file.etag}"', "X-Linked-Size": str(file.pointer.size)}
+        return large_file_response(call, file.pointer.oid, headers, media_type(name))
+    assert file.data is not None
+    return _bytes_response(call, file.data, headers, media_type(name))
 
 
 def media_type(name: str) -> str:
@@ -149,17 +132,17 @@ def _unsatisfiable(size: int) -> Refusal:
 
 
 def _not_modified(call: Call, headers: dict[str, str]) -> bool:
-    wanted = call.request.headers.get("if-none-match")
-    tags = {tag.strip().removeprefix("W/") for tag in (wanted or "").split(",")}
-    return bool(wanted) and (wanted == "*" or headers.get("ETag", "-") in tags)
+    header = call.request.headers.get("if-none-match")
+    tags = {tag.strip().removeprefix("W/") for tag in (header or "").split(",")}
+    return bool(header) and (header == "*" or headers.get("ETag", "-") in tags)
 
 
 def _window(call: Call, size: int, headers: dict[str, str]) -> tuple[int, int, int]:
     """Status, start and end of what to send; sets Content-Length and Content-Range."""
-    wanted = requested_range(call, size, headers.get("ETag", ""))
-    start, end = wanted or (0, size)
+    span = requested_range(call, size, headers.get("ETag", ""))
+    start, end = span or (0, size)
     headers["Content-Length"] = str(end - start)
-    if wanted is None:
+    if span is None:
         return 200, start, end
     headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     return 206, start, end

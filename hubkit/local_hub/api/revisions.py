@@ -7,9 +7,11 @@ from typing import Any
 from dulwich.objects import Commit, Tag
 from starlette.responses import JSONResponse, Response
 
-from hubkit.local_hub.api.commits import STALE
+from hubkit.local_hub.api.commit_building import STALE
 from hubkit.local_hub.api.files import date_of, title_of
-from hubkit.local_hub.api.http import Call, Refusal, field, page
+from hubkit.local_hub.api.http import Call, field, page
+from hubkit.local_hub.errors import Refusal
+from hubkit.local_hub.storage import trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH, NewObject, new_commit
 from hubkit.local_hub.storage.paths import checked_ref
 from hubkit.local_hub.storage.repos import Repo, commit_of, git
@@ -17,14 +19,14 @@ from hubkit.local_hub.storage.repos import Repo, commit_of, git
 COMMITS_PAGE = 50
 
 
-def refs(call: Call, repo: Repo, rest: list[str]) -> Response:
+def refs(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET …/refs?include_prs."""
     with git(call.hub, repo) as opened:
 
         def listed(prefix: str) -> list[dict[str, str]]:
-            found = opened.refs(prefix.encode())
+            ids = opened.refs(prefix.encode())
             pairs = [
-                (name.decode("utf-8", "replace"), opened.peel(sha)) for name, sha in found.items()
+                (name.decode("utf-8", "replace"), opened.peel(sha)) for name, sha in ids.items()
             ]
             return [
                 {"name": n, "ref": f"{prefix}/{n}", "targetCommit": sha.decode()}
@@ -41,10 +43,10 @@ def refs(call: Call, repo: Repo, rest: list[str]) -> Response:
     return JSONResponse(answer)
 
 
-def commits(call: Call, repo: Repo, rest: list[str]) -> Response:
+def commits(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET …/commits/{rev}: newest first."""
     with git(call.hub, repo) as opened:
-        history = list(opened.history(commit_of(opened, rest[0] if rest else DEFAULT_BRANCH)))
+        history = list(opened.history(commit_of(opened, tail[0] if tail else DEFAULT_BRANCH)))
         formatted = "formatted" in call.request.query_params.getlist("expand[]")
         formatted = formatted or "formatted" in call.request.query_params.getlist("expand")
         return page(
@@ -70,45 +72,43 @@ def _described(commit: Commit, formatted: bool) -> dict[str, Any]:
     return answer
 
 
-def create_branch(call: Call, repo: Repo, rest: list[str]) -> Response:
+def create_branch(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/branch/{branch} {startingPoint, emptyBranch, overwrite}."""
     body = call.json()
-    ref = checked_ref("heads", "/".join(rest))
+    ref = checked_ref("heads", "/".join(tail))
     with call.hub.writing(repo.folder), git(call.hub, repo) as opened:
-        known = opened.ref(ref)
-        if known and not body.get("overwrite"):
+        current = opened.ref(ref)
+        if current and not body.get("overwrite"):
             raise Refusal(409, f"Reference {ref.decode()} already exists")
         start = commit_of(opened, field(body, "startingPoint", str, DEFAULT_BRANCH))
         if body.get("emptyBranch"):
             start = _empty(call, opened)
-        _swap(opened, ref, known, start)
+        _swap(opened, ref, current, start)
     return JSONResponse({})
 
 
 def _empty(call: Call, opened: Any) -> bytes:
-    from hubkit.local_hub.storage import trees
-
-    assert call.who is not None
+    assert call.identity is not None
     tree, fresh = trees.changed(opened, None, {})
-    commit = new_commit(tree, [], "initial commit", call.who.user)
+    commit = new_commit(tree, [], "initial commit", call.identity.user)
     opened.write([*fresh, NewObject.of(commit)])
     return bytes(commit.id)
 
 
 def _swap(opened: Any, ref: bytes, old: bytes | None, new: bytes | None) -> None:
     try:
-        done = opened.swap_ref(ref, old, new)
+        swapped = opened.swap_ref(ref, old, new)
     except (NotADirectoryError, IsADirectoryError, FileExistsError):
         raise Refusal(
-            409, f"Reference {ref.decode()} cannot live beside another of the same beginning"
+            409, f"Reference {ref.decode()} conflicts with a reference of the same prefix"
         ) from None
-    if not done:
+    if not swapped:
         raise Refusal(409, f"Reference {ref.decode()} already exists" if old is None else STALE)
 
 
-def delete_branch(call: Call, repo: Repo, rest: list[str]) -> Response:
+def delete_branch(call: Call, repo: Repo, tail: list[str]) -> Response:
     """DELETE …/branch/{branch}."""
-    ref = checked_ref("heads", "/".join(rest))
+    ref = checked_ref("heads", "/".join(tail))
     if ref == b"refs/heads/" + DEFAULT_BRANCH.encode():
         raise Refusal(403, f"Cannot delete {ref.decode()}")
     _delete(call, repo, ref)
@@ -117,18 +117,18 @@ def delete_branch(call: Call, repo: Repo, rest: list[str]) -> Response:
 
 def _delete(call: Call, repo: Repo, ref: bytes) -> None:
     with call.hub.writing(repo.folder), git(call.hub, repo) as opened:
-        known = opened.ref(ref)
-        if known is None:
+        current = opened.ref(ref)
+        if current is None:
             raise Refusal(404, f"Invalid rev id: {ref.decode()}", "RevisionNotFound")
-        _swap(opened, ref, known, None)
+        _swap(opened, ref, current, None)
 
 
-def create_tag(call: Call, repo: Repo, rest: list[str]) -> Response:
+def create_tag(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/tag/{rev} {tag, message}: annotated where there is a message."""
     body = call.json()
     name, message = field(body, "tag", str), field(body, "message", str, "")
     with call.hub.writing(repo.folder), git(call.hub, repo) as opened:
-        target = commit_of(opened, "/".join(rest) or DEFAULT_BRANCH)
+        target = commit_of(opened, "/".join(tail) or DEFAULT_BRANCH)
         ref = checked_ref("tags", name)
         if opened.ref(ref):
             raise Refusal(409, f"Reference {ref.decode()} already exists")
@@ -143,17 +143,17 @@ def create_tag(call: Call, repo: Repo, rest: list[str]) -> Response:
 def _annotated(call: Call, name: str, message: str, commit: Commit) -> Tag:
     import time
 
-    assert call.who is not None
+    assert call.identity is not None
     tag = Tag()
     tag.name = name.encode()
     tag.message = message.encode() + b"\n"
     tag.object = (Commit, commit.id)
-    tag.tagger = f"{call.who.user} <{call.who.user}@users.noreply.local>".encode()
+    tag.tagger = f"{call.identity.user} <{call.identity.user}@users.noreply.local>".encode()
     tag.tag_time, tag.tag_timezone = int(time.time()), 0
     return tag
 
 
-def delete_tag(call: Call, repo: Repo, rest: list[str]) -> Response:
+def delete_tag(call: Call, repo: Repo, tail: list[str]) -> Response:
     """DELETE …/tag/{tag}."""
-    _delete(call, repo, checked_ref("tags", "/".join(rest)))
+    _delete(call, repo, checked_ref("tags", "/".join(tail)))
     return JSONResponse({})

@@ -1,6 +1,4 @@
-"""What a Space has beside its files: runtime, logs, secrets, variables. Its app itself runs in
-`apps`.
-"""
+"""The runtime, logs, secrets and variables of a Space. Its app itself runs in `apps`."""
 
 from __future__ import annotations
 
@@ -9,12 +7,13 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from hubkit.local_hub.api.http import Call, Refusal, field
+from hubkit.local_hub.api.http import Call, field
 from hubkit.local_hub.apps import logs
 from hubkit.local_hub.apps.space_manager import COMING, UP
+from hubkit.local_hub.errors import Refusal
+from hubkit.local_hub.hub import Hub
 from hubkit.local_hub.storage.accounts import now
 from hubkit.local_hub.storage.repos import Repo, update_extra
-from hubkit.local_hub.storage.state import Hub
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 DEFAULT_HARDWARE = "cpu-basic"
@@ -37,7 +36,7 @@ def set_up(hub: Hub, repo: Repo, body: dict[str, Any]) -> None:
 def runtime(hub: Hub, repo: Repo) -> dict[str, Any]:
     """A Space's stage, and what was asked for it."""
     extra = repo.extra
-    stage, message, port = hub.apps.state(repo)
+    stage, message, port = hub.spaces.state(repo)
     is_up = stage in UP
     answer = {
         "stage": stage,
@@ -57,10 +56,8 @@ def runtime(hub: Hub, repo: Repo) -> dict[str, Any]:
 
 
 def address(call: Call, repo: Repo) -> str | None:
-    """Where a Space's app is, or will be when it wakes; None for one that nobody has started
-    yet.
-    """
-    stage, _, port = call.hub.apps.state(repo)
+    """Where a Space's app is, or will be when it wakes; None for one that was never started."""
+    stage, _, port = call.hub.spaces.state(repo)
     where = call.request.url.hostname or "127.0.0.1"
     return (
         f"http://{f'[{where}]' if ':' in where else where}:{port}"
@@ -69,26 +66,26 @@ def address(call: Call, repo: Repo) -> str | None:
     )
 
 
-def get_runtime(call: Call, repo: Repo, rest: list[str]) -> Response:
+def get_runtime(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET …/runtime."""
     return JSONResponse(runtime(call.hub, repo))
 
 
-async def get_logs(call: Call, repo: Repo, rest: list[str]) -> Response:
+async def get_logs(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET …/logs/{build|run}: a stream that ends when build or app do."""
-    if rest not in (["build"], ["run"]):
+    if tail not in (["build"], ["run"]):
         raise Refusal(404, "A Space has a build log and a run log: …/logs/build, …/logs/run.")
-    awaited = (*UP, *COMING) if rest == ["run"] else ("BUILDING", "RUNNING_BUILDING")
-    path = call.hub.apps.log(repo, rest[0])
-    events = logs.events(path, lambda: call.hub.apps.state(repo)[0] not in awaited)
+    awaited = (*UP, *COMING) if tail == ["run"] else ("BUILDING", "RUNNING_BUILDING")
+    path = call.hub.spaces.log(repo, tail[0])
+    events = logs.events(path, lambda: call.hub.spaces.state(repo)[0] not in awaited)
     return StreamingResponse(events, media_type=logs.EVENTS)
 
 
-def _again(call: Call, repo: Repo) -> Response:
+def _current(call: Call, repo: Repo) -> Response:
     return JSONResponse(runtime(call.hub, update_extra(call.hub, repo, {})))
 
 
-def set_hardware(call: Call, repo: Repo, rest: list[str]) -> Response:
+def set_hardware(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/hardware {flavor, sleepTimeSeconds}."""
     body = call.json()
     changes: dict[str, Any] = {"requested": field(body, "flavor", str)}
@@ -97,7 +94,7 @@ def set_hardware(call: Call, repo: Repo, rest: list[str]) -> Response:
     return JSONResponse(runtime(call.hub, update_extra(call.hub, repo, changes)))
 
 
-def set_sleep_time(call: Call, repo: Repo, rest: list[str]) -> Response:
+def set_sleep_time(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/sleeptime {seconds}."""
     return JSONResponse(
         runtime(
@@ -106,25 +103,25 @@ def set_sleep_time(call: Call, repo: Repo, rest: list[str]) -> Response:
     )
 
 
-def pause(call: Call, repo: Repo, rest: list[str]) -> Response:
+def pause(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/pause."""
-    call.hub.apps.rest(repo, "PAUSED")
-    return _again(call, repo)
+    call.hub.spaces.suspend(repo, "PAUSED")
+    return _current(call, repo)
 
 
-def restart(call: Call, repo: Repo, rest: list[str]) -> Response:
+def restart(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/restart."""
-    call.hub.apps.start(repo)
-    return _again(call, repo)
+    call.hub.spaces.start(repo)
+    return _current(call, repo)
 
 
-def set_volumes(call: Call, repo: Repo, rest: list[str]) -> Response:
+def set_volumes(call: Call, repo: Repo, tail: list[str]) -> Response:
     """PUT …/volumes."""
     volumes = field(call.json(), "volumes", list)
     return JSONResponse(runtime(call.hub, update_extra(call.hub, repo, {"volumes": volumes})))
 
 
-def remove_volumes(call: Call, repo: Repo, rest: list[str]) -> Response:
+def remove_volumes(call: Call, repo: Repo, tail: list[str]) -> Response:
     """DELETE …/volumes."""
     return JSONResponse(runtime(call.hub, update_extra(call.hub, repo, {"volumes": []})))
 
@@ -170,15 +167,15 @@ def environment(call: Call, repo: Repo, kind: str) -> Response:
             "DELETE FROM space_env WHERE repo=? AND kind=? AND key=?", repo.pk, kind, key
         )
     if call.method in ("POST", "DELETE"):
-        call.hub.apps.changed(repo)
+        call.hub.spaces.changed(repo)
     return JSONResponse(_listed(call.hub, repo, kind))
 
 
-def secrets(call: Call, repo: Repo, rest: list[str]) -> Response:
+def secrets(call: Call, repo: Repo, tail: list[str]) -> Response:
     """…/secrets."""
     return environment(call, repo, "secrets")
 
 
-def variables(call: Call, repo: Repo, rest: list[str]) -> Response:
+def variables(call: Call, repo: Repo, tail: list[str]) -> Response:
     """…/variables."""
     return environment(call, repo, "variables")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
-from hubkit.local_hub.api.http import Call, Refusal, page
-from hubkit.local_hub.storage.accounts import now, require_user
+from hubkit.local_hub.api.http import Call, page, require_user
+from hubkit.local_hub.errors import Refusal
+from hubkit.local_hub.storage.accounts import now
 from hubkit.local_hub.storage.repos import Repo, can_read
 
 
@@ -34,8 +36,8 @@ def _likes(call: Call, name: str) -> Response:
     rows = call.hub.settings.rows("SELECT repo, created_at FROM likes WHERE user = ?", name)
     liked = []
     for row in rows:
-        found = call.hub.settings.row("SELECT * FROM repos WHERE pk = ?", row["repo"])
-        if found and can_read(call.who, repo := Repo.of(found)):
+        repo_row = call.hub.settings.row("SELECT * FROM repos WHERE pk = ?", row["repo"])
+        if repo_row and can_read(call.identity, repo := Repo.of(repo_row)):
             liked.append(
                 {"createdAt": row["created_at"], "repo": {"name": repo.id, "type": repo.type}}
             )
@@ -46,7 +48,7 @@ def _overview(call: Call, name: str) -> Response:
     account = call.hub.settings.row("SELECT * FROM accounts WHERE name = ?", name)
     assert account is not None  # looked up by the caller
     rows = call.hub.settings.rows("SELECT * FROM repos WHERE namespace = ?", name)
-    visible = [repo.type for repo in map(Repo.of, rows) if can_read(call.who, repo)]
+    visible = [repo.type for repo in map(Repo.of, rows) if can_read(call.identity, repo)]
     answer: dict[str, Any] = {
         "user": name,
         "name": name,
@@ -67,21 +69,64 @@ def _members(call: Call, name: str) -> Response:
     )
 
 
-def like(call: Call, repo: Repo, rest: list[str]) -> Response:
+def like(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST and DELETE …/like."""
-    who = require_user(call)
+    identity = require_user(call)
     if call.method == "POST":
         call.hub.settings.write(
-            "INSERT OR IGNORE INTO likes VALUES (?, ?, ?)", who.user, repo.pk, now()
+            "INSERT OR IGNORE INTO likes VALUES (?, ?, ?)", identity.user, repo.pk, now()
         )
     else:
-        call.hub.settings.write("DELETE FROM likes WHERE user = ? AND repo = ?", who.user, repo.pk)
+        call.hub.settings.write(
+            "DELETE FROM likes WHERE user = ? AND repo = ?", identity.user, repo.pk
+        )
     return JSONResponse({})
 
 
-def likers(call: Call, repo: Repo, rest: list[str]) -> Response:
+def likers(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET …/likers."""
     rows = call.hub.settings.rows("SELECT user FROM likes WHERE repo = ? ORDER BY user", repo.pk)
     return page(
         call, [{"user": row["user"], "fullname": row["user"], "avatarUrl": ""} for row in rows], 100
     )
+
+
+def whoami(call: Call) -> dict[str, Any]:
+    """GET /api/whoami-v2."""
+    identity = require_user(call)
+    account = call.hub.settings.row("SELECT * FROM accounts WHERE name = ?", identity.user)
+    assert account is not None  # tokens are joined with accounts
+    orgs = [_org_brief(call, org, role) for org, role in identity.orgs]
+    token = {
+        "displayName": identity.token_name,
+        "role": identity.role,
+        "createdAt": account["created_at"],
+    }
+    return {
+        "type": "user",
+        "id": hashlib.sha256(identity.user.encode()).hexdigest()[:24],
+        "name": identity.user,
+        "fullname": account["fullname"],
+        "email": account["email"],
+        "emailVerified": True,
+        "canPay": False,
+        "isPro": False,
+        "avatarUrl": "",
+        "periodEnd": None,
+        "orgs": orgs,
+        "auth": {"type": "access_token", "accessToken": token},
+    }
+
+
+def _org_brief(call: Call, name: str, role: str) -> dict[str, Any]:
+    account = call.hub.settings.row("SELECT fullname FROM accounts WHERE name = ?", name)
+    return {
+        "type": "org",
+        "id": hashlib.sha256(name.encode()).hexdigest()[:24],
+        "name": name,
+        "fullname": account["fullname"] if account else name,
+        "isEnterprise": False,
+        "canPay": False,
+        "avatarUrl": "",
+        "roleInOrg": role,
+    }

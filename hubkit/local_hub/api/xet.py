@@ -13,251 +13,31 @@ Downloads never go through Xet.
 
 from __future__ import annotations
 
-import json
-import re
-import secrets
-import shutil
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
-
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from hubkit.local_hub.api.http import Call, Refusal
-from hubkit.local_hub.storage.git import DISK_FULL, is_disk_full
-from hubkit.local_hub.storage.objects import SHA256, make_durable_folder, write_durably
+from hubkit.local_hub.api.http import Call
+from hubkit.local_hub.api.lfs import drain
+from hubkit.local_hub.errors import DISK_FULL, Refusal, is_disk_full
+from hubkit.local_hub.storage.objects import SHA256
+from hubkit.local_hub.storage.repos import Repo
 from hubkit.local_hub.storage.xet_format import (
     MAX_SHARD_BYTES,
     MAX_XORB_BYTES,
-    Chunk,
-    Segment,
-    ShardFile,
-    decode_chunk,
     parse_shard,
     scan_xorb,
 )
 
-if TYPE_CHECKING:
-    from hubkit.local_hub.storage.repos import Repo
-    from hubkit.local_hub.storage.state import Hub
-
 TOKEN_LIFETIME_S = 6 * 3600
-SHARD_PATIENCE_S = 45
-"""After this long a shard is acknowledged while its files are still put together; a commit waits
-for them.
-"""
-
-_BLOCK_BYTES = 4 * 2**20
-_KEY = "xet_space:"
-_SPACE = re.compile(r"[A-Za-z0-9_.-]{1,120}")
-
-Place = tuple[str, int, int]
-"""Where a chunk is now: object, offset, length."""
-
-
-class Xet:
-    """The spaces on disk, and the assemblies under way."""
-
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-        self._workers = ThreadPoolExecutor(2, thread_name_prefix="assemble")
-        self._pending: dict[str, Future[None]] = {}
-
-    def close(self) -> None:
-        """Wait for assemblies under way."""
-        self._workers.shutdown(wait=True)
-
-    def space(self, user: str) -> str:
-        """The name of a user's current space. It is made up, so that no client takes this Hub for a
-        former one.
-        """
-        known = self._hub.settings.get(_KEY + user)
-        return known or self.start_afresh(user)
-
-    def start_afresh(self, user: str) -> str:
-        """Give a user a new space, and forget what was sent to the old one; its name."""
-        space = f"{secrets.token_hex(6)}-{user}"
-        self._hub.settings.put(_KEY + user, space)
-        for folder in (self._hub.root / "xet").glob(f"*-{user}"):
-            if folder.name.partition("-")[2] == user:
-                shutil.rmtree(folder, ignore_errors=True)
-        return space
-
-    def forget_everything(self) -> None:
-        """Give every user a new space."""
-        for row in self._hub.settings.rows("SELECT key FROM settings WHERE key LIKE ?", f"{_KEY}%"):
-            self.start_afresh(row["key"].removeprefix(_KEY))
-
-    def folder(self, space: str) -> Path:
-        """The folder of a space. Raises `Refusal` 404 for a former one."""
-        if (
-            not _SPACE.fullmatch(space)
-            or self._hub.settings.get(_KEY + space.partition("-")[2]) != space
-        ):
-            raise Refusal(404, "This Xet address is no longer valid; upload again.")
-        folder = self._hub.root / "xet" / space
-        make_durable_folder(folder)
-        return folder
-
-    def accept(self, space: str, repo: Repo, files: list[ShardFile]) -> None:
-        """Put the files of a shard together. Returns when done, or after `SHARD_PATIENCE_S` with
-        the rest under way.
-        """
-        future = self._workers.submit(self._assemble_all, space, repo, files)
-        for file in files:
-            if file.sha256:
-                self._pending[file.sha256] = future
-        done, _ = wait_for([future], timeout=SHARD_PATIENCE_S)
-        if done:
-            self._forget(future)
-            future.result()
-
-    def settle(self, oid: str) -> None:
-        """Wait until an object that is being put together is here. Raises what its assembly
-        raised.
-        """
-        future = self._pending.get(oid)
-        if future is not None:
-            try:
-                future.result()
-            finally:
-                self._forget(future)
-
-    def _forget(self, future: Future[None]) -> None:
-        for oid in [oid for oid, known in list(self._pending.items()) if known is future]:
-            self._pending.pop(oid, None)
-
-    def _assemble_all(self, space: str, repo: Repo, files: list[ShardFile]) -> None:
-        from hubkit.local_hub.api.lfs import link
-
-        try:
-            with self._hub.using_objects(), _Xorbs(self._hub, self.folder(space)) as xorbs:
-                made = [self._assemble(xorbs, file) for file in files]
-                link(self._hub, repo, made)
-                xorbs.replace_by_maps()
-        except UnknownXorbError:
-            # The client remembers an upload that we do not: under a new address it will send
-            # everything again.
-            self.start_afresh(space.partition("-")[2])
-            raise
-
-    def _assemble(self, xorbs: _Xorbs, file: ShardFile) -> str:
-        with self._hub.objects.incoming() as incoming:
-            places: list[tuple[str, int, int, int]] = []
-            buffer = bytearray()
-            for segment in file.segments:
-                for index, data in xorbs.read(segment):
-                    places.append((segment.xorb, index, incoming.size + len(buffer), len(data)))
-                    buffer += data
-                    if len(buffer) >= _BLOCK_BYTES:
-                        incoming.write(buffer)
-                        buffer = bytearray()
-            incoming.write(buffer)
-            oid = incoming.keep(file.sha256, file.size)
-        for xorb, index, offset, size in places:
-            xorbs.placed(xorb, index, (oid, offset, size))
-        return oid
-
-
-class UnknownXorbError(Refusal):
-    """A shard refers to a xorb that was never sent here, or is gone."""
-
-    def __init__(self, xorb: str) -> None:
-        super().__init__(400, f"Xorb {xorb} is not here; upload again.")
-
-
-class _Xorbs:
-    """The xorbs that one shard needs, opened: uploaded ones, or maps of where their chunks went."""
-
-    def __init__(self, hub: Hub, folder: Path) -> None:
-        self._hub = hub
-        self._folder = folder
-        self._files: dict[str, BinaryIO] = {}
-        self._chunks: dict[str, list[Chunk]] = {}
-        self._maps: dict[str, list[Place]] = {}
-        self._found: dict[str, dict[int, Place]] = {}
-
-    def __enter__(self) -> _Xorbs:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for file in self._files.values():
-            file.close()
-
-    def read(self, segment: Segment) -> Iterator[tuple[int, bytes]]:
-        """The chunks of a segment: index and bytes. Raises `Refusal` 400."""
-        self._open(segment.xorb)
-        known = len(self._chunks.get(segment.xorb) or self._maps[segment.xorb])
-        if segment.end > known:
-            raise Refusal(
-                400, f"Malformed upload: xorb {segment.xorb} has {known} chunks, not {segment.end}."
-            )
-        size = 0
-        for index in range(segment.first, segment.end):
-            data = self._chunk(segment.xorb, index)
-            size += len(data)
-            yield index, data
-        if size != segment.size:
-            raise Refusal(400, "Malformed upload: a segment does not have the promised length.")
-
-    def _open(self, xorb: str) -> None:
-        if xorb in self._chunks or xorb in self._maps:
-            return
-        raw, mapped = self._folder / f"{xorb}.xorb", self._folder / f"{xorb}.map"
-        if raw.exists():
-            self._files[xorb] = raw.open("rb")
-            self._chunks[xorb] = scan_xorb(self._files[xorb], raw.stat().st_size)
-        elif mapped.exists():
-            content = json.loads(mapped.read_bytes())
-            self._maps[xorb] = [
-                (content["objects"][i], offset, size) for i, offset, size in content["chunks"]
-            ]
-        else:
-            raise UnknownXorbError(xorb)
-
-    def _chunk(self, xorb: str, index: int) -> bytes:
-        if xorb in self._chunks:
-            chunk, file = self._chunks[xorb][index], self._files[xorb]
-            file.seek(chunk.offset)
-            return decode_chunk(file.read(chunk.packed), chunk.scheme, chunk.size)
-        oid, offset, size = self._maps[xorb][index]
-        if oid not in self._files:
-            try:
-                self._files[oid] = self._hub.objects.path(oid).open("rb")
-            except FileNotFoundError:
-                raise UnknownXorbError(xorb) from None
-        self._files[oid].seek(offset)
-        return self._files[oid].read(size)
-
-    def placed(self, xorb: str, index: int, place: Place) -> None:
-        """A chunk is now also at this place in an object."""
-        self._found.setdefault(xorb, {})[index] = place
-
-    def replace_by_maps(self) -> None:
-        """Remove each uploaded xorb all of whose chunks are in objects now."""
-        for xorb, found in self._found.items():
-            chunks = self._chunks.get(xorb)
-            if chunks is None or len(found) < len(chunks):
-                continue
-            names = sorted({oid for oid, _, _ in found.values()})
-            rows = [
-                [names.index(oid), offset, size] for _, (oid, offset, size) in sorted(found.items())
-            ]
-            content = json.dumps({"objects": names, "chunks": rows}, separators=(",", ":"))
-            write_durably(self._folder / f"{xorb}.map", content.encode())
-            (self._folder / f"{xorb}.xorb").unlink(missing_ok=True)
 
 
 # what clients call
 
 
-def write_token(call: Call, repo: Repo, rest: list[str]) -> Response:
+def write_token(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET …/xet-write-token/{rev}: where to upload, and with which short-lived token."""
-    assert call.who is not None  # the route needs a token
-    space = call.hub.xet.space(call.who.user)
+    assert call.identity is not None  # the route needs a token
+    space = call.hub.xet.space(call.identity.user)
     signature = call.hub.sign("xet", str(repo.pk), space, lifetime_s=TOKEN_LIFETIME_S)
     url, token = f"{call.base_url}/xet/{space}", f"{repo.pk}.{signature}"
     expires = int(signature.partition(".")[0])
@@ -270,8 +50,6 @@ def write_token(call: Call, repo: Repo, rest: list[str]) -> Response:
 
 
 def _repo_of_token(call: Call, space: str) -> Repo:
-    from hubkit.local_hub.storage.repos import Repo
-
     token = call.request.headers.get("authorization", "").removeprefix("Bearer ").strip()
     key, _, signature = token.partition(".")
     call.hub.check_signature(signature, "xet", key, space)
@@ -293,8 +71,6 @@ async def serve(call: Call) -> Response:
 
 
 async def _serve(call: Call) -> Response:
-    from hubkit.local_hub.api.lfs import drain
-
     space, path = call.segments[1], call.segments[2:]
     repo = _repo_of_token(call, space)
     folder = call.hub.xet.folder(space)

@@ -2,7 +2,7 @@
 
 As on the real Hub the app finds its secrets and variables in its environment, and who it is in
 ``SPACE_ID`` and its like (but no ``SYSTEM=spaces``, on which Gradio counts on packages that only
-the real Hub's image has); beside them the address of this Hub and a token that may only read, for
+the real Hub's image has); and also the address of this Hub and a token that may only read, for
 as long as the app runs. What its ``requirements.txt`` asks for is not installed: the app runs in
 this Python environment, and the build log names what is missing there."""
 
@@ -26,22 +26,22 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from hubkit.local_hub.api.http import Refusal
 from hubkit.local_hub.apps import logs
-from hubkit.local_hub.apps.subprocesses import Child, environment, guarded
+from hubkit.local_hub.apps.subprocesses import ChildProcess, environment, supervised
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import cards, trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH
 from hubkit.local_hub.storage.paths import checked_path
 from hubkit.local_hub.storage.repos import Repo, git
 
 if TYPE_CHECKING:
-    from hubkit.local_hub.storage.state import Hub
+    from hubkit.local_hub.storage.store import Store
 
 MEMORY_MIB = 16 * 1024  # as much as the free hardware of the real Hub has
 _REASONS = {"memory": "the app held more memory than it may", "canceled": "the app was ended"}
 
 
-class Unfit(Exception):
+class SpaceError(Exception):
     """A Space cannot run. `stage` is what becomes of it; the text says why."""
 
     def __init__(self, stage: str, why: str) -> None:
@@ -50,7 +50,7 @@ class Unfit(Exception):
 
 
 @dataclass(frozen=True)
-class Files:
+class Checkout:
     """A Space's files in `folder`, the one to run, and its commit."""
 
     folder: Path
@@ -59,10 +59,8 @@ class Files:
     title: str
 
 
-def check_out(hub: Hub, repo: Repo, sha: str, work: Path, log: Path) -> Files:
-    """The Space's files at a commit, below `work`. Raises `Unfit` for what is no app that this Hub
-    can run.
-    """
+def check_out(hub: Store, repo: Repo, sha: str, work: Path, log: Path) -> Checkout:
+    """Check the Space's files out below `work`. Raises `SpaceError` for what this Hub cannot run."""
     log.unlink(missing_ok=True)
     logs.note(log, f"===== Build started at commit {sha[:12]} =====")
     folder = work / "app"
@@ -81,24 +79,26 @@ def check_out(hub: Hub, repo: Repo, sha: str, work: Path, log: Path) -> Files:
     card = cards.safe_metadata(readme.read_text("utf-8", "replace")) if readme.is_file() else {}
     sdk = card.get("sdk") or repo.sdk
     if sdk != "gradio":
-        raise Unfit(
+        raise SpaceError(
             "CONFIG_ERROR",
             f"This Hub runs Spaces whose sdk is gradio; this one's is {str(sdk)[:40]!r}.",
         )
     app_file = str(card.get("app_file") or "app.py")
     if app_file not in {entry.path for entry in entries}:
-        raise Unfit("NO_APP_FILE", f"There is no app file {app_file[:200]!r} on {DEFAULT_BRANCH}.")
+        raise SpaceError(
+            "NO_APP_FILE", f"There is no app file {app_file[:200]!r} on {DEFAULT_BRANCH}."
+        )
     for line in _missing(folder / "requirements.txt"):
         logs.note(log, f"not in this Hub's Python environment: {line}")
     logs.note(log, "the files are in place")
-    return Files(folder, app_file, sha, str(card.get("title") or repo.name))
+    return Checkout(folder, app_file, sha, str(card.get("title") or repo.name))
 
 
 def _inside(path: str) -> str:
     try:
         return checked_path(path)
     except Refusal as refusal:
-        raise Unfit("BUILD_ERROR", refusal.message) from None
+        raise SpaceError("BUILD_ERROR", refusal.message) from None
 
 
 def _missing(requirements: Path) -> Iterable[str]:
@@ -108,22 +108,22 @@ def _missing(requirements: Path) -> Iterable[str]:
         if not line or line.startswith("-"):
             continue
         try:
-            wanted = Requirement(line)
-            found = importlib.metadata.version(wanted.name)
+            requirement = Requirement(line)
+            version = importlib.metadata.version(requirement.name)
         except InvalidRequirement:
             continue
         except importlib.metadata.PackageNotFoundError:
             yield line
             continue
-        if not wanted.specifier.contains(found, prereleases=True):
-            yield f"{line} (there is {found})"
+        if not requirement.specifier.contains(version, prereleases=True):
+            yield f"{line} (there is {version})"
 
 
 class AppProcess:
     """A running app: a child that will answer at `port`, and a thread that keeps what it prints."""
 
     def __init__(
-        self, hub: Hub, repo: Repo, files: Files, hub_url: str, public_port: int, log: Path
+        self, hub: Store, repo: Repo, files: Checkout, hub_url: str, public_port: int, log: Path
     ) -> None:
         self.port = _free_port()
         self._hub, self._files, self._log = hub, files, log
@@ -132,28 +132,28 @@ class AppProcess:
         token = hub.accounts.add_token(repo.created_by, "read", name=self._token_name)
         env = _environment(hub, repo, files, hub_url, token, self.port, public_port)
         (files.folder.parent / "tmp").mkdir(exist_ok=True)
-        command = guarded([sys.executable, files.app_file], timeout_s=float("inf"), memory_mib=MEMORY_MIB,
+        command = supervised([sys.executable, files.app_file], timeout_s=float("inf"), memory_mib=MEMORY_MIB,
                           verdict=self._verdict)  # fmt: skip
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
-        self._child = Child(command, env=env, cwd=files.folder, output=subprocess.PIPE)
+        self._child = ChildProcess(command, env=env, cwd=files.folder, output=subprocess.PIPE)
         self._keeper = threading.Thread(
             target=logs.keep, args=(log, self._child.output, "Application"), daemon=True
         )
         self._keeper.start()
 
-    def wait_until_ready(self, timeout_s: float, overtaken: Callable[[], bool]) -> bool:
-        """True when it answers, False when it was overtaken. Raises `Unfit` when it ends, or says
-        nothing for long.
+    def wait_until_ready(self, timeout_s: float, superseded: Callable[[], bool]) -> bool:
+        """Return True when it answers, False when it was superseded. Raises `SpaceError` when it ends
+        or does not answer in time.
         """
         deadline = time.monotonic() + timeout_s
-        while not overtaken():
+        while not superseded():
             if self._answers():
                 return True
             if self._child.poll() is not None:
-                raise Unfit("RUNTIME_ERROR", self.wait())
+                raise SpaceError("RUNTIME_ERROR", self.wait())
             if time.monotonic() > deadline:
-                raise Unfit(
+                raise SpaceError(
                     "RUNTIME_ERROR",
                     f"The app did not answer within {timeout_s:.0f} s of its start.",
                 )
@@ -176,8 +176,8 @@ class AppProcess:
         why = f"Exit code: {status}."
         with suppress(OSError, KeyError):
             why = f"{_REASONS[self._verdict.read_text('utf-8')].capitalize()}."
-        said = logs.last_lines(self._log, 1)
-        return f"{why} It last said: {said[0][:300]}" if said else why
+        lines = logs.last_lines(self._log, 1)
+        return f"{why} It last said: {lines[0][:300]}" if lines else why
 
     def stop(self) -> None:
         """End it and everything below it; its files and its token go too."""
@@ -193,10 +193,10 @@ def _free_port() -> int:
 
 
 def _environment(
-    hub: Hub, repo: Repo, files: Files, hub_url: str, token: str, port: int, public_port: int
+    hub: Store, repo: Repo, files: Checkout, hub_url: str, token: str, port: int, public_port: int
 ) -> dict[str, str]:
     work = files.folder.parent
-    told = {
+    defaults = {
         "HOME": str(work),
         "TMPDIR": str(work / "tmp"),
         "HF_HUB_CACHE": str(hub.root / "spaces" / "cache"),
@@ -208,9 +208,9 @@ def _environment(
         "CPU_CORES": str(os.cpu_count() or 1),
         "MEMORY": f"{MEMORY_MIB // 1024}Gi",
     }
-    asked = {row["key"]: row["value"] for row in hub.settings.rows(
+    configured = {row["key"]: row["value"] for row in hub.settings.rows(
         "SELECT key, value FROM space_env WHERE repo = ? ORDER BY kind DESC", repo.pk)}  # fmt: skip
-    ours = {
+    space_variables = {
         "SPACE_ID": repo.id,
         "SPACE_AUTHOR_NAME": repo.namespace,
         "SPACE_REPO_NAME": repo.name,
@@ -220,4 +220,4 @@ def _environment(
         "GRADIO_SERVER_NAME": "127.0.0.1",
         "GRADIO_SERVER_PORT": str(port),
     }
-    return environment({**told, **asked, **ours})
+    return environment({**defaults, **configured, **space_variables})

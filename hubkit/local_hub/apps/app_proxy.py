@@ -1,4 +1,4 @@
-"""The address of a Space's app: a port of ours that stays while the app behind it comes, goes and
+"""The address of a Space's app: a port that stays the same while the app starts, stops and
 is replaced.
 
 A connection is handed on to the app as it is. We look at its first request only: the name it was
@@ -16,11 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-OUR_NAMES = ("127.0.0.1", "localhost", "::1")
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 _HEAD_BYTES, _HEAD_TIMEOUT_S, _BLOCK_BYTES = 64 * 2**10, 60.0, 64 * 2**10
 _TICK_S = 0.1
 _WAITING = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">{refresh}<title>{title}</title>
 <style>body{{font:1rem/1.55 system-ui,sans-serif;margin:2rem;overflow-wrap:anywhere}}</style></head>
 <body><h1 style="font-size:1.2rem">{title}</h1><p role="status">{sentence}</p></body></html>
@@ -28,8 +29,8 @@ _WAITING = """<!doctype html>
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a door finds behind it: the app's port, or a sentence on why there is none, and whether
+class ProxyTarget:
+    """Where a connection goes: the app's port, or a sentence on why there is none, and whether
     one will come.
     """
 
@@ -38,26 +39,32 @@ class Answer:
     coming: bool = False
 
 
-class Door:
-    """One listening port. `knock` is asked at each connection, `used` is told whenever bytes
+class AppProxy:
+    """One listening port. `find_target` is asked at each connection, `note_use` is told whenever bytes
     pass.
     """
 
-    def __init__(self, title: str, knock: Callable[[], Answer], used: Callable[[], None]) -> None:
+    def __init__(
+        self, title: str, find_target: Callable[[], ProxyTarget], note_use: Callable[[], None]
+    ) -> None:
         self._title = title
-        self._knock = knock
-        self._used = used
+        self._find_target = find_target
+        self._note_use = note_use
         self._server: asyncio.Server | None = None
         self.port = 0
 
     async def open(self, host: str, port: int) -> None:
         """Listen at `port`, or any free one where that is 0 or taken."""
         try:
-            self._server = await asyncio.start_server(self._meet, host, port, limit=_HEAD_BYTES)
+            self._server = await asyncio.start_server(
+                self._serve_connection, host, port, limit=_HEAD_BYTES
+            )
         except OSError:
             if not port:
                 raise
-            self._server = await asyncio.start_server(self._meet, host, 0, limit=_HEAD_BYTES)
+            self._server = await asyncio.start_server(
+                self._serve_connection, host, 0, limit=_HEAD_BYTES
+            )
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
@@ -65,9 +72,11 @@ class Door:
         if self._server is not None:
             self._server.close()
 
-    async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve_connection(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         try:
-            await self._pass_on(reader, writer)
+            await self._forward(reader, writer)
         except (
             OSError,
             TimeoutError,
@@ -75,41 +84,43 @@ class Door:
             asyncio.LimitOverrunError,
             asyncio.CancelledError,
         ):
-            pass  # either side went away, or this Hub is stopping: there is nobody to tell
+            pass  # either side went away, or this Hub is stopping: no client is left to tell
         finally:
             with contextlib.suppress(OSError, RuntimeError):
                 writer.close()
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(_HEAD_TIMEOUT_S):
             head = await reader.readuntil(b"\r\n\r\n")
-        if _host(head) not in OUR_NAMES:
+        if _host(head) not in LOOPBACK_NAMES:
             writer.write(
                 _response(403, "This Space answers only under 127.0.0.1 or localhost.", self._title)
             )
             return
-        answer = await asyncio.to_thread(self._knock)
+        answer = await asyncio.to_thread(self._find_target)
         while answer.port is None and answer.coming and not _is_for_a_person(head):
             await asyncio.sleep(_TICK_S)
-            answer = await asyncio.to_thread(self._knock)
+            answer = await asyncio.to_thread(self._find_target)
         if answer.port is None:
-            writer.write(_response(503, answer.sentence, self._title, again=answer.coming))
+            writer.write(_response(503, answer.sentence, self._title, retry=answer.coming))
             await writer.drain()
             return
         inner, outer = await asyncio.open_connection(
             "127.0.0.1", answer.port, family=socket.AF_INET
         )
         outer.write(head)
-        outwards = asyncio.create_task(self._hand_over(reader, outer))
+        outwards = asyncio.create_task(self._pump_requests(reader, outer))
         try:
             await self._pump(inner, writer)
         finally:
             outwards.cancel()
             outer.close()
 
-    async def _hand_over(self, reader: asyncio.StreamReader, outer: asyncio.StreamWriter) -> None:
+    async def _pump_requests(
+        self, reader: asyncio.StreamReader, outer: asyncio.StreamWriter
+    ) -> None:
         """What the visitor sends; one who hangs up hangs up on the app too, which so learns that
-        nobody reads on.
+        its answer is not read any more.
         """
         try:
             await self._pump(reader, outer)
@@ -118,7 +129,7 @@ class Door:
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         while block := await source.read(_BLOCK_BYTES):
-            self._used()
+            self._note_use()
             sink.write(block)
             await sink.drain()
         with contextlib.suppress(OSError):
@@ -142,8 +153,8 @@ def _is_for_a_person(head: bytes) -> bool:
     return head.startswith(b"GET ") and "text/html" in _headers(head).get("accept", "")
 
 
-def _response(status: int, sentence: str, title: str, *, again: bool = False) -> bytes:
-    refresh = '<meta http-equiv="refresh" content="2">' if again else ""
+def _response(status: int, sentence: str, title: str, *, retry: bool = False) -> bytes:
+    refresh = '<meta http-equiv="refresh" content="2">' if retry else ""
     page = _WAITING.format(
         refresh=refresh, title=html.escape(title), sentence=html.escape(sentence)
     ).encode()
@@ -156,7 +167,7 @@ def _response(status: int, sentence: str, title: str, *, again: bool = False) ->
     lines += [
         "Connection: close",
         "Cache-Control: no-store",
-        *(["Retry-After: 2"] if again else []),
+        *(["Retry-After: 2"] if retry else []),
     ]
     lines += ["Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'"]
     return "\r\n".join([*lines, "", ""]).encode() + page

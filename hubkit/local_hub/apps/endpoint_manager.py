@@ -1,4 +1,4 @@
-"""Inference endpoints as things that run: their states, and the engine behind each.
+"""Inference endpoints as things that run: their states, and the engine of each.
 
     pending → initializing → running ⇄ updating, paused, scaledToZero (a request wakes it), failed,
     updateFailed
@@ -6,7 +6,7 @@
 Settings and state are in SQLite and survive this process; engines do not: they end with it, and
 those that should run are started again by the next one. One lock for all states; every transition
 that takes time runs in a thread, and one that was overtaken (its `turn` is no longer the
-endpoint's) gives up and cleans up behind itself."""
+endpoint's) gives up and removes what it started."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import EngineError
-from hubkit.local_hub.api.http import Refusal
-from hubkit.local_hub.apps.engines import Engine, served
+from hubkit.local_hub.apps.engines import Engine, engine_spec
 from hubkit.local_hub.apps.subprocesses import last_words
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.accounts import now
 
 if TYPE_CHECKING:
     import sqlite3
 
-    from hubkit.local_hub.storage.state import Hub
+    from hubkit.local_hub.storage.store import Store
 
 MOST_RUNNING = 8
 STARTING = ("pending", "initializing", "updating")
@@ -48,10 +48,10 @@ class Runtime:
     last_used: float = field(default_factory=time.monotonic)
 
 
-class Fleet:
+class EndpointManager:
     """All endpoints of one Hub."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Store) -> None:
         self._hub = hub
         self._lock = threading.RLock()
         self._runtimes: dict[str, Runtime] = {}
@@ -123,7 +123,7 @@ class Fleet:
             return row
 
     def update(self, row: sqlite3.Row, spec: dict[str, Any]) -> None:
-        """Other settings. A running endpoint goes on answering with the old ones until the new
+        """Other settings. A running endpoint keeps answering with the old ones until the new
         engine is ready.
         """
         with self._lock:
@@ -142,7 +142,7 @@ class Fleet:
             self._require_room()
             self._launch(row["id"], "pending")
 
-    def rest(self, row: sqlite3.Row, state: str) -> None:
+    def suspend(self, row: sqlite3.Row, state: str) -> None:
         """Stop its engine: `state` is ``paused`` or ``scaledToZero``. Raises `Refusal` 400 for what
         is not up.
         """
@@ -221,10 +221,10 @@ class Fleet:
                 return None
             if row["state"] == "pending":
                 self._say(endpoint_id, "initializing")
-            what = served(json.loads(row["spec"])["model"])
+            spec = engine_spec(json.loads(row["spec"])["model"])
         engine: Engine | None = None
         try:
-            engine = Engine(what, self._folder(endpoint_id), self.url, self._hub.root / "token")
+            engine = Engine(spec, self._folder(endpoint_id), self.url, self._hub.root / "token")
             ready = engine.wait_until_ready(lambda: runtime.turn != turn or self._closed.is_set())
         except (EngineError, OSError) as error:
             if engine is not None:
@@ -281,7 +281,7 @@ class Fleet:
                 ]
             for row in rows:
                 with contextlib.suppress(Refusal):
-                    self.rest(row, "scaledToZero")
+                    self.suspend(row, "scaledToZero")
 
     def _is_idle(self, endpoint_id: str) -> bool:
         runtime = self._runtimes[endpoint_id]
@@ -300,7 +300,7 @@ class Fleet:
         if count >= MOST_RUNNING:
             raise Refusal(
                 400,
-                f"Quota exceeded: {count} endpoints are up, and this Hub runs at most {MOST_RUNNING}.",
+                f"Quota exceeded: {count} endpoints are up; this Hub runs at most {MOST_RUNNING}.",
             )
 
     def _of(self, endpoint_id: str) -> Runtime:

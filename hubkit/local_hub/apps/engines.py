@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.errors import EngineError
-from hubkit.local_hub.apps.subprocesses import Child, environment, last_words
+from hubkit.local_hub.apps.subprocesses import ChildProcess, environment, last_words
 
 START_TIMEOUT_S = 600.0
 _ENV_OPTIONS = {"MAX_TOTAL_TOKENS": "--context", "MAX_CONCURRENT_REQUESTS": "--max-concurrent"}
@@ -31,7 +31,7 @@ _ARG_OPTIONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class EngineSpec:
     """What an engine serves: a repo at a revision (``repo_id[@revision]``), adapters by name, and
     other options.
     """
@@ -46,7 +46,7 @@ class Served:
         return [spec.partition("@")[0] for spec in (self.model, *self.adapters.values())]
 
 
-def served(model: Mapping[str, Any]) -> Served:
+def engine_spec(model: Mapping[str, Any]) -> EngineSpec:
     """What the settings of an endpoint's model mean. Raises `ValueError` for what cannot be read.
 
     Adapters come as text-generation-inference takes them (``LORA_ADAPTERS=repo_id@revision,…`` in
@@ -54,28 +54,28 @@ def served(model: Mapping[str, Any]) -> Served:
     name=path``); ``/repository`` is the endpoint's own repository, which then is an adapter of the
     model that ``--model`` names."""
     repository, revision = str(model["repository"]), model.get("revision")
-    own = f"{repository}@{revision}" if revision else repository
+    repo_at_revision = f"{repository}@{revision}" if revision else repository
     env, args = dict(model.get("env") or {}), [str(arg) for arg in model.get("args") or []]
-    base, adapters = own, _tgi_adapters(str(env.get("LORA_ADAPTERS", "")))
+    base, adapters = repo_at_revision, _tgi_adapters(str(env.get("LORA_ADAPTERS", "")))
     named = {flag: args[at + 1] for at, flag in enumerate(args[:-1]) if flag.startswith("--")}
     for flag in ("--lora-modules", "--lora-paths"):
         for text in _values(args, flag):
             name, equals, path = text.partition("=")
             if not (name and equals and path):
                 raise ValueError(f"{flag} {text!r} is not NAME=PATH")
-            adapters[name] = own if path == "/repository" else path
-    told = named.get("--model") or named.get("--model-path")
+            adapters[name] = repo_at_revision if path == "/repository" else path
+    model_name = named.get("--model") or named.get("--model-path")
     if list(model.get("command") or [])[-1:] == ["serve"] and args and not args[0].startswith("-"):
-        told = args[0]
-    if told and told != "/repository":
+        model_name = args[0]
+    if model_name and model_name != "/repository":
         base_revision = named.get("--revision")
-        base = f"{told}@{base_revision}" if base_revision else told
+        base = f"{model_name}@{base_revision}" if base_revision else model_name
     options: list[str] = []
     for values, table in ((env, _ENV_OPTIONS), (named, _ARG_OPTIONS)):
         for name, option in table.items():
             if str(values.get(name, "")).isdecimal():
                 options += [option, str(values[name])]
-    return Served(base, adapters, tuple(options))
+    return EngineSpec(base, adapters, tuple(options))
 
 
 def _tgi_adapters(text: str) -> dict[str, str]:
@@ -92,15 +92,15 @@ def _tgi_adapters(text: str) -> dict[str, str]:
 def _values(args: Sequence[str], flag: str) -> list[str]:
     if flag not in args:
         return []
-    rest = args[args.index(flag) + 1 :]
-    end = next((at for at, arg in enumerate(rest) if arg.startswith("--")), len(rest))
-    return list(rest[:end])
+    tail = args[args.index(flag) + 1 :]
+    end = next((at for at, arg in enumerate(tail) if arg.startswith("--")), len(tail))
+    return list(tail[:end])
 
 
 class Engine:
     """A running engine: a child that answers at `address`, to whoever knows `key`."""
 
-    def __init__(self, what: Served, folder: Path, hub_url: str, token_path: Path) -> None:
+    def __init__(self, spec: EngineSpec, folder: Path, hub_url: str, token_path: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.key = secrets.token_hex(16)
         self._state = folder / f"state-{self.key[:8]}.json"
@@ -112,7 +112,7 @@ class Engine:
             "-m",
             "hubkit.local_engine",
             "--model",
-            what.model,
+            spec.model,
             "--exit-with-parent",
         ]
         command += [
@@ -120,10 +120,10 @@ class Engine:
             str(self._state),
             "--cache-dir",
             str(shared / "gguf"),
-            *what.options,
+            *spec.options,
         ]
-        for name, spec in what.adapters.items():
-            command += ["--adapter", f"{name}={spec}"]
+        for name, adapter in spec.adapters.items():
+            command += ["--adapter", f"{name}={adapter}"]
         env = environment(
             {
                 "HF_ENDPOINT": hub_url,
@@ -135,7 +135,7 @@ class Engine:
             }
         )
         with self.log.open("wb") as log:
-            self.child = Child(command, env=env, cwd=folder, output=log)
+            self.child = ChildProcess(command, env=env, cwd=folder, output=log)
 
     def wait_until_ready(self, cancelled: Callable[[], bool]) -> bool:
         """True when it answers; False when it was cancelled meanwhile. Raises `EngineError` with

@@ -1,10 +1,10 @@
 """`python -m hubkit.local_hub.apps.job_supervisor`: runs one command, watches its limits, and
-leaves nothing of it behind.
+leaves no process of it.
 
 A process of its own between the Hub and a job. It ends the whole tree of the job's processes (also
 those that left its process group) when the job is done, over its time or memory, told to stop, or
 when its standard input closes: the Hub holds the other end, so that is the Hub's death, however
-violent. Why it ended a job stands in ``--verdict``."""
+violent. It writes why it ended a job to ``--verdict``."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def main() -> int:
     options = parser.parse_args()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    told = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: _tell(told, number, frame))
+    stop_event = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: _request_stop(stop_event, number, frame))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_until_hub_ends, args=(told,), daemon=True).start()
+    threading.Thread(target=_until_hub_ends, args=(stop_event,), daemon=True).start()
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     try:
         child = subprocess.Popen(
@@ -55,7 +55,7 @@ def main() -> int:
     except OSError as error:
         sys.stdout.write(f"{command[0]}: {error.strerror}\n")
         return 127
-    status, verdict = _watch(child.pid, told, options.timeout_s, options.memory_mib)
+    status, verdict = _watch(child.pid, stop_event, options.timeout_s, options.memory_mib)
     if verdict:
         options.verdict.write_text(verdict, "utf-8")
     return status
@@ -67,18 +67,18 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def _tell(told: threading.Event, number: int, frame: FrameType | None) -> None:
-    told.set()
+def _request_stop(stop_event: threading.Event, number: int, frame: FrameType | None) -> None:
+    stop_event.set()
 
 
-def _until_hub_ends(told: threading.Event) -> None:
+def _until_hub_ends(stop_event: threading.Event) -> None:
     while os.read(0, 4096):
         pass
-    told.set()
+    stop_event.set()
 
 
 def _watch(
-    child: int, told: threading.Event, timeout_s: float, memory_mib: float
+    child: int, stop_event: threading.Event, timeout_s: float, memory_mib: float
 ) -> tuple[int, str]:
     """(exit status, why it was ended from here, or nothing)."""
     started, looked = time.monotonic(), 0.0
@@ -88,19 +88,21 @@ def _watch(
             _end(child, grace_s=0)
             return status, ""
         now = time.monotonic()
-        verdict = "canceled" if told.is_set() else "timeout" if now - started > timeout_s else ""
+        verdict = (
+            "canceled" if stop_event.is_set() else "timeout" if now - started > timeout_s else ""
+        )
         if not verdict and now - looked > 1:
             looked = now
             verdict = "memory" if _memory_mib() > memory_mib else ""
         if verdict:
             _end(child, grace_s=0 if verdict == "memory" else _GRACE_S)
             return 137, verdict
-        told.wait(_TICK_S)
+        stop_event.wait(_TICK_S)
 
 
 def _reap(child: int) -> int | None:
     """Collect what has ended; the child's exit status once it has."""
-    found = None
+    exit_status = None
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -108,8 +110,8 @@ def _reap(child: int) -> int | None:
                 break
             if pid == child:
                 code = os.waitstatus_to_exitcode(status)
-                found = code if code >= 0 else 128 - code
-    return found
+                exit_status = code if code >= 0 else 128 - code
+    return exit_status
 
 
 def _end(child: int, *, grace_s: float) -> None:
@@ -141,13 +143,13 @@ def _below() -> list[int]:
             fields = entry.read_text("utf-8", "replace").rpartition(")")[2].split()
             if fields[0] != "Z":
                 parents[int(entry.parent.name)] = int(fields[1])
-    found, todo = [], [os.getpid()]
+    descendants, todo = [], [os.getpid()]
     while todo:
         above = todo.pop()
         children = [pid for pid, parent in parents.items() if parent == above]
-        found += children
+        descendants += children
         todo += children
-    return found
+    return descendants
 
 
 def _memory_mib() -> float:

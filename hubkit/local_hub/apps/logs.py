@@ -1,4 +1,4 @@
-"""What a child of ours prints, kept line by line with its time, and told to clients as server-sent
+"""The output of child processes: kept line by line with its time, sent to clients as server-sent
 events.
 """
 
@@ -27,9 +27,9 @@ def note(path: Path, text: str) -> None:
         out.write(_line(text))
 
 
-def keep(path: Path, output: IO[bytes], what: str) -> None:
-    """Everything that `what` (Job, Application) prints, a line an event, until its output ends."""
-    note(path, f"===== {what} started at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} =====")
+def keep(path: Path, output: IO[bytes], source: str) -> None:
+    """Everything that `source` (Job, Application) prints, one event a line, until it ends."""
+    note(path, f"===== {source} started at {datetime.now(UTC):%Y-%m-%d %H:%M:%S} =====")
     size = 0
     with path.open("a", encoding="utf-8") as out:
         for raw in output:
@@ -47,12 +47,12 @@ def _line(text: str) -> str:
 
 def last_lines(path: Path, lines: int) -> list[str]:
     """The end of a log, without blank lines and those that say when something started."""
-    said = []
+    texts = []
     with contextlib.suppress(OSError):
         for line in path.read_bytes()[-64_000:].splitlines():
             with contextlib.suppress(ValueError, KeyError):
-                said.append(str(json.loads(line)["data"]).rstrip())
-    return [line for line in said if line and not line.startswith("=====")][-lines:]
+                texts.append(str(json.loads(line)["data"]).rstrip())
+    return [line for line in texts if line and not line.startswith("=====")][-lines:]
 
 
 async def events(path: Path, is_over: Callable[[], bool]) -> AsyncIterator[str]:
@@ -73,7 +73,7 @@ async def events(path: Path, is_over: Callable[[], bool]) -> AsyncIterator[str]:
 
 
 def _news(path: Path, position: int, is_over: Callable[[], bool]) -> tuple[list[bytes], bool]:
-    """Whole lines behind `position`, and whether nothing more was coming when we looked."""
+    """Whole lines after `position`, and whether nothing more was coming when we looked."""
     over = is_over()
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         file.seek(position)

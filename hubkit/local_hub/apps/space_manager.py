@@ -1,14 +1,14 @@
-"""The apps of Spaces: a pushed Space's files at its commit, run as a process of their own behind
+"""The apps of Spaces: a pushed Space's files at its commit, run as a process of its own at
 its address.
 
     STOPPED → BUILDING → APP_STARTING → RUNNING ⇄ RUNNING_BUILDING → RUNNING_APP_STARTING (a new
-    commit: the old app answers until the new one does), PAUSED (until somebody restarts it),
+    commit: the old app answers until the new one does), PAUSED (until it is restarted),
     SLEEPING (a visit wakes it), NO_APP_FILE, CONFIG_ERROR, BUILD_ERROR, RUNTIME_ERROR
 
 An app has the rights of whoever runs this Hub, so Spaces are off unless the Hub was started with
 ``--spaces``, and never offered to the network; on this machine, an app's address is for everybody.
 One lock for all states; what takes time runs in a thread, and a start that was overtaken (its
-`turn` is no longer the Space's) cleans up behind itself."""
+`turn` is no longer the Space's) removes what it started."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubkit.local_hub.api.http import Refusal
 from hubkit.local_hub.apps import logs
-from hubkit.local_hub.apps.app_process import AppProcess, Unfit, check_out
-from hubkit.local_hub.apps.app_proxy import Answer, Door
+from hubkit.local_hub.apps.app_process import AppProcess, SpaceError, check_out
+from hubkit.local_hub.apps.app_proxy import AppProxy, ProxyTarget
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH
 from hubkit.local_hub.storage.repos import Repo, commit_of, git, update_extra
 
 if TYPE_CHECKING:
-    from hubkit.local_hub.storage.state import Hub
+    from hubkit.local_hub.storage.store import Store
 
 MOST_RUNNING = 4
 START_TIMEOUT_S = 600.0
@@ -39,18 +39,18 @@ DEFAULT_SLEEP_S = 3600
 UP = ("RUNNING", "RUNNING_BUILDING", "RUNNING_APP_STARTING")
 COMING = ("BUILDING", "APP_STARTING")
 OFF = (
-    "Spaces are off on this Hub: an app may do whatever you may on this machine. Its owner can allow them with "
-    "`hubkit hub start --spaces`."
+    "Spaces are off on this Hub: an app may do whatever you may on this machine. "
+    "Its owner can allow them with `hubkit hub start --spaces`."
 )
 
 log = logging.getLogger("hubkit.local_hub")
 
 
 @dataclass
-class Run:
+class AppState:
     """What only this process knows of a Space's app."""
 
-    door: Door
+    proxy: AppProxy
     stage: str = "STOPPED"
     message: str = ""
     turn: int = 0
@@ -59,14 +59,14 @@ class Run:
     last_used: float = field(default_factory=time.monotonic)
 
 
-class Apps:
+class SpaceManager:
     """All apps of one Hub."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Store) -> None:
         self._hub = hub
         self.enabled = False
         self._lock = threading.RLock()
-        self._runs: dict[int, Run] = {}
+        self._runs: dict[int, AppState] = {}
         self._threads: set[threading.Thread] = set()
         self._closed = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,11 +118,11 @@ class Apps:
                 stage = repo.extra.get("stage", "STOPPED")
                 return ("STOPPED" if stage == "SLEEPING" else stage), "", 0
             self._follow(repo, run)
-            return run.stage, run.message, run.door.port
+            return run.stage, run.message, run.proxy.port
 
-    def log(self, repo: Repo, which: str) -> Path:
+    def log(self, repo: Repo, kind: str) -> Path:
         """Where the ``build`` or ``run`` log of a Space is."""
-        return self._hub.root / "spaces" / repo.folder / f"{which}.jsonl"
+        return self._hub.root / "spaces" / repo.folder / f"{kind}.jsonl"
 
     def start(self, repo: Repo) -> None:
         """Start a Space's app, or start it again. Raises `Refusal` 403 where Spaces are off, 400
@@ -146,7 +146,7 @@ class Apps:
             if run is not None and run.stage in (*UP, *COMING):
                 self._launch(repo, run)
 
-    def rest(self, repo: Repo, stage: str) -> None:
+    def suspend(self, repo: Repo, stage: str) -> None:
         """End a Space's app: `stage` is ``PAUSED`` or ``SLEEPING``."""
         with self._lock:
             update_extra(self._hub, repo, {"stage": stage})
@@ -161,23 +161,23 @@ class Apps:
 
     # Transitions
 
-    def _run_of(self, repo: Repo) -> Run:
+    def _run_of(self, repo: Repo) -> AppState:
         with self._lock:
             if repo.pk in self._runs:
                 return self._runs[repo.pk]
             pk = repo.pk
-            run = self._runs[pk] = Run(
-                Door(repo.id, lambda: self._knocked(pk), lambda: self._used(pk))
+            run = self._runs[pk] = AppState(
+                AppProxy(repo.id, lambda: self._proxy_target(pk), lambda: self._note_use(pk))
             )
-            self._in_loop(run.door.open(self._host, int(repo.extra.get("port", 0))))
-            update_extra(self._hub, repo, {"port": run.door.port})
+            self._in_loop(run.proxy.open(self._host, int(repo.extra.get("port", 0))))
+            update_extra(self._hub, repo, {"port": run.proxy.port})
             return run
 
     def _in_loop(self, work: Coroutine[Any, Any, None]) -> None:
         assert self._loop is not None  # the server is up: it has called `open`
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
-    def _launch(self, repo: Repo, run: Run) -> None:
+    def _launch(self, repo: Repo, run: AppState) -> None:
         run.turn += 1
         run.stage, run.message = ("RUNNING_BUILDING" if run.process else "BUILDING"), ""
         run.sha = self._head(repo)
@@ -185,13 +185,13 @@ class Apps:
         self._threads.add(thread)
         thread.start()
 
-    def _bring_up(self, repo: Repo, run: Run, turn: int) -> None:
+    def _bring_up(self, repo: Repo, run: AppState, turn: int) -> None:
         process: AppProcess | None = None
         try:
             process = self._started(repo, run, turn)
             if process is not None:
                 self._until_it_ends(run, process)
-        except Unfit as error:
+        except SpaceError as error:
             self._failed(repo, run, turn, error.stage, str(error))
         except Exception:
             log.exception("starting the app of %s failed", repo.id)
@@ -205,27 +205,27 @@ class Apps:
         finally:
             self._threads.discard(threading.current_thread())
 
-    def _started(self, repo: Repo, run: Run, turn: int) -> AppProcess | None:
-        """A ready app in its place, or None when it was overtaken. Raises `Unfit`."""
+    def _started(self, repo: Repo, run: AppState, turn: int) -> AppProcess | None:
+        """A ready app in its place, or None when it was overtaken. Raises `SpaceError`."""
         work = self._hub.root / "spaces" / "work" / f"{repo.folder}-{turn}"
         try:
             files = check_out(self._hub, repo, run.sha, work, self.log(repo, "build"))
             with self._lock:
-                if self._overtaken(run, turn):
-                    raise Unfit("STOPPED", "overtaken")
+                if self._superseded(run, turn):
+                    raise SpaceError("STOPPED", "overtaken")
                 run.stage = "RUNNING_APP_STARTING" if run.process else "APP_STARTING"
                 process = AppProcess(
-                    self._hub, repo, files, self._url, run.door.port, self.log(repo, "run")
+                    self._hub, repo, files, self._url, run.proxy.port, self.log(repo, "run")
                 )
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
         ready = False
         try:
-            ready = process.wait_until_ready(START_TIMEOUT_S, lambda: self._overtaken(run, turn))
+            ready = process.wait_until_ready(START_TIMEOUT_S, lambda: self._superseded(run, turn))
         finally:
             with self._lock:
-                ready = ready and not self._overtaken(run, turn)
+                ready = ready and not self._superseded(run, turn)
                 old = run.process if ready else process
                 if ready:
                     run.process, run.stage, run.last_used = process, "RUNNING", time.monotonic()
@@ -233,12 +233,12 @@ class Apps:
                 old.stop()
         return process if ready else None
 
-    def _overtaken(self, run: Run, turn: int) -> bool:
+    def _superseded(self, run: AppState, turn: int) -> bool:
         return run.turn != turn or self._closed.is_set()
 
-    def _failed(self, repo: Repo, run: Run, turn: int, stage: str, why: str) -> None:
+    def _failed(self, repo: Repo, run: AppState, turn: int, stage: str, why: str) -> None:
         with self._lock:
-            if self._overtaken(run, turn):
+            if self._superseded(run, turn):
                 return
             logs.note(self.log(repo, "build" if stage != "RUNTIME_ERROR" else "run"), why)
             run.stage, run.message = stage, why
@@ -246,7 +246,7 @@ class Apps:
         if old is not None:
             old.stop()
 
-    def _until_it_ends(self, run: Run, process: AppProcess) -> None:
+    def _until_it_ends(self, run: AppState, process: AppProcess) -> None:
         """Until the app is replaced, rests or dies by itself."""
         why = process.wait()
         with self._lock:
@@ -256,13 +256,13 @@ class Apps:
                 run.stage, run.message = "RUNTIME_ERROR", why
         process.stop()
 
-    # What goes on around an app
+    # Requests, idleness, new commits
 
-    def _knocked(self, pk: int) -> Answer:
-        """Somebody is at the door: wake an app that sleeps."""
+    def _proxy_target(self, pk: int) -> ProxyTarget:
+        """A connection came in: wake an app that sleeps."""
         row = self._hub.settings.row("SELECT * FROM repos WHERE pk = ?", pk)
         if row is None:
-            return Answer(None, "This Space is gone.")
+            return ProxyTarget(None, "This Space is gone.")
         repo = Repo.of(row)
         with self._lock:
             run = self._runs[pk]
@@ -271,23 +271,23 @@ class Apps:
                 try:
                     self.start(repo)
                 except Refusal as refusal:
-                    return Answer(None, refusal.message)
+                    return ProxyTarget(None, refusal.message)
             if run.process is not None:
-                return Answer(run.process.port)
+                return ProxyTarget(run.process.port)
             if run.stage in COMING:
-                return Answer(
+                return ProxyTarget(
                     None,
                     f"The app is starting ({run.stage}). This page looks again by itself.",
                     coming=True,
                 )
-            return Answer(None, f"The app is not running: {run.stage}. {run.message}".strip())
+            return ProxyTarget(None, f"The app is not running: {run.stage}. {run.message}".strip())
 
-    def _used(self, pk: int) -> None:
+    def _note_use(self, pk: int) -> None:
         if run := self._runs.get(pk):
             run.last_used = time.monotonic()
 
     def _watch(self) -> None:
-        """Send to sleep what nobody has used, replace what has a new commit, end what was
+        """Send to sleep what was not used, replace what has a new commit, end what was
         deleted.
         """
         while not self._closed.wait(1.0):
@@ -307,16 +307,16 @@ class Apps:
         if row is None:
             if run.process is not None:
                 run.process.stop()
-            self._in_loop(run.door.close())
+            self._in_loop(run.proxy.close())
             return
         repo = Repo.of(row)
         self.state(repo)
         idle_s = time.monotonic() - run.last_used
         sleep_s = repo.extra.get("sleep") or DEFAULT_SLEEP_S
         if run.stage == "RUNNING" and sleep_s > 0 and idle_s > sleep_s:
-            self.rest(repo, "SLEEPING")
+            self.suspend(repo, "SLEEPING")
 
-    def _follow(self, repo: Repo, run: Run) -> None:
+    def _follow(self, repo: Repo, run: AppState) -> None:
         head = self._head(repo) if run.stage in (*UP, *COMING) else run.sha
         if head and run.sha != head:
             self._launch(repo, run)
@@ -331,5 +331,5 @@ class Apps:
         if count >= MOST_RUNNING:
             raise Refusal(
                 400,
-                f"{count} Spaces are up, and this Hub runs at most {MOST_RUNNING} at once: pause one.",
+                f"{count} Spaces are up; this Hub runs at most {MOST_RUNNING} at once: pause one.",
             )

@@ -1,4 +1,4 @@
-"""Processes of ours that must not outlive us: started, waited for, ended with everything below
+"""Child processes that must not outlive this one: started, waited for, ended with everything below
 them.
 
 Each child holds the read end of a pipe as its standard input and ends when that closes, so it goes
@@ -18,7 +18,7 @@ from typing import IO
 
 STOP_GRACE_S = 5.0
 
-_KEPT = (
+_INHERITED = (
     "PATH",
     "HOME",
     "LANG",
@@ -31,17 +31,17 @@ _KEPT = (
 )
 
 
-def environment(more: Mapping[str, str]) -> dict[str, str]:
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """What a child gets to see: a short list of this process's variables (no token among them), and
-    `more`.
+    `extra`.
     """
-    return {**{name: os.environ[name] for name in _KEPT if name in os.environ}, **more}
+    return {**{name: os.environ[name] for name in _INHERITED if name in os.environ}, **extra}
 
 
-def guarded(
+def supervised(
     command: Sequence[str], *, timeout_s: float, memory_mib: float, verdict: Path
 ) -> list[str]:
-    """`command` under limits: what ended it, when they did, stands in `verdict` (see `guard`)."""
+    """`command` under limits: what ended it, when they did, is written to `verdict` (see `job_supervisor`)."""
     guard = [
         sys.executable,
         "-m",
@@ -52,7 +52,7 @@ def guarded(
     return [*guard, "--memory-mib", str(memory_mib), "--verdict", str(verdict), "--", *command]
 
 
-class Child:
+class ChildProcess:
     """One process and its group."""
 
     def __init__(
@@ -106,6 +106,6 @@ def last_words(log: Path, lines: int = 3) -> str:
     """The end of a log in one line."""
     with contextlib.suppress(OSError):
         text = log.read_bytes()[-4000:].decode("utf-8", "replace")
-        said = [line.strip() for line in text.splitlines() if line.strip()]
-        return " / ".join(said[-lines:])[-600:] or "it said nothing"
+        spoken_lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return " / ".join(spoken_lines[-lines:])[-600:] or "it said nothing"
     return "it said nothing"

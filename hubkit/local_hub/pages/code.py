@@ -9,8 +9,9 @@ from starlette.responses import RedirectResponse, Response
 
 from hubkit.local_hub.api import files
 from hubkit.local_hub.api.discussions import diff
-from hubkit.local_hub.api.http import Call, Refusal
-from hubkit.local_hub.api.resolve import find_file, media_type, require_gate
+from hubkit.local_hub.api.http import Call, require_gate
+from hubkit.local_hub.api.resolve import find_file, media_type
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.pages.render import diff_lines, markdown
 from hubkit.local_hub.pages.repo import repo_page
 from hubkit.local_hub.storage import cards, trees
@@ -36,16 +37,16 @@ def _revisions(repo: GitRepo) -> list[str]:
     return list(dict.fromkeys([DEFAULT_BRANCH, *names]))[:500]
 
 
-def go(call: Call, repo: Repo, rest: list[str]) -> Response:
+def go(call: Call, repo: Repo, tail: list[str]) -> Response:
     """The revision form: to the same page at another revision."""
     to = call.query("to") if call.query("to") in ("tree", "commits") else "tree"
     revision = quote(call.query("rev") or DEFAULT_BRANCH, safe="")
     return RedirectResponse(f"{repo.web_path}/{to}/{revision}", 303)
 
 
-def tree(call: Call, repo: Repo, rest: list[str]) -> Response:
+def tree(call: Call, repo: Repo, tail: list[str]) -> Response:
     """A folder."""
-    revision, path = (rest[0] if rest else DEFAULT_BRANCH), "/".join(rest[1:]).strip("/")
+    revision, path = (tail[0] if tail else DEFAULT_BRANCH), "/".join(tail[1:]).strip("/")
     with git(call.hub, repo) as opened:
         commit = commit_of(opened, revision)
         folder = trees.find(opened, opened.commit(commit).tree, path)
@@ -55,7 +56,7 @@ def tree(call: Call, repo: Repo, rest: list[str]) -> Response:
             trees.children(opened, folder), key=lambda entry: (entry.is_file, entry.path)
         )
         last = files.last_commits(opened, commit, children[:MAX_DATED])
-        shown = [_entry(opened, repo, revision, entry, last) for entry in children[:MAX_ENTRIES]]
+        rows = [_entry(opened, repo, revision, entry, last) for entry in children[:MAX_ENTRIES]]
         revisions = _revisions(opened)
     parent = (
         f"{repo.web_path}/tree/{quote(revision, safe='')}/{_quoted(path.rpartition('/')[0])}"
@@ -67,7 +68,7 @@ def tree(call: Call, repo: Repo, rest: list[str]) -> Response:
         "revisions": revisions,
         "to": "tree",
         "path": path,
-        "entries": shown,
+        "entries": rows,
     }
     return repo_page(
         call, repo, "Files", "tree.html", parent=parent, more=len(children) > MAX_ENTRIES, **values
@@ -89,14 +90,14 @@ def _entry(
     }
 
 
-def blob(call: Call, repo: Repo, rest: list[str]) -> Response:
+def blob(call: Call, repo: Repo, tail: list[str]) -> Response:
     """A file: shown where it is text or an image, else offered."""
-    revision, path = (rest[0] if rest else DEFAULT_BRANCH), "/".join(rest[1:])
+    revision, path = (tail[0] if tail else DEFAULT_BRANCH), "/".join(tail[1:])
     require_gate(call, repo)
-    found = find_file(call, repo, revision, path)
+    repo_file = find_file(call, repo, revision, path)
     with git(call.hub, repo) as opened:
         revisions = _revisions(opened)
-    data = found.data if found.data is not None else _beginning(call, found.pointer)
+    data = repo_file.data if repo_file.data is not None else _beginning(call, repo_file.pointer)
     text = _as_text(data)
     base = (
         f"{repo.web_path}/{{}}/{quote(revision, safe='')}/{_quoted(path.rpartition('/')[0])}".rstrip(
@@ -115,8 +116,8 @@ def blob(call: Call, repo: Repo, rest: list[str]) -> Response:
         to="tree",
         path=path,
         raw=f"{repo.web_path}/resolve/{quote(revision, safe='')}/{_quoted(path)}",
-        size=found.pointer.size if found.pointer else len(data),
-        oid=found.pointer.oid if found.pointer else None,
+        size=repo_file.pointer.size if repo_file.pointer else len(data),
+        oid=repo_file.pointer.oid if repo_file.pointer else None,
         image=media_type(path).startswith("image/"),
         text=text[:MAX_TEXT_BYTES] if text is not None else None,
         cut=len(data) >= MAX_TEXT_BYTES,
@@ -139,9 +140,9 @@ def _as_text(data: bytes) -> str | None:
     return text if text.count("\ufffd") <= max(2, len(text) // 100) else None
 
 
-def commits(call: Call, repo: Repo, rest: list[str]) -> Response:
+def commits(call: Call, repo: Repo, tail: list[str]) -> Response:
     """The history of a revision."""
-    revision = rest[0] if rest else DEFAULT_BRANCH
+    revision = tail[0] if tail else DEFAULT_BRANCH
     number = call.number("p", 1, 100_000)
     with git(call.hub, repo) as opened:
         history = list(opened.history(commit_of(opened, revision)))
@@ -149,9 +150,9 @@ def commits(call: Call, repo: Repo, rest: list[str]) -> Response:
         for name, sha in opened.refs(b"refs/tags").items():
             tags.setdefault(opened.peel(sha) or b"", []).append(name.decode("utf-8", "replace"))
         revisions = _revisions(opened)
-    shown = history[(number - 1) * COMMITS_PAGE : number * COMMITS_PAGE]
+    window = history[(number - 1) * COMMITS_PAGE : number * COMMITS_PAGE]
     described = [
-        {**files.commit_brief(c), "author": _author(c), "tags": tags.get(c.id, [])} for c in shown
+        {**files.commit_brief(c), "author": _author(c), "tags": tags.get(c.id, [])} for c in window
     ]
     more = len(history) > number * COMMITS_PAGE
     following = (
@@ -167,19 +168,19 @@ def _author(commit: Any) -> str:
     return str(commit.author.decode("utf-8", "replace").partition(" <")[0])
 
 
-def commit(call: Call, repo: Repo, rest: list[str]) -> Response:
+def commit(call: Call, repo: Repo, tail: list[str]) -> Response:
     """One commit and what it changes."""
     with git(call.hub, repo) as opened:
-        sha = commit_of(opened, rest[0] if rest else DEFAULT_BRANCH)
-        found = opened.commit(sha)
-        before = opened.commit(found.parents[0]).tree if found.parents else None
-        lines, cut = diff_lines(diff(opened, before, found.tree))
-    title, _, message = found.message.decode("utf-8", "replace").partition("\n")
+        sha = commit_of(opened, tail[0] if tail else DEFAULT_BRANCH)
+        commit_object = opened.commit(sha)
+        before = opened.commit(commit_object.parents[0]).tree if commit_object.parents else None
+        lines, cut = diff_lines(diff(opened, before, commit_object.tree))
+    title, _, message = commit_object.message.decode("utf-8", "replace").partition("\n")
     values = {
         "title": title,
         "message": message.strip(),
-        "author": _author(found),
-        "date": files.date_of(found),
+        "author": _author(commit_object),
+        "date": files.date_of(commit_object),
     }
     return repo_page(
         call, repo, "Commits", "commit.html", sha=sha.decode(), lines=lines, cut=cut, **values

@@ -8,7 +8,8 @@ from typing import Any
 from starlette.responses import Response
 
 from hubkit.local_hub.api import info
-from hubkit.local_hub.api.http import Call, Refusal
+from hubkit.local_hub.api.http import Call
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.pages.render import page
 from hubkit.local_hub.storage.repos import PREFIX, Repo, can_read, lookup
 
@@ -19,16 +20,16 @@ MAX_SHOWN = 300
 def _repos(call: Call, kind: str, namespace: str | None = None) -> list[dict[str, Any]]:
     rows = call.hub.settings.rows("SELECT * FROM repos WHERE type = ? ORDER BY pk DESC", kind)
     search = (call.query("search") or "").lower()
-    found = [
+    repos = [
         repo
         for repo in map(Repo.of, rows)
-        if can_read(call.who, repo) and search in repo.id.lower()
+        if can_read(call.identity, repo) and search in repo.id.lower()
     ]
     if namespace is not None:
-        found = [repo for repo in found if repo.namespace.lower() == namespace.lower()]
-    shown = [_brief(call, repo) for repo in found[:MAX_SHOWN]]
+        repos = [repo for repo in repos if repo.namespace.lower() == namespace.lower()]
+    briefs = [_brief(call, repo) for repo in repos[:MAX_SHOWN]]
     return sorted(
-        (brief for brief in shown if brief), key=lambda brief: brief["modified"], reverse=True
+        (brief for brief in briefs if brief), key=lambda brief: brief["modified"], reverse=True
     )
 
 
@@ -70,7 +71,9 @@ def of_namespace(call: Call, name: str) -> Response:
 
 
 def _visible(call: Call, row: sqlite3.Row) -> bool:
-    return not row["private"] or (call.who is not None and call.who.is_in(row["namespace"]))
+    return not row["private"] or (
+        call.identity is not None and call.identity.is_in(row["namespace"])
+    )
 
 
 def collections(call: Call) -> Response:
@@ -114,11 +117,11 @@ def collection(call: Call) -> Response:
 
 def _item(call: Call, row: sqlite3.Row) -> dict[str, Any] | None:
     namespace, _, name = row["item"].partition("/")
-    found, _ = lookup(call.hub, row["type"], namespace, name, call.who)
-    if found is None or not can_read(call.who, found):
+    repo, _ = lookup(call.hub, row["type"], namespace, name, call.identity)
+    if repo is None or not can_read(call.identity, repo):
         return None
     return {
-        "href": f"/{PREFIX[found.type]}{found.id}",
-        "name": found.id,
+        "href": f"/{PREFIX[repo.type]}{repo.id}",
+        "name": repo.id,
         "note": row["note"] or row["type"],
     }

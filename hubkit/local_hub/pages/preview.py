@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hubkit.local_hub.api.http import Refusal
+from hubkit.local_hub.errors import Refusal
 
 ROWS = 20
 TIMEOUT_S = 20
@@ -46,17 +46,17 @@ def preview(path: Path, kind: str, start: int) -> dict[str, Any]:
     }
     with path.open("rb") as file:
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 command, stdin=file, capture_output=True, timeout=TIMEOUT_S, env=env, check=False
             )
         except subprocess.TimeoutExpired:
             raise Refusal(422, f"Reading this file took longer than {TIMEOUT_S} seconds.") from None
-    if done.returncode != 0:
-        reason = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+    if process.returncode != 0:
+        reason = process.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
         raise Refusal(
             422, f"This file cannot be read as {kind}: {reason[:300] or 'the reader crashed'}."
         )
-    answer: dict[str, Any] = json.loads(done.stdout)
+    answer: dict[str, Any] = json.loads(process.stdout)
     return answer
 
 

@@ -25,13 +25,13 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 MAX_MARKDOWN = 400_000
-_HERE = Path(__file__).parent
+_FOLDER = Path(__file__).parent
 
 
 @lru_cache(maxsize=1)
 def _templates() -> jinja2.Environment:
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE / "templates"),
+        loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -64,7 +64,7 @@ def page(
 ) -> Response:
     """A page from a template. `frame` is the one address that it may show in a frame."""
     common = {
-        "user": call.who.user if call.who else None,
+        "user": call.identity.user if call.identity else None,
         "search": call.query("search"),
         "active": None,
     }
@@ -80,7 +80,7 @@ def page(
 def stylesheet() -> Response:
     """/static/hub.css"""
     return Response(
-        (_HERE / "hub.css").read_bytes(),
+        (_FOLDER / "hub.css").read_bytes(),
         media_type="text/css",
         headers={"Cache-Control": "max-age=300"},
     )

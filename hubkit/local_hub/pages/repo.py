@@ -14,8 +14,9 @@ import yaml
 from starlette.responses import Response
 
 from hubkit.local_hub.api.discussions import diff, merge_base, pr_ref
-from hubkit.local_hub.api.http import Call, Refusal
-from hubkit.local_hub.api.resolve import find_file, require_gate
+from hubkit.local_hub.api.http import Call, require_gate
+from hubkit.local_hub.api.resolve import find_file
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.pages import space
 from hubkit.local_hub.pages.preview import ROWS, kind_of, preview
 from hubkit.local_hub.pages.render import diff_lines, markdown, page
@@ -24,9 +25,15 @@ from hubkit.local_hub.storage.git import DEFAULT_BRANCH
 from hubkit.local_hub.storage.repos import Repo, commit_of, git
 
 SNIPPETS = {
-    "model": 'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("{id}")',
+    "model": (
+        "from transformers import AutoModelForCausalLM\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("{id}")'
+    ),
     "dataset": 'from datasets import load_dataset\n\ndataset = load_dataset("{id}")',
-    "space": 'from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{id}", repo_type="space")',
+    "space": (
+        "from huggingface_hub import snapshot_download\n\n"
+        'folder = snapshot_download("{id}", repo_type="space")'
+    ),
 }
 
 
@@ -45,7 +52,7 @@ def repo_page(call: Call, repo: Repo, tab: str, template: str, **values: Any) ->
     return page(call, template, repo=repo, tabs=tabs, tab=tab, active=f"{repo.type}s", **values)
 
 
-def card(call: Call, repo: Repo, rest: list[str]) -> Response:
+def card(call: Call, repo: Repo, tail: list[str]) -> Response:
     """The README, rendered."""
     problem, metadata, tags, body = None, {}, [], None
     with git(call.hub, repo) as opened:
@@ -80,11 +87,11 @@ def card(call: Call, repo: Repo, rest: list[str]) -> Response:
         metadata=yaml.safe_dump(metadata, allow_unicode=True, sort_keys=False) if metadata else "",
         snippet=SNIPPETS.get(repo.type, SNIPPETS["model"]).replace("{id}", repo.id),
         folder=str(call.hub.repo_path(repo.folder)),
-        **space.shown(call, repo),
+        **space.app_details(call, repo),
     )
 
 
-def rows(call: Call, repo: Repo, rest: list[str]) -> Response:
+def rows(call: Call, repo: Repo, tail: list[str]) -> Response:
     """Rows of a data file."""
     require_gate(call, repo)
     with git(call.hub, repo) as opened:
@@ -96,14 +103,14 @@ def rows(call: Call, repo: Repo, rest: list[str]) -> Response:
         raise Refusal(404, f"There is no data file {file[:200]!r} on the main branch.")
     text = call.query("start") or "0"
     start = int(text) if text.isdecimal() and len(text) < 12 else 0
-    problem, found = None, EMPTY
+    problem, table = None, EMPTY
     if file:
         try:
-            found = _preview(call, repo, file, start)
+            table = _preview(call, repo, file, start)
         except Refusal as refusal:
             problem = refusal.message
-    total, shown = found["total"], found["rows"]
-    has_next = len(shown) == ROWS and (total is None or start + ROWS < total)
+    total, window = table["total"], table["rows"]
+    has_next = len(window) == ROWS and (total is None or start + ROWS < total)
     return repo_page(
         call,
         repo,
@@ -114,7 +121,7 @@ def rows(call: Call, repo: Repo, rest: list[str]) -> Response:
         start=start,
         total=total,
         problem=problem,
-        rows=[[_cell(name, value) for name, value in row] for row in shown],
+        rows=[[_cell(name, value) for name, value in row] for row in window],
         next=_rows_link(repo, file, start + ROWS) if has_next else None,
         previous=_rows_link(repo, file, max(0, start - ROWS)),
     )
@@ -130,12 +137,12 @@ def _cell(name: str, value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _preview(call: Call, repo: Repo, file: str, start: int) -> dict[str, Any]:
-    found = find_file(call, repo, DEFAULT_BRANCH, file)
+    repo_file = find_file(call, repo, DEFAULT_BRANCH, file)
     kind = kind_of(file)
     assert kind is not None  # only such files are offered
-    if found.pointer:
-        return preview(call.hub.objects.path(found.pointer.oid), kind, start)
-    with _as_file(found.data or b"", call.hub.objects.temporary) as path:
+    if repo_file.pointer:
+        return preview(call.hub.objects.path(repo_file.pointer.oid), kind, start)
+    with _as_file(repo_file.data or b"", call.hub.objects.temporary) as path:
         return preview(path, kind, start)
 
 
@@ -150,14 +157,14 @@ def _as_file(data: bytes, folder: Path) -> Iterator[Path]:
 # discussions
 
 
-def discussions(call: Call, repo: Repo, rest: list[str]) -> Response:
+def discussions(call: Call, repo: Repo, tail: list[str]) -> Response:
     """The list, or one of them."""
-    if rest:
-        return _discussion(call, repo, rest[0])
-    found = call.hub.settings.rows(
+    if tail:
+        return _discussion(call, repo, tail[0])
+    discussion_rows = call.hub.settings.rows(
         "SELECT * FROM discussions WHERE repo = ? ORDER BY num DESC LIMIT 500", repo.pk
     )
-    return repo_page(call, repo, "Discussions", "discussions.html", discussions=found)
+    return repo_page(call, repo, "Discussions", "discussions.html", discussions=discussion_rows)
 
 
 def _discussion(call: Call, repo: Repo, number: str) -> Response:
@@ -180,21 +187,21 @@ def _discussion(call: Call, repo: Repo, number: str) -> Response:
                 lines, _ = diff_lines(
                     diff(opened, opened.commit(base).tree, opened.commit(head).tree)
                 )
-    shown = [
+    timeline = [
         _event(event["type"], event["author"], event["created_at"], json.loads(event["data"]))
         for event in events
     ]
     return repo_page(
-        call, repo, "Discussions", "discussion.html", item=row, events=shown, lines=lines
+        call, repo, "Discussions", "discussion.html", item=row, events=timeline, lines=lines
     )
 
 
 def _event(kind: str, author: str, at: str, data: dict[str, Any]) -> dict[str, Any]:
-    said = {
+    sentences = {
         "comment": "wrote" if not data.get("hidden") else "(hidden)",
         "status-change": f"set the status to {data.get('status')}",
         "title-change": f"changed the title to {data.get('to')}",
         "commit": f"committed {str(data.get('oid'))[:12]}: {data.get('subject')}",
     }
     body = markdown(data["latest"]["raw"]) if kind == "comment" else None
-    return {"author": author, "at": at, "what": said.get(kind, kind), "card": body}
+    return {"author": author, "at": at, "what": sentences.get(kind, kind), "card": body}

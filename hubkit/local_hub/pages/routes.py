@@ -7,7 +7,8 @@ from http import HTTPStatus
 
 from starlette.responses import Response
 
-from hubkit.local_hub.api.http import Call, Refusal
+from hubkit.local_hub.api.http import Call
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.pages import code, lists, repo, session, space
 from hubkit.local_hub.pages.render import page, stylesheet
 from hubkit.local_hub.storage.repos import PLURALS, Repo, can_read, lookup, missing
@@ -65,11 +66,11 @@ def _repo_page(call: Call, parts: list[str], pages: dict[str, RepoPage] = REPO_P
     handler = pages.get(parts[2] if len(parts) > 2 else "")
     if len(parts) < 2 or handler is None:
         raise Refusal(404, "Not found: this Hub has nothing at this address.")
-    who = call.who or session.identity(call.hub, call.request.cookies.get(session.COOKIE))
-    found, _ = lookup(call.hub, kind, parts[0], parts[1], who)
-    if found is None or not can_read(who, found):
-        raise missing(who)
-    return handler(call, found, parts[3:])
+    identity = call.identity or session.identity(call.hub, call.request.cookies.get(session.COOKIE))
+    target, _ = lookup(call.hub, kind, parts[0], parts[1], identity)
+    if target is None or not can_read(identity, target):
+        raise missing(identity)
+    return handler(call, target, parts[3:])
 
 
 def answer_error(call: Call, refusal: Refusal) -> Response:

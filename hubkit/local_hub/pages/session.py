@@ -10,10 +10,11 @@ from urllib.parse import parse_qs
 
 from starlette.responses import RedirectResponse, Response
 
-from hubkit.local_hub.api.http import Call, Refusal
+from hubkit.local_hub.api.http import Call
+from hubkit.local_hub.errors import Refusal
+from hubkit.local_hub.hub import Hub
 from hubkit.local_hub.pages.render import page
 from hubkit.local_hub.storage.accounts import Identity
-from hubkit.local_hub.storage.state import Hub
 
 COOKIE = "hub_session"
 LIFETIME_S = 12 * 3600
@@ -32,16 +33,16 @@ def may_write_in(call: Call, namespace: str) -> bool:
     the pages ask.
     """
     user, role = _signed(call.hub, call.request.cookies.get(COOKIE))
-    who = call.hub.accounts.reader(user) if user else None
-    return who is not None and replace(who, role=role).may_write_in(namespace)
+    identity = call.hub.accounts.reader(user) if user else None
+    return identity is not None and replace(identity, role=role).may_write_in(namespace)
 
 
 def _signed(hub: Hub, cookie: str | None) -> tuple[str, str]:
     """(user, role of the token that was shown) of a cookie; two empty strings for none, or one that
     does not hold.
     """
-    user, _, rest = (cookie or "").partition("~")
-    role, _, signature = rest.partition("~")
+    user, _, tail = (cookie or "").partition("~")
+    role, _, signature = tail.partition("~")
     try:
         hub.check_signature(signature, "session", user, role)
     except Refusal:
@@ -59,12 +60,13 @@ def login(call: Call) -> Response:
         .strip()
     )
     try:
-        who = call.hub.accounts.identify(f"Bearer {token}")
+        identity = call.hub.accounts.identify(f"Bearer {token}")
     except Refusal:
         return page(call, "login.html", 401, problem="This Hub does not know that token.")
-    assert who is not None  # a header was given
+    assert identity is not None  # a header was given
     answer = RedirectResponse("/", 303)
-    value = f"{who.user}~{who.role}~{call.hub.sign('session', who.user, who.role, lifetime_s=LIFETIME_S)}"
+    signature = call.hub.sign("session", identity.user, identity.role, lifetime_s=LIFETIME_S)
+    value = f"{identity.user}~{identity.role}~{signature}"
     answer.set_cookie(COOKIE, value, max_age=LIFETIME_S, httponly=True, samesite="strict")
     return answer
 

@@ -8,29 +8,30 @@ from typing import Any
 
 from starlette.responses import RedirectResponse, Response
 
-from hubkit.local_hub.api.http import Call, Refusal
+from hubkit.local_hub.api.http import Call
 from hubkit.local_hub.api.spaces import address
 from hubkit.local_hub.apps import logs
 from hubkit.local_hub.apps.space_manager import COMING, OFF, UP
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.pages import session
 from hubkit.local_hub.storage.repos import Repo
 
 LOG_LINES = 20
 
 
-def shown(call: Call, repo: Repo) -> dict[str, Any]:
+def app_details(call: Call, repo: Repo) -> dict[str, Any]:
     """What a Space's page says about its app; for other repositories, that there is none."""
     if repo.type != "space":
         return {"app": None}
-    stage, message, _ = call.hub.apps.state(repo)
+    stage, message, _ = call.hub.spaces.state(repo)
     url = address(call, repo) if stage in (*UP, *COMING, "SLEEPING") else None
     owner = session.may_write_in(call, repo.namespace)
     app = {
         "stage": stage,
         "message": message,
         "url": url,
-        "off": None if call.hub.apps.enabled else OFF,
-        "can_start": owner and call.hub.apps.enabled and stage not in (*UP, *COMING),
+        "off": None if call.hub.spaces.enabled else OFF,
+        "can_start": owner and call.hub.spaces.enabled and stage not in (*UP, *COMING),
         "can_pause": owner and stage in (*UP, *COMING, "SLEEPING"),
         "log": _log(call, repo) if owner else [],
     }
@@ -38,23 +39,23 @@ def shown(call: Call, repo: Repo) -> dict[str, Any]:
 
 
 def _log(call: Call, repo: Repo) -> list[str]:
-    kept = (
-        logs.last_lines(call.hub.apps.log(repo, which), LOG_LINES) for which in ("build", "run")
+    tails = (
+        logs.last_lines(call.hub.spaces.log(repo, which), LOG_LINES) for which in ("build", "run")
     )
-    return [line for lines in kept for line in lines]
+    return [line for lines in tails for line in lines]
 
 
-def start(call: Call, repo: Repo, rest: list[str]) -> Response:
+def start(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/start: the owner's button."""
     _require_owner(call, repo)
-    call.hub.apps.start(repo)
+    call.hub.spaces.start(repo)
     return RedirectResponse(repo.web_path, 303)
 
 
-def pause(call: Call, repo: Repo, rest: list[str]) -> Response:
+def pause(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/pause: the owner's button."""
     _require_owner(call, repo)
-    call.hub.apps.rest(repo, "PAUSED")
+    call.hub.spaces.suspend(repo, "PAUSED")
     return RedirectResponse(repo.web_path, 303)
 
 

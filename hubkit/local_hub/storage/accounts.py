@@ -10,9 +10,8 @@ import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-from hubkit.local_hub.api.http import Call, Refusal
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.paths import checked_name
 from hubkit.local_hub.storage.settings import Settings
 
@@ -150,8 +149,8 @@ class Accounts:
         row = None
         if scheme.lower() == "bearer" and _TOKEN.fullmatch(token.strip()):
             row = self._settings.row(
-                "SELECT t.user, t.role, t.name AS token_name, a.admin FROM tokens t JOIN accounts a ON a.name = t.user "
-                "WHERE t.digest = ?",
+                "SELECT t.user, t.role, t.name AS token_name, a.admin"
+                " FROM tokens t JOIN accounts a ON a.name = t.user WHERE t.digest = ?",
                 _digest(token.strip()),
             )
         if row is None:
@@ -161,57 +160,3 @@ class Accounts:
 
 def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def require_user(call: Call) -> Identity:
-    """The caller, who must have a token. Raises `Refusal` 401."""
-    if call.who is None:
-        raise Refusal(401, "Invalid username or password.")
-    return call.who
-
-
-def require_writer(call: Call, namespace: str) -> Identity:
-    """The caller, who must have a write token for this namespace. Raises `Refusal` 401 or 403."""
-    who = require_user(call)
-    if not who.may_write:
-        raise Refusal(403, "Forbidden: this token only has the read role; a write token is needed.")
-    if not who.may_write_in(namespace):
-        raise Refusal(403, f"You don't have the rights to write under the namespace {namespace!r}.")
-    return who
-
-
-def whoami(call: Call) -> dict[str, Any]:
-    """GET /api/whoami-v2."""
-    who = require_user(call)
-    account = call.hub.settings.row("SELECT * FROM accounts WHERE name = ?", who.user)
-    assert account is not None  # tokens are joined with accounts
-    orgs = [_org_brief(call, org, role) for org, role in who.orgs]
-    token = {"displayName": who.token_name, "role": who.role, "createdAt": account["created_at"]}
-    return {
-        "type": "user",
-        "id": hashlib.sha256(who.user.encode()).hexdigest()[:24],
-        "name": who.user,
-        "fullname": account["fullname"],
-        "email": account["email"],
-        "emailVerified": True,
-        "canPay": False,
-        "isPro": False,
-        "avatarUrl": "",
-        "periodEnd": None,
-        "orgs": orgs,
-        "auth": {"type": "access_token", "accessToken": token},
-    }
-
-
-def _org_brief(call: Call, name: str, role: str) -> dict[str, Any]:
-    account = call.hub.settings.row("SELECT fullname FROM accounts WHERE name = ?", name)
-    return {
-        "type": "org",
-        "id": hashlib.sha256(name.encode()).hexdigest()[:24],
-        "name": name,
-        "fullname": account["fullname"] if account else name,
-        "isEnterprise": False,
-        "canPay": False,
-        "avatarUrl": "",
-        "roleInOrg": role,
-    }

@@ -10,28 +10,10 @@ import re
 from typing import Any
 
 import yaml
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-
-from hubkit.local_hub.api.http import Call, field
 
 MAX_YAML_BYTES = 2 * 2**20
 _MAX_NODES = 200_000
 _FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-_LICENSES = frozenset(
-    """
-    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
-    bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda
-    cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0
-    cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0
-    cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0
-    etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research
-    intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0
-    postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license
-    fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community
-    gemma unknown other
-    """.split()  # noqa: SIM905 - one word a word
-)
-"""The identifiers of licences that the Hub accepts in a card."""
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -89,50 +71,6 @@ def safe_metadata(text: str) -> dict[str, Any]:
         return metadata(text)
     except CardError:
         return {}
-
-
-def validate(call: Call) -> Response:
-    """POST /api/validate-yaml."""
-    body = call.json()
-    content, kind = field(body, "content", str), field(body, "repoType", str, "model")
-    errors: list[str] = []
-    warnings: list[str] = []
-    try:
-        card = metadata(content)
-    except CardError as error:
-        card, errors = {}, [str(error)]
-    if not card and not errors:
-        warnings.append("empty or missing yaml metadata in repo card")
-    errors += _problems(card, kind)
-    if call.request.headers.get("accept") == "text/plain":
-        lines = [f"- Error: {message}" for message in errors] + [
-            f"- Warning: {message}" for message in warnings
-        ]
-        return PlainTextResponse("\n".join(lines), 400 if errors else 200)
-    answer = {
-        "errors": [{"message": m} for m in errors],
-        "warnings": [{"message": m} for m in warnings],
-    }
-    return JSONResponse(
-        {**answer, "error": "; ".join(errors)} if errors else answer, 400 if errors else 200
-    )
-
-
-def _problems(card: dict[str, Any], kind: str) -> list[str]:
-    found = []
-    names = card.get("license")
-    for name in names if isinstance(names, list) else [names]:
-        if name is not None and (not isinstance(name, str) or name not in _LICENSES):
-            found.append(f'"license" must be one of [{", ".join(sorted(_LICENSES))}]')
-    for key in ("tags", "datasets", "language"):
-        if not isinstance(card.get(key), (list, str, type(None))):
-            found.append(f'"{key}" must be a string or a list')
-    if isinstance(card.get("tags"), list) and not all(isinstance(tag, str) for tag in card["tags"]):
-        found.append('"tags" must be a list of strings')
-    results = card.get("model-index")
-    if kind == "model" and results is not None and not isinstance(results, list):
-        found.append('"model-index" must be a list')
-    return found
 
 
 def tags_of(kind: str, card: dict[str, Any], paths: list[str]) -> list[str]:

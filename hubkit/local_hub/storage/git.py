@@ -2,12 +2,11 @@
 
 Order of a write, so that a crash at any moment leaves either the old state or the new one: objects
 (fsync each, then their folders), then the reference by compare-and-swap (fsync, rename, fsync of
-its folder). The reference is the only commit point; objects nobody refers to are garbage that
-`upkeep` collects."""
+its folder). The reference is the only commit point; objects without a reference are garbage, which
+`maintenance` collects."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -168,21 +167,21 @@ class GitRepo:
 
     def refs(self, prefix: bytes) -> dict[bytes, bytes]:
         """All references below a prefix: rest of the name → id."""
-        found = self._repo.refs.as_dict(prefix)
-        return {cast(bytes, name): cast(bytes, sha) for name, sha in sorted(found.items())}
+        ids = self._repo.refs.as_dict(prefix)
+        return {cast(bytes, name): cast(bytes, sha) for name, sha in sorted(ids.items())}
 
     def swap_ref(self, name: bytes, old: bytes | None, new: bytes | None) -> bool:
         """Move a reference from `old` (None: must not exist) to `new` (None: remove). False:
-        somebody was faster.
+        another writer was first.
         """
         if new is None:
-            done = self._repo.refs.remove_if_equals(name, old)
+            swapped = self._repo.refs.remove_if_equals(name, old)
         elif old is None:
-            done = self._repo.refs.add_if_new(name, new)
+            swapped = self._repo.refs.add_if_new(name, new)
         else:
-            done = self._repo.refs.set_if_equals(name, old, new)
+            swapped = self._repo.refs.set_if_equals(name, old, new)
         self._fsync_names(name, replaced=bool(old and new))
-        return bool(done)
+        return bool(swapped)
 
     def _fsync_names(self, ref: bytes, *, replaced: bool) -> None:
         """Make a reference's name durable, and those of its folders: they may be new unless it only
@@ -203,9 +202,9 @@ class GitRepo:
         if revision == "HEAD":
             revision = DEFAULT_BRANCH
         for name in (f"refs/heads/{revision}", f"refs/tags/{revision}", revision):
-            found = self.ref(name.encode("utf-8", "replace")) if name.startswith("refs/") else None
-            if found:
-                return self.peel(found)
+            sha = self.ref(name.encode("utf-8", "replace")) if name.startswith("refs/") else None
+            if sha:
+                return self.peel(sha)
         return self._by_prefix(revision.encode()) if _HEX.fullmatch(revision) else None
 
     def _by_prefix(self, prefix: bytes) -> bytes | None:
@@ -213,13 +212,13 @@ class GitRepo:
             return (
                 prefix if prefix in self.store and isinstance(self.store[prefix], Commit) else None
             )
-        found = {
+        matches = {
             sha for sha in self.store.iter_prefix(prefix) if isinstance(self.store[sha], Commit)
         }
-        return found.pop() if len(found) == 1 else None
+        return matches.pop() if len(matches) == 1 else None
 
     def peel(self, sha: bytes) -> bytes | None:
-        """The commit behind an annotated tag, or the commit itself."""
+        """The commit that an annotated tag names, or the commit itself."""
         item = self.store[sha]
         while isinstance(item, Tag):
             sha = cast(bytes, item.object[1])
@@ -252,18 +251,10 @@ def new_commit(
     commit = Commit()
     commit.tree = tree
     commit.parents = parents
-    who = f"{author} <{author}@users.noreply.local>".encode()
-    commit.author = commit.committer = who
+    identity = f"{author} <{author}@users.noreply.local>".encode()
+    commit.author = commit.committer = identity
     commit.author_time = commit.commit_time = int(when if when is not None else time.time())
     commit.author_timezone = commit.commit_timezone = 0
     commit.encoding = b"UTF-8"
     commit.message = message.encode("utf-8", "replace")
     return commit
-
-
-DISK_FULL = "No space left on the disk that holds this Hub; free some and try again."
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Whether an error says that there is no space left (device or quota)."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -17,12 +17,12 @@ from dulwich.objects import Blob, Commit, ShaFile, Tag, Tree
 from hubkit.errors import HubError
 from hubkit.local_hub.storage import trees
 from hubkit.local_hub.storage.git import GitRepo, opened
-from hubkit.local_hub.storage.state import Hub
+from hubkit.local_hub.storage.store import Store
 
 _BLOCK_BYTES = 4 * 2**20
 
 
-def sweep(hub: Hub) -> None:
+def sweep(hub: Store) -> None:
     """Remove what a crash left behind: files on their way in, lock files, repositories without a
     row (or half made).
 
@@ -66,7 +66,7 @@ class Collected:
     kept: int = 0
 
 
-def collect(hub: Hub, grace_s: float) -> Collected:
+def collect(hub: Store, grace_s: float) -> Collected:
     """Remove large files and loose git objects that no reference leads to and that are older than
     `grace_s` seconds.
 
@@ -87,7 +87,7 @@ def collect(hub: Hub, grace_s: float) -> Collected:
     return result
 
 
-def _repos(hub: Hub) -> Iterator[tuple[str, GitRepo]]:
+def _repos(hub: Store) -> Iterator[tuple[str, GitRepo]]:
     for row in hub.settings.rows("SELECT namespace, name, folder FROM repos ORDER BY pk"):
         path = hub.repo_path(row["folder"])
         if (path / "HEAD").exists():
@@ -131,7 +131,7 @@ def _collect_loose(repo: GitRepo, reachable: set[bytes], before: float, result: 
             result.bytes += stat.st_size
 
 
-def _collect_large(hub: Hub, oid: str, used: set[str], before: float, result: Collected) -> None:
+def _collect_large(hub: Store, oid: str, used: set[str], before: float, result: Collected) -> None:
     stat = hub.objects.path(oid).stat()
     if oid in used or stat.st_mtime >= before:
         result.kept += 1
@@ -155,7 +155,7 @@ class Verified:
     problems: list[str] = field(default_factory=list)
 
 
-def verify(hub: Hub) -> Verified:
+def verify(hub: Store) -> Verified:
     """Check every git object and every large file against its hash, and that each thing referred to
     is here.
     """
@@ -227,7 +227,7 @@ def run_action(action: str, root: Path, *, grace_s: float, as_json: bool) -> int
     """
     if not (root / "hub.sqlite").exists():
         raise HubError(f"There is no embedded Hub in {root}.")
-    hub = Hub(root)
+    hub = Store(root)
     try:
         result = collect(hub, grace_s) if action == "gc" else verify(hub)
     finally:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from hubkit.local_hub.api.http import Refusal
+from hubkit.local_hub.errors import Refusal
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -74,19 +74,19 @@ class Incoming:
         """Move the bytes into place; their sha256. Raises `Refusal` 400 where they are not what was
         promised.
         """
-        found = self._hash.hexdigest()
+        digest = self._hash.hexdigest()
         if size is not None and size != self.size:
             raise Refusal(400, f"Expected {size} bytes and received {self.size}.")
-        if oid is not None and oid != found:
-            raise Refusal(400, f"The sha256 of the received bytes is {found}, not {oid}.")
+        if oid is not None and oid != digest:
+            raise Refusal(400, f"The sha256 of the received bytes is {digest}, not {oid}.")
         os.fsync(self._file.fileno())
         self._file.close()
-        target = self._objects.path(found)
+        target = self._objects.path(digest)
         make_durable_folder(target.parent)
         self.path.chmod(0o444)
         self.path.replace(target)
         fsync_folder(target.parent)
-        return found
+        return digest
 
     def __enter__(self) -> Incoming:
         return self
@@ -133,9 +133,7 @@ class Objects:
             return None
 
     def touch(self, oid: str) -> None:
-        """Say that somebody is about to use this file, so that garbage collection leaves it for
-        now.
-        """
+        """Mark this file as about to be used, so that garbage collection keeps it for now."""
         os.utime(self.path(oid))
 
     def incoming(self) -> Incoming:

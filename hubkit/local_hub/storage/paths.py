@@ -11,7 +11,7 @@ import unicodedata
 from dulwich.index import validate_path_element_hfs, validate_path_element_ntfs
 from dulwich.refs import check_ref_format
 
-from hubkit.local_hub.api.http import Refusal
+from hubkit.local_hub.errors import Refusal
 
 MAX_PATH_BYTES = 1024
 MAX_NAME_BYTES = 255
@@ -56,7 +56,7 @@ def _good_segment(segment: str) -> bool:
     return bool(validate_path_element_ntfs(raw) and validate_path_element_hfs(raw))
 
 
-def checked_name(name: str, what: str = "repo name") -> str:
+def checked_name(name: str, label: str = "repo name") -> str:
     """The name of a repository or a namespace, unchanged. Raises `Refusal` 400."""
     ok = (
         _NAME.fullmatch(name)
@@ -64,10 +64,10 @@ def checked_name(name: str, what: str = "repo name") -> str:
         and ".." not in name
         and not name.endswith(".git")
     )
-    if not ok or (what == "namespace" and name.lower() in _RESERVED_NAMESPACES):
+    if not ok or (label == "namespace" and name.lower() in _RESERVED_NAMESPACES):
         raise Refusal(
             400,
-            f"Invalid {what} {name[:100]!r}: letters, digits, '-', '_' and '.', at most 96 characters.",
+            f"Invalid {label} {name[:100]!r}: use letters, digits, '-', '_' and '.', 96 at most.",
         )
     return name
 

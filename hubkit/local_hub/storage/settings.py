@@ -96,8 +96,8 @@ class Settings:
     def row(self, sql: str, *values: Any) -> sqlite3.Row | None:
         """The first row of a query, or None."""
         with self._lock:
-            found: sqlite3.Row | None = self._connection.execute(sql, values).fetchone()
-            return found
+            first: sqlite3.Row | None = self._connection.execute(sql, values).fetchone()
+            return first
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -121,6 +121,6 @@ class Settings:
         row = self.row("SELECT value FROM settings WHERE key = ?", key)
         return row["value"] if row else None
 
-    def put(self, key: str, value: str) -> None:
+    def set(self, key: str, value: str) -> None:
         """Set a named setting."""
         self.write("INSERT OR REPLACE INTO settings VALUES (?, ?)", key, value)

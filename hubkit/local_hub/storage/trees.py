@@ -13,7 +13,7 @@ from typing import cast
 
 from dulwich.objects import Tree
 
-from hubkit.local_hub.api.http import Refusal
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.git import GitRepo, NewObject
 
 FILE_MODE = 0o100644
@@ -46,7 +46,8 @@ class Pointer:
 
     def text(self) -> bytes:
         """The bytes that git holds."""
-        return f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.oid}\nsize {self.size}\n".encode()
+        version = "version https://git-lfs.github.com/spec/v1"
+        return f"{version}\noid sha256:{self.oid}\nsize {self.size}\n".encode()
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class BlobInfo:
 
     @property
     def file_size(self) -> int:
-        """Bytes of the file that a client gets: behind a pointer, those of the large file."""
+        """Bytes of the file that a client gets: for a pointer, those of the large file."""
         return self.pointer.size if self.pointer else self.size
 
 
@@ -74,7 +75,7 @@ _known_blobs: dict[bytes, BlobInfo] = {}
 
 
 def blob_info(repo: GitRepo, sha: bytes) -> BlobInfo:
-    """Size and pointer of a file; remembered, since the content behind an id never changes."""
+    """Size and pointer of a file; remembered, since the content of an id never changes."""
     info = _known_blobs.get(sha)
     if info is None:
         data = repo.blob(sha)
@@ -122,8 +123,8 @@ def files(repo: GitRepo, tree: bytes) -> list[Entry]:
 
 @lru_cache(maxsize=256)
 def _split(path: str) -> tuple[str, str]:
-    head, _, rest = path.partition("/")
-    return head, rest
+    head, _, tail = path.partition("/")
+    return head, tail
 
 
 def changed(
@@ -153,9 +154,9 @@ def _apply(
     below: dict[str, dict[str, bytes | None]] = {}
     # Removals first, so that one commit can turn a file into a folder.
     for path, blob in sorted(changes.items(), key=lambda item: item[1] is not None):
-        head, rest = _split(path)
-        if rest:
-            below.setdefault(head, {})[rest] = blob
+        head, tail = _split(path)
+        if tail:
+            below.setdefault(head, {})[tail] = blob
         elif blob is None and head.encode() in tree:
             del tree[head.encode()]
     for head, inner in below.items():
@@ -178,15 +179,15 @@ def _apply_below(
     where: str,
 ) -> None:
     name = head.encode()
-    known = tree[name] if name in tree else None  # noqa: SIM401 - a tree has no get
-    if known and not stat.S_ISDIR(known[0]):
+    existing = tree[name] if name in tree else None  # noqa: SIM401 - a tree has no get
+    if existing and not stat.S_ISDIR(existing[0]):
         if all(blob is None for blob in inner.values()):
             return
         raise Refusal(422, f"{where}{head} is a file and cannot hold other files.")
-    new = _apply(repo, known[1] if known else None, inner, fresh, f"{where}{head}/")
+    new = _apply(repo, existing[1] if existing else None, inner, fresh, f"{where}{head}/")
     if new is not None:
         tree[name] = (stat.S_IFDIR, new)
-    elif known:
+    elif existing:
         del tree[name]
 
 
@@ -194,8 +195,8 @@ def _put_file(tree: Tree, name: str, blob: bytes, where: str) -> None:
     raw = name.encode()
     mode = FILE_MODE
     if raw in tree:
-        known = tree[raw][0]
-        if stat.S_ISDIR(known):
+        existing_mode = tree[raw][0]
+        if stat.S_ISDIR(existing_mode):
             raise Refusal(422, f"{where}{name} is a folder and cannot become a file.")
-        mode = known if stat.S_ISREG(known) else FILE_MODE
+        mode = existing_mode if stat.S_ISREG(existing_mode) else FILE_MODE
     tree[raw] = (mode, blob)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from hubkit.local_hub.api.http import Refusal
+from hubkit.local_hub.errors import Refusal
 
 MAX_CHUNK_BYTES = 256 * 2**10
 MAX_XORB_BYTES = 66 * 2**20
@@ -27,8 +27,8 @@ _SHARD_MAGIC = b"HFRepoMetaData\0"
 _HAS_VERIFICATION, _HAS_SHA256 = 1 << 31, 1 << 30
 
 
-def _bad(what: str) -> Refusal:
-    return Refusal(400, f"Malformed upload: {what}.")
+def _bad(reason: str) -> Refusal:
+    return Refusal(400, f"Malformed upload: {reason}.")
 
 
 @dataclass(frozen=True)

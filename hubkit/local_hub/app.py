@@ -25,8 +25,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from hubkit.local_hub import pages
 from hubkit.local_hub.api import (
     access,
+    card_validation,
     collections,
     commits,
     discussions,
@@ -34,20 +36,21 @@ from hubkit.local_hub.api import (
     history,
     inference,
     info,
+    jobs,
     lfs,
+    repos,
     resolve,
     revisions,
     spaces,
     users,
     xet,
 )
-from hubkit.local_hub.api.http import Call, Refusal, raw_path
-from hubkit.local_hub.apps import jobs
-from hubkit.local_hub.storage import accounts, cards, repos
+from hubkit.local_hub.api.http import Call, error_response, raw_path, require_user
+from hubkit.local_hub.errors import DISK_FULL, Refusal, is_disk_full
+from hubkit.local_hub.hub import Hub
+from hubkit.local_hub.pages import session
 from hubkit.local_hub.storage.accounts import Identity
-from hubkit.local_hub.storage.git import DISK_FULL, is_disk_full
 from hubkit.local_hub.storage.repos import PLURALS, Repo, can_read, lookup, missing
-from hubkit.local_hub.storage.state import Hub
 
 RepoHandler = Callable[[Call, Repo, list[str]], "Response | Awaitable[Response]"]
 Handler = Callable[[Call], "Response | Awaitable[Response]"]
@@ -69,15 +72,15 @@ class Route:
     need: str = READ
 
 
-def _discussion(call: Call, repo: Repo, rest: list[str]) -> Response:
+def _discussion(call: Call, repo: Repo, tail: list[str]) -> Response:
     """…/discussions[/{n}[/…]]"""
     handlers = {
-        (0, "GET"): discussions.listed,
+        (0, "GET"): discussions.list_discussions,
         (1, "GET"): discussions.details,
         (0, "POST"): discussions.create,
     }
     method = "GET" if call.method == "HEAD" else call.method
-    return handlers.get((len(rest), method), discussions.change)(call, repo, rest or [""])
+    return handlers.get((len(tail), method), discussions.change)(call, repo, tail or [""])
 
 
 def _space(handler: RepoHandler, need: str = WRITE) -> Route:
@@ -143,11 +146,11 @@ FILE_ROUTES: dict[str, dict[str, Route]] = {
 """/{prefix}{id}/VERB/…"""
 
 PLAIN_ROUTES: dict[tuple[str, str], Handler] = {
-    ("GET", "/api/whoami-v2"): lambda call: JSONResponse(accounts.whoami(call)),
+    ("GET", "/api/whoami-v2"): lambda call: JSONResponse(users.whoami(call)),
     ("POST", "/api/repos/create"): repos.create,
     ("DELETE", "/api/repos/delete"): repos.delete,
     ("POST", "/api/repos/move"): repos.move,
-    ("POST", "/api/validate-yaml"): cards.validate,
+    ("POST", "/api/validate-yaml"): card_validation.validate,
     **{
         ("GET", f"/api/{plural}"): partial(info.list_repos, kind=kind)
         for plural, kind in PLURALS.items()
@@ -197,19 +200,19 @@ class App:
             self._refuse_foreign_pages(request)
             return await self._route(request)
         except Refusal as refusal:
-            return refusal.response()
+            return error_response(refusal)
         except ClientDisconnect:
             return Response(status_code=499)
         except Exception as error:
             if is_disk_full(error):
-                return Refusal(507, DISK_FULL).response()
+                return error_response(Refusal(507, DISK_FULL))
             log.exception("%s %s failed", request.method, raw_path(request)[:300])
-            return Refusal(500, "Internal error of the embedded Hub; its log says more.").response()
+            return error_response(
+                Refusal(500, "Internal error of the embedded Hub; its log says more.")
+            )
 
     def _refuse_foreign_pages(self, request: Request) -> None:
-        """A web page of another site must not talk to us, nor a name that somebody points at this
-        machine.
-        """
+        """Refuse web pages of other sites, and names that others point at this machine."""
         host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
         if not self.open_to_network and host not in ("127.0.0.1", "localhost", "::1"):
             raise Refusal(403, "This Hub answers only under 127.0.0.1 or localhost.")
@@ -223,8 +226,6 @@ class App:
     def _identify(self, request: Request) -> Identity | None:
         header = request.headers.get("authorization")
         if header is None and request.method in ("GET", "HEAD") and "cookie" in request.headers:
-            from hubkit.local_hub.pages import session
-
             return session.identity(self.hub, request.cookies.get(session.COOKIE))
         return self.hub.accounts.identify(header)
 
@@ -245,7 +246,7 @@ class App:
         if segments[0] == "xet" and len(segments) > 2:
             return await xet.serve(Call(self.hub, request, None, segments))
         call = Call(self.hub, request, self._identify(request), segments)
-        if self.open_to_network and call.who is None and not _needs_no_token(call):
+        if self.open_to_network and call.identity is None and not _needs_no_token(call):
             raise Refusal(401, "This Hub is open to the network and needs a token.")
         plain = PLAIN_ROUTES.get(
             ("GET" if request.method == "HEAD" else request.method, path.rstrip("/"))
@@ -258,34 +259,32 @@ class App:
         return await self._route_repo(call, segments)
 
     async def _route_repo(self, call: Call, segments: list[str]) -> Response:
-        found = _api_target(segments) or _git_target(segments) or _file_target(segments)
-        if found is None:
+        target = _api_target(segments) or _git_target(segments) or _file_target(segments)
+        if target is None:
             return await self._show_page(call)
-        kind, namespace, name, table, verb, rest = found
+        kind, namespace, name, table, verb, tail = target
         methods = table.get(verb, {})
         route = methods.get("GET" if call.method == "HEAD" else call.method)
         if route is None:
             raise Refusal(
                 405 if methods else 404, f"This Hub does not offer {call.method} …/{verb[:40]}."
             )
-        repo, was_moved = lookup(self.hub, kind, namespace, name, call.who)
-        if repo is None or not (route.need == SIGNED or can_read(call.who, repo)):
-            raise missing(call.who)
+        repo, was_moved = lookup(self.hub, kind, namespace, name, call.identity)
+        if repo is None or not (route.need == SIGNED or can_read(call.identity, repo)):
+            raise missing(call.identity)
         if was_moved and namespace and call.method in ("GET", "HEAD"):
             return _redirect(call, repo, namespace, name)
-        if route.need == USER and not accounts.require_user(call).may_write:
+        if route.need == USER and not require_user(call).may_write:
             raise Refusal(
                 403, "Forbidden: this token only has the read role; a write token is needed."
             )
         elif route.need == WRITE:
             call.require_write(repo)
-        return await _run(call, lambda c: route.handler(c, repo, rest), route.handler)
+        return await _run(call, lambda c: route.handler(c, repo, tail), route.handler)
 
     async def _show_page(self, call: Call) -> Response:
         if call.segments[0] in ("api", "xet", "v2"):
             raise Refusal(404, "Not found: this Hub has nothing at this address.")
-        from hubkit.local_hub import pages
-
         try:
             return await _run(call, pages.route)
         except Refusal as refusal:
@@ -344,12 +343,12 @@ def _git_target(segments: list[str]) -> Target | None:
     kind, parts = _unprefixed(segments)
     if len(parts) < 5 or not parts[1].endswith(".git") or parts[2:4] != ["info", "lfs"]:
         return None
-    verb, rest = parts[4], parts[5:]
+    verb, tail = parts[4], parts[5:]
     if parts[4:] == ["objects", "batch"]:
         verb = "batch"
-    if (verb in ("objects", "complete") and len(rest) != 1) or (verb == "parts" and len(rest) != 2):
+    if (verb in ("objects", "complete") and len(tail) != 1) or (verb == "parts" and len(tail) != 2):
         return None
-    return kind, parts[0], parts[1].removesuffix(".git"), LFS_ROUTES, verb, rest
+    return kind, parts[0], parts[1].removesuffix(".git"), LFS_ROUTES, verb, tail
 
 
 def _file_target(segments: list[str]) -> Target | None:

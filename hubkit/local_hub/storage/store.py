@@ -21,21 +21,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hubkit.local_hub.activity import Activity
-from hubkit.local_hub.api.http import Refusal
-from hubkit.local_hub.api.xet import Xet
-from hubkit.local_hub.apps.endpoint_manager import Fleet
-from hubkit.local_hub.apps.jobs import Jobs
-from hubkit.local_hub.apps.space_manager import Apps
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.accounts import OWNER, Accounts
 from hubkit.local_hub.storage.objects import Objects, make_durable_folder, write_durably
 from hubkit.local_hub.storage.settings import Settings
+from hubkit.local_hub.storage.xet_store import XetStore
 
 MULTIPART_ABOVE_BYTES = 5 * 2**30
 PART_BYTES = 512 * 2**20
 
 
-class Hub:
+class Store:
     """One folder, opened. Several processes may open it; only one may serve it (see `server`)."""
 
     def __init__(self, root: Path) -> None:
@@ -46,11 +42,7 @@ class Hub:
         self.settings = Settings(root / "hub.sqlite")
         self.accounts = Accounts(self.settings)
         self.objects = Objects(root / "objects", root / "tmp")
-        self.xet = Xet(self)
-        self.activity = Activity()
-        self.fleet = Fleet(self)
-        self.jobs = Jobs(self)
-        self.apps = Apps(self)
+        self.xet = XetStore(self)
         self.multipart_above_bytes = MULTIPART_ABOVE_BYTES
         self.part_bytes = PART_BYTES
         self._locks: dict[str, threading.Lock] = {}
@@ -62,21 +54,14 @@ class Hub:
     def _first_start(self) -> bytes:
         if self.settings.get("secret") is None:
             self.accounts.add_user(OWNER, fullname="Owner of this machine", admin=True)
-            self.settings.put("secret", secrets.token_hex(32))
+            self.settings.set("secret", secrets.token_hex(32))
         if not (self.root / "token").exists():
             token = self.accounts.add_token(OWNER, "write", name="owner")
             write_durably(self.root / "token", token.encode(), mode=0o600)
         return bytes.fromhex(self.settings.get("secret") or "")
 
-    def idle_s(self) -> float:
-        """Seconds since the last request; 0 while a job or a Space's app runs."""
-        return 0.0 if self.jobs.running() or self.apps.running() else self.activity.idle_s()
-
     def close(self) -> None:
-        """End processes of ours, finish assemblies under way, close files."""
-        self.jobs.close()
-        self.apps.close()
-        self.fleet.close()
+        """Finish the assemblies under way and close the files."""
         self.xet.close()
         self.settings.close()
         os.close(self._gc_lock)
