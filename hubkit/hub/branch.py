@@ -23,6 +23,14 @@ class Branch:
         self._hub, self.repo_id, self.repo_type, self.name = hub, repo_id, repo_type, name
         self.head: Ref | None = None
 
+    def exists(self) -> bool:
+        """Whether the branch is on the Hub. Raises `HubError` when the Hub cannot say."""
+        try:
+            self._hub.resolve(self.repo_id, repo_type=self.repo_type, revision=self.name)
+        except RepoMissingError:
+            return False
+        return True
+
     def open(self) -> Ref:
         """Find the branch, or make it (and the repo, private on a real Hub) from ``main``. Raises
         `HubError`.

@@ -285,14 +285,22 @@ class Hub:
         """The newest commit on ``main`` whose title contains `mark`, or None (also when the repo
         does not exist).
         """
+        return next(iter(self.commits(repo_id, mark, repo_type=repo_type)), None)
+
+    def commits(self, repo_id: str, mark: str, *, repo_type: str = "model") -> list[Ref]:
+        """The commits on ``main`` whose title contains `mark`, newest first; none when the repo
+        does not exist.
+        """
         try:
             with self.translated(f"reading the history of {repo_type} {repo_id}"):
-                for commit in self.api.list_repo_commits(repo_id, repo_type=repo_type):
-                    if mark in commit.title:
-                        return Ref(repo_id, repo_type, str(commit.commit_id))
+                history = self.api.list_repo_commits(repo_id, repo_type=repo_type)
         except RepoMissingError:
-            pass
-        return None
+            return []
+        return [
+            Ref(repo_id, repo_type, str(commit.commit_id))
+            for commit in history
+            if mark in commit.title
+        ]
 
     def read(self, ref: Ref, path: str) -> bytes:
         """The bytes of one file. Raises `RepoMissingError` when it is not there."""

@@ -5,7 +5,6 @@ is read from the record that its training left in it, or given by hand for a rep
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from hubkit.pipeline.serving import Model, deployed_of
 from hubkit.pipeline.stage import WEIGHTS
 from hubkit.progress import Progress, silent
 from hubkit.publishing import records
-from hubkit.recipe import Evals, Scorecard, Training
+from hubkit.recipe import Evals, Scorecard, Training, content_of, digest
 
 ENGINE_TOKENS = 4096
 
@@ -159,13 +158,9 @@ def compare(
 
 def workplace(block: Scorecard, askers: Sequence[Asker], data: Sequence[Path], seed: int) -> Path:
     """The folder of exactly this comparison."""
-    told = [
-        block.model_dump_json(),
-        *(f"{a.name}={a.ref}" for a in askers),
-        *map(str, data),
-        str(seed),
-    ]
-    return runs() / f"scorecard-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]}"
+    content = content_of(Scorecard, block.model_dump(mode="json"))
+    facts = [content, [f"{a.name}={a.ref}" for a in askers], [str(path) for path in data], seed]
+    return runs() / f"scorecard-{digest(facts)[:12]}"
 
 
 def _perplexities(

@@ -7,11 +7,10 @@ deletes the folder."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,12 +20,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hubkit import __version__
+from hubkit import __version__, plugins
 from hubkit.errors import RepoMissingError, StageError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.places import runs
 from hubkit.progress import Progress
-from hubkit.recipe import Recipe
+from hubkit.recipe import Recipe, content_of_stage, digest
+from hubkit.serving.budget import CAPS, Caps
 from hubkit.training import Launch
 
 PROVENANCE = "provenance"
@@ -99,12 +99,21 @@ def parquet(hub: Hub, ref: Ref, split: str) -> list[Path]:
     return sorted((folder / "data").glob(f"{split}-*.parquet"))
 
 
+def cap_raised(stopped: str | None, then: Mapping[str, Any], now: Caps | None) -> bool:
+    """Whether the cap `stopped` ended what was made under the block `then`, and is higher `now`."""
+    if stopped not in CAPS or now is None:
+        return False
+    before, after = then.get(stopped), getattr(now, stopped)
+    return before is not None and (after is None or after > before)
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One stage. `inputs` resolves what it reads, `build` writes `Work.out` and returns its report,
     `card` its card.
 
-    `replace` are the repo paths that belong to this stage alone: those not built again are deleted
+    `outgrown` says of a recipe and a record whether a cap ended it that the recipe has raised since:
+    then it is not done. `replace` are the repo paths that belong to this stage alone: those not built again are deleted
     by its commit. `settle` removes what the stage kept for itself while it was built; it is called
     when the commit is there. `needs` names the block without which a recipe does not have this
     stage."""
@@ -118,6 +127,7 @@ class Stage:
     replace: tuple[str, ...] = ()
     tagged: bool = False
     settle: Callable[[Context, dict[str, Ref]], None] | None = None
+    outgrown: Callable[[Recipe, dict[str, Any]], bool] | None = None
     needs: str = ""
 
     def repo_id(self, context: Context) -> str:
@@ -125,36 +135,59 @@ class Stage:
         return context.hub.qualify(getattr(context.recipe.repos, self.repo))
 
     def key(self, context: Context, inputs: dict[str, Ref]) -> str:
-        """sha256 (hex) over the recipe's digest for this stage and the commits of its inputs."""
-        read = {role: ref.to_dict() for role, ref in sorted(inputs.items())}
-        payload = json.dumps(
-            {"digest": context.recipe.digest(self.name), "inputs": read}, sort_keys=True
-        )
-        return hashlib.sha256(payload.encode()).hexdigest()
+        """sha256 (hex) over what of the recipe decides this stage's result and the commits of its
+        inputs.
+        """
+        read = {role: ref.to_dict() for role, ref in inputs.items()}
+        return _key(context.recipe.content(self.name), read)
 
     def find(self, context: Context, inputs: dict[str, Ref]) -> Made | None:
         """This stage's commit for exactly these inputs, or None when it has not been made."""
-        key = self.key(context, inputs)
-        ref = context.hub.find_commit(
-            self.repo_id(context), self._mark(key), repo_type=self.repo_type
-        )
-        if ref is None:
+        found = self._recorded(context, self.key(context, inputs))
+        if found is None:
             return None
-        try:
-            record = json.loads(context.hub.read(ref, f"{PROVENANCE}/{self.name}.json"))
-        except (RepoMissingError, ValueError):
-            return None
-        if record["key"] != key:
+        ref, record = found
+        if self.outgrown is not None and self.outgrown(context.recipe, record):
             return None
         tag = self._tag(context, ref) if self.tagged else None
         return Made(self.name, ref, inputs, record["seconds"], True, record["report"], tag)
+
+    def _recorded(self, context: Context, key: str) -> tuple[Ref, dict[str, Any]] | None:
+        """The newest commit of `key`, and its record.
+
+        Its key stands in a commit's title. Keys of earlier versions covered more than what decides
+        the result, so where no title has `key`, the records of the stage's commits are read and
+        their keys worked out anew."""
+        repo_id, hub = self.repo_id(context), context.hub
+        exact = hub.commits(repo_id, self._mark(key), repo_type=self.repo_type)
+        for ref in exact or hub.commits(repo_id, f"[{self.name}:", repo_type=self.repo_type):
+            record = self._record(hub, ref)
+            if record is not None and key in (record.get("key"), self._key_of(record)):
+                return ref, record
+        return None
+
+    def _record(self, hub: Hub, ref: Ref) -> dict[str, Any] | None:
+        try:
+            record = json.loads(hub.read(ref, f"{PROVENANCE}/{self.name}.json"))
+        except (RepoMissingError, ValueError):
+            return None
+        return record if isinstance(record, dict) else None
+
+    def _key_of(self, record: dict[str, Any]) -> str | None:
+        """The key of a record that any version wrote; None for one that is not whole."""
+        try:
+            plugin_digests = record.get("plugins", [])
+            content = content_of_stage(self.name, record["seed"], record["block"], plugin_digests)
+            return _key(content, record["inputs"])
+        except (KeyError, TypeError, AttributeError):
+            return None
 
     def run(self, context: Context, inputs: dict[str, Ref], progress: Progress) -> Made:
         """Build and commit, or go on where a killed run stopped. Raises `StageError` when another
         process builds it.
         """
         key = self.key(context, inputs)
-        folder = runs() / f"{context.recipe.name}-{self.name}-{key[:12]}"
+        folder = self.folder(context, key)
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / "lock", timeout=0)
         try:
@@ -164,14 +197,21 @@ class Stage:
                 f"another process is running stage {self.name!r} in {folder}; wait for it"
             ) from None
         try:
+            before = self._recorded(context, key)  # one that a cap ended
             record = self._built(context, inputs, folder, key, progress)
-            ref = self._commit(context, folder / "out", key)
+            ref = self._commit(context, folder / "out", key, before[0] if before else None)
             tag = self._tag(context, ref) if self.tagged else None
             shutil.rmtree(folder / "out", ignore_errors=True)
         finally:
             lock.release()
         shutil.rmtree(folder, ignore_errors=True)
         return Made(self.name, ref, inputs, record["seconds"], False, record["report"], tag)
+
+    def folder(self, context: Context, key: str) -> Path:
+        """Where this stage builds what has `key` for the recipe's repos on this Hub."""
+        hub = "local" if context.hub.embedded else context.hub.url
+        place = digest([key, hub, self.repo_id(context), context.recipe.repos.model_dump()])
+        return runs() / f"{context.recipe.name}-{self.name}-{place[:12]}"
 
     def _built(
         self, context: Context, inputs: dict[str, Ref], folder: Path, key: str, progress: Progress
@@ -201,9 +241,10 @@ class Stage:
         part.rename(out)
         return record
 
-    def _commit(self, context: Context, out: Path, key: str) -> Ref:
+    def _commit(self, context: Context, out: Path, key: str, before: Ref | None) -> Ref:
         repo_id = self.repo_id(context)
-        if done := context.hub.find_commit(repo_id, self._mark(key), repo_type=self.repo_type):
+        done = context.hub.find_commit(repo_id, self._mark(key), repo_type=self.repo_type)
+        if done is not None and done != before:
             return done
         title = f"{self.name.capitalize()} of recipe {context.recipe.name} {self._mark(key)}"
         return context.hub.commit(
@@ -242,7 +283,8 @@ class Stage:
             "key": key,
             "recipe": {"name": context.recipe.name, "profile": context.recipe.profile},
             "digest": context.recipe.digest(self.name),
-            "block": context.recipe.read_by(self.name, mode="json"),
+            "block": context.recipe.read_by(self.name),
+            "plugins": plugins.digests(context.recipe.plugins),
             "inputs": {role: ref.to_dict() for role, ref in inputs.items()},
             "seed": context.recipe.seed,
             "hubkit": __version__,
@@ -251,6 +293,10 @@ class Stage:
             "seconds": round(seconds, 1),
             "report": report,
         }
+
+
+def _key(content: dict[str, Any], inputs: dict[str, dict[str, str]]) -> str:
+    return digest({"content": content, "inputs": inputs})
 
 
 def _version(package: str) -> str:

@@ -266,6 +266,7 @@ STAGES: tuple[Stage, ...] = (
         _build_corpus,
         _card("corpus", "corpus"),
         ("data/*",),
+        outgrown=intents.outgrown,
     ),
     Stage(
         "asker",
@@ -285,6 +286,7 @@ STAGES: tuple[Stage, ...] = (
         _card("dialogues", "rollout"),
         ("data/raw-*", "data/baseline-*"),
         settle=rollout.settle,
+        outgrown=rollout.outgrown,
     ),
     Stage(
         "curate",
@@ -315,6 +317,7 @@ STAGES: tuple[Stage, ...] = (
         ("data/train-*",),
         tagged=True,
         needs="preference",
+        outgrown=preference.outgrown,
     ),
     Stage(
         "align",

@@ -31,11 +31,20 @@ from hubkit.recipe.dialogue import (
     SeatConfig,
     Turns,
 )
+from hubkit.recipe.identity import Content, Decides, Display, Execution, content_of, decides, digest
 from hubkit.recipe.judgement import Evals, Judging, Published, Scorecard
 from hubkit.recipe.preference import Preference
 from hubkit.recipe.source import Source
 from hubkit.recipe.training import Expected, Training
-from hubkit.recipe.whole import PREFERENCE_STAGES, Names, Paper, Publish, Recipe, Repos
+from hubkit.recipe.whole import (
+    PREFERENCE_STAGES,
+    Names,
+    Paper,
+    Publish,
+    Recipe,
+    Repos,
+    content_of_stage,
+)
 
 __all__ = [
     "DEPLOY",
@@ -44,10 +53,14 @@ __all__ = [
     "RECIPES",
     "STAGES",
     "Baseline",
+    "Content",
     "Corpus",
     "Curate",
+    "Decides",
     "Deploy",
+    "Display",
     "Evals",
+    "Execution",
     "Expected",
     "Filter",
     "Intents",
@@ -69,6 +82,10 @@ __all__ = [
     "Turns",
     "available",
     "block_of",
+    "content_of",
+    "content_of_stage",
+    "decides",
+    "digest",
     "judging",
     "load",
 ]

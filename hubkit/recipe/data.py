@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from hubkit.recipe.block import Block
+from hubkit.recipe.identity import Content, Execution
 from hubkit.recipe.judgement import Judging
 from hubkit.recipe.source import Source
 
@@ -14,9 +15,9 @@ from hubkit.recipe.source import Source
 class Filter(Block):
     """One filter of a chain."""
 
-    name: str
+    name: Content[str]
     """One of the filters that `hubkit.data.filters` knows."""
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: Content[dict[str, Any]] = Field(default_factory=dict)
     """Its arguments."""
 
 
@@ -25,11 +26,11 @@ class Intents(Block):
     have it or as a judge model words it. A row without one stays in the dataset, is counted, and is
     no row to train such an asker on."""
 
-    column: str | None = None
+    column: Content[str | None] = None
     """The sources' own column of that meaning."""
-    judging: Judging | None = None
+    judging: Content[Judging | None] = None
     """The model that is asked instead, and what it may take."""
-    max_missing_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    max_missing_share: Execution[Annotated[float, Field(ge=0, le=1)]] = 0.5
     """A corpus with more rows than that without an intent is refused."""
 
     @model_validator(mode="after")
@@ -42,28 +43,28 @@ class Intents(Block):
 class Corpus(Block):
     """Human conversations: sources, the cleaning chain in order, the splits."""
 
-    sources: list[Source]
+    sources: Content[list[Source]]
     """Where the conversations come from, read in this order."""
-    questions: Annotated[dict[str, Source], BeforeValidator(lambda given: given or {})] = Field(
-        default_factory=dict
+    questions: Content[Annotated[dict[str, Source], BeforeValidator(lambda given: given or {})]] = (
+        Field(default_factory=dict)
     )
     """Files of benchmark questions, one file a source, for the filter ``decontaminate``, here and
     in curation; null: none."""
-    join_parts: bool = False
+    join_parts: Content[bool] = False
     """Put the parts that pre-split ShareGPT exports hold together again."""
-    filters: list[Filter] = Field(default_factory=list)
+    filters: Content[list[Filter]] = Field(default_factory=list)
     """The cleaning chain, in order."""
-    intents: Intents | None = None
+    intents: Content[Intents | None] = None
     """What each conversation's human wants, for an asker with ``intent_column: intent``; null: not
     said.
     """
-    openings: Annotated[int, Field(ge=1)] = 1000
+    openings: Content[Annotated[int, Field(ge=1)]] = 1000
     """Conversations set aside to open dialogues."""
-    test: Annotated[int, Field(ge=1)] = 500
+    test: Content[Annotated[int, Field(ge=1)]] = 500
     """Conversations held out for evaluation."""
-    limit: int | None = None
+    limit: Content[int | None] = None
     """At most this many rows are read."""
-    on: Literal["here", "ray"] = "here"
+    on: Execution[Literal["here", "ray"]] = "here"
     """Whether filters run on this machine, or as tasks of a Ray cluster (``hubkit[ray]``); what
     they keep is the same."""
 
@@ -71,9 +72,9 @@ class Corpus(Block):
 class Measure(Block):
     """How dialogues are measured beside real people's."""
 
-    sample: Annotated[int, Field(ge=1)] = 1000
+    sample: Content[Annotated[int, Field(ge=1)]] = 1000
     """At most so many dialogues of each dataset."""
-    topics: bool = True
+    topics: Content[bool] = True
     """Also embed turns, with an encoder of 84 MB; where that cannot be had, the card says that
     topics are missing.
     """
@@ -82,11 +83,11 @@ class Measure(Block):
 class Curate(Block):
     """Which dialogues are kept, and how what came of it is measured."""
 
-    filters: list[Filter] = Field(default_factory=list)
+    filters: Content[list[Filter]] = Field(default_factory=list)
     """The chain, in order."""
-    measure: Measure | None = Measure()
+    measure: Content[Measure | None] = Measure()
     """How the dialogues are measured; null: not."""
-    on: Literal["here", "ray"] = "here"
+    on: Execution[Literal["here", "ray"]] = "here"
     """Whether filters run on this machine, or as tasks of a Ray cluster; what they keep is the
     same.
     """

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hubkit.recipe.block import Block
+from hubkit.recipe.identity import Content, Execution
 from hubkit.recipe.source import Source
 
 EMBEDDED = "embedded"
@@ -18,17 +19,17 @@ CHECKS: tuple[Check, ...] = ("empty", "cut_off", "role_leak", "repeated")
 class Sampling(Block):
     """Sampling of one seat; every value is sent, no server default is relied on."""
 
-    temperature: Annotated[float, Field(ge=0)] = 0.7
+    temperature: Content[Annotated[float, Field(ge=0)]] = 0.7
     """0 takes the most likely token."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: Content[Annotated[float, Field(gt=0, le=1)]] = 1.0
     """Share of probability that is sampled from."""
-    max_tokens: Annotated[int, Field(ge=1)] = 512
+    max_tokens: Content[Annotated[int, Field(ge=1)]] = 512
     """Longest turn."""
-    stop: list[str] = Field(default_factory=list)
+    stop: Content[list[str]] = Field(default_factory=list)
     """Texts that end a turn."""
-    frequency_penalty: float = 0.0
+    frequency_penalty: Content[float] = 0.0
     """As in OpenAI's API."""
-    presence_penalty: float = 0.0
+    presence_penalty: Content[float] = 0.0
     """As in OpenAI's API."""
 
 
@@ -37,46 +38,48 @@ class Deploy(Block):
     afterwards.
     """
 
-    engine: Literal["tgi", "vllm", "sglang", "llamacpp"] = "tgi"
+    engine: Execution[Literal["tgi", "vllm", "sglang", "llamacpp"]] = "tgi"
     """What serves the model there."""
-    hardware: str = "aws-nvidia-l40s-x1"
+    hardware: Execution[str] = "aws-nvidia-l40s-x1"
     """A row of the price table."""
-    after: Literal["pause", "delete"] = "delete"
+    after: Execution[Literal["pause", "delete"]] = "delete"
     """What becomes of an endpoint that the run made; one that was there is left as it was."""
-    replicas: Annotated[int, Field(ge=1)] = 1
+    replicas: Execution[Annotated[int, Field(ge=1)]] = 1
     """Most replicas at once."""
-    sleep_minutes: Annotated[int, Field(ge=0)] = 15
+    sleep_minutes: Execution[Annotated[int, Field(ge=0)]] = 15
     """Without a request for so long it scales to zero by itself; 0: never."""
-    wait_minutes: Annotated[float, Field(gt=0)] = 30.0
+    wait_minutes: Execution[Annotated[float, Field(gt=0)]] = 30.0
     """How long to wait until it is up."""
-    gguf: str | None = None
+    gguf: Content[str | None] = None
     """The file that llama.cpp serves."""
 
 
 class SeatConfig(Block):
     """Who sits in a seat, and at which addresses it answers."""
 
-    endpoints: list[str] = Field(default_factory=lambda: ["embedded"])
+    endpoints: Execution[list[str]] = Field(default_factory=lambda: ["embedded"])
     """Addresses that all serve this seat's model, ``embedded``, or ``deploy``."""
-    profile: Literal["tgi", "vllm", "sglang", "llamacpp", "openai", "inference-providers"] = "tgi"
+    profile: Execution[
+        Literal["tgi", "vllm", "sglang", "llamacpp", "openai", "inference-providers"]
+    ] = "tgi"
     """Whose dialect of OpenAI's API the addresses speak."""
-    repo: str
+    repo: Content[str]
     """The model that they serve: ``asker`` (what this recipe trained), or a repo."""
-    model: str = "tgi"
+    model: Content[str] = "tgi"
     """Name of the model in requests."""
-    token_env: str | None = None
+    token_env: Execution[str | None] = None
     """Environment variable that holds the key."""
-    system: str | None = None
+    system: Content[str | None] = None
     """The seat's system message."""
-    sampling: Sampling = Sampling()
+    sampling: Content[Sampling] = Sampling()
     """How its turns are sampled."""
-    context: int = 4096
+    context: Content[int] = 4096
     """Its window, in tokens."""
-    usd_per_million_input: float = 0.0
+    usd_per_million_input: Execution[float] = 0.0
     """Price of prompt tokens."""
-    usd_per_million_output: float = 0.0
+    usd_per_million_output: Execution[float] = 0.0
     """Price of completion tokens."""
-    deploy: Deploy | None = None
+    deploy: Content[Deploy | None] = None
     """The endpoint to make, for ``deploy``."""
 
     @model_validator(mode="after")
@@ -98,11 +101,11 @@ class SeatConfig(Block):
 class Turns(Block):
     """Human turns per dialogue."""
 
-    kind: Literal["fixed", "choice"] = "fixed"
+    kind: Content[Literal["fixed", "choice"]] = "fixed"
     """The same for all, or drawn."""
-    value: Annotated[int, Field(ge=1)] = 8
+    value: Content[Annotated[int, Field(ge=1)]] = 8
     """Human turns, opening included, where fixed."""
-    weights: dict[int, float] = Field(default_factory=dict)
+    weights: Content[dict[int, float]] = Field(default_factory=dict)
     """Weight per number of human turns, where drawn."""
 
 
@@ -110,71 +113,71 @@ class Baseline(Block):
     """What the asker's dialogues are measured beside: the chat model plays the user, in its own
     seat, over the same openings, with the asker's sampling and the rollout's turns and checks."""
 
-    dialogues: Annotated[int, Field(ge=1)]
+    dialogues: Content[Annotated[int, Field(ge=1)]]
     """How many."""
-    system: str
+    system: Content[str]
     """Tells the model to play the user."""
 
 
 class Rollout(Block):
     """Two endpoints in conversation."""
 
-    mode: Literal["seeded", "seeded_qa", "free", "intent"] = "seeded"
+    mode: Content[Literal["seeded", "seeded_qa", "free", "intent"]] = "seeded"
     """``seeded`` opens with a held-out first turn, ``seeded_qa`` with a question and its answer
     where the opening has one, ``free`` with nothing but the asker's system message, ``intent`` with
     that and one of `intents`."""
-    intents: list[str] = Field(default_factory=list)
+    intents: Content[list[str]] = Field(default_factory=list)
     """What askers may want, one drawn per dialogue."""
-    personas: list[str] = Field(default_factory=list)
+    personas: Content[list[str]] = Field(default_factory=list)
     """Who askers may be, one drawn per dialogue."""
-    end_mark: str | None = None
+    end_mark: Content[str | None] = None
     """Text with which the asker was trained to end."""
-    context_full: Literal["trim", "end"] = "trim"
+    context_full: Content[Literal["trim", "end"]] = "trim"
     """Whether a dialogue that outgrows a window loses its oldest exchanges from what is sent, or
     ends.
     """
-    dialogues: Annotated[int, Field(ge=1)]
+    dialogues: Content[Annotated[int, Field(ge=1)]]
     """How many."""
-    openings: list[Source] = Field(default_factory=list)
+    openings: Content[list[Source]] = Field(default_factory=list)
     """Sources of openings instead of the corpus's."""
-    turns: Turns = Turns()
+    turns: Content[Turns] = Turns()
     """Human turns per dialogue."""
-    asker: SeatConfig
+    asker: Content[SeatConfig]
     """The seat that asks."""
-    chat: SeatConfig
+    chat: Content[SeatConfig]
     """The seat that answers."""
-    in_flight: Annotated[int, Field(ge=1)] = 64
+    in_flight: Execution[Annotated[int, Field(ge=1)]] = 64
     """Most dialogues at work at once."""
-    max_opening_chars: int = 4000
+    max_opening_chars: Content[int] = 4000
     """Longer openings are passed over."""
-    shard_dialogues: int = 1000
+    shard_dialogues: Execution[int] = 1000
     """Dialogues per shard; each goes to the Hub when it is full."""
-    shard_minutes: float = 10.0
+    shard_minutes: Execution[float] = 10.0
     """Longest time until what has ended is in a shard, and on the Hub."""
-    lease_minutes: Annotated[float, Field(gt=0)] = 15.0
+    lease_minutes: Execution[Annotated[float, Field(gt=0)]] = 15.0
     """How long another machine must wait after one was lost; clocks must agree to a tenth of it."""
-    on: Literal["here", "ray"] = "here"
+    on: Execution[Literal["here", "ray"]] = "here"
     """Whether it is driven by one process, or over a Ray cluster (``hubkit[ray]``)."""
-    workers: Annotated[int, Field(ge=1)] | None = None
+    workers: Execution[Annotated[int, Field(ge=1)] | None] = None
     """Parts into which a cluster deals it out; one a node, unless said."""
-    retries_per_turn: Annotated[int, Field(ge=0)] = 2
+    retries_per_turn: Content[Annotated[int, Field(ge=0)]] = 2
     """How often a turn that fails a check is asked for again."""
-    retry_on: list[Check] = Field(default_factory=lambda: list(CHECKS))
+    retry_on: Content[list[Check]] = Field(default_factory=lambda: list(CHECKS))
     """The checks after which it is."""
-    request_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    request_timeout_s: Execution[Annotated[float, Field(gt=0)]] = 300.0
     """Longest wait for one answer."""
-    patience_s: Annotated[float, Field(gt=0)] = 900.0
+    patience_s: Execution[Annotated[float, Field(gt=0)]] = 900.0
     """How long to wait while none of a seat's addresses answers."""
-    fsync: Literal["turn", "interval"] = "turn"
+    fsync: Execution[Literal["turn", "interval"]] = "turn"
     """``turn`` syncs the journal to disk before a dialogue goes on (many turns share one sync),
     ``interval`` writes it before and syncs once a second."""
-    baseline: Baseline | None = None
+    baseline: Content[Baseline | None] = None
     """Some of the openings, also rolled out with nobody trained in the asker's seat."""
-    budget_usd: float | None = None
+    budget_usd: Execution[float | None] = None
     """Cap on money over both seats and all sessions."""
-    budget_tokens: int | None = None
+    budget_tokens: Execution[int | None] = None
     """Cap on tokens, in and out."""
-    max_hours: float | None = None
+    max_hours: Execution[float | None] = None
     """Cap on hours of driving."""
 
     @property

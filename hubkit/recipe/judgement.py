@@ -8,6 +8,7 @@ from pydantic import Field
 
 from hubkit.recipe.block import Block
 from hubkit.recipe.dialogue import Sampling, SeatConfig
+from hubkit.recipe.identity import Content, Display, Execution
 
 
 class Scorecard(Block):
@@ -15,23 +16,23 @@ class Scorecard(Block):
     said there.
     """
 
-    contexts: Annotated[int, Field(ge=2)] = 400
+    contexts: Content[Annotated[int, Field(ge=2)]] = 400
     """Conversations, each stopped once before a human turn."""
-    openings: Annotated[int, Field(ge=0)] = 100
+    openings: Content[Annotated[int, Field(ge=0)]] = 100
     """First turns, asked for with the system message alone."""
-    context_chars: Annotated[int, Field(ge=100)] = 6000
+    context_chars: Content[Annotated[int, Field(ge=100)]] = 6000
     """Most characters of context before the turn that is asked for."""
-    sampling: Sampling = Sampling()
+    sampling: Content[Sampling] = Sampling()
     """How turns are sampled."""
-    base_endpoints: list[str] = Field(default_factory=lambda: ["embedded"])
+    base_endpoints: Execution[list[str]] = Field(default_factory=lambda: ["embedded"])
     """Addresses of the base that is only asked to play the user; the asker is served as in the
     rollout.
     """
-    in_flight: Annotated[int, Field(ge=1)] = 16
+    in_flight: Execution[Annotated[int, Field(ge=1)]] = 16
     """Most requests at once."""
-    request_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    request_timeout_s: Execution[Annotated[float, Field(gt=0)]] = 300.0
     """Longest wait for one answer."""
-    resamples: Annotated[int, Field(ge=10)] = 500
+    resamples: Content[Annotated[int, Field(ge=10)]] = 500
     """Bootstrap resamples for the intervals."""
 
 
@@ -40,60 +41,60 @@ class Published(Block):
     with.
     """
 
-    title: str
+    title: Display[str]
     """What the table shows."""
-    benchmarks: list[str]
+    benchmarks: Display[list[str]]
     """Names of the benchmarks whose results may be compared with it."""
-    judge: str
+    judge: Display[str]
     """Who judged."""
-    source: str
+    source: Display[str]
     """Where it stands."""
-    caution: str
+    caution: Display[str]
     """What is not certain about it."""
-    columns: list[str]
+    columns: Display[list[str]]
     """Their heads."""
-    rows: dict[str, list[float | None]]
+    rows: Display[dict[str, list[float | None]]]
     """One value per column for each model; null where none is known."""
 
 
 class Evals(Block):
     """What is measured on held-out conversations."""
 
-    conversations: Annotated[int, Field(ge=2)] = 200
+    conversations: Content[Annotated[int, Field(ge=2)]] = 200
     """How many held-out conversations."""
-    max_tokens: Annotated[int, Field(ge=16)] = 2048
+    max_tokens: Content[Annotated[int, Field(ge=16)]] = 2048
     """Longest of them, in tokens."""
-    resamples: int = 2000
+    resamples: Content[int] = 2000
     """Bootstrap resamples for the interval."""
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    confidence: Content[Annotated[float, Field(gt=0, lt=1)]] = 0.95
     """Share of them that the interval covers."""
-    prompted_base: bool = True
+    prompted_base: Content[bool] = True
     """Also compare an asker with its base that is only told, by its system message, to play the
     user, and keeps its own seat."""
-    scorecard: Scorecard | None = None
+    scorecard: Content[Scorecard | None] = None
     """How like people the asker plays; null: not measured."""
-    published: list[Published] = Field(default_factory=list)
+    published: Display[list[Published]] = Field(default_factory=list)
     """Tables of the papers, as published."""
 
 
 class Judging(Block):
     """A judge, and what it may take; the caps hold over all sessions of a run."""
 
-    judge: SeatConfig
+    judge: Content[SeatConfig]
     """Who judges. A first attempt goes at its sampling's temperature."""
-    attempts: Annotated[int, Field(ge=1)] = 3
+    attempts: Content[Annotated[int, Field(ge=1)]] = 3
     """How often an unusable verdict is asked for, the first time included."""
-    retry_temperature: Annotated[float, Field(ge=0)] = 0.7
+    retry_temperature: Content[Annotated[float, Field(ge=0)]] = 0.7
     """Temperature of further attempts: asked again at 0, a judge says the same again."""
-    in_flight: Annotated[int, Field(ge=1)] = 8
+    in_flight: Execution[Annotated[int, Field(ge=1)]] = 8
     """Most requests at once."""
-    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    timeout_s: Execution[Annotated[float, Field(gt=0)]] = 300.0
     """Bounds one attempt while the judge answers others."""
-    patience_s: Annotated[float, Field(gt=0)] = 900.0
+    patience_s: Execution[Annotated[float, Field(gt=0)]] = 900.0
     """How long to wait while none of its addresses answers."""
-    budget_usd: float | None = None
+    budget_usd: Execution[float | None] = None
     """Cap on money."""
-    budget_tokens: int | None = None
+    budget_tokens: Execution[int | None] = None
     """Cap on tokens, in and out."""
-    max_hours: float | None = None
+    max_hours: Execution[float | None] = None
     """Cap on hours."""

@@ -10,8 +10,9 @@ from pydantic import Field
 
 from hubkit.recipe.block import Block
 from hubkit.recipe.dialogue import SeatConfig
+from hubkit.recipe.identity import Content, Display, Execution, Narrowed, ReadBy
 from hubkit.recipe.judgement import Judging
-from hubkit.recipe.training import Expected
+from hubkit.recipe.training import Expected, trainer_content
 
 
 class Preference(Block):
@@ -19,38 +20,40 @@ class Preference(Block):
     them.
     """
 
-    strategies: list[str] = Field(
+    strategies: Content[list[str]] = Field(
         default_factory=lambda: ["neglect", "hallucination", "misunderstanding"]
     )
     """One rejected answer each per question."""
-    pairs: Annotated[int, Field(ge=1)] | None = None
+    pairs: Content[Annotated[int, Field(ge=1)] | None] = None
     """At most this many pairs."""
-    judging: Judging | None = None
+    judging: Content[Judging | None] = None
     """A model that says which questions need their context; null: the heuristic of
     `hubkit.preference.context`.
     """
-    chat: SeatConfig
+    chat: Content[SeatConfig]
     """Who writes the rejected answers; its `repo` is ``chat``, what this recipe trained, or a
     repo.
     """
-    cut_off: Literal["drop", "whole_sentences"] = "drop"
+    cut_off: Content[Literal["drop", "whole_sentences"]] = "drop"
     """An answer that ran into its token limit is dropped, or cut back to its last whole
     sentence.
     """
-    in_flight: Annotated[int, Field(ge=1)] = 64
+    in_flight: Execution[Annotated[int, Field(ge=1)]] = 64
     """Most requests at once."""
-    request_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    request_timeout_s: Execution[Annotated[float, Field(gt=0)]] = 300.0
     """Longest wait for one answer."""
-    max_drop_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    max_drop_share: Execution[Annotated[float, Field(ge=0, le=1), ReadBy("align")]] = 0.5
     """A run that would drop more of its rows refuses to start."""
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = 15.0
+    checkpoint_minutes: Execution[Annotated[float, Field(gt=0), ReadBy("align")]] = 15.0
     """The longest time that a kill can cost."""
-    lora: dict[str, Any] | None = None
+    lora: Content[Annotated[dict[str, Any] | None, ReadBy("align")]] = None
     """For chat models that are whole; one that is an adapter is trained further as one, with
     itself as the reference."""
-    merge_adapter: bool = False
+    merge_adapter: Content[Annotated[bool, ReadBy("align")]] = False
     """Push the merged weights instead of the adapter."""
-    dpo: dict[str, Any] = Field(default_factory=dict)
+    dpo: Content[Annotated[dict[str, Any], Narrowed(trainer_content), ReadBy("align")]] = Field(
+        default_factory=dict
+    )
     """Goes as it is to TRL's DPOConfig."""
-    expected: Expected | None = None
+    expected: Display[Expected | None] = None
     """For plans alone: how many pairs, and tokens in both sequences of one."""

@@ -7,22 +7,23 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from hubkit.recipe.block import Block
+from hubkit.recipe.identity import Content, Display
 
 
 class Source(Block):
     """Where conversations come from: a dataset repo on the Hub at a revision, or a local path."""
 
-    repo_id: str | None = None
+    repo_id: Content[str | None] = None
     """Dataset repo on the Hub."""
-    revision: str = "main"
+    revision: Content[str] = "main"
     """Branch, tag or commit."""
-    path: str | None = None
+    path: Content[str | None] = None
     """A local file or folder instead."""
-    files: list[str] = Field(default_factory=list)
+    files: Content[list[str]] = Field(default_factory=list)
     """Only these files of it."""
-    license: str = "other"
+    license: Display[str] = "other"
     """Its licence, as the Hub names it."""
-    license_note: str = ""
+    license_note: Display[str] = ""
     """What cards say about the licence."""
 
     @model_validator(mode="after")

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from hubkit.recipe.block import Block
+from hubkit.recipe.identity import Content, Display, Execution, Narrowed
+
+_PACE_ARGUMENTS = {
+    "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory",
+    "dataloader_prefetch_factor", "dataset_num_proc", "disable_tqdm", "gradient_checkpointing",
+    "gradient_checkpointing_kwargs", "logging_dir", "logging_first_step", "logging_nan_inf_filter",
+    "logging_steps", "logging_strategy", "project", "report_to", "run_name", "trackio_space_id",
+    "trackio_static_space_id",
+}  # fmt: skip
+_CHECKPOINT_ARGUMENTS = {"save_only_model", "save_steps", "save_strategy", "save_total_limit"}
+
+
+def trainer_content(block: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The trainer's `arguments` that decide what is trained: without logging, data loading and
+    checkpoints, which count only where the best checkpoint becomes the result."""
+    ignored = _PACE_ARGUMENTS
+    if not (block.get("early_stopping") or arguments.get("load_best_model_at_end")):
+        ignored = ignored | _CHECKPOINT_ARGUMENTS
+    return {name: value for name, value in arguments.items() if name not in ignored}
 
 
 class Expected(Block):
@@ -14,55 +34,55 @@ class Expected(Block):
     there.
     """
 
-    conversations: Annotated[int, Field(ge=1)]
+    conversations: Display[Annotated[int, Field(ge=1)]]
     """How many, as a source reports them."""
-    tokens: Annotated[int, Field(ge=1)]
+    tokens: Display[Annotated[int, Field(ge=1)]]
     """Mean in each, before truncation."""
-    device: str | None = None
+    device: Display[str | None] = None
     """Part of a GPU's name."""
-    device_gib: Annotated[float, Field(gt=0)] | None = None
+    device_gib: Display[Annotated[float, Field(gt=0)] | None] = None
     """Its memory."""
-    processes: Annotated[int, Field(ge=1)] = 1
+    processes: Display[Annotated[int, Field(ge=1)]] = 1
     """How many of them."""
-    launch: Literal["ddp", "fsdp2", "deepspeed"] | None = None
+    launch: Display[Literal["ddp", "fsdp2", "deepspeed"] | None] = None
     """How the run is spread over them."""
 
 
 class Training(Block):
     """One SFT run over one seat's turns."""
 
-    base: str
+    base: Content[str]
     """Model repo to train."""
-    base_revision: str = "main"
+    base_revision: Content[str] = "main"
     """Branch, tag or commit of it."""
-    seat: Literal["user", "assistant"]
+    seat: Content[Literal["user", "assistant"]]
     """Whose tokens carry loss."""
-    system: str | None = None
+    system: Content[str | None] = None
     """The seat's system message."""
-    end_mark: str | None = None
+    end_mark: Content[str | None] = None
     """Text that the seat learns to say when a conversation is over."""
-    intent_column: str | None = None
+    intent_column: Content[str | None] = None
     """Column that says what this conversation's human wants: it goes into the system message, in
     place of ``{intent}`` or behind it."""
-    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    holdout: Content[Annotated[float, Field(ge=0, lt=1)]] = 0.0
     """Share of rows kept for evaluation during training."""
-    early_stopping: Annotated[int, Field(ge=1)] | None = None
+    early_stopping: Content[Annotated[int, Field(ge=1)] | None] = None
     """Evaluations without a better one that end the run."""
-    quantize: Literal["4bit"] | None = None
+    quantize: Content[Literal["4bit"] | None] = None
     """Load the base in 4 bits below the adapter (QLoRA; needs a CUDA GPU)."""
-    max_conversations: int | None = None
+    max_conversations: Content[int | None] = None
     """Bound on one epoch."""
-    max_tokens: int | None = None
+    max_tokens: Content[int | None] = None
     """Bound on one epoch, in tokens after truncation."""
-    max_drop_share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    max_drop_share: Execution[Annotated[float, Field(ge=0, le=1)]] = 0.5
     """A run that would drop more of its rows refuses to start."""
-    checkpoint_minutes: Annotated[float, Field(gt=0)] = 15.0
+    checkpoint_minutes: Execution[Annotated[float, Field(gt=0)]] = 15.0
     """The longest time that a kill can cost, unless ``sft.save_strategy`` says otherwise."""
-    merge_adapter: bool = False
+    merge_adapter: Content[bool] = False
     """Push the merged weights instead of the adapter."""
-    lora: dict[str, Any] | None = None
+    lora: Content[dict[str, Any] | None] = None
     """Goes to PEFT's LoraConfig; none means all weights are trained."""
-    sft: dict[str, Any] = Field(default_factory=dict)
+    sft: Content[Annotated[dict[str, Any], Narrowed(trainer_content)]] = Field(default_factory=dict)
     """Goes as it is to TRL's SFTConfig."""
-    expected: Expected | None = None
+    expected: Display[Expected | None] = None
     """For plans alone: it changes nothing of what is trained."""

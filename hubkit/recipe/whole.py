@@ -2,128 +2,135 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel, Field
 
+from hubkit import plugins
 from hubkit.recipe.block import Block
+from hubkit.recipe.block import block_of as block_type
 from hubkit.recipe.data import Corpus, Curate
 from hubkit.recipe.dialogue import Rollout
+from hubkit.recipe.identity import (
+    Content,
+    Decides,
+    Display,
+    Execution,
+    content_of,
+    decides,
+    digest,
+    readers,
+)
 from hubkit.recipe.judgement import Evals
 from hubkit.recipe.preference import Preference
 from hubkit.recipe.training import Training
 
 PREFERENCE_STAGES = ("prefer", "align")
-_NOT_READ = {"expected", "published"}  # only shown or planned with
-_SAME_ANYWHERE = {
-    "corpus",
-    "curate",
-}  # stages that make the same wherever they run, by their ``on``
-# Of a preference block, what ``align`` reads.
-_OPTIMISING = {"max_drop_share", "checkpoint_minutes", "lora", "merge_adapter", "dpo"}
+DISPLAY = Decides.DISPLAY
+_BLOCK_OF_STAGE = {stage: "preference" for stage in PREFERENCE_STAGES}
+_USES_PLUGINS = ("corpus", "curate", "eval")
 
 
 class Paper(Block):
     """What a card says about the paper behind a recipe."""
 
-    title: str
+    title: Display[str]
     """As on its first page."""
-    arxiv: str
+    arxiv: Display[str]
     """Its arXiv number."""
-    url: str
+    url: Display[str]
     """Where to read it."""
-    caution: str = ""
+    caution: Display[str] = ""
     """What is not certain about the paper, as cards say it."""
 
 
 class Repos(Block):
     """Repo names, without namespace, of what a recipe makes."""
 
-    corpus: str
+    corpus: Execution[str]
     """Dataset of human conversations."""
-    asker: str
+    asker: Execution[str]
     """Model that asks."""
-    dialogues: str
+    dialogues: Execution[str]
     """Dataset of asker and chat model in conversation."""
-    chat: str
+    chat: Execution[str]
     """Chat model trained on them."""
-    results: str
+    results: Execution[str]
     """Dataset of what was measured."""
-    preference: str | None = None
+    preference: Execution[str | None] = None
     """Dataset of preference pairs; the dialogues' name and ``-preference`` where none is given."""
-    aligned: str | None = None
+    aligned: Execution[str | None] = None
     """Chat model after DPO on them; the chat model's name and ``-aligned`` where none is given."""
-    collection: str | None = None
+    collection: Execution[str | None] = None
     """Title of the collection that ties them; the system's name where none is given."""
 
 
 class Names(Block):
     """The paper's names for what a recipe makes, as cards and Spaces print them."""
 
-    system: str
+    system: Display[str]
     """The whole."""
-    asker: str
+    asker: Display[str]
     """The model that asks."""
-    dialogues: str
+    dialogues: Display[str]
     """The dataset of dialogues."""
-    chat: str
+    chat: Display[str]
     """The chat model."""
-    aligned: str | None = None
+    aligned: Display[str | None] = None
     """The chat model after the preference stage."""
 
 
 class Publish(Block):
     """What the cards say that no stage can know."""
 
-    license_asker: str = "other"
+    license_asker: Display[str] = "other"
     """Licence of the asker's repo."""
-    license_dialogues: str = "other"
+    license_dialogues: Display[str] = "other"
     """Licence of the dialogues."""
-    license_chat: str = "other"
+    license_chat: Display[str] = "other"
     """Licence of the chat model's repo."""
-    license_note: str = ""
+    license_note: Display[str] = ""
     """What cards say about them."""
-    language: list[str] = Field(default_factory=lambda: ["en"])
+    language: Display[list[str]] = Field(default_factory=lambda: ["en"])
     """Languages, as ISO 639-1 codes."""
 
 
 class Recipe(Block):
     """A whole pipeline as data."""
 
-    name: str
+    name: Display[str]
     """Its name."""
-    seed: int = 42
+    seed: Content[int] = 42
     """The one seed from which all others are drawn."""
-    paper: Paper | None = None
+    paper: Display[Paper | None] = None
     """The paper behind it, if there is one."""
-    names: Names
+    names: Display[Names]
     """The paper's names."""
-    repos: Repos
+    repos: Execution[Repos]
     """Where things go."""
-    corpus: Corpus
+    corpus: Content[Corpus]
     """Stage 1."""
-    asker: Training
+    asker: Content[Training]
     """Stage 2."""
-    rollout: Rollout
+    rollout: Content[Rollout]
     """Stage 3."""
-    curate: Curate = Curate()
+    curate: Content[Curate] = Curate()
     """Stage 4."""
-    chat: Training
+    chat: Content[Training]
     """Stage 5."""
-    preference: Preference | None = None
+    preference: Content[Preference | None] = None
     """Preference pairs and DPO, where the paper has them."""
-    eval: Evals = Evals()
+    eval: Content[Evals] = Evals()
     """Stage 6."""
-    publish: Publish = Publish()
+    publish: Display[Publish] = Publish()
     """What cards say that no stage can know."""
-    ours: list[str] = Field(default_factory=list)
+    ours: Display[list[str]] = Field(default_factory=list)
     """Dotted keys that no source states: our own choices, marked in cards."""
-    plugins: list[str] = Field(default_factory=list)
+    plugins: Content[list[str]] = Field(default_factory=list)
     """Modules, or files that end in ``.py`` (relative to the recipe's), that register filters,
     metrics, benchmarks or engines of your own."""
-    profile: str = ""
+    profile: Display[str] = ""
     """The profiles that were laid over it."""
 
     @property
@@ -131,35 +138,62 @@ class Recipe(Block):
         """What marks its repos on a Hub: its name, and its paper's number."""
         return [self.name, *([f"arxiv:{self.paper.arxiv}"] if self.paper else [])]
 
-    def read_by(self, stage: str, *, mode: Literal["json", "python"] = "python") -> dict[str, Any]:
-        """The block that `stage` reads, as plain data; ``prefer`` and ``align`` each read their
-        part of one.
-
-        What changes nothing of what is made is left out. Raises `ValueError` for a stage that the
-        recipe does not have."""
-        if stage not in PREFERENCE_STAGES:
-            block: BaseModel = getattr(self, stage)
-            return block.model_dump(
-                mode=mode, exclude=_NOT_READ | ({"on"} if stage in _SAME_ANYWHERE else set())
-            )
-        if self.preference is None:
+    def block_of(self, stage: str) -> BaseModel:
+        """The block that `stage` reads. Raises `ValueError` for a stage that the recipe does not
+        have.
+        """
+        block: BaseModel | None = getattr(self, _BLOCK_OF_STAGE.get(stage, stage))
+        if block is None:
             raise ValueError(f"a recipe without a preference block has no stage {stage!r}")
-        optimising = (
-            {"exclude": {*_OPTIMISING, "expected"}}
-            if stage == "prefer"
-            else {"include": _OPTIMISING}
+        return block
+
+    def read_by(self, stage: str) -> dict[str, Any]:
+        """What `stage` reads of its block, as JSON; ``prefer`` and ``align`` share one."""
+        block = self.block_of(stage)
+        others = _read_by_others(type(block), stage)
+        shown = {
+            name for name, field in type(block).model_fields.items() if decides(field) is DISPLAY
+        }
+        return block.model_dump(mode="json", exclude=others | shown)
+
+    def content(self, stage: str) -> dict[str, Any]:
+        """What decides the result of `stage`: its seed, the content of its block, and the code of
+        plug-ins.
+        """
+        return content_of_stage(
+            stage, self.seed, self.read_by(stage), plugins.digests(self.plugins)
         )
-        return self.preference.model_dump(mode=mode, **optimising)  # type: ignore[arg-type]
 
     def digest(self, stage: str) -> str:
-        """sha256 (hex) over what `stage` reads of this recipe: its own block, the seed and the repo
-        names.
-        """
-        optional = {"preference", "aligned"} if stage not in PREFERENCE_STAGES else set()
-        payload = {
-            "stage": stage,
-            "seed": self.seed,
-            "repos": self.repos.model_dump(exclude=optional),
-            "block": self.read_by(stage),
-        }
-        return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()
+        """sha256 (hex) over all that decides the result of `stage`, inputs excepted."""
+        return digest(self.content(stage))
+
+
+def content_of_stage(
+    stage: str, seed: int, block: Mapping[str, Any], plugin_digests: Sequence[str] = ()
+) -> dict[str, Any]:
+    """As `Recipe.content`, from what a stage's record holds.
+
+    Args:
+        stage: Its name.
+        seed: The recipe's.
+        block: The JSON of the block that it read, perhaps of an older version.
+        plugin_digests: Those of the recipe's plug-ins; a training uses none.
+    """
+    kind = block_type(Recipe.model_fields[_BLOCK_OF_STAGE.get(stage, stage)].annotation)
+    assert kind is not None
+    content = content_of(kind, block, without=_read_by_others(kind, stage))
+    used = list(plugin_digests) if stage in _USES_PLUGINS else []
+    return {"stage": stage, "seed": seed, "block": content} | ({"plugins": used} if used else {})
+
+
+def _read_by_others(block: type[BaseModel], stage: str) -> set[str]:
+    """The keys of a block that stages share which `stage` does not read."""
+    fields = block.model_fields.items()
+    shared = any(readers(field) for _, field in fields)
+    if not shared:
+        return set()
+    special = {name for name, field in fields if stage in readers(field)}
+    if special:
+        return set(block.model_fields) - special
+    return {name for name, field in fields if readers(field)}

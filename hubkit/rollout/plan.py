@@ -7,7 +7,6 @@ stopped, moved to another machine or split over several draws the same dialogues
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,21 +15,18 @@ from typing import Any
 
 from hubkit.conversation import Conversation, Message, fault
 from hubkit.errors import RecipeError
-from hubkit.recipe import Rollout
+from hubkit.recipe import Rollout, content_of
+from hubkit.recipe import digest as recipe_digest
 
-# Keys of the recipe's block that do not change what a dialogue says: a run may go on under other
-# values of them.
-_CADENCE = {
-    "dialogues", "in_flight", "shard_dialogues", "shard_minutes", "lease_minutes", "request_timeout_s", "patience_s",
-    "fsync", "budget_usd", "budget_tokens", "max_hours", "openings", "baseline", "on", "workers",
+# Keys that decide how much of a run is made, not what its dialogues say: a run may be resumed
+# under other values of them.
+_EXTENT = ("dialogues", "openings", "baseline")
+# What the digests of version 0.1 covered, without sizes, pace, caps and addresses.
+_KEYS_OF_0_1 = {
+    "mode", "intents", "personas", "end_mark", "context_full", "turns", "max_opening_chars",
+    "retries_per_turn", "retry_on",
 }  # fmt: skip
-_SEAT_CADENCE = {
-    "endpoints",
-    "deploy",
-    "token_env",
-    "usd_per_million_input",
-    "usd_per_million_output",
-}
+_SEAT_KEYS_OF_0_1 = {"profile", "repo", "model", "system", "sampling", "context"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +60,16 @@ def run_digest(block: Rollout, seed: int, provenance: Mapping[str, Any]) -> str:
     """sha256 (hex) over all that decides what a run's dialogues say. Two runs with the same one are
     the same run.
     """
-    plain = {key: value for key, value in block.model_dump().items() if key not in _CADENCE}
+    content = content_of(Rollout, block.model_dump(mode="json"), without=_EXTENT)
+    return recipe_digest([content, seed, dict(provenance)])
+
+
+def run_digest_of_0_1(block: Rollout, seed: int, provenance: Mapping[str, Any]) -> str:
+    """The digest that version 0.1 gave this run, for journals and shards that it wrote."""
+    plain = block.model_dump(include=_KEYS_OF_0_1)
     for seat in ("asker", "chat"):
-        plain[seat] = {key: value for key, value in plain[seat].items() if key not in _SEAT_CADENCE}
-    payload = json.dumps([plain, seed, dict(provenance)], sort_keys=True, default=str)
-    return hashlib.sha256(payload.encode()).hexdigest()
+        plain[seat] = getattr(block, seat).model_dump(include=_SEAT_KEYS_OF_0_1)
+    return recipe_digest([plain, seed, dict(provenance)])
 
 
 def turn_seed(seed: int, index: int, turn: int, attempt: int) -> int:

@@ -212,6 +212,17 @@ def standing(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("raw-*.parquet") if _SHARD.fullmatch(path.stem))
 
 
+def read_runs(path: Path) -> set[str]:
+    """The digests of the runs whose dialogues a shard holds; empty for a file that is no shard."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return set(pq.read_table(path, columns=["run"])["run"].unique().to_pylist())
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        return set()
+
+
 def read_indices(path: Path, digest: str) -> list[int]:
     """The dialogue numbers that a shard holds. Raises `SourceError` when it is no shard, or one of
     another run.

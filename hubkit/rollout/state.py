@@ -114,6 +114,18 @@ def ended(dialogue: Dialogue) -> Record:
     }  # fmt: skip
 
 
+def written_by(folder: Path, earlier: Sequence[Path]) -> set[str]:
+    """The digests of the runs that the journal in `folder`, its shards, and `earlier` shards belong
+    to.
+    """
+    digests = set()
+    if (journal := newest(folder)) is not None:
+        header = next(iter(read(journal)), None) or {}
+        digests.add(str(header.get("digest")))
+    standing = shards.standing(folder / "shards")
+    return digests.union(*(shards.read_runs(path) for path in [*standing, *earlier]))
+
+
 def load(folder: Path, digest: str, earlier: Sequence[Path] = ()) -> State:
     """The run in `folder`, which is made where it is not there; `earlier` are shards that another
     machine wrote.

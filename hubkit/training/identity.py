@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from hubkit.errors import SourceError
+from hubkit.recipe import content_of, digest
 from hubkit.training.report import TrainReport, versions
 
 
@@ -30,13 +31,13 @@ def fingerprint_of(
     the versions.
     """
     facts = {
-        "block": block.model_dump(mode="json", exclude={"checkpoint_minutes", "expected"}),
+        "block": content_of(type(block), block.model_dump(mode="json")),
         "data": [[path.name, _sha256(path)] for path in data],
         "base": [base_repo_id, base.name, more],
         "seed": seed,
         "versions": versions(),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return digest(facts)
 
 
 def finished(out: Path, fingerprint: str) -> TrainReport | None:

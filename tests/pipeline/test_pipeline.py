@@ -13,8 +13,7 @@ from filelock import FileLock
 
 from hubkit.errors import RepoMissingError, StageError
 from hubkit.hub import Hub, Ref, connect
-from hubkit.hub.places import runs
-from hubkit.pipeline import Context, Stage, plan, runner
+from hubkit.pipeline import Context, Stage, plan, run
 from hubkit.pipeline.stage import Work
 from hubkit.progress import silent
 from hubkit.recipe import load
@@ -116,7 +115,7 @@ def test_a_run_that_died_between_commit_and_tag_is_tagged_by_the_next(
 def test_two_processes_do_not_build_the_same_stage(hub: Hub) -> None:
     toy = Built("toy-locked")
     context = toy.context(hub)
-    folder = runs() / f"parrot-curate-{toy.stage.key(context, {})[:12]}"
+    folder = toy.stage.folder(context, toy.stage.key(context, {}))
     folder.mkdir(parents=True)
     with FileLock(folder / "lock"), pytest.raises(StageError, match="another process"):
         toy.stage.run(context, {}, silent)
@@ -137,8 +136,35 @@ def test_what_a_later_stage_reads_is_looked_for_before_the_first_one_runs(
     ]
     recipe = load("parrot", profiles=["laptop"], overrides=[*given, "repos.corpus=never-made"])
     with pytest.raises(RepoMissingError, match="nobody/misspelt"):
-        next(runner(recipe, hub))
+        next(run(recipe, hub))
     with pytest.raises(RepoMissingError):
         hub.resolve(hub.qualify("never-made"), repo_type="dataset")
     states = {planned.stage: planned.state for planned in plan(recipe, hub)}
     assert states["corpus"] == "to run" and "nobody/misspelt" in states["rollout"]
+
+
+def test_another_pace_finds_what_was_made_and_tags_nothing(hub: Hub) -> None:
+    toy = Built("toy-pace")
+    first = toy.stage.run(toy.context(hub), {}, silent)
+    found = toy.stage.find(toy.context(hub, "curate.on=ray"), {})
+    assert found is not None and found.ref == first.ref and found.tag == "v1"
+
+
+@pytest.mark.parametrize(("filters", "is_there"), [(None, True), ("[]", False)])
+def test_a_commit_of_version_0_1_is_found_by_its_record(
+    hub: Hub, tmp_path: Path, filters: str | None, is_there: bool
+) -> None:
+    """Its title holds a key that covered pace and repo names too; its record says what was read."""
+    toy = Built("toy-earlier")
+    context = toy.context(hub, *([f"curate.filters={filters}"] if filters else []))
+    block = load("parrot").curate.model_dump(mode="json", exclude={"on"})
+    record = {"stage": "curate", "key": "0" * 64, "block": block, "inputs": {}, "seed": 42}
+    record |= {"digest": "1" * 64, "report": {"rows": 5}, "seconds": 3.5, "hubkit": "0.1.0"}
+    (tmp_path / "provenance").mkdir()
+    (tmp_path / "provenance" / "curate.json").write_text(json.dumps(record))
+    title = f"Curate of recipe parrot [curate:{'0' * 12}]"
+    ref = hub.commit(toy.stage.repo_id(context), tmp_path, title, repo_type="dataset")
+    found = toy.stage.find(context, {})
+    assert (found is not None) == is_there
+    if found is not None:
+        assert found.ref == ref and found.report == {"rows": 5} and found.tag == "v1"

@@ -185,9 +185,18 @@ def test_a_larger_budget_goes_on_where_the_smaller_one_ended(
         capped = [row for row in first if row["end_reason"] == "budget_tokens"]
         report = json.loads(done.stdout)["stages"][0]["report"]
         assert report["stopped"] == "budget_tokens" and capped and len(first) < 12
+        lower = cli("rollout", *args, "--budget-tokens", "600")
+        assert json.loads(lower.stdout)["stages"][0]["skipped"], lower.stderr
         done = cli("rollout", *args)
         assert done.returncode == 0, done.stderr
         answered = server.stats()["answered"]
+        pace = [*args, "--set", "rollout.in_flight=3", "--set", "rollout.patience_s=60"]
+        again = json.loads(cli("rollout", *pace, "--budget-tokens", "600").stdout)["stages"][0]
+        assert (
+            again["skipped"]
+            and again["revision"] == json.loads(done.stdout)["stages"][0]["revision"]
+        )
+        assert server.stats()["answered"] == answered
     whole = {row["index"]: row for row in rows(hub, done)}
     assert sorted(whole) == list(range(12)) and {row["end_reason"] for row in whole.values()} == {
         "target_turns"

@@ -8,7 +8,7 @@ three name, and is paid for once."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from hubkit.errors import StageError
 from hubkit.hub import Ref
 from hubkit.judging import clipped, line
 from hubkit.pipeline.answering import questioner
-from hubkit.pipeline.stage import Context, Work
-from hubkit.recipe import Intents
+from hubkit.pipeline.stage import Context, Work, cap_raised
+from hubkit.recipe import Intents, Recipe
 
 _TURN_CHARS, _TURNS = 600, 16  # of a person's turns, what a judge is shown: an intent shows early
 
@@ -45,6 +45,14 @@ def add(
     told |= {"rows": rows, "with_intent": named}
     _check(block, told)
     return report | {"intents": told}
+
+
+def outgrown(recipe: Recipe, record: Mapping[str, Any]) -> bool:
+    """Whether a cap ended the judge's work in `record`, and `recipe` has raised it since."""
+    stopped = (record["report"].get("intents") or {}).get("stopped")
+    block = recipe.corpus.intents
+    then = (record["block"].get("intents") or {}).get("judging") or {}
+    return cap_raised(stopped, then, block.judging if block else None)
 
 
 def _check(block: Intents, told: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ can be held against each other."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from hubkit import evaluation, preference, training
@@ -14,10 +15,10 @@ from hubkit.hub import Ref
 from hubkit.judging import turn_values, yes_or_no
 from hubkit.pipeline.answering import answering, judge_input, questioner
 from hubkit.pipeline.inputs import require
-from hubkit.pipeline.stage import WEIGHTS, Context, Work, parquet
+from hubkit.pipeline.stage import WEIGHTS, Context, Work, cap_raised, parquet
 from hubkit.progress import Progress
 from hubkit.publishing.metadata import is_adapter
-from hubkit.recipe import Preference
+from hubkit.recipe import Preference, Recipe
 
 OURS = "chat"  # as `preference.chat.repo`: the chat model that this recipe trained
 
@@ -61,6 +62,13 @@ def build_prefer(context: Context, inputs: dict[str, Ref], work: Work) -> dict[s
             progress=work.progress,
         )
     return report.to_dict()
+
+
+def outgrown(recipe: Recipe, record: Mapping[str, Any]) -> bool:
+    """Whether a cap ended the judge's work in `record`, and `recipe` has raised it since."""
+    stopped = (record["report"].get("judging") or {}).get("stopped")
+    then = record["block"].get("judging") or {}
+    return cap_raised(stopped, then, recipe.preference.judging if recipe.preference else None)
 
 
 def align_inputs(context: Context, progress: Progress) -> dict[str, Ref]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from hubkit.hub.branch import Branch
 from hubkit.hub.places import runs
 from hubkit.pipeline import seats
 from hubkit.pipeline.deployed import as_deployed, templates
-from hubkit.pipeline.stage import PROVENANCE, Context, Work, parquet
+from hubkit.pipeline.stage import PROVENANCE, Context, Work, cap_raised, parquet
 from hubkit.pipeline.stages.run_branch import claimed
-from hubkit.recipe import Rollout
+from hubkit.recipe import Recipe, Rollout
 
 
 def drive(
@@ -55,15 +55,21 @@ def estimate(
 
 def settle(context: Context, inputs: dict[str, Ref]) -> None:
     """Remove the folder and the branch of the recipe's run, which the stage's commit supersedes."""
-    digest = _digest(context, inputs, as_deployed(context, inputs, context.recipe.rollout))
-    folder = run_folder(digest)
-    if folder.is_dir():
+    for digest in _digests(context, inputs, as_deployed(context, inputs, context.recipe.rollout)):
+        folder = run_folder(digest)
+        if not folder.is_dir():
+            continue
         with rollout.locked(folder):
             Branch(
                 context.hub, _repo_id(context), _branch_name(digest), repo_type="dataset"
             ).delete()
             shutil.rmtree(folder / "journal", ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def outgrown(recipe: Recipe, record: Mapping[str, Any]) -> bool:
+    """Whether a cap ended the rollout of `record`, and `recipe` has raised or removed it since."""
+    return cap_raised(record["report"].get("stopped"), record["block"], recipe.rollout)
 
 
 def run_folder(digest: str) -> Path:
@@ -83,8 +89,19 @@ def _provenance(inputs: dict[str, Ref]) -> dict[str, Any]:
     return {role: inputs[role].to_dict() for role in ("openings", "asker", "chat")}
 
 
+def _digests(context: Context, inputs: dict[str, Ref], block: Rollout) -> tuple[str, str]:
+    """The digest of the run, and the one that version 0.1 gave it."""
+    facts = (block, context.recipe.seed, _provenance(inputs))
+    return rollout.run_digest(*facts), rollout.run_digest_of_0_1(*facts)
+
+
 def _digest(context: Context, inputs: dict[str, Ref], block: Rollout) -> str:
-    return rollout.run_digest(block, context.recipe.seed, _provenance(inputs))
+    """The digest under which the run was begun, on this machine or on the Hub."""
+    digest, earlier = _digests(context, inputs, block)
+    if run_folder(earlier).is_dir():
+        return earlier
+    branch = Branch(context.hub, _repo_id(context), _branch_name(earlier), repo_type="dataset")
+    return earlier if branch.exists() else digest
 
 
 @contextmanager
@@ -124,7 +141,7 @@ def _kept(
         yield {
             "journal": folder / "journal",
             "earlier_shards": [
-                *_superseded(context.hub, repo_id, digest, work.scratch),
+                *_superseded(context.hub, repo_id, _digests(context, inputs, block), work.scratch),
                 *branch.shards(),
             ],
             "on_shard": branch.put,
@@ -132,7 +149,7 @@ def _kept(
         }
 
 
-def _superseded(hub: Hub, repo_id: str, digest: str, scratch: Path) -> list[Path]:
+def _superseded(hub: Hub, repo_id: str, digests: Sequence[str], scratch: Path) -> list[Path]:
     """The shards of the newest commit on ``main`` that holds this run, smaller or with other caps;
     often none.
     """
@@ -142,7 +159,7 @@ def _superseded(hub: Hub, repo_id: str, digest: str, scratch: Path) -> list[Path
         ]
     for revision, title in titles:
         ref = Ref(repo_id, "dataset", revision)
-        if "[rollout:" not in title or _digest_of(hub, ref) != digest:
+        if "[rollout:" not in title or _digest_of(hub, ref) not in digests:
             continue
         folder = scratch / "earlier"
         folder.mkdir(parents=True, exist_ok=True)
