@@ -4,7 +4,7 @@ process on a laptop.
 Run as ``python -m hubkit.local_engine``; everything else sees it as addresses only. Inside, a
 request goes
 
-    app → front → validation, templates → generation → an engine (llama.cpp or transformers)
+    app → service → validation, templates → generation → an engine (llama.cpp or transformers)
 
 `repo` fetches a model at a commit and `gguf_*` convert it, once per commit. The engine is behind
 one small protocol (`engine`), so that either can be replaced.

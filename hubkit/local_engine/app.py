@@ -5,8 +5,11 @@ from __future__ import annotations
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,27 +19,34 @@ from starlette.routing import Route
 
 from hubkit.local_engine import chat, completions, tgi_routes
 from hubkit.local_engine.http_errors import RequestError
-from hubkit.local_engine.service import Front, error_response
+from hubkit.local_engine.service import Service, error_response
 from hubkit.local_engine.validation import MAX_BEST_OF, MAX_STOP_SEQUENCES
 
 _log = logging.getLogger("hubkit.local_engine")
 _OPEN_PATHS = {"/health"}
 
-Handler = Callable[[Front, Request], Awaitable[Response]]
+Handler = Callable[[Service, Request], Awaitable[Response]]
 
 
-def build_app(front: Front, *, token: str | None = None) -> Starlette:
-    """All of TGI's routes. With `token`, every route but /health wants `Authorization: Bearer
-    <token>`.
+def build_app(
+    service: Service, *, token: str | None = None, hosts: Collection[str] = ()
+) -> Starlette:
+    """Build the application with all of TGI's routes.
+
+    Args:
+        service: What answers.
+        token: The bearer token that every route but /health requires; None requires none.
+        hosts: Host names, beside IP addresses and localhost, under which the server is addressed.
     """
 
     def route(path: str, handler: Handler, method: str) -> Route:
         async def endpoint(request: Request) -> Response:
             try:
+                _check_source(request, hosts)
                 _authorise(request, token)
-                return await handler(front, request)
+                return await handler(service, request)
             except RequestError as error:
-                front.metrics.failed(error.error_type)
+                service.metrics.failed(error.error_type)
                 return error_response(error)
 
         return Route(path, endpoint, methods=[method])
@@ -65,12 +75,39 @@ def build_app(front: Front, *, token: str | None = None) -> Starlette:
     )
 
 
+def _check_source(request: Request, hosts: Collection[str]) -> None:
+    """Refuse what a web page elsewhere makes a browser send: a name that resolves to this machine
+    (DNS rebinding) as Host, or another site as Origin. Raises `RequestError` (403).
+    """
+    origin = request.headers.get("origin")
+    for header, value in (("Host", f"//{request.headers.get('host', '')}"), ("Origin", origin)):
+        if value is not None and not _is_local(value, hosts):
+            raise RequestError(
+                403,
+                "forbidden",
+                f"{header} {value.removeprefix('//')[:200]!r} is not this server; use its IP "
+                f"address or localhost",
+            )
+
+
+def _is_local(url: str, hosts: Collection[str]) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        if url.startswith("//"):  # an address cannot be rebound
+            with suppress(ValueError):
+                ip_address(host)
+                return True
+        return host in ("localhost", "127.0.0.1", "::1", *hosts)
+    except ValueError:
+        return False
+
+
 def _authorise(request: Request, token: str | None) -> None:
     if token is None or request.url.path in _OPEN_PATHS:
         return
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if not hmac.compare_digest(given.encode(), token.encode()):
-        raise RequestError(401, "unauthorized", "this endpoint wants a bearer token")
+    sent = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if not hmac.compare_digest(sent.encode(), token.encode()):
+        raise RequestError(401, "unauthorized", "this endpoint requires a bearer token")
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -89,17 +126,17 @@ async def _server_error(request: Request, error: Exception) -> Response:
     )
 
 
-async def _health(front: Front, request: Request) -> Response:
+async def _health(service: Service, request: Request) -> Response:
     return Response()
 
 
-async def _info(front: Front, request: Request) -> Response:
-    served, engine = front.served, front.generator.engine
+async def _info(service: Service, request: Request) -> Response:
+    served, engine = service.served, service.generator.engine
     info: dict[str, Any] = {
         "model_id": served.model_id,
         "model_sha": served.revision,
         "model_pipeline_tag": "text-generation",
-        "max_concurrent_requests": front.generator.max_concurrent,
+        "max_concurrent_requests": service.generator.max_concurrent,
         "max_best_of": MAX_BEST_OF,
         "max_stop_sequences": MAX_STOP_SEQUENCES,
         "max_input_tokens": engine.context - 1,
@@ -115,16 +152,16 @@ async def _info(front: Front, request: Request) -> Response:
     return JSONResponse(info)
 
 
-async def _metrics(front: Front, request: Request) -> Response:
-    return PlainTextResponse(front.metrics.render(front.generator.engine))
+async def _metrics(service: Service, request: Request) -> Response:
+    return PlainTextResponse(service.metrics.render(service.generator.engine))
 
 
-async def _models(front: Front, request: Request) -> Response:
+async def _models(service: Service, request: Request) -> Response:
     """TGI's fields of one model, and OpenAI's list of all of them, in one object."""
     now = int(time.time())
-    names = [front.served.model_id, *front.served.adapters]
+    names = [service.served.model_id, *service.served.adapters]
     models = [
-        {"id": name, "object": "model", "created": now, "owned_by": front.served.model_id}
+        {"id": name, "object": "model", "created": now, "owned_by": service.served.model_id}
         for name in names
     ]
     return JSONResponse({**models[0], "object": "list", "data": models})

@@ -12,34 +12,41 @@ from starlette.responses import JSONResponse, Response
 
 from hubkit.local_engine.generation import Ending, TokenText
 from hubkit.local_engine.http_errors import tool_error
-from hubkit.local_engine.requests import ChatRequest, GenerateParameters, Message, TextChunk
-from hubkit.local_engine.service import Front, event_stream, unless_gone
+from hubkit.local_engine.requests import (
+    ChatRequest,
+    Extension,
+    GenerateParameters,
+    Message,
+    TextChunk,
+)
+from hubkit.local_engine.service import Service, event_stream, unless_gone
 from hubkit.local_engine.tgi_routes import simple_tokens, timing_headers
 
 _MOST_TOP_LOGPROBS = 5
+_RENDERED = Extension(add_special_tokens=False)  # the template has printed them
 
 
-async def chat_completions(front: Front, request: Request) -> Response:
+async def chat_completions(service: Service, request: Request) -> Response:
     """POST /v1/chat/completions."""
-    front.metrics.requested()
-    return await answer(front, request, await front.read(request, ChatRequest))
+    service.metrics.requested()
+    return await answer(service, request, await service.read(request, ChatRequest))
 
 
-async def answer(front: Front, request: Request, body: ChatRequest) -> Response:
+async def answer(service: Service, request: Request, body: ChatRequest) -> Response:
     """Render, generate, answer at once or as a stream."""
-    adapter = front.adapter(request, body.model)
-    with front.generator.admit() as ticket:
-        prompt = await front.render(adapter, chat_messages(body))
-        work = await front.prepare(
+    adapter = service.adapter(request, body.model)
+    with service.generator.admit() as ticket:
+        prompt = await service.render(adapter, chat_messages(body))
+        work = await service.prepare(
             request,
             prompt,
             chat_parameters(body),
             adapter,
-            add_special_tokens=False,
+            extension=_RENDERED,
             dialogue=body.user,
         )
-        sequence = front.generator.start(work, ticket)
-    envelope = _envelope(front, adapter)
+        sequence = service.generator.start(work, ticket)
+    envelope = _envelope(service, adapter)
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
 
@@ -49,7 +56,7 @@ async def answer(front: Front, request: Request, body: ChatRequest) -> Response:
                 for chunk in _chunks(body, envelope, token, ending, usage)
             ]
 
-        headers = {"x-compute-type": front.generator.engine.name}
+        headers = {"x-compute-type": service.generator.engine.name}
         return event_stream(sequence, encode, last="[DONE]", headers=headers)
     tokens, ending = await unless_gone(request, [sequence], sequence.collect())
     choice = {
@@ -64,14 +71,14 @@ async def answer(front: Front, request: Request, body: ChatRequest) -> Response:
         "choices": [choice],
         "usage": usage_of(ending),
     }
-    return JSONResponse(payload, headers=timing_headers(front, ending))
+    return JSONResponse(payload, headers=timing_headers(service, ending))
 
 
-async def chat_tokenize(front: Front, request: Request) -> Response:
+async def chat_tokenize(service: Service, request: Request) -> Response:
     """POST /chat_tokenize."""
-    body = await front.read(request, ChatRequest)
-    prompt = await front.render(front.adapter(request, body.model), chat_messages(body))
-    tokens = await simple_tokens(front, prompt, add_special_tokens=False)
+    body = await service.read(request, ChatRequest)
+    prompt = await service.render(service.adapter(request, body.model), chat_messages(body))
+    tokens = await simple_tokens(service, prompt, _RENDERED)
     return JSONResponse({"tokenize_response": tokens, "templated_text": prompt})
 
 
@@ -112,7 +119,9 @@ def chat_parameters(body: ChatRequest) -> GenerateParameters:
         top_p=None if greedy else body.top_p,
         repetition_penalty=None if presence is None else presence + 2.0,
         frequency_penalty=body.frequency_penalty,
-        max_new_tokens=body.max_tokens,
+        max_new_tokens=body.max_tokens
+        if body.max_completion_tokens is None
+        else body.max_completion_tokens,
         seed=body.seed,
         stop=body.stop or [],
         top_n_tokens=top or None,
@@ -135,12 +144,12 @@ def usage_of(ending: Ending) -> dict[str, Any]:
     }
 
 
-def _envelope(front: Front, adapter: str) -> dict[str, Any]:
+def _envelope(service: Service, adapter: str) -> dict[str, Any]:
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": front.served.adapters.get(adapter, front.served.model_id),
-        "system_fingerprint": front.served.version,
+        "model": service.served.adapters.get(adapter, service.served.model_id),
+        "system_fingerprint": service.served.version,
     }
 
 

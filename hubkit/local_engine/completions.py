@@ -23,62 +23,64 @@ from hubkit.local_engine.requests import (
     CompletionRequest,
     GenerateParameters,
 )
-from hubkit.local_engine.service import EventStream, Front, close_all, unless_gone, with_ending
+from hubkit.local_engine.service import EventStream, Service, close_all, unless_gone, with_ending
 
 _MOST_PROMPTS = 4  # TGI's --max-client-batch-size
 
 
-async def completions(front: Front, request: Request) -> Response:
+async def completions(service: Service, request: Request) -> Response:
     """POST /v1/completions."""
-    front.metrics.requested()
-    return await answer(front, request, await front.read(request, CompletionRequest))
+    service.metrics.requested()
+    return await answer(service, request, await service.read(request, CompletionRequest))
 
 
 class _Invocation(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
-async def invocations(front: Front, request: Request) -> Response:
+async def invocations(service: Service, request: Request) -> Response:
     """POST /invocations: what the body holds (inputs, messages or prompt) says which route it is
     for.
     """
-    front.metrics.requested()
-    fields = (await front.read(request, _Invocation)).model_dump()
+    service.metrics.requested()
+    fields = (await service.read(request, _Invocation)).model_dump()
     if "messages" in fields:
-        return await chat.answer(front, request, front.checked(fields, ChatRequest))
+        return await chat.answer(service, request, service.checked(fields, ChatRequest))
     if "prompt" in fields:
-        return await answer(front, request, front.checked(fields, CompletionRequest))
-    body = front.checked(fields, CompatGenerateRequest)
-    return await (tgi_routes.stream if body.stream else tgi_routes.answer)(front, request, body)
+        return await answer(service, request, service.checked(fields, CompletionRequest))
+    body = service.checked(fields, CompatGenerateRequest)
+    return await (tgi_routes.stream if body.stream else tgi_routes.answer)(service, request, body)
 
 
-async def answer(front: Front, request: Request, body: CompletionRequest) -> Response:
+async def answer(service: Service, request: Request, body: CompletionRequest) -> Response:
     """Generate after each prompt; answer at once or as a stream of chunks that name their prompt by
     `index`.
     """
-    adapter = front.adapter(request, body.model)
+    adapter = service.adapter(request, body.model)
     if body.suffix is not None:
         raise invalid("`suffix` is not supported by this engine")
     if not 0 < len(body.prompt) <= _MOST_PROMPTS:
         raise invalid(
             f"Number of prompts must be > 0 and <= {_MOST_PROMPTS}. Given: {len(body.prompt)}"
         )
+    if body.hubkit.typed_spans and (len(body.prompt) > 1 or not isinstance(body.prompt[0], str)):
+        raise invalid("`hubkit.typed_spans` needs a single prompt, as text")
     sequences: list[Sequence] = []
     try:
         for prompt in body.prompt:
-            with front.generator.admit() as ticket:
-                work = await front.prepare(
-                    request, prompt, _parameters(body), adapter, add_special_tokens=True
+            with service.generator.admit() as ticket:
+                work = await service.prepare(
+                    request, prompt, _parameters(body), adapter, extension=body.hubkit
                 )
-                sequences.append(front.generator.start(work, ticket))
+                sequences.append(service.generator.start(work, ticket))
     except RequestError:
         await close_all(sequences)
         raise
     envelope = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": front.served.adapters.get(adapter, front.served.model_id),
-        "system_fingerprint": front.served.version,
+        "model": service.served.adapters.get(adapter, service.served.model_id),
+        "system_fingerprint": service.served.version,
         "object": "text_completion",
     }
     if body.stream:

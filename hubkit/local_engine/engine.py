@@ -1,6 +1,6 @@
-"""What the front asks of an engine: token ids in, token ids out. Two engines sit behind it.
+"""What the service asks of an engine: token ids in, token ids out. Two engines sit behind it.
 
-The front renders, tokenizes, detokenizes, validates and counts; an engine only computes. It yields
+The service renders, tokenizes, detokenizes, validates and counts; an engine only computes. It yields
 `Started`, then `Step`s, then `Finish`. Closing the iterator early cancels the work and frees what
 it held."""
 

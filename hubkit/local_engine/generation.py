@@ -46,7 +46,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A job plus what the front must know to turn its tokens into text."""
+    """A job plus what the service must know to turn its tokens into text."""
 
     job: Job
     stop: tuple[str, ...]

@@ -1,6 +1,6 @@
 """A tokenizer's vocabulary as llama.cpp wants it.
 
-The front tokenizes and detokenizes with the repo's own `tokenizer.json`, so llama.cpp only sees
+The service tokenizes and detokenizes with the repo's own `tokenizer.json`, so llama.cpp only sees
 token ids. It still needs a text per id: grammars read it, and its stream *withholds* a token whose
 text does not end on a whole UTF-8 character, id included. So every id gets a text that is whole by
 itself: its real text where that is valid UTF-8 and unique, a stand-in otherwise. Control tokens get

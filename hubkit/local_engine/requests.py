@@ -15,6 +15,16 @@ Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 Texts = Annotated[
     list[str], BeforeValidator(lambda text: [text] if isinstance(text, str) else text)
 ]
+Ids = Annotated[list[UInt32], Field(min_length=1)]
+
+
+def _as_list(prompt: Any) -> Any:
+    """One prompt, as a text or as token ids, as a list of one."""
+    ids = isinstance(prompt, list) and bool(prompt) and all(type(i) is int for i in prompt)
+    return [prompt] if ids or isinstance(prompt, str) else prompt
+
+
+Prompts = Annotated[list[str | Ids], BeforeValidator(_as_list)]
 
 
 class _Request(BaseModel):
@@ -52,11 +62,24 @@ class GenerateParameters(_Request):
     watermark: bool = False
 
 
+class Extension(_Request):
+    """What hubkit's engine takes beyond TGI's API, under the key ``hubkit``; other servers ignore
+    it.
+
+    `typed_spans` are ``[start, stop)`` character ranges of the prompt that people wrote: a control
+    token spelt out in there is tokenized as ordinary text. `add_special_tokens` False leaves out
+    the tokens (BOS) that the tokenizer would add, for a prompt whose template has printed them."""
+
+    typed_spans: list[Annotated[list[UInt32], Field(min_length=2, max_length=2)]] = []
+    add_special_tokens: bool = True
+
+
 class GenerateRequest(_Request):
     """Body of /generate, /generate_stream, /tokenize."""
 
     inputs: str
     parameters: GenerateParameters = GenerateParameters()
+    hubkit: Extension = Extension()
 
 
 class CompatGenerateRequest(GenerateRequest):
@@ -109,6 +132,7 @@ class ChatRequest(_Request):
     frequency_penalty: float | None = None
     logit_bias: Any = None  # unused, as in TGI
     logprobs: bool | None = None
+    max_completion_tokens: UInt32 | None = None
     max_tokens: UInt32 | None = None
     n: UInt32 | None = None  # unused, as in TGI
     presence_penalty: float | None = None
@@ -127,11 +151,14 @@ class ChatRequest(_Request):
 
 
 class CompletionRequest(_Request):
-    """Body of /v1/completions."""
+    """Body of /v1/completions. `prompt` is a text, token ids, or a list of either.
 
-    prompt: Texts
+    `hubkit` belongs to a single prompt given as text."""
+
+    prompt: Prompts
     model: str | None = None
     frequency_penalty: float | None = None
+    hubkit: Extension = Extension()
     max_tokens: UInt32 | None = None
     repetition_penalty: float | None = None
     seed: UInt | None = None

@@ -26,7 +26,7 @@ from hubkit.local_engine.gguf_model import Dtype, convert_model, eos_token_ids, 
 from hubkit.local_engine.llamacpp import LlamaCppEngine
 from hubkit.local_engine.metrics import Metrics
 from hubkit.local_engine.repo import Snapshot, converted, fetch
-from hubkit.local_engine.service import BASE, Front, ServedModel
+from hubkit.local_engine.service import BASE, ServedModel, Service
 from hubkit.local_engine.settings import Listen, Settings, bearer_token, check_addresses
 from hubkit.local_engine.templates import TemplateRenderer, read_template
 from hubkit.local_engine.text import TextCodec
@@ -116,13 +116,13 @@ def _llamacpp(settings: Settings, model: Snapshot, adapters: dict[str, Snapshot]
     )
 
 
-def build_front(
+def build_service(
     settings: Settings,
     model: Snapshot,
     adapters: dict[str, Snapshot],
     engine: Engine,
     ports: dict[int, str],
-) -> Front:
+) -> Service:
     """Everything above the engine. Raises `EngineError` for a repo without a tokenizer."""
     codec = TextCodec(model.folder)
     base_template = read_template(model.folder)
@@ -144,7 +144,7 @@ def build_front(
         {name: template for name, template in templates.items() if template}
     )
     generator = Generator(engine, codec, Metrics(), max_concurrent=settings.max_concurrent)
-    return Front(served, codec, renderer, generator, default_adapters=ports)
+    return Service(served, codec, renderer, generator, default_adapters=ports)
 
 
 class _Server(uvicorn.Server):
@@ -183,9 +183,10 @@ async def _serve(
     ports = {
         sock.getsockname()[1]: at.serves for sock, at in zip(sockets, settings.listen, strict=True)
     }
-    front = build_front(settings, model, adapters, engine, ports)
-    await front.renderer.check()
-    app = build_app(front, token=bearer_token())
+    service = build_service(settings, model, adapters, engine, ports)
+    await service.renderer.check()
+    hosts = {address.host.strip("[]") for address in settings.listen}
+    app = build_app(service, token=bearer_token(), hosts=hosts)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -207,7 +208,7 @@ async def _serve(
     finally:
         if settings.state_file:
             settings.state_file.unlink(missing_ok=True)
-        await front.renderer.close()
+        await service.renderer.close()
 
 
 def _bind(address: Listen) -> socket.socket:

@@ -7,21 +7,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
-from tokenizers import Encoding
 
 from hubkit.local_engine.engine import Job
 from hubkit.local_engine.generation import Ending, Generator, Sequence, TokenText, Work
 from hubkit.local_engine.http_errors import RequestError, invalid, template_error
 from hubkit.local_engine.metrics import Metrics
-from hubkit.local_engine.requests import GenerateParameters
+from hubkit.local_engine.requests import Extension, GenerateParameters
 from hubkit.local_engine.templates import TemplateError, TemplateRenderer
-from hubkit.local_engine.text import TextCodec
+from hubkit.local_engine.text import TextCodec, Tokens
 from hubkit.local_engine.validation import check_limits, checked_sampling, new_tokens, too_long
 
 BASE = "base"
@@ -45,7 +45,7 @@ class ServedModel:
     version: str
 
 
-class Front:
+class Service:
     """The state behind the routes."""
 
     def __init__(
@@ -119,33 +119,47 @@ class Front:
         except TemplateError as error:
             raise template_error(str(error)) from error
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> Encoding:
-        """`text` tokenized, off the event loop when it is long."""
-        if len(text) < _LONG_TEXT_CHARS:
-            return self.codec.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(
-            self.codec.encode, text, add_special_tokens=add_special_tokens
+    async def encode(self, text: str, extension: Extension) -> Tokens:
+        """Tokenize `text`, off the event loop when it is long. Raises `RequestError` (422)."""
+        spans = [(start, stop) for start, stop in extension.typed_spans]
+        if any(not start <= stop <= len(text) for start, stop in spans):
+            raise invalid("`hubkit.typed_spans` must be [start, stop] pairs inside the prompt")
+        encode = partial(
+            self.codec.encode,
+            text,
+            add_special_tokens=extension.add_special_tokens,
+            typed_spans=spans,
         )
+        return encode() if len(text) < _LONG_TEXT_CHARS else await asyncio.to_thread(encode)
+
+    async def _prompt_ids(
+        self, prompt: str | list[int], p: GenerateParameters, extension: Extension
+    ) -> list[int]:
+        if isinstance(prompt, list):
+            if max(prompt) >= self.codec.size:
+                raise invalid(f"token id {max(prompt)} is beyond the vocabulary")
+            return prompt
+        if p.truncate is None and len(prompt) > self.context * self.codec.longest_token_chars:
+            at_least = len(prompt) // self.codec.longest_token_chars
+            raise too_long(self.context, f"at least {at_least}", p.max_new_tokens or 1)
+        return (await self.encode(prompt, extension)).ids
 
     async def prepare(
         self,
         request: Request,
-        text: str,
+        prompt: str | list[int],
         p: GenerateParameters,
         adapter: str,
         *,
-        add_special_tokens: bool,
+        extension: Extension,
         dialogue: str | None = None,
     ) -> Work:
         """Validate and tokenize. Raises `RequestError` (422)."""
         sampling = checked_sampling(p)
         check_limits(p, self.context - 1)
-        if not text:
+        if not prompt:
             raise invalid("`inputs` cannot be empty")
-        if p.truncate is None and len(text) > self.context * self.codec.longest_token_chars:
-            at_least = len(text) // self.codec.longest_token_chars
-            raise too_long(self.context, f"at least {at_least}", p.max_new_tokens or 1)
-        ids = (await self.encode(text, add_special_tokens=add_special_tokens)).ids
+        ids = await self._prompt_ids(prompt, p, extension)
         ids = ids[-p.truncate :] if p.truncate else ids
         if not ids:
             raise invalid("`inputs` cannot be empty")

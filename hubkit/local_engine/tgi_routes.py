@@ -10,31 +10,36 @@ from starlette.responses import JSONResponse, Response
 
 from hubkit.local_engine.generation import Ending, Sequence, TokenText, Work
 from hubkit.local_engine.http_errors import RequestError, invalid
-from hubkit.local_engine.requests import CompatGenerateRequest, GenerateParameters, GenerateRequest
-from hubkit.local_engine.service import Front, close_all, event_stream, unless_gone
+from hubkit.local_engine.requests import (
+    CompatGenerateRequest,
+    Extension,
+    GenerateParameters,
+    GenerateRequest,
+)
+from hubkit.local_engine.service import Service, close_all, event_stream, unless_gone
 
 Sampled = tuple[list[TokenText], Ending]
 
 
-async def generate(front: Front, request: Request) -> Response:
+async def generate(service: Service, request: Request) -> Response:
     """POST /generate."""
-    front.metrics.requested()
-    return await answer(front, request, await front.read(request, GenerateRequest))
+    service.metrics.requested()
+    return await answer(service, request, await service.read(request, GenerateRequest))
 
 
-async def generate_stream(front: Front, request: Request) -> Response:
+async def generate_stream(service: Service, request: Request) -> Response:
     """POST /generate_stream."""
-    front.metrics.requested()
-    return await stream(front, request, await front.read(request, GenerateRequest))
+    service.metrics.requested()
+    return await stream(service, request, await service.read(request, GenerateRequest))
 
 
-async def compat_generate(front: Front, request: Request) -> Response:
+async def compat_generate(service: Service, request: Request) -> Response:
     """POST /: either of the two above; the answer is in a list."""
-    front.metrics.requested()
-    body = await front.read(request, CompatGenerateRequest)
+    service.metrics.requested()
+    body = await service.read(request, CompatGenerateRequest)
     if body.stream:
-        return await stream(front, request, body)
-    response = await answer(front, request, body)
+        return await stream(service, request, body)
+    response = await answer(service, request, body)
     return Response(
         b"[" + bytes(response.body) + b"]",
         headers=_timings(response),
@@ -42,18 +47,18 @@ async def compat_generate(front: Front, request: Request) -> Response:
     )
 
 
-async def answer(front: Front, request: Request, body: GenerateRequest) -> JSONResponse:
+async def answer(service: Service, request: Request, body: GenerateRequest) -> JSONResponse:
     """Generate, then say everything at once."""
     p = body.parameters
-    adapter = front.adapter(request, p.adapter_id)
+    adapter = service.adapter(request, p.adapter_id)
     sequences: list[Sequence] = []
     try:
         for _ in range(p.best_of or 1):
-            with front.generator.admit() as ticket:
-                work = await front.prepare(
-                    request, body.inputs, p, adapter, add_special_tokens=True
+            with service.generator.admit() as ticket:
+                work = await service.prepare(
+                    request, body.inputs, p, adapter, extension=body.hubkit
                 )
-                sequences.append(front.generator.start(work, ticket))
+                sequences.append(service.generator.start(work, ticket))
     except RequestError:
         await close_all(sequences)
         raise
@@ -66,7 +71,7 @@ async def answer(front: Front, request: Request, body: GenerateRequest) -> JSONR
     prefix = body.inputs if p.return_full_text else ""
     payload: dict[str, Any] = {"generated_text": prefix + results[0][1].generated_text}
     if p.details:
-        details = [_details(front, work, p, result) for result in results]
+        details = [_details(service, work, p, result) for result in results]
         best = details[0]
         if len(results) > 1:
             best["best_of_sequences"] = [
@@ -74,20 +79,20 @@ async def answer(front: Front, request: Request, body: GenerateRequest) -> JSONR
                 for detail, (_, ending) in zip(details[1:], results[1:], strict=True)
             ]
         payload["details"] = best
-    return JSONResponse(payload, headers=timing_headers(front, results[0][1]))
+    return JSONResponse(payload, headers=timing_headers(service, results[0][1]))
 
 
-async def stream(front: Front, request: Request, body: GenerateRequest) -> Response:
+async def stream(service: Service, request: Request, body: GenerateRequest) -> Response:
     """Generate, one event per token; the last one carries the whole text and the details."""
     p = body.parameters
-    adapter = front.adapter(request, p.adapter_id)
+    adapter = service.adapter(request, p.adapter_id)
     if p.best_of is not None and p.best_of > 1:
         raise invalid("`best_of` != 1 is not supported when streaming tokens")
     if p.decoder_input_details:
         raise invalid("`decoder_input_details` == true is not supported when streaming tokens")
-    with front.generator.admit() as ticket:
-        work = await front.prepare(request, body.inputs, p, adapter, add_special_tokens=True)
-        sequence = front.generator.start(work, ticket)
+    with service.generator.admit() as ticket:
+        work = await service.prepare(request, body.inputs, p, adapter, extension=body.hubkit)
+        sequence = service.generator.start(work, ticket)
     index = 0
 
     def encode(token: TokenText, ending: Ending | None) -> list[str]:
@@ -109,31 +114,29 @@ async def stream(front: Front, request: Request, body: GenerateRequest) -> Respo
             }
         return [json.dumps(event, ensure_ascii=False)]
 
-    return event_stream(sequence, encode, headers={"x-compute-type": front.generator.engine.name})
+    return event_stream(sequence, encode, headers={"x-compute-type": service.generator.engine.name})
 
 
-async def tokenize(front: Front, request: Request) -> Response:
+async def tokenize(service: Service, request: Request) -> Response:
     """POST /tokenize."""
-    body = await front.read(request, GenerateRequest)
-    return JSONResponse(await simple_tokens(front, body.inputs, add_special_tokens=True))
+    body = await service.read(request, GenerateRequest)
+    return JSONResponse(await simple_tokens(service, body.inputs, body.hubkit))
 
 
-async def simple_tokens(
-    front: Front, text: str, *, add_special_tokens: bool
-) -> list[dict[str, Any]]:
+async def simple_tokens(service: Service, text: str, extension: Extension) -> list[dict[str, Any]]:
     """Every token of `text` with its id and its character span."""
-    encoding = await front.encode(text, add_special_tokens=add_special_tokens)
+    encoding = await service.encode(text, extension)
     return [
         {"id": i, "text": text[start:stop], "start": start, "stop": stop}
         for i, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
     ]
 
 
-def timing_headers(front: Front, ending: Ending) -> dict[str, str]:
+def timing_headers(service: Service, ending: Ending) -> dict[str, str]:
     """TGI's `x-…` headers; times in whole milliseconds."""
     total_s = ending.queue_s + ending.inference_s
     return {
-        "x-compute-type": front.generator.engine.name,
+        "x-compute-type": service.generator.engine.name,
         "x-compute-time": f"{total_s:.6f}",
         "x-compute-characters": str(len(ending.generated_text)),
         "x-prompt-tokens": str(ending.input_length),
@@ -154,7 +157,9 @@ def _token(token: TokenText) -> dict[str, Any]:
     return {"id": token.id, "text": token.text, "logprob": token.logprob, "special": token.special}
 
 
-def _details(front: Front, work: Work, p: GenerateParameters, result: Sampled) -> dict[str, Any]:
+def _details(
+    service: Service, work: Work, p: GenerateParameters, result: Sampled
+) -> dict[str, Any]:
     tokens, ending = result
     prefill = work.job.prompt_ids if p.decoder_input_details else []
     details: dict[str, Any] = {
@@ -162,7 +167,9 @@ def _details(front: Front, work: Work, p: GenerateParameters, result: Sampled) -
         "generated_tokens": ending.generated_tokens,
         "seed": _shown_seed(work),
         # The engine does not score the prompt, so its log-probabilities are null.
-        "prefill": [{"id": i, "text": front.codec.token_text(i), "logprob": None} for i in prefill],
+        "prefill": [
+            {"id": i, "text": service.codec.token_text(i), "logprob": None} for i in prefill
+        ],
         "tokens": [_token(token) for token in tokens],
     }
     if p.top_n_tokens:

@@ -1,4 +1,4 @@
-"""Plain transformers behind the same front: other architectures, CUDA, and the reference that
+"""Plain transformers behind the same service: other architectures, CUDA, and the reference that
 fidelity is judged by.
 
 float32 on a CPU, bfloat16 on CUDA. Jobs that wait are taken up together, as one batch per adapter;

@@ -146,7 +146,8 @@ def _raw_request(
     sock = socket.create_connection((host, int(port)))
     data = json.dumps(body).encode()
     sock.sendall(
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        + data
     )
     return sock
 
