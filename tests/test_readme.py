@@ -36,7 +36,7 @@ ELSEWHERE = {
     r"hubkit rollout ": "needs servers in the seats: test_rollout_cli.py, test_rollout_ray.py",
     r"hubkit eval asker ": "needs a second asker and an engine: test_scorecard_cli.py",
     r"hubkit eval chat (?!.*--dry-run)": "needs an engine: test_eval_cli.py",
-    r"hubkit serve ": "runs until it is stopped: test_local_tgi_serve.py",
+    r"hubkit serve ": "runs until it is stopped: test_local_engine_serve.py",
     r"hubkit spaces ": "runs until it is stopped: tests/browser",
 }
 

@@ -37,7 +37,7 @@ def script(
         raise RecipeError(
             "--slurm needs the number of GPUs on each node, for example --processes 8"
         )
-    source = (resources.files("hubkit") / "train" / "slurm.sh.jinja").read_text("utf-8")
+    source = (resources.files("hubkit") / "training" / "slurm.sh.jinja").read_text("utf-8")
     text = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False
     )

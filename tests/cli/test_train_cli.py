@@ -19,7 +19,7 @@ from support.tiny_models import tiny_base, write_rows
 
 from hubkit.errors import RepoMissingError, StageError
 from hubkit.hub import Hub, Ref, connect
-from hubkit.pipeline import plan_training, runner
+from hubkit.pipeline import plan_training, run
 from hubkit.recipe import load
 
 TALK = [("user", "How do I bake bread?"), ("assistant", "Mix flour."), ("user", "What about rye?")]
@@ -63,7 +63,7 @@ def recipe(hubkit_home: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 @pytest.fixture(scope="module")
 def corpus(recipe: list[str]) -> None:
-    list(runner(load("parrot", overrides=recipe[2::2]), connect(), only="corpus"))
+    list(run(load("parrot", overrides=recipe[2::2]), connect(), only="corpus"))
 
 
 def planned(done: subprocess.CompletedProcess[str], code: int = 0) -> dict[str, Any]:

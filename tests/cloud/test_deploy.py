@@ -299,11 +299,11 @@ def test_one_that_fails_while_it_is_used_interrupts_with_its_message(hub: Hub) -
 
 DRIVER = """
     import sys, time
-    from hubkit import deploy
+    from hubkit import cloud
     from hubkit.hub import connect
     hub = connect()
-    wanted = deploy.wanted_for(hub, "local/tiny", hardware="intel-spr-x1", context=64)
-    with deploy.held(hub, deploy.Terms(wanted, sys.argv[1])) as [held]:
+    wanted = cloud.wanted_for(hub, "local/tiny", hardware="intel-spr-x1", context=64)
+    with cloud.held(hub, cloud.Terms(wanted, sys.argv[1])) as [held]:
         print(held.name, flush=True)
         time.sleep(600)
 """

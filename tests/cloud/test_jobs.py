@@ -183,14 +183,14 @@ def test_two_lost_jobs_are_enough(hub: Hub, tmp_path: Path) -> None:
 
 DRIVER = """
     import signal, sys
-    from hubkit import deploy
+    from hubkit import cloud
     from hubkit.errors import RunInterruptedError
     from hubkit.hub import connect
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = "import time; print('up', flush=True); time.sleep(60)"
-    command = deploy.Command(("python", "-c", code), {"hubkit": "test", "stage": sys.argv[1]}, "cpu-basic", 100)
+    command = cloud.Command(("python", "-c", code), {"hubkit": "test", "stage": sys.argv[1]}, "cpu-basic", 100)
     try:
-        deploy.run_job(connect(), command, on_line=lambda line: print(line, flush=True),
+        cloud.run_job(connect(), command, on_line=lambda line: print(line, flush=True),
                        cancel_on_interrupt=sys.argv[2] == "cancel")
     except RunInterruptedError as stopped:
         print(stopped, flush=True)
@@ -226,11 +226,11 @@ def test_ctrl_c_leaves_the_job_for_the_next_command_or_cancels_it(hub: Hub) -> N
 
 HOLDER = """
 import time
-from hubkit import deploy
+from hubkit import cloud
 from hubkit.hub import connect
 hub = connect()
-wanted = deploy.wanted_for(hub, "local/held-by-a-job", hardware="intel-spr-x1", context=64)
-with deploy.held(hub, deploy.Terms(wanted)):
+wanted = cloud.wanted_for(hub, "local/held-by-a-job", hardware="intel-spr-x1", context=64)
+with cloud.held(hub, cloud.Terms(wanted)):
     time.sleep(600)
 """
 

@@ -13,7 +13,7 @@ from support.tiny_models import tiny_base, write_rows
 from hubkit import evaluation
 from hubkit.conversation import swap_roles
 from hubkit.errors import SourceError
-from hubkit.evaluation import Candidate, HeldOut, compare, held_out_loss, heldout_loss
+from hubkit.evaluation import Candidate, HeldOut, compare, heldout, heldout_loss
 from hubkit.recipe import Evals, Training
 from hubkit.training import train
 
@@ -86,9 +86,7 @@ def test_the_loss_is_the_models_own_over_the_seats_tokens(base, data):
 
 def test_a_trained_asker_beats_its_base_outside_the_noise(base, data, asker):
     block, trained = asker
-    results = held_out_loss(BLOCK, [data], {"asker": Candidate(block, base, trained)}, seed=3)[
-        "asker"
-    ]
+    results = heldout(BLOCK, [data], {"asker": Candidate(block, base, trained)}, seed=3)["asker"]
     arms, against = results["arms"], results["against"]
     assert arms["trained"]["loss"] < arms["base"]["loss"]
     assert against["base"]["outside_noise"] and against["base"]["high"] < 0

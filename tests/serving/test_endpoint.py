@@ -371,7 +371,7 @@ def fake_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     package = tmp_path / "hubkit"
     package.mkdir()
     (package / "__init__.py").touch()
-    (package / "local_tgi.py").write_text(FAKE_ENGINE)
+    (package / "local_engine.py").write_text(FAKE_ENGINE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     return tmp_path
