@@ -11,7 +11,7 @@ RUN   := $(BIN)/hubkit run $(RECIPE) --profile $(PROFILE)
 FIGURES := $(BIN)/python tests/bench/readme.py
 
 .PHONY: demo corpus asker rollout curate chat eval push spaces test test-slow conformance check format
-.PHONY: bench bench-demo bench-gpu bench-curve plans chaos reference licences clean help
+.PHONY: bench bench-demo bench-gpu bench-curve plans chaos reference scanner licences clean help
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -76,6 +76,10 @@ plans: $(READY) ## hours and price of the papers at full scale, as planned
 
 reference: $(READY) ## write REFERENCE.md: every command, every recipe key
 	$(BIN)/hubkit reference > REFERENCE.md
+
+scanner: $(READY) ## write docs/scanner.md: what the scanner of secrets and personal data finds
+	mkdir -p docs
+	PYTHONPATH=tests $(BIN)/python -m support.sensitive_samples > docs/scanner.md
 
 licences: $(READY) ## write LICENCES.md: what is installed, and under which terms
 	$(BIN)/python tests/support/licences.py > LICENCES.md

@@ -8,8 +8,6 @@ hash, so an interrupted push goes on where it stopped."""
 
 from __future__ import annotations
 
-import fnmatch
-import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +23,6 @@ from hubkit.publishing import (
     card_data,
     cards,
     collection,
-    croissant,
     lineage,
     merge,
     safety_checks,
@@ -49,7 +46,8 @@ ARTIFACTS: tuple[tuple[str, Kind, str], ...] = (
 )
 BENCHMARK = "mt-bench-8"  # the same whatever the recipe
 UNKNOWN = "0" * 40  # stands for a commit that a push will make, while it is only planned
-_OWN = ("README.md", lineage.PICTURE, scorecard.PICTURE, scorecard.ENTRIES, croissant.NAME)
+_FORMERLY_WRITTEN = ("croissant.json",)  # by earlier versions; a push removes it
+_OWN = ("README.md", lineage.PICTURE, scorecard.PICTURE, scorecard.ENTRIES, *_FORMERLY_WRITTEN)
 _FROM_ELSEWHERE = (
     "data/*",
     "*.safetensors",
@@ -292,10 +290,8 @@ def _plan_artifact(push: _Push, kind: Kind, ref: Ref, repo_id: str, repo_type: s
         lineage.PICTURE: lineage.picture(tree),
     }
     wanted |= _scored(made)
-    if repo_type == "dataset":
-        wanted[croissant.NAME] = _croissant(push, repo_id, ref, card, here)
     wanted.pop(".gitattributes", None)
-    ours = _FROM_ELSEWHERE if push.across else ()
+    ours = (*_FORMERLY_WRITTEN, *(_FROM_ELSEWHERE if push.across else ()))
     return compare(push.target, repo_id, repo_type, wanted, private=push.private, ours=ours)
 
 
@@ -310,28 +306,6 @@ def _scored(made: card_data.CardFacts) -> dict[str, Content]:
         scorecard.PICTURE: scorecards.picture(card),
         scorecard.ENTRIES: scorecard.entries(card, data).encode(),
     }
-
-
-def _croissant(push: _Push, repo_id: str, ref: Ref, card: str, files: Sequence[str]) -> bytes:
-    """The dataset's Croissant document; columns as the first shard of each config has them."""
-    import pyarrow.parquet as pq
-
-    metadata = merge.metadata(card)
-    schemas: dict[str, dict[str, str]] = {}
-    for config in metadata.get("configs") or ():
-        shards = [
-            path for entry in config["data_files"] for path in fnmatch.filter(files, entry["path"])
-        ]
-        if shards:
-            folder = push.source.snapshot(ref, allow_patterns=shards[:1])
-            schemas[config["config_name"]] = croissant.columns(pq.read_schema(folder / shards[0]))
-    url = (
-        f"{push.target.url}/datasets/{repo_id}"
-        if not push.target.embedded
-        else f"/datasets/{repo_id}"
-    )
-    document = croissant.describe(repo_id, url, metadata, schemas)
-    return json.dumps(document, indent=1, ensure_ascii=False).encode()
 
 
 def _inputs_there(push: _Push, kind: Kind, inputs: Sequence[Input]) -> list[Input]:

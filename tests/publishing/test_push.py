@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from huggingface_hub import ModelCard, SpaceCard
 from publishing.test_cards import REPORTS, RESULTS
 
@@ -487,29 +486,3 @@ def test_killed_pushes_to_another_hub_end_like_a_whole_one(
     )
     assert other_hub.tags(dialogues, repo_type="dataset") == {"v1": after["dialogues"][0]}
     assert publish(other_hub, recipe, outputs, source=hub) == []
-
-
-def test_mlcroissant_takes_the_datasets_metadata(
-    hub: Hub, recipe: Recipe, outputs: dict[str, Ref], tmp_path: Path
-) -> None:
-    import mlcroissant
-
-    publish(hub, recipe, outputs, with_spaces=False)
-    for repo in (recipe.repos.corpus, recipe.repos.dialogues, recipe.repos.results):
-        ref = hub.resolve(hub.qualify(repo), repo_type="dataset")
-        document = json.loads(hub.read(ref, "croissant.json"))
-        described = mlcroissant.Dataset(jsonld=document).metadata
-        assert described.name == repo and not described.ctx.issues.errors
-        if repo == recipe.repos.results:
-            continue
-        folder = hub.snapshot(ref)
-        named = {record.uuid: record for record in described.record_sets}
-        configs = yaml.safe_load(card_of(hub, hub.qualify(repo), "dataset").split("---\n")[1])[
-            "configs"
-        ]
-        assert set(named) == {
-            f"{c['config_name']}-{f['split']}" for c in configs for f in c["data_files"]
-        }
-        local = mlcroissant.Dataset(jsonld=document, mapping={"repo": str(folder)})
-        first = next(iter(local.records(next(iter(named)))))
-        assert any(key.endswith("/id") for key in first), first

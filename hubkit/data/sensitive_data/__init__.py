@@ -1,0 +1,25 @@
+"""Secrets and personal data in text: found, counted by kind, masked; never shown.
+
+Takes text or files; gives findings (kind and place), masked text or counts. A value that was found
+is in no message, log or report. What is found, and how well, is in docs/scanner.md.
+
+- `rules`: what a rule is; `secret_rules`, `personal_rules`, `phones`: the rules.
+- `scanner`: all rules over one text; `files`: the texts inside files of any kind."""
+
+from hubkit.data.sensitive_data.files import FileFindings, scan_file, scan_files, scan_folder
+from hubkit.data.sensitive_data.rules import Finding
+from hubkit.data.sensitive_data.scanner import KINDS, PERSONAL, SECRETS, mask, masked, scan_text
+
+__all__ = [
+    "KINDS",
+    "PERSONAL",
+    "SECRETS",
+    "FileFindings",
+    "Finding",
+    "mask",
+    "masked",
+    "scan_file",
+    "scan_files",
+    "scan_folder",
+    "scan_text",
+]
