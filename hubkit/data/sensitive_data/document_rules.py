@@ -123,6 +123,7 @@ _NATIONAL_BY_WORDS = (
 
 
 def national_rules() -> tuple[Rule, ...]:
+    """Rules for numbers that a state gives to a person."""
     rules = [
         rule(
             "us_social_security_number",
@@ -197,6 +198,7 @@ def _ssn(match: Match) -> bool:
 
 
 def document_rules() -> tuple[Rule, ...]:
+    """Rules for passports, licences, insurances, devices and vehicles."""
     number = r"(?: ?(?:number|no|nr|nummer|num|n°|#|id))?\.?\W{0,4}(?:is|ist|was|:|=)?\W{0,3}"
     passport = (
         rf"(?:passport|reisepass|passeport|pasaporte|passaporto|passaporte|paspoort|护照号?码?"

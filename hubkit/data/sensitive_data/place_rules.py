@@ -14,6 +14,7 @@ from hubkit.data.sensitive_data.rules import (
 
 
 def place_rules() -> tuple[Rule, ...]:
+    """Rules for coordinates, birth dates and street addresses."""
     decimal = r"-?\d{1,2}\.\d{4,15}"
     long_decimal = r"-?\d{1,3}\.\d{4,15}"
     coordinates = (
