@@ -61,18 +61,30 @@ class CommitConflictError(HubError):
 
 
 class EndpointError(HubkitError, OSError):
-    """A generation endpoint answered with an error. `status` is the HTTP status, or None when there
-    was no answer.
+    """A generation endpoint answered with an error.
 
-    `retry_after_s` is what the server asked to wait, where it did.
+    Attributes:
+        status: The HTTP status (of the body, where a 200 holds an error), or None without an answer.
+        kind: What the refusal is, one of `hubkit.serving.client.refusals.KINDS`; empty when nothing
+            is known beyond the status.
+        window: The most tokens of a sequence, where the server names them.
+        retry_after_s: What the server asked to wait, where it did.
     """
 
     def __init__(
-        self, message: str, *, status: int | None = None, retry_after_s: float | None = None
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+        kind: str = "",
+        window: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s
+        self.kind = kind
+        self.window = window
 
 
 class EndpointUnreachableError(EndpointError, ConnectionError):
@@ -83,6 +95,10 @@ class MisconfiguredEndpointError(EndpointError, ValueError):
     """An endpoint refuses every request: a wrong key, a model that it does not serve, a template
     that cannot render.
     """
+
+
+class CreditExhaustedError(MisconfiguredEndpointError):
+    """An account has no credit or quota left: every request is refused until that changes."""
 
 
 class EngineError(HubkitError, RuntimeError):

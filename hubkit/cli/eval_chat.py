@@ -305,7 +305,7 @@ def _plan(setup: Setup, folder: Path, endpoints: list[dict[str, Any]]) -> dict[s
         for turn in range(len(question.turns)):
             said = sum(len(text) // 3 for text in question.turns[: turn + 1])
             prompt += each * (said + (turn + 1) * answer + 500)
-            completion += each * setup.block.judge.sampling.max_tokens
+            completion += each * setup.block.judge.reply_tokens
     judge = setup.block.judge
     usd = (prompt * judge.usd_per_million_input + completion * judge.usd_per_million_output) / 1e6
     return {

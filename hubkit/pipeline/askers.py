@@ -118,7 +118,7 @@ def plan(
         base = str(asker.base) if asker.base else None
         rows.append(
             {"name": asker.name, "model": str(asker.ref), "base": base, "served": served, "requests": number,
-             "tokens_at_most": number * block.sampling.max_tokens}
+             "tokens_at_most": number * (block.sampling.max_tokens or 0)}
         )  # fmt: skip
     return rows
 

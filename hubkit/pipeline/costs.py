@@ -310,7 +310,7 @@ def _seats(recipe: Recipe) -> dict[str, SeatConfig]:
 
 
 def _turn_tokens(seat: str, config: SeatConfig) -> float:
-    return float(min(config.sampling.max_tokens, assumptions()["turn_tokens"][seat]))
+    return float(min(config.reply_tokens, assumptions()["turn_tokens"][seat]))
 
 
 def _dialogue_tokens(recipe: Recipe) -> float:

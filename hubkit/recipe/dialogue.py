@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -16,20 +17,27 @@ Check = Literal["empty", "cut_off", "role_leak", "repeated"]
 CHECKS: tuple[Check, ...] = ("empty", "cut_off", "role_leak", "repeated")
 
 
-class Sampling(Block):
-    """Sampling of one seat; every value is sent, no server default is relied on."""
+Profile = Literal[
+    "tgi", "vllm", "sglang", "llamacpp", "openai", "openai-reasoning", "claude", "mistral",
+    "gemini", "grok", "ollama", "lmstudio", "transformers", "inference-providers",
+]  # fmt: skip
+_SECRET_HEADERS = ("authorization", "api-key", "x-api-key", "cookie", "proxy-authorization")
 
-    temperature: Content[Annotated[float, Field(ge=0)]] = 0.7
+
+class Sampling(Block):
+    """Sampling of one seat; every value is sent, no server default is relied on. null: not sent."""
+
+    temperature: Content[Annotated[float, Field(ge=0)] | None] = 0.7
     """0 takes the most likely token."""
-    top_p: Content[Annotated[float, Field(gt=0, le=1)]] = 1.0
+    top_p: Content[Annotated[float, Field(gt=0, le=1)] | None] = 1.0
     """Share of probability that is sampled from."""
-    max_tokens: Content[Annotated[int, Field(ge=1)]] = 512
-    """Longest turn."""
-    stop: Content[list[str]] = Field(default_factory=list)
+    max_tokens: Content[Annotated[int, Field(ge=1)] | None] = 512
+    """Longest turn, thinking included."""
+    stop: Content[list[str] | None] = Field(default_factory=list)
     """Texts that end a turn."""
-    frequency_penalty: Content[float] = 0.0
+    frequency_penalty: Content[float | None] = 0.0
     """As in OpenAI's API."""
-    presence_penalty: Content[float] = 0.0
+    presence_penalty: Content[float | None] = 0.0
     """As in OpenAI's API."""
 
 
@@ -59,16 +67,26 @@ class SeatConfig(Block):
 
     endpoints: Execution[list[str]] = Field(default_factory=lambda: ["embedded"])
     """Addresses that all serve this seat's model, ``embedded``, or ``deploy``."""
-    profile: Execution[
-        Literal["tgi", "vllm", "sglang", "llamacpp", "openai", "inference-providers"]
-    ] = "tgi"
-    """Whose dialect of OpenAI's API the addresses speak."""
+    profile: Execution[Profile] = "tgi"
+    """Whose dialect of OpenAI's API the addresses speak; it leaves out what its servers refuse."""
     repo: Content[str]
     """The model that they serve: ``asker`` (what this recipe trained), or a repo."""
     model: Content[str] = "tgi"
     """Name of the model in requests."""
     token_env: Execution[str | None] = None
     """Environment variable that holds the key."""
+    headers: Execution[dict[str, str]] = Field(default_factory=dict)
+    """More headers of every request; ``$NAME`` stands for an environment variable, and is the only
+    way to give one that holds a key."""
+    extra_body: Content[dict[str, Any] | None] = None
+    """More keys of every request, such as ``reasoning_effort``; null as a value removes a key."""
+    chat_template_kwargs: Content[dict[str, Any] | None] = None
+    """Variables of the server's chat template, such as ``enable_thinking: false``."""
+    session_header: Execution[str | None] = None
+    """Header that carries the dialogue's id, for gateways that keep a session on one server."""
+    thinking: Content[Literal["keep", "drop"] | None] = None
+    """Whether what the model thinks before it answers is kept in a column of its own (null: keep).
+    It is never shown to the other seat, nor sent back."""
     system: Content[str | None] = None
     """The seat's system message."""
     sampling: Content[Sampling] = Sampling()
@@ -79,21 +97,47 @@ class SeatConfig(Block):
     """Price of prompt tokens."""
     usd_per_million_output: Execution[float] = 0.0
     """Price of completion tokens."""
+    usd_per_million_cached_input: Execution[float | None] = None
+    """Price of prompt tokens that the server had cached; null: as other prompt tokens."""
     deploy: Content[Deploy | None] = None
     """The endpoint to make, for ``deploy``."""
+
+    @property
+    def reply_tokens(self) -> int:
+        """The most tokens of one answer: the window's where the recipe sets no limit."""
+        return self.sampling.max_tokens or self.context
 
     @model_validator(mode="after")
     def _addresses(self) -> SeatConfig:
         if DEPLOY in self.endpoints and len(self.endpoints) > 1:
             raise ValueError(
-                f"{DEPLOY!r} stands alone: hubkit makes that endpoint, its replicas are deploy.replicas"
+                f"{DEPLOY!r} stands alone: hubkit makes that endpoint, its replicas are "
+                "deploy.replicas"
             )
         for address in self.endpoints:
-            if address not in (EMBEDDED, DEPLOY) and not address.startswith(
-                ("http://", "https://")
-            ):
+            if address in (EMBEDDED, DEPLOY):
+                continue
+            if not address.startswith(("http://", "https://")):
                 raise ValueError(
-                    f"{address!r} is no http(s) URL (http://127.0.0.1:8080), nor embedded or deploy"
+                    f"{address.rpartition('@')[2]!r} is no http(s) URL (http://127.0.0.1:8080), nor "
+                    "embedded or deploy"
+                )
+            _, at, host = urlsplit(address).netloc.rpartition("@")
+            if at:
+                raise ValueError(
+                    f"the address of {host} holds a user name or a password, which would be "
+                    "committed; leave it out and give headers: {Authorization: $NAME}, where NAME "
+                    "is an environment variable"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _secrets(self) -> SeatConfig:
+        for name, value in self.headers.items():
+            if name.lower() in _SECRET_HEADERS and not value.startswith("$"):
+                raise ValueError(
+                    f"headers.{name} would be committed with the recipe; write $NAME, where NAME is "
+                    "an environment variable that holds it"
                 )
         return self
 
@@ -110,8 +154,8 @@ class Turns(Block):
 
 
 class Baseline(Block):
-    """What the asker's dialogues are measured beside: the chat model plays the user, in its own
-    seat, over the same openings, with the asker's sampling and the rollout's turns and checks."""
+    """What the asker's dialogues are compared with: the chat model plays the user, in its own seat,
+    over the same openings, with the asker's sampling and the rollout's turns and checks."""
 
     dialogues: Content[Annotated[int, Field(ge=1)]]
     """How many."""
@@ -164,15 +208,19 @@ class Rollout(Block):
     """How often a turn that fails a check is asked for again."""
     retry_on: Content[list[Check]] = Field(default_factory=lambda: list(CHECKS))
     """The checks after which it is."""
+    refusals: Content[Literal["turn", "failure"] | None] = None
+    """Whether an answer that its server marks as a refusal is a turn (null: it is), or a failed
+    attempt.
+    """
     request_timeout_s: Execution[Annotated[float, Field(gt=0)]] = 300.0
     """Longest wait for one answer."""
     patience_s: Execution[Annotated[float, Field(gt=0)]] = 900.0
     """How long to wait while none of a seat's addresses answers."""
     fsync: Execution[Literal["turn", "interval"]] = "turn"
-    """``turn`` syncs the journal to disk before a dialogue goes on (many turns share one sync),
+    """``turn`` syncs the journal to disk before a dialogue continues (many turns share one sync),
     ``interval`` writes it before and syncs once a second."""
     baseline: Content[Baseline | None] = None
-    """Some of the openings, also rolled out with nobody trained in the asker's seat."""
+    """Some of the openings, also rolled out with an untrained model in the asker's seat."""
     budget_usd: Execution[float | None] = None
     """Cap on money over both seats and all sessions."""
     budget_tokens: Execution[int | None] = None

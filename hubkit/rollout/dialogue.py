@@ -14,10 +14,10 @@ from typing import Any
 from hubkit.conversation import Message, Seat, blank, filled_in, swap_roles
 from hubkit.recipe import Rollout, SeatConfig
 from hubkit.rollout.plan import Plan
+from hubkit.rollout.turns import Turn
 
 # What a turn must not contain: the marks with which chat templates open turns, and, at the start of
-# a line, the label of the dialogue's other speaker. A model that writes them has slipped out of its
-# seat.
+# a line, the label of the dialogue's other speaker. A model that writes them has left its seat.
 _MARKS = (
     "<|im_start|>",
     "<|start_header_id|>",
@@ -31,15 +31,9 @@ _LABELS = {
     "assistant": ("User:", "Human:", "### User", "### Human"),
 }
 _TOKENS_PER_MESSAGE = 6  # headers of a turn, at most, in the usual templates
-_ROOM_AFTER_TRIM = 0.75
-_CHARS_PER_TOKEN = (
-    3.0  # until a server has counted; low, so that the estimate is rather too long than too short
-)
-
-Turn = dict[str, Any]
-"""A generated turn as the journal keeps it: t (position), seat, content, finish, in, out, cached,
-seed, tries, url, at, cut (messages left out of its prompt); closing is true for an asker's last
-words, which nobody answers."""
+_SHARE_AFTER_TRIM = 0.75
+# Until a server has counted; low, so that the estimate is rather too long than too short.
+_CHARS_PER_TOKEN = 3.0
 
 
 @dataclass(slots=True)
@@ -50,7 +44,7 @@ class Dialogue:
 
     plan: Plan
     turns: list[Turn] = field(default_factory=list)
-    tries: list[Turn] = field(default_factory=list)
+    failed_attempts: list[Turn] = field(default_factory=list)
     end_reason: str = ""
     error: dict[str, Any] | None = None
     ended_at: float = 0.0
@@ -60,30 +54,25 @@ class Dialogue:
         """The conversation so far, opening included, unswapped; an asker's closing words are not
         part of it.
         """
-        said: list[Message] = list(self.plan.messages)
-        said += [
-            {"role": turn["seat"], "content": turn["content"]}
-            for turn in self.turns
-            if not turn.get("closing")
+        messages: list[Message] = list(self.plan.messages)
+        messages += [
+            {"role": turn.seat, "content": turn.content} for turn in self.turns if not turn.closing
         ]
-        return said
+        return messages
 
     @property
     def human_turns(self) -> int:
         """``user`` messages so far."""
         opening = sum(m["role"] == "user" for m in self.plan.messages)
-        return opening + sum(
-            1 for turn in self.turns if turn["seat"] == "user" and not turn.get("closing")
-        )
+        return opening + sum(turn.seat == "user" and not turn.closing for turn in self.turns)
 
     @property
     def seat(self) -> Seat:
         """Whose turn it is."""
-        last = (
-            self.turns[-1]["seat"]
-            if self.turns
-            else (self.plan.messages[-1]["role"] if self.plan.messages else "")
-        )
+        if self.turns:
+            last: str = self.turns[-1].seat
+        else:
+            last = self.plan.messages[-1]["role"] if self.plan.messages else ""
         return "assistant" if last == "user" else "user"
 
     @property
@@ -94,11 +83,11 @@ class Dialogue:
     def add(self, turn: Turn) -> None:
         """A turn has been generated."""
         self.turns.append(turn)
-        self.tries.clear()
+        self.failed_attempts.clear()
 
-    def over(self) -> str:
+    def completion(self) -> str:
         """Why the dialogue is complete as it stands, or an empty string."""
-        if self.turns and self.turns[-1].get("closing"):
+        if self.turns and self.turns[-1].closing:
             return "end_mark"
         if self.seat == "user" and self.position and self.human_turns >= self.plan.human_turns:
             return "target_turns"
@@ -112,49 +101,71 @@ class Prompt:
     """
 
     messages: list[Message]
-    cut: int
+    trimmed: int
     tokens: int
 
 
-def prompt(dialogue: Dialogue, block: Rollout, *, slack: float = 1.0) -> Prompt | None:
-    """What the seat to come shall read; None when its window is full (and trimming does not help,
-    or is not wanted).
+def prompt(
+    dialogue: Dialogue, block: Rollout, *, window: int | None = None, more_exchanges: int = 0
+) -> Prompt | None:
+    """What the next seat reads; None when its window is full and trimming does not help, or is not
+    configured.
 
-    What was left out once stays out, and a trim makes room for several turns. `slack` below 1 takes
-    the window for that much smaller, after a server has refused a prompt as too long."""
+    What was left out once stays out, and a trim makes room for several turns.
+
+    Args:
+        dialogue: The dialogue.
+        block: The recipe's block.
+        window: Tokens of a sequence as the server states them, where it does.
+        more_exchanges: Exchanges to leave out beyond those of the estimate, after a server has
+            refused a prompt as too long.
+    """
     seat = block.asker if dialogue.seat == "user" else block.chat
-    said = dialogue.messages
-    seen = swap_roles(said) if dialogue.seat == "user" else said
+    messages = dialogue.messages
+    view = swap_roles(messages) if dialogue.seat == "user" else messages
     system = _system(dialogue, seat)
-    room = int(seat.context * slack) - seat.sampling.max_tokens
+    room, hard_room = _room(seat, window)
     sizes = _sizes(dialogue)
-    cut, total = _as_before(dialogue, sizes, sum(_guess(m["content"]) for m in system))
-    if total > room:
-        if block.context_full == "end":
-            return None
-        # More than must be: the next turns then begin with the same messages, and their prefix
-        # stays in the cache.
-        while total > _ROOM_AFTER_TRIM * room and cut + 2 < len(seen):
-            total -= sizes[cut] + sizes[cut + 1]
-            cut += 2
-        if total > room:
-            return None
-    return Prompt(system + seen[cut:], cut, total)
+    trimmed, total = _as_before(dialogue, sizes, sum(_guess(m["content"]) for m in system))
+    if block.context_full == "end":
+        return None if total > room or more_exchanges else Prompt(system + view, trimmed, total)
+    target = total if total <= room else int(_SHARE_AFTER_TRIM * room)
+    left = more_exchanges
+    # More than must be: the next turns then begin with the same messages, and their prefix stays in
+    # the cache.
+    while (total > target or left) and trimmed + 2 < len(view):
+        total -= sizes[trimmed] + sizes[trimmed + 1]
+        trimmed += 2
+        left = max(0, left - 1)
+    if left or total > hard_room:
+        return None
+    return Prompt(system + view[trimmed:], trimmed, total)
+
+
+def _room(seat: SeatConfig, window: int | None) -> tuple[int, int]:
+    """Tokens for a prompt: as the server's window allows, and as the recipe's does.
+
+    A server whose window is not larger than the longest answer cuts answers short; then half of it
+    is the prompt's."""
+    reply_tokens = seat.sampling.max_tokens or seat.context // 4
+    room = hard_room = seat.context - reply_tokens
+    if window is not None and window < seat.context:
+        room = min(room, window - (reply_tokens if reply_tokens < window else window // 2))
+    return room, hard_room
 
 
 def _as_before(dialogue: Dialogue, sizes: list[int], head: int) -> tuple[int, int]:
     """Messages left out of this seat's last prompt, and the tokens of the next one if it leaves out
     the same.
 
-    What the server counted for that last prompt is taken where it said so; the rest is guessed from
-    lengths."""
-    last = next((turn for turn in reversed(dialogue.turns) if turn["seat"] == dialogue.seat), None)
+    What the server counted for that last prompt is used where it gave a count; the rest is
+    estimated from lengths."""
+    last = next((turn for turn in reversed(dialogue.turns) if turn.seat == dialogue.seat), None)
     if last is None:
         return 0, head + sum(sizes)
-    cut = int(last["cut"])
-    if last["in"] is None:
-        return cut, head + sum(sizes[cut:])
-    return cut, int(last["in"]) + sum(sizes[last["t"] :])
+    if last.prompt_tokens is None:
+        return last.trimmed, head + sum(sizes[last.trimmed :])
+    return last.trimmed, last.prompt_tokens + sum(sizes[last.position :])
 
 
 def _system(dialogue: Dialogue, seat: SeatConfig) -> list[Message]:
@@ -170,52 +181,64 @@ def _guess(text: str) -> int:
 
 
 def _sizes(dialogue: Dialogue) -> list[int]:
-    """Tokens of each message, counted by whoever wrote it where a server said so, else guessed from
-    its length.
+    """Tokens of each message: as the server counted them, else estimated from its length. Thinking
+    is counted by servers, and is not sent back.
     """
     sizes = [_guess(m["content"]) for m in dialogue.plan.messages]
     for turn in dialogue.turns:
-        if not turn.get("closing"):
-            counted = turn["out"]
-            sizes.append(
-                _guess(turn["content"]) if counted is None else counted + _TOKENS_PER_MESSAGE
-            )
+        if not turn.closing:
+            count = turn.completion_tokens
+            uncounted = count is None or turn.thinking_chars
+            sizes.append(_guess(turn.content) if uncounted else (count or 0) + _TOKENS_PER_MESSAGE)
     return sizes
 
 
 def revived(row: Mapping[str, Any]) -> Dialogue:
-    """The dialogue of a shard's row, to go on with. A human turn that was not answered yet is asked
+    """The dialogue of a shard's row, to resume it. A human turn that was not answered yet is asked
     for again.
     """
-    given = next(
+    opening = next(
         (n for n, reason in enumerate(row["finish_reasons"]) if reason is not None),
         len(row["messages"]),
     )
     plan = Plan(
         index=row["index"],
         id=row["id"],
-        messages=tuple(row["messages"][:given]),
+        messages=tuple(row["messages"][:opening]),
         human_turns=row["target_turns"],
         opening=row["opening"],
         intent=row["intent"] or "",
         persona=row["persona"] or "",
     )
     dialogue = Dialogue(plan)
-    for position in range(given, len(row["messages"])):
-        said = row["messages"][position]
+    count = len(row["messages"])
+    thinking = row.get("thinking") or [None] * count
+    models = row.get("models") or [None] * count
+    for position in range(opening, count):
+        message = row["messages"][position]
         dialogue.add(
-            {
-                "k": "turn", "d": plan.index, "t": position, "seat": said["role"], "content": said["content"],
-                "finish": row["finish_reasons"][position], "in": row["prompt_tokens"][position],
-                "out": row["completion_tokens"][position], "cached": row["cached_tokens"][position],
-                "seed": row["seeds"][position], "tries": row["attempts"][position], "url": None,
-                "at": row["created_at"].timestamp(), "cut": row["trimmed"][position],
-            }
-        )  # fmt: skip
-        if row["flaws"][position]:
-            dialogue.turns[-1]["flaw"] = row["flaws"][position]
+            Turn(
+                dialogue=plan.index,
+                position=position,
+                seat=message["role"],
+                content=message["content"],
+                finish_reason=row["finish_reasons"][position],
+                prompt_tokens=row["prompt_tokens"][position],
+                completion_tokens=row["completion_tokens"][position],
+                cached_tokens=row["cached_tokens"][position],
+                seed=row["seeds"][position],
+                attempts=row["attempts"][position],
+                address=None,
+                created_at=row["created_at"].timestamp(),
+                trimmed=row["trimmed"][position],
+                flaw=row["flaws"][position] or "",
+                thinking=thinking[position] or "",
+                thinking_chars=len(thinking[position] or ""),
+                model=models[position] or "",
+            )
+        )
     if row["retries"] and dialogue.turns:
-        dialogue.turns[-1]["why"] = list(row["retries"])
+        dialogue.turns[-1].earlier_failures = list(row["retries"])
     return dialogue
 
 
@@ -251,6 +274,6 @@ def _plain(text: str) -> str:
 
 def ended_on_answer(messages: Sequence[Message]) -> tuple[list[Message], str]:
     """`messages` up to the last assistant turn, and the human's unanswered words after it."""
-    said = list(messages)
-    unanswered = said.pop()["content"] if said and said[-1]["role"] == "user" else ""
-    return said, unanswered
+    answered = list(messages)
+    unanswered = answered.pop()["content"] if answered and answered[-1]["role"] == "user" else ""
+    return answered, unanswered

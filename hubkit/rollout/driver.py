@@ -1,10 +1,10 @@
 """Drives many dialogues at once over two endpoints, with every acknowledged turn on disk before its
-dialogue goes on.
+dialogue continues.
 
 A dialogue is one coroutine: ask the seat whose turn it is, check the turn, journal it, again, until
-it ends. The driver feeds dialogues in, writes shards, keeps the clock, and stops in one of three
-ways: everything done, a cap reached, or asked to stop (in-flight answers are still taken and
-journaled; asked twice, they are not)."""
+it ends. The driver feeds dialogues in, writes shards, keeps the clock, and stops in one of four
+ways: everything done, a cap reached, a seat whose answers cannot be used, or asked to stop
+(in-flight answers are still taken and journaled; after a second request to stop, they are not)."""
 
 from __future__ import annotations
 
@@ -20,22 +20,29 @@ from hubkit.errors import (
     HubError,
     MisconfiguredEndpointError,
     RunInterruptedError,
+    StageError,
 )
 from hubkit.recipe import Rollout
 from hubkit.rollout import shards
 from hubkit.rollout.concurrency import Permit, Permits
-from hubkit.rollout.dialogue import Dialogue, Prompt, Turn, flaw, prompt, split_end_mark
+from hubkit.rollout.dialogue import Dialogue, Prompt, flaw, prompt, split_end_mark
 from hubkit.rollout.journal import Journal
 from hubkit.rollout.plan import Plan, turn_seed
-from hubkit.rollout.state import State, ended, opened
+from hubkit.rollout.state import MODEL, State, ended, opened
+from hubkit.rollout.turns import Turn
 from hubkit.serving.budget import Budget
 from hubkit.serving.client import Endpoint, Reply
 
 OnShard = Callable[[Path], None]
 _OPEN_PER_PERMIT = 4  # dialogues under way, those that idle included, per permit
 _TOO_LONG = (400, 413, 422)
+_MOST_TRIMS = 3  # after refusals that may mean "too long", without saying so
 _CLOCK_EVERY_S = 5.0
 _STOPPED = "stopped"
+_UNUSABLE_ENDS = ("error", "empty_turn", "failed_turn", "refusal", "context_full")
+_UNUSABLE_FROM_START = 8  # dialogues in a row that ended so, until the run stops
+_UNUSABLE_LATER = 20
+_SEAT_NAMES = {"user": "asker", "assistant": "chat"}
 
 
 class Driver:
@@ -63,10 +70,16 @@ class Driver:
         self._failure: BaseException | None = None
         self.stopping = ""
         self._ended = len(state.ended)
-        known = [*state.sharded, *(dialogue.plan.index for dialogue in state.ended)]
-        self._beyond = sum(
-            index >= block.dialogues for index in known
-        )  # of a larger run that this one is part of
+        finished = [*state.sharded, *(dialogue.plan.index for dialogue in state.ended)]
+        # Of a larger run that this one is part of.
+        self._beyond = sum(index >= block.dialogues for index in finished)
+        # Dialogues in a row whose last answers could not be used: they end once another one shows
+        # that the seat works.
+        self._doubtful: dict[str, list[tuple[Dialogue, str]]] = {"user": [], "assistant": []}
+        self._works = {turn.seat for dialogue in state.live.values() for turn in dialogue.turns}
+        if state.sharded:
+            self._works |= {"user", "assistant"}
+        self._named: set[str] = set()  # seats whose model has been compared with the run's
         self._shard_lock, self._shard_due = asyncio.Lock(), asyncio.Event()
         self._last_shard = time.monotonic()
         self.turns = self.sent = 0  # this session's
@@ -83,19 +96,22 @@ class Driver:
         Raises `RunInterruptedError` after `stop`, and what made the run impossible otherwise.
         """
         self._journal = Journal(self._folder, self.state.snapshot(), fsync=self._block.fsync)
-        house = asyncio.create_task(self._keep_house())
-        house.add_done_callback(self.failed)
+        background = asyncio.create_task(self._background_loop())
+        background.add_done_callback(self.failed)
         try:
+            await asyncio.gather(*(endpoint.prepare() for endpoint in self._endpoints.values()))
             await self._feed(plans)
             while self._tasks:
                 await asyncio.wait(self._tasks)
+            if self._failure is None:
+                await self._settle_doubtful()
             if not self.stopping:
                 await self._shard()
         finally:
-            house.cancel()
+            background.cancel()
             for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(house, *self._tasks, return_exceptions=True)
+            await asyncio.gather(background, *self._tasks, return_exceptions=True)
             self.state.spent.seconds = self.budget.seconds
             self._journal.note({"k": "clock", "s": self.budget.seconds})
             await self._journal.close()
@@ -104,7 +120,7 @@ class Driver:
         if self.stopping:
             raise RunInterruptedError(
                 f"stopped with {self.finished} of {self._block.dialogues} dialogues finished and "
-                f"{len(self.state.live) - self._ended} under way; run the same command again: it goes on there"
+                f"{len(self.state.live) - self._ended} under way; run the same command again: it resumes there"
             )
 
     def stop(self, *, now: bool = False) -> None:
@@ -165,7 +181,7 @@ class Driver:
         key = dialogue.plan.id
         try:
             while not self.stopping:
-                reason = dialogue.over() or await self._turn(dialogue, permit, key)
+                reason = dialogue.completion() or await self._turn(dialogue, permit, key)
                 if reason == _STOPPED:
                     return
                 if reason:
@@ -177,122 +193,234 @@ class Driver:
 
     async def _end(self, dialogue: Dialogue, reason: str) -> None:
         if reason == self.budget.exhausted:
-            return  # it stays open in the journal, and goes on under a larger cap
+            return  # it stays open in the journal, and resumes under a larger cap
+        seat = dialogue.seat
+        unusable = reason in _UNUSABLE_ENDS and (reason != "context_full" or not dialogue.turns)
+        if unusable and not self.stopping:
+            doubtful = self._doubtful[seat]
+            doubtful.append((dialogue, reason))
+            limit = _UNUSABLE_LATER if seat in self._works else _UNUSABLE_FROM_START
+            if len(doubtful) >= limit:
+                raise self._unusable(seat)
+            return
+        await self._record_end(dialogue, reason)
+
+    async def _record_end(self, dialogue: Dialogue, reason: str) -> None:
         dialogue.end_reason, dialogue.ended_at = reason, time.time()
         self._ended += 1
         await self._journal.append(ended(dialogue))
         if self._ended >= self._block.shard_dialogues:
             self._shard_due.set()
 
+    async def _settle_doubtful(self) -> None:
+        """End the dialogues that waited for a verdict on their seat; where no answer of the whole
+        run could be used, leave them open and raise.
+        """
+        waiting = [entry for seat in self._doubtful.values() for entry in seat]
+        if waiting and not self.stopping and not self._works:
+            raise self._unusable(waiting[-1][0].seat)
+        for doubtful in self._doubtful.values():
+            while doubtful:
+                dialogue, reason = doubtful.pop()
+                if self.stopping and dialogue.seat not in self._works:
+                    continue
+                await self._record_end(dialogue, reason)
+
+    def _unusable(self, seat: str) -> MisconfiguredEndpointError:
+        """The error for a seat whose answers cannot be used; the dialogues stay open."""
+        doubtful = self._doubtful[seat]
+        name = _SEAT_NAMES[seat]
+        dialogue, reason = doubtful[-1]
+        if dialogue.failed_attempts:
+            attempt = dialogue.failed_attempts[-1]
+            words = f"finish_reason {attempt.finish_reason!r}, {attempt.failure} answer"
+            if attempt.thinking_chars:
+                words += f" after {attempt.thinking_chars} characters of thinking"
+            if attempt.content:
+                words += f", {attempt.content[:80]!r}"
+            if attempt.finish_reason == "length":
+                words += f"; raise max_tokens (rollout.{name}.sampling.max_tokens)"
+        else:
+            words = str((dialogue.error or {}).get("message") or reason)
+        dialogue.error = None
+        return MisconfiguredEndpointError(
+            f"{name}: the last {len(doubtful)} dialogues in a row ended without an answer that can "
+            f"be used, the last with: {words}. Correct that and run the same command: these "
+            "dialogues are open, and nothing else is asked for again"
+        )
+
     async def _turn(self, dialogue: Dialogue, permit: Permit, key: str) -> str:
         """Get, check and journal one turn. Gives an end reason when the dialogue ends instead."""
-        slack = 1.0
+        trims = more_exchanges = 0
         while True:
-            asked = prompt(dialogue, self._block, slack=slack)
-            if asked is None:
+            seat = dialogue.seat
+            window = self._endpoints[seat].window
+            request = prompt(dialogue, self._block, window=window, more_exchanges=more_exchanges)
+            if request is None:
                 return "context_full"
             try:
-                reply, seed = await self._ask(dialogue, asked, permit, key)
+                reply, seed = await self._ask(dialogue, request, permit, key)
             except (MisconfiguredEndpointError, EndpointUnreachableError):
                 raise
             except EndpointError as error:
-                if (
-                    error.status in _TOO_LONG
-                    and slack > 0.5
-                    and self._may_be_too_long(dialogue, asked)
-                ):
-                    slack *= 0.75
+                dialogue.error = {
+                    "seat": _SEAT_NAMES[seat], "status": error.status, "message": str(error)[:500],
+                }  # fmt: skip
+                if self._too_long(error, dialogue, request, trims):
+                    trims += 1
+                    more_exchanges = (request.trimmed - self._trimmed(dialogue)) // 2 + trims
                     continue
                 self.state.count(f"refused_http_{error.status}")
-                seat = "asker" if dialogue.seat == "user" else "chat"
-                dialogue.error = {"seat": seat, "status": error.status, "message": str(error)[:500]}
                 return "error"
             if reply is None:
                 return _STOPPED if self.stopping else self.budget.exhausted
-            done, reason = await self._take(dialogue, asked, reply, seed)
-            if done:
+            dialogue.error = None
+            is_over, reason = await self._take(dialogue, request, reply, seed)
+            if is_over:
                 return reason
 
-    def _may_be_too_long(self, dialogue: Dialogue, asked: Prompt) -> bool:
+    def _too_long(
+        self, error: EndpointError, dialogue: Dialogue, request: Prompt, trims: int
+    ) -> bool:
+        """Whether a refusal says, or may mean, that the prompt is too long."""
+        if error.kind == "too_long":
+            return True
         seat = self._block.asker if dialogue.seat == "user" else self._block.chat
-        return asked.tokens > 0.5 * (seat.context - seat.sampling.max_tokens)
+        return (
+            error.status in _TOO_LONG
+            and not error.kind
+            and trims < _MOST_TRIMS
+            and request.tokens > 0.5 * (seat.context - (seat.sampling.max_tokens or 0))
+        )
+
+    @staticmethod
+    def _trimmed(dialogue: Dialogue) -> int:
+        """Messages left out of this seat's last prompt."""
+        return next((t.trimmed for t in reversed(dialogue.turns) if t.seat == dialogue.seat), 0)
 
     async def _ask(
-        self, dialogue: Dialogue, asked: Prompt, permit: Permit, key: str
+        self, dialogue: Dialogue, request: Prompt, permit: Permit, key: str
     ) -> tuple[Reply | None, int]:
         """One answer within the caps, and the seed it was sampled with; None when a cap or a stop
         forbids asking.
         """
         seat = dialogue.seat
-        seed = turn_seed(self._seed, dialogue.plan.index, dialogue.position, len(dialogue.tries))
-        if not await self.budget.hold(seat, asked.tokens):
+        attempts = len(dialogue.failed_attempts)
+        seed = turn_seed(self._seed, dialogue.plan.index, dialogue.position, attempts)
+        if not await self.budget.hold(seat, request.tokens):
             return None, seed
         try:
             prefer = next(
-                (turn["url"] for turn in reversed(dialogue.turns) if turn["seat"] == seat), None
+                (turn.address for turn in reversed(dialogue.turns) if turn.seat == seat), None
             )
-            reply = await self._endpoints[seat].chat(
-                asked.messages, seed=seed, key=key, prefer=prefer, idle=permit.idle
+            reply = await self._endpoints[seat].attempt(
+                request.messages, seed=seed, key=key, prefer=prefer, idle=permit.idle
             )
             self.sent += 1
-            prompt_tokens = asked.tokens if reply.prompt_tokens is None else reply.prompt_tokens
-            completion = (
-                len(reply.content) // 4
-                if reply.completion_tokens is None
-                else reply.completion_tokens
-            )
+            prompt_tokens = request.tokens if reply.prompt_tokens is None else reply.prompt_tokens
+            completion = reply.completion_tokens
+            if completion is None:
+                completion = (len(reply.content) + len(reply.thinking)) // 4
             self.state.spent.add(seat, prompt_tokens, completion, reply.cached_tokens or 0)
         finally:
-            self.budget.settle(seat, asked.tokens)
+            self.budget.settle(seat, request.tokens)
         return reply, seed
 
+    def _check_model(self, seat: str, model: str) -> None:
+        """Raise `StageError` when the run was begun with another model in the seat.
+
+        A router that has answered with several models before may answer with a new one."""
+        self._named.add(seat)
+        prefix = f"{MODEL}{_SEAT_NAMES[seat]}:"
+        names = [name.removeprefix(prefix) for name in self.state.counts if name.startswith(prefix)]
+        if len(names) == 1 and names[0] != model:
+            raise StageError(
+                f"{_SEAT_NAMES[seat]}: this run was begun with {names[0]!r}, and its address is now "
+                f"answered by {model!r}; serve the first one again, or begin another run (another "
+                f"rollout.{_SEAT_NAMES[seat]}.repo or seed)"
+            )
+
     async def _take(
-        self, dialogue: Dialogue, asked: Prompt, reply: Reply, seed: int
+        self, dialogue: Dialogue, request: Prompt, reply: Reply, seed: int
     ) -> tuple[bool, str]:
-        """Judge an answer and journal it, as a turn or a failed attempt. Gives (whether the turn is
-        over, end reason).
+        """Judge an answer and journal it, as a turn or a failed attempt.
 
         The dialogue is changed before the journal is awaited: a new journal that is begun meanwhile
-        must hold it too."""
-        block, attempts = self._block, len(dialogue.tries)
+        must hold it too.
+
+        Returns:
+            Whether the turn is over, and the dialogue's end reason where it ends.
+        """
+        block, attempts, seat = self._block, len(dialogue.failed_attempts), dialogue.seat
+        if reply.model:
+            if seat not in self._named:
+                self._check_model(seat, reply.model)
+            self.state.count(f"{MODEL}{_SEAT_NAMES[seat]}:{reply.model}")
         content, closing = reply.content.strip(), False
-        if dialogue.seat == "user":
+        if seat == "user":
             content, closing = split_end_mark(reply.content, block.end_mark)
-        why = "" if closing else flaw(dialogue, content, reply.finish_reason)
-        turn: Turn = {
-            "k": "turn", "d": dialogue.plan.index, "t": dialogue.position, "seat": dialogue.seat, "content": content,
-            "finish": reply.finish_reason, "in": reply.prompt_tokens, "out": reply.completion_tokens,
-            "cached": reply.cached_tokens, "seed": seed, "tries": attempts + 1, "url": reply.address,
-            "at": round(time.time(), 3), "cut": asked.cut,
-        }  # fmt: skip
-        if closing:
-            turn["closing"] = True
-        again = why in block.retry_on and attempts < block.retries_per_turn
-        if again or why == "empty" or (why == "repeated" and why in block.retry_on):
-            turn |= {"k": "try", "why": why}
-            dialogue.tries.append(turn)
-            self.state.count(f"retry_{why}")
-            await self._journal.append(turn)
-            return (
-                (False, "") if again else (True, "empty_turn" if why == "empty" else "repetition")
-            )
-        if why:
-            turn["flaw"] = why
-        if dialogue.tries:
-            turn["why"] = [attempt["why"] for attempt in dialogue.tries]
+        config = block.asker if seat == "user" else block.chat
+        turn = Turn(
+            dialogue.plan.index, dialogue.position, seat, content, reply.finish_reason,
+            reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens, seed, attempts + 1,
+            reply.address, round(time.time(), 3), request.trimmed, closing=closing,
+            thinking="" if config.thinking == "drop" else reply.thinking,
+            thinking_chars=len(reply.thinking), model=reply.model,
+        )  # fmt: skip
+        if reply.thinking:
+            self.state.count(f"thinking_{_SEAT_NAMES[seat]}")
+        problem, end_reason = self._judge(dialogue, turn, reply)
+        again = end_reason != "" or problem in block.retry_on
+        again = again and attempts < block.retries_per_turn
+        if again or end_reason:
+            turn.failure, turn.closing = problem, False
+            dialogue.failed_attempts.append(turn)
+            self.state.count(f"retry_{problem}")
+            if end_reason and problem != "empty":
+                dialogue.error = {
+                    "seat": _SEAT_NAMES[seat], "status": 200,
+                    "message": f"{problem}: finish_reason {reply.finish_reason!r}, {content[:200]!r}",
+                }  # fmt: skip
+            await self._journal.append(turn.to_record())
+            return (False, "") if again else (True, end_reason)
+        turn.flaw = problem
+        turn.earlier_failures = [attempt.failure for attempt in dialogue.failed_attempts]
         dialogue.add(turn)
         self.turns += 1
-        await self._journal.append(turn)
+        await self._journal.append(turn.to_record())
+        if seat not in self._works or self._doubtful[seat]:
+            self._works.add(seat)
+            await self._settle_seat(seat)
         return True, ""
 
-    async def _keep_house(self) -> None:
-        """Beside the dialogues: the clock, and a shard when enough have ended or enough time has
-        passed.
+    async def _settle_seat(self, seat: str) -> None:
+        """The seat works: what waited for that verdict ended on its own account."""
+        doubtful, self._doubtful[seat] = self._doubtful[seat], []
+        for dialogue, reason in doubtful:
+            await self._record_end(dialogue, reason)
+
+    def _judge(self, dialogue: Dialogue, turn: Turn, reply: Reply) -> tuple[str, str]:
+        """What is wrong with an answer, and the end reason of a dialogue whose last attempt it
+        was; empty where it is kept in spite of that.
         """
+        if turn.closing:
+            return "", ""
+        if reply.failed:
+            return "failed", "failed_turn"
+        if reply.refused:
+            return "refused", "refusal" if self._block.refusals == "failure" else ""
+        problem = flaw(dialogue, turn.content, reply.finish_reason)
+        if problem == "empty":
+            return problem, "empty_turn"
+        if problem == "repeated" and problem in self._block.retry_on:
+            return problem, "repetition"
+        return problem, ""
+
+    async def _background_loop(self) -> None:
+        """Meanwhile: the clock, and a shard when enough have ended or enough time has passed."""
         while True:
-            with suppress(
-                TimeoutError
-            ):  # not wait_for: before Python 3.12 it can swallow being cancelled
+            # Not wait_for: before Python 3.12 it can swallow being cancelled.
+            with suppress(TimeoutError):
                 async with asyncio.timeout(_CLOCK_EVERY_S):
                     await self._shard_due.wait()
             self._shard_due.clear()
@@ -328,8 +456,8 @@ class Driver:
         await self._journal.rotate(self.state.snapshot())
 
     async def _publish(self) -> None:
-        """Offer shards that nobody took yet. What a Hub does not take, it is offered again with the
-        next one.
+        """Offer the shards that are not on the Hub yet. What it does not take is offered again with
+        the next one.
         """
         if self._on_shard is None:
             return

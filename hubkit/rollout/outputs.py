@@ -1,4 +1,4 @@
-"""A run's dialogues where they were asked for, and its report."""
+"""A run's dialogues in its output folder, and its report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hubkit.rollout.state import State
 def report(
     block: Rollout, state: State, rows: shards.Rows, out: Path, session: Session
 ) -> RolloutReport:
-    """Put the run's dialogues into `out`, and say what they are and what they took: also in
+    """Put the run's dialogues into `out`, and report what they are and what they took, also in
     ``out/report.json``.
 
     Raises `StageError` when there are none.
@@ -29,7 +29,7 @@ def report(
             f"the rollout made no dialogue (openings that could not be used: {session.skipped or 'none given'}); "
             "check the openings, rollout.max_opening_chars and the caps"
         )
-    dialogues, ends, human, made = shards.totals(paths)
+    dialogues, ends, human, generated = shards.totals(paths)
     seats = {"asker": state.spent.tokens["user"], "chat": state.spent.tokens["assistant"]}
     kinds = {
         prefix: {
@@ -37,7 +37,7 @@ def report(
             for k, v in sorted(state.counts.items())
             if k.startswith(prefix)
         }
-        for prefix in ("retry_", "refused_")
+        for prefix in ("retry_", "refused_", "thinking_", "model_asker:", "model_chat:")
     }
     whole = RolloutReport(
         dialogues=dialogues,
@@ -45,17 +45,19 @@ def report(
         unfinished=len(state.open_below(block.dialogues)),
         stopped=session.stopped,
         human_turns=human,
-        generated_turns=made,
+        generated_turns=generated,
         end_reasons=ends,
         openings_skipped=session.skipped,
         retries=kinds["retry_"],
         refused=kinds["refused_"],
         errors=session.errors,
+        thinking=kinds["thinking_"],
+        models={"asker": kinds["model_asker:"], "chat": kinds["model_chat:"]},
         requests=state.spent.requests,
         tokens={
             seat: {"prompt": count[0], "completion": count[1]} for seat, count in seats.items()
         },
-        cached_tokens=state.spent.cached,
+        cached_tokens=state.spent.cached_total,
         usd=round(state.spent.usd(block.seats), 6),
         seconds=round(state.spent.seconds, 3),
         session=session.facts,
@@ -85,7 +87,7 @@ def deliver(block: Rollout, state: State, rows: shards.Rows, out: Path, *, cap: 
     answered = [
         d
         for d in state.open_below(block.dialogues)
-        if any(turn["seat"] == "assistant" for turn in d.turns)
+        if any(turn.seat == "assistant" for turn in d.turns)
     ]
     if cap and answered:
         answered = [

@@ -17,6 +17,7 @@ from hubkit.conversation import Conversation, Message, fault
 from hubkit.errors import RecipeError
 from hubkit.recipe import Rollout, content_of
 from hubkit.recipe import digest as recipe_digest
+from hubkit.serving.budget import check_prices
 
 # Keys that decide how much of a run is made, not what its dialogues say: a run may be resumed
 # under other values of them.
@@ -171,6 +172,8 @@ def expected_human_turns(block: Rollout) -> float:
 
 def check(block: Rollout) -> None:
     """Raise `RecipeError` for a block that cannot be run, before anything is sent."""
+    seats = {"rollout.asker": block.asker, "rollout.chat": block.chat}
+    check_prices(block.budget_usd, seats)
     if not (block.asker.system or "").strip():
         raise RecipeError(
             "rollout.asker.system is missing: the asker's side must open with a system message, because its own first "
@@ -178,7 +181,7 @@ def check(block: Rollout) -> None:
         )
     if block.mode == "intent" and not block.intents:
         raise RecipeError(
-            "rollout.mode is intent, but rollout.intents is empty; list what askers shall want"
+            "rollout.mode is intent, but rollout.intents is empty; list what askers want"
         )
     if block.turns.kind == "choice":
         weights = block.turns.weights

@@ -1,4 +1,4 @@
-"""What a rollout says of itself: while it runs (`Status`) and when it is done (`RolloutReport`)."""
+"""What a rollout reports: while it runs (`Status`) and when it is done (`RolloutReport`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Status:
     eta_s: float | None
 
     def line(self) -> str:
-        """The note beside a progress bar."""
+        """The note of a progress bar."""
         parts = [
             f"{self.turns} turns",
             f"{self.tokens_per_s:.0f} tok/s",
@@ -49,7 +49,8 @@ class RolloutReport:
     `stopped` names the cap that ended it (``budget_tokens``, ``budget_usd``, ``max_hours``), or is
     empty. `unfinished` dialogues stay in the journal. `retries`: failed checks by kind; `errors`:
     transport errors of this session by kind; `refused`: requests that a server refused for good, by
-    status."""
+    status; `thinking`: answers by seat that came after thinking; `models`: answers by seat and by
+    the name that the server gave its model."""
 
     dialogues: int
     wanted: int
@@ -69,6 +70,8 @@ class RolloutReport:
     seconds: float
     session: dict[str, Any]
     damaged_records: int
+    thinking: dict[str, int] = field(default_factory=dict)
+    models: dict[str, dict[str, int]] = field(default_factory=dict)
     shards: list[str] = field(default_factory=list)
     digest: str = ""
 

@@ -1,5 +1,5 @@
 """One session of a run in this process: both seats' endpoints, the driver between them, signals,
-and how it goes.
+and progress.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hubkit.rollout.driver import Driver, OnShard
 from hubkit.rollout.plan import Plan, plans
 from hubkit.rollout.report import Status
 from hubkit.rollout.state import State
-from hubkit.serving.client import ClientTemplate, Endpoint, key_in
+from hubkit.serving.client import ClientTemplate, Endpoint, seat_options
 
 _NOTE_EVERY_S = 0.5
 T = TypeVar("T")
@@ -32,7 +32,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Seats:
-    """Where each seat answers; with a template, it is asked through ``/generate``."""
+    """Where each seat answers, and the templates of those whose prompts must be rendered as they
+    were trained on.
+    """
 
     asker_urls: Sequence[str]
     chat_urls: Sequence[str]
@@ -89,7 +91,7 @@ def drive(
         "assistant": (seats.chat_urls, seats.chat_template),
     }
 
-    async def session() -> tuple[Driver, dict[str, int]]:
+    async def session() -> tuple[Driver, dict[str, int], list[str]]:
         async with AsyncExitStack() as stack:
             endpoints = {
                 seat: await stack.enter_async_context(_endpoint(block, seat, *asked[seat]))
@@ -106,11 +108,14 @@ def drive(
             )
             with _signals(driver):
                 await _watched(driver, endpoints, coming, block, watch.progress, watch.on_status)
-            return driver, dict(endpoints["user"].errors + endpoints["assistant"].errors)
+            adaptations = [a for endpoint in endpoints.values() for a in endpoint.adaptations]
+            errors = endpoints["user"].errors + endpoints["assistant"].errors
+            return driver, dict(errors), adaptations
 
     started = time.monotonic()
-    driver, errors = _run_to_end(session())
+    driver, errors, adaptations = _run_to_end(session())
     facts = {"resumed": resumed, "turns": driver.turns, "requests": driver.sent}
+    facts["adaptations"] = adaptations
     facts["seconds"] = round(time.monotonic() - started, 3)
     return Session(driver.budget.exhausted, dict(skipped), errors, facts)
 
@@ -132,10 +137,7 @@ def _endpoint(
     name = "asker" if seat == "user" else "chat"
     return Endpoint(
         urls,
-        profile=config.profile,
-        model=config.model,
-        sampling=config.sampling.model_dump(),
-        token=key_in(config.token_env, said_by=f"rollout.{name}.token_env"),
+        **seat_options(config, said_by=f"rollout.{name}"),
         template=template,
         most_in_flight=block.in_flight,
         request_timeout_s=block.request_timeout_s,

@@ -66,6 +66,8 @@ def schema() -> pa.Schema:
         ("finish_reasons", pa.list_(text)),
         *[(name, pa.list_(count)) for name in _PER_TURN[1:]],
         ("flaws", pa.list_(text)),
+        ("thinking", pa.list_(text)),
+        ("models", pa.list_(text)),
         ("retries", pa.list_(text)),
         (
             "usage",
@@ -91,10 +93,10 @@ class Rows:
         self, block: Rollout, *, seed: int, digest: str, provenance: Mapping[str, Any]
     ) -> None:
         def model(seat: str) -> Row:
-            given = provenance.get(seat) or {}
+            source = provenance.get(seat) or {}
             return {
-                "repo_id": given.get("repo_id") or getattr(block, seat).repo,
-                "revision": given.get("revision"),
+                "repo_id": source.get("repo_id") or getattr(block, seat).repo,
+                "revision": source.get("revision"),
             }
 
         def sampling(seat: str) -> Row:
@@ -118,15 +120,15 @@ class Rows:
         }
 
     def row(self, dialogue: Dialogue) -> Row:
-        """The row of a dialogue that has ended. Per-turn lists run beside `messages`; an opening's
-        are given.
+        """The row of a dialogue that has ended. Per-turn lists are parallel to `messages`, with
+        nothing for those of the opening.
         """
         plan = dialogue.plan
         messages, unanswered = ended_on_answer(dialogue.messages)
-        if dialogue.turns and dialogue.turns[-1].get("closing"):
-            unanswered = dialogue.turns[-1]["content"]
-        made = dialogue.turns[: max(0, len(messages) - len(plan.messages))]
-        given = len(messages) - len(made)
+        if dialogue.turns and dialogue.turns[-1].closing:
+            unanswered = dialogue.turns[-1].content
+        turns = dialogue.turns[: max(0, len(messages) - len(plan.messages))]
+        opening = len(messages) - len(turns)
         return {
             **self._shared,
             "id": plan.id,
@@ -139,16 +141,18 @@ class Rows:
             "intent": plan.intent or None,
             "persona": plan.persona or None,
             "target_turns": plan.human_turns,
-            "finish_reasons": [None] * given + [turn["finish"] for turn in made],
-            "seeds": [None] * given + [turn["seed"] for turn in made],
-            "attempts": [None] * given + [turn["tries"] for turn in made],
-            "trimmed": [0] * given + [turn["cut"] for turn in made],
-            "prompt_tokens": [None] * given + [turn["in"] for turn in made],
-            "completion_tokens": [None] * given + [turn["out"] for turn in made],
-            "cached_tokens": [None] * given + [turn["cached"] for turn in made],
-            "flaws": [""] * given + [turn.get("flaw", "") for turn in made],
-            "retries": [why for turn in dialogue.turns for why in turn.get("why", ())]
-            + [attempt["why"] for attempt in dialogue.tries],
+            "finish_reasons": [None] * opening + [turn.finish_reason for turn in turns],
+            "seeds": [None] * opening + [turn.seed for turn in turns],
+            "attempts": [None] * opening + [turn.attempts for turn in turns],
+            "trimmed": [0] * opening + [turn.trimmed for turn in turns],
+            "prompt_tokens": [None] * opening + [turn.prompt_tokens for turn in turns],
+            "completion_tokens": [None] * opening + [turn.completion_tokens for turn in turns],
+            "cached_tokens": [None] * opening + [turn.cached_tokens for turn in turns],
+            "flaws": [""] * opening + [turn.flaw for turn in turns],
+            "thinking": [None] * opening + [turn.thinking or None for turn in turns],
+            "models": [None] * opening + [turn.model or None for turn in turns],
+            "retries": [why for turn in dialogue.turns for why in turn.earlier_failures]
+            + [attempt.failure for attempt in dialogue.failed_attempts],
             "usage": _usage(dialogue),
             "unanswered": unanswered or None,
             "error": dialogue.error,
@@ -161,9 +165,9 @@ def _usage(dialogue: Dialogue) -> Row:
         [f"{s}_{k}_tokens" for s in ("asker", "chat") for k in ("prompt", "completion")], 0
     )
     for turn in dialogue.turns:
-        seat = "asker" if turn["seat"] == "user" else "chat"
-        usage[f"{seat}_prompt_tokens"] += turn["in"] or 0
-        usage[f"{seat}_completion_tokens"] += turn["out"] or 0
+        seat = "asker" if turn.seat == "user" else "chat"
+        usage[f"{seat}_prompt_tokens"] += turn.prompt_tokens or 0
+        usage[f"{seat}_completion_tokens"] += turn.completion_tokens or 0
     return usage
 
 
@@ -282,11 +286,25 @@ def copy(path: Path, to: Path, *, leave: Callable[[int, str], bool]) -> int:
     if not kept:
         return 0
     with _put(to) as part:
-        if len(kept) == table.num_rows:
+        if len(kept) == table.num_rows and pq.read_schema(path).names == schema().names:
             shutil.copyfile(path, part)
         else:
-            pq.write_table(pq.read_table(path).take(kept), part, compression="zstd")
+            rows = _with_all_columns(pq.read_table(path).take(kept))
+            pq.write_table(rows, part, compression="zstd")
     return len(kept)
+
+
+def _with_all_columns(table: pa.Table) -> pa.Table:
+    """A table of an earlier version with the columns that it lacks, empty: the files of a dataset
+    must agree.
+    """
+    import pyarrow as pa
+
+    for field in schema():
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    columns = [name for name in schema().names if name in table.column_names]
+    return table.select(columns)
 
 
 def totals(paths: Iterable[Path]) -> tuple[int, dict[str, int], int, int]:

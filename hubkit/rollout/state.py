@@ -1,4 +1,4 @@
-"""What a run knows of itself on disk: finished shards, open dialogues, what was spent; and the lock
+"""The state of a run on disk: finished shards, open dialogues, what was spent; and the lock
 that guards it.
 
 A run's folder holds ``journal-*.log`` (see `journal`), ``shards/raw-*.parquet`` and ``lock``. A
@@ -19,9 +19,11 @@ from hubkit.rollout import shards
 from hubkit.rollout.dialogue import Dialogue, revived
 from hubkit.rollout.journal import Record, newest, read
 from hubkit.rollout.plan import Plan
+from hubkit.rollout.turns import Turn
 from hubkit.serving.budget import CAPS, Spent
 
-PARTS = "parts.json"  # says into how many parts a cluster's driver has dealt the run out
+PARTS = "parts.json"  # says into how many parts a cluster's driver has divided the run
+MODEL = "model_"  # counts of answers by the model that the server named: model_SEAT:NAME
 
 
 @dataclass(slots=True)
@@ -91,12 +93,15 @@ class State:
         spent = self.spent
         yield {
             "k": "run", "digest": self.digest, "published": sorted(self.published), "counts": self.counts,
-            "spent": [spent.tokens, spent.requests, spent.cached, spent.seconds],
+            "spent": [
+                spent.tokens, spent.requests, spent.cached_total, spent.seconds, spent.cached
+            ],
             "id": self.id, "elsewhere": self.elsewhere,
         }  # fmt: skip
         for dialogue in self.live.values():
             yield opened(dialogue.plan)
-            yield from ({**record, "old": True} for record in (*dialogue.turns, *dialogue.tries))
+            for turn in (*dialogue.turns, *dialogue.failed_attempts):
+                yield {**turn.to_record(), "old": True}
             if dialogue.end_reason:
                 yield {**ended(dialogue), "old": True}
 
@@ -194,8 +199,8 @@ def _apply(state: State, record: Record, path: Path) -> None:
                 f"{path.parent} holds another run ({record['digest'][:8]}, not {state.digest[:8]}): the recipe's "
                 "rollout block, the seed or a model has changed. Use another folder for this run, or remove that one"
             )
-        tokens, requests, cached, seconds = record["spent"]
-        state.spent = Spent(tokens, requests, cached, seconds)
+        tokens, requests, cached, seconds, *by_seat = record["spent"]
+        state.spent = Spent(tokens, requests, by_seat[0] if by_seat else {"": cached}, seconds)
         state.published.update(record["published"])
         state.counts = dict(record["counts"])
         state.id, state.elsewhere = record["id"], record["elsewhere"]
@@ -220,9 +225,9 @@ def _apply_to_dialogue(state: State, record: Record) -> None:
         state.damaged_records += 1
         return
     if kind == "turn":
-        dialogue.add(record)
+        dialogue.add(Turn.from_record(record))
     elif kind == "try":
-        dialogue.tries.append(record)
+        dialogue.failed_attempts.append(Turn.from_record(record))
     elif kind == "end":
         dialogue.end_reason, dialogue.error, dialogue.ended_at = (
             record["why"],
@@ -239,6 +244,11 @@ def _count(state: State, record: Record) -> None:
         state.spent.add(
             record["seat"], record["in"] or 0, record["out"] or 0, record["cached"] or 0
         )
+        name = "asker" if record["seat"] == "user" else "chat"
+        if record.get("model"):
+            state.count(f"{MODEL}{name}:{record['model']}")
+        if record.get("thought"):
+            state.count(f"thinking_{name}")
     if record["k"] == "try":
         state.count(f"retry_{record['why']}")
     if record["k"] == "end" and record["error"]:

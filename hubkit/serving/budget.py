@@ -2,10 +2,10 @@
 the run's journal.
 
 Takes a recipe's caps and what was spent before; gives a `Budget`, which is asked before every
-request and told after. A request is let through only if the caps still hold when it costs all that
-it can (its prompt and max_tokens), beside what the requests already out may cost; so a cap is never
-passed, apart from prompts that a server counts higher than we guessed. While those that are out
-keep a request from starting, it waits for them."""
+request and told after it. A request is let through only if the caps still hold when it costs all
+that it can (its prompt and longest answer), added to what the requests already out may cost; so a
+cap is never passed, apart from prompts that a server counts higher than estimated. While those that
+are out keep a request from starting, it waits for them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+from urllib.parse import urlsplit
 
-CAPS = (
-    "budget_tokens",
-    "budget_usd",
-    "max_hours",
-)  # how a dialogue ends that a larger cap lets go on
+from hubkit.errors import RecipeError
+
+CAPS = ("budget_tokens", "budget_usd", "max_hours")  # ends of dialogues that a larger cap reopens
 _WAYS = ("in", "out")
+_PRICES = ("usd_per_million_input", "usd_per_million_output")
+_LOCAL = ("embedded", "127.", "localhost", "[::1]")
 
 
 class Caps(Protocol):
@@ -42,19 +43,12 @@ class Caps(Protocol):
         ...
 
 
-class _Sampling(Protocol):
-    @property
-    def max_tokens(self) -> int:
-        """Of one answer."""
-        ...
-
-
 class Seat(Protocol):
     """What an answer of a seat may cost: its most tokens, and prices per million in US dollars."""
 
     @property
-    def sampling(self) -> _Sampling:
-        """How it is sampled."""
+    def reply_tokens(self) -> int:
+        """The most tokens of one answer."""
         ...
 
     @property
@@ -63,22 +57,61 @@ class Seat(Protocol):
         ...
 
     @property
+    def usd_per_million_cached_input(self) -> float | None:
+        """Price of a million tokens in that were cached; None: as the others."""
+        ...
+
+    @property
     def usd_per_million_output(self) -> float:
         """Price of a million tokens out."""
         ...
 
 
+def check_prices(budget_usd: float | None, seats: Mapping[str, Any]) -> None:
+    """Refuse a cap in dollars over seats whose prices nobody has given: it would cap nothing.
+
+    A seat needs no price where it costs none: on this machine. A price of 0 counts as given.
+
+    Args:
+        budget_usd: The cap; None for none.
+        seats: The seats' blocks (`SeatConfig`) by the recipe's keys.
+
+    Raises:
+        RecipeError: A seat that may cost something has no prices, or no seat has any.
+    """
+    if budget_usd is None:
+        return
+    unpriced = [name for name, seat in seats.items() if not seat.model_fields_set & set(_PRICES)]
+    paid = [name for name in unpriced if not all(map(_is_local, seats[name].endpoints))]
+    if paid or len(unpriced) == len(seats):
+        name = (paid or unpriced)[0]
+        raise RecipeError(
+            f"a budget of {budget_usd:g} USD caps nothing, because {name} has no prices; set "
+            f"{name}.usd_per_million_input and {name}.usd_per_million_output, or say budget_tokens"
+        )
+
+
+def _is_local(address: str) -> bool:
+    return address == "embedded" or urlsplit(address).netloc.startswith(_LOCAL)
+
+
 @dataclass(slots=True)
 class Spent:
-    """Tokens in and out per seat, requests, and seconds of driving, over all the sessions of a
-    run.
+    """What a run has spent over all its sessions.
+
+    Attributes:
+        tokens: Tokens in and out per seat.
+        requests: Answered requests.
+        cached: Tokens in that the server had cached, per seat; of which seat older journals do not
+            say is under ``""``.
+        seconds: Seconds of driving.
     """
 
     tokens: dict[str, list[int]] = field(
         default_factory=lambda: {"user": [0, 0], "assistant": [0, 0]}
     )
     requests: int = 0
-    cached: int = 0
+    cached: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -86,38 +119,62 @@ class Spent:
         """All tokens, in and out, of all seats."""
         return sum(map(sum, self.tokens.values()))
 
+    @property
+    def cached_total(self) -> int:
+        """All tokens in that were cached."""
+        return sum(self.cached.values())
+
     def sums(self) -> dict[str, float]:
         """All of it as named numbers, which can be added to another's."""
         named: dict[str, float] = {
             f"{seat}_{way}": count
-            for seat, both in self.tokens.items()
-            for way, count in zip(_WAYS, both, strict=True)
+            for seat, counts in self.tokens.items()
+            for way, count in zip(_WAYS, counts, strict=True)
         }
-        return {**named, "requests": self.requests, "cached": self.cached, "seconds": self.seconds}
+        by_seat = {f"{seat}_cached": self.cached.get(seat, 0) for seat in self.tokens}
+        return {
+            **named, **by_seat, "requests": self.requests, "cached": self.cached_total,
+            "seconds": self.seconds,
+        }  # fmt: skip
 
     def gain(self, sums: Mapping[str, float]) -> None:
         """Add another's `sums`."""
-        for seat, both in self.tokens.items():
-            for place, way in enumerate(_WAYS):
-                both[place] += int(sums.get(f"{seat}_{way}", 0))
+        unattributed = int(sums.get("cached", 0))
+        for seat, counts in self.tokens.items():
+            for index, way in enumerate(_WAYS):
+                counts[index] += int(sums.get(f"{seat}_{way}", 0))
+            cached = int(sums.get(f"{seat}_cached", 0))
+            self.cached[seat] = self.cached.get(seat, 0) + cached
+            unattributed -= cached
+        if unattributed:
+            self.cached[""] = self.cached.get("", 0) + unattributed
         self.requests += int(sums.get("requests", 0))
-        self.cached += int(sums.get("cached", 0))
         self.seconds += sums.get("seconds", 0.0)
 
     def usd(self, seats: Mapping[str, Seat]) -> float:
         """What they cost at the seats' prices."""
-        return sum(_price(seats[seat], *tokens) for seat, tokens in self.tokens.items())
+        return sum(
+            _price(seats[seat], prompt, completion, self.cached.get(seat, 0))
+            for seat, (prompt, completion) in self.tokens.items()
+        )
 
     def add(self, seat: str, prompt: int, completion: int, cached: int = 0) -> None:
         """One more answered request."""
         self.tokens[seat][0] += prompt
         self.tokens[seat][1] += completion
-        self.cached += cached
+        if cached:
+            self.cached[seat] = self.cached.get(seat, 0) + cached
         self.requests += 1
 
 
-def _price(seat: Seat, prompt: float, completion: float) -> float:
-    return (prompt * seat.usd_per_million_input + completion * seat.usd_per_million_output) / 1e6
+def _price(seat: Seat, prompt: float, completion: float, cached: float = 0.0) -> float:
+    """US dollars of so many tokens; `cached` of the prompt's have a price of their own."""
+    cached_price = seat.usd_per_million_cached_input
+    discount = 0.0
+    if cached and cached_price is not None:
+        discount = min(cached, prompt) * (seat.usd_per_million_input - cached_price)
+    full = prompt * seat.usd_per_million_input + completion * seat.usd_per_million_output
+    return (full - discount) / 1e6
 
 
 class Budget:
@@ -142,13 +199,11 @@ class Budget:
     async def hold(self, seat: str, prompt: int) -> bool:
         """Set aside what a request may cost; False when a cap forbids it for good."""
         self._check_hours()
-        tokens = prompt + self._seats[seat].sampling.max_tokens
-        usd = _price(self._seats[seat], prompt, self._seats[seat].sampling.max_tokens)
-        while (
-            self._capped
-            and not self._closed
-            and not self._fits(self._held_tokens + tokens, self._held_usd + usd)
-        ):
+        if not self._capped:
+            return not self._closed
+        tokens = prompt + self._seats[seat].reply_tokens
+        usd = _price(self._seats[seat], prompt, self._seats[seat].reply_tokens)
+        while not self._closed and not self._fits(self._held_tokens + tokens, self._held_usd + usd):
             if not self._held_tokens:
                 self.exhausted = "budget_tokens" if not self._fits(tokens, 0.0) else "budget_usd"
                 self._changed.set()
@@ -188,10 +243,12 @@ class Budget:
             self._changed.set()
 
     def settle(self, seat: str, prompt: int) -> None:
-        """Give back what `hold` set aside; the real cost has been added to `spent`, or there was
+        """Release what `hold` set aside; the real cost has been added to `spent`, or there was
         none.
         """
-        max_tokens = self._seats[seat].sampling.max_tokens
-        self._held_tokens -= prompt + max_tokens
-        self._held_usd -= _price(self._seats[seat], prompt, max_tokens)
+        if not self._capped:
+            return
+        reply_tokens = self._seats[seat].reply_tokens
+        self._held_tokens -= prompt + reply_tokens
+        self._held_usd -= _price(self._seats[seat], prompt, reply_tokens)
         self._changed.set()

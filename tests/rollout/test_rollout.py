@@ -565,7 +565,7 @@ def test_ctrl_c_takes_what_is_on_its_way_and_goes_on_later(tmp_path: Path) -> No
         time.sleep(0.6)
         driver.send_signal(signal.SIGINT)
         _, said = driver.communicate(timeout=10)
-        assert driver.returncode != 0 and "RunInterruptedError" in said and "goes on there" in said
+        assert driver.returncode != 0 and "RunInterruptedError" in said and "resumes there" in said
         answered = server.stats()["answered"]
         turns, lost = check_against_ledger(tmp_path, server)
         assert (turns, lost) == (answered, 0)

@@ -12,7 +12,7 @@ from rollout.test_rollout import PROVENANCE, block, roll, rows
 from support.mock_endpoint import mock
 
 from hubkit.conversation import blank, fault
-from hubkit.errors import SourceError, StageError
+from hubkit.errors import MisconfiguredEndpointError, SourceError, StageError
 from hubkit.rollout import run_digest, shards
 from hubkit.rollout.journal import encode, newest
 
@@ -68,9 +68,23 @@ def test_what_nobody_can_see_is_an_empty_turn(tmp_path: Path, nothing: str) -> N
     assert blank(nothing) and not blank(nothing + "x")
     assert fault([{"role": "user", "content": nothing}]) == "empty_turn"
     with mock() as server:
-        server.script(texts=[nothing])
+        server.script(texts=["hello", nothing])
         report = roll(server, tmp_path, block(dialogues=2, retries_per_turn=1))
     assert report.end_reasons == {"empty_turn": 2} and report.retries == {"empty": 4}
+
+
+def test_a_run_without_any_answer_stops_and_leaves_its_dialogues_open(tmp_path: Path) -> None:
+    given = block(dialogues=40, retries_per_turn=1)
+    with mock() as server:
+        server.script(texts=[" "], finish="length")
+        with pytest.raises(MisconfiguredEndpointError, match="'length'.*raise max_tokens"):
+            roll(server, tmp_path, given)
+        assert server.stats()["requests"] < 30
+        server.script(texts=[" "])
+        with pytest.raises(MisconfiguredEndpointError, match="the last 2 dialogues"):
+            roll(server, tmp_path, block(dialogues=2, retries_per_turn=1))
+        server.script()
+        assert roll(server, tmp_path, given).end_reasons == {"target_turns": 40}
 
 
 def test_an_answer_of_megabytes_ends_its_dialogue_not_the_run(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from hubkit.errors import EndpointError, HubkitError, MisconfiguredEndpointError
 from hubkit.recipe import Sampling
 from hubkit.serving.client import Endpoint, Reply
-from hubkit.serving.client.dialects import read_chat, read_generate
+from hubkit.serving.client.replies import read_chat, read_generate
 
 Said = tuple[int, dict[str, str], list[bytes]]  # status, headers, parts of the body
 GOOD = json.dumps({"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}).encode()

@@ -1,17 +1,19 @@
-"""The only door to generation: one model behind one or several addresses, or the embedded engine
+"""The client of every generation: one model behind one or several addresses, or the embedded engine
 started for a while.
 
-Takes addresses and a profile of who speaks there (TGI, vLLM, SGLang, llama.cpp, OpenAI, Inference
-Providers); gives replies. `Endpoint` bears what servers do: it adapts how much it asks to what each
-address answers, waits for cold starts, goes round dead addresses, and tells a request that is
-refused from an endpoint that is misconfigured. `ask_all` sends it many requests at once;
-`start_engine` gives addresses where there is no server."""
+Takes addresses and the profile of their servers (TGI, vLLM, SGLang, llama.cpp, OpenAI and others);
+gives replies. `Endpoint` absorbs what servers do: it adapts its rate to what each address answers,
+waits for cold starts, avoids dead addresses, and tells a refused request from a misconfigured
+endpoint. `ask_all` sends many requests at once; `start_engine` gives addresses where there is no
+server."""
 
+from hubkit.serving.client.address import on_loopback
 from hubkit.serving.client.batch import ask_all
 from hubkit.serving.client.client_template import ClientTemplate
-from hubkit.serving.client.dialects import PROFILES, Reply
+from hubkit.serving.client.dialects import PROFILES
 from hubkit.serving.client.endpoint import Endpoint
-from hubkit.serving.client.transport import on_loopback
+from hubkit.serving.client.replies import Reply
+from hubkit.serving.client.seats import seat_options
 from hubkit.serving.credentials import key_in
 from hubkit.serving.engines.local import Engine, start_engine
 
@@ -24,5 +26,6 @@ __all__ = [
     "ask_all",
     "key_in",
     "on_loopback",
+    "seat_options",
     "start_engine",
 ]

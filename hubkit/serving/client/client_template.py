@@ -1,8 +1,7 @@
-"""Prompts rendered on our side, for servers that hold only one chat template and must serve two
-seats.
+"""Prompts rendered on our side, for servers that hold another chat template than the model's own.
 
-A chat template is a stranger's program: it runs in Jinja's immutable sandbox, with the few names
-that transformers gives it, and its output is bounded."""
+A chat template is a program from an unknown author: it runs in Jinja's immutable sandbox, with the
+few names that transformers gives it, and its output is bounded."""
 
 from __future__ import annotations
 
@@ -30,6 +29,11 @@ class ClientTemplate:
     ) -> None:
         self._source, self._special = source, dict(special_tokens)
         self.stops = tuple(stops)
+
+    @property
+    def bos_token(self) -> str:
+        """The text of the beginning-of-text token; empty where there is none."""
+        return self._special.get("bos_token", "")
 
     @cached_property
     def _compiled(self) -> Any:

@@ -1,81 +1,184 @@
-"""What goes over the wire: the request body that each kind of server needs, and what its answer
-means.
+"""How each kind of server is asked: what its dialect of OpenAI's API takes, and what it refuses.
 
-Pure functions over plain data; nothing here sends anything. A profile is the few ways in which a
-server differs from OpenAI's chat completions. Every sampling value is sent, because servers' own
-defaults differ (vLLM takes the model's generation_config, llama.cpp top_k 40 and min_p 0.05); a
-value that a server cannot express is left out only where leaving it out means the same."""
+Pure functions over plain data. Sampling values are sent rather than left to servers' own defaults,
+which differ (vLLM takes the model's generation_config, llama.cpp top_k 40 and min_p 0.05). A value of
+None is not sent; nor is a key that the dialect refuses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from hubkit.conversation import Message
-from hubkit.errors import EndpointError, RecipeError
+from hubkit.errors import RecipeError
 
-PROFILES = ("tgi", "vllm", "sglang", "llamacpp", "openai", "inference-providers")
-
-# What switches a server's own sampling defaults off, so that only what the recipe says is sampled
-# with.
-_NEUTRAL: dict[str, dict[str, Any]] = {
-    "tgi": {},
-    "vllm": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
-    "sglang": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
-    "llamacpp": {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0, "cache_prompt": True},
-    "openai": {},
-    "inference-providers": {},
-}
-# Servers of one's own may be told which dialogue a request belongs to (`user`): it helps them find
-# a cached prefix.
-NAMES_DIALOGUES = frozenset({"tgi", "vllm", "sglang", "llamacpp"})
-_MOST_TOKENS = 1 << 31
-_MOST_STOPS = {"tgi": 4, "openai": 4}
-# Spellings of the same two ends: a turn that its model ended, and one that ran out of tokens.
-_FINISH = {"eos_token": "stop", "stop_sequence": "stop", "end_turn": "stop", "max_tokens": "length"}
+Profile = Literal[
+    "tgi", "vllm", "sglang", "llamacpp", "openai", "openai-reasoning", "claude", "mistral",
+    "gemini", "grok", "ollama", "lmstudio", "transformers", "inference-providers",
+]  # fmt: skip
+TextRoute = Literal["completions", "generate", ""]
+_PENALTIES = ("frequency_penalty", "presence_penalty")
+_NO_PENALTIES = frozenset(_PENALTIES)
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """One generated turn. Token counts are None where the server does not say; `latency_s` is the
-    request alone.
+class Dialect:
+    """What a kind of server takes.
 
-    `finish_reason` is ``stop`` (its model ended it), ``length`` (cut off at max_tokens) or what the
-    server says."""
+    Attributes:
+        neutral: Keys that switch the server's own sampling defaults off.
+        refuses: Sampling keys that it does not take. A penalty or stop text that is set is then an
+            error; a temperature or top_p is left out.
+        length_key: Name of the cap on generated tokens.
+        seed_key: Name of the seed; empty where the server takes none.
+        one_of_temperature_and_top_p: Whether only one of the two may be sent.
+        most_stops: How many stop texts it takes; 0 for any number.
+        session: Where a request names its dialogue, so that its cached prefix is found: a key of
+            the body, or ``header:NAME``; empty for nowhere.
+        text_route: The route that takes a rendered prompt; empty where there is none.
+        checks_rendering: Whether it can be asked how it renders a conversation.
+    """
 
-    content: str
-    finish_reason: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    cached_tokens: int | None
-    latency_s: float
-    address: str
+    neutral: Mapping[str, Any] = field(default_factory=dict)
+    refuses: frozenset[str] = frozenset()
+    length_key: str = "max_tokens"
+    seed_key: str = "seed"
+    one_of_temperature_and_top_p: bool = False
+    most_stops: int = 0
+    session: str = ""
+    text_route: TextRoute = ""
+    checks_rendering: bool = False
+
+
+_TRUNCATIONS_OFF = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+DIALECTS: dict[str, Dialect] = {
+    "tgi": Dialect(
+        # presence_penalty x becomes a repetition penalty of x + 2, so even 0 must not be sent.
+        refuses=frozenset({"presence_penalty"}),
+        most_stops=4,
+        session="user",
+        text_route="generate",
+        checks_rendering=True,
+    ),
+    "vllm": Dialect(
+        _TRUNCATIONS_OFF, session="user", text_route="completions", checks_rendering=True
+    ),
+    "sglang": Dialect(
+        _TRUNCATIONS_OFF, session="user", text_route="completions", checks_rendering=True
+    ),
+    "llamacpp": Dialect(
+        {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0, "cache_prompt": True},
+        session="user",
+        text_route="completions",
+        checks_rendering=True,
+    ),
+    "openai": Dialect(length_key="max_completion_tokens", most_stops=4, session="prompt_cache_key"),
+    "openai-reasoning": Dialect(
+        refuses=_NO_PENALTIES | {"temperature", "top_p", "stop"},
+        length_key="max_completion_tokens",
+        session="prompt_cache_key",
+    ),
+    "claude": Dialect(refuses=_NO_PENALTIES, seed_key="", one_of_temperature_and_top_p=True),
+    "mistral": Dialect(seed_key="random_seed"),
+    "gemini": Dialect(refuses=_NO_PENALTIES, most_stops=5),
+    "grok": Dialect(
+        refuses=_NO_PENALTIES | {"stop"},
+        length_key="max_completion_tokens",
+        session="header:x-grok-conv-id",
+    ),
+    "ollama": Dialect(),
+    "lmstudio": Dialect({"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}),
+    "transformers": Dialect(refuses=frozenset({"presence_penalty"})),
+    "inference-providers": Dialect(),
+}
+PROFILES = tuple(DIALECTS)
+
+
+def dialect_of(profile: str) -> Dialect:
+    """The dialect of a profile. Raises `RecipeError` for one that is not known."""
+    if profile not in DIALECTS:
+        raise RecipeError(f"profile {profile!r} is not known; use one of {', '.join(PROFILES)}")
+    return DIALECTS[profile]
+
+
+def sent_sampling(profile: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `sampling` that a request to such a server carries, with their values.
+
+    Args:
+        profile: One of `PROFILES`.
+        sampling: temperature, top_p, max_tokens, stop, frequency_penalty, presence_penalty; None
+            for what is not to be sent.
+
+    Raises:
+        RecipeError: The profile is not known, or its servers cannot honour a value.
+    """
+    dialect = dialect_of(profile)
+    values = {key: sampling.get(key) for key in _KEYS}
+    for key in (*_PENALTIES, "stop"):
+        if key in dialect.refuses and values[key]:
+            why = (
+                "TGI, which turns it into a repetition penalty"
+                if profile == "tgi"
+                else f"a server of profile {profile}"
+            )
+            raise RecipeError(
+                f"{key} {values[key]} cannot be sent to {why}; set it to "
+                f"{'[]' if key == 'stop' else '0, or use frequency_penalty'}"
+            )
+    stops = values["stop"] or []
+    if dialect.most_stops and len(stops) > dialect.most_stops:
+        raise RecipeError(
+            f"{len(stops)} stop strings: {profile} takes at most {dialect.most_stops}; leave some out"
+        )
+    sent = {
+        key: value
+        for key, value in values.items()
+        if value is not None and key not in dialect.refuses and not (key == "stop" and not value)
+    }
+    if profile == "tgi" and sent.get("top_p", 0) >= 1:
+        del sent["top_p"]  # TGI refuses 1; without it, it samples from everything
+    if dialect.one_of_temperature_and_top_p and "temperature" in sent:
+        sent.pop("top_p", None)
+    if "stop" in sent:
+        sent["stop"] = list(sent["stop"])
+    return sent
+
+
+_KEYS = ("temperature", "top_p", "max_tokens", "stop", *_PENALTIES)
+
+
+def left_out(profile: str, sampling: Mapping[str, Any]) -> list[str]:
+    """The keys of `sampling` whose values differ from OpenAI's defaults and are not sent."""
+    defaults = {"temperature": 1.0, "top_p": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0}
+    sent = sent_sampling(profile, sampling)
+    return [
+        key
+        for key, default in defaults.items()
+        if sampling.get(key) not in (None, default) and key not in sent
+    ]
 
 
 def chat_fields(profile: str, model: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a chat request that is the same for every turn of a seat.
 
-    `sampling` has the keys temperature, top_p, max_tokens, stop, frequency_penalty,
-    presence_penalty. Raises `RecipeError` for a profile that is not known and for a value that this
-    kind of server cannot honour."""
-    _check(profile, sampling)
-    fields: dict[str, Any] = {"model": model, "stream": False, **_NEUTRAL[profile]}
-    fields["temperature"] = sampling["temperature"]
-    fields["max_completion_tokens" if profile == "openai" else "max_tokens"] = sampling[
-        "max_tokens"
-    ]
-    if (
-        profile != "tgi" or sampling["top_p"] < 1
-    ):  # TGI refuses top_p = 1; without it, it samples from everything
-        fields["top_p"] = sampling["top_p"]
-    if sampling["stop"]:
-        fields["stop"] = list(sampling["stop"])
-    for penalty in ("frequency_penalty", "presence_penalty"):
-        # TGI turns presence_penalty x into a repetition penalty of x + 2, so even 0 must not be
-        # sent.
-        if profile != "tgi" or sampling[penalty]:
-            fields[penalty] = sampling[penalty]
+    Raises `RecipeError` as `sent_sampling` does."""
+    return {"model": model, "stream": False, **_sampling_fields(profile, sampling)}
+
+
+def completion_fields(profile: str, model: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for ``/v1/completions``, whose prompt is rendered text."""
+    fields = _sampling_fields(profile, sampling)
+    if "max_completion_tokens" in fields:
+        fields["max_tokens"] = fields.pop("max_completion_tokens")
+    return {"model": model, "stream": False, **fields}
+
+
+def _sampling_fields(profile: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    dialect = dialect_of(profile)
+    fields = {**dialect.neutral, **sent_sampling(profile, sampling)}
+    if "max_tokens" in fields:
+        fields[dialect.length_key] = fields.pop("max_tokens")
     return fields
 
 
@@ -83,21 +186,21 @@ def generate_fields(sampling: Mapping[str, Any], adapter: str | None) -> dict[st
     """The `parameters` of TGI's ``/generate`` for the same sampling. `adapter` is its
     `adapter_id`.
     """
-    _check("tgi", sampling)
+    sent = sent_sampling("tgi", sampling)
+    temperature = sent.get("temperature", 1.0)
     fields: dict[str, Any] = {
-        "max_new_tokens": sampling["max_tokens"],
         "return_full_text": False,
         "details": True,
-        "do_sample": sampling["temperature"] > 0,
+        "do_sample": temperature > 0,
     }
-    if sampling["temperature"] > 0:
-        fields["temperature"] = sampling["temperature"]
-        if sampling["top_p"] < 1:
-            fields["top_p"] = sampling["top_p"]
-    if sampling["frequency_penalty"]:
-        fields["frequency_penalty"] = sampling["frequency_penalty"]
-    if sampling["stop"]:
-        fields["stop"] = list(sampling["stop"])
+    if "max_tokens" in sent:
+        fields["max_new_tokens"] = sent["max_tokens"]
+    if temperature > 0:
+        fields.update({key: sent[key] for key in ("temperature", "top_p") if key in sent})
+    if sent.get("frequency_penalty"):
+        fields["frequency_penalty"] = sent["frequency_penalty"]
+    if "stop" in sent:
+        fields["stop"] = sent["stop"]
     if adapter:
         fields["adapter_id"] = adapter
     return fields
@@ -112,81 +215,21 @@ def at_temperature(fields: Mapping[str, Any], temperature: float) -> dict[str, A
     return changed
 
 
-def _check(profile: str, sampling: Mapping[str, Any]) -> None:
-    if profile not in PROFILES:
-        raise RecipeError(f"profile {profile!r} is not known; use one of {', '.join(PROFILES)}")
-    if profile == "tgi" and sampling["presence_penalty"]:
-        raise RecipeError(
-            f"presence_penalty {sampling['presence_penalty']} cannot be sent to TGI, which turns it into a repetition "
-            "penalty; set it to 0, or use frequency_penalty"
-        )
-    most = _MOST_STOPS.get(profile)
-    if most and len(sampling["stop"]) > most:
-        raise RecipeError(
-            f"{len(sampling['stop'])} stop strings: {profile} takes at most {most}; leave some out"
-        )
-
-
-def read_chat(answer: Any, *, latency_s: float, address: str) -> Reply:
-    """The `Reply` in a chat completion; raises `EndpointError` when it is not one."""
-    try:
-        choice = answer["choices"][0]
-        content = choice["message"]["content"]
-        usage = answer.get("usage") or {}
-        finish = choice.get("finish_reason") or "stop"
-        details = usage.get("prompt_tokens_details") or {}
-        counts = (
-            usage.get("prompt_tokens"),
-            usage.get("completion_tokens"),
-            details.get("cached_tokens"),
-        )
-    except (TypeError, KeyError, IndexError, AttributeError):
-        raise _not_an_answer(answer, address) from None
-    if not isinstance(content, str | None) or not isinstance(finish, str):
-        raise _not_an_answer(answer, address)
-    prompt, completion, cached = map(_count, counts)
-    return Reply(
-        content or "", _FINISH.get(finish, finish), prompt, completion, cached, latency_s, address
-    )
-
-
-def read_generate(
-    answer: Any, *, latency_s: float, address: str, prompt_tokens: int | None
-) -> Reply:
-    """The `Reply` in TGI's answer to ``/generate``; raises `EndpointError` when it is not one."""
-    if isinstance(answer, list) and len(answer) == 1:
-        answer = answer[0]
-    try:
-        content = answer["generated_text"]
-        details = answer.get("details") or {}
-        finish = details.get("finish_reason") or "stop"
-        completion = _count(details.get("generated_tokens"))
-    except (TypeError, KeyError, AttributeError):
-        raise _not_an_answer(answer, address) from None
-    if not isinstance(content, str) or not isinstance(finish, str):
-        raise _not_an_answer(answer, address)
-    return Reply(
-        content, _FINISH.get(finish, finish), prompt_tokens, completion, None, latency_s, address
-    )
-
-
-def _count(said: Any) -> int | None:
-    """A number of tokens as a server says it, or None for what can be none: it would stand in sums,
-    caps and files.
-    """
-    return said if type(said) is int and 0 <= said <= _MOST_TOKENS else None
-
-
-def _not_an_answer(answer: Any, address: str) -> EndpointError:
-    return EndpointError(
-        f"{address} answered 200 with something that is not a completion: {str(answer)[:200]!r}; "
-        "check that the address is a chat completions endpoint",
-        status=200,
-    )
-
-
-def alternates(messages: Sequence[Message]) -> bool:
-    """Whether a request may be sent as it is: it ends on the partner's turn (or is a system message
-    alone).
+def may_be_answered(messages: Sequence[Message]) -> bool:
+    """Whether a request may be sent as it is: it ends on the partner's turn, or is a system message
+    alone. Servers would continue an assistant's turn.
     """
     return bool(messages) and messages[-1]["role"] != "assistant"
+
+
+def folded(messages: Sequence[Message]) -> list[Message]:
+    """`messages` for a server whose template refuses a system message, or one that starts with the
+    assistant: the system message becomes the first user message, joined with one that follows it.
+    """
+    if not messages or messages[0]["role"] != "system":
+        return list(messages)
+    system, rest = messages[0]["content"], list(messages[1:])
+    if rest and rest[0]["role"] == "user":
+        first: Message = {"role": "user", "content": f"{system}\n\n{rest[0]['content']}"}
+        return [first, *rest[1:]]
+    return [{"role": "user", "content": system}, *rest]

@@ -1,16 +1,21 @@
-"""One model behind one or several addresses: asks, and bears what servers do.
+"""One model behind one or several addresses: sends requests, and absorbs what servers do.
 
-What an answer means is decided on its status alone:
+What an answer means is decided on its status and its kind (see `refusals`):
 
-===========================  =======================================================================================
-429                          overload: the request waits (Retry-After, else exponential) and holds no slot meanwhile
-503, 502, 504, no answer     the address is starting, asleep or gone: others take over; with none, wait with patience
-404 that never worked        loading, where nothing else answers either; otherwise a wrong model or URL: stop
-401, 403                     a wrong key: stop
-other 4xx                    this request is refused: `EndpointError` for its caller to record. When *every* request
-                             so far was refused, the endpoint is misconfigured: stop
-500                          tried again; the same request failing while others succeed is refused in the end
-===========================  =======================================================================================
+===========================  =======================================================================
+429                          overload: the request waits (Retry-After, else exponential) and holds no
+                             slot meanwhile
+503, 502, 504, 52x, none     the address is starting, asleep or gone: others take over; without any,
+                             wait with patience
+404 that never worked        loading, where nothing else answers either; otherwise stop
+no credit, a day's quota     stop, as `CreditExhaustedError`
+401, 403, 501                a wrong key, or no such route: stop
+moderation, too long         this request is refused: `EndpointError` for its caller to record
+other 4xx                    the same. When *every* request so far was refused, the endpoint is
+                             misconfigured: stop
+500                          tried again; the same request failing while others succeed is refused in
+                             the end
+===========================  =======================================================================
 
 "Stop" is `MisconfiguredEndpointError`, or `EndpointUnreachableError` once patience is spent: errors
 about the whole run, whereas a plain `EndpointError` is about one request."""
@@ -24,48 +29,54 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hubkit.conversation import Message
 from hubkit.errors import (
+    CreditExhaustedError,
     EndpointError,
     EndpointUnreachableError,
     MisconfiguredEndpointError,
     RecipeError,
 )
+from hubkit.serving.client import rendering
+from hubkit.serving.client.address import COMPLETIONS, parse_address
 from hubkit.serving.client.client_template import ClientTemplate
 from hubkit.serving.client.dialects import (
-    NAMES_DIALOGUES,
-    Reply,
-    alternates,
     at_temperature,
     chat_fields,
+    completion_fields,
+    dialect_of,
+    folded,
     generate_fields,
-    read_chat,
-    read_generate,
+    left_out,
+    may_be_answered,
 )
 from hubkit.serving.client.health import Probation
 from hubkit.serving.client.replica import Replica
+from hubkit.serving.client.replies import LENGTH, Reply, read_chat, read_generate
 from hubkit.serving.client.transport import (
     HttpClient,
     RefusedConnectionError,
     RequestTimeoutError,
-    base_url,
 )
 
 Idle = Callable[[], AbstractAsyncContextManager[None]]
-_WAITABLE = frozenset({408, 425, 502, 503, 504})
+_WAITABLE = frozenset({408, 425, 502, 503, 504, *range(520, 531)})
 _FIRST_CONTACT_S = 20.0  # how long nothing at all may listen at an address that never answered
 _NOT_FOUND_S = 60.0  # how long an address that never worked may answer 404 to everything
 _SAME_REQUEST_FAULTS = 6  # server errors for one request, while others succeed, until it is refused
+_SAME_REQUEST_SILENCES = 20  # the same for time-outs and dropped connections
+_FAILED_ATTEMPTS = 3  # answers with an unusual finish_reason, until `chat` gives up
 _BACK_OFF_S = (0.25, 30.0)  # first, longest
+_PROBE_S = 10.0  # longest wait for what a server says of itself
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """One request: its conversation, seed, dialogue, and a temperature of its own where it has
-    one.
+class _Request:
+    """A conversation to be continued, its seed and dialogue, and a temperature of its own where it
+    has one.
     """
 
     messages: Sequence[Message]
@@ -75,13 +86,31 @@ class _Asked:
 
 
 class Endpoint:
-    """Chat completions from `addresses`, which all serve the same model. Use as ``async with
-    Endpoint(...) as e``.
+    """Chat completions from addresses that all serve the same model. Use as
+    ``async with Endpoint(...) as e``.
 
-    `sampling` is the recipe's sampling block as a mapping. `most_in_flight` caps the requests in
-    flight over all addresses together. `patience_s` is how long to wait while no address answers.
-    With a `template`, prompts are rendered here and sent to ``/generate``: for servers that hold
-    only another model's template."""
+    Args:
+        addresses: URLs, used as given when they name a version or a route.
+        profile: The servers' dialect, one of `PROFILES`.
+        model: The model's name in requests.
+        sampling: The recipe's sampling block as a mapping; None for a value that is not sent.
+        token: Bearer token.
+        template: The model's own chat template. Prompts are rendered here with it and sent as text
+            unless the server proves that it renders the same.
+        headers: More headers, with their values.
+        extra_body: More keys of every request; None removes one.
+        chat_template_kwargs: Variables of the server's chat template.
+        session_header: A header that carries the dialogue's id.
+        most_in_flight: Most requests in flight at one address.
+        request_timeout_s: Longest wait for one answer.
+        patience_s: How long to wait while no address answers.
+        name: What messages call it.
+
+    Attributes:
+        errors: Failed attempts by kind.
+        window: Tokens of a sequence as the servers state or reveal them; None until one does.
+        adaptations: What was done differently from what was configured, in words.
+    """
 
     def __init__(
         self,
@@ -92,6 +121,10 @@ class Endpoint:
         sampling: Mapping[str, Any],
         token: str | None = None,
         template: ClientTemplate | None = None,
+        headers: Mapping[str, str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        session_header: str | None = None,
         most_in_flight: int = 64,
         request_timeout_s: float = 300.0,
         patience_s: float = 900.0,
@@ -99,27 +132,43 @@ class Endpoint:
     ) -> None:
         if not addresses:
             raise RecipeError(f"{name} has no addresses; give at least one URL under endpoints")
-        self._fields = chat_fields(profile, model, sampling)
+        self._profile, self._dialect = profile, dialect_of(profile)
+        self._sampling, self._model, self.name = sampling, model, name
+        self._extra = dict(extra_body or {})
+        self._kwargs = dict(chat_template_kwargs or {})
         self._template = template
-        self._names_dialogues = profile in NAMES_DIALOGUES
-        if template is not None:
-            self._fields = generate_fields(sampling, None if model == "tgi" else model)
-        self._replicas = [
-            Replica(base_url(address), most=most_in_flight) for address in dict.fromkeys(addresses)
-        ]
-        self._home: dict[str, Replica] = {}
-        self._http = HttpClient(token=token, timeout_s=request_timeout_s)
+        self._as_text = False
+        self._starts_twice = False
+        self._session = f"header:{session_header}" if session_header else self._dialect.session
+        self._fields = self._with_extra(chat_fields(profile, model, sampling))
+        if self._kwargs:
+            self._fields["chat_template_kwargs"] = self._kwargs
+        parsed = {address.url: address for address in map(parse_address, addresses)}
+        self._replicas = [Replica(address, ceiling=most_in_flight) for address in parsed.values()]
+        self._replica_of: dict[str, Replica] = {}
+        self._http = HttpClient(token=token, headers=headers, timeout_s=request_timeout_s)
         self._probation = Probation()
         self._patience_s = patience_s
         self._silent_since: float | None = None  # the first failure since the last answer
-        self._model, self.name = model, name
+        self._last_error: EndpointError | None = None
         self._draining = False
+        self._prepared: asyncio.Task[None] | None = None
+        self._ready = False
+        self._fold = False
+        self._opens_in_prompt = False
         self.errors: Counter[str] = Counter()
+        self.window: int | None = None
+        self.adaptations: list[str] = []
+        if keys := left_out(profile, sampling):
+            self.adaptations.append(f"not sent to {profile}: {', '.join(keys)}")
 
     async def __aenter__(self) -> Endpoint:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        if self._prepared is not None:
+            self._prepared.cancel()
+            await asyncio.gather(self._prepared, return_exceptions=True)
         await self._http.close()
 
     @property
@@ -143,7 +192,7 @@ class Endpoint:
 
     def forget(self, key: str) -> None:
         """`key` (a dialogue) is over: its replica need not be remembered."""
-        self._home.pop(key, None)
+        self._replica_of.pop(key, None)
 
     async def chat(
         self,
@@ -155,23 +204,63 @@ class Endpoint:
         idle: Idle = contextlib.nullcontext,
         temperature: float | None = None,
     ) -> Reply:
-        """The next turn after `messages`, which must not end with the assistant (servers would
-        continue that turn).
+        """The next turn after `messages`, asked for again while its attempts fail.
 
-        Requests with the same `key` go to the same address while it lives, so that its prefix cache
-        serves them; `prefer` is the address to begin with. `temperature` goes instead of the one in
-        `sampling`. `idle()` is held open while this call only waits, for the caller to let others
-        work meanwhile. Raises `EndpointError` when this request is refused, and for what concerns
-        all of them `MisconfiguredEndpointError` or `EndpointUnreachableError`."""
-        if not alternates(messages):
+        Args:
+            messages: The conversation; it must not end with the assistant, whose turn servers
+                would continue.
+            seed: Sampling seed; further attempts take others.
+            key: Requests with the same key go to the same address while it lives, so that its
+                prefix cache serves them.
+            prefer: The address to begin with.
+            idle: Held open while this call only waits, for the caller to let others work.
+            temperature: Replaces the one in `sampling`.
+
+        Raises:
+            EndpointError: This request is refused, or its attempts failed.
+            MisconfiguredEndpointError: All requests are refused.
+            EndpointUnreachableError: No address answers any more.
+        """
+        for attempt in range(_FAILED_ATTEMPTS):
+            reply = await self.attempt(
+                messages,
+                seed=(seed + 7919 * attempt) & 0x7FFFFFFF,
+                key=key,
+                prefer=prefer,
+                idle=idle,
+                temperature=temperature,
+            )
+            if not reply.failed:
+                return reply
+        raise EndpointError(
+            f"{self.name}: {reply.address} ended {_FAILED_ATTEMPTS} attempts at an answer with "
+            f"finish_reason {reply.finish_reason!r}",
+            status=200,
+            kind="failed",
+        )
+
+    async def attempt(
+        self,
+        messages: Sequence[Message],
+        *,
+        seed: int,
+        key: str = "",
+        prefer: str | None = None,
+        idle: Idle = contextlib.nullcontext,
+        temperature: float | None = None,
+    ) -> Reply:
+        """One attempt at the next turn, as `chat`; its reply may have failed (`Reply.failed`)."""
+        if not may_be_answered(messages):
             raise RecipeError(
                 "a request must not end with an assistant message; servers would continue that turn"
             )
-        await self._probation.enter()
+        if not self._ready:
+            await self.prepare()
+        if not self._probation.proven:
+            await self._probation.enter()
+        request = _Request(messages, seed, key, temperature)
         try:
-            reply = await self._until_answered(
-                _Asked(messages, seed, key, temperature), prefer, idle
-            )
+            reply = await self._until_answered(request, prefer, idle)
         except MisconfiguredEndpointError as error:
             self._probation.condemn(error)
             raise
@@ -184,15 +273,24 @@ class Endpoint:
             self._probation.leave()
             raise
         self._probation.passed()
+        if reply.failed:
+            self.errors[f"finish_{reply.finish_reason}"[:60]] += 1
+        return self._with_thinking_apart(reply)
+
+    def _with_thinking_apart(self, reply: Reply) -> Reply:
+        """A cut-off answer of a model whose template opens its thinking is thinking as a whole."""
+        if reply.opened_in_prompt:
+            self._opens_in_prompt = True
+        elif self._opens_in_prompt and reply.finish_reason == LENGTH and not reply.thinking:
+            return replace(reply, content="", thinking=reply.content)
         return reply
 
-    async def _until_answered(self, asked: _Asked, prefer: str | None, idle: Idle) -> Reply:
-        faults = tries = 0
-        answered_at_first = 0
+    async def _until_answered(self, request: _Request, prefer: str | None, idle: Idle) -> Reply:
+        faults = silences = tries = answered_before = 0
         while True:
             if self._draining:
                 raise asyncio.CancelledError
-            replica = self._choose(asked.key, prefer)
+            replica = self._choose(request.key, prefer)
             if replica is None:
                 async with idle():
                     await self._wait_for_an_address()
@@ -200,15 +298,25 @@ class Endpoint:
             if not await replica.acquire():
                 continue
             try:
-                reply = await self._send(replica, asked)
+                reply = await self._send(replica, request)
             except EndpointError as error:
                 self.errors[_kind(error)] += 1
+                self._last_error = error
+                if self._adapted(error, request):
+                    continue
+                if not faults and not silences:
+                    answered_before = self._answered_count()
                 if error.status in (200, 500):
-                    answered_at_first = answered_at_first if faults else self._answered()
                     faults += 1
+                elif error.status != 429 and not isinstance(error, RefusedConnectionError):
+                    silences += 1
                 self._mark(replica, error)
-                others_live = self._answered() > answered_at_first
-                await self._raise_if_final(error, replica, faults if others_live else -faults)
+                others_live = self._answered_count() > answered_before
+                hopeless = others_live and (
+                    faults >= _SAME_REQUEST_FAULTS or silences >= _SAME_REQUEST_SILENCES
+                )
+                stuck = not others_live and faults >= _SAME_REQUEST_FAULTS
+                await self._raise_if_final(error, replica, hopeless=hopeless, stuck=stuck)
                 wait_s = min(_back_off(tries, error.retry_after_s), self._patience_s)
             else:
                 replica.succeeded(reply.latency_s)
@@ -218,24 +326,44 @@ class Endpoint:
                 replica.release()
             tries += 1
             if replica.broken:
-                self._home.pop(asked.key, None)  # it moved out; whoever lives takes it
+                self._replica_of.pop(request.key, None)  # a living one takes it
             async with idle():
                 await asyncio.sleep(wait_s)
 
+    def _adapted(self, error: EndpointError, request: _Request) -> bool:
+        """Whether something was learned from a refusal that makes the same request worth sending
+        again at once.
+        """
+        if error.window:
+            self.window = min(error.window, self.window or error.window)
+        if error.kind != "roles" or request.messages[0]["role"] != "system" or self._as_text:
+            return False
+        if not self._fold:
+            self._fold = True
+            self.adaptations.append(
+                f"{self.name}: the server refuses the system role or the order of roles "
+                f"({error}); its system message is sent as a user message"
+            )
+            return True
+        return False
+
     def _choose(self, key: str, prefer: str | None) -> Replica | None:
         """The key's own replica while it lives, else the least loaded living one, else None."""
-        home = self._home.get(key)
-        if home is not None and home.opens_in_s <= 0:
-            return home
+        if len(self._replicas) == 1:
+            only = self._replicas[0]
+            return only if only.opens_in_s <= 0 else None
+        previous = self._replica_of.get(key)
+        if previous is not None and previous.opens_in_s <= 0:
+            return previous
         living = [replica for replica in self._replicas if replica.opens_in_s <= 0]
         if not living:
             return None
         chosen = next(
-            (r for r in living if r.url == prefer and home is None and not r.broken), None
+            (r for r in living if r.url == prefer and previous is None and not r.broken), None
         )
         chosen = chosen or min(living, key=lambda r: (r.broken, r.load))
         if key:
-            self._home[key] = chosen
+            self._replica_of[key] = chosen
         return chosen
 
     async def _wait_for_an_address(self) -> None:
@@ -248,44 +376,172 @@ class Endpoint:
             addresses = ", ".join(replica.url for replica in self._replicas)
             instead = ", ".join(f"{kind} ×{count}" for kind, count in self.errors.most_common(3))
             raise EndpointUnreachableError(
-                f"none of the {self.name} addresses ({addresses}) has given an answer for {silent_s:.0f} s, only "
-                f"{instead}; mend them and run the same command: it goes on where it stopped"
+                f"none of the {self.name} addresses ({addresses}) has given an answer for "
+                f"{silent_s:.0f} s, only {instead}; the last was: {self._last_error}. Correct that "
+                "and run the same command: it resumes where it stopped"
             )
 
     def _silent_s(self) -> float:
         return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
 
-    async def _send(self, replica: Replica, asked: _Asked) -> Reply:
-        fields = {**self._fields, "seed": asked.seed}
-        if self._template is not None:
-            parameters = (
-                fields if asked.temperature is None else at_temperature(fields, asked.temperature)
-            )
-            if self._template.stops:
-                parameters["stop"] = [*parameters.get("stop", []), *self._template.stops][:4]
-            body: dict[str, Any] = {
-                "inputs": self._template.render(asked.messages),
-                "parameters": parameters,
-            }
-            answer, seconds, headers = await self._http.post(f"{replica.url}/generate", body)
+    # What is sent
+
+    def _with_extra(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        merged = {**fields, **self._extra}
+        return {key: value for key, value in merged.items() if key not in self._extra
+                or self._extra[key] is not None}  # fmt: skip
+
+    async def _send(self, replica: Replica, request: _Request) -> Reply:
+        if self._as_text:
+            return await self._send_text(replica, request)
+        body = {**self._fields, "messages": request.messages}
+        if self._fold:
+            body["messages"] = folded(request.messages)
+        if request.temperature is not None and "temperature" in body:
+            body["temperature"] = request.temperature
+        headers = self._name_dialogue(body, request)
+        answer, seconds, _ = await self._http.post(replica.chat_url, body, headers)
+        return read_chat(answer, latency_s=seconds, address=replica.url)
+
+    def _name_dialogue(self, body: dict[str, Any], request: _Request) -> dict[str, str] | None:
+        """Put the seed and the dialogue's id where this kind of server reads them."""
+        if self._dialect.seed_key and self._dialect.seed_key not in self._extra:
+            body[self._dialect.seed_key] = request.seed
+        if not request.key or not self._session:
+            return None
+        # One model in both seats sees two prefixes of one dialogue.
+        session = f"{request.key}-{self.name}"
+        if self._session.startswith("header:"):
+            return {self._session[7:]: session}
+        body[self._session] = session
+        return None
+
+    async def _send_text(self, replica: Replica, request: _Request) -> Reply:
+        assert self._template is not None
+        prompt = self._template.render(request.messages)
+        if self._starts_twice:
+            prompt = prompt.removeprefix(self._template.bos_token)
+        fields = dict(self._fields)
+        if self._template.stops:
+            stops = [*fields.get("stop", []), *self._template.stops]
+            fields["stop"] = stops[: self._dialect.most_stops or len(stops)]
+        if self._dialect.text_route == "generate":
+            if request.temperature is not None:
+                fields = at_temperature(fields, request.temperature)
+            fields["seed"] = request.seed
+            body = {"inputs": prompt, "parameters": fields}
+            url = f"{replica.address.root}/generate"
+            answer, seconds, headers = await self._http.post(url, body)
             count = headers.get("x-prompt-tokens", "")
             tokens = int(count) if count.isdigit() else None
             return read_generate(
                 answer, latency_s=seconds, address=replica.url, prompt_tokens=tokens
             )
-        body = {**fields, "messages": asked.messages}
-        if asked.temperature is not None:
-            body["temperature"] = asked.temperature
-        if asked.key and self._names_dialogues:
-            body["user"] = (
-                f"{asked.key}-{self.name}"  # one model in both seats sees two prefixes of one dialogue
-            )
-        answer, seconds, _ = await self._http.post(f"{replica.url}/v1/chat/completions", body)
+        if request.temperature is not None and "temperature" in fields:
+            fields["temperature"] = request.temperature
+        body = {**fields, "prompt": prompt}
+        more = self._name_dialogue(body, request)
+        answer, seconds, _ = await self._http.post(replica.address.route(COMPLETIONS), body, more)
         return read_chat(answer, latency_s=seconds, address=replica.url)
+
+    # What is asked before the first request
+
+    async def prepare(self) -> None:
+        """Learn the window, and whether the server renders as we do; once for all callers.
+
+        The first request does so where it was not done.
+
+        Raises:
+            MisconfiguredEndpointError: Prompts cannot be sent as the model was trained on them.
+        """
+        if self._prepared is None:
+            self._prepared = asyncio.ensure_future(self._look())
+        await asyncio.shield(self._prepared)
+
+    async def _look(self) -> None:
+        if self._template is not None:
+            await self._choose_route(self._template)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PROBE_S):
+                windows = [await self._stated_window(replica) for replica in self._replicas]
+                stated = [window for window in windows if window]
+                if stated:
+                    self.window = min(stated)
+        self._ready = True
+
+    async def _choose_route(self, template: ClientTemplate) -> None:
+        """Decide whether prompts go as chat or as rendered text.
+
+        Raises `MisconfiguredEndpointError` where neither would be what the model was trained on."""
+        comparisons = [
+            await self._comparison(replica, template) for replica in self._replicas
+        ]  # fmt: skip
+        if all(comparison.same for comparison in comparisons):
+            return
+        if not self._dialect.text_route:
+            shown = next((c.difference for c in comparisons if c.difference), "")
+            raise MisconfiguredEndpointError(
+                f"{self.name}: {self._replicas[0].url} (profile {self._profile}) "
+                + (f"renders this model's prompts differently: {shown}" if shown else
+                   "cannot show how it renders this model's prompts")
+                + "; serve the model with its own chat_template.jinja on vLLM, SGLang, llama.cpp or "
+                "TGI, which take rendered prompts, and name that profile"
+            )  # fmt: skip
+        self._as_text = True
+        if self._dialect.text_route == "generate":
+            adapter = None if self._model == "tgi" else self._model
+            fields = generate_fields(self._sampling, adapter)
+        else:
+            fields = completion_fields(self._profile, self._model, self._sampling)
+        self._fields = self._with_extra(fields)
+        sentinel = template.render(rendering.SENTINELS[0])
+        if template.bos_token and sentinel.startswith(template.bos_token):
+            self._starts_twice = await rendering.starts_twice(
+                self._http, self._replicas[0].address, profile=self._profile, model=self._model,
+                prompt=sentinel,
+            )  # fmt: skip
+        self.adaptations.append(f"{self.name}: prompts are rendered here and sent as text")
+
+    async def _comparison(self, replica: Replica, template: ClientTemplate) -> rendering.Comparison:
+        if not self._dialect.checks_rendering:
+            return rendering.Comparison(None)
+        return await rendering.compare(
+            self._http, replica.address, profile=self._profile, model=self._model,
+            template=template, kwargs=self._kwargs,
+        )  # fmt: skip
+
+    async def _stated_window(self, replica: Replica) -> int | None:
+        """Tokens of a sequence as the server states them, or None."""
+        address = replica.address
+        paths = {"tgi": f"{address.root}/info", "llamacpp": f"{address.root}/props"}
+        url = paths.get(self._profile, address.route("/models"))
+        try:
+            status, answer = await self._http.probe(url)
+        except EndpointError:
+            return None
+        if status != 200 or not isinstance(answer, dict):
+            return None
+        settings = answer.get("default_generation_settings")
+        entry = self._entry_of(answer)
+        values = [
+            answer.get("max_total_tokens"),
+            settings.get("n_ctx") if isinstance(settings, dict) else None,
+            *(entry.get(key) for key in ("max_model_len", "context_length", "max_context_length")),
+        ]
+        return next((v for v in values if type(v) is int and v > 0), None)
+
+    def _entry_of(self, listing: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a list of models says of ours; of the only one, where ours is not named."""
+        data = listing.get("data")
+        entries = [e for e in data if isinstance(e, dict)] if isinstance(data, list) else []
+        named = [entry for entry in entries if entry.get("id") == self._model]
+        return (named or (entries if len(entries) == 1 else [{}]))[0]
+
+    # What an error means
 
     def _mark(self, replica: Replica, error: EndpointError) -> None:
         """Let the address's limit and breaker know."""
-        if error.status == 429:
+        if error.status in (429, 529):
             self._silent_since = self._silent_since or time.monotonic()
             replica.overloaded(error.retry_after_s)
         elif error.status is None or error.status >= 500 or error.status in (200, 404, 408, 425):
@@ -294,73 +550,98 @@ class Endpoint:
         else:
             self._silent_since = None
 
-    def _answered(self) -> int:
+    def _answered_count(self) -> int:
         return sum(replica.answered for replica in self._replicas)
 
-    async def _raise_if_final(self, error: EndpointError, replica: Replica, faults: int) -> None:
-        """Return when waiting and trying again is right; raise what the caller shall see when it is
-        not.
+    async def _raise_if_final(
+        self, error: EndpointError, replica: Replica, *, hopeless: bool, stuck: bool
+    ) -> None:
+        """Return when waiting and trying again is right; raise what the caller is to see otherwise.
 
-        `faults` counts the server's errors for this one request, as a negative number when no other
-        request has been answered since the first of them."""
+        Args:
+            error: What the server answered.
+            replica: Where.
+            hopeless: This request has failed often while others were answered.
+            stuck: It has failed often, and no other was answered meanwhile.
+        """
         status = error.status
         silent_s = self._silent_s()
-        if status in (401, 403):
-            raise MisconfiguredEndpointError(
-                f"{self.name}: {error}; check the key (token_env) and that it may use this model",
-                status=status,
-            ) from None
+        self._raise_for_all(error)
         if status == 404:
-            await self._raise_unless_loading(replica, silent_s)
+            await self._raise_unless_loading(error, replica, silent_s)
         elif isinstance(error, RefusedConnectionError) and not self._probation.proven:
             if silent_s > _FIRST_CONTACT_S:
                 raise EndpointUnreachableError(f"{self.name}: {error}") from None
             return
         refused = (
             status is not None
-            and 300 <= status < 500
+            and (300 <= status < 500 or error.kind in ("too_long", "moderation"))
             and status not in (404, 429)
             and status not in _WAITABLE
         )
-        hopeless = faults >= _SAME_REQUEST_FAULTS or (status == 200 and not self._probation.proven)
-        if (
-            refused
-            or hopeless
-            or (-faults >= _SAME_REQUEST_FAULTS and await self._healthy(replica))
-        ):
+        unproven_answer = status == 200 and not self._probation.proven
+        if refused or hopeless or unproven_answer or (stuck and await self._healthy(replica)):
             raise error
         self._raise_if_impatient()
 
+    def _raise_for_all(self, error: EndpointError) -> None:
+        """Raise when `error` concerns every request."""
+        status, kind, retry_after_s = error.status, error.kind, error.retry_after_s
+        if kind == "daily" and retry_after_s is not None and retry_after_s <= self._patience_s:
+            return
+        if kind in ("credit", "daily"):
+            raise CreditExhaustedError(
+                f"{self.name}: {error}. Nothing is lost: top up the account, or wait, and run the "
+                "same command",
+                status=status,
+                kind=kind,
+            ) from None
+        if status == 401 or (status == 403 and kind not in ("moderation", "too_long")):
+            raise MisconfiguredEndpointError(
+                f"{self.name}: {error}; check the key (token_env) and that it may use this model",
+                status=status,
+                kind=kind,
+            ) from None
+        if kind in ("not_implemented", "policy"):
+            raise MisconfiguredEndpointError(
+                f"{self.name}: {error}; check the address, the model and the account's settings",
+                status=status,
+                kind=kind,
+            ) from None
+
     async def _healthy(self, replica: Replica) -> bool:
         with contextlib.suppress(EndpointUnreachableError):
-            return (await self._http.get(f"{replica.url}/health"))[0] == 200
+            return (await self._http.probe(f"{replica.address.root}/health"))[0] == 200
         return False
 
-    async def _raise_unless_loading(self, replica: Replica, silent_s: float) -> None:
+    async def _raise_unless_loading(
+        self, error: EndpointError, replica: Replica, silent_s: float
+    ) -> None:
         """A 404 may be a server whose model is still loading: then its own pages answer no
         better.
         """
         if self._probation.proven:
             return
         try:
-            status, listing = await self._http.get(f"{replica.url}/v1/models")
+            status, listing = await self._http.probe(replica.address.route("/models"))
         except EndpointUnreachableError:
             return
         if status == 200:
-            listed = listing.get("data") if isinstance(listing, dict) else None
-            served = (
-                [m.get("id") for m in listed if isinstance(m, dict)]
-                if isinstance(listed, list)
-                else []
-            )
+            data = listing.get("data") if isinstance(listing, dict) else None
+            entries = data if isinstance(data, list) else []
+            names = [str(entry.get("id")) for entry in entries if isinstance(entry, dict)]
+            advice = f"it lists {', '.join(names[:20]) or 'none by name'}"
+            if self._model not in names:
+                advice += ". Set the seat's model to one of them"
             raise MisconfiguredEndpointError(
-                f"{self.name}: {replica.url} does not know model {self._model!r}; it serves "
-                f"{', '.join(map(str, served)) or 'none by name'}. Set the seat's model to one of them",
+                f"{self.name}: {error}. Model {self._model!r} was asked for; {advice}",
                 status=404,
+                kind=error.kind,
             )
-        if silent_s > _NOT_FOUND_S:
+        if silent_s > _NOT_FOUND_S or error.kind == "unknown_model":
             raise MisconfiguredEndpointError(
-                f"{self.name}: {replica.url} answers 404 to /v1/chat/completions and to /v1/models; check the URL",
+                f"{self.name}: {error}. {replica.url} answers {status} to its list of models; check "
+                "the URL and the seat's model",
                 status=404,
             )
 
@@ -379,8 +660,8 @@ def _back_off(tries: int, retry_after_s: float | None) -> float:
     """Seconds to wait: half of an exponential plus chance, so that those who failed together do not
     return together.
 
-    A server that says to come back at once (0, a date gone by) has given no answer all the same: it
-    is not hammered."""
+    A server that says to come back at once (0, a date in the past) has given no answer all the
+    same: it is not hammered."""
     if retry_after_s:
         return retry_after_s + random.uniform(0, 0.1)
     first, longest = _BACK_OFF_S

@@ -13,6 +13,7 @@ from hubkit.errors import EndpointError, MisconfiguredEndpointError
 
 CANARIES = 8
 REFUSALS_IN_ROW = 50
+OWN_FAULTS = frozenset({"moderation", "too_long"})
 
 
 class Probation:
@@ -51,11 +52,16 @@ class Probation:
         self._condemn_if_all_refused()
 
     async def refused(self, error: EndpointError, name: str) -> EndpointError:
-        """A request was refused; gives the error to raise, once it is known whose fault it was."""
+        """A request was refused; gives the error to raise, once it is known whose fault it was.
+
+        A moderated or too long conversation is its own fault without waiting for others."""
         self._in_row += 1
         if self._in_row >= REFUSALS_IN_ROW:
             self._condemned = _condemnation(error, name, f"the last {self._in_row} requests")
         if self.proven:
+            return self._condemned or error
+        if error.kind in OWN_FAULTS:
+            self.leave()
             return self._condemned or error
         self._refused += 1
         self._last = (error, name)
@@ -70,7 +76,7 @@ class Probation:
         self._decide()
 
     def close(self) -> None:
-        """Nobody shall wait any more: those who do are cancelled, as are those who come."""
+        """Let no request wait any more: those that do are cancelled, as are later ones."""
         self._closed = True
         if self._verdict is not None:
             self._verdict.cancel()
@@ -91,8 +97,12 @@ class Probation:
         await asyncio.shield(self._verdict)
 
 
-def _condemnation(error: EndpointError, name: str, which: str) -> MisconfiguredEndpointError:
+def _condemnation(error: EndpointError, name: str, requests: str) -> MisconfiguredEndpointError:
+    advice = "correct the seat's settings and run again"
+    if error.kind == "parameter":
+        advice = "set that key to null under the seat's sampling, or name the server's own profile"
     return MisconfiguredEndpointError(
-        f"{name}: {which} were refused, the last with: {error}; correct the seat's settings and run again",
+        f"{name}: {requests} were refused, the last with: {error}; {advice}",
         status=error.status,
+        kind=error.kind,
     )

@@ -16,6 +16,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from hubkit.serving.client.address import CHAT, Address
+
 FIRST_LIMIT = 8
 BREAK_AFTER = 5  # failures in a row
 COOL_DOWN_S = (1.0, 30.0)  # first, longest
@@ -27,21 +29,23 @@ _LATENCY_ALARM = 3.0  # times the settled latency
 
 
 class Replica:
-    """One address. `most` caps its limit; `clock` gives seconds."""
+    """One address. `ceiling` caps its limit; `clock` gives seconds."""
 
-    def __init__(self, url: str, *, most: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.url = url
-        self.limit = min(FIRST_LIMIT, most)
+    def __init__(
+        self, address: Address, *, ceiling: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.address, self.url = address, address.url
+        self.chat_url = address.route(CHAT)
+        self.limit = min(FIRST_LIMIT, ceiling)
         self.in_flight = 0
         self.answered = 0
-        self._most = most
         self._clock = clock
         self._waiting: deque[asyncio.Future[bool]] = deque()
         self._closed_until = 0.0
         self._failures = 0
         self._cool_down_s = COOL_DOWN_S[0]
         self._trying = False
-        self._tuner = _Tuner(self.limit, most)
+        self._tuner = _Tuner(self.limit, ceiling)
         self._refusals_in_row = 0
 
     @property
@@ -143,8 +147,8 @@ class _Tuner:
     limit, at least 8).
     """
 
-    def __init__(self, limit: int, most: int) -> None:
-        self.limit, self._most = limit, most
+    def __init__(self, limit: int, ceiling: int) -> None:
+        self.limit, self._ceiling = limit, ceiling
         self._searching = True  # doubling, until it no longer pays
         self._settled_s: float | None = None  # median latency at the settled limit
         self._before: tuple[int, float] | None = (
@@ -192,7 +196,7 @@ class _Tuner:
             and self.limit > 1
         ):
             self._settle(max(1, int(self.limit * 0.8)))
-        elif self._was_full and self.limit < self._most:
+        elif self._was_full and self.limit < self._ceiling:
             self._begin_trial(latency, throughput)
         else:
             self._note(latency)
@@ -210,7 +214,7 @@ class _Tuner:
             self._windows = (
                 0 if self._searching else _PROBE_EVERY - 2
             )  # a probe that paid is soon followed by another
-            if self._was_full and self.limit < self._most:
+            if self._was_full and self.limit < self._ceiling:
                 self._begin_trial(latency, throughput)
         else:
             self._settle(limit)
@@ -222,7 +226,7 @@ class _Tuner:
             return
         self._before = (self.limit, throughput)
         step = self.limit if self._searching else max(1, self.limit // 4)
-        self.limit = min(self._most, self.limit + step)
+        self.limit = min(self._ceiling, self.limit + step)
 
     def _settle(self, limit: int) -> None:
         self.limit, self._searching, self._before, self._settled_s, self._windows = (

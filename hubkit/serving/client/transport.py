@@ -1,23 +1,23 @@
-"""One HTTP request to one address: sends a body, gives a `Reply`, or raises `EndpointError` with
-the status.
+"""One HTTP request to one address: sends a body, gives the decoded answer, or raises `EndpointError`.
 
-Knows nothing of retries; that is `endpoint.py`'s. aiohttp, because it was the fastest client
-measured by a factor of two. Redirects are not followed (they would carry the token elsewhere), and
-an answer larger than `LARGEST_ANSWER` is refused."""
+Knows nothing of retries; those are in `endpoint`. aiohttp, because it was the fastest client
+measured by a factor of two. Redirects are not followed (they would carry the key elsewhere), ``.netrc``
+is not read, and an answer larger than `LARGEST_ANSWER` is refused."""
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import ipaddress
 import time
+import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import orjson
 
-from hubkit.errors import EndpointError, EndpointUnreachableError, RecipeError
+from hubkit.errors import EndpointError, EndpointUnreachableError
+from hubkit.serving.client.address import proxy_of
+from hubkit.serving.client.refusals import error_inside, refusal
+from hubkit.serving.client.replies import decode
 
 if TYPE_CHECKING:
     import aiohttp
@@ -25,137 +25,188 @@ if TYPE_CHECKING:
 LARGEST_ANSWER = 32 << 20  # bytes
 
 
-def on_loopback(url: str) -> bool:
-    """Whether `url` is this machine alone: no proxy and no other machine gets there."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def base_url(address: str) -> str:
-    """`address` without a trailing ``/v1`` or route, as people paste them. Raises `RecipeError` for
-    no http(s) URL.
-    """
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise RecipeError(
-            f"endpoint {address!r} is not an http(s) URL, such as http://127.0.0.1:8080"
-        )
-    base = address.rstrip("/")
-    for tail in ("/chat/completions", "/generate", "/v1"):
-        base = base.removesuffix(tail)
-    return base.rstrip("/")
-
-
 class HttpClient:
-    """A pool of connections to the addresses of one endpoint. `token` goes into a header, and
-    nowhere else.
+    """A pool of connections to the addresses of one endpoint.
+
+    Args:
+        token: Sent as a bearer token, and kept nowhere else.
+        headers: More headers; one named Authorization replaces the token.
+        timeout_s: Longest wait for one answer.
+        connect_timeout_s: Longest wait for a connection.
     """
 
     def __init__(
-        self, *, token: str | None = None, timeout_s: float = 300.0, connect_timeout_s: float = 10.0
+        self,
+        *,
+        token: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 300.0,
+        connect_timeout_s: float = 10.0,
     ) -> None:
-        self._headers = {"Content-Type": "application/json", "User-Agent": "hubkit"}
+        self._headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "hubkit",
+            "Accept-Encoding": "gzip, deflate",
+        }
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
+        self._headers.update(headers or {})
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._open_session: aiohttp.ClientSession | None = None
+        self._proxies: dict[str, str | None] = {}
 
-    def _session(self, url: str) -> aiohttp.ClientSession:
-        import aiohttp
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        if self._open_session is None:
+            import aiohttp
 
-        remote = not on_loopback(url)
-        if remote not in self._sessions:
-            self._sessions[remote] = aiohttp.ClientSession(
+            self._open_session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
                 timeout=aiohttp.ClientTimeout(
                     total=self._timeout_s, sock_connect=self._connect_timeout_s
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=self._headers,
-                trust_env=remote,  # proxies from the environment, but never for loopback
+                auto_decompress=False,
+                trust_env=False,
             )
-        return self._sessions[remote]
+        return self._open_session
 
-    async def post(self, url: str, body: dict[str, Any]) -> tuple[Any, float, Mapping[str, str]]:
-        """POST `body` as JSON; gives (answer, seconds, headers).
+    async def post(
+        self, url: str, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+    ) -> tuple[Any, float, Mapping[str, str]]:
+        """POST `body` as JSON.
 
-        Raises `EndpointError` for any status but 200, with `status` and, where the server says so,
-        `retry_after_s`; `EndpointUnreachableError` when there was no answer (refused, dropped,
-        timed out)."""
+        Returns:
+            The decoded answer, the seconds that it took, and its headers.
+
+        Raises:
+            EndpointError: The answer is a refusal, by its status or by its body.
+            EndpointUnreachableError: There was no answer (refused, dropped, timed out).
+        """
         started = time.monotonic()
-        status, headers, raw = await self._exchange("POST", url, orjson.dumps(body))
+        status, answer_headers, raw = await self._exchange("POST", url, orjson.dumps(body), headers)
         seconds = time.monotonic() - started
         if status != 200:
-            words = explain(raw)
-            if 300 <= status < 400:
-                words = f"it redirects to {headers.get('location', 'nowhere')}; give that address, if you trust it"
-            raise EndpointError(
-                f"{url} answered {status}: {words}",
-                status=status,
-                retry_after_s=_retry_after(headers),
-            )
+            raise refusal(url, status, answer_headers, raw)
         try:
-            return orjson.loads(raw), seconds, headers
-        except orjson.JSONDecodeError:
+            answer = decode(raw, answer_headers.get("Content-Type", ""))
+        except ConnectionError as error:
+            raise EndpointUnreachableError(f"{url} dropped the connection ({error})") from None
+        except (ValueError, TypeError, AttributeError):
             raise EndpointError(
-                f"{url} answered 200 with something that is not JSON", status=200
+                f"{url} answered 200 with something that is not JSON: {_excerpt(raw)}", status=200
             ) from None
+        if problem := error_inside(answer):
+            raise refusal(url, problem[0], answer_headers, problem[1], inside_200=True)
+        return answer, seconds, answer_headers
 
-    async def get(self, url: str) -> tuple[int, Any]:
-        """GET `url`; gives (status, decoded JSON or None). Raises `EndpointUnreachableError`
-        without an answer.
+    async def probe(self, url: str, body: Mapping[str, Any] | None = None) -> tuple[int, Any]:
+        """GET `url`, or POST `body` to it, for what a server says of itself.
+
+        Returns:
+            The status, and the decoded JSON or None.
+
+        Raises:
+            EndpointUnreachableError: There was no answer.
         """
-        status, _, raw = await self._exchange("GET", url, None)
+        data = None if body is None else orjson.dumps(body)
+        method = "GET" if body is None else "POST"
+        status, _, raw = await self._exchange(method, url, data, None)
         try:
             return status, orjson.loads(raw)
         except orjson.JSONDecodeError:
             return status, None
 
     async def _exchange(
-        self, method: str, url: str, data: bytes | None
+        self, method: str, url: str, data: bytes | None, headers: Mapping[str, str] | None
     ) -> tuple[int, Mapping[str, str], bytes]:
         import aiohttp
 
+        if url not in self._proxies:
+            self._proxies[url] = proxy_of(url)
         try:
-            async with self._session(url).request(
-                method, url, data=data, allow_redirects=False
-            ) as response:
-                raw = await _body(response)
-                if raw is None:
-                    raise EndpointError(
-                        f"{url} answers with more than {LARGEST_ANSWER} bytes: no completion; check the address",
-                        status=200,
-                    )
+            async with self._session.request(
+                method, url, data=data, headers=headers, allow_redirects=False,
+                proxy=self._proxies[url],
+            ) as response:  # fmt: skip
+                raw = await _body(response, url)
                 return response.status, response.headers, raw
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             if isinstance(error, EndpointError):
                 raise
             raise _unreachable(url, error, self._timeout_s) from None
 
     async def close(self) -> None:
         """Close every connection."""
-        for session in self._sessions.values():
-            await session.close()
-        self._sessions.clear()
+        if self._open_session is not None:
+            await self._open_session.close()
+            self._open_session = None
 
 
-async def _body(response: aiohttp.ClientResponse) -> bytes | None:
-    """All of an answer, or None when it is larger than `LARGEST_ANSWER`: not every server says so
-    in front.
-    """
-    if (response.content_length or 0) > LARGEST_ANSWER:
-        return None
+async def _body(response: aiohttp.ClientResponse, url: str) -> bytes:
+    """All of an answer, decompressed.
+
+    Raises `EndpointError` when it is larger than `LARGEST_ANSWER`, announced or not."""
+    encoding = response.headers.get("Content-Encoding")
+    length = response.content_length
+    if length is not None and length <= LARGEST_ANSWER and not encoding:
+        return await response.read()
     parts, size = [], 0
     async for part in response.content.iter_any():
         size += len(part)
         if size > LARGEST_ANSWER:
-            return None
+            raise _too_large(url)
         parts.append(part)
-    return b"".join(parts)
+    raw = b"".join(parts)
+    return _decompressed(raw, encoding.strip().lower(), url) if encoding else raw
+
+
+def _decompressed(raw: bytes, encoding: str, url: str) -> bytes:
+    try:
+        if encoding in ("gzip", "x-gzip", "deflate"):
+            reader = zlib.decompressobj(47 if encoding != "deflate" else _deflate_bits(raw))
+            plain = reader.decompress(raw, LARGEST_ANSWER + 1)
+        elif encoding == "zstd":
+            import zstandard
+
+            plain = zstandard.ZstdDecompressor().stream_reader(raw).read(LARGEST_ANSWER + 1)
+        elif encoding == "identity":
+            return raw
+        else:
+            raise EndpointError(
+                f"{url} answers in the encoding {encoding[:40]!r}, which was not asked for and "
+                "cannot be read; turn it off there",
+                status=200,
+            )
+    except (zlib.error, _zstd_error()) as error:
+        raise ConnectionError(f"its {encoding} body is damaged: {error}") from None
+    if len(plain) > LARGEST_ANSWER:
+        raise _too_large(url)
+    return plain
+
+
+def _zstd_error() -> type[Exception]:
+    import zstandard
+
+    return zstandard.ZstdError
+
+
+def _deflate_bits(raw: bytes) -> int:
+    """zlib's window bits for ``deflate``: with the zlib header, or without as some servers send."""
+    return 15 if raw[:1] == b"\x78" else -15
+
+
+def _too_large(url: str) -> EndpointError:
+    return EndpointError(
+        f"{url} answers with more than {LARGEST_ANSWER} bytes: no completion; check the address",
+        status=200,
+    )
+
+
+def _excerpt(raw: bytes) -> str:
+    return repr(" ".join(raw[:400].decode("utf-8", "replace").split())[:160])
 
 
 class RefusedConnectionError(EndpointUnreachableError):
@@ -169,6 +220,15 @@ class RequestTimeoutError(EndpointUnreachableError, TimeoutError):
 def _unreachable(url: str, error: BaseException, timeout_s: float) -> EndpointUnreachableError:
     import aiohttp
 
+    if isinstance(error, aiohttp.ClientProxyConnectionError):
+        return RefusedConnectionError(
+            f"{url} cannot be reached through the proxy of the environment ({error.os_error}); "
+            "check HTTPS_PROXY and NO_PROXY"
+        )
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return RefusedConnectionError(
+            f"the proxy of the environment answered {error.status} for {url}: {error.message}"
+        )
     if isinstance(error, aiohttp.ClientConnectorError):
         return RefusedConnectionError(
             f"{url} cannot be reached ({error.os_error}); is it running, is the URL right?"
@@ -178,37 +238,3 @@ def _unreachable(url: str, error: BaseException, timeout_s: float) -> EndpointUn
             f"{url} did not answer within {timeout_s:g} s; raise request_timeout_s if it is slow"
         )
     return EndpointUnreachableError(f"{url} dropped the connection ({type(error).__name__})")
-
-
-def explain(raw: bytes) -> str:
-    """The server's own words for an error, in one short line, whichever of the usual JSON shapes it
-    uses.
-    """
-    try:
-        answer = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return " ".join(raw[:200].decode("utf-8", "replace").split()) or "no further words"
-    for _ in range(3):
-        if isinstance(answer, dict):
-            answer = next(
-                (answer[key] for key in ("error", "message", "detail") if answer.get(key)),
-                str(answer),
-            )
-    return " ".join(str(answer).split())[:300]
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a Retry-After header asks for: a number or an HTTP date; None without or with
-    nonsense.
-    """
-    value = headers.get("retry-after", "").strip()
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return None
-    return min(max(seconds, 0.0), 3600.0) if seconds == seconds else None

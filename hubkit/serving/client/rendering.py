@@ -1,0 +1,152 @@
+"""Whether a server renders a conversation as we do, asked before the first request.
+
+A trained seat reads what it was trained on, character for character. A server that ignores the
+model's own chat template (vLLM with an adapter, TGI with one template for all) would put it into
+another seat without a word; so its prompts are sent as chat only to a server that proves, with
+sentinels, that it renders the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hubkit.conversation import Message
+from hubkit.errors import EndpointUnreachableError
+from hubkit.serving.client.address import Address
+from hubkit.serving.client.client_template import ClientTemplate
+from hubkit.serving.client.transport import HttpClient
+
+_SYSTEM: Message = {"role": "system", "content": "Sentinel zero: cedar."}
+SENTINELS: tuple[tuple[Message, ...], ...] = (
+    (
+        _SYSTEM,
+        {"role": "assistant", "content": "Sentinel one: river?"},
+        {"role": "user", "content": "Sentinel two: stone."},
+    ),
+    (
+        _SYSTEM,
+        {"role": "user", "content": "Sentinel one: river?"},
+        {"role": "assistant", "content": "Sentinel two: stone."},
+        {"role": "user", "content": "Sentinel three: cloud?"},
+    ),
+)
+"""A conversation as each seat sees it: the asker spoke first, or the partner did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a server said of its rendering: `same` is None where it cannot be asked.
+
+    `difference` shows both renderings where they differ first."""
+
+    same: bool | None
+    difference: str = ""
+
+
+async def compare(
+    http: HttpClient,
+    address: Address,
+    *,
+    profile: str,
+    model: str,
+    template: ClientTemplate,
+    kwargs: Mapping[str, Any],
+) -> Comparison:
+    """Compare the server's rendering of `SENTINELS` with that of `template`.
+
+    Raises:
+        RecipeError: `template` refuses all of them.
+    """
+    outcome = Comparison(None)
+    for messages in SENTINELS:
+        ours = template.render(messages)
+        theirs = await _server_rendering(http, address, profile, model, messages, ours, kwargs)
+        if theirs is None:
+            return Comparison(None)
+        expected, actual = theirs
+        if _without_start(expected, template) != _without_start(actual, template):
+            return Comparison(False, _difference(expected, actual))
+        outcome = Comparison(True)
+    return outcome
+
+
+async def _server_rendering(
+    http: HttpClient,
+    address: Address,
+    profile: str,
+    model: str,
+    messages: Sequence[Message],
+    ours: str,
+    kwargs: Mapping[str, Any],
+) -> tuple[Any, Any] | None:
+    """(Ours, the server's) as texts or as tokens; None where the server cannot say."""
+    chat: dict[str, Any] = {"model": model, "messages": list(messages)}
+    if kwargs:
+        chat["chat_template_kwargs"] = dict(kwargs)
+    if profile == "tgi":
+        answer = await _asked(http, f"{address.root}/chat_tokenize", chat)
+        text = answer.get("templated_text")
+        return (ours, text) if isinstance(text, str) else None
+    if profile == "llamacpp":
+        answer = await _asked(http, f"{address.root}/apply-template", chat)
+        text = answer.get("prompt")
+        return (ours, text) if isinstance(text, str) else None
+    chat |= {"add_generation_prompt": True, "add_special_tokens": False}
+    theirs = (await _asked(http, f"{address.root}/tokenize", chat)).get("tokens")
+    plain = {"model": model, "prompt": ours, "add_special_tokens": False}
+    mine = (await _asked(http, f"{address.root}/tokenize", plain)).get("tokens")
+    return (mine, theirs) if isinstance(theirs, list) and isinstance(mine, list) else None
+
+
+async def starts_twice(
+    http: HttpClient, address: Address, *, profile: str, model: str, prompt: str
+) -> bool:
+    """Whether the server puts another beginning-of-text token before a rendered `prompt` that has
+    one; False where it cannot be asked.
+    """
+    body: dict[str, Any] = {"model": model, "prompt": prompt}
+    if profile == "tgi":
+        body = {"inputs": prompt}
+    elif profile == "llamacpp":
+        body = {"content": prompt, "add_special": True, "parse_special": True}
+    answer = await _asked(http, f"{address.root}/tokenize", body)
+    tokens = answer.get("tokens")
+    if not isinstance(tokens, list) or len(tokens) < 2:
+        return False
+    first, second = (t.get("id") if isinstance(t, dict) else t for t in tokens[:2])
+    return bool(first == second)
+
+
+async def _asked(http: HttpClient, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON object at `url`, or ``{"tokens": […]}`` for a list; empty without one."""
+    try:
+        status, answer = await http.probe(url, body)
+    except EndpointUnreachableError:
+        return {}
+    if status != 200:
+        return {}
+    if isinstance(answer, list):
+        return {"tokens": answer}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _without_start(rendering: Any, template: ClientTemplate) -> Any:
+    """A text without its beginning-of-text token, which some servers add only when they tokenize."""
+    if isinstance(rendering, str) and template.bos_token:
+        return rendering.removeprefix(template.bos_token)
+    return rendering
+
+
+def _difference(ours: Any, theirs: Any) -> str:
+    """Both renderings, from a little before they part."""
+    at = next(
+        (i for i, (mine, other) in enumerate(zip(ours, theirs, strict=False)) if mine != other),
+        min(len(ours), len(theirs)),
+    )
+    start = max(0, at - 20)
+    kind = "characters" if isinstance(ours, str) else "tokens"
+    return (
+        f"from {kind[:-1]} {at} on it renders {theirs[start : at + 40]!r}, "
+        f"and the model was trained on {ours[start : at + 40]!r}"
+    )
