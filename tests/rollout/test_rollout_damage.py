@@ -77,7 +77,7 @@ def test_a_run_without_any_answer_stops_and_leaves_its_dialogues_open(tmp_path: 
     given = block(dialogues=40, retries_per_turn=1)
     with mock() as server:
         server.script(texts=[" "], finish="length")
-        with pytest.raises(MisconfiguredEndpointError, match="'length'.*raise max_tokens"):
+        with pytest.raises(MisconfiguredEndpointError, match=r"'length'.*raise max_tokens"):
             roll(server, tmp_path, given)
         assert server.stats()["requests"] < 30
         server.script(texts=[" "])

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from hubkit.recipe import SeatConfig
 from hubkit.serving.credentials import headers_in, key_in
 
 
-def seat_options(config: SeatConfig, *, said_by: str) -> dict[str, Any]:
+def seat_options(config: Any, *, said_by: str) -> dict[str, Any]:
     """The options of `Endpoint` that a seat of a recipe decides.
 
     Args:
-        config: The seat.
+        config: The seat's block, a `SeatConfig`.
         said_by: The recipe's key of the seat, for messages.
 
     Raises:
