@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hubkit.errors import MissingDependencyError
+from hubkit import extras
 
 
 @contextmanager
@@ -18,12 +18,9 @@ def connected() -> Iterator[Any]:
 
     A cluster that had to be begun listens on this machine alone. Raises `MissingDependencyError`
     without Ray."""
-    try:
-        import ray
-    except ImportError:
-        raise MissingDependencyError(
-            "`on` is ray, which is not installed: pip install 'hubkit[ray]'"
-        ) from None
+    extras.require("ray", "`on: ray`")
+    import ray
+
     if ray.is_initialized():
         yield ray
         return

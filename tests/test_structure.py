@@ -17,8 +17,8 @@ from support.paths import ROOT
 
 PACKAGE = ROOT / "hubkit"
 FLOORS = {
-    0: ("errors", "conversation", "plugins", "progress", "ray_session"),
-    1: ("recipe", "hub", "serving", "chat_templates"),
+    0: ("errors", "conversation", "extras", "plugins", "progress"),
+    1: ("ray_session", "recipe", "hub", "serving", "chat_templates"),
     2: ("data",),
     3: ("training", "rollout", "metrics", "preference", "judging"),
     4: ("evaluation", "publishing", "cloud"),
@@ -194,6 +194,12 @@ def test_every_dependency_has_its_licence_listed() -> None:
             (ROOT / "LICENCES.md").read_text("utf-8").lower().replace("_", "-"),
         )
     )
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = [
+        line
+        for name in ("local", "train", "eval", "spaces")
+        for line in project["optional-dependencies"][name]
+    ]
+    wanted = [line for line in [*project["dependencies"], *extras] if project["name"] not in line]
     names = {re.split(r"[<>=;\[ ]", line)[0].lower().replace("_", "-") for line in wanted}
     assert names <= listed, f"run `make licences`: {names - listed}"

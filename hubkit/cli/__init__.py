@@ -13,7 +13,7 @@ from io import TextIOWrapper
 
 import typer
 
-from hubkit import __version__
+from hubkit import __version__, extras
 from hubkit.cli.help_layout import Mapped
 from hubkit.errors import HubkitError
 
@@ -111,6 +111,11 @@ def main() -> None:
         app()
     except HubkitError as error:
         _fail(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        sentence = extras.advice(error)
+        if sentence is None:
+            raise
+        _fail(sentence, 1)
     except SystemExit as leaving:  # typer makes a silent exit of Ctrl-C; why is said behind it
         reason = getattr(leaving.__context__, "__cause__", None)
         if isinstance(reason, KeyboardInterrupt):

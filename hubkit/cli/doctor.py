@@ -73,7 +73,7 @@ def _packages() -> Finding:
         except metadata.PackageNotFoundError:
             missing.append(name)
     note = (
-        f"; missing: {', '.join(missing)} (run `make test`, or pip install hubkit)"
+        f"; missing: {', '.join(missing)} (run `make test`, or pip install hubkit-simulators)"
         if missing
         else ""
     )

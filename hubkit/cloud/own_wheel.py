@@ -19,10 +19,9 @@ from importlib import metadata
 from pathlib import Path
 
 from hubkit.errors import MissingDependencyError
+from hubkit.extras import DISTRIBUTION
 from hubkit.hub import Hub
 
-DISTRIBUTION = "hubkit-simulators"
-"""The name on the package index; the import name is ``hubkit``."""
 REPO = "hubkit-wheels"
 EXTRAS = "demo"
 _PACKAGE = Path(__file__).resolve().parents[1]

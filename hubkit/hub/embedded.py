@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hubkit import extras
 from hubkit.errors import DiskFullError, HubError, HubUnreachableError
 from hubkit.hub.places import LOCAL, cache, local_root, settings
 
@@ -65,6 +66,7 @@ def ensure_running(*, jobs: bool = False, spaces: bool = False) -> str:
 
 
 def _start(root: Path, allowed: set[str]) -> dict[str, Any]:
+    extras.require("local", "the embedded Hub")
     log = root / "server.log"
     idle_s = os.environ.get("HUBKIT_HUB_IDLE_S", str(IDLE_S))
     command = [

@@ -23,5 +23,6 @@ def folder(name: Literal["cards", "spaces"]) -> Path:
         if candidate.is_dir():
             return candidate
     raise MissingDependencyError(
-        f"hubkit's {name}/ folder is missing beside {_PACKAGE}; reinstall with: pip install --force-reinstall hubkit"
+        f"hubkit's {name}/ folder is missing from {_PACKAGE}; reinstall with: "
+        "pip install --force-reinstall hubkit-simulators"
     )

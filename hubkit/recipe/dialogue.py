@@ -201,7 +201,7 @@ class Rollout(Block):
     lease_minutes: Execution[Annotated[float, Field(gt=0)]] = 15.0
     """How long another machine must wait after one was lost; clocks must agree to a tenth of it."""
     on: Execution[Literal["here", "ray"]] = "here"
-    """Whether it is driven by one process, or over a Ray cluster (``hubkit[ray]``)."""
+    """Whether it is driven by one process, or over a Ray cluster (``hubkit-simulators[ray]``)."""
     workers: Execution[Annotated[int, Field(ge=1)] | None] = None
     """Parts into which a cluster deals it out; one a node, unless said."""
     retries_per_turn: Content[Annotated[int, Field(ge=0)]] = 2

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hubkit import __version__
+from hubkit import __version__, extras
 from hubkit.cloud import own_wheel
 from hubkit.hub import Hub, connect
 
@@ -76,7 +76,7 @@ def test_a_namesake_on_the_index_is_not_taken(hub: Hub, index: str) -> None:
     [install] = json.loads(done.stdout)["install"]
     assert install["metadata"]["version"] == __version__
     assert install["download_info"]["url"].startswith(hub.url)
-    namesake = resolved(own_wheel.DISTRIBUTION, index)  # what a bare name would have brought
+    namesake = resolved(extras.DISTRIBUTION, index)  # what a bare name would have brought
     assert json.loads(namesake.stdout)["install"][0]["metadata"]["version"] == "99.0"
 
 

@@ -23,7 +23,7 @@ from rollout.test_rollout import PROVENANCE, block, openings, rows
 from support.mock_endpoint import Handle, mock
 from support.small_run import small_recipe
 
-ray = pytest.importorskip("ray", reason="needs hubkit[ray]")
+ray = pytest.importorskip("ray", reason="needs hubkit-simulators[ray]")
 
 from hubkit.hub.places import runs  # noqa: E402
 from hubkit.rollout import RolloutReport, run  # noqa: E402

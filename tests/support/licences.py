@@ -13,14 +13,19 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
+from hubkit.extras import DISTRIBUTION
+
 
 def main() -> None:
     """Print the page."""
+    installed = {
+        canonical(name) for names in metadata.packages_distributions().values() for name in names
+    }
     direct = {
         canonical(Requirement(line).name)
-        for line in metadata.requires("hubkit") or ()
-        if "extra ==" not in line
-    }
+        for line in metadata.requires(DISTRIBUTION) or ()
+        if not re.search(r"extra == ['\"](dev|all|demo)['\"]", line)
+    } & installed
     below = {name for name in closure(direct) if name not in direct}
     print(
         "# Licences of what hubkit installs\n\nPrinted by `make licences` from the packages' own metadata."

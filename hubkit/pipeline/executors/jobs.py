@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from hubkit import __version__, cloud, plugins
+from hubkit import cloud, plugins
+from hubkit.cloud import own_wheel
 from hubkit.errors import HubError, RecipeError, StageError
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline.executors.job_entrypoint import MARK, PLUGINS, RECIPE
@@ -34,7 +35,7 @@ class OnJobs:
     name."""
 
     flavors: Mapping[str, str] = field(default_factory=dict)
-    requirement: str = f"hubkit=={__version__}"
+    requirement: str | None = None
     image: str | None = None
     timeout_s: float = 24 * 3600.0
     cancel_on_interrupt: bool = False
@@ -110,11 +111,15 @@ class OnJobs:
             labels=labels,
             flavor=self.flavor(stage.name),
             timeout_s=self.timeout_s,
-            requirements=() if self.image else (self.requirement,),
+            requirements=() if self.image else (self._requirement(hub),),
             image=self.image,
             env=env,
             secrets={"HF_TOKEN": hub.token} if hub.token else {},
         )
+
+    def _requirement(self, hub: Hub) -> str:
+        """What the job installs: what was asked for, else this hubkit, by URL and hash."""
+        return self.requirement or own_wheel.publish(hub).requirement
 
     def _tell(self, stage: str, line: str, progress: Progress) -> None:
         self.on_line(stage, line)
