@@ -27,7 +27,12 @@ Public = Annotated[
     typer.Option("--public", help="New repos on a real Hub are public; they are private without."),
 ]
 Allow = Annotated[
-    bool, typer.Option("--allow-personal-data", help="Push rows in which personal data was found.")
+    list[str],
+    typer.Option(
+        "--allow",
+        metavar="KIND",
+        help="Let this kind of secret or personal data pass, e.g. email, or personal_data for all.",
+    ),
 ]
 _LOOK_S = 60.0
 RepoType = Annotated[
@@ -50,7 +55,7 @@ def publish(
     overrides: Overrides = [],  # noqa: B006
     to: To = "",
     public: Public = False,
-    allow_personal_data: Allow = False,
+    allow: Allow = [],  # noqa: B006
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
@@ -70,7 +75,7 @@ def publish(
             hub,
             target=target,
             public=public,
-            allow_personal=allow_personal_data,
+            allow=allow,
             dry_run=dry_run,
             progress=bar_for("publish"),
         )

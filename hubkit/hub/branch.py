@@ -6,9 +6,8 @@ refused."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from hubkit.errors import CommitConflictError, RepoMissingError
 from hubkit.hub.client import Hub, Ref
@@ -52,28 +51,19 @@ class Branch:
 
         Raises `CommitConflictError` when the branch has moved on since (`open` finds where to),
         `RepoMissingError` when it is gone, `HubError` otherwise."""
-        from huggingface_hub import CommitOperationAdd
-
         assert self.head is not None
         doing = f"committing to branch {self.name} of {self.repo_type} {self.repo_id}"
-        with ExitStack() as stack, self._hub.translated(doing, conflicts=True) as outcome:
-            content: dict[str, Any] = dict(files)
-            for path, source in files.items():
-                if (
-                    isinstance(source, Path) and self._hub.embedded
-                ):  # as `Hub.commit` does, and for the same reason
-                    content[path] = stack.enter_context(source.open("rb"))
-            made = self._hub.api.create_commit(
+        with self._hub.translated(doing, conflicts=True) as outcome:
+            self.head = self._hub.create_commit(
                 self.repo_id,
-                [CommitOperationAdd(path, source) for path, source in content.items()],
-                commit_message=message,
+                files,
+                message,
                 repo_type=self.repo_type,
-                revision=self.name,
-                parent_commit=self.head.revision,
+                parent=self.head.revision,
+                branch=self.name,
             )
-            self.head = Ref(self.repo_id, self.repo_type, str(made.oid))
         if outcome.conflict:
-            raise CommitConflictError(f"{doing}: somebody else committed there", status=412)
+            raise CommitConflictError(f"{doing}: another process committed there", status=412)
         return self.head
 
     def read(self, path: str) -> bytes | None:

@@ -8,7 +8,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -24,7 +24,7 @@ from hubkit.errors import (
     HubUnreachableError,
     RepoMissingError,
 )
-from hubkit.hub import embedded
+from hubkit.hub import embedded, gate
 from hubkit.hub.places import cache, settings
 
 if TYPE_CHECKING:
@@ -93,13 +93,31 @@ class Hub:
     """
 
     def __init__(
-        self, url: str, token: str | None, namespace: str | None, *, embedded: bool
+        self,
+        url: str,
+        token: str | None,
+        namespace: str | None,
+        *,
+        embedded: bool,
+        allowed: Iterable[str] = (),
     ) -> None:
         self.url = url
+        self.allowed = gate.allowed_kinds(allowed)
         self.token = token
         self.embedded = embedded
         self.cache_dir: Path | None = cache("hub") if embedded else None
         self._namespace = namespace
+
+    def allowing(self, kinds: Iterable[str]) -> Hub:
+        """This Hub, with `kinds` of secrets and personal data allowed in what goes to it.
+
+        Raises:
+            PublishError: A kind is unknown.
+        """
+        allowed = self.allowed | gate.allowed_kinds(kinds)
+        if allowed == self.allowed:
+            return self
+        return Hub(self.url, self.token, self._namespace, embedded=self.embedded, allowed=allowed)
 
     @functools.cached_property
     def api(self) -> HfApi:
@@ -236,6 +254,10 @@ class Hub:
 
         When somebody else commits in between, the commit is made again on top of theirs, never over
         it. Raises `CommitConflictError` when that happens too often, `HubError` otherwise."""
+        below = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+        self.check(
+            f"{repo_type} {repo_id} was not committed to {self.url}", below, [repo_id, message]
+        )
         self.make(repo_id, repo_type=repo_type, private=private)
         for attempt in range(COMMIT_ATTEMPTS):
             with self.translated(f"committing to {repo_type} {repo_id}", conflicts=True) as outcome:
@@ -250,36 +272,80 @@ class Hub:
     def _commit_once(
         self, repo_id: str, repo_type: str, folder: Path, message: str, replace: Sequence[str]
     ) -> Ref:
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
         head = self.api.repo_info(repo_id, repo_type=repo_type)
-        ours = {
+        files: dict[str, gate.Content] = {
             p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()
         }
-        theirs = [s.rfilename for s in getattr(head, "siblings", None) or []]
-        stale = [path for path in theirs if any(fnmatch(path, pattern) for pattern in replace)]
-        deletions = [CommitOperationDelete(path) for path in stale if path not in ours]
+        present = [s.rfilename for s in getattr(head, "siblings", None) or []]
+        stale = [path for path in present if any(fnmatch(path, pattern) for pattern in replace)]
+        return self.create_commit(
+            repo_id,
+            files,
+            message,
+            repo_type=repo_type,
+            parent=str(head.sha),
+            delete=[path for path in stale if path not in files],
+        )
+
+    def create_commit(
+        self,
+        repo_id: str,
+        files: Mapping[str, gate.Content],
+        message: str,
+        *,
+        repo_type: str,
+        parent: str,
+        delete: Sequence[str] = (),
+        branch: str | None = None,
+    ) -> Ref:
+        """Make one commit on top of `parent`: the one place where files leave for a Hub.
+
+        To a Hub that is not this machine's own, nothing goes that holds a secret or personal data,
+        unless its kind is in `allowed`; the commit's description says then what passed. The
+        client's own errors come out as they are: call it inside `translated`.
+
+        Args:
+            files: Path in the repo → content.
+            delete: Paths that the commit removes.
+            branch: Where to commit; ``main`` without it.
+
+        Raises:
+            PublishError: A file, a name or the message must not leave.
+        """
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        passed = self.check(
+            f"{repo_type} {repo_id} was not committed to {self.url}", files, [repo_id, message]
+        )
         with ExitStack() as open_files:
             # An open file goes up as one plain request; a path would go by Xet, whose client
             # retries a full disk for minutes. Its de-duplication is worth that on a real Hub, not
             # on this machine.
-            content: dict[str, Any] = ours
-            if self.embedded:
-                content = {
-                    path: open_files.enter_context(source.open("rb"))
-                    for path, source in ours.items()
-                }
-            made = self.api.create_commit(
+            content: dict[str, Any] = dict(files)
+            for path, source in files.items():
+                if isinstance(source, Path) and self.embedded:
+                    content[path] = open_files.enter_context(source.open("rb"))
+            commit = self.api.create_commit(
                 repo_id,
                 [
                     *(CommitOperationAdd(path, source) for path, source in content.items()),
-                    *deletions,
+                    *(CommitOperationDelete(path) for path in delete),
                 ],
                 commit_message=message,
+                commit_description=f"Allowed by its owner: {passed}" if passed else None,
                 repo_type=repo_type,
-                parent_commit=head.sha,
+                revision=branch,
+                parent_commit=parent,
             )
-        return Ref(repo_id, repo_type, str(made.oid))
+        return Ref(repo_id, repo_type, str(commit.oid))
+
+    def check(self, what: str, files: Mapping[str, gate.Content], texts: Iterable[str] = ()) -> str:
+        """What `gate.check` says of something that is to go to this Hub; all passes to a local one.
+
+        Raises:
+            PublishError: It must not leave.
+        """
+        return "" if self.embedded else gate.check(what, files, texts, allowed=self.allowed)
 
     def find_commit(self, repo_id: str, mark: str, *, repo_type: str = "model") -> Ref | None:
         """The newest commit on ``main`` whose title contains `mark`, or None (also when the repo
@@ -327,6 +393,7 @@ class Hub:
 
     def tag(self, ref: Ref, name: str, message: str) -> None:
         """Tag the commit of `ref`. Raises `HubError` when the tag exists on another commit."""
+        self.check(f"{ref} was not tagged on {self.url}", {}, [name, message])
         with self.translated(f"tagging {ref} as {name}"):
             self.api.create_tag(
                 ref.repo_id,

@@ -4,7 +4,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -41,7 +41,7 @@ def run(
     has not run, and what the stages raise; whatever was committed before stays, and the next run
     goes on from there. Before the first stage that is not done, what all behind it read is looked
     for."""
-    context = Context(recipe, hub, launch=launch)
+    context = Context(recipe, hub.allowing(recipe.publish.allow), launch=launch)
     stages, looked = upto(recipe, only), only is not None
     for number, stage in enumerate(stages, start=1):
         if only not in (None, stage.name):
@@ -104,7 +104,7 @@ def publish(
     *,
     target: Hub | None = None,
     public: bool = False,
-    allow_personal: bool = False,
+    allow: Iterable[str] = (),
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> list[Change]:
@@ -129,7 +129,7 @@ def publish(
         outputs,
         source=hub,
         public=public,
-        allow_personal=allow_personal,
+        allow=[*recipe.publish.allow, *allow],
         benchmark=Benchmark(questions.files(), questions.summary()),
         dry_run=dry_run,
         progress=progress,

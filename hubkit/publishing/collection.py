@@ -44,6 +44,7 @@ def push(hub: Hub, recipe: Recipe, items: Sequence[Item], *, private: bool) -> l
                 "description": _description(recipe),
                 "namespace": hub.namespace,
             }
+            hub.check("the collection was not made", {}, words.values())
             found = hub.api.create_collection(**words, private=private, exists_ok=True)
         for repo_id, repo_type in items:
             if (repo_id, repo_type) not in _held(found):

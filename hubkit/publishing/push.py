@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -75,7 +75,6 @@ class _Push:
     recipe: Recipe
     outputs: Mapping[str, Ref]
     public: bool
-    allow_personal: bool
     moved: dict[tuple[str, str], Ref] = field(default_factory=dict)
     _records: dict[Ref, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
@@ -91,13 +90,6 @@ class _Push:
         return self.source.url != self.target.url
 
     @property
-    def guarded(self) -> bool:
-        """Whether personal data in rows stops this push: it does on the way to a real Hub, unless
-        it is allowed.
-        """
-        return not self.allow_personal and not self.target.embedded
-
-    @property
     def private(self) -> bool:
         """Repos made by this push are private on a real Hub unless asked to be public."""
         return not self.public and not self.target.embedded
@@ -110,7 +102,7 @@ def publish(
     *,
     source: Hub | None = None,
     public: bool = False,
-    allow_personal: bool = False,
+    allow: Iterable[str] = (),
     with_spaces: bool = True,
     benchmark: Benchmark | None = None,
     dry_run: bool = False,
@@ -121,10 +113,11 @@ def publish(
     `source` is the Hub that holds `outputs`; when it is another one, all files move, and versions
     are tagged there. On the same Hub only cards, Spaces, `benchmark` and the collection change.
     Returns what was changed, or with `dry_run` what would be, touching nothing. New repos are
-    private on a real Hub unless `public`; rows with personal data go there only with
-    `allow_personal`. Raises `PublishError` when a card or a file must not leave,
+    private on a real Hub unless `public`; secrets and personal data go there only where their
+    kind is in `allow` or the recipe's ``publish.allow``. Raises `PublishError` when a card or a file must not leave,
     `CommitConflictError` when others keep committing, `HubError` otherwise."""
-    push = _Push(source or hub, hub, recipe, outputs, public, allow_personal)
+    hub = hub.allowing(allow)
+    push = _Push(source or hub, hub, recipe, outputs, public)
     along = list(_base_steps(push))
     steps = [*along, *_artifact_steps(push), *(_space_steps(push) if with_spaces else ())]
     if benchmark:
@@ -161,7 +154,7 @@ class _Step:
 def _plan_all(push: _Push, step: _Step, progress: Progress, at: int, total: int) -> RepoPlan:
     progress(at, total, f"checking {step.repo_id}")
     plan = step.plan()
-    safety_checks.check(plan, step.kind, personal=push.guarded)
+    safety_checks.check(plan, step.kind, push.target)
     if push.across:
         step.after(UNKNOWN, plan)
     return plan
@@ -174,7 +167,7 @@ def _carry_out(push: _Push, step: _Step, planned: RepoPlan | None) -> list[Chang
     for attempt in range(_ATTEMPTS):
         plan = planned or step.plan()
         planned = None
-        safety_checks.check(plan, step.kind, personal=push.guarded)
+        safety_checks.check(plan, step.kind, push.target)
         commit = _commit(push.target, plan, push.recipe)
         if commit is not None:
             changes = [replace(change, commit=commit) for change in plan.changes]
@@ -190,30 +183,24 @@ def _commit(hub: Hub, plan: RepoPlan, recipe: Recipe) -> str | None:
     """The sha of the one commit that `plan` asks for, its parent when nothing changes; None when
     others came first.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
     if plan.parent is None:
         sdk = "gradio" if plan.repo_type == "space" else None
         hub.make(plan.repo_id, repo_type=plan.repo_type, private=plan.private, sdk=sdk)
     elif not plan.write and not plan.delete:
         return plan.parent
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
-        for path, content in plan.write.items()
-    ]
-    operations += [CommitOperationDelete(path) for path in plan.delete]
     parent = plan.parent or hub.resolve(plan.repo_id, repo_type=plan.repo_type).revision
     with hub.translated(
         f"committing to {plan.repo_type} {plan.repo_id}", conflicts=True
     ) as outcome:
-        made = hub.api.create_commit(
+        commit = hub.create_commit(
             plan.repo_id,
-            operations,
-            commit_message=f"Publish recipe {recipe.name}",
+            plan.write,
+            f"Publish recipe {recipe.name}",
             repo_type=plan.repo_type,
-            parent_commit=parent,
+            parent=parent,
+            delete=plan.delete,
         )
-    return None if outcome.conflict else str(made.oid)
+    return None if outcome.conflict else commit.revision
 
 
 def _base_steps(push: _Push) -> Iterator[_Step]:

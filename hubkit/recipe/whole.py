@@ -94,6 +94,9 @@ class Publish(Block):
     """What cards say about them."""
     language: Display[list[str]] = Field(default_factory=lambda: ["en"])
     """Languages, as ISO 639-1 codes."""
+    allow: Execution[list[str]] = Field(default_factory=list)
+    """Kinds of secrets and personal data that may go to a Hub that is not local, such as
+    ``email``, or ``personal_data`` for all of them; each commit says what passed."""
 
 
 class Recipe(Block):

@@ -403,7 +403,7 @@ def test_personal_data_does_not_go_to_a_real_hub_unasked(
         publish(other_hub, recipe, told, source=hub, with_spaces=False)
     assert "jane" not in str(caught.value)
     assert not other_hub.api.repo_exists(f"someone/{recipe.repos.corpus}", repo_type="dataset")
-    publish(other_hub, recipe, told, source=hub, with_spaces=False, allow_personal=True)
+    publish(other_hub, recipe, told, source=hub, with_spaces=False, allow=["email"])
     assert other_hub.api.repo_exists(f"someone/{recipe.repos.corpus}", repo_type="dataset")
 
 

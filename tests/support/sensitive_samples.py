@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from hubkit.data.sensitive_data import KINDS, PERSONAL, SECRETS, scan_text
-from hubkit.data.sensitive_data.phones import REGIONS
+from hubkit.sensitive_data import KINDS, PERSONAL, SECRETS, scan_text
+from hubkit.sensitive_data.phones import REGIONS
 
 Group = Literal["secret", "personal", "look-alike"]
 ALNUM = string.ascii_letters + string.digits

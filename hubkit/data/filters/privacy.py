@@ -1,5 +1,5 @@
 """Filters against secrets and personal data: masked or dropped, counted by kind, never shown (see
-`hubkit.data.sensitive_data`).
+`hubkit.sensitive_data`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Literal
 
 from hubkit.conversation import Conversation, Message
 from hubkit.data.filters.chain import Drop, Edit, FilterFn, Verdict, register
-from hubkit.data.sensitive_data import KINDS, PERSONAL, SECRETS, masked, scan_text
+from hubkit.sensitive_data import KINDS, PERSONAL, SECRETS, masked, scan_text
 
 Action = Literal["mask", "drop"]
 

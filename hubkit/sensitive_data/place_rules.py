@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hubkit.data.sensitive_data.rules import (
+from hubkit.sensitive_data.rules import (
     Match,
     Rule,
     before,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 
-from hubkit.data.sensitive_data import personal_rules, secret_rules
-from hubkit.data.sensitive_data.rules import Finding, Text
+from hubkit.sensitive_data import personal_rules, secret_rules
+from hubkit.sensitive_data.rules import Finding, Text
 
 SECRETS = secret_rules.KINDS
 PERSONAL = personal_rules.KINDS

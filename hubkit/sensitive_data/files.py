@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from hubkit.data.sensitive_data.scanner import KINDS, scan_text
+from hubkit.sensitive_data.scanner import KINDS, scan_text
 
 UNREADABLE = "unreadable"  # the kind of a member that is too deep or too large to be looked into
 _BLOCK_CHARS = 1 << 20
@@ -26,6 +26,7 @@ _OVERLAP_CHARS = 4096  # of the next block: no secret is cut in two
 _LEAD_CHARS = 64  # of the block before: the words before a number
 _NESTING = 4
 _UNPACKED_BYTES = 1 << 30  # of one compressed file
+_MODEL_HEADER_BYTES = 64 << 20  # of a GGUF file: its metadata and tokenizer lie before the tensors
 _HEADER_BYTES = 100 << 20  # the most that safetensors allows
 _BINARY_RUN = re.compile(rb"[\x20-\x7e\t\r\n]{12,65536}")
 _BINARY_WIDE_RUN = re.compile(rb"(?:[\x20-\x7e]\0){12,65536}")
@@ -44,6 +45,11 @@ class FileFindings:
         """Count one finding."""
         self.counts[kind] += 1
         self.places.setdefault(kind, place)
+
+    def without(self, kinds: frozenset[str]) -> FileFindings:
+        """The findings of all other kinds."""
+        counts = Counter({k: n for k, n in self.counts.items() if k not in kinds})
+        return FileFindings(counts, self.places)
 
     def __str__(self) -> str:
         listed = sorted(self.counts.items())
@@ -176,16 +182,18 @@ class _Scanner:
             lead, block = (lead + block[:cut])[-_LEAD_CHARS:], block[cut:]
 
     def _printable(self, file: IO[bytes], place: str) -> None:
-        """The printable runs of a binary file."""
-        carry = b""
+        """The printable runs of a binary file; of a model's weights, those of its header."""
+        is_model = file.read(4) == b"GGUF"
+        file.seek(0)
+        left = _MODEL_HEADER_BYTES if is_model else -1
         while data := file.read(_BLOCK_CHARS):
-            data = carry + data
-            for match in _BINARY_RUN.finditer(data):
-                self.text(match[0].decode("ascii"), _join(place, "binary content"), _NESTING)
-            for match in _BINARY_WIDE_RUN.finditer(data):
-                text = match[0].decode("utf-16-le")
-                self.text(text, _join(place, "binary content"), _NESTING)
-            carry = b""  # a run across two blocks is seen in two parts
+            runs = [match[0].decode("ascii") for match in _BINARY_RUN.finditer(data)]
+            runs += [match[0].decode("utf-16-le") for match in _BINARY_WIDE_RUN.finditer(data)]
+            if runs:
+                self.text("\n\n".join(runs), _join(place, "binary content"), _NESTING)
+            left -= len(data)
+            if is_model and left <= 0:
+                return
 
     def _zip(self, file: IO[bytes], place: str, depth: int) -> None:
         import zipfile

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import sensitive_samples
 
-from hubkit.data.sensitive_data import (
+from hubkit.sensitive_data import (
     KINDS,
     mask,
     scan_file,

@@ -10,10 +10,10 @@ import ipaddress
 import re
 from functools import cache
 
-from hubkit.data.sensitive_data.document_rules import document_rules, national_rules
-from hubkit.data.sensitive_data.phones import PhoneNumbers
-from hubkit.data.sensitive_data.place_rules import place_rules
-from hubkit.data.sensitive_data.rules import (
+from hubkit.sensitive_data.document_rules import document_rules, national_rules
+from hubkit.sensitive_data.phones import PhoneNumbers
+from hubkit.sensitive_data.place_rules import place_rules
+from hubkit.sensitive_data.rules import (
     Match,
     Rule,
     before,
@@ -22,7 +22,7 @@ from hubkit.data.sensitive_data.rules import (
     value_of,
     words,
 )
-from hubkit.data.sensitive_data.secret_rules import base58check
+from hubkit.sensitive_data.secret_rules import base58check
 
 KINDS = frozenset(
     {
@@ -106,7 +106,7 @@ def _email_rules() -> tuple[Rule, ...]:
 
 _RESERVED_DOMAINS = words(
     """example.com example.org example.net domain.com email.com yourdomain.com test.com
-    company.com yourcompany.com mail.example.com mydomain.com site.com website.com"""
+    company.com yourcompany.com mydomain.com site.com website.com"""
 )
 _NOT_TOP_LEVEL = words(
     """example test invalid localhost local internal lan png jpg jpeg gif svg webp ico css js ts
@@ -129,13 +129,8 @@ def _email(match: Match) -> bool:
 
 def _is_mailbox(local: str, domain: str) -> bool:
     labels = domain.strip(".").split(".")
-    reserved = domain in _RESERVED_DOMAINS or ".".join(labels[-2:]) in (
-        "example.com",
-        "example.org",
-        "example.net",
-    )
     return (
-        not reserved
+        domain not in _RESERVED_DOMAINS
         and labels[-1] not in _NOT_TOP_LEVEL
         and local.strip(".") not in _ROLE_LOCALS
         and "your" not in local

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from hubkit.data.language import identify
-from hubkit.data.sensitive_data.rules import Finding, Rule, Text, digits_of
+from hubkit.sensitive_data.language import identify
+from hubkit.sensitive_data.rules import Finding, Rule, Text, digits_of
 
 # Language → regions whose national formats are looked for, most speakers first.
 REGIONS: dict[str, tuple[str, ...]] = {

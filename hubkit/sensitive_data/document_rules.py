@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from importlib import import_module
 
-from hubkit.data.sensitive_data.rules import (
+from hubkit.sensitive_data.rules import (
     Match,
     Rule,
     before,

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 
-from hubkit.data.sensitive_data.rules import (
+from hubkit.sensitive_data.rules import (
     Finding,
     Match,
     Rule,

@@ -6,9 +6,9 @@ is in no message, log or report. What is found, and how well, is in docs/scanner
 - `rules`: what a rule is; `secret_rules`, `personal_rules`, `phones`: the rules.
 - `scanner`: all rules over one text; `files`: the texts inside files of any kind."""
 
-from hubkit.data.sensitive_data.files import FileFindings, scan_file, scan_files, scan_folder
-from hubkit.data.sensitive_data.rules import Finding
-from hubkit.data.sensitive_data.scanner import KINDS, PERSONAL, SECRETS, mask, masked, scan_text
+from hubkit.sensitive_data.files import FileFindings, scan_file, scan_files, scan_folder
+from hubkit.sensitive_data.rules import Finding
+from hubkit.sensitive_data.scanner import KINDS, PERSONAL, SECRETS, mask, masked, scan_text
 
 __all__ = [
     "KINDS",

@@ -1,0 +1,103 @@
+"""What must not leave this machine: the check before every commit to a Hub that is not local.
+
+Scans each file of a commit, its path, the message and the repo's name. A finding is reported by
+its place, never by its value; a kind that the owner allows passes and is noted in the commit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from hubkit.errors import PublishError
+from hubkit.sensitive_data import KINDS, PERSONAL, SECRETS, FileFindings, mask, scan_file, scan_text
+from hubkit.sensitive_data.files import UNREADABLE
+
+Content = bytes | Path
+ALLOWABLE = KINDS | {UNREADABLE}
+GROUPS = {"personal_data": PERSONAL, "secrets": SECRETS}
+_SHOWN = 5  # files in a message
+_KEPT = 512  # scanned contents whose findings are remembered
+_scanned: dict[tuple[str, str], FileFindings] = {}
+
+
+def allowed_kinds(names: Iterable[str]) -> frozenset[str]:
+    """The kinds that `names` stand for: kinds, or ``personal_data`` and ``secrets`` for all of one.
+
+    Raises:
+        PublishError: A name is neither.
+    """
+    kinds: set[str] = set()
+    for name in names:
+        if name not in GROUPS and name not in ALLOWABLE:
+            raise PublishError(
+                f"{name!r} is no kind of secret or personal data that could be allowed; "
+                f"known are {', '.join(sorted({*GROUPS, *ALLOWABLE}))}"
+            )
+        kinds |= GROUPS.get(name, {name})
+    return frozenset(kinds)
+
+
+def check(
+    what: str,
+    files: Mapping[str, Content],
+    texts: Iterable[str] = (),
+    *,
+    allowed: frozenset[str] = frozenset(),
+    kinds: frozenset[str] = KINDS,
+) -> str:
+    """Refuse `files` and `texts` that hold a value of `kinds` that is not `allowed`.
+
+    Args:
+        what: What is not done then, such as "dataset me/x was not pushed".
+        files: Path in the repo → content.
+        texts: What goes along with them: names, a commit's message.
+
+    Returns:
+        What was found of allowed kinds, for the commit's description; empty where nothing was.
+
+    Raises:
+        PublishError: Something was found; the message names places, kinds and numbers.
+    """
+    problems: list[str] = []
+    passed: Counter[str] = Counter()
+    for path, content in files.items():
+        findings = findings_in(path, content, kinds)
+        passed.update({k: n for k, n in findings.counts.items() if k in allowed})
+        refused = findings.without(allowed)
+        if refused.counts:
+            problems.append(f"{mask(path)} holds {refused}")
+    for text in texts:
+        found = {f.kind for f in scan_text(text, kinds)} - allowed
+        if found:
+            problems.append(f"a name or message of the commit holds {', '.join(sorted(found))}")
+    if problems:
+        more = len(problems) - _SHOWN
+        shown = "; ".join(problems[:_SHOWN]) + (f"; and {more} more files" if more > 0 else "")
+        raise PublishError(
+            f"{what}: {shown}. Mask it with the recipe's filters `secrets` and `personal_data`, "
+            f"or allow a kind by name: --allow KIND, or publish.allow in the recipe"
+        )
+    return ", ".join(f"{kind} {count}" for kind, count in sorted(passed.items()))
+
+
+def findings_in(path: str, content: Content, kinds: frozenset[str] = KINDS) -> FileFindings:
+    """The findings in one file; a content that was scanned before is not scanned again."""
+    key = (_digest(path, content), ",".join(sorted(kinds)))
+    if key not in _scanned:
+        if len(_scanned) >= _KEPT:
+            _scanned.clear()
+        _scanned[key] = scan_file(path, content, kinds)
+    return _scanned[key]
+
+
+def _digest(path: str, content: Content) -> str:
+    digest = hashlib.blake2b(path.encode("utf-8", "surrogatepass") + b"\0", digest_size=16)
+    if isinstance(content, bytes):
+        digest.update(content)
+    else:
+        with content.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
