@@ -48,6 +48,9 @@ conformance: $(READY) ## the clients' own test suites against the embedded Hub
 	$(BIN)/python tests/contract/conformance.py
 	$(FIGURES)
 
+attack: $(READY) ## attacks and accidents: what a stranger or a bad day may do, and what holds
+	$(BIN)/python -m pytest -m attack -rA --timeout 600
+
 chaos: $(READY) ## drivers, Hubs, pushes and trainers killed at any moment, hundreds of times
 	$(BIN)/python tests/bench/chaos.py
 	$(FIGURES)

@@ -6,6 +6,7 @@ import json as jsonlib
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -46,9 +47,7 @@ def start(
         console.data(embedded.running())
         return
     console.line(url)
-    console.say(
-        'It stops by itself when nobody needs it. For other programs: eval "$(hubkit hub env)"'
-    )
+    console.say('It stops by itself when idle. For other programs: eval "$(hubkit hub env)"')
 
 
 @app.command(epilog="Example: hubkit hub stop")
@@ -67,14 +66,14 @@ def status(json: Json = False) -> None:
     from hubkit.hub import embedded, local_root
 
     state = embedded.running()
-    found = {"running": state is not None, "folder": str(local_root()), **(state or {})}
+    report = {"running": state is not None, "folder": str(local_root()), **(state or {})}
     if state:
-        found |= {"repositories": _counts(state["url"]), "bytes": _bytes_used()}
+        report |= {"repositories": _counts(state["url"]), "bytes": _bytes_used()}
     if json:
-        console.data(found)
+        console.data(report)
     else:
         console.table(
-            "embedded Hub", ["", ""], [[key, _in_words(value)] for key, value in found.items()]
+            "embedded Hub", ["", ""], [[key, _in_words(value)] for key, value in report.items()]
         )
     if state is None:
         raise typer.Exit(1)
@@ -128,52 +127,96 @@ def gc(
     ] = 24.0,
     json: Json = False,
 ) -> None:
-    """Remove large files and git objects that no revision of any repository needs any more."""
-    result = _upkeep("gc", "--grace-s", str(grace_h * 3600))
-    if json:
-        console.data(result)
-        return
+    """Remove large files and git objects that no revision of any repository needs any more.
+
+    Removes nothing while `verify` finds problems (exit code 1)."""
+    result = _run_on_folder("gc", "--grace-s", str(grace_h * 3600))
     removed = f"{result['large_files']} large files and {result['git_objects']} git objects"
-    console.line(f"removed {removed}: {result['bytes'] / 2**20:.1f} MiB")
+    summary = f"removed {removed}: {result['bytes'] / 2**20:.1f} MiB"
+    if result["problems"]:
+        summary = "removed nothing, because of these problems"
+    _report(result, summary, json=json)
 
 
 @app.command(epilog="Example: hubkit hub verify")
 def verify(json: Json = False) -> None:
-    """Check every git object and large file against its hash. Exit code 1 when something is
-    wrong.
-    """
-    result = _upkeep("verify")
+    """Check every git object and large file against its hash, and the settings database.
+
+    Prints what is wrong and what to do. Exit code 1 when something is wrong."""
+    result = _run_on_folder("verify")
+    _report(result, f"checked {_checked(result)}", json=json)
+
+
+@app.command(epilog="Example: hubkit hub backup /mnt/disk/hub-2026-11-28")
+def backup(
+    folder: Annotated[Path, typer.Argument(help="The folder to make.")], json: Json = False
+) -> None:
+    """Copy the embedded Hub to a new folder, also while it runs, and verify the copy."""
+    result = _run_on_folder("backup", str(folder.expanduser().absolute()))
+    _report(result, f"copied to {result['backup']}: {_checked(result)}", json=json)
+
+
+@app.command(epilog="Example: hubkit hub restore /mnt/disk/hub-2026-11-28")
+def restore(folder: Annotated[Path, typer.Argument(help="A backup.")], json: Json = False) -> None:
+    """Put a copy of a backup in the place of the embedded Hub, which must not run.
+
+    The present one is moved aside, never deleted."""
+    result = _run_on_folder("restore", str(folder.expanduser().absolute()))
+    former = f"; the former one is now {result['former']}" if result["former"] else ""
+    _report(result, f"restored {result['restored']}{former}", json=json)
+
+
+Folders = Annotated[
+    list[str] | None, typer.Argument(help="Folders that `verify` names; default: all of them.")
+]
+
+
+@app.command(epilog="Example: hubkit hub adopt")
+def adopt(folders: Folders = None, json: Json = False) -> None:
+    """Take repositories in that the settings database lost; they become private.
+
+    The Hub must not run."""
+    result = _run_on_folder("adopt", *(folders or []))
+    _report(result, f"adopted {', '.join(result['adopted']) or 'nothing'}", json=json)
+
+
+@app.command("set-aside", epilog="Example: hubkit hub set-aside")
+def set_aside(folders: Folders = None, json: Json = False) -> None:
+    """Move repositories that the settings database does not know out of the way."""
+    result = _run_on_folder("set-aside", *(folders or []))
+    _report(result, f"moved to {', '.join(result['moved']) or 'nothing'}", json=json)
+
+
+def _checked(result: dict[str, Any]) -> str:
+    repositories = f"{result['repositories']} repositories, {result['git_objects']} git objects"
+    return (
+        f"{repositories}, {result['large_files']} large files: {len(result['problems'])} problems"
+    )
+
+
+def _report(result: dict[str, Any], summary: str, *, json: bool) -> None:
+    """Print a result; ends with exit code 1 where there are problems."""
+    problems = result.get("problems", [])
     if json:
         console.data(result)
     else:
-        for problem in result["problems"]:
+        for problem in problems:
             console.line(problem)
-        checked = f"{result['repositories']} repositories, {result['git_objects']} git objects"
-        console.say(
-            f"checked {checked}, {result['large_files']} large files: {len(result['problems'])} problems"
-        )
-    if result["problems"]:
+        console.say(summary) if problems else console.line(summary)
+    if problems:
         raise typer.Exit(1)
 
 
-def _upkeep(action: str, *options: str) -> dict[str, Any]:
-    """Have the embedded Hub's own program look after its folder. Raises `HubError`."""
+def _run_on_folder(action: str, *arguments: str) -> dict[str, Any]:
+    """Let the embedded Hub's own program work on its folder. Raises `HubError`."""
     from hubkit.hub import local_root
 
-    command = [
-        sys.executable,
-        "-m",
-        "hubkit.local_hub",
-        action,
-        "--root",
-        str(local_root()),
-        "--json",
-        *options,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "hubkit.local_hub", action]
+    command += ["--root", str(local_root()), "--json", *arguments]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
-        result: dict[str, Any] = jsonlib.loads(done.stdout)
+        result: dict[str, Any] = jsonlib.loads(process.stdout)
     except ValueError:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (process.stderr.strip().splitlines() or ["no output"])[-1]
         raise HubError(f"hub {action} failed: {last}") from None
     return result

@@ -8,14 +8,18 @@ import sys
 from pathlib import Path
 
 from hubkit.errors import HubkitError
+from hubkit.local_hub.errors import DISK_FULL, is_disk_full
+
+_ACTIONS = ("gc", "verify", "backup", "restore", "adopt", "set-aside", "account")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hubkit.local_hub", description="The embedded Hub."
     )
+    parser.add_argument("action", nargs="?", default="serve", choices=["serve", *_ACTIONS])
     parser.add_argument(
-        "action", nargs="?", default="serve", choices=["serve", "gc", "verify", "account"]
+        "names", nargs="*", help="backup, restore: a folder; adopt, set-aside: repository folders"
     )
     parser.add_argument("--root", type=Path, required=True, help="folder that holds everything")
     parser.add_argument(
@@ -45,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--grace-s", type=float, default=24 * 3600, help="gc: keep what is younger than this"
     )
-    parser.add_argument("--json", action="store_true", help="gc, verify: print the result as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--user", help="account: make this user if need be, and a token")
     parser.add_argument("--fullname", help="account: the user's full name")
     parser.add_argument(
@@ -61,33 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _account(root: Path, options: argparse.Namespace) -> int:
-    """Make a user, memberships and a token; print the token (the only time it is shown)."""
-    from hubkit.local_hub.hub import Hub
-    from hubkit.local_hub.storage.objects import make_durable_folder
-
-    if not options.user:
-        raise HubkitError("--user is required")
-    make_durable_folder(root)
-    hub = Hub(root)
-    try:
-        hub.accounts.add_user(options.user, fullname=options.fullname)
-        for membership in options.org:
-            name, role, fullname = [*membership.split(":", 2), "", ""][:3]
-            hub.accounts.add_org(name, {options.user: role or "write"}, fullname or None)
-            if options.private_by_default:
-                hub.settings.set(f"private_by_default:{name.lower()}", "1")
-        supplied_token = sys.stdin.readline().strip() if options.token_stdin else None
-        token = hub.accounts.add_token(options.user, options.role, token=supplied_token)
-    finally:
-        hub.close()
-    sys.stdout.write(f"{token}\n")
-    return 0
-
-
 def main() -> int:
     """Run; the exit status (3: a server already runs for this folder)."""
-    options = _parser().parse_args()
+    options = _parser().parse_intermixed_args()
     root = options.root.expanduser().absolute()
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
@@ -100,14 +80,17 @@ def main() -> int:
             allowed = {"jobs": options.jobs, "spaces": options.spaces}
             serve(root, options.host, options.port, options.idle_timeout_s, parts, **allowed)
             return 0
-        if options.action == "account":
-            return _account(root, options)
-        from hubkit.local_hub.storage.maintenance import run_action
+        from hubkit.local_hub import commands
 
-        return run_action(options.action, root, grace_s=options.grace_s, as_json=options.json)
+        return commands.run(options, root)
     except HubkitError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        sys.stderr.write(f"{DISK_FULL}\n")
+        return 1
     except KeyboardInterrupt:
         return 0
 

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import secrets
+import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -46,7 +47,13 @@ from hubkit.local_hub.api import (
     xet,
 )
 from hubkit.local_hub.api.http import Call, error_response, raw_path, require_user
-from hubkit.local_hub.errors import DISK_FULL, Refusal, is_disk_full
+from hubkit.local_hub.errors import (
+    DAMAGED,
+    DISK_FULL,
+    Refusal,
+    RepositoryDamagedError,
+    is_disk_full,
+)
 from hubkit.local_hub.hub import Hub
 from hubkit.local_hub.pages import session
 from hubkit.local_hub.storage.accounts import Identity
@@ -170,6 +177,10 @@ FAMILIES: dict[tuple[str, ...], Handler] = {
 """Addresses below which another module tells routes apart."""
 
 
+_SPACELESS = ("login", "logout", "validate-yaml", "batch")
+"""Last segments of addresses whose POST needs no space: questions, and removing large files."""
+
+
 class App:
     """The ASGI application."""
 
@@ -203,9 +214,16 @@ class App:
             return error_response(refusal)
         except ClientDisconnect:
             return Response(status_code=499)
+        except RepositoryDamagedError as error:
+            log.error("%s %s: %s", request.method, raw_path(request)[:300], error)
+            return error_response(Refusal(500, str(error)))
         except Exception as error:
             if is_disk_full(error):
                 return error_response(Refusal(507, DISK_FULL))
+            if isinstance(error, sqlite3.DatabaseError):
+                log.exception("%s %s failed", request.method, raw_path(request)[:300])
+                sentence = "The settings database of this Hub cannot be read."
+                return error_response(Refusal(500, f"{sentence} {DAMAGED}"))
             log.exception("%s %s failed", request.method, raw_path(request)[:300])
             return error_response(
                 Refusal(500, "Internal error of the embedded Hub; its log says more.")
@@ -222,6 +240,18 @@ class App:
             foreign = True
         if foreign and request.method not in ("GET", "HEAD"):
             raise Refusal(403, "Requests from pages of other sites are refused.")
+
+    def _require_space(self, call: Call) -> None:
+        """While the disk is full, accept only what needs no space, and what frees some."""
+        needs_none = (
+            call.segments[-1] in _SPACELESS
+            or call.segments[:2] == ["v2", "serve"]
+            or {"paths-info", "preupload"} & set(call.segments[3:5])
+        )
+        if call.method in ("GET", "HEAD", "DELETE") or needs_none:
+            return
+        if self.hub.settings.read_only or self.hub.disk.is_short():
+            raise Refusal(507, DISK_FULL)
 
     def _identify(self, request: Request) -> Identity | None:
         header = request.headers.get("authorization")
@@ -248,6 +278,7 @@ class App:
         call = Call(self.hub, request, self._identify(request), segments)
         if self.open_to_network and call.identity is None and not _needs_no_token(call):
             raise Refusal(401, "This Hub is open to the network and needs a token.")
+        self._require_space(call)
         plain = PLAIN_ROUTES.get(
             ("GET" if request.method == "HEAD" else request.method, path.rstrip("/"))
         )

@@ -22,10 +22,12 @@ from starlette.types import Receive, Scope, Send
 
 from hubkit.errors import HubError, HubUnreachableError
 from hubkit.local_hub.app import App
+from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.hub import Hub
 from hubkit.local_hub.storage.maintenance import sweep
 from hubkit.local_hub.storage.objects import make_durable_folder, write_durably
 from hubkit.local_hub.storage.store import MULTIPART_ABOVE_BYTES, PART_BYTES
+from hubkit.local_hub.storage.verification import check
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 FIRST_PORT = 7364
@@ -133,15 +135,40 @@ def serve(
         hub.jobs.enabled = jobs and host in LOOPBACK
         hub.spaces.enabled = spaces and host in LOOPBACK
         try:
+            hub.require_known_folders()
+            _require_whole_copy(hub)
             sweep(hub)
             remembered = hub.settings.get("port")
             sock = listen(host, port, int(remembered) if remembered else None)
-            hub.settings.set("port", str(sock.getsockname()[1]))
+            try:
+                hub.settings.set("port", str(sock.getsockname()[1]))
+            except Refusal:  # the disk is full: this Hub can still be read
+                hub.settings.read_only = True
             asyncio.run(_serve(hub, sock, host, idle_timeout_s, lock))
         finally:
             if holds_folder(root, lock):
                 (root / "server.json").unlink(missing_ok=True)
             hub.close()
+
+
+def _require_whole_copy(hub: Hub) -> None:
+    """Refuse a folder that was copied while its Hub ran, and is incomplete.
+
+    Raises:
+        HubError: With the first problem.
+    """
+    try:
+        origin = json.loads((hub.root / "server.json").read_text("utf-8"))["root"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if origin == str(hub.root.resolve()):
+        return
+    problems = check(hub, hash_files=False).problems
+    if problems:
+        raise HubError(
+            f"{hub.root} was copied from {origin} while that Hub ran, and is incomplete: "
+            f"{problems[0]}. Copy it with `hubkit hub backup` instead."
+        )
 
 
 class _Server(uvicorn.Server):
@@ -181,9 +208,10 @@ async def _serve(
     while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.005)
     url = _address(sock, host)
-    await asyncio.to_thread(hub.jobs.open)
-    await asyncio.to_thread(hub.endpoints.open, url)
-    await asyncio.to_thread(hub.spaces.open, url, host, asyncio.get_running_loop())
+    if not hub.settings.read_only:
+        await asyncio.to_thread(hub.jobs.open)
+        await asyncio.to_thread(hub.endpoints.open, url)
+        await asyncio.to_thread(hub.spaces.open, url, host, asyncio.get_running_loop())
     about = _about(hub, url)
     write_durably(hub.root / "server.json", about)
     log.info("serving %s at %s", hub.root, url)
@@ -208,6 +236,7 @@ def _about(hub: Hub, url: str) -> bytes:
     info = {
         "url": url,
         "pid": os.getpid(),
+        "root": str(hub.root.resolve()),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": VERSION,
         "jobs": hub.jobs.enabled,
@@ -230,6 +259,7 @@ async def _watch(
             log.info("idle for %s s, stopping", idle_timeout_s)
             server.should_exit = True
         else:
+            hub.disk.keep_reserve()
             with contextlib.suppress(OSError):
                 if not state_file.exists() or state_file.read_bytes() != about:
                     write_durably(state_file, about)

@@ -11,7 +11,18 @@ from support.paths import ROOT
 
 PACKAGE = ROOT / "hubkit" / "local_hub"
 PREFIX = "hubkit.local_hub."
-LAYERS = ("errors", "storage", "apps", "hub", "api", "pages", "app", "server", "__main__")
+LAYERS = (
+    "errors",
+    "storage",
+    "apps",
+    "hub",
+    "api",
+    "pages",
+    "app",
+    "server",
+    "commands",
+    "__main__",
+)
 """Each may import those before it, wherever in its code the import is."""
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))

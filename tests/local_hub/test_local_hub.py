@@ -89,7 +89,7 @@ def test_a_killed_server_starts_again(tmp_path: Path) -> None:
     server.api().create_repo("local/kept")
     server.stop(signal.SIGKILL)
     (server.root / "tmp" / "in-half").write_bytes(b"half a file")
-    (server.root / "repos" / "models--local--ghost--0.git").mkdir()
+    (server.root / "repos" / "models--local--ghost--0.git.creating").mkdir()
     server.start()
     assert server.api().repo_exists("local/kept")
     assert list((server.root / "tmp").iterdir()) == []

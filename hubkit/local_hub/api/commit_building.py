@@ -39,9 +39,9 @@ def commit_to_branch(
             raise Refusal(404, f"Invalid rev id: {revision[:200]}", "RevisionNotFound")
         check_parent(opened, request, head)
         sha, objects = build(opened, request, head, call.identity.user)
+        opened.write(objects)
         if sha == head:
             return head
-        opened.write(objects)
         if not opened.swap_ref(ref, head, sha):
             raise Refusal(412, STALE)
     return sha
@@ -73,7 +73,7 @@ def build(
     changes.update({path: blob.sha for path, blob in request.blobs.items()})
     tree, folders = trees.changed(repo, base, changes)
     if tree == base:
-        return head, []
+        return head, [*request.blobs.values()]  # present already, unless they were damaged
     commit = new_commit(tree, [head], request.message, author)
     return commit.id, [*request.blobs.values(), *folders, NewObject.of(commit)]
 

@@ -59,7 +59,7 @@ def _preupload_one(
     answer: dict[str, Any] = {"path": path, "uploadMode": "lfs" if is_large and size else "regular"}
     answer["shouldIgnore"] = ignored(path)
     existing = trees.find(repo, tree, path)
-    if existing and existing.is_file:
+    if existing and existing.is_file and repo.is_intact(existing.sha):
         info = trees.blob_info(repo, existing.sha)
         answer["oid"] = info.pointer.oid if info.pointer else existing.sha.decode()
     return answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from hubkit.local_hub.api.files import date_of
 from hubkit.local_hub.api.http import Call, page
 from hubkit.local_hub.api.spaces import address, runtime
-from hubkit.local_hub.errors import Refusal
+from hubkit.local_hub.errors import DAMAGED, Refusal
 from hubkit.local_hub.storage import cards, trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH, GitRepo, opened
 from hubkit.local_hub.storage.repos import Repo, can_read, commit_of, git
@@ -24,6 +25,8 @@ _LISTED = """
     pipeline_tag library_name sdk modelId description
     """.split()  # noqa: SIM905 - one word a word
 MAX_LIST_PAGE = 1000
+
+log = logging.getLogger("hubkit.local_hub")
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,15 @@ def describe(
                 for entry in trees.files(open_repo, open_repo.commit(commit).tree)
             ]
     return {**_facts(call, repo), **_from_snapshot(call, repo, snap), "siblings": siblings}
+
+
+def describe_damaged(call: Call, repo: Repo) -> dict[str, Any]:
+    """Describe a repository whose files cannot be read, by its row alone."""
+    empty = Snapshot("", repo.created_at, {}, [], {}, 0)
+    facts = {**_facts(call, repo), "disabled": True, "siblings": []}
+    if repo.type != "space":
+        facts |= _from_snapshot(call, repo, empty)
+    return {**facts, "sha": None, "tags": [], "lastModified": repo.created_at, "cardData": {}}
 
 
 def _facts(call: Call, repo: Repo) -> dict[str, Any]:
@@ -189,7 +201,7 @@ def list_repos(call: Call, kind: str) -> Response:
     fields = _expanded(call)
     full = call.flag("full") or call.flag("config") or bool(fields)
     described = [
-        answer for repo in visible if (answer := _brief(call, repo)) and _filtered(call, answer)
+        answer for repo in visible if (answer := brief(call, repo)) and _filtered(call, answer)
     ]
     _sort(call, described)
     size = call.number("limit", MAX_LIST_PAGE, MAX_LIST_PAGE)
@@ -203,11 +215,15 @@ def _named(call: Call, repo: Repo) -> bool:
     return not search or search.lower() in repo.id.lower()
 
 
-def _brief(call: Call, repo: Repo) -> dict[str, Any] | None:
+def brief(call: Call, repo: Repo) -> dict[str, Any] | None:
+    """Describe a repository in a list; None for one that was deleted meanwhile."""
     try:
         return describe(call, repo)
     except Refusal:
         return None  # deleted this moment
+    except Exception as error:  # one damaged repository must not hide the others
+        log.warning("%s cannot be read (%s); %s", repo.id, type(error).__name__, DAMAGED)
+        return describe_damaged(call, repo)
 
 
 def _filtered(call: Call, answer: dict[str, Any]) -> bool:

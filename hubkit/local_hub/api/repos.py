@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from typing import Any
 
@@ -17,6 +16,7 @@ from hubkit.local_hub.storage.repos import (
     SDKS,
     Repo,
     can_read,
+    delete_repo,
     lookup,
     make,
     missing,
@@ -53,9 +53,7 @@ def delete(call: Call) -> Response:
     if repo is None or not can_read(identity, repo):
         raise missing(identity)
     require_writer(call, repo.namespace)
-    with call.hub.writing(repo.folder):
-        call.hub.settings.write("DELETE FROM repos WHERE pk = ?", repo.pk)
-        shutil.rmtree(call.hub.repo_path(repo.folder), ignore_errors=True)
+    delete_repo(call.hub, repo)
     return JSONResponse({})
 
 

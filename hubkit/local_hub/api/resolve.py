@@ -14,7 +14,6 @@ from urllib.parse import quote
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from hubkit.errors import HubError
 from hubkit.local_hub.api.http import Call, require_gate
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import trees
@@ -58,7 +57,7 @@ def find_file(
         if entry is None or not entry.is_file:
             raise Refusal(404, "Entry not found", "EntryNotFound", headers={"X-Repo-Commit": sha})
         info = trees.blob_info(opened, entry.sha)
-        if info.pointer and call.hub.objects.size(info.pointer.oid) is not None:
+        if info.pointer:
             return RepoFile(sha, path, info.pointer.oid, None, info.pointer)
         return RepoFile(sha, path, entry.sha.decode(), opened.blob(entry.sha), None)
 
@@ -162,16 +161,28 @@ def large_file_response(
     """Stream (a range of) a large object."""
     size = call.hub.objects.size(oid)
     if size is None:
-        raise Refusal(404, "Object does not exist.", "EntryNotFound")
+        raise damaged_file(oid)
     if _not_modified(call, headers):
         return Response(status_code=304, headers=headers)
     status, start, end = _window(call, size, headers)
     if call.method == "HEAD":
         return Response(b"", status, headers, media_type=kind)
     path = call.hub.objects.path(oid)
-    whole = status == 200 and not call.hub.objects.is_known_sound(oid)
+    unchecked = not call.hub.objects.is_known_intact(oid)
+    if unchecked and status == 206 and not call.hub.objects.is_intact(oid):
+        raise damaged_file(oid)  # a part cannot be checked by itself
+    whole = unchecked and status == 200
     blocks = _read_checked(call.hub.objects, oid, size) if whole else _read(path, start, end)
     return StreamingResponse(blocks, status, headers, media_type=kind)
+
+
+def damaged_file(oid: str) -> Refusal:
+    """Return the refusal for a large file that is missing or damaged on this disk."""
+    return Refusal(
+        410,
+        f"The large file {oid} is missing or damaged on the disk of this Hub. `hubkit hub verify` "
+        "says where it is used; uploading the same file again repairs it.",
+    )
 
 
 async def _read(path: Path, start: int, end: int) -> AsyncIterator[bytes]:
@@ -193,10 +204,9 @@ async def _read_checked(objects: Objects, oid: str, size: int) -> AsyncIterator[
         await run_in_threadpool(digest.update, block)
         held = block
     if digest.hexdigest() != oid:
-        raise HubError(
-            f"The large file {oid} is damaged on disk; `hubkit hub verify` says where it is used."
-        )
-    objects.note_sound(oid)
+        objects.set_aside(oid)
+        raise damaged_file(oid)
+    objects.note_intact(oid)
     yield held
 
 

@@ -13,6 +13,8 @@ Downloads never go through Xet.
 
 from __future__ import annotations
 
+import errno
+
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
@@ -62,6 +64,8 @@ def _repo_of_token(call: Call, space: str) -> Repo:
 async def serve(call: Call) -> Response:
     """/xet/{space}/v1/…: the content-addressed store as the client sees it. Raises `Refusal`."""
     try:
+        if call.hub.settings.read_only or call.hub.disk.is_short():
+            raise OSError(errno.ENOSPC, DISK_FULL)
         return await _serve(call)
     except OSError as error:
         if not is_disk_full(error):

@@ -34,9 +34,8 @@ def _repos(call: Call, kind: str, namespace: str | None = None) -> list[dict[str
 
 
 def _brief(call: Call, repo: Repo) -> dict[str, Any]:
-    try:
-        facts = info.describe(call, repo)
-    except Refusal:
+    facts = info.brief(call, repo)
+    if facts is None:
         return {}  # deleted this moment
     task = facts.get("pipeline_tag") or facts.get("sdk")
     brief = {"id": repo.id, "path": repo.web_path, "private": repo.private, "gated": repo.gated}

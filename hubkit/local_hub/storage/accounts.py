@@ -118,6 +118,11 @@ class Accounts:
         )
         return token
 
+    def knows(self, token: str) -> bool:
+        """Return whether a token is valid here."""
+        row = self._settings.row("SELECT 1 FROM tokens WHERE digest = ?", _digest(token))
+        return row is not None
+
     def revoke(self, name: str) -> None:
         """Forget the tokens of this name; ``%`` stands for anything."""
         self._settings.write("DELETE FROM tokens WHERE name LIKE ?", name)

@@ -24,6 +24,7 @@ from dulwich.pack import UnpackedObject
 from dulwich.refs import SymrefLoop, check_ref_format
 from dulwich.repo import Repo as DulwichRepo
 
+from hubkit.local_hub.errors import RepositoryDamagedError
 from hubkit.local_hub.storage.objects import fsync_folder
 
 PACK_ABOVE = 20
@@ -92,16 +93,34 @@ class GitRepo:
     # objects
 
     def commit(self, sha: bytes) -> Commit:
-        """A commit."""
-        return cast(Commit, self.store[sha])
+        """A commit. Raises `RepositoryDamagedError`, as do `tree` and `blob`."""
+        return cast(Commit, self._read(sha))
 
     def tree(self, sha: bytes) -> Tree:
         """A folder."""
-        return cast(Tree, self.store[sha])
+        return cast(Tree, self._read(sha))
 
     def blob(self, sha: bytes) -> bytes:
         """A file's bytes."""
-        return bytes(self.store.get_raw(sha)[1])
+        try:
+            return bytes(self.store.get_raw(sha)[1])
+        except Exception as error:  # whatever is wrong with its bytes
+            raise RepositoryDamagedError(self.path.name, sha, error) from error
+
+    def _read(self, sha: bytes) -> ShaFile:
+        try:
+            return self.store[sha]
+        except Exception as error:  # whatever is wrong with its bytes
+            raise RepositoryDamagedError(self.path.name, sha, error) from error
+
+    def is_intact(self, sha: bytes) -> bool:
+        """Return whether an object is present and has the right hash."""
+        try:
+            kind, data = self.store.get_raw(sha)
+        except Exception:  # absent, or whatever is wrong with its bytes
+            return False
+        header = _KINDS[kind] + b" %d\0" % len(data)
+        return hashlib.sha1(header + data).hexdigest().encode() == sha
 
     @staticmethod
     def recomputed(item: ShaFile) -> bytes:
@@ -112,8 +131,11 @@ class GitRepo:
         )
 
     def write(self, objects: Sequence[NewObject]) -> None:
-        """Write objects durably: loose files when few, one pack when many."""
-        fresh = {item.sha: item for item in objects if item.sha not in self.store}
+        """Write objects durably: loose files when few, one pack when many.
+
+        Those that are present and intact are left out; damaged ones are replaced.
+        """
+        fresh = {item.sha: item for item in objects if not self.is_intact(item.sha)}
         if len(fresh) > PACK_ABOVE:
             self._write_pack(list(fresh.values()))
             return
@@ -219,10 +241,10 @@ class GitRepo:
 
     def peel(self, sha: bytes) -> bytes | None:
         """The commit that an annotated tag names, or the commit itself."""
-        item = self.store[sha]
+        item = self._read(sha)
         while isinstance(item, Tag):
             sha = cast(bytes, item.object[1])
-            item = self.store[sha]
+            item = self._read(sha)
         return sha if isinstance(item, Commit) else None
 
     def history(self, head: bytes) -> Iterator[Commit]:
@@ -258,3 +280,12 @@ def new_commit(
     commit.encoding = b"UTF-8"
     commit.message = message.encode("utf-8", "replace")
     return commit
+
+
+def links(item: ShaFile) -> list[bytes]:
+    """Return the ids of the objects that an object names."""
+    if isinstance(item, Commit):
+        return [item.tree, *item.parents]
+    if isinstance(item, Tag):
+        return [item.object[1]]
+    return [sha for _, _, sha in item.items()] if isinstance(item, Tree) else []

@@ -1,40 +1,57 @@
-"""Looking after the folder: sweep up after a crash, collect garbage, verify."""
+"""Maintenance of a store: finish what a crash interrupted, collect garbage, adopt lost repositories.
+
+Nothing that a person made is deleted on a guess: what the database does not know is kept, listed by
+`verification`, and adopted or moved aside on request."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import re
 import shutil
-import sys
+import sqlite3
 import time
+import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dulwich.errors import ChecksumMismatch
-from dulwich.objects import Blob, Commit, ShaFile, Tag, Tree
+from dulwich.errors import ApplyDeltaError, ChecksumMismatch
+from dulwich.object_format import SHA1
+from dulwich.objects import Blob
+from dulwich.pack import PackData
 
 from hubkit.errors import HubError
 from hubkit.local_hub.storage import trees
-from hubkit.local_hub.storage.git import GitRepo, opened
+from hubkit.local_hub.storage.accounts import OWNER, now
+from hubkit.local_hub.storage.git import GitRepo, links, opened
+from hubkit.local_hub.storage.object_owners import link
+from hubkit.local_hub.storage.objects import DAMAGED_SUFFIX, fsync_folder, make_durable_folder
+from hubkit.local_hub.storage.repos import CREATING, DELETING, PREFIX, Repo
 from hubkit.local_hub.storage.store import Store
+from hubkit.local_hub.storage.verification import check
 
-_BLOCK_BYTES = 4 * 2**20
+UNREADABLE = ".unreadable"
+_FOLDER = re.compile(rf"({'|'.join(PREFIX)})s--(.+?)--(.+)--[0-9a-f]{{10}}\.git")
 
 
 def sweep(hub: Store) -> None:
-    """Remove what a crash left behind: files on their way in, lock files, repositories without a
-    row (or half made).
+    """Finish or undo what a crash interrupted. Only for the process that holds the folder's lock.
 
-    Only for the process that holds the folder's lock.
-    """
+    Files on their way in go; repositories that were being created or deleted become what their row
+    says; a pack without its index gets one. Everything else stays."""
     for path in (hub.root / "tmp").iterdir():
         path.unlink(missing_ok=True)
-    known = {row["folder"] for row in hub.settings.rows("SELECT folder FROM repos")}
-    for folder in (hub.root / "repos").iterdir():
-        if folder.name not in known:
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
+    rows = {row["folder"] for row in hub.settings.rows("SELECT folder FROM repos")}
+    for folder in sorted((hub.root / "repos").iterdir()):
+        if folder.name.endswith((CREATING, DELETING)):
+            name = folder.name.removesuffix(CREATING).removesuffix(DELETING)
+            if name in rows and not hub.repo_path(name).exists():
+                folder.rename(hub.repo_path(name))
+                fsync_folder(folder.parent)
+                _sweep_repo(hub.repo_path(name))
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        elif folder.is_dir():
             _sweep_repo(folder)
 
 
@@ -46,82 +63,105 @@ def _sweep_repo(folder: Path) -> None:
         *packs.glob("*.lock"),
         *packs.glob("tmp*"),
     ]
-    leftovers += [
-        pack for pack in packs.glob("pack-*.pack") if not pack.with_suffix(".idx").exists()
-    ]
     for path in leftovers:
         path.unlink(missing_ok=True)
+    for pack in packs.glob("pack-*.pack"):
+        if not pack.with_suffix(".idx").exists():
+            _index_again(pack)
+
+
+def _index_again(pack: Path) -> None:
+    """Write a pack's index anew; a pack that cannot be read is kept under another name."""
+    index = pack.with_suffix(".idx")
+    temporary = index.with_name(f"tmp-{index.name}")
+    try:
+        data = PackData(str(pack), SHA1)
+        try:
+            data.check()
+            data.create_index_v2(str(temporary))
+        finally:
+            data.close()
+        temporary.rename(index)
+        fsync_folder(index.parent)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # no space: the next start tries again
+    except (AssertionError, ApplyDeltaError, ChecksumMismatch, EOFError, ValueError, zlib.error):
+        temporary.unlink(missing_ok=True)
+        pack.rename(pack.with_name(pack.name + UNREADABLE))
 
 
 # garbage
 
 
 @dataclass
-class Collected:
-    """What garbage collection removed."""
+class GcResult:
+    """What garbage collection removed, or the problems for which it removed nothing."""
 
     large_files: int = 0
     git_objects: int = 0
     bytes: int = 0
-    kept: int = 0
+    kept: int = 0  # key of the JSON that `hubkit hub gc` prints
+    problems: list[str] = field(default_factory=list)
 
 
-def collect(hub: Store, grace_s: float) -> Collected:
+def collect(hub: Store, grace_s: float) -> GcResult:
     """Remove large files and loose git objects that no reference leads to and that are older than
     `grace_s` seconds.
 
-    Safe beside a running server: commits wait meanwhile, and what a client was just told to be here
-    is young."""
-    result = Collected()
+    Safe while a server runs: commits wait meanwhile, and what a client was just told to be present
+    is young. Works with no byte free. Nothing is removed while the store has problems."""
+    result = GcResult()
+    hub.disk.free_reserve_if_short()
     with hub.collecting():
+        problems = check(hub, hash_files=False).problems
+        if problems:
+            result.problems = problems
+            return result
         before = time.time() - grace_s
         used: set[str] = set()
-        for _, repo in _repos(hub):
-            reachable, pointers = _reachable(repo)
-            used |= {pointer.oid for pointer in pointers}
-            _collect_loose(repo, reachable, before, result)
-        for oid in list(hub.objects):
-            _collect_large(hub, oid, used, before, result)
-        if result.large_files:
+        for path in _repository_paths(hub):
+            with opened(path) as repo:
+                reachable, pointers = _reachable(repo)
+                used |= {pointer.oid for pointer in pointers}
+                _collect_loose(repo, reachable, before, result)
+        removed = [
+            oid for oid in list(hub.objects) if _collect_large(hub, oid, used, before, result)
+        ]
+        _collect_damaged(hub, before, result)
+        if removed:
+            with hub.settings.transaction() as connection:
+                connection.executemany("DELETE FROM held WHERE oid = ?", [(o,) for o in removed])
             hub.xet.forget_everything()
+    hub.disk.keep_reserve()
     return result
 
 
-def _repos(hub: Store) -> Iterator[tuple[str, GitRepo]]:
-    for row in hub.settings.rows("SELECT namespace, name, folder FROM repos ORDER BY pk"):
-        path = hub.repo_path(row["folder"])
-        if (path / "HEAD").exists():
-            with opened(path) as repo:
-                yield f"{row['namespace']}/{row['name']}", repo
+def _repository_paths(hub: Store) -> Iterator[Path]:
+    """The folders of all repositories, those that were moved aside too."""
+    for folder in (hub.root / "repos", hub.root / "aside"):
+        if folder.is_dir():
+            yield from (path for path in sorted(folder.iterdir()) if (path / "HEAD").exists())
 
 
 def _reachable(repo: GitRepo) -> tuple[set[bytes], list[trees.Pointer]]:
     """All objects that references lead to, and the large files among them."""
-    seen: set[bytes] = set()
+    visited: set[bytes] = set()
     pointers = []
     todo = list(repo.refs(b"refs").values())
     while todo:
         sha = todo.pop()
-        if sha in seen:
+        if sha in visited:
             continue
-        seen.add(sha)
+        visited.add(sha)
         item = repo.store[sha]
-        todo += _links(item)
+        todo += links(item)
         pointer = trees.parse_pointer(item.as_raw_string()) if isinstance(item, Blob) else None
         if pointer:
             pointers.append(pointer)
-    return seen, pointers
+    return visited, pointers
 
 
-def _links(item: ShaFile) -> list[bytes]:
-    if isinstance(item, Commit):
-        return [item.tree, *item.parents]
-    if isinstance(item, Tag):
-        return [item.object[1]]
-    return [sha for _, _, sha in item.items()] if isinstance(item, Tree) else []
-
-
-def _collect_loose(repo: GitRepo, reachable: set[bytes], before: float, result: Collected) -> None:
+def _collect_loose(repo: GitRepo, reachable: set[bytes], before: float, result: GcResult) -> None:
     for path in (repo.path / "objects").glob("??/*"):
         name = (path.parent.name + path.name).encode()
         stat = path.stat()
@@ -131,116 +171,88 @@ def _collect_loose(repo: GitRepo, reachable: set[bytes], before: float, result: 
             result.bytes += stat.st_size
 
 
-def _collect_large(hub: Store, oid: str, used: set[str], before: float, result: Collected) -> None:
+def _collect_large(hub: Store, oid: str, used: set[str], before: float, result: GcResult) -> bool:
     stat = hub.objects.path(oid).stat()
     if oid in used or stat.st_mtime >= before:
         result.kept += 1
-        return
-    hub.settings.write("DELETE FROM held WHERE oid = ?", oid)
+        return False
     hub.objects.remove(oid)
     result.large_files += 1
     result.bytes += stat.st_size
+    return True
 
 
-# verify
+def _collect_damaged(hub: Store, before: float, result: GcResult) -> None:
+    """Remove damaged copies of large files that have been uploaded again since."""
+    for path in hub.objects.folder.glob(f"??/??/*{DAMAGED_SUFFIX}"):
+        stat = path.stat()
+        if path.with_suffix("").exists() and stat.st_mtime < before:
+            path.unlink(missing_ok=True)
+            result.bytes += stat.st_size
 
 
-@dataclass
-class Verified:
-    """What was checked, and what is wrong with it (one sentence each)."""
-
-    repositories: int = 0
-    git_objects: int = 0
-    large_files: int = 0
-    problems: list[str] = field(default_factory=list)
+# folders that the database does not know
 
 
-def verify(hub: Store) -> Verified:
-    """Check every git object and every large file against its hash, and that each thing referred to
-    is here.
+def adopt(hub: Store, names: list[str] | None = None) -> list[str]:
+    """Take repositories in that the database does not know; private, for who saw them is unknown.
+
+    Args:
+        hub: The store.
+        names: Folders below ``repos``; all unknown ones when None.
+
+    Returns:
+        The ids of the adopted repositories.
+
+    Raises:
+        HubError: A folder is not an unknown repository.
     """
-    result = Verified()
-    sound: dict[str, int] = {}
-    for oid in list(hub.objects):
-        result.large_files += 1
-        size = _sound_size(hub.objects.path(oid), oid)
-        if size is None:
-            result.problems.append(f"large file {oid}: its bytes do not have this sha256")
-        else:
-            sound[oid] = size
-    rows = {row["folder"] for row in hub.settings.rows("SELECT folder FROM repos")}
-    gone = [folder for folder in sorted(rows) if not (hub.repo_path(folder) / "HEAD").exists()]
-    result.problems += [f"repository folder {folder}: missing" for folder in gone]
-    for name, repo in _repos(hub):
-        result.repositories += 1
-        result.problems += _repo_problems(name, repo, sound, result)
-    return result
+    return [_adopt_one(hub, folder) for folder in _unknown(hub, names)]
 
 
-def _sound_size(path: Path, oid: str) -> int | None:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-            size += len(block)
-    return size if digest.hexdigest() == oid else None
+def set_aside(hub: Store, names: list[str] | None = None) -> list[str]:
+    """Move repositories that the database does not know to ``aside``; the new paths."""
+    make_durable_folder(hub.root / "aside")
+    targets = []
+    for folder in _unknown(hub, names):
+        target = hub.root / "aside" / folder
+        hub.repo_path(folder).rename(target)
+        targets.append(str(target))
+    fsync_folder(hub.root / "aside")
+    fsync_folder(hub.root / "repos")
+    return targets
 
 
-def _repo_problems(
-    name: str, repo: GitRepo, sound: dict[str, int], result: Verified
-) -> Iterator[str]:
-    if repo.ref(b"refs/heads/main") is None:
-        yield f"{name}: has no branch main"
-    seen: set[bytes] = set()
-    todo = [
-        (sha, f"reference refs/{ref.decode('utf-8', 'replace')}")
-        for ref, sha in repo.refs(b"refs").items()
-    ]
-    while todo:
-        sha, where = todo.pop()
-        if sha in seen:
-            continue
-        seen.add(sha)
-        try:
-            item = repo.store[sha]
-            item.check()
-            if repo.recomputed(item) != sha:
-                raise ChecksumMismatch(sha, item.id)
-        except (
-            Exception
-        ) as error:  # whatever is wrong with an object, the others are still to be checked
-            yield f"{name}: {where} leads to {sha.decode()}, which cannot be read ({type(error).__name__})"
-            continue
-        result.git_objects += 1
-        todo += [(link, f"object {sha.decode()}") for link in _links(item)]
-        pointer = trees.parse_pointer(item.as_raw_string()) if isinstance(item, Blob) else None
-        if pointer and sound.get(pointer.oid) != pointer.size:
-            yield f"{name}: large file {pointer.oid} ({pointer.size} bytes) is missing or damaged"
+def _unknown(hub: Store, names: list[str] | None) -> list[str]:
+    unknown = hub.unknown_folders()
+    for name in names or []:
+        if name not in unknown:
+            listing = ", ".join(unknown) or "none"
+            raise HubError(f"{name!r} is not an unknown repository folder; unknown are: {listing}")
+    return names or unknown
 
 
-# the command
-
-
-def run_action(action: str, root: Path, *, grace_s: float, as_json: bool) -> int:
-    """`gc` or `verify` on a folder; prints the result, returns 1 where `verify` found problems.
-    Raises `HubError`.
-    """
-    if not (root / "hub.sqlite").exists():
-        raise HubError(f"There is no embedded Hub in {root}.")
-    hub = Store(root)
-    try:
-        result = collect(hub, grace_s) if action == "gc" else verify(hub)
-    finally:
-        hub.close()
-    problems = result.problems if isinstance(result, Verified) else []
-    sys.stdout.write(json.dumps(asdict(result)) + "\n" if as_json else _in_words(result))
-    return 1 if problems else 0
-
-
-def _in_words(result: Collected | Verified) -> str:
-    if isinstance(result, Collected):
-        removed = f"{result.large_files} large files and {result.git_objects} git objects"
-        return f"Removed {removed} ({result.bytes} bytes).\n"
-    checked = f"{result.repositories} repositories, {result.git_objects} git objects, {result.large_files} large files"
-    lines = [*result.problems, f"Checked {checked}: {len(result.problems)} problems."]
-    return "".join(f"{line}\n" for line in lines)
+def _adopt_one(hub: Store, folder: str) -> str:
+    match = _FOLDER.fullmatch(folder)
+    if match is None or not (hub.repo_path(folder) / "HEAD").exists():
+        raise HubError(f"{hub.repo_path(folder)} is not a repository of a Hub; move it aside")
+    kind, namespace, name = match.groups()
+    if not hub.accounts.exists(namespace):
+        hub.accounts.add_org(namespace, {OWNER: "admin"})
+    with opened(hub.repo_path(folder)) as repo:
+        oids = []
+        with suppress(KeyError):  # `verify` names what is missing
+            oids = [pointer.oid for pointer in _reachable(repo)[1]]
+    for suffix in ("", f"-adopted-{folder[-14:-4]}"):
+        with suppress(sqlite3.IntegrityError):
+            hub.settings.write(
+                "INSERT INTO repos (type, namespace, name, folder, private, sdk, created_at,"
+                " created_by) VALUES (?, ?, ?, ?, 1, ?, ?, ?)",
+                *(kind, namespace, name + suffix, folder),
+                *("gradio" if kind == "space" else None, now(), OWNER),
+            )
+            break
+    row = hub.settings.row("SELECT * FROM repos WHERE folder = ?", folder)
+    assert row is not None  # one of the names was free
+    link(hub, Repo.of(row), oids)
+    return Repo.of(row).id

@@ -11,12 +11,14 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from hubkit.local_hub.errors import Refusal
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
+DAMAGED_SUFFIX = ".damaged"
 
 
 def fsync_folder(path: Path) -> None:
@@ -86,6 +88,7 @@ class Incoming:
         self.path.chmod(0o444)
         self.path.replace(target)
         fsync_folder(target.parent)
+        self._objects.note_intact(digest)
         return digest
 
     def __enter__(self) -> Incoming:
@@ -107,15 +110,39 @@ class Objects:
     def __init__(self, folder: Path, temporary: Path) -> None:
         self.folder = folder
         self.temporary = temporary
-        self._sound: dict[str, int] = {}
+        self._intact: dict[str, int] = {}
 
-    def is_known_sound(self, oid: str) -> bool:
+    def is_known_intact(self, oid: str) -> bool:
         """Whether this file was found to match its hash since it was last written."""
-        return self._sound.get(oid) == self.path(oid).stat().st_ctime_ns
+        try:
+            return self._intact.get(oid) == self.path(oid).stat().st_ctime_ns
+        except FileNotFoundError:
+            return False
 
-    def note_sound(self, oid: str) -> None:
-        """This file was just found to match its hash."""
-        self._sound[oid] = self.path(oid).stat().st_ctime_ns
+    def note_intact(self, oid: str) -> None:
+        """Remember that this file was just found to match its hash."""
+        self._intact[oid] = self.path(oid).stat().st_ctime_ns
+
+    def is_intact(self, oid: str) -> bool:
+        """Whether this file is present and has its hash: read once, then known."""
+        if self.is_known_intact(oid):
+            return True
+        try:
+            with self.path(oid).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return False
+        if digest != oid:
+            self.set_aside(oid)
+            return False
+        self.note_intact(oid)
+        return True
+
+    def set_aside(self, oid: str) -> None:
+        """Keep a damaged file under another name, so that it can be uploaded again."""
+        path = self.path(oid)
+        with suppress(FileNotFoundError):
+            path.rename(path.with_name(oid + DAMAGED_SUFFIX))
 
     def path(self, oid: str) -> Path:
         """Where the file of this sha256 is, or would be. Raises `Refusal` 400 for anything that is

@@ -1,9 +1,10 @@
 """Repositories as things with a name: create, delete, move, settings, and who may see them.
 
 A repository is a folder under an invented, never re-used name plus one row in SQLite. The row is
-the commit point: create makes the folder first and the row last, delete removes the row first and
-the folder last, move only changes the row. A crash in between leaves a folder without a row, which
-the sweep at the next start removes."""
+the commit point: create makes the folder first, delete removes it last, move only changes the row.
+Until then the folder's name ends with what is being done to it, so that the next start can finish
+or undo what a crash interrupted. A folder without a row and without such an ending is one that the
+database lost: it is kept (see `maintenance.adopt`)."""
 
 from __future__ import annotations
 
@@ -21,12 +22,14 @@ from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import trees
 from hubkit.local_hub.storage.accounts import Identity, now
 from hubkit.local_hub.storage.git import GitRepo, NewObject, new_commit, opened
+from hubkit.local_hub.storage.objects import fsync_folder
 
 if TYPE_CHECKING:
     from hubkit.local_hub.storage.store import Store
 
 PLURALS = {"models": "model", "datasets": "dataset", "spaces": "space", "kernels": "kernel"}
 PREFIX = {"model": "", "dataset": "datasets/", "space": "spaces/", "kernel": "kernels/"}
+CREATING, DELETING = ".creating", ".deleting"
 SDKS = ("gradio", "docker", "static", "streamlit")
 
 _BINARY = """
@@ -153,7 +156,25 @@ def make(
     if not hub.accounts.exists(namespace):
         hub.accounts.add_org(namespace, {identity.user: "admin"})
     folder = f"{kind}s--{namespace}--{name}--{secrets.token_hex(5)}.git"
-    path = hub.repo_path(folder)
+    with hub.using_objects():  # a backup has both, folder and row, or neither
+        _create(hub, kind, namespace, name, folder, identity, private=private, sdk=sdk)
+    created, _ = lookup(hub, kind, namespace, name, identity)
+    assert created is not None  # just inserted
+    return created
+
+
+def _create(
+    hub: Store,
+    kind: str,
+    namespace: str,
+    name: str,
+    folder: str,
+    identity: Identity,
+    *,
+    private: bool,
+    sdk: str | None,
+) -> None:
+    path = hub.repo_path(folder + CREATING)
     try:
         GitRepo.create(path)
         with opened(path) as repo:
@@ -163,10 +184,12 @@ def make(
                 "DELETE FROM moved WHERE type=? AND namespace=? AND name=?", (kind, namespace, name)
             )
             connection.execute(
-                "INSERT INTO repos (type, namespace, name, folder, private, sdk, created_at, created_by)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO repos"
+                " (type, namespace, name, folder, private, sdk, created_at, created_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (kind, namespace, name, folder, private, sdk, now(), identity.user),
             )
+        path.rename(hub.repo_path(folder))
+        fsync_folder(path.parent)
     except BaseException as error:
         shutil.rmtree(path, ignore_errors=True)
         if isinstance(error, sqlite3.IntegrityError):
@@ -175,9 +198,6 @@ def make(
                 409, "Cannot create repo: another conflicting operation is in progress"
             ) from error
         raise
-    created, _ = lookup(hub, kind, namespace, name, identity)
-    assert created is not None  # just inserted
-    return created
 
 
 def _first_commit(repo: GitRepo, kind: str, name: str, sdk: str | None, author: str) -> None:
@@ -196,6 +216,24 @@ def _first_commit(repo: GitRepo, kind: str, name: str, sdk: str | None, author: 
     commit = new_commit(tree, [], "initial commit", author)
     repo.write([*blobs.values(), *fresh, NewObject.of(commit)])
     repo.swap_ref(b"refs/heads/main", None, commit.id)
+
+
+def delete_repo(hub: Store, repo: Repo) -> None:
+    """Delete a repository; with no byte free too."""
+    path = hub.repo_path(repo.folder)
+    hub.disk.free_reserve_if_short()
+    with hub.writing(repo.folder):
+        leaving = path.with_name(path.name + DELETING)
+        if path.exists():
+            path.rename(leaving)
+        try:
+            hub.settings.write("DELETE FROM repos WHERE pk = ?", repo.pk)
+        except BaseException:
+            if leaving.exists():
+                leaving.rename(path)
+            raise
+        shutil.rmtree(leaving, ignore_errors=True)
+    hub.disk.keep_reserve()
 
 
 def private_by_default(hub: Store, namespace: str) -> bool:

@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+from hubkit.errors import DiskFullError
+from hubkit.local_hub.errors import DISK_FULL, DatabaseDamagedError, Refusal, is_disk_full
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -21,49 +25,53 @@ CREATE TABLE IF NOT EXISTS members (
     org TEXT NOT NULL COLLATE NOCASE, user TEXT NOT NULL COLLATE NOCASE, role TEXT NOT NULL,
     PRIMARY KEY (org, user));
 CREATE TABLE IF NOT EXISTS tokens (
-    digest TEXT PRIMARY KEY, user TEXT NOT NULL COLLATE NOCASE, role TEXT NOT NULL, name TEXT NOT NULL,
-    created_at TEXT NOT NULL);
+    digest TEXT PRIMARY KEY, user TEXT NOT NULL COLLATE NOCASE, role TEXT NOT NULL,
+    name TEXT NOT NULL, created_at TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS repos (
     pk INTEGER PRIMARY KEY, type TEXT NOT NULL, namespace TEXT NOT NULL COLLATE NOCASE,
-    name TEXT NOT NULL COLLATE NOCASE, folder TEXT NOT NULL UNIQUE, private INTEGER NOT NULL DEFAULT 0,
-    gated TEXT NOT NULL DEFAULT '', sdk TEXT, created_at TEXT NOT NULL, created_by TEXT NOT NULL,
+    name TEXT NOT NULL COLLATE NOCASE, folder TEXT NOT NULL UNIQUE,
+    private INTEGER NOT NULL DEFAULT 0, gated TEXT NOT NULL DEFAULT '', sdk TEXT,
+    created_at TEXT NOT NULL, created_by TEXT NOT NULL,
     extra TEXT NOT NULL DEFAULT '{}', UNIQUE (type, namespace, name));
 CREATE TABLE IF NOT EXISTS moved (
     type TEXT NOT NULL, namespace TEXT NOT NULL COLLATE NOCASE, name TEXT NOT NULL COLLATE NOCASE,
     repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, PRIMARY KEY (type, namespace, name));
 CREATE TABLE IF NOT EXISTS held (
-    oid TEXT NOT NULL, repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, PRIMARY KEY (oid, repo)
-    ) WITHOUT ROWID;
+    oid TEXT NOT NULL, repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE,
+    PRIMARY KEY (oid, repo)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS space_env (
     repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, kind TEXT NOT NULL, key TEXT NOT NULL,
     value TEXT NOT NULL, description TEXT, updated_at TEXT NOT NULL, PRIMARY KEY (repo, kind, key));
 CREATE TABLE IF NOT EXISTS discussions (
-    repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, num INTEGER NOT NULL, title TEXT NOT NULL,
-    status TEXT NOT NULL, is_pull INTEGER NOT NULL, author TEXT NOT NULL, created_at TEXT NOT NULL,
+    repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, num INTEGER NOT NULL,
+    title TEXT NOT NULL, status TEXT NOT NULL, is_pull INTEGER NOT NULL, author TEXT NOT NULL, created_at TEXT NOT NULL,
     target TEXT NOT NULL DEFAULT 'refs/heads/main', merged TEXT, PRIMARY KEY (repo, num));
 CREATE TABLE IF NOT EXISTS events (
-    pk INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE,
-    num INTEGER NOT NULL, type TEXT NOT NULL, author TEXT NOT NULL, created_at TEXT NOT NULL, data TEXT NOT NULL);
+    pk INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
+    repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, num INTEGER NOT NULL,
+    type TEXT NOT NULL, author TEXT NOT NULL, created_at TEXT NOT NULL, data TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS collections (
-    id TEXT PRIMARY KEY, namespace TEXT NOT NULL COLLATE NOCASE, slug TEXT NOT NULL, title TEXT NOT NULL,
-    description TEXT, private INTEGER NOT NULL, theme TEXT NOT NULL, position INTEGER NOT NULL,
+    id TEXT PRIMARY KEY, namespace TEXT NOT NULL COLLATE NOCASE, slug TEXT NOT NULL,
+    title TEXT NOT NULL, description TEXT, private INTEGER NOT NULL, theme TEXT NOT NULL, position INTEGER NOT NULL,
     updated_at TEXT NOT NULL, owner TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS collection_items (
-    id TEXT PRIMARY KEY, collection TEXT NOT NULL REFERENCES collections ON DELETE CASCADE, type TEXT NOT NULL,
-    item TEXT NOT NULL, note TEXT, position INTEGER NOT NULL, UNIQUE (collection, type, item));
+    id TEXT PRIMARY KEY, collection TEXT NOT NULL REFERENCES collections ON DELETE CASCADE,
+    type TEXT NOT NULL, item TEXT NOT NULL, note TEXT, position INTEGER NOT NULL, UNIQUE (collection, type, item));
 CREATE TABLE IF NOT EXISTS likes (
     user TEXT NOT NULL COLLATE NOCASE, repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE,
     created_at TEXT NOT NULL, PRIMARY KEY (user, repo));
 CREATE TABLE IF NOT EXISTS access (
     user TEXT NOT NULL COLLATE NOCASE, repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE,
-    status TEXT NOT NULL, asked_at TEXT NOT NULL, fields TEXT, granted_by TEXT, PRIMARY KEY (user, repo));
+    status TEXT NOT NULL, asked_at TEXT NOT NULL, fields TEXT, granted_by TEXT,
+    PRIMARY KEY (user, repo));
 CREATE TABLE IF NOT EXISTS inference_endpoints (
     id TEXT PRIMARY KEY, namespace TEXT NOT NULL COLLATE NOCASE, name TEXT NOT NULL COLLATE NOCASE,
-    spec TEXT NOT NULL, state TEXT NOT NULL, message TEXT NOT NULL DEFAULT '', created_at TEXT NOT NULL,
-    created_by TEXT NOT NULL, updated_at TEXT NOT NULL, UNIQUE (namespace, name));
+    spec TEXT NOT NULL, state TEXT NOT NULL, message TEXT NOT NULL DEFAULT '',
+    created_at TEXT NOT NULL, created_by TEXT NOT NULL, updated_at TEXT NOT NULL, UNIQUE (namespace, name));
 CREATE TABLE IF NOT EXISTS jobs (
-    id TEXT PRIMARY KEY, namespace TEXT NOT NULL COLLATE NOCASE, spec TEXT NOT NULL, stage TEXT NOT NULL,
-    message TEXT, created_at TEXT NOT NULL, started_at TEXT, finished_at TEXT, created_by TEXT NOT NULL);
+    id TEXT PRIMARY KEY, namespace TEXT NOT NULL COLLATE NOCASE, spec TEXT NOT NULL,
+    stage TEXT NOT NULL, message TEXT, created_at TEXT NOT NULL, started_at TEXT, finished_at TEXT,
+    created_by TEXT NOT NULL);
 """
 
 
@@ -71,17 +79,49 @@ class Settings:
     """One connection, shared by the server's threads one at a time."""
 
     def __init__(self, path: Path) -> None:
+        """Open the file, or create it.
+
+        Where no byte is free and it cannot be opened to write, it is opened to read.
+
+        Raises:
+            DatabaseDamagedError: It is not a database, or a damaged one.
+        """
         self._lock = threading.RLock()
-        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self.read_only = False
+        try:
+            self._connection = self._open_to_write(path)
+        except sqlite3.Error as error:
+            if not is_disk_full(error):
+                raise damaged(path, error) from error
+            self._connection = self._open_to_read(path, error)
+            self.read_only = True
         self._connection.row_factory = sqlite3.Row
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "busy_timeout=10000",
-        ):
-            self._connection.execute(f"PRAGMA {pragma}")
-        self._connection.executescript(_SCHEMA)
+
+    @staticmethod
+    def _open_to_write(path: Path) -> sqlite3.Connection:
+        connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        try:
+            for pragma in (
+                "busy_timeout=10000",
+                "journal_mode=WAL",
+                "synchronous=FULL",
+                "foreign_keys=ON",
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+            connection.executescript(_SCHEMA)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @staticmethod
+    def _open_to_read(path: Path, error: sqlite3.Error) -> sqlite3.Connection:
+        """Without its log a file can be read as it is, and nothing is written beside it."""
+        log = path.with_name(path.name + "-wal")
+        if not path.exists() or (log.exists() and log.stat().st_size):
+            raise DiskFullError(DISK_FULL) from error
+        uri = f"file:{quote(str(path))}?mode=ro&immutable=1"
+        return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
 
     def close(self) -> None:
         """Close the file."""
@@ -101,15 +141,25 @@ class Settings:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Everything inside happens, or nothing; on return it is on disk."""
+        """Everything inside happens, or nothing; on return it is on disk.
+
+        Raises:
+            Refusal: 507, the disk is full.
+        """
         with self._lock:
+            if self.read_only:
+                raise Refusal(507, DISK_FULL)
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
+                self._connection.execute("COMMIT")
+            except BaseException as error:
+                # Where the disk is full, SQLite may have rolled back by itself.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                if isinstance(error, sqlite3.Error) and is_disk_full(error):
+                    raise Refusal(507, DISK_FULL) from error
                 raise
-            self._connection.execute("COMMIT")
 
     def write(self, sql: str, *values: Any) -> int:
         """One statement as a transaction of its own; the number of rows it changed."""
@@ -124,3 +174,32 @@ class Settings:
     def set(self, key: str, value: str) -> None:
         """Set a named setting."""
         self.write("INSERT OR REPLACE INTO settings VALUES (?, ?)", key, value)
+
+    def problems(self) -> list[str]:
+        """Return what SQLite finds wrong with the file, one sentence each."""
+        with self._lock:
+            messages = [row[0] for row in self._connection.execute("PRAGMA integrity_check")]
+            dangling = self._connection.execute("PRAGMA foreign_key_check").fetchall()
+        problems = [message for message in messages if message != "ok"]
+        return problems + [
+            f"table {row[0]} has a row of a repository that is gone" for row in dangling
+        ]
+
+    def copy_to(self, path: Path) -> None:
+        """Write a copy of the file, as it is at one moment, to `path`."""
+        target = sqlite3.connect(path)
+        try:
+            with self._lock:
+                self._connection.backup(target)
+            target.execute("PRAGMA journal_mode=DELETE")
+        finally:
+            target.close()
+
+
+def damaged(path: Path, error: sqlite3.Error) -> DatabaseDamagedError:
+    """Return the error for a database that cannot be used, with the ways out."""
+    return DatabaseDamagedError(
+        f"The settings database {path} is damaged ({error}). The repositories are not affected. "
+        "Restore a backup with `hubkit hub restore`, or move the database away and take the "
+        "repositories in again with `hubkit hub adopt`."
+    )

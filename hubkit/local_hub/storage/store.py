@@ -6,6 +6,7 @@ DIR/tmp/            on their way in    DIR/token           the owner's write tok
 DIR/endpoints/      engines' logs      DIR/jobs/           jobs' logs
 DIR/spaces/         apps' logs, and their files while they run
 DIR/server.json     address of the running server          DIR/lock, DIR/gc.lock
+DIR/aside/          repositories moved aside on request    DIR/reserve         see `disk_space`
 """
 
 from __future__ import annotations
@@ -21,25 +22,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hubkit.errors import HubError
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.accounts import OWNER, Accounts
+from hubkit.local_hub.storage.disk_space import DiskSpace
 from hubkit.local_hub.storage.objects import Objects, make_durable_folder, write_durably
+from hubkit.local_hub.storage.repos import CREATING, DELETING
 from hubkit.local_hub.storage.settings import Settings
 from hubkit.local_hub.storage.xet_store import XetStore
 
 MULTIPART_ABOVE_BYTES = 5 * 2**30
 PART_BYTES = 512 * 2**20
+RESTORED = ".restored"
+"""Ending of a folder that is about to take the place of a store."""
 
 
 class Store:
     """One folder, opened. Several processes may open it; only one may serve it (see `server`)."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, adopting: bool = False) -> None:
+        """Open a folder, or make it.
+
+        Args:
+            root: The folder.
+            adopting: The caller takes in what a missing database does not know.
+
+        Raises:
+            HubError: The database is missing beside repositories, or damaged.
+        """
         self.root = root
+        if not adopting:
+            require_database(root)
         for name in ("repos", "objects", "xet", "tmp"):
             make_durable_folder(root / name)
         root.chmod(0o700)
+        self.disk = DiskSpace(root)
+        self.disk.free_reserve_if_short()
         self.settings = Settings(root / "hub.sqlite")
+        self.disk.keep_reserve()
         self.accounts = Accounts(self.settings)
         self.objects = Objects(root / "objects", root / "tmp")
         self.xet = XetStore(self)
@@ -55,10 +75,30 @@ class Store:
         if self.settings.get("secret") is None:
             self.accounts.add_user(OWNER, fullname="Owner of this machine", admin=True)
             self.settings.set("secret", secrets.token_hex(32))
-        if not (self.root / "token").exists():
+        token_path = self.root / "token"
+        if not token_path.exists():
             token = self.accounts.add_token(OWNER, "write", name="owner")
-            write_durably(self.root / "token", token.encode(), mode=0o600)
+            write_durably(token_path, token.encode(), mode=0o600)
+        elif not self.accounts.knows(token := token_path.read_text("ascii", "replace").strip()):
+            # The database was lost or replaced; the file is the owner's alone.
+            self.accounts.add_token(OWNER, "write", name="owner", token=token)
         return bytes.fromhex(self.settings.get("secret") or "")
+
+    def unknown_folders(self) -> list[str]:
+        """Return the names of repository folders that the database does not know."""
+        folders = repo_folders(self.root)  # first: a row is made before its folder has its name
+        known = {row["folder"] for row in self.settings.rows("SELECT folder FROM repos")}
+        return [name for name in folders if name not in known and self.repo_path(name).exists()]
+
+    def require_known_folders(self) -> None:
+        """Refuse a database that was lost and made again.
+
+        Raises:
+            HubError: It knows no repository, but there are folders of some.
+        """
+        folders = repo_folders(self.root)
+        if folders and self.settings.row("SELECT 1 FROM repos LIMIT 1") is None:
+            raise _database_lost(self.root, "knows no repository", len(folders))
 
     def close(self) -> None:
         """Finish the assemblies under way and close the files."""
@@ -128,3 +168,34 @@ class Store:
     def _mac(self, *parts: str) -> str:
         text = "\0".join(parts).encode("utf-8", "replace")
         return hmac.new(self._secret, text, hashlib.sha256).hexdigest()
+
+
+def repo_folders(root: Path) -> list[str]:
+    """Return the names of the folders of repositories in a store, known or not."""
+    folder = root / "repos"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(name for name in names if not name.endswith((CREATING, DELETING)))
+
+
+def require_database(root: Path) -> None:
+    """Refuse to make a new database beside the repositories of another.
+
+    Raises:
+        HubError: There are folders of repositories and no database.
+    """
+    if (root / "hub.sqlite").exists():
+        return
+    if root.with_name(root.name + RESTORED).is_dir():
+        raise HubError(
+            f"restoring {root} was interrupted; run `hubkit hub restore` with the same backup again"
+        )
+    if folders := repo_folders(root):
+        raise _database_lost(root, "is missing", len(folders))
+
+
+def _database_lost(root: Path, problem: str, count: int) -> HubError:
+    return HubError(
+        f"The settings database {root / 'hub.sqlite'} {problem}, but there are {count} repositories "
+        f"in {root / 'repos'}. Nothing was changed. Put the database back, restore a backup with "
+        "`hubkit hub restore`, or take the repositories in again with `hubkit hub adopt`."
+    )
