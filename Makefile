@@ -5,6 +5,7 @@ PROFILE ?= laptop
 WORKERS ?= 2
 
 BIN   := .venv/bin
+DEMO  := .venv/.demo
 READY := .venv/.ready
 RUN   := $(BIN)/hubkit run $(RECIPE) --profile $(PROFILE)
 # All figures into tests/bench/bench.json, BENCHMARKS.md and README.md.
@@ -17,22 +18,30 @@ FIGURES := $(BIN)/python tests/bench/readme.py
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "%-27s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml constraints.txt
+# What the demo needs, hash-checked. torch comes first and by itself: which build of it fits is the machine's matter.
+$(DEMO): pyproject.toml demo.lock constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv, once: about 400 MB of downloads (2 GB more where pip's torch brings CUDA)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement demo.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(DEMO)
+
+$(READY): $(DEMO)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt text-generation
 	touch $(READY)
 
-demo: $(READY) ## the whole loop on embedded defaults (RECIPE=parrot or realm)
+demo: $(DEMO) ## the whole loop on embedded defaults (RECIPE=parrot or realm)
 	$(RUN)
 
-corpus rollout curate eval: $(READY) ## one stage alone; those before it must have run
+corpus rollout curate eval: $(DEMO) ## one stage alone; those before it must have run
 	$(BIN)/hubkit $@ $(RECIPE) --profile $(PROFILE)
 
-asker chat: $(READY) ## likewise: one training
+asker chat: $(DEMO) ## likewise: one training
 	$(BIN)/hubkit train $@ $(RECIPE) --profile $(PROFILE)
 
-push: $(READY) ## final cards, Spaces, collection; HUB=https://… copies it all there (ARGS=--dry-run)
+push: $(DEMO) ## final cards, Spaces, collection; HUB=https://… copies it all there (ARGS=--dry-run)
 	$(BIN)/hubkit publish $(RECIPE) --profile $(PROFILE) $(if $(HUB),--to $(HUB)) $(ARGS)
 
 spaces: $(READY) ## both pushed Spaces on this machine, against the embedded Hub and engine
@@ -83,6 +92,11 @@ reference: $(READY) ## write REFERENCE.md: every command, every recipe key
 scanner: $(READY) ## write docs/scanner.md: what the scanner of secrets and personal data finds
 	mkdir -p docs
 	PYTHONPATH=tests $(BIN)/python -m support.sensitive_samples > docs/scanner.md
+
+lock: $(READY) ## write demo.lock: what the demo installs, by version and hash
+	printf 'hatchling\neditables\n' | $(BIN)/uv pip compile pyproject.toml - --extra demo --constraint constraints.txt \
+	  --universal --python-version 3.11.5 --generate-hashes --no-annotate --no-header --output-file .venv/demo.lock >/dev/null
+	$(BIN)/python tests/support/lock.py .venv/demo.lock > demo.lock
 
 licences: $(READY) ## write LICENCES.md: what is installed, and under which terms
 	$(BIN)/python tests/support/licences.py > LICENCES.md
