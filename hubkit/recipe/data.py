@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from hubkit.conversation import FieldPolicy
 from hubkit.recipe.block import Block
 from hubkit.recipe.identity import Content, Execution
 from hubkit.recipe.judgement import Judging
@@ -51,7 +52,17 @@ class Corpus(Block):
     """Files of benchmark questions, one file a source, for the filter ``decontaminate``, here and
     in curation; null: none."""
     join_parts: Content[bool] = False
-    """Put the parts that pre-split ShareGPT exports hold together again."""
+    """Join the parts of pre-split ShareGPT exports, where their contents prove that they are
+    parts."""
+    repeated_turns: Content[Literal["merge", "drop"]] = "merge"
+    """Two turns of one seat in a row: become one, or the row is not read."""
+    second_system: Content[Literal["merge", "drop"]] = "merge"
+    """A system message after the first: joins it, or the row is not read."""
+    tools: Content[FieldPolicy] = "keep"
+    """Tool calls and results: keep them, drop them (what an answer says around them becomes one
+    turn), or keep only an answer's text after its last result."""
+    thinking: Content[FieldPolicy] = "keep"
+    """Thinking: keep it, drop it, or keep only that of turns after the last human turn."""
     filters: Content[list[Filter]] = Field(default_factory=list)
     """The cleaning chain, in order."""
     intents: Content[Intents | None] = None

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hubkit.recipe.block import Block
 from hubkit.recipe.identity import Content, Display
+
+
+class Columns(Block):
+    """Names of a source's own columns and keys, for a layout that is not known; null: as known."""
+
+    turns: Content[str | None] = None
+    """The column that holds the list of turns."""
+    role: Content[str | None] = None
+    """The key of a turn that says who speaks."""
+    text: Content[str | None] = None
+    """The key of a turn that holds its text."""
+    system: Content[str | None] = None
+    """The column that holds the system message."""
 
 
 class Source(Block):
@@ -21,6 +34,12 @@ class Source(Block):
     """A local file or folder instead."""
     files: Content[list[str]] = Field(default_factory=list)
     """Only these files of it."""
+    columns: Content[Columns] = Columns()
+    """Its own names of columns and keys."""
+    roles: Content[dict[str, Literal["user", "assistant", "system", "tool"]]] = Field(default_factory=dict)
+    """Its own names of roles, whatever their case, and what they are."""
+    encoding: Content[str | None] = None
+    """The encoding of its text files, as Python names it, where that is not UTF-8."""
     license: Display[str] = "other"
     """Its licence, as the Hub names it."""
     license_note: Display[str] = ""
@@ -31,3 +50,16 @@ class Source(Block):
         if not self.repo_id and not self.path:
             raise ValueError("a source needs a repo_id or a path")
         return self
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str | None) -> str | None:
+        if encoding is not None:
+            try:
+                "".encode(encoding)
+            except LookupError:
+                raise ValueError(
+                    f"Python has no text encoding {encoding!r}; gb18030, cp1252, shift_jis and "
+                    "utf-16-le are some"
+                ) from None
+        return encoding

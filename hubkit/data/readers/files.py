@@ -1,84 +1,135 @@
-"""Somebody's file → its raw rows, streamed, as far as it can be read; every byte that cannot is
-said.
+"""A file to its raw rows, streamed, as far as it can be read; every byte that cannot is reported.
 
-JSON arrays, JSON Lines, objects one after another, parquet; plain, gzip or zstd; UTF-8, or UTF-16
-with its mark; told apart by content, not by name. Other containers are one gap that names them
-(``zip_archive``, ``arrow_file``, …). A file that is cut off gives every whole row before the cut.
-Memory holds one row and a few blocks, not the file."""
+JSON arrays, JSON Lines, objects one after another or around the rows, parquet, Arrow; plain, gzip
+or zstd; tar archives of these; UTF-8, UTF-16 with its mark, or the encoding that the recipe names;
+told apart by content, not by name. Other containers are one gap that names them (``zip_archive``,
+``sqlite_database``, …). A file that is cut off gives every whole row before the cut. Memory holds
+one row and a few blocks, not the file."""
 
 from __future__ import annotations
 
-import json
-import zlib
-from codecs import getincrementaldecoder
-from collections.abc import Callable, Iterator
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
 
 from hubkit.data.parquet import opened
-from hubkit.data.readers.items import Broken, Item, Row, id_in
-from hubkit.data.readers.json_arrays import array_rows
+from hubkit.data.readers.containers import (
+    GZIP,
+    HEAD,
+    ZSTD,
+    Blocks,
+    OnBytes,
+    decoded,
+    foreign_kind,
+    is_tar,
+    likely_encoding,
+    utf16_without_mark,
+)
+from hubkit.data.readers.items import Broken, Item, PassedOver, Row, id_in
+from hubkit.data.readers.json_arrays import MAX_ROW_BYTES, Frame, array_rows, looks_wrapped
+from hubkit.data.readers.json_text import parse_json
+from hubkit.data.readers.turns import looks_like_turn
 from hubkit.errors import SourceError
 
-BLOCK = 1 << 16
-_ZSTD_FEED = 1 << 12  # packed bytes unpacked at once: the most they can swell to is some 128 MB
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".gz", ".zst")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz", ".zst", ".tar", ".tgz")
+_METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_BACKUP_FOLDERS = re.compile(r"__MACOSX|__pycache__|lost\+found|checkpoints?(-\d+)?", re.I)
 _SPACE = b" \t\r\n"
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_NOT_READ = {
-    b"PK": "zip_archive",
-    b"BZh": "bzip2_file",
-    b"\xfd7zX": "xz_file",
-    b"ARRO": "arrow_file",
-    b"\xff\xfe\0\0": "utf32_file",
-}
+_PEEK = 1 << 20  # bytes in which the first row is looked for
 
 
-OnBytes = Callable[[int], None]
+def find_files(paths: Iterable[Path]) -> tuple[list[Path], list[PassedOver]]:
+    """Replace every folder of `paths` by the data files below it, in order of name.
 
+    Returns:
+        The files, and what lies in the folders and is not read, with the reason.
 
-def data_files(paths: list[Path]) -> list[Path]:
-    """`paths` with every folder replaced by the data files below it, in order of name. Raises
-    `SourceError`.
-    """
+    Raises:
+        SourceError: A path does not exist, or a folder holds no data file."""
     files: list[Path] = []
+    passed: list[PassedOver] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(
-                p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES
-            )
+            inside, beside = _data_files(path)
             if not inside:
                 raise SourceError(
                     f"{path} holds no {', '.join(SUFFIXES)} file; give a file, or a folder with some"
                 )
             files.extend(inside)
+            passed.extend(beside)
         elif path.exists():
             files.append(path)
         else:
             raise SourceError(f"{path} does not exist; check the path")
-    return files
+    return files, passed
 
 
-def rows(path: Path, on_bytes: OnBytes = lambda _: None) -> Iterator[Item]:
-    """Every row of `path` in order, and every gap. `on_bytes` hears how many bytes of the file have
-    been read.
+def _data_files(folder: Path) -> tuple[list[Path], list[PassedOver]]:
+    files: list[Path] = []
+    passed: list[PassedOver] = []
+    for root, folders, names in os.walk(folder, followlinks=False):
+        at = Path(root)
+        for name in [n for n in folders if _hidden(n)]:
+            folders.remove(name)
+            inside = sum(len(files) for _, _, files in os.walk(at / name))
+            where = f"{(at / name).relative_to(folder)}{os.sep}"
+            passed.append(PassedOver(where, f"hidden or backup folder of {inside} files"))
+        for name in names:
+            reason = _why_not(name)
+            if reason is None:
+                files.append(at / name)
+            else:
+                passed.append(PassedOver(str((at / name).relative_to(folder)), reason))
+    return sorted(files), sorted(passed, key=lambda item: item.name)
 
-    Raises `SourceError` only where the file cannot be opened at all.
-    """
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or _BACKUP_FOLDERS.fullmatch(name) is not None
+
+
+def _why_not(name: str) -> str | None:
+    """Why a file of this name is not read, in a folder or an archive."""
+    if name.startswith("."):
+        return "hidden file"
+    if name in _METADATA_FILES:
+        return "describes a dataset"
+    if name.startswith("cache-") and name.endswith(".arrow"):
+        return "cache of datasets"
+    return None if name.lower().endswith(SUFFIXES) else "no data file by its name"
+
+
+def rows(
+    path: Path, on_bytes: OnBytes = lambda _: None, *, encoding: str | None = None
+) -> Iterator[Item]:
+    """Give every row of `path` in order, and every gap.
+
+    Args:
+        path: The file.
+        on_bytes: Called with the number of bytes of the file read so far.
+        encoding: The encoding of its text, where it is not UTF-8.
+
+    Raises:
+        SourceError: The file cannot be opened at all."""
     try:
         with path.open("rb") as file:
-            head = file.read(4)
+            head = file.read(HEAD)
     except OSError as error:
         raise SourceError(f"{path} cannot be opened: {error.strerror}") from None
-    foreign = next((reason for mark, reason in _NOT_READ.items() if head.startswith(mark)), None)
-    if foreign:
+    if foreign := foreign_kind(head):
         yield Broken(foreign, "start of file", path.stat().st_size)
-    elif head == b"PAR1":
+    elif head[:4] == b"PAR1":
         yield from _parquet_rows(path, on_bytes)
+    elif head[:6] == b"ARROW1" or head[:4] == b"\xff\xff\xff\xff":
+        yield from _arrow_rows(path, on_bytes, stream=head[:6] != b"ARROW1")
     else:
-        yield from _text_rows(path, head, on_bytes)
+        yield from _block_rows(path, head, on_bytes, encoding)
 
 
 def _parquet_rows(path: Path, on_bytes: OnBytes) -> Iterator[Item]:
@@ -95,22 +146,49 @@ def _parquet_rows(path: Path, on_bytes: OnBytes) -> Iterator[Item]:
                         yield from _batch_rows(batch, number)
                         number += batch.num_rows
                         on_bytes(size * min(number, total) // total)
-                except (
-                    pa.ArrowException,
-                    OSError,
-                ) as error:  # a page of it: what else the group holds is lost with it
+                except (pa.ArrowException, OSError) as error:
+                    # A page of it is broken: what else the group holds is lost with it.
                     last = first + about.num_rows
                     place = f"rows {number + 1} to {last}: {type(error).__name__}"
                     yield Broken("broken_parquet", place, about.total_byte_size)
                     number = last
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        cut = "broken_parquet" if _ends_with(path, b"PAR1") else "cut_off"
-        yield Broken(cut, f"after row {number}: {type(error).__name__}", size if number == 0 else 0)
+        reason = "broken_parquet" if _ends_with(path, b"PAR1") else "cut_off"
+        lost = size if number == 0 else 0
+        yield Broken(reason, f"after row {number}: {type(error).__name__}", lost)
+
+
+def _arrow_rows(path: Path, on_bytes: OnBytes, *, stream: bool) -> Iterator[Item]:
+    """The rows of an Arrow stream, as `Dataset.save_to_disk` writes it, or of an Arrow file."""
+    import pyarrow as pa
+
+    size, number = path.stat().st_size, 0
+    try:
+        with pa.OSFile(str(path), "rb") as file:
+            for batch in _arrow_batches(file, stream=stream):
+                for start in range(0, batch.num_rows, 256):
+                    piece = batch.slice(start, 256)
+                    yield from _batch_rows(piece, number)
+                    number += piece.num_rows
+                on_bytes(min(file.tell(), size))
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        lost = size if number == 0 else 0
+        yield Broken("broken_arrow", f"after row {number}: {type(error).__name__}", lost)
+
+
+def _arrow_batches(file: Any, *, stream: bool) -> Iterator[Any]:
+    import pyarrow as pa
+
+    if stream:
+        yield from pa.ipc.open_stream(file)
+    else:
+        reader = pa.ipc.open_file(file)
+        yield from map(reader.get_batch, range(reader.num_record_batches))
 
 
 def _batch_rows(batch: Any, number: int) -> Iterator[Item]:
-    """The rows of a batch behind row `number`; what cannot be said in Python (text that is none, a
-    year 100,000).
+    """The rows of a batch that comes after row `number`; a row that Python cannot hold (text that
+    is none, a year 100,000) is a gap.
     """
     try:
         values = batch.to_pylist()
@@ -132,163 +210,213 @@ def _ends_with(path: Path, mark: bytes) -> bool:
         return file.read() == mark
 
 
-def _text_rows(path: Path, head: bytes, on_bytes: OnBytes) -> Iterator[Item]:
-    blocks = _Blocks(path, head, on_bytes)
+def _block_rows(
+    path: Path, head: bytes, on_bytes: OnBytes, encoding: str | None
+) -> Iterator[Item]:
+    """The rows of a file that is read from its start to its end: text or a tar archive, packed or
+    not.
+    """
+    blocks = Blocks(path, head, on_bytes)
     stream = iter(blocks)
+    if head[:2] == GZIP or head[:4] == ZSTD:
+        inner, stream = _peek(stream, HEAD)
+        kind = foreign_kind(inner)
+        if inner[:2] == GZIP or inner[:4] in (ZSTD, b"PAR1") or inner[:6] == b"ARROW1":
+            kind = "nested_container"
+        if kind:
+            yield Broken(kind, "start of the packed file", path.stat().st_size)
+            return
+        head = inner
+    if is_tar(head):
+        yield from _tar_rows(stream, blocks, encoding)
+    elif encoding is None and (likely := utf16_without_mark(head)):
+        yield Broken("not_utf8", "start of file", path.stat().st_size, encoding=likely)
+    else:
+        yield from _text_rows(decoded(stream, head, encoding), blocks)
+
+
+def _peek(stream: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
+    """The first bytes of `stream`, at least `size` where it has so many, and the whole stream."""
+    head = b""
+    for block in stream:
+        head += block
+        if len(head) >= size:
+            break
+    return head, chain([head], stream)
+
+
+def _tar_rows(stream: Iterator[bytes], blocks: Blocks, encoding: str | None) -> Iterator[Item]:
+    """The rows of an archive's members, one member after another."""
+    name = ""
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="hubkit-tar-") as folder,
+            tarfile.open(fileobj=cast("IO[bytes]", _Stream(stream)), mode="r|") as archive,
+        ):
+            for member in archive:
+                name = member.name.encode("utf-8", "replace").decode()
+                reason = _why_not_member(member)
+                if reason:
+                    if not member.isdir():
+                        yield PassedOver(name, reason)
+                    continue
+                copy = Path(folder) / "member"
+                with copy.open("wb") as file:
+                    shutil.copyfileobj(cast("IO[bytes]", archive.extractfile(member)), file)
+                with copy.open("rb") as file:
+                    if is_tar(file.read(HEAD)):
+                        yield Broken("nested_container", name, member.size)
+                        continue
+                for item in rows(copy, encoding=encoding):
+                    if isinstance(item, PassedOver):
+                        yield replace(item, name=f"{name}:{item.name}")
+                    else:
+                        yield replace(item, place=f"{name}:{item.place}")
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        reason, blocks.fault = blocks.fault or "broken_tar", None
+        yield Broken(reason, f"after {name or 'the start'}: {type(error).__name__}", 0)
+    if blocks.fault:
+        yield Broken(blocks.fault, f"after {name or 'the start'}", 0)
+
+
+def _why_not_member(member: tarfile.TarInfo) -> str | None:
+    path = PurePosixPath(member.name)
+    if not member.isfile():
+        return "no file"
+    if any(_hidden(part) for part in path.parts[:-1] if part != "."):
+        return "in a hidden or backup folder"
+    return _why_not(path.name)
+
+
+class _Stream:
+    """Blocks as a file that can only be read on."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._ready = blocks, b""
+
+    def read(self, size: int) -> bytes:
+        """Give the next `size` bytes; fewer at the end."""
+        pieces, length = [self._ready], len(self._ready)
+        while length < size and (block := next(self._blocks, None)) is not None:
+            pieces.append(block)
+            length += len(block)
+        data = b"".join(pieces)
+        self._ready = data[size:]
+        return data[:size]
+
+
+def _text_rows(stream: Iterator[bytes], blocks: Blocks) -> Iterator[Item]:
     first = b""
     for block in stream:  # skip blank blocks, and a byte order mark
         first = (first + block).removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
         if first:
             break
     if first[:1] == b"[":
-        yield from _array_rows(first, stream, blocks)
+        yield from _list_rows(first, stream, blocks)
     elif first:
         yield from _object_rows(first, stream, blocks)
     if blocks.fault:
         yield Broken(blocks.fault, "end of file", 0)
 
 
-class _Blocks:
-    """A file's bytes, unpacked, block by block; a broken end of a packed file sets `fault` and ends
-    the stream.
+def _list_rows(first: bytes, stream: Iterator[bytes], blocks: Blocks) -> Iterator[Item]:
+    """The rows of an array; where its elements are turns, it is one conversation, a line or a
+    file.
     """
-
-    def __init__(self, path: Path, head: bytes, on_bytes: OnBytes) -> None:
-        self.fault: str | None = None
-        self._path, self._head, self._on_bytes = path, head, on_bytes
-
-    def __iter__(self) -> Iterator[bytes]:
-        if self._head[:2] == b"\x1f\x8b":
-            yield from self._gzip()
-        elif self._head == b"\x28\xb5\x2f\xfd":
-            yield from self._zstd()
-        elif self._head[:2] in _UTF16:
-            decoder = getincrementaldecoder("utf-16")("replace")
-            yield from (decoder.decode(block).encode("utf-8", "replace") for block in self._plain())
-            yield decoder.decode(b"", final=True).encode("utf-8", "replace")
+    head, stream = _peek(chain([first], stream), _PEEK)
+    element = next((i.value for i in array_rows(head, iter(())) if isinstance(i, Row)), None)
+    if looks_like_turn(element):
+        lines = _lines(stream)
+        line = next(lines, b"")
+        if parse_json(line or b"")[1] is None:
+            yield from _line_rows(chain([line], lines), blocks)
         else:
-            yield from self._plain()
-
-    def _plain(self) -> Iterator[bytes]:
-        done = 0
-        try:
-            with self._path.open("rb") as file:
-                while block := file.read(BLOCK):
-                    done += len(block)
-                    self._on_bytes(done)
-                    yield block
-        except OSError:
-            self.fault = "disk_error"
-
-    def _gzip(self) -> Iterator[bytes]:
-        unpacker = zlib.decompressobj(wbits=31)
-        try:
-            for block in self._plain():
-                while block:
-                    yield unpacker.decompress(block, 1 << 20)
-                    while unpacker.unconsumed_tail:
-                        yield unpacker.decompress(unpacker.unconsumed_tail, 1 << 20)
-                    block = unpacker.unused_data if unpacker.eof else b""
-                    if unpacker.eof and block:
-                        unpacker = zlib.decompressobj(
-                            wbits=31
-                        )  # a gzip file may be several, one after another
-        except zlib.error:
-            self.fault = "broken_gzip"
-            return
-        if not unpacker.eof:
-            self.fault = self.fault or "cut_off"
-
-    def _zstd(self) -> Iterator[bytes]:
-        import zstandard
-
-        unpacker, fresh = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(), False
-        try:
-            for packed in self._plain():
-                for at in range(0, len(packed), _ZSTD_FEED):
-                    block = packed[at : at + _ZSTD_FEED]
-                    while block:
-                        yield unpacker.decompress(block)
-                        block, fresh = unpacker.unused_data if unpacker.eof else b"", unpacker.eof
-                        if unpacker.eof:  # a zstd file may be several frames, one after another
-                            unpacker = zstandard.ZstdDecompressor(
-                                max_window_size=1 << 31
-                            ).decompressobj()
-        except zstandard.ZstdError:
-            self.fault = "broken_zstd"
-            return
-        if not fresh:
-            self.fault = self.fault or "cut_off"
+            text = b"".join(piece or b"" for piece in chain([line], lines))
+            value, reason = parse_json(text)
+            if reason:
+                yield Broken(reason, "the file's one list", len(text))
+            else:
+                yield Row(value, "row 1")
+        return
+    yield from _array_rows(stream, blocks)
 
 
 def _array_rows(
-    first: bytes, stream: Iterator[bytes], blocks: _Blocks, prefix: str = "item"
+    stream: Iterator[bytes], blocks: Blocks, frame: Frame = "array"
 ) -> Iterator[Item]:
-    """The rows of an array, or of objects one after another; where the packed file broke is where
-    the array is cut.
+    """The rows of an array, or of objects; where the packed file broke is where the array is
+    cut.
     """
-    for item in array_rows(first, stream, prefix):
+    for item in array_rows(next(stream, b""), stream, frame):
         if isinstance(item, Broken) and item.reason == "cut_off" and blocks.fault:
             item, blocks.fault = replace(item, reason=blocks.fault), None
         yield item
 
 
-def _object_rows(first: bytes, stream: Iterator[bytes], blocks: _Blocks) -> Iterator[Item]:
-    """JSON Lines, or objects spread over lines: the first two lines tell."""
-    lines = _lines(first, stream)
+def _object_rows(first: bytes, stream: Iterator[bytes], blocks: Blocks) -> Iterator[Item]:
+    """JSON Lines, objects spread over lines, or one object around the rows: the start tells."""
+    peeked, stream = _peek(chain([first], stream), _PEEK)
+    if looks_wrapped(peeked):
+        yield from _array_rows(stream, blocks, "wrapper")
+        return
+    lines = _lines(stream)
     head = [line for _, line in zip(range(2), lines, strict=False)]
     spread = (
-        not _load(head[0])[1]
+        head[0] is not None
         and head[0].startswith(b"{")
-        and (len(head) < 2 or not head[1].startswith(b"{"))
+        and parse_json(head[0])[1] == "broken_json"
+        and (len(head) < 2 or not (head[1] or b"").startswith(b"{"))
     )
-    if spread:
-        yield from _array_rows(b"".join(head), lines, blocks, prefix="")
-    else:
+    if not spread:
         yield from _line_rows(chain(head, lines), blocks)
+        return
+    whole = chain((line or b"" for line in head), (line or b"" for line in lines))
+    for item in _array_rows(whole, blocks, "objects"):
+        yield item
 
 
-def _line_rows(lines: Iterator[bytes], blocks: _Blocks) -> Iterator[Item]:
+def _line_rows(lines: Iterator[bytes | None], blocks: Blocks) -> Iterator[Item]:
+    likely: str | None = None
     for number, line in enumerate(lines, start=1):
+        if line is None:
+            yield Broken("row_too_long", f"line {number}", MAX_ROW_BYTES)
+            continue
         if not line.strip(_SPACE):
             continue
-        value, good = _load(line)
-        if good:
+        value, reason = parse_json(line)
+        if reason is None:
             yield Row(value, f"line {number}")
             continue
         cut = not line.endswith(b"\n") and line.lstrip().startswith(b"{")
-        reason = "cut_off" if cut else "broken_json"
-        yield Broken(reason, f"line {number}", len(line), id_in(line))
-        if cut:
-            blocks.fault = None  # told: this line is where the packed file broke
+        if reason == "not_utf8":
+            likely = likely or likely_encoding(line)
+        elif cut:
+            reason = "cut_off"
+            blocks.fault = None  # this line is where the packed file broke
+        yield Broken(
+            reason, f"line {number}", len(line), id_in(line), likely if reason == "not_utf8" else None
+        )
 
 
-def _lines(first: bytes, stream: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines with their ends. A long line is gathered in parts, so that it costs its length once."""
-    parts: list[bytes] = []
-    for block in chain([first], stream):
+def _lines(stream: Iterator[bytes]) -> Iterator[bytes | None]:
+    """Lines with their ends; None for one that is longer than any row may be. A long line is
+    gathered in pieces, so that it costs its length once.
+    """
+    pieces: list[bytes] = []
+    size = 0
+    for block in stream:
         *whole, rest = block.split(b"\n")
         for line in whole:
-            parts.append(line + b"\n")
-            yield b"".join(parts)
-            parts = []
-        if rest:
-            parts.append(rest)
-    if parts:
-        yield b"".join(parts)
+            pieces.append(line + b"\n")
+            yield b"".join(pieces) if size + len(line) <= MAX_ROW_BYTES else None
+            pieces, size = [], 0
+        size += len(rest)
+        if rest and size <= MAX_ROW_BYTES:
+            pieces.append(rest)
+        elif rest:
+            pieces = []
+    if size > MAX_ROW_BYTES:
+        yield None
+    elif pieces:
+        yield b"".join(pieces)
 
-
-def _load(line: bytes) -> tuple[Any, bool]:
-    """The value of one JSON text, and whether it is one. NaN and Infinity, which Python writes, are
-    read.
-    """
-    import orjson
-
-    try:
-        return orjson.loads(line), True
-    except orjson.JSONDecodeError:
-        pass
-    try:
-        return json.loads(line), True
-    except (ValueError, RecursionError):
-        return None, False

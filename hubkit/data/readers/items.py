@@ -1,4 +1,4 @@
-"""What reading a file gives, piece by piece: rows, and the gaps between them."""
+"""What reading a file gives, piece by piece: rows, the gaps between them, and what is not read."""
 
 from __future__ import annotations
 
@@ -11,31 +11,42 @@ _ID = re.compile(rb'"(?:id|conversation_id|conversation_hash)"\s*:\s*"([^"\\]{1,
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One raw row and where it stands ("line 17" or "row 17", counted from 1); `rows` of the file
-    went into it.
+    """One raw row and its position ("line 17" or "row 17", counted from 1).
+
+    `rows` of the file went into it; `label` is its key in an object of rows by name.
     """
 
     value: Any
     place: str
     rows: int = 1
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """What could not be read: why, where, how many bytes of the (unpacked) file went with it, and
-    whose row it was.
+    """What could not be read: why, where, how many bytes of the (unpacked) file it took, and which
+    row it was. `encoding` is the likely one of text that is not UTF-8.
     """
 
     reason: str
     place: str
     lost_bytes: int
     row_id: str | None = None
+    encoding: str | None = None
 
 
-Item = Row | Broken
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """A file, an archive's member or a value that is no row and was not read, and why."""
+
+    name: str
+    reason: str
+
+
+Item = Row | Broken | PassedOver
 
 
 def id_in(text: bytes) -> str | None:
-    """The first id that stands in the bytes of a broken row, if any."""
-    found = _ID.search(text)
-    return found[1].decode("utf-8", "replace") if found else None
+    """Find the first id in the bytes of a broken row."""
+    match = _ID.search(text)
+    return match[1].decode("utf-8", "replace") if match else None

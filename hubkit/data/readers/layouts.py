@@ -1,85 +1,118 @@
-"""One row of somebody's dataset → one conversation, whatever the layout; or a word for what it
-lacks.
+"""One row of a dataset to one conversation, whatever the layout; or a word for what it lacks.
 
-Known layouts: ShareGPT (``conversations`` of from/value, also the raw export's ``items`` and
-``markdown``), OpenAI ``messages``, WildChat and LMSYS-Chat (``conversation`` of role/content),
-UltraChat (``data``, a flat list of texts that take turns), OpenAssistant trees (``prompt`` with
-nested ``replies``)."""
+Each known layout is an entry of `LAYOUTS`: how it is recognised, how it is read, an example, and
+what of it is not read. The table in the reference is made of these entries, and a test reads every
+example."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from decimal import Decimal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
-from hubkit.conversation import Conversation, Message, Role
+from hubkit.conversation import Conversation, Message, fault
+from hubkit.data.readers.exports import add_best_path, add_chat_messages, add_mapping
+from hubkit.data.readers.json_text import parse_json
+from hubkit.data.readers.rules import Draft, ReadingRules, Unreadable, clean_text, has_text
+from hubkit.data.readers.transcripts import turns_in
+from hubkit.data.readers.trims import trim
+from hubkit.data.readers.turns import PAIR_KEYS, add_content, add_turn, is_turn, looks_like_turn, pair_in, to_json
+
+TURN_LISTS = (
+    "messages", "conversations", "conversation", "items", "dialog", "dialogue", "turns", "chat",
+)  # fmt: skip
+IDS = ("id", "conversation_id", "conversation_hash", "prompt_id", "uuid", "message_tree_id")
+_SYSTEM_KEYS = ("system", "system_prompt", "meta_instruction", "systemPrompt")
+_TOOL_KEYS = ("tools", "functions")
+_MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
+_TRANSCRIPT_KEYS = ("text", "transcript", "plain_text", "input", *TURN_LISTS)
+_ALPACA = (("instruction", "output"), ("instruction", "response"))
+_CONTEXT_KEYS = ("input", "context")
+_NO_RULES = ReadingRules()
 
 
-class Unreadable(Exception):
-    """A row that is no conversation. `reason` is the word reports count by. Never leaves the corpus
-    room.
+class Reading(NamedTuple):
+    """A conversation, and what reading it has changed or left out."""
+
+    conversation: Conversation
+    draft: Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way to lay a conversation out in a row. `read` gives False where the row is laid out
+    another way after all.
     """
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    name: str
+    matches: Callable[[Mapping[str, Any]], bool]
+    read: Callable[[Mapping[str, Any], Draft], bool | None]
+    example: Mapping[str, Any]
+    text: str
+    not_read: str = "other columns"
 
 
-ROLES: dict[str, Role] = {
-    **dict.fromkeys(("human", "user", "prompter", "person", "question", "instruction"), "user"),
-    **dict.fromkeys(
-        ("gpt", "assistant", "chatgpt", "gpt-3.5-turbo", "gpt-4", "gpt4", "bing", "bard", "claude", "gemini", "palm",
-         "model", "bot", "ai", "chatbot", "answer", "response"),
-        "assistant",
-    ),
-    **dict.fromkeys(("system", "developer"), "system"),
-}  # fmt: skip
-_TURN_LISTS = ("messages", "conversations", "conversation", "items", "dialog", "dialogue")
-_IDS = ("id", "conversation_id", "conversation_hash", "prompt_id", "uuid", "message_tree_id")
-_ROLE_KEYS = ("from", "role", "author", "speaker")
-_TEXT_KEYS = (
-    "content",
-    "markdown",
-    "value",
-    "text",
-)  # before `value`: an export that has both holds HTML in `value`
-_PART = re.compile(r"(.+)_(\d+)\Z")
+def read_row(
+    row: Any, source: str, place: str, rules: ReadingRules = _NO_RULES, *, label: str | None = None
+) -> Reading:
+    """Read the conversation that `row` holds.
 
+    Args:
+        row: The row's value.
+        source: Where it came from, for `Conversation.source`.
+        place: Names the row ("file:17") where it has no id.
+        rules: What the recipe says about columns, roles and parts.
+        label: The row's key in an object of rows; its id, where it has no other.
 
-def conversation_of(row: Any, source: str, place: str) -> Conversation:
-    """The conversation that `row` holds. `place` ("file:17") names it where it has no id and where
-    it is unreadable.
+    Returns:
+        The conversation, whose meta holds ``group`` (rows that no split may tear apart share it),
+        ``is_start`` (it begins with a person's turn) and ``tools``; and what was changed.
 
-    Its meta holds ``group`` (rows of one original conversation share it, so that no split tears
-    them apart), ``is_start`` (begins with the person's real first turn) and, for the parts that
-    some ShareGPT exports are cut into, ``part`` (index of its first message in the original).
-    Raises `Unreadable`."""
+    Raises:
+        Unreadable: The row holds no conversation."""
+    bare = isinstance(row, list) and bool(row) and all(map(looks_like_turn, row))
+    if bare:
+        row = {"messages": row}
     if not isinstance(row, Mapping):
         raise Unreadable("not_an_object")
-    messages = _messages_of(row)
-    identity = id_of(row)
+    draft = Draft(rules)
+    _read_layout(row, draft)
+    if any(row.get(key) for key in _MEDIA_KEYS):
+        raise Unreadable("turn_not_text")
+    if row.get("label") is False and draft.used & {*TURN_LISTS, "prompt"}:
+        raise Unreadable("labelled_undesirable")
+    _add_system(row, draft)
+    messages = trim(draft)
+    if bare and (fault(messages, first=None) or "repeated_turns_merged" in draft.notes):
+        raise Unreadable("list_of_turns_of_several_conversations")
+    identity = id_of(row) or (clean_text(label) if label else None)
     name = identity or f"{place}-{_digest(messages)}"
-    part = _PART.match(name) if identity and "conversations" in row else None
-    meta: dict[str, Any] = {
-        "group": part[1] if part else name,
-        "is_start": (int(part[2]) == 0 if part else True) and _starts_with_human(messages),
-    }
-    if part:
-        meta["part"] = int(part[2])
-    return Conversation(name, messages, source, meta)
+    first = next((m["role"] for m in messages if m["role"] != "system"), None)
+    meta: dict[str, Any] = {"group": name, "is_start": first == "user"}
+    if rules.tools == "keep" and (tools := _tools(row, draft)):
+        meta["tools"] = tools
+    return Reading(Conversation(name, messages, source, meta), draft)
+
+
+def unread_columns(row: Mapping[str, Any], draft: Draft) -> list[str]:
+    """Name the columns of `row` that hold text and were not read."""
+    names = row.keys() - draft.used - _IGNORED
+    return [str(name) for name in names if has_text(row[name])] if names else []
+
+
+_IGNORED = frozenset((*IDS, "label"))
 
 
 def id_of(row: Any) -> str | None:
-    """The row's own id, if it has one worth the name."""
+    """The row's own id, where it has one that says something."""
     if isinstance(row, Mapping):
-        for key in _IDS:
+        for key in IDS:
             value = row.get(key)
             if (isinstance(value, str) and value.strip()) or (
                 isinstance(value, int) and not isinstance(value, bool)
             ):
-                return _text(str(value))
+                return clean_text(str(value))
     return None
 
 
@@ -89,90 +122,312 @@ def holds_turns(row: Any) -> bool:
     """
     if not isinstance(row, Mapping):
         return False
-    lists = any(isinstance(row.get(key), list) for key in (*_TURN_LISTS, "data"))
-    return lists or isinstance(row.get("prompt"), Mapping) or "message_tree_id" in row
+    lists = any(isinstance(row.get(key), list) for key in (*TURN_LISTS, "data", "chat_messages"))
+    trees = isinstance(row.get("prompt"), Mapping) or isinstance(row.get("mapping"), Mapping)
+    return lists or trees or "message_tree_id" in row
 
 
-def _messages_of(row: Mapping[str, Any]) -> list[Message]:
-    for key in _TURN_LISTS:
-        if isinstance(turns := row.get(key), list):
-            return [_message(turn) for turn in turns]
-    if isinstance(texts := row.get("data"), list):
-        return [_turn_of_flat(index, text) for index, text in enumerate(texts)]
-    if isinstance(prompt := row.get("prompt"), Mapping):
-        return list(_best_path(prompt))
-    raise Unreadable("no_turns_key")
+def is_row(value: Any) -> bool:
+    """Whether `value` looks like a row of a known layout, and not like a turn."""
+    if not isinstance(value, Mapping) or is_turn(value):
+        return False
+    return any(layout.matches(value) for layout in LAYOUTS[:-1])  # any text may be a transcript
 
 
-def _message(turn: Any) -> Message:
-    if not isinstance(turn, Mapping):
-        raise Unreadable("turn_not_an_object")
-    role = next((turn[key] for key in _ROLE_KEYS if isinstance(turn.get(key), str)), None)
-    if role is None:
-        raise Unreadable("turn_without_role")
-    mapped = ROLES.get(role.strip().lower())
-    if mapped is None:
-        raise Unreadable("unknown_role")
-    content = next((turn[key] for key in _TEXT_KEYS if turn.get(key) is not None), None)
-    return {"role": mapped, "content": _content(content)}
+def _read_layout(row: Mapping[str, Any], draft: Draft) -> None:
+    rules = draft.rules
+    if rules.turns:
+        if row.get(rules.turns) is None:
+            raise Unreadable("no_turns_key", _keys(row))
+        draft.used.add(rules.turns)
+        if _add_turns(row[rules.turns], draft) is False:
+            raise Unreadable("turns_not_a_list", _keys(row))
+        return
+    for layout in LAYOUTS:
+        if layout.matches(row) and layout.read(row, draft) is not False:
+            return
+        if draft.messages:
+            draft.messages.clear()
+    raise Unreadable("no_turns_key", _keys(row))
 
 
-def _content(content: Any) -> str:
-    """Text, or the text of OpenAI's content parts. Other parts (images, sound, tool calls) cannot
-    be kept.
+def _keys(row: Mapping[str, Any]) -> str:
+    names = sorted(clean_text(str(key)) for key in row)
+    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+
+
+def _turns_key(row: Mapping[str, Any]) -> str | None:
+    """The first turn list that is not empty, else the first that there is."""
+    keys = [key for key in TURN_LISTS if isinstance(row.get(key), list | dict | str)]
+    return next((key for key in keys if row[key]), keys[0] if keys else None)
+
+
+def _read_turn_list(row: Mapping[str, Any], draft: Draft) -> bool | None:
+    key = _turns_key(row)
+    if key is None or _add_turns(row[key], draft) is False:
+        return False
+    draft.used.add(key)
+    chosen = row.get("chosen")
+    if isinstance(chosen, Mapping) and "rejected" in row:
+        add_turn(chosen, draft)
+        draft.used.add("chosen")
+    return None
+
+
+def _add_turns(turns: Any, draft: Draft) -> bool | None:
+    """Append a list of turns in any spelling: objects, texts that take turns, pairs, columns, JSON
+    text, a transcript. False where it is none of these.
     """
-    if isinstance(content, str):
-        return _text(content)
-    if content is None:
-        raise Unreadable("turn_without_text")
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        if len(texts) == len(parts):
-            return _text("\n".join(texts))
-    raise Unreadable("turn_not_text")
+    if isinstance(turns, str):
+        value, reason = parse_json(turns.encode("utf-8", "replace"))
+        if reason is None and isinstance(value, list | dict):
+            return _add_turns(value, draft)
+        return _add_transcript(turns, draft)
+    if isinstance(turns, Mapping):
+        return _add_turn_columns(turns, draft)
+    if not isinstance(turns, list):
+        return False
+    if turns and all(isinstance(turn, list | tuple) for turn in turns):
+        turns = [text for pair in turns for text in pair]
+    if turns and all(isinstance(turn, str) for turn in turns):
+        for index, text in enumerate(turns):
+            add_content("assistant" if index % 2 else "user", text, draft)
+        return None
+    for turn in turns:
+        add_turn(turn, draft)
+    return None
 
 
-def _turn_of_flat(index: int, text: Any) -> Message:
-    if not isinstance(text, str):
+def _add_turn_columns(columns: Mapping[str, Any], draft: Draft) -> bool | None:
+    """Append turns of which each key holds a list: ``{"role": […], "content": […]}``."""
+    lists = {key: value for key, value in columns.items() if isinstance(value, list)}
+    if len({len(value) for value in lists.values()}) != 1 or len(lists) != len(columns):
+        return False
+    for values in zip(*lists.values(), strict=True):
+        add_turn(dict(zip(lists, values, strict=True)), draft)
+    return None
+
+
+def _add_transcript(text: str, draft: Draft) -> bool | None:
+    transcript = turns_in(text)
+    if transcript is None:
+        return False
+    header, turns = transcript
+    if header:
+        draft.unread_fields["text before the first turn"] += 1
+    while turns and not turns[-1]["content"]:
+        turns.pop()
+    for turn in turns:
+        draft.add({"role": turn["role"], "content": clean_text(turn["content"])})
+    return None
+
+
+def _read_flat(row: Mapping[str, Any], draft: Draft) -> bool | None:
+    draft.used.add("data")
+    texts = row["data"]
+    if any(not isinstance(text, str | Mapping) for text in texts):
         raise Unreadable("turn_not_text")
-    return {"role": "assistant" if index % 2 else "user", "content": _text(text)}
+    return _add_turns(texts, draft)
 
 
-def _best_path(node: Mapping[str, Any]) -> Iterator[Message]:
-    """From the tree's prompt down, always the reply that people ranked first (unranked: the first
-    one).
+def _read_mapping(row: Mapping[str, Any], draft: Draft) -> None:
+    draft.used |= {"mapping", "current_node", "title"}
+    add_mapping(row, draft)
+
+
+def _read_chat_messages(row: Mapping[str, Any], draft: Draft) -> None:
+    draft.used |= {"chat_messages", "name"}
+    add_chat_messages(row, draft)
+
+
+def _read_tree(row: Mapping[str, Any], draft: Draft) -> None:
+    draft.used.add("prompt")
+    add_best_path(row["prompt"], draft)
+
+
+def _read_moss(row: Mapping[str, Any], draft: Draft) -> bool | None:
+    for turn in row["chat"].values():
+        if not isinstance(turn, Mapping):
+            return False
+        for key, value in turn.items():
+            text = value if isinstance(value, str) else ""
+            text = text.partition("|>:")[2].partition("<eo")[0].strip() if "|>:" in text else text
+            if key in ("Human", "MOSS"):
+                draft.add({"role": "user" if key == "Human" else "assistant",
+                           "content": clean_text(text)})  # fmt: skip
+            elif has_text(text) and text != "None":
+                draft.unread_fields[key] += 1
+    draft.used.add("chat")
+    return None
+
+
+def _read_pair(row: Mapping[str, Any], draft: Draft) -> bool | None:
+    pair = pair_in(row)
+    if pair is None:
+        return False
+    question, answer = row[pair[0]], row[pair[1]]
+    if isinstance(history := row.get("history"), list):
+        _add_turns(history, draft)
+        draft.used.add("history")
+    if pair in _ALPACA:
+        for key in _CONTEXT_KEYS:
+            if isinstance(text := row.get(key), str) and isinstance(question, str):
+                question = f"{question}\n{text}" if text.strip() else question
+                draft.used.add(key)
+    _add_side("user", question, draft)
+    _add_side("assistant", answer, draft)
+    draft.used |= {*pair}
+    return None
+
+
+def _add_side(seat: Any, value: Any, draft: Draft) -> None:
+    """Append one side of a pair: text, or a list of turns."""
+    if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
+        for turn in value:
+            add_turn(turn, draft)
+    else:
+        add_content(seat, value, draft)
+        if value is None:
+            draft.missing.add(len(draft.messages) - 1)
+
+
+def _read_preference(row: Mapping[str, Any], draft: Draft) -> bool | None:
+    prompt, chosen = row.get("prompt"), row["chosen"]
+    if isinstance(chosen, str) and _add_transcript(chosen, draft) is None:
+        draft.used |= {"chosen"}
+        return None
+    if isinstance(chosen, list) and chosen and is_turn(chosen[0]):
+        first = chosen[0]
+        whole = any(turn == first for turn in prompt) if isinstance(prompt, list) else True
+        if isinstance(prompt, list) and not whole:
+            _add_turns(prompt, draft)
+        elif len(chosen) == 1 and isinstance(prompt, str):
+            add_content("user", prompt, draft)
+        _add_turns(chosen, draft)
+        said = {m["content"] for m in draft.messages}
+        draft.used |= {"chosen"} | ({"prompt"} if isinstance(prompt, list) or prompt in said
+                                    else set())  # fmt: skip
+        return None
+    if isinstance(prompt, str | list) and isinstance(chosen, str):
+        _add_side("user", prompt, draft)
+        add_content("assistant", chosen, draft)
+        draft.used |= {"prompt", "chosen"}
+        return None
+    return False
+
+
+def _read_transcript(row: Mapping[str, Any], draft: Draft) -> bool | None:
+    for key in _TRANSCRIPT_KEYS:
+        if isinstance(text := row.get(key), str) and _add_transcript(text, draft) is None:
+            draft.used.add(key)
+            return None
+    return False
+
+
+def _add_system(row: Mapping[str, Any], draft: Draft) -> None:
+    """Put the text of a system column in front; a system turn that says the same is no second
+    one.
     """
-    at: Any = node
-    while isinstance(at, Mapping):
-        yield _message(at)
-        replies = at.get("replies")
-        ranked = (
-            [reply for reply in replies if isinstance(reply, Mapping)]
-            if isinstance(replies, list)
-            else []
-        )
-        at = min(ranked, key=_rank, default=None)
+    for key in (draft.rules.system,) if draft.rules.system else _SYSTEM_KEYS:
+        if isinstance(text := row.get(key), str):
+            draft.used.add(key)
+            text = clean_text(text).strip()
+            heads = [m["content"].strip() for m in draft.messages if m["role"] == "system"]
+            if not text or text in heads:
+                continue
+            draft.messages.insert(0, {"role": "system", "content": text})
+            draft.missing = {index + 1 for index in draft.missing}
+            draft.note("system_column_first")
 
 
-def _rank(reply: Mapping[str, Any]) -> float | Decimal:
-    rank = reply.get("rank")
-    return rank if isinstance(rank, int | float | Decimal) else float("inf")
+def _tools(row: Mapping[str, Any], draft: Draft) -> str | None:
+    """The descriptions of the tools, as JSON text."""
+    for key in _TOOL_KEYS:
+        value = row.get(key)
+        if isinstance(value, str):
+            value, reason = parse_json(value.encode("utf-8", "replace"))
+            if reason:
+                continue
+        if value and isinstance(value, list | dict):
+            draft.used.add(key)
+            return clean_text(to_json(value))
+    return None
 
 
-def _text(text: str) -> str:
-    """`text` as UTF-8 can hold it: half a surrogate pair (JSON can spell one) becomes U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def _digest(messages: list[Message]) -> str:
+def _digest(messages: Sequence[Message]) -> str:
     joined = "\x1e".join(message["content"] for message in messages)
     return blake2b(joined.encode(), digest_size=6).hexdigest()
 
 
-def _starts_with_human(messages: list[Message]) -> bool:
-    return next((m["role"] for m in messages if m["role"] != "system"), None) == "user"
+_Q, _A = "What is a sextant?", "An instrument for angles."
+_TURNS = [{"role": "user", "content": _Q}, {"role": "assistant", "content": _A}]
+_SHAREGPT = [{"from": "human", "value": _Q}, {"from": "gpt", "value": _A}]
+
+
+def _has(*keys: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda row: all(row.get(key) is not None for key in keys)
+
+
+def _is(key: str, kind: Any) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda row: isinstance(row.get(key), kind)
+
+
+LAYOUTS = (
+    Layout(
+        "ChatGPT's export", _is("mapping", Mapping), _read_mapping,
+        {"current_node": "b", "mapping": {
+            "a": {"message": {"author": {"role": "user"}, "content": {"parts": [_Q]}}},
+            "b": {"parent": "a", "message": {"author": {"role": "assistant"},
+                                             "content": {"parts": [_A]}}}}},
+        "the path that ends at `current_node`; thoughts as thinking",
+        "other branches, hidden, system and tool nodes, titles",
+    ),
+    Layout(
+        "Claude's export", _is("chat_messages", list), _read_chat_messages,
+        {"chat_messages": [{"sender": "human", "text": _Q}, {"sender": "assistant", "text": _A}]},
+        "`sender`, `text`, else `content`", "attachments, names",
+    ),
+    Layout(
+        "MOSS", _is("chat", Mapping), _read_moss,
+        {"chat": {"turn_1": {"Human": f"<|Human|>: {_Q}<eoh>\n", "MOSS": f"<|MOSS|>: {_A}<eom>\n"}}},
+        "`Human` and `MOSS`; `meta_instruction` as the system message",
+        "inner thoughts, commands, tool responses",
+    ),
+    Layout(
+        "list of turns", lambda row: _turns_key(row) is not None, _read_turn_list,
+        {"messages": _TURNS},
+        "one of " + ", ".join(f"`{key}`" for key in TURN_LISTS) + ": turns with a role ("
+        "`from`, `role`, `author`, `speaker`, `sender`, `is_user`, `is_human`) and a text ("
+        "`content`, `markdown`, `value`, `text`, `message`, `mes`, `utterance`; a string or content"
+        " parts), question-and-answer pairs, texts that take turns, lists by key, or all of it as"
+        " JSON text; LLaMA-Factory's `chosen` as the last answer",
+        "images, sound and video: such a row is not read",
+    ),
+    Layout(
+        "chosen / rejected", _has("chosen"), _read_preference,
+        {"prompt": _Q, "chosen": _A, "rejected": "A fish."},
+        "`prompt` and `chosen`: texts, lists of turns, or transcripts", "`rejected`",
+    ),
+    Layout(
+        "texts that take turns", _is("data", list), _read_flat, {"data": [_Q, _A]},
+        "`data`, the person first",
+    ),
+    Layout(
+        "tree of replies", _is("prompt", Mapping), _read_tree,
+        {"prompt": {"role": "prompter", "text": _Q, "replies": [
+            {"role": "assistant", "text": _A, "rank": 0}]}},
+        "the replies that people ranked first", "other replies, labels",
+    ),
+    Layout(
+        "question and answer", lambda row: pair_in(row) is not None, _read_pair,
+        {"instruction": "What is", "input": "a sextant?", "output": _A, "history": []},
+        "one of " + ", ".join(f"`{a}` / `{b}`" for a, b in PAIR_KEYS) + ": texts or lists of turns;"
+        " after an `instruction` also `input` or `context`; `history` before it",
+    ),
+    Layout(
+        "transcript", lambda row: any(isinstance(row.get(k), str) for k in _TRANSCRIPT_KEYS),
+        _read_transcript, {"text": f"Human: {_Q}\n\nAssistant: {_A}"},
+        "one of " + ", ".join(f"`{key}`" for key in _TRANSCRIPT_KEYS[:4]) + " in which marks"
+        " name who speaks", "text before the first mark",
+    ),
+)  # fmt: skip

@@ -1,8 +1,8 @@
-"""Message trees stored one message a row, as OpenAssistant's are, put together: one row in, per
-tree, one row out.
+"""Conversations stored one message a row, put together: one row in, per conversation, one row out.
 
-Rows of one tree stand together in such files. A message whose parent is not there, or that comes
-twice, is a gap of its own."""
+Message trees, as OpenAssistant's are: rows of one tree are neighbours; a message whose parent is
+not there, or that comes twice, is a gap of its own. Chat logs with ``is_user`` and ``mes`` a line,
+as SillyTavern writes them: a file holds one chat after each header line."""
 
 from __future__ import annotations
 
@@ -11,51 +11,61 @@ from typing import Any
 
 from hubkit.data.readers.items import Broken, Item, Row
 
+_LOG_HEADER = ("user_name", "character_name", "chat_metadata")
+
 
 def assemble(items: Iterable[Item]) -> Iterator[Item]:
-    """`items` with each run of messages of one tree replaced by the tree, nested under
-    ``prompt``.
+    """Replace each run of messages of one tree by the tree, nested under ``prompt``, and each run
+    of a chat log's lines by a row with ``messages``.
     """
     pending: list[Row] = []
+    group: str | None = None
     for item in items:
-        tree = _tree_of(item)
-        if pending and tree != _tree_of(pending[0]):
-            yield from _nested(pending)
+        item_group = _group_of(item, group)
+        if pending and (item_group != group or _is_header(item)):
+            yield from _put_together(pending, group)
             pending = []
-        if tree is None:
+        group = item_group
+        if item_group is None:
             yield item
         elif isinstance(item, Row):
             pending.append(item)
     if pending:
-        yield from _nested(pending)
+        yield from _put_together(pending, group)
 
 
-def branches(prompt: Mapping[str, Any]) -> int:
-    """How many ways from the prompt to a last message a tree has."""
-    count, todo = 0, [prompt]
-    while todo:
-        replies = todo.pop().get("replies")
-        below = (
-            [reply for reply in replies if isinstance(reply, Mapping)]
-            if isinstance(replies, list)
-            else []
-        )
-        count += not below
-        todo.extend(below)
-    return count
-
-
-def _tree_of(item: Item) -> str | None:
-    """The tree that a row is a message of, or None where it is something else."""
+def _group_of(item: Item, current: str | None) -> str | None:
+    """What the row is a piece of: a tree's id, or "" for a chat log; None where it is whole."""
     value = item.value if isinstance(item, Row) else None
-    if (
-        not isinstance(value, Mapping)
-        or not isinstance(value.get("message_id"), str)
-        or "text" not in value
-    ):
+    if not isinstance(value, Mapping):
+        return None
+    if isinstance(value.get("mes"), str) and "is_user" in value:
+        return ""
+    if _is_header(item):
+        return ""
+    if not isinstance(value.get("message_id"), str) or "text" not in value:
         return None
     tree = value.get("message_tree_id")
-    return tree if isinstance(tree, str) else None
+    return f"tree {tree}" if isinstance(tree, str) else None
+
+
+def _is_header(item: Item) -> bool:
+    value = item.value if isinstance(item, Row) else None
+    return isinstance(value, Mapping) and all(key in value for key in _LOG_HEADER[:2])
+
+
+def _put_together(rows: list[Row], group: str | None) -> Iterator[Item]:
+    return _nested(rows) if group else _log(rows)
+
+
+def _log(rows: list[Row]) -> Iterator[Item]:
+    lines = [row.value for row in rows if "mes" in row.value]
+    turns = [line for line in lines if line.get("is_system") is not True]
+    header = {k: v for row in rows if "mes" not in row.value for k, v in row.value.items()}
+    value = {**header, "messages": turns}
+    if len(turns) < len(lines):
+        value["hidden lines"] = [line for line in lines if line.get("is_system") is True]
+    yield Row(value, rows[0].place, rows=len(rows))
 
 
 def _nested(rows: list[Row]) -> Iterator[Item]:
@@ -72,20 +82,20 @@ def _nested(rows: list[Row]) -> Iterator[Item]:
         parent = node.get("parent_id")
         if name != root and isinstance(parent, str) and parent in nodes:
             nodes[parent]["replies"].append(node)
-    reached = _reached(nodes[root]) if root else set()
+    connected = _connected(nodes[root]) if root else set()
     for name in nodes:
-        if name not in reached:
+        if name not in connected:
             yield Broken("orphan_message", places[name], 0, name)
     if root:
         tree = {"message_tree_id": rows[0].value["message_tree_id"], "prompt": nodes[root]}
-        yield Row(tree, places[root], rows=len(reached))
+        yield Row(tree, places[root], rows=len(connected))
 
 
-def _reached(root: dict[str, Any]) -> set[str]:
+def _connected(root: dict[str, Any]) -> set[str]:
     names: set[str] = set()
-    todo = [root]
-    while todo:
-        node = todo.pop()
+    pending = [root]
+    while pending:
+        node = pending.pop()
         names.add(node["message_id"])
-        todo.extend(node["replies"])
+        pending.extend(node["replies"])
     return names

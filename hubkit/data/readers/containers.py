@@ -1,0 +1,168 @@
+"""What a file is, told by its first bytes; and its bytes unpacked and decoded, block by block."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+OnBytes = Callable[[int], None]
+BLOCK = 1 << 16
+HEAD = 512  # bytes that tell what a file is
+MAX_UNPACKED = 1 << 30  # more is read only where it is …
+MAX_SWELLING = 200  # … at most so many times the packed bytes
+_ZSTD_FEED = 1 << 12  # packed bytes unpacked at once: at most they swell to some 128 MB
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+FOREIGN = {
+    b"PK\x03\x04": "zip_archive",
+    b"PK\x05\x06": "zip_archive",
+    b"BZh": "bzip2_file",
+    b"\xfd7zXZ": "xz_file",
+    b"7z\xbc\xaf\x27\x1c": "7z_archive",
+    b"Rar!": "rar_archive",
+    b"SQLite format 3\0": "sqlite_database",
+    b"\x89HDF": "hdf5_file",
+    b"\x93NUMPY": "numpy_file",
+    b"%PDF": "pdf_file",
+    b"ORC": "orc_file",
+    b"Obj\x01": "avro_file",
+    b"GGUF": "gguf_model",
+    b"\0\x05\x16\x07": "mac_resource_fork",
+    b"\xff\xfe\0\0": "utf32_file",
+    b"\0\0\xfe\xff": "utf32_file",
+    **{bytes((0x80, version, mark)): "pickle_file" for version in range(2, 6)
+       for mark in b"cq}](K\x95"},
+    b"version https://git-lfs.github.com/spec/": "lfs_pointer",
+}  # fmt: skip
+_MARKUP = ((re.compile(rb"\s*(?:<!doctype html|<html)", re.I), "html_page"),
+           (re.compile(rb"\s*<\?xml", re.I), "xml_file"))  # fmt: skip
+
+
+def foreign_kind(head: bytes) -> str | None:
+    """Name what a file is whose first bytes are `head`, where that is nothing that is read."""
+    if head[8:12] == b"DUCK":
+        return "duckdb_database"
+    for mark, kind in FOREIGN.items():
+        if head.startswith(mark):
+            return kind
+    return next((kind for pattern, kind in _MARKUP if pattern.match(head)), None)
+
+
+def is_tar(head: bytes) -> bool:
+    """Whether a file whose first bytes are `head` is a tar archive."""
+    return head[257:262] == b"ustar"
+
+
+def utf16_without_mark(head: bytes) -> str | None:
+    """Name the encoding of UTF-16 text that does not say so: every other byte is zero."""
+    even, odd = head[0:200:2], head[1:200:2]
+    if len(odd) > 1 and odd.count(0) > len(odd) * 0.7 and not even.count(0):
+        return "utf-16-le"
+    if len(odd) > 1 and even.count(0) > len(even) * 0.7 and not odd.count(0):
+        return "utf-16-be"
+    return None
+
+
+def likely_encoding(text: bytes) -> str | None:
+    """Guess the encoding of `text`, which is not UTF-8, as Python names it."""
+    from charset_normalizer import from_bytes
+
+    sample = text[: 1 << 16]
+    best = from_bytes(sample, explain=False).best()
+    if best is None:
+        return None
+    families = {"gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs"}
+    return families.get(best.encoding, best.encoding.replace("_", "-"))
+
+
+class Blocks:
+    """A file's bytes, unpacked, block by block; a broken end of a packed file sets `fault` and ends
+    the stream.
+    """
+
+    def __init__(self, path: Path, head: bytes, on_bytes: OnBytes) -> None:
+        self.fault: str | None = None
+        self._path, self._head, self._on_bytes = path, head, on_bytes
+        self._read = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._head[:2] == GZIP:
+            yield from self._bounded(self._gzip())
+        elif self._head[:4] == ZSTD:
+            yield from self._bounded(self._zstd())
+        else:
+            yield from self._plain()
+
+    def _plain(self) -> Iterator[bytes]:
+        try:
+            with self._path.open("rb") as file:
+                while block := file.read(BLOCK):
+                    self._read += len(block)
+                    self._on_bytes(self._read)
+                    yield block
+        except OSError:
+            self.fault = "disk_error"
+
+    def _bounded(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        """`blocks` until they are far more than any text would unpack to."""
+        unpacked = 0
+        for block in blocks:
+            unpacked += len(block)
+            if unpacked > MAX_UNPACKED and unpacked > MAX_SWELLING * self._read:
+                self.fault = "unpacks_without_end"
+                return
+            yield block
+
+    def _gzip(self) -> Iterator[bytes]:
+        unpacker = zlib.decompressobj(wbits=31)
+        try:
+            for block in self._plain():
+                while block:
+                    yield unpacker.decompress(block, 1 << 20)
+                    while unpacker.unconsumed_tail:
+                        yield unpacker.decompress(unpacker.unconsumed_tail, 1 << 20)
+                    block = unpacker.unused_data if unpacker.eof else b""
+                    if unpacker.eof and block:  # a gzip file may be several, one after another
+                        unpacker = zlib.decompressobj(wbits=31)
+        except zlib.error:
+            self.fault = "broken_gzip"
+            return
+        if not unpacker.eof:
+            self.fault = self.fault or "cut_off"
+
+    def _zstd(self) -> Iterator[bytes]:
+        import zstandard
+
+        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+        unpacker, complete = decompressor.decompressobj(), False
+        try:
+            for packed in self._plain():
+                for at in range(0, len(packed), _ZSTD_FEED):
+                    block = packed[at : at + _ZSTD_FEED]
+                    while block:
+                        yield unpacker.decompress(block)
+                        complete = unpacker.eof
+                        block = unpacker.unused_data if complete else b""
+                        if complete:  # a zstd file may be several frames, one after another
+                            unpacker = decompressor.decompressobj()
+        except zstandard.ZstdError:
+            self.fault = "broken_zstd"
+            return
+        if not complete:
+            self.fault = self.fault or "cut_off"
+
+
+def decoded(blocks: Iterable[bytes], head: bytes, encoding: str | None) -> Iterator[bytes]:
+    """`blocks` of text as UTF-8: by `encoding` where it is given, else by a byte order mark. What
+    cannot be decoded becomes U+FFFD.
+    """
+    if encoding is None and head[:2] not in _UTF16:
+        yield from blocks
+        return
+    decoder = getincrementaldecoder(encoding or "utf-16")("replace")
+    for block in blocks:
+        yield decoder.decode(block).encode("utf-8", "replace")
+    yield decoder.decode(b"", final=True).encode("utf-8", "replace")

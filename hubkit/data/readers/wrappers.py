@@ -1,0 +1,77 @@
+"""Rows inside an object that is no row itself: by name, in lists, or column by column as pandas
+writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from hubkit.data.readers.items import Item, PassedOver, Row
+from hubkit.data.readers.layouts import holds_turns, is_row
+
+_MAX_LEVELS = 3
+
+
+def unwrap(items: Iterable[Item]) -> Iterator[Item]:
+    """Replace each object that is no row but holds rows by these; a value beside rows is passed
+    over.
+    """
+    for item in items:
+        if not isinstance(item, Row) or not isinstance(item.value, Mapping | list):
+            named = isinstance(item, Row) and item.label is not None
+            yield PassedOver(str(item.label), "beside the rows") if named else item  # type: ignore[union-attr]
+            continue
+        if is_row(item.value) or not (rows := list(rows_in(item.value))):
+            beside = item.label is not None and not is_row(item.value)
+            yield PassedOver(str(item.label), "beside the rows") if beside else item
+            continue
+        for number, (label, value) in enumerate(rows, 1):
+            if isinstance(value, Mapping):
+                yield replace(item, value=value, place=f"{item.place}, {number}", label=label)
+            else:
+                yield PassedOver(str(label), "beside the rows")
+
+
+def rows_in(value: Any, levels: int = _MAX_LEVELS) -> Iterator[tuple[str | None, Any]]:
+    """Find the rows in `value`, each with its key, and what stands beside them; nothing where there
+    are none.
+    """
+    if isinstance(value, list):
+        if any(map(is_row, value)):
+            yield from ((None, row) for row in value)
+        return
+    if not isinstance(value, Mapping) or not levels:
+        return
+    if rows := _rows_by_column(value):
+        yield from rows
+        return
+    if any(map(is_row, value.values())):
+        yield from ((str(key), row) for key, row in value.items())
+        return
+    inner = {key: list(rows_in(held, levels - 1)) for key, held in value.items()}
+    if any(inner.values()):
+        for key, rows in inner.items():
+            yield from rows or [(str(key), None)]
+
+
+def _rows_by_column(value: Mapping[str, Any]) -> list[tuple[str | None, Any]]:
+    """The rows of a table: ``{column: {index: value}}``, or ``columns`` beside ``data``."""
+    names, data = value.get("columns"), value.get("data")
+    if isinstance(names, list) and isinstance(data, list):
+        if not all(isinstance(row, list) and len(row) == len(names) for row in data):
+            return []
+        rows = [dict(zip(map(str, names), row, strict=True)) for row in data]
+    else:
+        columns = list(value.values())
+        if len(columns) < 1 or not all(isinstance(c, Mapping) for c in columns):
+            return []
+        keys = list(columns[0])
+        if not keys or any(list(column) != keys for column in columns):
+            return []
+        rows = [{str(name): value[name][key] for name in value} for key in keys]
+    return [(None, row) for row in rows] if any(map(_is_table_row, rows)) else []
+
+
+def _is_table_row(row: Any) -> bool:
+    return holds_turns(row) or is_row(row)
