@@ -4,8 +4,10 @@ here.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,7 +17,10 @@ from hubkit.errors import SourceError
 
 if TYPE_CHECKING:
     from hubkit.data.corpus import CorpusReport
-    from hubkit.recipe import Corpus
+    from hubkit.data.filters import Tally
+    from hubkit.recipe import Corpus, Source
+
+_MAX_SHOWN = 20
 
 
 def clean(
@@ -36,6 +41,25 @@ def clean(
         list[str],
         typer.Option("--questions", metavar="NAME=FILE", help="Benchmark questions to look for."),
     ] = [],  # noqa: B006
+    column: Annotated[
+        list[str],
+        typer.Option(
+            "--column",
+            metavar="KIND=NAME",
+            help="A column of its own: turns, role, text or system, and its name.",
+        ),
+    ] = [],  # noqa: B006
+    role: Annotated[
+        list[str],
+        typer.Option(
+            "--role",
+            metavar="NAME=SEAT",
+            help="A role of its own, and whether it is user, assistant, system or tool.",
+        ),
+    ] = [],  # noqa: B006
+    encoding: Annotated[
+        str | None, typer.Option(help="Encoding of its text files, where that is not UTF-8.")
+    ] = None,
     report_file: Annotated[
         Path | None, typer.Option("--report", help="Write the report there as well.")
     ] = None,
@@ -48,46 +72,50 @@ def clean(
     from hubkit.recipe import load
 
     chosen = load(recipe, profiles=profile, overrides=overrides)
-    files = [_local(name) for name in sources]
-    asked = _questions(chosen.corpus, questions)
-    block = _without_judge(chosen.corpus)
+    named = [_source(name, chosen.corpus) for name in sources]
+    reading = _reading(column, role, encoding)
+    inputs = [source.model_copy(update=reading) for _, source in named]
+    question_files = _questions(chosen.corpus, questions)
+    block = _without_judge(chosen.corpus).model_copy(update={"sources": inputs})
     with console.bars(quiet=json) as bar_for:
         report = corpus.build(
             block,
-            files,
+            [path for path, _ in named],
             folder,
             seed=chosen.seed,
+            sources=inputs,
             tokenizer=tokenizer,
-            questions=asked,
+            questions=question_files,
             few=True,
             progress=bar_for("corpus"),
         )
-    if (
-        report.kept
-        and report.splits["train"] == report.kept
-        and chosen.corpus.openings + chosen.corpus.test
-    ):
+    if report.splits["train"] == report.kept and block.openings + block.test:
         console.say(
-            f"{report.kept:,} rows are too few for {chosen.corpus.openings:,} openings and {chosen.corpus.test:,} test "
-            "rows: all of them stand in train. Before a run, lower corpus.openings and corpus.test, or add sources"
+            f"{report.kept:,} rows are too few for {block.openings:,} openings and "
+            f"{block.test:,} test rows: all of them are in train. Before a run, lower "
+            "corpus.openings and corpus.test, or add sources"
         )
     if report_file:
         report_file.write_bytes((folder / "report.json").read_bytes())
     if json:
         console.data(report.to_dict())
     else:
-        _show(report, recipe)
+        own = {source.repo_id for source in chosen.corpus.sources if source.repo_id}
+        same = own == {source.repo_id for source in inputs}
+        _show(report, recipe if same else "")  # published numbers are about the recipe's own data
 
 
-def _local(name: str) -> Path:
-    """A path here, or the snapshot of a dataset repo. Raises `SourceError` for the name of a recipe
-    or a profile.
+def _source(name: str, block: Corpus) -> tuple[Path, Source]:
+    """Find where `name` lies on this machine (a path here, or the snapshot of a dataset repo), and
+    what the recipe says about it. Raises `SourceError` for the name of a recipe or a profile.
     """
-    from hubkit.recipe import available
+    from hubkit.recipe import Source, available
 
     path = Path(name)
+    own = [s for s in block.sources if s.path and Path(s.path) == path]
+    source = own[0] if own else Source(path=name)
     if path.exists():
-        return path
+        return path, source
     for kind, names in available().items():
         if name in names:
             option = f"--{kind.removesuffix('s')} {name}"
@@ -95,13 +123,45 @@ def _local(name: str) -> Path:
                 f"{name} is no file or folder here, but one of the {kind}; name it with {option}"
             )
     if name.count("/") != 1 or name.startswith((".", "/")):
-        return path
+        return path, source
     from hubkit.hub import connect
     from hubkit.pipeline.inputs import require
 
     repo_id, _, revision = name.partition("@")
     hub = connect()
-    return hub.snapshot(require(hub, repo_id, repo_type="dataset", revision=revision or "main"))
+    own = [s for s in block.sources if s.repo_id == repo_id]
+    source = (own[0] if own else Source(repo_id=repo_id)).model_copy(
+        update={"revision": revision or "main"}
+    )
+    return hub.snapshot(
+        require(hub, repo_id, repo_type="dataset", revision=source.revision)
+    ), source
+
+
+def _reading(columns: list[str], roles: list[str], encoding: str | None) -> dict[str, Any]:
+    """The keys of a source that the options set. Raises `SourceError`."""
+    from pydantic import ValidationError
+
+    from hubkit.recipe import Source
+
+    keys: dict[str, Any] = {}
+    for option, entries, key in (("--column", columns, "columns"), ("--role", roles, "roles")):
+        pairs = [entry.partition("=")[::2] for entry in entries]
+        if bad := [entry for entry, pair in zip(entries, pairs, strict=True) if not all(pair)]:
+            shape = "turns=NAME, role=NAME, text=NAME or system=NAME"
+            shape = shape if key == "columns" else "NAME=user, NAME=assistant, NAME=system"
+            raise SourceError(f"{option} {bad[0]!r} must look like {shape}")
+        if pairs:
+            keys[key] = dict(pairs)
+    if encoding:
+        keys["encoding"] = encoding
+    try:
+        source = Source.model_validate({"path": "-", **keys})
+    except ValidationError as error:
+        about = error.errors()[0]
+        value = ".".join(map(str, about["loc"]))
+        raise SourceError(f"--column, --role or --encoding: {value}: {about['msg']}") from None
+    return {key: getattr(source, key) for key in keys}
 
 
 def _without_judge(block: Corpus) -> Corpus:
@@ -140,26 +200,72 @@ def _questions(block: Corpus, named: list[str]) -> dict[str, Path]:
 def _show(report: CorpusReport, recipe: str) -> None:
     from hubkit.metrics import step_table
 
-    unread = [(reason, tally) for file in report.files for reason, tally in file.unreadable.items()]
     console.table(
-        f"{report.rows_read:,} rows read, {report.unreadable:,} unreadable, {report.joined:,} joined to a neighbour",
+        f"{report.rows_read:,} rows read, {report.unreadable:,} unreadable, "
+        f"{report.joined:,} joined to a neighbour",
         ["unreadable because", "rows", "for example"],
-        [[reason, f"{tally.count:,}", ", ".join(tally.examples)] for reason, tally in unread],
+        _tallies(file.unreadable for file in report.files),
     )
+    _show_unread(report)
     console.table("Rows left after each step", *step_table(report.to_dict(), recipe))
     dropped = [
-        (step.name, reason, tally)
-        for step in report.steps
-        for reason, tally in step.dropped.items()
+        [step.name, *row] for step in report.steps for row in _tallies([step.dropped], examples=3)
     ]
-    console.table(
-        "Dropped",
-        ["step", "reason", "rows", "for example"],
-        [
-            [name, reason, f"{tally.count:,}", ", ".join(tally.examples[:3])]
-            for name, reason, tally in dropped
-        ],
-    )
-    console.table(
-        "Kept", ["split", "rows"], [[name, f"{rows:,}"] for name, rows in report.splits.items()]
-    )
+    console.table("Dropped", ["step", "reason", "rows", "for example"], dropped)
+    splits = [[name, f"{rows:,}"] for name, rows in report.splits.items()]
+    console.table("Kept", ["split", "rows"], splits)
+
+
+def _show_unread(report: CorpusReport) -> None:
+    """Show what reading changed, what it left out, and what was not looked at."""
+    changed = _tallies((file.notes for file in report.files), examples=3)
+    if changed:
+        columns = ["change", "conversations", "for example"]
+        console.table("Changed while reading", columns, changed)
+    kinds = {
+        "column": "unread_columns",
+        "key of turns": "unread_fields",
+        "unknown role": "unknown_roles",
+        "unknown keys": "unknown_keys",
+    }
+    unread = [
+        [kind, name, f"{number:,}"]
+        for kind, field in kinds.items()
+        for name, number in _sum(getattr(file, field) for file in report.files)
+    ]
+    if unread:
+        console.table("Text that was not read", ["kind", "name", "times"], unread)
+    passed = report.passed_over | {
+        n: r for file in report.files for n, r in file.passed_over.items()
+    }
+    rows = [[name, reason] for name, reason in list(passed.items())[:_MAX_SHOWN]]
+    if len(passed) > _MAX_SHOWN:
+        rows.append([f"and {len(passed) - _MAX_SHOWN} more", "see report.json"])
+    if rows:
+        console.table("Not looked at", ["file or value", "because"], rows)
+
+
+def _tallies(tallies: Iterable[Mapping[str, Tally]], examples: int = 5) -> list[list[str]]:
+    """Rows of reason, count and examples, summed over `tallies`."""
+    from hubkit.data.filters import Tally
+
+    total: dict[str, Tally] = {}
+    for counts in tallies:
+        for reason, tally in counts.items():
+            other = total.get(reason)
+            total[reason] = (
+                Tally(other.count + tally.count, [*other.examples, *tally.examples])
+                if other
+                else tally
+            )
+    return [
+        [reason, f"{tally.count:,}", ", ".join(tally.examples[:examples])]
+        for reason, tally in total.items()
+    ]
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> list[tuple[str, int]]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return total.most_common(_MAX_SHOWN)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -22,18 +22,24 @@ from hubkit.conversation import OPTIONAL_FIELDS, Conversation
 from hubkit.data.filters import Context, Dropped, Step, Tally, count
 from hubkit.data.filters.parallel import Results, run, workers_for
 from hubkit.data.parquet import ShardWriter, conversation_schema, disk_errors, read_batches
-from hubkit.data.readers import files as reading
-from hubkit.data.readers.items import Broken
-from hubkit.data.readers.layouts import Unreadable, conversation_of, id_of
-from hubkit.data.readers.message_trees import assemble, branches
-from hubkit.data.readers.parts import join
+from hubkit.data.readers.containers import OnBytes
+from hubkit.data.readers.explain import nothing_left, nothing_readable
+from hubkit.data.readers.files import find_files
+from hubkit.data.readers.files import rows as file_rows
+from hubkit.data.readers.items import Broken, PassedOver
+from hubkit.data.readers.layouts import Reading, id_of, read_row, unread_columns
+from hubkit.data.readers.message_trees import assemble
+from hubkit.data.readers.parts import find_parts
+from hubkit.data.readers.rules import ReadingRules, Unreadable
+from hubkit.data.readers.wrappers import unwrap
 from hubkit.data.splits import SPLITS, Splitter
 from hubkit.errors import StageError
 from hubkit.progress import Progress, silent
-from hubkit.recipe import Corpus
+from hubkit.recipe import Corpus, Source
 
 __all__ = ["INTENT", "CorpusReport", "FileReport", "build", "read"]
 INTENT = "intent"  # the column, and the key of a conversation's meta
+_MAX_NAMES = 200  # of columns, keys and files that a report names
 TOOLS = "tools"  # the same; the JSON text of the tools' descriptions, as TRL reads it
 
 
@@ -42,9 +48,13 @@ class FileReport:
     """What one file gave: `rows` seen, of which some were `unreadable` and some `joined` with a
     neighbour.
 
-    `lost_bytes` went with the unreadable ones where that is known. `other_branches` counts the ways
-    through message trees that were not taken: a tree gives one conversation, the one along the
-    replies that people ranked first."""
+    `lost_bytes` is the size of the unreadable ones where that is known. `other_branches` counts the
+    ways through message trees that were not taken: a tree gives one conversation. `notes` counts
+    conversations by what reading changed (`hubkit.data.readers.trims.NOTES`). `unread_columns` and
+    `unread_fields` count rows and turns by the column or key whose text was not read,
+    `unknown_roles` and `unknown_keys` the unreadable rows by the role or the set of keys that is
+    not known. `likely_encoding` is a guess at text that is not UTF-8; `passed_over` names what was
+    not looked at, such as members of an archive."""
 
     file: str
     source: str
@@ -55,13 +65,20 @@ class FileReport:
     other_branches: int = 0
     lost_bytes: int = 0
     cut_off_at: str | None = None
+    notes: dict[str, Tally] = field(default_factory=dict)
+    unread_columns: dict[str, int] = field(default_factory=dict)
+    unread_fields: dict[str, int] = field(default_factory=dict)
+    unknown_roles: dict[str, int] = field(default_factory=dict)
+    unknown_keys: dict[str, int] = field(default_factory=dict)
+    likely_encoding: str | None = None
+    passed_over: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The file as a report holds it."""
-        data = {key: value for key, value in vars(self).items() if key != "unreadable"}
-        return data | {
-            "unreadable": {reason: tally.to_dict() for reason, tally in self.unreadable.items()}
-        }
+        data = dict(vars(self))
+        for name in ("unreadable", "notes"):
+            data[name] = {reason: tally.to_dict() for reason, tally in data[name].items()}
+        return data
 
 
 @dataclass
@@ -71,9 +88,11 @@ class CorpusReport:
 
     `joined` counts rows that went into a neighbour (parts of one conversation), `added` the further
     rows that a filter cut conversations into. `splits` gives rows per split; `steps` the chain's
-    ledger, splitting last."""
+    ledger, splitting last; `passed_over` names what lies in the folders and was not read, and
+    why."""
 
     files: list[FileReport] = field(default_factory=list)
+    passed_over: dict[str, str] = field(default_factory=dict)
     rows_read: int = 0
     unreadable: int = 0
     joined: int = 0
@@ -106,10 +125,11 @@ class CorpusReport:
 
 def build(
     block: Corpus,
-    files: list[Path],
+    files: Sequence[Path],
     out: Path,
     *,
     seed: int,
+    sources: Sequence[Source] | None = None,
     tokenizer: Path | None = None,
     questions: dict[str, Path] | None = None,
     workers: int | None = None,
@@ -118,20 +138,31 @@ def build(
 ) -> CorpusReport:
     """Read `files`, clean and split them by `block`, write ``out/data`` and ``out/report.json``.
 
-    `tokenizer` is a folder with a ``tokenizer.json``, or that file, for filters that count tokens;
-    `questions` names files of benchmark questions for decontamination; `workers` is a number of
-    processes (None: by the size of the input); results do not depend on it. With `few`, where too
-    little is left for openings and test, all of it is trained on. Raises `SourceError` (a file is
-    missing), `RecipeError` (unknown filter or argument), `StageError` (too little is left, without
-    `few`), `DiskFullError`."""
+    Args:
+        block: The recipe's ``corpus``.
+        files: Files and folders, in the order in which they are read.
+        out: The folder that the dataset goes to.
+        seed: Decides which conversations go to which split.
+        sources: The source of each of `files`; without it, that of `block` which names the file.
+        tokenizer: A folder with a ``tokenizer.json``, or that file, for filters that count tokens.
+        questions: Files of benchmark questions, by name, for decontamination.
+        workers: A number of processes; None: by the size of the input. Results do not depend on it.
+        few: Where too little is left for openings and test, train on all of it.
+        progress: Called with bytes read.
+
+    Raises:
+        SourceError: A file is missing, or nothing in all of them is readable.
+        RecipeError: A filter or an argument is unknown.
+        StageError: Too little is left: nothing, or (without `few`) too little for the splits.
+        DiskFullError: The disk is full."""
     started = time.monotonic()
     report = CorpusReport(seed=seed)
-    found = reading.data_files(files)
-    report.steps, judged = run(
+    inputs = _inputs(block, files, sources, report)
+    report.steps, results = run(
         block.filters,
         Context(tokenizer=tokenizer, questions=questions or {}),
-        _conversations(block, found, report, progress),
-        workers=workers_for(sum(path.stat().st_size for path in found))
+        _conversations(block, inputs, report, progress),
+        workers=workers_for(sum(path.stat().st_size for path, _ in inputs))
         if workers is None
         else workers,
         on=block.on,
@@ -142,7 +173,7 @@ def build(
         fields: set[str] = set()
         with ShardWriter(kept_file, "kept", _schema(block, (*OPTIONAL_FIELDS, TOOLS))) as kept:
             names = _Names()
-            for conversation in _kept(judged, report):
+            for conversation in _kept(results, report):
                 splitter.add(conversation)
                 fields.update(*conversation.messages)
                 row: dict[str, Any] = {"id": names.unique(conversation.id)}
@@ -153,6 +184,8 @@ def build(
                     row[TOOLS] = conversation.meta[TOOLS]
                 kept.write(row)
             report.renamed = names.renamed
+        if not splitter.rows:
+            raise nothing_left(report)
         places = splitter.assign(openings=block.openings, test=block.test, few=few)
         _write_splits(kept.paths, out / "data", places, _schema(block, fields), report)
     finally:
@@ -170,88 +203,162 @@ def build(
 
 
 def read(
-    path: Path, *, source: str = "", report: FileReport | None = None
+    path: Path,
+    *,
+    source: str = "",
+    report: FileReport | None = None,
+    rules: ReadingRules | None = None,
 ) -> Iterator[Conversation]:
-    """Every conversation of one file of any known layout; what is unreadable is counted in
+    """Read every conversation of one file of any known layout; what is unreadable is counted in
     `report`.
     """
     report = report or FileReport(path.name, source, path.stat().st_size if path.exists() else 0)
-    yield from _read(path, report, lambda _: None)
+    yield from _read(path, report, lambda _: None, rules or ReadingRules())
 
 
 def _read(
-    path: Path, report: FileReport, on_bytes: reading.OnBytes, intent_column: str | None = None
+    path: Path,
+    report: FileReport,
+    on_bytes: OnBytes,
+    rules: ReadingRules,
+    intent_column: str | None = None,
 ) -> Iterator[Conversation]:
-    for item in assemble(reading.rows(path, on_bytes)):
+    items = file_rows(path, on_bytes, encoding=rules.encoding)
+    for item in unwrap(assemble(items)) if rules.turns is None else assemble(items):
+        if isinstance(item, PassedOver):
+            if len(report.passed_over) < _MAX_NAMES:
+                report.passed_over[item.name] = item.reason
+            continue
         place = f"{_printable(path.name)}:{item.place}"
         if isinstance(item, Broken):
             report.rows += 1
             count(report.unreadable, item.reason, item.row_id or place)
             report.lost_bytes += item.lost_bytes
+            report.likely_encoding = report.likely_encoding or item.encoding
             if item.reason == "cut_off":
                 report.cut_off_at = item.place
             continue
         report.rows += item.rows
         report.joined += item.rows - 1
         try:
-            conversation = conversation_of(item.value, report.source, place)
+            reading = read_row(item.value, report.source, place, rules, label=item.label)
         except Unreadable as error:
             count(report.unreadable, error.reason, id_of(item.value) or place)
+            if error.detail is not None:
+                known = error.reason == "unknown_role"
+                _count_name(report.unknown_roles if known else report.unknown_keys, error.detail)
             continue
-        if isinstance(item.value.get("prompt"), Mapping):
-            report.other_branches += branches(item.value["prompt"]) - 1
-        if (
-            intent_column
-            and isinstance(text := item.value.get(intent_column), str)
-            and text.strip()
-        ):
-            conversation.meta[INTENT] = " ".join(text.split())
-        yield conversation
+        _count_reading(item.value, reading, report, intent_column)
+        yield reading.conversation
+
+
+def _count_reading(
+    row: Any, reading: Reading, report: FileReport, intent_column: str | None
+) -> None:
+    """Count what reading a row changed and left out; its intent goes into the meta."""
+    conversation, draft = reading
+    report.other_branches += draft.other_branches
+    for word in draft.notes:
+        count(report.notes, word, conversation.id)
+    for key, number in draft.unread_fields.items():
+        _count_name(report.unread_fields, key, number)
+    if not isinstance(row, Mapping):
+        return
+    text = row.get(intent_column) if intent_column else None
+    if isinstance(text, str) and text.strip():
+        conversation.meta[INTENT] = " ".join(text.split())
+    for name in unread_columns(row, draft):
+        if name != intent_column:
+            _count_name(report.unread_columns, name)
+
+
+def _count_name(counts: dict[str, int], name: str, number: int = 1) -> None:
+    name = _printable(name)[:200]
+    key = name if name in counts or len(counts) < _MAX_NAMES else "…"
+    counts[key] = counts.get(key, 0) + number
+
+
+def _inputs(
+    block: Corpus, files: Sequence[Path], sources: Sequence[Source] | None, report: CorpusReport
+) -> list[tuple[Path, Source]]:
+    """Every file below `files` with its source; what is passed over in folders goes to `report`."""
+    inputs: list[tuple[Path, Source]] = []
+    for index, path in enumerate(files):
+        below, passed = find_files([path])
+        for item in passed[: _MAX_NAMES - len(report.passed_over)]:
+            report.passed_over[_printable(item.name)] = item.reason
+        inputs += [(p, sources[index] if sources else _source_of(block, p)) for p in below]
+    return inputs
+
+
+def _source_of(block: Corpus, path: Path) -> Source:
+    """The source of the recipe that `path` belongs to, by its name."""
+    matches = [s for s in block.sources if path.name in (Path(f).name for f in s.files)]
+    matches = matches or block.sources
+    return matches[0] if len(matches) == 1 else Source(path=_printable(path.name))
+
+
+def _rules(block: Corpus, source: Source) -> ReadingRules:
+    return ReadingRules(
+        turns=source.columns.turns,
+        role=source.columns.role,
+        text=source.columns.text,
+        system=source.columns.system,
+        roles={name.strip().rstrip(":").lower(): seat for name, seat in source.roles.items()},
+        encoding=source.encoding,
+        repeated_turns=block.repeated_turns,
+        second_system=block.second_system,
+        tools=block.tools,
+        thinking=block.thinking,
+    )
 
 
 def _conversations(
-    block: Corpus, found: list[Path], report: CorpusReport, progress: Progress
+    block: Corpus, inputs: list[tuple[Path, Source]], report: CorpusReport, progress: Progress
 ) -> Iterator[Conversation]:
-    """Every conversation of every file, its parts joined where the recipe says so; `report` counts
-    along.
+    """Read every conversation of every file, its parts joined where the recipe says so, and count
+    in `report`. Raises `SourceError` where there is none.
     """
-    sizes = [path.stat().st_size for path in found]
-    room = block.limit
-    for index, path in enumerate(found):
-        if room is not None and room <= 0:
+    sizes = [path.stat().st_size for path, _ in inputs]
+    left = block.limit
+    conversations = 0
+    for index, (path, source) in enumerate(inputs):
+        if left is not None and left <= 0:
             break
-        file = FileReport(_printable(path.name), _source_name(block, path), sizes[index])
+        name = _printable(path.name)
+        file = FileReport(name, source.repo_id or name, sizes[index])
         report.files.append(file)
         column = block.intents.column if block.intents else None
-        rows = islice(_read(path, file, _bytes_of(progress, sizes, index, path.name), column), room)
-        for conversation, made_of in join(rows) if block.join_parts else ((row, 1) for row in rows):
-            file.joined += made_of - 1
-            room = None if room is None else room - made_of
+        on_bytes = _bytes_of(progress, sizes, index, path.name)
+        rows = islice(_read(path, file, on_bytes, _rules(block, source), column), left)
+        for conversation, number in find_parts(rows, join=block.join_parts):
+            file.joined += number - 1
+            left = None if left is None else left - number
+            conversations += 1
             yield conversation
     report.rows_read = sum(file.rows for file in report.files)
     report.joined = sum(file.joined for file in report.files)
     report.unreadable = sum(
         tally.count for file in report.files for tally in file.unreadable.values()
     )
+    if not conversations:
+        raise nothing_readable(report.files)
 
 
-def _bytes_of(progress: Progress, sizes: list[int], index: int, name: str) -> reading.OnBytes:
+def _bytes_of(progress: Progress, sizes: list[int], index: int, name: str) -> OnBytes:
     before, total = sum(sizes[:index]), sum(sizes)
     size, unit = (10**6, "MB") if total >= 10**7 else (10**3, "kB")
     return lambda done: progress(-(-(before + done) // size), -(-total // size), f"{name}, {unit}")
 
 
-def _source_name(block: Corpus, path: Path) -> str:
-    """The repo that `path` belongs to by the recipe, else the file's own name."""
-    named = [
-        s for s in block.sources if path.name in (Path(f).name for f in s.files)
-    ] or block.sources
-    return (named[0].repo_id if len(named) == 1 else None) or _printable(path.name)
-
-
 def _printable(name: str) -> str:
-    """A file's name as UTF-8 can hold it."""
-    return name.encode("utf-8", "replace").decode()
+    """A name as a terminal can show it and UTF-8 can hold it."""
+    text = name.encode("utf-8", "replace").decode()
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    )
 
 
 def _kept(
@@ -290,9 +397,8 @@ def _write_splits(
 
     step = Step("split", rows_in=len(places))
     turns: Counter[int] = Counter()
-    conversations: set[int] = (
-        set()
-    )  # a segment's id is its conversation's, with #2, #3, … behind it
+    # A segment's id is its conversation's, followed by #2, #3, …
+    conversations: set[int] = set()
     at = 0
     with ExitStack() as stack:
         writers = [stack.enter_context(ShardWriter(data, name, schema)) for name in SPLITS]

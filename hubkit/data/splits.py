@@ -32,10 +32,19 @@ class Splitter:
         self._groups = array("Q")  # per row
         self._starts = array("b")
         self._parent: dict[int, int] = {}
+        self._repeated: dict[int, str] = {}  # group: its name, where more than one row has it
+
+    @property
+    def rows(self) -> int:
+        """The number of rows so far."""
+        return len(self._groups)
 
     def add(self, conversation: Conversation) -> None:
         """Take note of one kept row."""
-        group = self._hash("group", str(conversation.meta.get("group", conversation.id)))
+        name = str(conversation.meta.get("group", conversation.id))
+        group = self._hash("group", name)
+        if group in self._parent:
+            self._repeated[group] = name
         self._parent.setdefault(group, group)
         if opening := _opening(conversation):
             self._join(group, self._hash("opening", opening))
@@ -63,13 +72,23 @@ class Splitter:
                 return [TRAIN] * len(roots)
             if missing > 0 or len(place) == len(size):
                 raise StageError(
-                    f"{len(roots)} conversations are left after cleaning, too few for {openings} openings, {test} test "
-                    f"rows and something to train on; lower corpus.openings and corpus.test, or add sources"
+                    f"{len(roots)} conversations are left after cleaning, too few for {openings} "
+                    f"openings, {test} test rows and something to train on{self._why(size)}; lower "
+                    "corpus.openings and corpus.test, or add sources"
                 )
         return [
             self._place_of(root, bool(start), place)
             for root, start in zip(roots, self._starts, strict=True)
         ]
+
+    def _why(self, size: Counter[int]) -> str:
+        """Where one group holds most rows, what they share."""
+        root, rows = size.most_common(1)[0] if size else (0, 0)
+        if rows < 2 or rows * 2 <= self.rows:
+            return ""
+        name = next((n for g, n in self._repeated.items() if self._find(g) == root), None)
+        shared = f"share the id or prefix {name!r}" if name else "begin with the same words"
+        return f" ({rows} rows {shared}, so they go to one split)"
 
     @staticmethod
     def _place_of(root: int, start: bool, place: dict[int, int]) -> int | None:
@@ -90,26 +109,26 @@ class Splitter:
             self._parent[node], node = root, self._parent.get(node, root)
         return root
 
-    def _join(self, one: int, other: int) -> None:
-        low, high = sorted((self._find(one), self._find(other)))
+    def _join(self, first: int, second: int) -> None:
+        low, high = sorted((self._find(first), self._find(second)))
         self._parent.setdefault(low, low)
         self._parent[high] = low
 
 
-def _fill(place: dict[int, int], split: int, rows_of: Counter[int], wanted: int) -> int:
-    """Put groups into `split` in order of their hash until it has `wanted` rows; gives how many
+def _fill(place: dict[int, int], split: int, rows_of: Counter[int], target: int) -> int:
+    """Put groups into `split` in order of their hash until it has `target` rows; gives how many
     rows are missing.
     """
-    biggest = max(10, wanted // 20)
+    biggest = max(10, target // 20)
     for may_overshoot in (False, True):
         for group in sorted(rows_of):  # the hash is the rank
-            if wanted <= 0:
-                return wanted
+            if target <= 0:
+                return target
             rows = rows_of[group]
-            if group not in place and rows <= biggest and (rows <= wanted or may_overshoot):
+            if group not in place and rows <= biggest and (rows <= target or may_overshoot):
                 place[group] = split
-                wanted -= rows
-    return wanted
+                target -= rows
+    return target
 
 
 def _opening(conversation: Conversation) -> str | None:

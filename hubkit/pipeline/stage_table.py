@@ -71,14 +71,16 @@ def _tokenizer(context: Context, inputs: dict[str, Ref]) -> Path | None:
 
 def _build_corpus(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
     block = context.recipe.corpus
+    pairs = [
+        (path, source)
+        for n, source in enumerate(block.sources, 1)
+        for path in _files(context, source, inputs, f"source {n}")
+    ]
     report = corpora.build(
         block,
-        [
-            path
-            for n, source in enumerate(block.sources, 1)
-            for path in _files(context, source, inputs, f"source {n}")
-        ],
+        [path for path, _ in pairs],
         work.out,
+        sources=[source for _, source in pairs],
         seed=context.recipe.seed,
         tokenizer=_tokenizer(context, inputs),
         questions=_questions(context, inputs),

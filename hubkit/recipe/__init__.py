@@ -34,7 +34,7 @@ from hubkit.recipe.dialogue import (
 from hubkit.recipe.identity import Content, Decides, Display, Execution, content_of, decides, digest
 from hubkit.recipe.judgement import Evals, Judging, Published, Scorecard
 from hubkit.recipe.preference import Preference
-from hubkit.recipe.source import Source
+from hubkit.recipe.source import Columns, Source
 from hubkit.recipe.training import Expected, Training
 from hubkit.recipe.whole import (
     PREFERENCE_STAGES,
@@ -53,6 +53,7 @@ __all__ = [
     "RECIPES",
     "STAGES",
     "Baseline",
+    "Columns",
     "Content",
     "Corpus",
     "Curate",

@@ -36,7 +36,9 @@ class Source(Block):
     """Only these files of it."""
     columns: Content[Columns] = Columns()
     """Its own names of columns and keys."""
-    roles: Content[dict[str, Literal["user", "assistant", "system", "tool"]]] = Field(default_factory=dict)
+    roles: Content[dict[str, Literal["user", "assistant", "system", "tool"]]] = Field(
+        default_factory=dict
+    )
     """Its own names of roles, whatever their case, and what they are."""
     encoding: Content[str | None] = None
     """The encoding of its text files, as Python names it, where that is not UTF-8."""

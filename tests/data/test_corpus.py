@@ -32,6 +32,15 @@ def sharegpt(number: int, turns: int = 4, name: str | None = None) -> dict[str, 
     }
 
 
+def two_parts(number: int) -> list[dict[str, Any]]:
+    """A conversation cut into two rows, with the answer at the cut in both."""
+    turns = sharegpt(number, turns=7)["conversations"]
+    return [
+        {"id": f"id{number}_0", "conversations": turns[:4]},
+        {"id": f"id{number}_3", "conversations": turns[3:]},
+    ]
+
+
 def corpus(
     path: Path, out: Path, *, filters: list[Filter] | None = None, seed: int = 1, **keys: Any
 ) -> CorpusReport:
@@ -233,7 +242,7 @@ def test_stock_datasets_reads_the_shards(tmp_path: Path) -> None:
 
 def test_a_conversation_never_straddles_splits(tmp_path: Path) -> None:
     prompt = "Act as a very particular kind of assistant and answer everything in rhyme, please."
-    rows = [sharegpt(i // 2, name=f"id{i // 2}_{i % 2 * 4}") for i in range(120)]
+    rows = [row for i in range(60) for row in two_parts(i)]
     for i in range(0, 120, 30):
         rows[i]["conversations"][0]["value"] = prompt
     corpus(written(tmp_path / "x.json", rows), tmp_path / "out", openings=10, test=10)
@@ -247,9 +256,24 @@ def test_a_conversation_never_straddles_splits(tmp_path: Path) -> None:
 
 
 def test_openings_are_real_starts(tmp_path: Path) -> None:
-    rows = [sharegpt(i, name=f"id{i}_{i % 2 * 6}") for i in range(60)]
+    rows = [row for i in range(30) for row in two_parts(i)]
     corpus(written(tmp_path / "x.json", rows), tmp_path / "out")
     assert all(name.endswith("_0") for name in ids(tmp_path / "out", "openings"))
+
+
+@pytest.mark.parametrize("join", [True, False])
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_numbered_ids_of_strangers_prove_nothing(tmp_path: Path, join: bool, step: int) -> None:
+    rows = [sharegpt(i, turns=2, name=f"identity_{i * step}") for i in range(300)]
+    report = corpus(written(tmp_path / "x.json", rows), tmp_path / "out", join_parts=join)
+    assert (report.kept, report.joined, report.splits["openings"]) == (300, 0, 5)
+    assert report.human_turns == {"1": 300}
+
+
+def test_one_group_of_nearly_all_rows_is_named(tmp_path: Path) -> None:
+    rows = [sharegpt(i, name="same") for i in range(40)] + [sharegpt(99)]
+    with pytest.raises(StageError, match=r"40 rows share the id or prefix 'same'"):
+        corpus(written(tmp_path / "x.json", rows), tmp_path / "out")
 
 
 def test_splits_depend_on_seed_and_content_not_on_order(tmp_path: Path) -> None:
@@ -298,7 +322,7 @@ def test_clear_errors(tmp_path: Path) -> None:
         corpus(written(tmp_path / "x.json", [sharegpt(i) for i in range(8)]), tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.part*"))
     (tmp_path / "nothing.json").write_bytes(b"")
-    with pytest.raises(StageError, match="0 conversations"):
+    with pytest.raises(SourceError, match="holds no rows"):
         corpus(tmp_path / "nothing.json", tmp_path / "out")
 
 
@@ -306,7 +330,7 @@ def test_limit_stops_reading_and_still_balances(tmp_path: Path) -> None:
     rows = [
         {
             "id": f"a{i // 3}_{i % 3 * 2}",
-            "conversations": sharegpt(i // 3, 6)["conversations"][i % 3 * 2 : i % 3 * 2 + 2],
+            "conversations": sharegpt(i // 3, 7)["conversations"][i % 3 * 2 : i % 3 * 2 + 3],
         }
         for i in range(90)
     ]
@@ -365,7 +389,8 @@ def test_files_that_windows_writes(tmp_path: Path, encoding: str) -> None:
         (b"PK\x03\x04", "zip_archive"),
         (b"BZh9", "bzip2_file"),
         (b"\xfd7zXZ", "xz_file"),
-        (b"ARROW1", "arrow_file"),
+        (b"ARROW1", "broken_arrow"),
+        (b"SQLite format 3\0", "sqlite_database"),
     ],
 )
 def test_a_container_that_is_not_read_is_named(tmp_path: Path, head: bytes, reason: str) -> None:

@@ -58,6 +58,8 @@ def is_tar(head: bytes) -> bool:
 
 def utf16_without_mark(head: bytes) -> str | None:
     """Name the encoding of UTF-16 text that does not say so: every other byte is zero."""
+    if head[:2] in _UTF16:
+        return None
     even, odd = head[0:200:2], head[1:200:2]
     if len(odd) > 1 and odd.count(0) > len(odd) * 0.7 and not even.count(0):
         return "utf-16-le"

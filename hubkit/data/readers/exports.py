@@ -20,7 +20,7 @@ NODE_NOTES = {
 
 def add_mapping(row: Mapping[str, Any], draft: Draft) -> None:
     """Append the messages of a ``mapping`` tree on the path that ends at ``current_node``."""
-    nodes = {k: v for k, v in row["mapping"].items() if isinstance(v, Mapping)}
+    nodes = {k: v for k, v in row["mapping"].items() if isinstance(v, dict)}
     parents = {v.get("parent") for v in nodes.values() if isinstance(v.get("parent"), str)}
     leaves = [key for key in nodes if key not in parents]
     draft.other_branches += max(len(leaves) - 1, 0)
@@ -31,7 +31,7 @@ def add_mapping(row: Mapping[str, Any], draft: Draft) -> None:
     visited: set[str] = set()
     while isinstance(at, str) and at in nodes and at not in visited:
         visited.add(at)
-        if isinstance(message := nodes[at].get("message"), Mapping):
+        if isinstance(message := nodes[at].get("message"), dict):
             path.append(message)
         at = nodes[at].get("parent")
     thoughts: list[str] = []
@@ -41,17 +41,17 @@ def add_mapping(row: Mapping[str, Any], draft: Draft) -> None:
 
 def _time(node: Mapping[str, Any]) -> float:
     message = node.get("message")
-    time = message.get("create_time") if isinstance(message, Mapping) else None
+    time = message.get("create_time") if isinstance(message, dict) else None
     return float(time) if isinstance(time, int | float) else 0.0
 
 
 def _add_node(message: Mapping[str, Any], draft: Draft, thoughts: list[str]) -> None:
     author = message.get("author")
-    role = author.get("role") if isinstance(author, Mapping) else None
+    role = author.get("role") if isinstance(author, dict) else None
     content = message.get("content")
-    content = content if isinstance(content, Mapping) else {}
+    content = content if isinstance(content, dict) else {}
     metadata = message.get("metadata")
-    hidden = isinstance(metadata, Mapping) and metadata.get("is_visually_hidden_from_conversation")
+    hidden = isinstance(metadata, dict) and metadata.get("is_visually_hidden_from_conversation")
     kind = content.get("content_type")
     if kind == "thoughts" and isinstance(content.get("thoughts"), list):
         thoughts += [str(t.get("content", "")) for t in content["thoughts"] if isinstance(t, dict)]
@@ -77,7 +77,7 @@ def _add_node(message: Mapping[str, Any], draft: Draft, thoughts: list[str]) -> 
 def add_chat_messages(row: Mapping[str, Any], draft: Draft) -> None:
     """Append the turns of ``chat_messages``, each with its ``sender`` and ``text``."""
     for turn in row["chat_messages"]:
-        if isinstance(turn, Mapping):
+        if isinstance(turn, dict):
             if any(turn.get(key) for key in ("attachments", "files")):
                 draft.note("attachments_left_out")
             turn = {k: v for k, v in turn.items() if k in ("sender", "text", "content")}
@@ -101,14 +101,14 @@ _TREE_KEYS = ("replies", "labels", "emojis", "detoxify", "message_tree_id", "use
 
 def _best_path(node: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     at: Any = node
-    while isinstance(at, Mapping):
+    while isinstance(at, dict):
         yield at
         at = min(_replies(at), key=_rank, default=None)
 
 
 def _replies(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     replies = node.get("replies")
-    return [r for r in replies if isinstance(r, Mapping)] if isinstance(replies, list) else []
+    return [r for r in replies if isinstance(r, dict)] if isinstance(replies, list) else []
 
 
 def _rank(reply: Mapping[str, Any]) -> float | Decimal:

@@ -210,9 +210,7 @@ def _ends_with(path: Path, mark: bytes) -> bool:
         return file.read() == mark
 
 
-def _block_rows(
-    path: Path, head: bytes, on_bytes: OnBytes, encoding: str | None
-) -> Iterator[Item]:
+def _block_rows(path: Path, head: bytes, on_bytes: OnBytes, encoding: str | None) -> Iterator[Item]:
     """The rows of a file that is read from its start to its end: text or a tar archive, packed or
     not.
     """
@@ -341,9 +339,7 @@ def _list_rows(first: bytes, stream: Iterator[bytes], blocks: Blocks) -> Iterato
     yield from _array_rows(stream, blocks)
 
 
-def _array_rows(
-    stream: Iterator[bytes], blocks: Blocks, frame: Frame = "array"
-) -> Iterator[Item]:
+def _array_rows(stream: Iterator[bytes], blocks: Blocks, frame: Frame = "array") -> Iterator[Item]:
     """The rows of an array, or of objects; where the packed file broke is where the array is
     cut.
     """
@@ -371,8 +367,7 @@ def _object_rows(first: bytes, stream: Iterator[bytes], blocks: Blocks) -> Itera
         yield from _line_rows(chain(head, lines), blocks)
         return
     whole = chain((line or b"" for line in head), (line or b"" for line in lines))
-    for item in _array_rows(whole, blocks, "objects"):
-        yield item
+    yield from _array_rows(whole, blocks, "objects")
 
 
 def _line_rows(lines: Iterator[bytes | None], blocks: Blocks) -> Iterator[Item]:
@@ -394,7 +389,11 @@ def _line_rows(lines: Iterator[bytes | None], blocks: Blocks) -> Iterator[Item]:
             reason = "cut_off"
             blocks.fault = None  # this line is where the packed file broke
         yield Broken(
-            reason, f"line {number}", len(line), id_in(line), likely if reason == "not_utf8" else None
+            reason,
+            f"line {number}",
+            len(line),
+            id_in(line),
+            likely if reason == "not_utf8" else None,
         )
 
 
@@ -419,4 +418,3 @@ def _lines(stream: Iterator[bytes]) -> Iterator[bytes | None]:
         yield None
     elif pieces:
         yield b"".join(pieces)
-

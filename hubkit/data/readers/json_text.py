@@ -20,12 +20,9 @@ def parse_json(text: bytes) -> tuple[Any, str | None]:
     Returns:
         The value and None, or None and the reason why there is none: ``broken_json``, ``not_utf8``,
         ``nested_too_deeply``."""
-    import orjson
-
-    try:
-        return orjson.loads(text), None
-    except orjson.JSONDecodeError:
-        pass
+    value, reason = parse_standard(text)
+    if reason is None:
+        return value, None
     try:
         decoded = text.decode("utf-8")
     except UnicodeDecodeError:
@@ -37,6 +34,16 @@ def parse_json(text: bytes) -> tuple[Any, str | None]:
         if repaired != text:
             return _parse_python(repaired.decode("utf-8"))
     return value, reason
+
+
+def parse_standard(text: bytes) -> tuple[Any, str | None]:
+    """Parse one value of standard JSON."""
+    import orjson
+
+    try:
+        return orjson.loads(text), None
+    except orjson.JSONDecodeError:
+        return None, "broken_json"
 
 
 def _parse_python(text: str) -> tuple[Any, str | None]:

@@ -17,7 +17,15 @@ from hubkit.data.readers.json_text import parse_json
 from hubkit.data.readers.rules import Draft, ReadingRules, Unreadable, clean_text, has_text
 from hubkit.data.readers.transcripts import turns_in
 from hubkit.data.readers.trims import trim
-from hubkit.data.readers.turns import PAIR_KEYS, add_content, add_turn, is_turn, looks_like_turn, pair_in, to_json
+from hubkit.data.readers.turns import (
+    PAIR_KEYS,
+    add_content,
+    add_turn,
+    is_turn,
+    looks_like_turn,
+    pair_in,
+    to_json,
+)
 
 TURN_LISTS = (
     "messages", "conversations", "conversation", "items", "dialog", "dialogue", "turns", "chat",
@@ -25,7 +33,7 @@ TURN_LISTS = (
 IDS = ("id", "conversation_id", "conversation_hash", "prompt_id", "uuid", "message_tree_id")
 _SYSTEM_KEYS = ("system", "system_prompt", "meta_instruction", "systemPrompt")
 _TOOL_KEYS = ("tools", "functions")
-_MEDIA_KEYS = ("image", "images", "video", "videos", "audio", "audios")
+_MEDIA_KEYS = frozenset(("image", "images", "video", "videos", "audio", "audios"))
 _TRANSCRIPT_KEYS = ("text", "transcript", "plain_text", "input", *TURN_LISTS)
 _ALPACA = (("instruction", "output"), ("instruction", "response"))
 _CONTEXT_KEYS = ("input", "context")
@@ -74,11 +82,11 @@ def read_row(
     bare = isinstance(row, list) and bool(row) and all(map(looks_like_turn, row))
     if bare:
         row = {"messages": row}
-    if not isinstance(row, Mapping):
+    if not isinstance(row, dict):
         raise Unreadable("not_an_object")
     draft = Draft(rules)
     _read_layout(row, draft)
-    if any(row.get(key) for key in _MEDIA_KEYS):
+    if (media := row.keys() & _MEDIA_KEYS) and any(row[key] for key in media):
         raise Unreadable("turn_not_text")
     if row.get("label") is False and draft.used & {*TURN_LISTS, "prompt"}:
         raise Unreadable("labelled_undesirable")
@@ -106,7 +114,7 @@ _IGNORED = frozenset((*IDS, "label"))
 
 def id_of(row: Any) -> str | None:
     """The row's own id, where it has one that says something."""
-    if isinstance(row, Mapping):
+    if isinstance(row, dict):
         for key in IDS:
             value = row.get(key)
             if (isinstance(value, str) and value.strip()) or (
@@ -120,16 +128,16 @@ def holds_turns(row: Any) -> bool:
     """Whether `row` has the shape of a conversation, or of one message of a tree: what a piece of
     one has not.
     """
-    if not isinstance(row, Mapping):
+    if not isinstance(row, dict):
         return False
     lists = any(isinstance(row.get(key), list) for key in (*TURN_LISTS, "data", "chat_messages"))
-    trees = isinstance(row.get("prompt"), Mapping) or isinstance(row.get("mapping"), Mapping)
+    trees = isinstance(row.get("prompt"), dict) or isinstance(row.get("mapping"), dict)
     return lists or trees or "message_tree_id" in row
 
 
 def is_row(value: Any) -> bool:
     """Whether `value` looks like a row of a known layout, and not like a turn."""
-    if not isinstance(value, Mapping) or is_turn(value):
+    if not isinstance(value, dict) or is_turn(value):
         return False
     return any(layout.matches(value) for layout in LAYOUTS[:-1])  # any text may be a transcript
 
@@ -143,12 +151,21 @@ def _read_layout(row: Mapping[str, Any], draft: Draft) -> None:
         if _add_turns(row[rules.turns], draft) is False:
             raise Unreadable("turns_not_a_list", _keys(row))
         return
+    if not (row.keys() & _BEFORE_TURN_LISTS):  # nearly all
+        for key in TURN_LISTS:
+            if type(turns := row.get(key)) is list and turns:
+                draft.used.add(key)
+                _add_turns(turns, draft)
+                return
     for layout in LAYOUTS:
         if layout.matches(row) and layout.read(row, draft) is not False:
             return
         if draft.messages:
             draft.messages.clear()
     raise Unreadable("no_turns_key", _keys(row))
+
+
+_BEFORE_TURN_LISTS = frozenset(("mapping", "chat_messages", "chosen"))
 
 
 def _keys(row: Mapping[str, Any]) -> str:
@@ -168,7 +185,7 @@ def _read_turn_list(row: Mapping[str, Any], draft: Draft) -> bool | None:
         return False
     draft.used.add(key)
     chosen = row.get("chosen")
-    if isinstance(chosen, Mapping) and "rejected" in row:
+    if isinstance(chosen, dict) and "rejected" in row:
         add_turn(chosen, draft)
         draft.used.add("chosen")
     return None
@@ -183,7 +200,7 @@ def _add_turns(turns: Any, draft: Draft) -> bool | None:
         if reason is None and isinstance(value, list | dict):
             return _add_turns(value, draft)
         return _add_transcript(turns, draft)
-    if isinstance(turns, Mapping):
+    if isinstance(turns, dict):
         return _add_turn_columns(turns, draft)
     if not isinstance(turns, list):
         return False
@@ -225,7 +242,7 @@ def _add_transcript(text: str, draft: Draft) -> bool | None:
 def _read_flat(row: Mapping[str, Any], draft: Draft) -> bool | None:
     draft.used.add("data")
     texts = row["data"]
-    if any(not isinstance(text, str | Mapping) for text in texts):
+    if any(not isinstance(text, str | dict) for text in texts):
         raise Unreadable("turn_not_text")
     return _add_turns(texts, draft)
 
@@ -247,7 +264,7 @@ def _read_tree(row: Mapping[str, Any], draft: Draft) -> None:
 
 def _read_moss(row: Mapping[str, Any], draft: Draft) -> bool | None:
     for turn in row["chat"].values():
-        if not isinstance(turn, Mapping):
+        if not isinstance(turn, dict):
             return False
         for key, value in turn.items():
             text = value if isinstance(value, str) else ""
@@ -282,7 +299,7 @@ def _read_pair(row: Mapping[str, Any], draft: Draft) -> bool | None:
 
 def _add_side(seat: Any, value: Any, draft: Draft) -> None:
     """Append one side of a pair: text, or a list of turns."""
-    if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
+    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
         for turn in value:
             add_turn(turn, draft)
     else:
@@ -374,7 +391,7 @@ def _is(key: str, kind: Any) -> Callable[[Mapping[str, Any]], bool]:
 
 LAYOUTS = (
     Layout(
-        "ChatGPT's export", _is("mapping", Mapping), _read_mapping,
+        "ChatGPT's export", _is("mapping", dict), _read_mapping,
         {"current_node": "b", "mapping": {
             "a": {"message": {"author": {"role": "user"}, "content": {"parts": [_Q]}}},
             "b": {"parent": "a", "message": {"author": {"role": "assistant"},
@@ -388,7 +405,7 @@ LAYOUTS = (
         "`sender`, `text`, else `content`", "attachments, names",
     ),
     Layout(
-        "MOSS", _is("chat", Mapping), _read_moss,
+        "MOSS", _is("chat", dict), _read_moss,
         {"chat": {"turn_1": {"Human": f"<|Human|>: {_Q}<eoh>\n", "MOSS": f"<|MOSS|>: {_A}<eom>\n"}}},
         "`Human` and `MOSS`; `meta_instruction` as the system message",
         "inner thoughts, commands, tool responses",
@@ -413,7 +430,7 @@ LAYOUTS = (
         "`data`, the person first",
     ),
     Layout(
-        "tree of replies", _is("prompt", Mapping), _read_tree,
+        "tree of replies", _is("prompt", dict), _read_tree,
         {"prompt": {"role": "prompter", "text": _Q, "replies": [
             {"role": "assistant", "text": _A, "rank": 0}]}},
         "the replies that people ranked first", "other replies, labels",

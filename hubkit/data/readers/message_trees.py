@@ -6,7 +6,7 @@ as SillyTavern writes them: a file holds one chat after each header line."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hubkit.data.readers.items import Broken, Item, Row
@@ -37,7 +37,7 @@ def assemble(items: Iterable[Item]) -> Iterator[Item]:
 def _group_of(item: Item, current: str | None) -> str | None:
     """What the row is a piece of: a tree's id, or "" for a chat log; None where it is whole."""
     value = item.value if isinstance(item, Row) else None
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         return None
     if isinstance(value.get("mes"), str) and "is_user" in value:
         return ""
@@ -51,7 +51,7 @@ def _group_of(item: Item, current: str | None) -> str | None:
 
 def _is_header(item: Item) -> bool:
     value = item.value if isinstance(item, Row) else None
-    return isinstance(value, Mapping) and all(key in value for key in _LOG_HEADER[:2])
+    return isinstance(value, dict) and all(key in value for key in _LOG_HEADER[:2])
 
 
 def _put_together(rows: list[Row], group: str | None) -> Iterator[Item]:

@@ -41,6 +41,11 @@ class ReadingRules:
     tools: FieldPolicy = "keep"
     thinking: FieldPolicy = "keep"
 
+    @property
+    def plain(self) -> bool:
+        """Whether turns have no keys and roles of the source's own."""
+        return not (self.roles or self.role or self.text)
+
 
 @dataclass(slots=True)
 class Draft:
@@ -75,7 +80,7 @@ def has_text(value: Any) -> bool:
     """
     if isinstance(value, str):
         return any(map(str.isalnum, value))
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return any(map(has_text, value.values()))
     return isinstance(value, list) and any(map(has_text, value))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from itertools import pairwise
 from typing import cast
 
 from hubkit.conversation import Message, blank, select_fields
@@ -40,18 +41,18 @@ def trim(draft: Draft) -> list[Message]:
     messages = draft.messages
     if draft.missing:
         _check_missing(draft)
-    if any(not blank(m["content"]) for m in messages) and blank(messages[-1]["content"]):
+    if messages and blank(messages[-1]["content"]):
         messages = _without_blank_end(messages, draft)
-    if any(m["role"] == "system" and (blank(m["content"])) for m in messages):
-        messages = [m for m in messages if m["role"] != "system" or not blank(m["content"])]
-        draft.note("blank_system_removed")
-    text = [m["content"] for m in messages]
-    if any("&" in t for t in text):
-        messages = _unescaped(messages, draft)
-    if any("</think" in t or "<think" in t or "</thought>" in t for t in text):
+    text = "\n".join([m["content"] for m in messages])
+    if "&" in text:
+        messages = _unescaped(messages, text, draft)
+    if "</th" in text or "<th" in text:
         messages = [_think_apart(m, draft) for m in messages]
-    messages = _merged(_one_system(messages, draft), draft)
-    if any(len(m) > 2 for m in messages):
+    roles = [m["role"] for m in messages]
+    if "system" in roles:
+        messages = _one_system(messages, draft)
+    messages = _merged(messages, draft)
+    if any([len(m) > 2 for m in messages]):
         messages = _selected(messages, draft)
     return messages
 
@@ -78,11 +79,10 @@ def _without_blank_end(messages: list[Message], draft: Draft) -> list[Message]:
     return messages[:end]
 
 
-def _unescaped(messages: list[Message], draft: Draft) -> list[Message]:
+def _unescaped(messages: list[Message], text: str, draft: Draft) -> list[Message]:
     """Entities resolved once, where the whole conversation is escaped: it has entities, and no
     character that an escaped text cannot have.
     """
-    text = "\n".join(m["content"] for m in messages)
     if not _ENTITY.search(text) or _BARE.search(text):
         return messages
     draft.note("entities_resolved")
@@ -99,9 +99,9 @@ def _think_apart(message: Message, draft: Draft) -> Message:
         ends = [m.end() for m in _THINK_END.finditer(content)]
         end = ends[-1] if ends else len(content)
         thinking, rest = content[match.start(2) : end], content[end:]
-    elif (ends := list(_THINK_END.finditer(content))) and not _THINK_START.search(content):
-        # The opening mark stood in the prompt.
-        thinking, rest = content[: ends[-1].start()], content[ends[-1].end() :]
+    elif (closing := list(_THINK_END.finditer(content))) and not _THINK_START.search(content):
+        # The opening mark was in the prompt.
+        thinking, rest = content[: closing[-1].start()], content[closing[-1].end() :]
     else:
         return message
     thinking = re.sub(r"</?(?:think|thinking|thought)>", "", thinking).strip()
@@ -114,6 +114,10 @@ def _think_apart(message: Message, draft: Draft) -> Message:
 
 
 def _one_system(messages: list[Message], draft: Draft) -> list[Message]:
+    """`messages` with one system message at most, at the start."""
+    if any(m["role"] == "system" and blank(m["content"]) for m in messages):
+        messages = [m for m in messages if m["role"] != "system" or not blank(m["content"])]
+        draft.note("blank_system_removed")
     first, later = messages[:1], messages[1:]
     systems = [m for m in later if m["role"] == "system"]
     if not systems:
@@ -128,8 +132,10 @@ def _one_system(messages: list[Message], draft: Draft) -> list[Message]:
 
 
 def _merged(messages: list[Message], draft: Draft) -> list[Message]:
-    pairs = zip(messages, messages[1:], strict=False)
-    if not any(_repeats(before, message) for before, message in pairs):
+    roles = [m["role"] for m in messages]
+    if not any([before == role for before, role in pairwise(roles)]):
+        return messages
+    if not any(_repeats(before, message) for before, message in pairwise(messages)):
         return messages
     if draft.rules.repeated_turns == "drop":
         raise Unreadable("roles_not_alternating")

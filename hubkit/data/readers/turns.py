@@ -1,5 +1,4 @@
-"""One turn of a source's own making to messages: roles, content parts, tools, thinking, loss flags.
-"""
+"""One turn of a source's own making to messages: roles, content parts, tools, thinking, loss flags."""
 
 from __future__ import annotations
 
@@ -52,12 +51,12 @@ _RESULT_PARTS = ("tool_result", "tool_response")
 
 def is_turn(value: Any) -> bool:
     """Whether `value` says who speaks: what a turn has and a row has not."""
-    return isinstance(value, Mapping) and any(key in value for key in (*ROLE_KEYS, *SEAT_FLAGS))
+    return isinstance(value, dict) and any(key in value for key in (*ROLE_KEYS, *SEAT_FLAGS))
 
 
 def looks_like_turn(value: Any) -> bool:
     """Whether `value` names a known role and has a text: a turn, and no row."""
-    if not isinstance(value, Mapping) or not any(key in value for key in TEXT_KEYS):
+    if not isinstance(value, dict) or not any(key in value for key in TEXT_KEYS):
         return False
     if any(key in value for key in ("id", "conversation_id", "message_id", "message_tree_id")):
         return False  # one message a row, of any number of conversations
@@ -67,8 +66,10 @@ def looks_like_turn(value: Any) -> bool:
 
 def add_turn(turn: Any, draft: Draft) -> None:
     """Append the messages of one turn to `draft`. Raises `Unreadable`."""
-    if not isinstance(turn, Mapping):
+    if not isinstance(turn, dict):
         raise Unreadable("turn_not_an_object")
+    if len(turn) == 2 and draft.rules.plain and _add_plain(turn, draft):  # nearly all
+        return
     role = role_of(turn, draft)
     if role is None:
         if add_pair(turn, draft):
@@ -88,6 +89,18 @@ def add_turn(turn: Any, draft: Draft) -> None:
     _add_message(seat, content, turn, draft)  # type: ignore[arg-type]
 
 
+def _add_plain(turn: dict[str, Any], draft: Draft) -> bool:
+    """Append a turn of the two most common spellings, if it is one."""
+    role, content = turn.get("from"), turn.get("value")
+    if role is None:
+        role, content = turn.get("role"), turn.get("content")
+    seat = ROLES.get(role) if type(role) is str else None
+    if seat is None or type(content) is not str:
+        return False
+    draft.messages.append({"role": seat, "content": clean_text(content)})
+    return True
+
+
 _EXTRAS = frozenset((*THINKING_KEYS, *LOSS_KEYS, *_CALL_KEYS, "tool_call_id", "name"))
 
 
@@ -99,7 +112,7 @@ def role_of(turn: Mapping[str, Any], draft: Draft) -> str | None:
     names = []
     for key in (rules.role,) if rules.role else ROLE_KEYS:
         value = turn.get(key)
-        if isinstance(value, Mapping):  # author: {"role": …}
+        if isinstance(value, dict):  # author: {"role": …}
             value = value.get("role")
         if isinstance(value, str) and (name := value.strip().rstrip(":").strip().lower()):
             if name in rules.roles or name in ROLES or name in _CALL_ROLES:
@@ -142,7 +155,7 @@ def _text_of(turn: Mapping[str, Any], draft: Draft) -> tuple[str | None, Any]:
         content = turn.get(key)
         if content is None:
             continue
-        if not isinstance(content, str) or not content.isspace() and content:
+        if not isinstance(content, str) or (not content.isspace() and content):
             return key, content
         if first[0] is None:
             first = (key, content)
@@ -170,7 +183,7 @@ def _add_message(role: Role, content: Any, turn: Mapping[str, Any], draft: Draft
     if role == "tool":
         for key in ("tool_call_id", "name"):
             if isinstance(turn.get(key), str) and turn[key]:
-                message[key] = clean_text(turn[key])  # type: ignore[literal-required]
+                message[key] = clean_text(turn[key])
     _add_loss_flag(message, turn, draft)
     for result in parts.results:
         draft.add(result)
@@ -211,7 +224,7 @@ class _Parts:
         if isinstance(part, str):
             self.texts.append(part)
             return
-        if not isinstance(part, Mapping):
+        if not isinstance(part, dict):
             raise Unreadable("turn_not_text")
         kind = part.get("type")
         if kind in _THINKING_PARTS:
@@ -254,13 +267,13 @@ def _calls(value: Any) -> list[ToolCall]:
         return []
     calls: list[ToolCall] = []
     for call in value if isinstance(value, list) else [value]:
-        function = call.get("function", call) if isinstance(call, Mapping) else None
-        if not isinstance(function, Mapping):
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict):
             raise Unreadable("tool_call_not_an_object")
         name = function.get("name")
         if not isinstance(name, str):
             raise Unreadable("tool_call_without_name")
-        arguments = next(
+        arguments: Any = next(
             (function[k] for k in ("arguments", "input", "parameters") if k in function), {}
         )
         if not isinstance(arguments, str):

@@ -18,16 +18,17 @@ def unwrap(items: Iterable[Item]) -> Iterator[Item]:
     over.
     """
     for item in items:
-        if not isinstance(item, Row) or not isinstance(item.value, Mapping | list):
+        if not isinstance(item, Row) or not isinstance(item.value, dict | list):
             named = isinstance(item, Row) and item.label is not None
             yield PassedOver(str(item.label), "beside the rows") if named else item  # type: ignore[union-attr]
             continue
-        if is_row(item.value) or not (rows := list(rows_in(item.value))):
+        table = isinstance(item.value, dict) and _rows_by_column(item.value)
+        if (is_row(item.value) and not table) or not (rows := list(rows_in(item.value))):
             beside = item.label is not None and not is_row(item.value)
             yield PassedOver(str(item.label), "beside the rows") if beside else item
             continue
         for number, (label, value) in enumerate(rows, 1):
-            if isinstance(value, Mapping):
+            if isinstance(value, dict):
                 yield replace(item, value=value, place=f"{item.place}, {number}", label=label)
             else:
                 yield PassedOver(str(label), "beside the rows")
@@ -41,7 +42,7 @@ def rows_in(value: Any, levels: int = _MAX_LEVELS) -> Iterator[tuple[str | None,
         if any(map(is_row, value)):
             yield from ((None, row) for row in value)
         return
-    if not isinstance(value, Mapping) or not levels:
+    if not isinstance(value, dict) or not levels:
         return
     if rows := _rows_by_column(value):
         yield from rows
@@ -64,7 +65,7 @@ def _rows_by_column(value: Mapping[str, Any]) -> list[tuple[str | None, Any]]:
         rows = [dict(zip(map(str, names), row, strict=True)) for row in data]
     else:
         columns = list(value.values())
-        if len(columns) < 1 or not all(isinstance(c, Mapping) for c in columns):
+        if len(columns) < 1 or not all(isinstance(c, dict) for c in columns):
             return []
         keys = list(columns[0])
         if not keys or any(list(column) != keys for column in columns):

@@ -1,0 +1,105 @@
+"""Why nothing could be read or nothing is left, in one sentence that names what to do next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from hubkit.data.readers.layouts import TURN_LISTS
+from hubkit.errors import SourceError, StageError
+
+if TYPE_CHECKING:
+    from hubkit.data.corpus import CorpusReport
+    from hubkit.data.filters import Tally
+
+KINDS = {
+    "lfs_pointer": "a Git LFS pointer, not the file itself; fetch that with `git lfs pull`",
+    "html_page": "an HTML page, such as a Hub gives instead of a file; look at it and fetch again",
+    "xml_file": "an XML file; convert it to JSON Lines",
+    "zip_archive": "a zip archive; unpack it",
+    "7z_archive": "a 7z archive; unpack it",
+    "rar_archive": "a RAR archive; unpack it",
+    "bzip2_file": "packed by bzip2; unpack it",
+    "xz_file": "packed by xz; unpack it",
+    "nested_container": "a container inside a container; unpack the outer one",
+    "unpacks_without_end": "a packed file that unpacks to far more than any text would",
+    "sqlite_database": "an SQLite database; export its table as JSON Lines or parquet",
+    "duckdb_database": "a DuckDB database; export its table as JSON Lines or parquet",
+    "pickle_file": "a pickle, which could run code; export its rows as JSON Lines or parquet",
+    "utf32_file": "UTF-32 text; write it as UTF-8",
+    "mac_resource_fork": "a Mac's record about a file, not the file itself",
+}
+
+
+class _File(Protocol):
+    file: str
+    rows: int
+    unreadable: dict[str, Tally]
+    unknown_roles: dict[str, int]
+    unknown_keys: dict[str, int]
+    likely_encoding: str | None
+
+
+def nothing_readable(files: Iterable[_File]) -> SourceError:
+    """Say why no row of `files` is a conversation."""
+    files = list(files)
+    rows = sum(file.rows for file in files)
+    names = ", ".join(file.file for file in files[:3]) + (", …" if len(files) > 3 else "")
+    if not rows:
+        return SourceError(f"{names} holds no rows; check that it is the file you mean")
+    reasons: Counter[str] = Counter()
+    for file in files:
+        reasons.update({reason: tally.count for reason, tally in file.unreadable.items()})
+    reason, number = reasons.most_common(1)[0]
+    share = f"all {rows:,} rows" if number == rows else f"{number:,} of {rows:,} rows"
+    encoding = next((file.likely_encoding for file in files if file.likely_encoding), None)
+    why = _why(reason, files, share, encoding)
+    return SourceError(f"nothing in {names} is readable as a conversation: {why}")
+
+
+def _why(reason: str, files: list[_File], share: str, encoding: str | None) -> str:
+    if reason == "no_turns_key":
+        keys = _most_common(file.unknown_keys for file in files)
+        return (
+            f"{share} have keys such as {keys}; turns are looked for under "
+            f"{', '.join(TURN_LISTS)} and the other layouts of the reference. Name the column with "
+            "--column turns=NAME, or columns: in the recipe"
+        )
+    if reason == "unknown_role":
+        roles = _most_common(file.unknown_roles for file in files)
+        return (
+            f"{share} have an unknown role: {roles}. Name it with --role NAME=user, or roles: in "
+            "the recipe"
+        )
+    if reason == "not_utf8":
+        likely = f", but likely {encoding}" if encoding else ""
+        return (
+            f"{share} are not UTF-8{likely}; set it with --encoding {encoding or 'NAME'}, or "
+            "encoding: in the recipe"
+        )
+    if reason in KINDS:
+        return (
+            f"it is {KINDS[reason]}" if share.startswith("all 1 ") else f"{share}: {KINDS[reason]}"
+        )
+    return f"{share} are {reason.replace('_', ' ')}"
+
+
+def _most_common(counts: Iterable[Mapping[str, int]]) -> str:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return "; ".join(f"{name} ({number:,})" for name, number in total.most_common(3))
+
+
+def nothing_left(report: CorpusReport) -> StageError:
+    """Say which steps dropped every conversation."""
+    drops: Counter[str] = Counter()
+    for step in report.steps:
+        for reason, tally in step.dropped.items():
+            drops[f"{step.name}: {reason}"] += tally.count
+    why = ", ".join(f"{reason} {number:,}" for reason, number in drops.most_common(3))
+    return StageError(
+        f"none of {report.rows_read - report.unreadable - report.joined:,} conversations is left "
+        f"after cleaning ({why}); look at the filters, or add sources"
+    )
