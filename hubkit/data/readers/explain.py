@@ -31,6 +31,16 @@ KINDS = {
     "mac_resource_fork": "a Mac's record about a file, not the file itself",
 }
 
+REASONS = {
+    "turn_not_text": " (images, sound or other parts that are no text)",
+    "turn_without_text": " (a turn has no text)",
+    "turn_without_role": " (a turn does not say who speaks)",
+    "not_an_object": " (a row is an object with keys)",
+    "broken_json": " (the text is no JSON)",
+    "cut_off": " (the file ends in the middle of a row)",
+    "labelled_undesirable": " (their label is false)",
+}
+
 
 class _File(Protocol):
     file: str
@@ -60,14 +70,17 @@ def nothing_readable(files: Iterable[_File]) -> SourceError:
 
 def _why(reason: str, files: list[_File], share: str, encoding: str | None) -> str:
     if reason == "no_turns_key":
-        keys = _most_common(file.unknown_keys for file in files)
+        counts = _total(file.unknown_keys for file in files)
+        keys = (
+            f"the keys {next(iter(counts))}" if len(counts) == 1 else f"keys such as {_few(counts)}"
+        )
         return (
-            f"{share} have keys such as {keys}; turns are looked for under "
-            f"{', '.join(TURN_LISTS)} and the other layouts of the reference. Name the column with "
-            "--column turns=NAME, or columns: in the recipe"
+            f"{share} have {keys}; turns are looked for under {', '.join(TURN_LISTS)} and the other "
+            "layouts of the reference. Name the column with --column turns=NAME, or columns: in the "
+            "recipe"
         )
     if reason == "unknown_role":
-        roles = _most_common(file.unknown_roles for file in files)
+        roles = _few(_total(file.unknown_roles for file in files))
         return (
             f"{share} have an unknown role: {roles}. Name it with --role NAME=user, or roles: in "
             "the recipe"
@@ -82,14 +95,18 @@ def _why(reason: str, files: list[_File], share: str, encoding: str | None) -> s
         return (
             f"it is {KINDS[reason]}" if share.startswith("all 1 ") else f"{share}: {KINDS[reason]}"
         )
-    return f"{share} are {reason.replace('_', ' ')}"
+    return f"{share} are counted as {reason}{REASONS.get(reason, '')}"
 
 
-def _most_common(counts: Iterable[Mapping[str, int]]) -> str:
+def _total(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     total: Counter[str] = Counter()
     for count in counts:
         total.update(count)
-    return "; ".join(f"{name} ({number:,})" for name, number in total.most_common(3))
+    return total
+
+
+def _few(counts: Counter[str]) -> str:
+    return "; ".join(f"{name} ({number:,})" for name, number in counts.most_common(3))
 
 
 def nothing_left(report: CorpusReport) -> StageError:
