@@ -38,6 +38,10 @@ class SourceError(HubkitError, ValueError):
     """An input file or dataset cannot be read at all (not even as counted bad rows)."""
 
 
+class TemplateError(HubkitError, ValueError):
+    """A chat template cannot render messages, or is not proven to print what its base prints."""
+
+
 class HubError(HubkitError, OSError):
     """A Hub answered with an error. `status` is the HTTP status, or None when there was no
     answer.

@@ -1,158 +1,135 @@
-"""How each family of base models prints a conversation: its speaker labels, ends of turn and place
-for a system text.
+"""Layouts for bases that publish no chat template: families told by their special tokens, and a
+last resort out of the tokenizer's own ends of text.
 
-Takes a model folder; gives the `Family` its tokenizer belongs to. A family is data: one more is one
-more entry."""
+A family is data: one more is one more entry."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
+from hubkit.chat_templates.base_template import read_json, special_tokens
+from hubkit.chat_templates.layout import Layout
 from hubkit.errors import SourceError
 
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """The printed form of a conversation.
-
-    `user` and `assistant` are what stands before a turn of that speaker, `user_end` and
-    `assistant_end` close it (the end belongs to the turn: the model learns to write it), `gap`
-    stands between turns. ``{system}`` in `system` is where the system text goes: a turn of its own,
-    or, with `fold_system`, in front of the first user turn's text (for bases whose own template
-    knows no system role). `bos` opens the text. `added` are the tokens that tell a tokenizer of
-    this family from others."""
-
-    name: str
-    user: str
-    assistant: str
-    user_end: str
-    assistant_end: str
-    system: str
-    gap: str = ""
-    bos: str = ""
-    fold_system: bool = False
-    added: tuple[str, ...] = ()
-
-    def header(self, speaker: Literal["user", "assistant"]) -> str:
-        """What is printed before a turn of `speaker`."""
-        return self.user if speaker == "user" else self.assistant
-
-    def end(self, speaker: Literal["user", "assistant"]) -> str:
-        """What closes a turn of `speaker`."""
-        return self.user_end if speaker == "user" else self.assistant_end
-
-
-CHATML = Family(
+CHATML = Layout(
     name="chatml",
+    prefix="",
     user="<|im_start|>user\n",
-    assistant="<|im_start|>assistant\n",
     user_end="<|im_end|>",
+    user_gap="\n",
+    assistant="<|im_start|>assistant\n",
     assistant_end="<|im_end|>",
-    system="<|im_start|>system\n{system}<|im_end|>\n",
-    gap="\n",
-    added=("<|im_start|>", "<|im_end|>"),
+    assistant_gap="\n",
+    system=("<|im_start|>system\n", "<|im_end|>\n"),
 )
-LLAMA3 = Family(
+LLAMA3 = Layout(
     name="llama-3",
+    prefix="<|begin_of_text|>",
     user="<|start_header_id|>user<|end_header_id|>\n\n",
-    assistant="<|start_header_id|>assistant<|end_header_id|>\n\n",
     user_end="<|eot_id|>",
+    assistant="<|start_header_id|>assistant<|end_header_id|>\n\n",
     assistant_end="<|eot_id|>",
-    system="<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>",
-    bos="<|begin_of_text|>",
-    added=("<|start_header_id|>", "<|eot_id|>"),
+    system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
 )
-GEMMA = Family(
+GEMMA = Layout(
     name="gemma",
+    prefix="<bos>",
     user="<start_of_turn>user\n",
-    assistant="<start_of_turn>model\n",
     user_end="<end_of_turn>",
+    user_gap="\n",
+    assistant="<start_of_turn>model\n",
     assistant_end="<end_of_turn>",
-    system="{system}\n\n",
-    gap="\n",
-    bos="<bos>",
-    fold_system=True,
-    added=("<start_of_turn>", "<end_of_turn>"),
+    assistant_gap="\n",
+    system_place="first_user",
 )
-# [INST] and [/INST] are control tokens here, so a user's turn has an end that any server can stop
-# on.
-MISTRAL = Family(
+# [INST] and [/INST] are control tokens here, so a user's turn has an end that any server stops on.
+MISTRAL = Layout(
     name="mistral",
+    prefix="<s>",
     user="[INST]",
-    assistant="",
     user_end="[/INST]",
+    assistant="",
     assistant_end="</s>",
-    system="{system}\n\n",
-    bos="<s>",
-    fold_system=True,
-    added=("[INST]", "[/INST]"),
+    system_place="first_user",
 )
-# Bases without a chat template: plain speaker labels, each turn between the tokenizer's own <s> and
-# </s>, after the released code of arXiv 2308.11534 (source/utils.py). The space after a label is
-# not printed: it would be glued to the special token differently by different tokenizers.
-RAW = Family(
+# Plain speaker labels, each turn between the tokenizer's own <s> and </s>, after the released code
+# of arXiv 2308.11534 (source/utils.py). The space after a label is not printed: it would be glued
+# to the special token differently by different tokenizers.
+RAW = Layout(
     name="raw",
+    prefix="",
     user="Human: <s>",
-    assistant="Assistant: <s>",
     user_end="</s>",
+    assistant="Assistant: <s>",
     assistant_end="</s>",
-    system="{system}\n\n",
-    added=("<s>", "</s>"),
 )
-FAMILIES: dict[str, Family] = {f.name: f for f in (CHATML, LLAMA3, GEMMA, MISTRAL, RAW)}
+FAMILIES: dict[str, Layout] = {
+    layout.name: layout for layout in (CHATML, LLAMA3, GEMMA, MISTRAL, RAW)
+}
+MARKS: dict[str, tuple[str, ...]] = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama-3": ("<|start_header_id|>", "<|eot_id|>"),
+    "gemma": ("<start_of_turn>", "<end_of_turn>"),
+    "mistral": ("[INST]", "[/INST]"),
+    "raw": ("<s>", "</s>"),
+}
+"""The special tokens that tell a family's tokenizer from others, by its name."""
+PLAIN = "plain"
 
 
-def family_of(base_dir: Path) -> Family:
-    """The family of the tokenizer in `base_dir`, told by its special tokens (never by the model's
-    name).
+def family_layout(base_dir: Path) -> Layout:
+    """The layout of the family whose special tokens the tokenizer in `base_dir` has; else plain
+    labels, with its own beginning and end of text around the turns.
 
-    Raises `SourceError` when the folder holds no tokenizer, or one of no known family.
-    """
-    vocabulary = _special_tokens(base_dir)
-    for family in FAMILIES.values():
-        if all(token in vocabulary for token in family.added):
-            return family
-    raise SourceError(
-        f"the tokenizer in {base_dir} has the special tokens {', '.join(sorted(vocabulary)[:8]) or 'none'}: that is "
-        f"none of the families {', '.join(FAMILIES)}; add one to hubkit/chat_templates/families.py"
+    Raises:
+        SourceError: The folder holds no tokenizer, or one without an end of text."""
+    tokens = added_tokens(base_dir)
+    for name, marks in MARKS.items():
+        if all(token in tokens for token in marks):
+            return FAMILIES[name]
+    return plain_layout(base_dir, tokens)
+
+
+def plain_layout(base_dir: Path, tokens: set[str] | None = None) -> Layout:
+    """Plain speaker labels, each turn closed by the tokenizer's end of text.
+
+    Raises:
+        SourceError: The tokenizer names no end of text."""
+    names = special_tokens(base_dir)
+    end = names.get("eos_token")
+    if end is None:
+        listed = ", ".join(sorted(tokens or added_tokens(base_dir))[:8]) or "none"
+        raise SourceError(
+            f"the tokenizer in {base_dir} has no chat template, no end-of-text token, and the "
+            f"special tokens {listed}, which are those of none of the families "
+            f"{', '.join(FAMILIES)}; write template: FILE.jinja (or a family's name) in the recipe"
+        )
+    return Layout(
+        name=PLAIN,
+        prefix=names.get("bos_token", ""),
+        user="Human: ",
+        user_end=end,
+        user_gap="\n",
+        assistant="Assistant: ",
+        assistant_end=end,
+        assistant_gap="\n",
     )
 
 
-def _special_tokens(base_dir: Path) -> set[str]:
-    """Every special token that `tokenizer.json`, `tokenizer_config.json` or
-    `special_tokens_map.json` declares.
-    """
-    found: set[str] = set()
+def added_tokens(base_dir: Path) -> set[str]:
+    """Every token that the tokenizer in `base_dir` declares beside its vocabulary.
+
+    Raises:
+        SourceError: The folder holds no tokenizer, or an unreadable one."""
+    tokens: set[str] = set()
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        data = _read_json(base_dir / name)
-        entries = list(data.get("added_tokens") or []) + list(
-            (data.get("added_tokens_decoder") or {}).values()
-        )
-        found.update(
-            entry["content"]
-            for entry in entries
-            if isinstance(entry, dict) and entry.get("content")
-        )
-        for key, value in data.items():
-            if key.endswith("_token"):
-                found.add(value["content"] if isinstance(value, dict) else str(value))
-    if not found:
+        data = read_json(base_dir / name)
+        entries = list(data.get("added_tokens") or [])
+        entries += list((data.get("added_tokens_decoder") or {}).values())
+        tokens.update(e["content"] for e in entries if isinstance(e, dict) and e.get("content"))
+    tokens.update(special_tokens(base_dir).values())
+    if not tokens:
         raise SourceError(
             f"{base_dir} holds no tokenizer (tokenizer.json); is it a snapshot of a model repo?"
         )
-    return found
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"{path} cannot be read as JSON ({type(error).__name__}); fetch the model again"
-        ) from None
-    return data if isinstance(data, dict) else {}
+    return tokens

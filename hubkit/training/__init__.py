@@ -4,7 +4,7 @@ can be pushed out.
 Takes a recipe's `Training` block, parquet files with ``messages`` as recorded, and a base model's
 folder; gives a folder with adapter or weights, tokenizer, served chat template,
 ``training_report.json`` and ``loss.png``. Loss falls on the seat's own turns and their end tokens,
-on nothing else. `prefer` takes a `Preference` block and pairs instead and goes on from a chat
+on nothing else. `train_dpo` takes a `Preference` block and pairs instead and goes on from a chat
 model. A run that was killed goes on from its last complete checkpoint when it is called again with
 the same inputs. One process or many, both are carried out, planned and launched by the same code.
 """
@@ -18,16 +18,16 @@ from typing import Any
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Preference, Training
 from hubkit.training.config import quiet_environment
-from hubkit.training.dpo import Pairwise
+from hubkit.training.dpo import DPOTask
 from hubkit.training.identity import revision_of
 from hubkit.training.launch import Launch
 from hubkit.training.launch import launch as launched
 from hubkit.training.plan import TrainPlan, plan, write_shape
-from hubkit.training.process import here
+from hubkit.training.process import run_in_process
 from hubkit.training.report import TrainReport
-from hubkit.training.sft import Supervised
+from hubkit.training.sft import SFTTask
 
-__all__ = ["Launch", "TrainPlan", "TrainReport", "plan", "prefer", "train", "write_shape"]
+__all__ = ["Launch", "TrainPlan", "TrainReport", "plan", "train", "train_dpo", "write_shape"]
 
 
 def train(
@@ -63,10 +63,10 @@ def train(
         return launched(
             launch, "train", block, data, [base, out], more, work=work, progress=progress
         )
-    return here(Supervised(block, base), data, out, work, progress, **more)
+    return run_in_process(SFTTask(block, base), data, out, work, progress, **more)
 
 
-def prefer(
+def train_dpo(
     block: Preference,
     data: Sequence[Path],
     base: Path,
@@ -89,7 +89,7 @@ def prefer(
     whose last question and answers alone do not fit are dropped; both are counted. The rest is as
     in `train`, which see."""
     quiet_environment()
-    task = Pairwise(block, base, chat, system)
+    task = DPOTask(block, base, chat, system)
     more: Any = {
         "base_repo_id": base_repo_id,
         "seed": seed,
@@ -98,6 +98,6 @@ def prefer(
     if launch is not None:
         call = {**more, "system": system}
         return launched(
-            launch, "prefer", block, data, [base, chat, out], call, work=work, progress=progress
+            launch, "train_dpo", block, data, [base, chat, out], call, work=work, progress=progress
         )
-    return here(task, data, out, work, progress, **more)
+    return run_in_process(task, data, out, work, progress, **more)

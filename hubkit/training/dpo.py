@@ -24,11 +24,11 @@ from hubkit.training.config import dpo_config, lora_config
 from hubkit.training.loading import load_base, load_tokenizer, require_context
 from hubkit.training.pairs import COLUMNS, fit
 from hubkit.training.process import Rows
-from hubkit.training.trainer import Quiet
+from hubkit.training.trainer import NoTelemetry
 
 
 @dataclass
-class Pairwise:
+class DPOTask:
     """`block` on the chat model in `chat`, an adapter of `base` or a whole model. A
     `hubkit.training.process.Task`.
     """
@@ -104,8 +104,8 @@ class Pairwise:
         from transformers.trainer_callback import PrinterCallback
         from trl import DPOTrainer
 
-        class PreferenceTrainer(Quiet, DPOTrainer):  # type: ignore[misc]
-            """TRL's own, `Quiet`."""
+        class PreferenceTrainer(NoTelemetry, DPOTrainer):  # type: ignore[misc]
+            """TRL's own, `NoTelemetry`."""
 
         lora = None if self.is_adapter else lora_config(self.block)
         model = load_base(self.start, adapter=self.is_adapter or lora is not None)

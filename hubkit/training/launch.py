@@ -1,7 +1,7 @@
 """One training run over several processes, through ``accelerate launch`` and the configurations
 that ship.
 
-Takes the arguments of `train` or `prefer` and a `Launch`; gives the same folder and report. The
+Takes the arguments of `train` or `train_dpo` and a `Launch`; gives the same folder and report. The
 processes are children: they tell how far they are through a file, what stopped them comes back as
 the error that it was, and they end when this process does, even on ``kill -9``. On several nodes of
 a Slurm allocation they are started through ``srun``; the work folder must then be on a file system
@@ -62,7 +62,7 @@ class Launch:
 
 def launch(
     how: Launch,
-    run: Literal["train", "prefer"],
+    run: Literal["train", "train_dpo"],
     block: Training | Preference,
     data: Sequence[Path],
     folders: Sequence[Path],

@@ -1,7 +1,7 @@
 """What a training run would take, before anything is loaded: steps, tokens, memory per device,
 hours; and refusals.
 
-Takes the arguments of `train` or `prefer`; gives a `TrainPlan`. Sizes come from shapes on torch's
+Takes the arguments of `train` or `train_dpo`; gives a `TrainPlan`. Sizes come from shapes on torch's
 meta device, so a 13B base needs its ``config.json`` only, and its tokenizer to look at data.
 Without data, rows and tokens are what the recipe expects."""
 
@@ -101,7 +101,7 @@ def plan(
     device: str | None = None,
     device_gib: float | None = None,
 ) -> TrainPlan:
-    """Plan the run that `train` (or, with a `Preference` block, `prefer`) would be, on devices
+    """Plan the run that `train` (or, with a `Preference` block, `train_dpo`) would be, on devices
     named `device`.
 
     `chat` is the block by which the chat model is trained that preferences start from. Without

@@ -87,7 +87,7 @@ class Task(Protocol):
         ...
 
 
-def here(
+def run_in_process(
     task: Task,
     data: Sequence[Path],
     out: Path,

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of one seat, on TRL: the task that `hubkit.training.process` carries out.
+"""SFTTask fine-tuning of one seat, on TRL: the task that `hubkit.training.process` carries out.
 
 Takes a recipe's `Training` block and a base model's folder; gives TRL's trainer over prepared rows.
 """
@@ -23,7 +23,7 @@ from hubkit.training.trainer import trainer_class
 
 
 @dataclass
-class Supervised:
+class SFTTask:
     """`block` on the model in the folder `start`. A `hubkit.training.process.Task`."""
 
     block: Training

@@ -29,7 +29,7 @@ STOP = (
 )
 
 
-class Quiet:
+class NoTelemetry:
     """Before one of TRL's trainers: no telemetry, no cards, and a count of the tokens that went
     through the model.
     """
@@ -50,12 +50,12 @@ class Quiet:
 
 
 def trainer_class() -> type[SFTTrainer]:
-    """TRL's ``SFTTrainer``, `Quiet`, and with a head that skips loss-free positions on CPU."""
+    """TRL's ``SFTTrainer``, `NoTelemetry`, and with a head that skips loss-free positions on CPU."""
     import torch
     from torch.nn.functional import cross_entropy
     from trl import SFTTrainer
 
-    class SeatTrainer(Quiet, SFTTrainer):  # type: ignore[misc]
+    class SeatTrainer(NoTelemetry, SFTTrainer):  # type: ignore[misc]
         def compute_loss(
             self,
             model: Any,

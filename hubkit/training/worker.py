@@ -16,11 +16,11 @@ from typing import Any
 
 from hubkit.errors import HubkitError
 from hubkit.recipe import Preference, Training
-from hubkit.training import prefer, train
+from hubkit.training import train, train_dpo
 
 _RUNS: dict[str, tuple[type, Callable[..., Any]]] = {
     "train": (Training, train),
-    "prefer": (Preference, prefer),
+    "train_dpo": (Preference, train_dpo),
 }
 
 

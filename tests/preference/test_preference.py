@@ -15,7 +15,7 @@ from hubkit.errors import EndpointError, RecipeError, SourceError, TrainingError
 from hubkit.preference import STRATEGIES, build, dependence
 from hubkit.recipe import Preference, SeatConfig, Training
 from hubkit.serving.client import key_in
-from hubkit.training import Launch, plan, prefer, train
+from hubkit.training import Launch, plan, train, train_dpo
 
 DIALOGUES = [
     [
@@ -317,7 +317,9 @@ def test_dpo_goes_on_training_the_chat_models_own_adapter(tmp_path, base, chat):
 
     data = write_pairs(tmp_path / "pairs.parquet", PAIRS)
     folders = {"out": tmp_path / "out", "work": tmp_path / "work"}
-    report = prefer(block(dpo=DPO), [data], base, chat, base_repo_id="acme/tiny", seed=1, **folders)
+    report = train_dpo(
+        block(dpo=DPO), [data], base, chat, base_repo_id="acme/tiny", seed=1, **folders
+    )
     accuracies = [e["rewards/accuracies"] for e in report.loss_curve]
     assert report.loss_curve[-1]["loss"] < report.loss_curve[0]["loss"] and accuracies[-1] == 1.0
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
@@ -326,7 +328,9 @@ def test_dpo_goes_on_training_the_chat_models_own_adapter(tmp_path, base, chat):
     )
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out")
     assert list(model.peft_config) == ["default"] and report.rows["pairs_used"] == 8
-    again = prefer(block(dpo=DPO), [data], base, chat, base_repo_id="acme/tiny", seed=1, **folders)
+    again = train_dpo(
+        block(dpo=DPO), [data], base, chat, base_repo_id="acme/tiny", seed=1, **folders
+    )
     assert again.to_dict() == report.to_dict(), "a finished run is not trained again"
 
 
@@ -376,7 +380,7 @@ def test_the_optimised_adapter_is_merged_where_the_recipe_says_so(tmp_path, base
     for merged in (False, True):
         asked = block(dpo={**DPO, "num_train_epochs": 1}, merge_adapter=merged)
         out = tmp_path / f"out-{merged}"
-        report = prefer(
+        report = train_dpo(
             asked,
             [data],
             base,
@@ -411,7 +415,7 @@ def test_two_processes_prefer_what_one_does(tmp_path, base, chat, strategy, whol
     model, found = base if whole else chat, {}
     for name, steps, launch in (("one", 4, None), ("two", 2, Launch(strategy, 2))):
         changed = {**dpo, "gradient_accumulation_steps": steps}
-        found[name] = prefer(
+        found[name] = train_dpo(
             block(dpo=changed), [data], base, model, tmp_path / name, base_repo_id="acme/tiny", seed=1,
             work=tmp_path / f"{name}-work", launch=launch,
         )  # fmt: skip
@@ -429,7 +433,7 @@ def test_dpo_keys_are_checked(tmp_path, base, chat):
     with pytest.raises(
         RecipeError, match=r"dpo\.bata is not a key of DPOConfig; did you mean 'beta'"
     ):
-        prefer(
+        train_dpo(
             block(dpo={"bata": 1}), [data], base, chat, base_repo_id="acme/tiny", seed=1, **folders
         )
 
@@ -446,7 +450,7 @@ def test_a_plan_of_dpo_agrees_with_the_run_it_plans(tmp_path, base, chat, whole)
     planned = plan(asked, [data], base, base_repo_id="acme/tiny", seed=1, chat=training)
     folders = {"out": tmp_path / "out", "work": tmp_path / "work"}
     model = base if whole else chat
-    report = prefer(asked, [data], base, model, base_repo_id="acme/tiny", seed=1, **folders)
+    report = train_dpo(asked, [data], base, model, base_repo_id="acme/tiny", seed=1, **folders)
     assert (planned.kind, planned.rows, planned.steps) == (
         "dpo",
         report.rows["pairs_used"],

@@ -129,9 +129,9 @@ def test_the_sparse_head_gives_trls_loss_and_gradients(tmp_path, base, rows):
     import torch
     from trl import SFTTrainer
 
-    from hubkit.training.sft import Supervised
+    from hubkit.training.sft import SFTTask
 
-    task = Supervised(
+    task = SFTTask(
         block(lora=None, sft={**SFT, "per_device_train_batch_size": 3, "max_length": 60}), base
     )
     config, _ = task.configure(tmp_path, seed=1)

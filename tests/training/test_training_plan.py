@@ -147,7 +147,7 @@ PEAK = """
 import json, resource, sys
 from pathlib import Path
 from hubkit.recipe import Preference, Training
-from hubkit.training import prefer, train
+from hubkit.training import train, train_dpo
 def rss():
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
@@ -155,7 +155,7 @@ folder, sft, lora, warm, base, data, pairs = json.loads(sys.argv[1])
 def run(name, base):
     if pairs:
         block = Preference(chat={"repo": "acme/tiny"}, lora=lora, dpo=sft)
-        return prefer(block, [Path(data)], Path(base), Path(base), Path(folder) / name, base_repo_id="acme/tiny",
+        return train_dpo(block, [Path(data)], Path(base), Path(base), Path(folder) / name, base_repo_id="acme/tiny",
                       seed=1, work=Path(folder) / (name + "-work"))
     block = Training(base="acme/tiny", seat="user", lora=lora, sft=sft)
     return train(block, [Path(data)], Path(base), Path(folder) / name, base_repo_id="acme/tiny", seed=1,

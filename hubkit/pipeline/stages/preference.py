@@ -87,7 +87,7 @@ def build_align(context: Context, inputs: dict[str, Ref], work: Work) -> dict[st
     whole model.
     """
     below = inputs.get("base", inputs["chat"])
-    report = training.prefer(
+    report = training.train_dpo(
         _block(context),
         parquet(context.hub, inputs["preference"], "train"),
         context.hub.snapshot(below, allow_patterns=WEIGHTS),

@@ -1,0 +1,105 @@
+"""Conversations with tool calls and results, printed by the base's own template alone.
+
+No layout describes how a base prints tools; its template does. Each such conversation is rendered
+with sentinels for its contents and cut at them, and the loss-bearing spans are those between what
+the base is prompted with and what it prints after the answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hubkit.chat_templates.base_template import BaseTemplate
+from hubkit.chat_templates.layout import Segment
+from hubkit.conversation import Message
+from hubkit.errors import TemplateError
+
+_SENTINEL = re.compile(r"Xc(\d+)([ct])qZ")
+
+
+def has_tools(messages: Sequence[Message]) -> bool:
+    """Whether any message calls a tool or holds a tool's result."""
+    return any(m["role"] == "tool" or m.get("tool_calls") for m in messages)
+
+
+def tool_segments(
+    template: BaseTemplate, messages: Sequence[Message], tools: list[Any] | None = None
+) -> list[Segment]:
+    """Print `messages` (assistant's seat) with loss on its own turns, never on a tool's result.
+
+    Raises:
+        TemplateError: The template does not print the tools, or prints earlier turns differently
+            from one answer to the next."""
+    contents: dict[str, str] = {}
+    probes = [_with_sentinels(index, m, contents) for index, m in enumerate(messages)]
+    text = template.render(probes, tools=tools)
+    for sentinel, content in contents.items():
+        if text.count(sentinel) != 1:
+            raise TemplateError(f"it does not print {content[:40]!r} once")
+    for message in messages:
+        for call in message.get("tool_calls") or []:
+            if call["function"]["name"] not in text:
+                raise TemplateError("it does not print tool calls")
+    spans = [
+        _span(template, probes, index, text, tools)
+        for index, m in enumerate(messages)
+        if m["role"] == "assistant" and m.get("train", True)
+    ]
+    return list(_cut(text, spans, contents))
+
+
+def _with_sentinels(index: int, message: Message, contents: dict[str, str]) -> dict[str, Any]:
+    """`message` with its texts replaced; its calls' arguments as templates expect them."""
+    probe: dict[str, Any] = {**message}
+    if text := message["content"].strip():
+        probe["content"] = f"Xc{index}cqZ"
+        contents[probe["content"]] = text
+    if thinking := (message.get("thinking") or "").strip():
+        sentinel = f"Xc{index}tqZ"
+        probe["thinking"] = probe["reasoning_content"] = sentinel
+        contents[sentinel] = thinking
+    if calls := message.get("tool_calls"):
+        probe["tool_calls"] = [_parsed(dict(call)) for call in calls]
+    return probe
+
+
+def _parsed(call: dict[str, Any]) -> dict[str, Any]:
+    function = dict(call["function"])
+    if isinstance(function.get("arguments"), str):
+        try:
+            function["arguments"] = json.loads(function["arguments"])
+        except ValueError:
+            raise TemplateError("the arguments of a tool call are not JSON") from None
+    return {**call, "function": function}
+
+
+def _span(
+    template: BaseTemplate,
+    probes: Sequence[dict[str, Any]],
+    index: int,
+    text: str,
+    tools: list[Any] | None,
+) -> tuple[int, int]:
+    prompt = template.render(probes[:index], add_generation_prompt=True, tools=tools)
+    closed = template.render(probes[: index + 1], tools=tools).rstrip()
+    if not text.startswith(prompt) or not text.startswith(closed):
+        raise TemplateError("it prints earlier turns differently once there are later ones")
+    return len(prompt), len(closed)
+
+
+def _cut(
+    text: str, spans: Sequence[tuple[int, int]], contents: dict[str, str]
+) -> list[Segment]:
+    borders = sorted({0, len(text), *(position for span in spans for position in span)})
+    segments = []
+    for start, end in zip(borders, borders[1:], strict=False):
+        loss = any(first <= start and end <= last for first, last in spans)
+        position = start
+        for match in _SENTINEL.finditer(text, start, end):
+            segments.append(Segment(text[position : match.start()], True, loss))
+            segments.append(Segment(contents[match[0]], False, loss))
+            position = match.end()
+        segments.append(Segment(text[position:end], True, loss))
+    return [segment for segment in segments if segment.text]
