@@ -52,11 +52,11 @@ class BaseTemplate:
 
         Raises:
             TemplateError: The template refuses the messages, fails on them or writes too much."""
+        prepared = [_prepared(message) for message in messages]
         if self.content_parts:
-            messages = [_in_parts(message) for message in messages]
-        return self._render(
-            messages, {"add_generation_prompt": add_generation_prompt, **variables}
-        )
+            prepared = [_in_parts(message) for message in prepared]
+        names = {"add_generation_prompt": add_generation_prompt, **variables}
+        return self._render(prepared, names)
 
     def _render(
         self,
@@ -152,7 +152,7 @@ def environment() -> Any:
     class Generation(Extension):
         """``{% generation %}`` marks, without an effect."""
 
-        tags = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 - as jinja declares it
 
         def parse(self, parser: Any) -> Any:
             next(parser.stream)
@@ -223,6 +223,14 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as JSON ({type(error).__name__}); fetch the model again"
         ) from None
     return data if isinstance(data, dict) else {}
+
+
+def _prepared(message: Mapping[str, Any]) -> dict[str, Any]:
+    """`message` as templates read it: thinking under both names that they use."""
+    prepared = {key: value for key, value in message.items() if key != "train"}
+    if thinking := prepared.get("thinking"):
+        prepared["reasoning_content"] = thinking
+    return prepared
 
 
 def _in_parts(message: Mapping[str, Any]) -> dict[str, Any]:

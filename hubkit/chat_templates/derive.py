@@ -5,7 +5,6 @@ template prints before anybody uses it."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -48,9 +47,7 @@ def derive(template: BaseTemplate) -> tuple[Layout, list[str]]:
         TemplateError: The template prints turns in a way that no layout can."""
     notes: list[str] = []
     cuts = _cuts(template)
-    user_close = _closing(
-        cuts.user_close, [cuts.user_to_assistant, cuts.prompt, cuts.last_answer]
-    )
+    user_close = _closing(cuts.user_close, [cuts.user_to_assistant, cuts.prompt, cuts.last_answer])
     open_user = not user_close.strip()
     if open_user:
         user_close = _common_prefix([cuts.user_to_assistant, cuts.prompt, cuts.last_answer])
@@ -83,8 +80,7 @@ def derive(template: BaseTemplate) -> tuple[Layout, list[str]]:
             f"a first human turn is opened by {cuts.opening[-40:]!r} and a later one by {header!r}"
         )
     headers = [
-        text[len(user_close) :]
-        for text in (cuts.user_to_assistant, cuts.prompt, cuts.last_answer)
+        text[len(user_close) :] for text in (cuts.user_to_assistant, cuts.prompt, cuts.last_answer)
     ]
     if answer_end is None and tail.startswith(assistant_gap):
         tail = tail[len(assistant_gap) :] if not answer_close.endswith(assistant_gap) else tail
@@ -154,11 +150,16 @@ def _closing(closed: str, links: Sequence[str]) -> str:
 
 
 def _common_prefix(texts: Sequence[str]) -> str:
-    return os.path.commonprefix(list(texts))
+    size = 0
+    for characters in zip(*texts, strict=False):
+        if len(set(characters)) > 1:
+            break
+        size += 1
+    return texts[0][:size]
 
 
 def _common_suffix(first: str, second: str) -> str:
-    suffix = os.path.commonprefix([first[::-1], second[::-1]])[::-1]
+    suffix = _common_prefix([first[::-1], second[::-1]])[::-1]
     for text in (first, second):  # not from the middle of a tag
         before = text[: len(text) - len(suffix)]
         if _OPEN_TAG.search(before) and (rest := _REST_OF_TAG.match(suffix)):
@@ -184,9 +185,7 @@ def _drop_gap(tail: str, gap: str) -> str:
     return tail.removeprefix(gap)
 
 
-def _with_system(
-    template: BaseTemplate, layout: Layout, cuts: _Cuts, notes: list[str]
-) -> Layout:
+def _with_system(template: BaseTemplate, layout: Layout, cuts: _Cuts, notes: list[str]) -> Layout:
     try:
         return _printed_system(template, layout, cuts)
     except TemplateError as error:
@@ -194,15 +193,11 @@ def _with_system(
             f"the base's template takes no system message ({error}); it is put before the "
             "first human turn's text"
         )
-        return replace(
-            layout, system_place="first_user", system=DEFAULT_SYSTEM, takes_system=False
-        )
+        return replace(layout, system_place="first_user", system=DEFAULT_SYSTEM, takes_system=False)
 
 
 def _printed_system(template: BaseTemplate, layout: Layout, cuts: _Cuts) -> Layout:
-    text = template.render(
-        _rounds(2, last_user=True, system=True), add_generation_prompt=True
-    )
+    text = template.render(_rounds(2, last_user=True, system=True), add_generation_prompt=True)
     if text.count(_SYSTEM) != 1:
         raise TemplateError(f"it is printed {text.count(_SYSTEM)} times")
     position = text.index(_SYSTEM)
@@ -224,9 +219,7 @@ def _printed_system(template: BaseTemplate, layout: Layout, cuts: _Cuts) -> Layo
         raise TemplateError("it is printed between turns")
     if after.endswith(layout.user) and (layout.user or layout.prefix == opening):
         end = after[: len(after) - len(layout.user)]
-        return replace(
-            layout, system_place="own", system_prefix="", system=(opening, end)
-        )
+        return replace(layout, system_place="own", system_prefix="", system=(opening, end))
     if not layout.user and after.strip():  # the header of a human turn ends the system text
         return replace(layout, system_place="own", system_prefix="", system=(opening, after))
     start = opening.rfind(layout.user) if layout.user else -1
@@ -250,7 +243,7 @@ def _with_thinking(template: BaseTemplate, layout: Layout) -> Layout:
     """Where an answer's thinking is printed: around it, for the last answer and for earlier ones."""
     messages = _rounds(2, last_user=False)
     for index, message in enumerate(m for m in messages if m["role"] == "assistant"):
-        message["thinking"] = message["reasoning_content"] = _THINKING[index]
+        message["thinking"] = _THINKING[index]
     try:
         text = template.render(messages)
     except TemplateError:

@@ -49,9 +49,7 @@ def encode_segments(
             longest part of a conversation."""
     text = text_tokenizer(tokenizer).encode(segments)
     ids = text.ids[:max_length]
-    labels = [
-        token if loss else IGNORE for token, loss in zip(ids, text.has_loss, strict=False)
-    ]
+    labels = [token if loss else IGNORE for token, loss in zip(ids, text.has_loss, strict=False)]
     if trim:
         size = max((i + 1 for i, label in enumerate(labels) if label != IGNORE), default=0)
         ids, labels = ids[:size], labels[:size]

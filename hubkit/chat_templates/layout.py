@@ -13,6 +13,7 @@ from hubkit.conversation import Message, Seat
 from hubkit.errors import TemplateError
 
 SystemPlace = Literal["own", "first_user", "last_user"]
+OTHER_SEAT: dict[Seat, Seat] = {"user": "assistant", "assistant": "user"}
 PREAMBLE_END = "\n\n"
 """Between a system text that stands in nobody's turn and the first turn."""
 
@@ -188,7 +189,7 @@ class _Printer:
                 "user and assistant, with at most one system message at the start"
             )
         own = message["role"] == "assistant"
-        return self.seat if own else "assistant" if self.seat == "user" else "user"
+        return self.seat if own else OTHER_SEAT[self.seat]
 
     def head(self, system: str | None) -> str | None:
         """Print what opens the text; returns the system text where it goes into a human turn."""
@@ -219,7 +220,14 @@ class _Printer:
             self.words(system)
             self.mark(layout.system[1])
         self.words(text, loss=loss)
-        self.close(layout.user_end, layout.user_gap, layout.open_user, last=last, own=self.seat == "user", loss=loss)
+        self.close(
+            layout.user_end,
+            layout.user_gap,
+            layout.open_user,
+            last=last,
+            own=self.seat == "user",
+            loss=loss,
+        )
 
     def assistant_turn(self, message: Message, *, last: bool, loss: bool) -> None:
         layout = self.layout
@@ -238,7 +246,14 @@ class _Printer:
             self.mark(around[1], loss=loss)
         self.words(message["content"].strip(), loss=loss)
         end = layout.last_end if final else layout.assistant_end
-        self.close(end, layout.assistant_gap, layout.open_answer, last=last, own=self.seat == "assistant", loss=loss)
+        self.close(
+            end,
+            layout.assistant_gap,
+            layout.open_answer,
+            last=last,
+            own=self.seat == "assistant",
+            loss=loss,
+        )
 
     def close(
         self, end: str, gap: str, is_open: bool, *, last: bool, own: bool, loss: bool

@@ -17,6 +17,7 @@ _TURNS = (
     ("What about rye? <b>now</b> {{ x }} é 🍞", "Less water."),
     ("Thanks", 'Print `{"a": [1, 2]}` & wait: 5 < 6.'),
 )
+_THOUGHT = "They ask.\nSo answer."
 _SYSTEM = "Be kind. Answer in\nshort sentences."
 
 
@@ -62,6 +63,10 @@ def _conversations(layout: Layout, seat: Seat) -> Iterator[list[Message]]:
                     yield list(messages)
                 messages.append({"role": "assistant", "content": assistant})
             yield messages
+            if layout.thinking and seat == "assistant":
+                yield [
+                    {**m, "thinking": _THOUGHT} if m["role"] == "assistant" else m for m in messages
+                ]
 
 
 def compare(
@@ -92,7 +97,7 @@ def compare(
     if compiled is not None and compiled.render(messages=view) != printed:
         rendered = compiled.render(messages=view)
         return f"the source renders {_difference(rendered, printed)}"
-    if own:
+    if own and (layout.thinking is None or view[-1].get("thinking")):
         prompt = text_of(layout.segments(view[:-1], seat, add_generation_prompt=True))
         if not printed.startswith(prompt):
             return f"prompts with {_difference(prompt, printed)}"
@@ -123,6 +128,9 @@ def same_as_base(
         seat: Whose view.
         messages: As recorded, from the seat's own system message on."""
     stripped: list[Message] = [{**m, "content": m["content"].strip()} for m in messages]
+    in_own_turn = layout.system_place == "own" or seat == "assistant"
+    if stripped and stripped[0]["role"] == "system" and not (layout.takes_system and in_own_turn):
+        stripped = stripped[1:]  # the base prints no such text
     try:
         return compare(layout, template, seat, stripped) is None
     except TemplateError:

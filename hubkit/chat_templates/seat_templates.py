@@ -49,6 +49,7 @@ class SeatTemplates:
         method: Derived from a chat template and proven, a family's, or plain labels.
         base: The template that `layout` was derived from.
         tokens: The tokenizer's special and added tokens.
+        bos_token: Its beginning of text; empty where it has none.
         thinking: Whether answers are printed with their thinking.
         notes: What a reader should know, a sentence each."""
 
@@ -58,6 +59,7 @@ class SeatTemplates:
     tokens: frozenset[str]
     thinking: Thinking = "off"
     notes: tuple[str, ...] = ()
+    bos_token: str = ""
 
     @cached_property
     def proofs(self) -> Mapping[Seat, Proof]:
@@ -214,7 +216,7 @@ def for_base(
     Args:
         base_dir: A snapshot's folder, or one with the tokenizer's files alone.
         template: None: the base's own, or its family's where it has none. ``base``: the base's own.
-            The name of a family, ``plain``, or the path of a Jinja file: that one.
+            The name of a family, ``plain``, Jinja source, or the path of a Jinja file: that one.
         thinking: ``off``: answers stand without thinking, and the base is told not to think.
             ``keep``: answers stand with the thinking that messages carry.
 
@@ -222,6 +224,14 @@ def for_base(
         TemplateError: The template cannot be derived from; the sentence says what to write.
         SourceError: The folder holds no tokenizer."""
     tokens = frozenset(added_tokens(base_dir))
+    bos_token = special_tokens(base_dir).get("bos_token", "")
+    templates = _for_base(base_dir, tokens, template, thinking)
+    return replace(templates, bos_token=bos_token)
+
+
+def _for_base(
+    base_dir: Path, tokens: frozenset[str], template: str | None, thinking: Thinking
+) -> SeatTemplates:
     base: BaseTemplate | None
     if template in FAMILIES or template == PLAIN:
         layout = plain_layout(base_dir) if template == PLAIN else FAMILIES[template]
@@ -234,13 +244,17 @@ def for_base(
                 f"({', '.join(FAMILIES)}, {PLAIN}) or the path of a Jinja file"
             )
     else:
-        base = _from_file(Path(template).expanduser(), base_dir)
+        base = _given(template, base_dir)
     if base is None:
         return _without_template(family_layout(base_dir), tokens, thinking)
     return _derived(base, tokens, thinking)
 
 
-def _from_file(path: Path, base_dir: Path) -> BaseTemplate:
+def _given(template: str, base_dir: Path) -> BaseTemplate:
+    """The template that a recipe names or holds."""
+    if "{%" in template or "{{" in template:
+        return BaseTemplate(template, special_tokens(base_dir), origin="the recipe's template")
+    path = Path(template).expanduser()
     try:
         source = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -273,9 +287,7 @@ def _derived(base: BaseTemplate, tokens: frozenset[str], thinking: Thinking) -> 
     return SeatTemplates(layout, "derived", base, tokens, thinking, tuple(notes))
 
 
-def _without_template(
-    layout: Layout, tokens: frozenset[str], thinking: Thinking
-) -> SeatTemplates:
+def _without_template(layout: Layout, tokens: frozenset[str], thinking: Thinking) -> SeatTemplates:
     if thinking == "keep":
         raise TemplateError(
             f"thinking: keep, but the template {layout.name} prints no thinking; write thinking: off"

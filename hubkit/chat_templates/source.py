@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import re
 
-from hubkit.chat_templates.layout import PREAMBLE_END, Layout
+from hubkit.chat_templates.layout import OTHER_SEAT, PREAMBLE_END, Layout
 from hubkit.conversation import Seat
 
 # Servers strip only some spellings of these marks, so the pushed template carries none at all.
@@ -35,7 +35,7 @@ def jinja_source(layout: Layout, seat: Seat) -> str:
     if fold:
         lines += _fold_place(layout, users)
     lines += ["{%- for message in messages -%}"]
-    own, other = ("user", "assistant") if seat == "user" else ("assistant", "user")
+    own, other = seat, OTHER_SEAT[seat]
     lines += ["{%- if message['role'] == 'assistant' -%}", *_turn(layout, own, own=True, fold=fold)]
     lines += ["{%- elif message['role'] == 'user' -%}", *_turn(layout, other, own=False, fold=fold)]
     lines += [
@@ -118,11 +118,14 @@ def _answer(layout: Layout, *, own: bool) -> list[str]:
     plain = (layout.assistant, layout.last_header)
     final = "loop.last and not add_generation_prompt"
     prompt = layout.seat_prompt("assistant")
-    openings = [*plain, *(around[0] for around in (layout.past_thinking, layout.thinking) if around)]
-    if not all(opening.startswith(prompt) for opening in openings):
-        prompt = ""
+    openings = [
+        *plain,
+        *(around[0] for around in (layout.past_thinking, layout.thinking) if around),
+    ]
     if len(set(openings)) == 1:
-        prompt = openings[0].rstrip(" ") if not prompt else prompt
+        prompt = prompt or openings[0].rstrip(" ")
+    elif not all(opening.startswith(prompt) for opening in openings):
+        prompt = ""
 
     def choose(past: str, last: str) -> str:
         return past if past == last else f"({last} if {final} else {past})"
@@ -135,9 +138,7 @@ def _answer(layout: Layout, *, own: bool) -> list[str]:
         block = f"{_q(around[0][len(prompt) :])} + {thinking} + {_q(around[1])}"
         return f"({block} if {thinking} else {lead})"
 
-    lead = choose(
-        opening(plain[0], layout.past_thinking), opening(plain[1], layout.thinking)
-    )
+    lead = choose(opening(plain[0], layout.past_thinking), opening(plain[1], layout.thinking))
     text = "(message['content'] | trim)"
     body = f"{{{{- {text} -}}}}" if lead == '""' else f"{{{{- {lead} + {text} -}}}}"
     end = _end(

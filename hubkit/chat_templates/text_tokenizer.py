@@ -127,8 +127,6 @@ def _keeps(pair: Any, aliases: dict[str, str]) -> bool:
     return not {left, right, left + right} & aliases.keys()
 
 
-
-
 def text_tokenizer(tokenizer: Any) -> TextTokenizer:
     """The `TextTokenizer` of `tokenizer`, made once."""
     made = getattr(tokenizer, "_hubkit_text_tokenizer", None)

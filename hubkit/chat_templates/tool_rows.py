@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from hubkit.chat_templates.base_template import BaseTemplate
@@ -58,7 +59,7 @@ def _with_sentinels(index: int, message: Message, contents: dict[str, str]) -> d
         contents[probe["content"]] = text
     if thinking := (message.get("thinking") or "").strip():
         sentinel = f"Xc{index}tqZ"
-        probe["thinking"] = probe["reasoning_content"] = sentinel
+        probe["thinking"] = sentinel
         contents[sentinel] = thinking
     if calls := message.get("tool_calls"):
         probe["tool_calls"] = [_parsed(dict(call)) for call in calls]
@@ -89,12 +90,10 @@ def _span(
     return len(prompt), len(closed)
 
 
-def _cut(
-    text: str, spans: Sequence[tuple[int, int]], contents: dict[str, str]
-) -> list[Segment]:
+def _cut(text: str, spans: Sequence[tuple[int, int]], contents: dict[str, str]) -> list[Segment]:
     borders = sorted({0, len(text), *(position for span in spans for position in span)})
     segments = []
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in pairwise(borders):
         loss = any(first <= start and end <= last for first, last in spans)
         position = start
         for match in _SENTINEL.finditer(text, start, end):

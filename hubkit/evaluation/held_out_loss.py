@@ -243,16 +243,15 @@ class _Printer:
         self, tokenizer: Any, base: Path, seat: Seat, printed_as: Seat, block: Evals
     ) -> None:
         self.tokenizer, self.seat, self.max_length = tokenizer, seat, block.max_tokens
-        self.template = chat_templates.for_training(base, seat)
-        self.printed = chat_templates.for_training(base, printed_as) if printed_as != seat else None
+        self.templates = chat_templates.for_base(base)
+        self.printed_as = printed_as
 
     def __call__(self, view: list[Message]) -> chat_templates.Encoded:
-        seated = chat_templates.encode(
-            self.tokenizer, self.template, view, max_length=self.max_length
-        )
-        if self.printed is None:
+        encode = self.templates.encode
+        seated = encode(self.tokenizer, view, self.seat, max_length=self.max_length)
+        if self.printed_as == self.seat:
             return seated
-        return chat_templates.encode(self.tokenizer, self.printed, view).upto(seated.loss_tokens)
+        return encode(self.tokenizer, view, self.printed_as).upto(seated.loss_tokens)
 
 
 def _encoded(

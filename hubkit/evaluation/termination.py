@@ -72,14 +72,16 @@ def termination(
         )
     quiet_environment()
     tokenizer, model = load_tokenizer(base), load_model(base, trained)
-    template = chat_templates.for_training(base, training.seat)
+    templates = chat_templates.for_base(
+        base, template=training.template, thinking=training.thinking or "off"
+    )
     measured: list[list[float]] = []
     for messages in usable_rows(data):
         progress(len(measured), block.conversations, "probabilities of the end mark")
         if len(measured) == block.conversations:
             break
         if (
-            chances := _chances(messages, training, tokenizer, template, model, block.max_tokens)
+            chances := _chances(messages, training, tokenizer, templates, model, block.max_tokens)
         ) is not None:
             measured.append(chances)
     if not measured:
@@ -93,7 +95,7 @@ def _chances(
     messages: list[Any],
     training: Training,
     tokenizer: Any,
-    template: str,
+    templates: chat_templates.SeatTemplates,
     model: Any,
     max_tokens: int,
 ) -> list[float] | None:
@@ -108,7 +110,7 @@ def _chances(
     chances = []
     for end in (i + 1 for i, m in enumerate(turns) if m["role"] == "assistant"):
         view = seat_view(turns[:end], training.seat, training.system, end_mark=training.end_mark)
-        encoded = chat_templates.encode(tokenizer, template, view)
+        encoded = templates.encode(tokenizer, view, training.seat)
         if len(encoded.input_ids) > max_tokens:
             return None
         chances.append(math.exp(-score(model, _last_turn(encoded))))

@@ -75,11 +75,12 @@ def _templates(hub: Hub, askers: Sequence[Asker]) -> dict[str, ClientTemplate]:
             continue
         folder = hub.snapshot(asker.ref, allow_patterns=_TEXTS)
         if not _has_template(folder):
-            family = replace(chat_templates.family_of(folder), bos="")
-            source = chat_templates.without_marks(chat_templates.render_source(family, "assistant"))
-            found[asker.name] = ClientTemplate(
-                source, {}, stops=chat_templates.stops(folder, "assistant")
+            family = chat_templates.for_base(folder)
+            layout = replace(
+                family.layout, prefix=family.layout.prefix.removeprefix(family.bos_token)
             )
+            source = replace(family, layout=layout).source("assistant")
+            found[asker.name] = ClientTemplate(source, {}, stops=family.stop_texts("assistant"))
     return found
 
 

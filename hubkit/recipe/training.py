@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from hubkit.conversation import FieldPolicy
 from hubkit.recipe.block import Block
 from hubkit.recipe.identity import Content, Display, Execution, Narrowed
 
@@ -51,6 +53,17 @@ class Expected(Block):
 class Training(Block):
     """One SFT run over one seat's turns."""
 
+    @field_validator("template")
+    @classmethod
+    def _read_template(cls, value: str | None) -> str | None:
+        """A Jinja file becomes its text: what decides the result is what it says."""
+        if value is None or not value.endswith((".jinja", ".jinja2", ".j2")):
+            return value
+        try:
+            return Path(value).expanduser().read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{value} cannot be read ({type(error).__name__})") from None
+
     base: Content[str]
     """Model repo to train."""
     base_revision: Content[str] = "main"
@@ -59,6 +72,13 @@ class Training(Block):
     """Whose tokens carry loss."""
     system: Content[str | None] = None
     """The seat's system message."""
+    template: Content[str | None] = None
+    """How conversations are printed; null: as the base's own chat template does, or its family's
+    where it has none. ``base``, a family's name, ``plain``, or the path of a Jinja file."""
+    thinking: Content[Literal["off", "keep"] | None] = None
+    """Whether answers are trained on with their thinking; null: ``off``."""
+    tools: Content[FieldPolicy | None] = None
+    """What is done with tool calls and results; null: ``keep``."""
     end_mark: Content[str | None] = None
     """Text that the seat learns to say when a conversation is over."""
     intent_column: Content[str | None] = None

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hubkit.chat_templates import Thinking
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Preference, Training
 from hubkit.training.config import quiet_environment
@@ -78,25 +79,41 @@ def train_dpo(
     work: Path,
     base_revision: str | None = None,
     system: str | None = None,
+    template: str | None = None,
+    thinking: Thinking = "off",
     launch: Launch | None = None,
     progress: Progress = silent,
 ) -> TrainReport:
-    """Optimise the chat model in `chat` (an adapter of `base`, or a whole model) on `data`; write
-    `out`.
+    """Optimise the chat model in `chat` (an adapter of `base`, or a whole model) on `data`.
 
-    `system` is the message under which the chat model was trained: prompts without one of their own
-    get it. Histories that do not fit into ``dpo.max_length`` lose their oldest exchanges; pairs
-    whose last question and answers alone do not fit are dropped; both are counted. The rest is as
-    in `train`, which see."""
+    Histories that do not fit into ``dpo.max_length`` lose their oldest exchanges; pairs whose last
+    question and answers alone do not fit are dropped; both are counted. The rest is as in `train`.
+
+    Args:
+        block: What to do.
+        data: Parquet files with ``prompt``, ``chosen`` and ``rejected``.
+        base: The folder of the model below an adapter.
+        chat: The folder of the chat model.
+        out: Where the model folder is written.
+        base_repo_id: What the adapter will name as its base.
+        seed: Of the order of pairs and of all that is drawn.
+        work: Keeps checkpoints and survives a kill.
+        base_revision: The base's commit; by default read off a snapshot folder's name.
+        system: The message under which the chat model was trained: prompts without one of their
+            own get it.
+        template: As in the chat model's own block.
+        thinking: As in the chat model's own block.
+        launch: How the run is spread over processes.
+        progress: Called as the run goes on."""
     quiet_environment()
-    task = DPOTask(block, base, chat, system)
+    task = DPOTask(block, base, chat, system, template, thinking)
     more: Any = {
         "base_repo_id": base_repo_id,
         "seed": seed,
         "base_revision": base_revision or revision_of(task.start),
     }
     if launch is not None:
-        call = {**more, "system": system}
+        call = {**more, "system": system, "template": template, "thinking": thinking}
         return launched(
             launch, "train_dpo", block, data, [base, chat, out], call, work=work, progress=progress
         )

@@ -22,7 +22,7 @@ from hubkit.progress import Progress
 from hubkit.recipe import Preference
 from hubkit.training.config import dpo_config, lora_config
 from hubkit.training.loading import load_base, load_tokenizer, require_context
-from hubkit.training.pairs import COLUMNS, fit
+from hubkit.training.pairs import PairEncoder, fit
 from hubkit.training.process import Rows
 from hubkit.training.trainer import NoTelemetry
 
@@ -31,12 +31,15 @@ from hubkit.training.trainer import NoTelemetry
 class DPOTask:
     """`block` on the chat model in `chat`, an adapter of `base` or a whole model. A
     `hubkit.training.process.Task`.
-    """
+
+    `printed_as` and `thinking` are what the chat model's own block says of its template."""
 
     block: Preference
     base: Path
     chat: Path
     system: str | None = None
+    printed_as: str | None = None
+    thinking: chat_templates.Thinking = "off"
 
     @property
     def seat(self) -> Seat:
@@ -70,9 +73,15 @@ class DPOTask:
         return self.block.dpo
 
     @cached_property
+    def templates(self) -> chat_templates.SeatTemplates:
+        """How the base prints conversations. A whole chat model publishes the template that it was
+        trained with."""
+        return chat_templates.for_base(self.start, template=self.printed_as, thinking=self.thinking)
+
+    @cached_property
     def template(self) -> str:
         """The served template: what pairs are rendered with."""
-        return chat_templates.for_inference(self.start, "assistant")
+        return self.templates.source("assistant")
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -92,7 +101,8 @@ class DPOTask:
         """Pairs that fit; every process fits its own, to the same end."""
         progress(0, None, "fitting pairs")
         share = self.block.max_drop_share
-        ready, stats = fit(data, self.tokenizer, config.max_length, share, system=self.system)
+        encoder = PairEncoder(self.templates, self.tokenizer)
+        ready, stats = fit(data, encoder, config.max_length, share, system=self.system)
         return Rows(ready, stats.to_dict(), stats.tokens, stats.answer_tokens)
 
     def trainer(self, config: Any, rows: Rows, watch: Any) -> Any:
@@ -105,7 +115,10 @@ class DPOTask:
         from trl import DPOTrainer
 
         class PreferenceTrainer(NoTelemetry, DPOTrainer):  # type: ignore[misc]
-            """TRL's own, `NoTelemetry`."""
+            """TRL's own, `NoTelemetry`, over pairs that are token ids already."""
+
+            def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+                return dataset
 
         lora = None if self.is_adapter else lora_config(self.block)
         model = load_base(self.start, adapter=self.is_adapter or lora is not None)
@@ -117,9 +130,7 @@ class DPOTask:
         trainer = PreferenceTrainer(
             model=model,
             args=config,
-            train_dataset=Dataset.from_list(
-                [{name: row[name] for name in COLUMNS} for row in rows.ready]
-            ),
+            train_dataset=Dataset.from_list(rows.ready),
             processing_class=self.tokenizer,
             peft_config=lora,
             callbacks=[watch] if watch else None,

@@ -2,7 +2,7 @@
 out is counted.
 
 Takes parquet files with ``prompt``, ``chosen`` and ``rejected`` (TRL's conversational format);
-gives rows for TRL."""
+gives token ids for TRL."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hubkit.chat_templates import SeatTemplates
 from hubkit.conversation import Message
-from hubkit.errors import SourceError, TrainingError
+from hubkit.errors import SourceError, TemplateError, TrainingError
 
 COLUMNS = ("prompt", "chosen", "rejected")
 
@@ -40,7 +41,7 @@ class PairStats:
 
 def fit(
     data: Sequence[Path],
-    tokenizer: Any,
+    encoder: PairEncoder,
     max_length: int | None,
     max_drop_share: float,
     *,
@@ -53,7 +54,7 @@ def fit(
 
     Raises `SourceError` for files that are no preference data, `TrainingError` when too few pairs
     are left."""
-    rows, stats = fitted(_pairs(data), tokenizer, max_length, system=system)
+    rows, stats = fitted(_pairs(data), encoder, max_length, system=system)
     lost = sum(stats.dropped.values())
     if not rows or lost / stats.pairs_read > max_drop_share:
         raise TrainingError(
@@ -66,7 +67,7 @@ def fit(
 def sampled(
     data: Sequence[Path],
     count: int,
-    tokenizer: Any,
+    encoder: PairEncoder,
     max_length: int | None,
     *,
     system: str | None,
@@ -77,12 +78,12 @@ def sampled(
     """
     pairs = _pairs(data)
     drawn = random.Random(seed).sample(pairs, min(count, len(pairs)))
-    return len(pairs), fitted(drawn, tokenizer, max_length, system=system)[1]
+    return len(pairs), fitted(drawn, encoder, max_length, system=system)[1]
 
 
 def fitted(
     pairs: Iterable[dict[str, Any]],
-    tokenizer: Any,
+    encoder: PairEncoder,
     max_length: int | None,
     *,
     system: str | None = None,
@@ -96,17 +97,21 @@ def fitted(
             continue
         if system and row["prompt"][0]["role"] != "system":
             row = {**row, "prompt": [{"role": "system", "content": system}, *row["prompt"]]}
-        made, cut = _trim(row, tokenizer, max_length)
-        if made is None:
+        try:
+            pair, cut = _trim(row, encoder, max_length)
+        except TemplateError:
+            dropped["template_refuses"] += 1
+            continue
+        if pair is None:
             dropped["too_long"] += 1
             continue
         stats.trimmed += cut > 0
         stats.exchanges_trimmed += cut
         stats.pairs_used += 1
-        prompt, chosen, rejected = _sizes(made, tokenizer)
-        stats.tokens += 2 * prompt + chosen + rejected
-        stats.answer_tokens += chosen + rejected
-        rows.append(made)
+        answers = len(pair["chosen_ids"]) + len(pair["rejected_ids"])
+        stats.tokens += 2 * len(pair["prompt_ids"]) + answers
+        stats.answer_tokens += answers
+        rows.append(pair)
     stats.dropped = dict(dropped)
     return rows, stats
 
@@ -141,31 +146,49 @@ def _fault(row: dict[str, Any]) -> str | None:
 
 
 def _trim(
-    row: dict[str, Any], tokenizer: Any, max_length: int | None
-) -> tuple[dict[str, Any] | None, int]:
-    """`row` with as many of its oldest exchanges left out as needed, and how many; None when none
-    helps.
+    row: dict[str, Any], encoder: PairEncoder, max_length: int | None
+) -> tuple[dict[str, list[int]] | None, int]:
+    """`row` encoded with as many of its oldest exchanges left out as needed, and how many; None
+    when none helps.
     """
     prompt: list[Message] = row["prompt"]
     head = [m for m in prompt[:1] if m["role"] == "system"]
     turns = prompt[len(head) :]
     for cut in range((len(turns) + 1) // 2):
-        fitted = {**row, "prompt": [*head, *turns[2 * cut :]]}
-        sizes = _sizes(fitted, tokenizer)
-        if max_length is None or sizes[0] + max(sizes[1:]) <= max_length:
-            return fitted, cut
+        pair = encoder([*head, *turns[2 * cut :]], row["chosen"], row["rejected"])
+        longest = max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
+        if max_length is None or len(pair["prompt_ids"]) + longest <= max_length:
+            return pair, cut
     return None, 0
 
 
-def _sizes(row: dict[str, Any], tokenizer: Any) -> tuple[int, int, int]:
-    """Tokens of the prompt, of the chosen and of the rejected answer, ends included."""
+class PairEncoder:
+    """Turns a pair into token ids, its contents read as text."""
 
-    def count(messages: list[Message], opened: bool) -> int:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
-        return len(tokenizer(text, add_special_tokens=False).input_ids)
+    def __init__(self, templates: SeatTemplates, tokenizer: Any) -> None:
+        self.templates, self.tokenizer = templates, tokenizer
 
-    prompt = count(row["prompt"], True)
-    chosen, rejected = (
-        count([*row["prompt"], *row[name]], False) - prompt for name in ("chosen", "rejected")
-    )
-    return prompt, chosen, rejected
+    def __call__(
+        self, prompt: list[Message], chosen: list[Message], rejected: list[Message]
+    ) -> dict[str, list[int]]:
+        """Ids of the prompt and of both answers, their ends included.
+
+        Where a tokenizer joins the prompt's last characters with an answer's first, the prompt ends
+        before them."""
+        asked = self.templates.encode_prompt(self.tokenizer, prompt, "assistant")
+        texts = [
+            self.templates.encode(self.tokenizer, [*prompt, *answer], "assistant").input_ids
+            for answer in (chosen, rejected)
+        ]
+        size = min(_common(asked, text) for text in texts)
+        return {
+            "prompt_ids": asked[:size],
+            "chosen_ids": texts[0][size:],
+            "rejected_ids": texts[1][size:],
+        }
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

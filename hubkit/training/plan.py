@@ -17,15 +17,15 @@ from typing import Any, Literal
 
 import yaml
 
-from hubkit import chat_templates
+from hubkit.chat_templates import SeatTemplates, for_base
 from hubkit.errors import RecipeError, SourceError
 from hubkit.recipe import Preference, Training
 from hubkit.training.config import dpo_config, lora_config, sft_config
 from hubkit.training.estimate import GIB, Reference, Size, duration, memory_gib
 from hubkit.training.launch import Launch
 from hubkit.training.loading import load_tokenizer, over_context
-from hubkit.training.pairs import sampled
-from hubkit.training.rows import Drops, RowMaker, table
+from hubkit.training.pairs import PairEncoder, sampled
+from hubkit.training.rows import RowMaker, RowStats, table
 
 _SAMPLE = 200
 _FOUND = ("rows", "tokens", "loss_tokens", "truncated_share", "dropped_share")
@@ -215,27 +215,25 @@ def _sample(
     """Rows and tokens of one epoch, estimated from up to 200 rows in the order that training would
     take them in.
     """
-    rows = table(data, ["id", "messages", block.intent_column])
+    rows = table(data, ["id", "messages", "tools", block.intent_column])
     order = list(range(rows.num_rows))
     random.Random(seed).shuffle(order)
     maker = RowMaker(
         block,
         load_tokenizer(base),
-        chat_templates.for_training(base, block.seat),
+        _templates(block, base),
         max_length=max_length,
     )
-    tokens = loss_tokens = truncated = used = 0
-    dropped = Drops()
+    stats = RowStats()
     for index in order[:_SAMPLE]:
         row = rows.slice(index, 1).to_pylist()[0]
-        made = maker(row)
-        if isinstance(made, str):
-            dropped.add(made, str(row.get("id", index)))
-            continue
-        used += 1
-        tokens += len(made.input_ids)
-        loss_tokens += made.loss_tokens
-        truncated += len(made.input_ids) == max_length
+        encoded = maker(row)
+        row_id = str(row.get("id", index))
+        if isinstance(encoded, str):
+            stats.dropped.add(encoded, row_id)
+        else:
+            stats.add(encoded, row_id, max_length)
+    used, tokens, dropped = stats.rows_used, stats.tokens, stats.dropped
     looked = used + dropped.total
     if not used:
         raise SourceError(f"none of the first {looked} rows can be trained on: {dropped.counts}")
@@ -248,8 +246,8 @@ def _sample(
         "rows": expected,
         "sampled_rows": looked,
         "tokens": int(tokens / used * expected),
-        "loss_tokens": int(loss_tokens / used * expected),
-        "truncated_share": truncated / used,
+        "loss_tokens": int(stats.loss_tokens / used * expected),
+        "truncated_share": stats.truncated / stats.examples,
         "dropped_share": dropped.total / looked,
     }
 
@@ -263,10 +261,9 @@ def _sample_pairs(
     seed: int,
 ) -> dict[str, Any]:
     """The same of pairs."""
-    tokenizer = load_tokenizer(base)
-    tokenizer.chat_template = chat_templates.for_inference(base, "assistant")
+    encoder = PairEncoder(_templates(chat, base), load_tokenizer(base))
     system = chat.system if chat else None
-    total, stats = sampled(data, _SAMPLE, tokenizer, config.max_length, system=system, seed=seed)
+    total, stats = sampled(data, _SAMPLE, encoder, config.max_length, system=system, seed=seed)
     if not stats.pairs_used:
         raise SourceError(f"none of {stats.pairs_read} pairs can be trained on: {stats.dropped}")
     rows = int(total * stats.pairs_used / stats.pairs_read)
@@ -278,6 +275,13 @@ def _sample_pairs(
         "truncated_share": stats.trimmed / stats.pairs_used,
         "dropped_share": 1 - stats.pairs_used / stats.pairs_read,
     }
+
+
+def _templates(block: Training | None, base: Path) -> SeatTemplates:
+    """How the base prints conversations, as `block` says."""
+    if block is None:
+        return for_base(base)
+    return for_base(base, template=block.template, thinking=block.thinking or "off")
 
 
 def _size(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from hubkit.chat_templates import SeatTemplates
 from hubkit.conversation import Seat
 from hubkit.progress import Progress
 from hubkit.recipe import Preference, Training
@@ -86,6 +87,11 @@ class Task(Protocol):
         """The chat template that rows were rendered with."""
         ...
 
+    @property
+    def templates(self) -> SeatTemplates:
+        """How the base prints conversations."""
+        ...
+
 
 def run_in_process(
     task: Task,
@@ -101,7 +107,9 @@ def run_in_process(
     """Carry out `task` on `data` in this process; under a launcher, this process's part of it."""
     quiet_environment()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    more = f"{task.identity}{processes} processes"
+    # the template is part of the base: another version of how it is derived is another training
+    printed = hashlib.sha256(task.template.encode()).hexdigest()
+    more = f"{task.identity}{processes} processes {printed}"
     fingerprint = fingerprint_of(task.block, data, task.start, base_repo_id, seed, more=more)
     if (known := finished(out, fingerprint)) is not None:
         return known
@@ -124,7 +132,7 @@ def run_in_process(
         resumed_from_step=run.resumed_from_step,
         processes=processes,
         seed=seed,
-        template_sha256=hashlib.sha256(task.template.encode()).hexdigest(),
+        template_sha256=printed,
         system=task.system,
         notes=notes,
         sft=task.settings,
@@ -134,7 +142,13 @@ def run_in_process(
         **outcome(trainer),
     )
     save_trained(
-        trainer, trainer.processing_class, task.start, out, report, merge=task.block.merge_adapter
+        trainer,
+        trainer.processing_class,
+        task.templates,
+        task.start,
+        out,
+        report,
+        merge=task.block.merge_adapter,
     )
     if config.process_index == 0:
         shutil.rmtree(work, ignore_errors=True)

@@ -14,9 +14,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hubkit import chat_templates
-from hubkit.conversation import Message, fault, filled_in, swap_roles
-from hubkit.errors import SourceError, TrainingError
+from hubkit.chat_templates import Encoded, SeatTemplates, encode_segments
+from hubkit.conversation import (
+    FieldPolicy,
+    Message,
+    Seat,
+    compact,
+    fault,
+    filled_in,
+    select_fields,
+    swap_roles,
+)
+from hubkit.errors import SourceError, TemplateError, TrainingError
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Training
 
@@ -50,8 +59,11 @@ class RowStats:
     """What became of the rows. ``rows_read == rows_used + dropped + rows_over_budget``, always.
 
     `rows_over_budget` are rows never looked at because `max_conversations` or `max_tokens` was
-    reached. Tokens are per epoch, after truncation: `tokens` go through the model, `loss_tokens`
-    carry loss; `truncated` rows were cut at ``max_length``."""
+    reached. `examples` are the texts that rows became: one each, or one for each answer where the
+    base prints earlier answers differently. Of the `rows_compared` with the base's own template,
+    `rows_differing` print differently; `rows_differing_examples` are the first of their ids. Tokens
+    are per epoch, after truncation: `tokens` go through the model, `loss_tokens` carry loss;
+    `truncated` examples were cut at ``max_length``."""
 
     rows_read: int = 0
     rows_used: int = 0
@@ -59,11 +71,37 @@ class RowStats:
     tokens: int = 0
     loss_tokens: int = 0
     truncated: int = 0
+    examples: int = 0
+    rows_compared: int = 0
+    rows_differing: int = 0
+    rows_differing_examples: list[str] = field(default_factory=list)
     dropped: Drops = field(default_factory=Drops)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the report."""
         return asdict(self)
+
+    def add(self, row: Row, row_id: str, max_length: int | None) -> None:
+        """Count one row that is used."""
+        self.rows_used += 1
+        self.examples += len(row.examples)
+        self.tokens += sum(len(example.input_ids) for example in row.examples)
+        self.loss_tokens += sum(example.loss_tokens for example in row.examples)
+        self.truncated += sum(len(example.input_ids) == max_length for example in row.examples)
+        if row.same_as_base is not None:
+            self.rows_compared += 1
+            self.rows_differing += not row.same_as_base
+            if not row.same_as_base and len(self.rows_differing_examples) < _EXAMPLES:
+                self.rows_differing_examples.append(row_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One conversation, encoded: its `examples`, and whether the base prints it the same (None:
+    not compared)."""
+
+    examples: list[Encoded]
+    same_as_base: bool | None = None
 
 
 def seat_view(
@@ -95,42 +133,75 @@ def seat_view(
 
 
 class RowMaker:
-    """Turns one recorded row into an encoded one, or into the reason why it cannot be trained
-    on.
-    """
+    """Turns one recorded row into an encoded one, or into the reason why it cannot be trained on.
+
+    Args:
+        block: Seat, system message, end mark, and what is done with thinking and tools.
+        tokenizer: The base's.
+        templates: How the base prints conversations.
+        max_length: Tokens after which an example is cut off."""
 
     def __init__(
-        self, block: Training, tokenizer: Any, template: str, *, max_length: int | None
+        self, block: Training, tokenizer: Any, templates: SeatTemplates, *, max_length: int | None
     ) -> None:
-        self.block, self.tokenizer, self.template, self.max_length = (
-            block,
-            tokenizer,
-            template,
-            max_length,
-        )
+        self.block, self.tokenizer, self.templates = block, tokenizer, templates
+        self.max_length = max_length
 
-    def __call__(self, row: dict[str, Any]) -> chat_templates.Encoded | str:
+    def __call__(self, row: dict[str, Any]) -> Row | str:
+        view = self.view(row)
+        if isinstance(view, str):
+            return view
+        seat = self.block.seat
+        try:
+            texts = self.templates.examples(view, seat, tools=_tools(row))
+        except TemplateError:
+            return "template_refuses"
+        encoded = [
+            encode_segments(self.tokenizer, text, max_length=self.max_length) for text in texts
+        ]
+        examples = [example for example in encoded if example.loss_tokens]
+        if not examples:
+            return "no_loss_tokens" if texts else "answers_without_thinking"
+        return Row(examples, self.templates.same_as_base(_recorded(view, seat), seat))
+
+    def view(self, row: dict[str, Any]) -> list[Message] | str:
+        """The row's messages as the seat sees them, or the reason why there is nothing to learn."""
+        block = self.block
         messages = row.get("messages")
         if not isinstance(messages, list):
             return "bad_message"
+        if any(not isinstance(message, dict) for message in messages):
+            return "bad_message"
+        messages = compact(messages)
         if reason := fault(messages, first=None):
             return reason
-        if not any(m["role"] == self.block.seat for m in messages):
+        thinking: FieldPolicy = "keep" if block.thinking == "keep" else "drop"
+        messages = select_fields(messages, tools=block.tools or "keep", thinking=thinking)
+        if reason := fault(messages, first=None):
+            return reason
+        if not any(m["role"] == block.seat for m in messages):
             return "no_seat_turn"
-        intent = row.get(self.block.intent_column) if self.block.intent_column else None
-        if self.block.intent_column and not (isinstance(intent, str) and intent.strip()):
+        if not any(m["role"] == block.seat and m.get("train", True) for m in messages):
+            return "flagged_not_to_train"
+        intent = row.get(block.intent_column) if block.intent_column else None
+        if block.intent_column and not (isinstance(intent, str) and intent.strip()):
             return "no_intent"
-        view = seat_view(
-            messages,
-            self.block.seat,
-            self.block.system,
-            end_mark=self.block.end_mark,
-            intent=intent,
-        )
-        encoded = chat_templates.encode(
-            self.tokenizer, self.template, view, max_length=self.max_length
-        )
-        return encoded if encoded.loss_tokens else "no_loss_tokens"
+        return seat_view(messages, block.seat, block.system, end_mark=block.end_mark, intent=intent)
+
+
+def _tools(row: dict[str, Any]) -> list[Any] | None:
+    """The descriptions of the tools that a row's conversation may call."""
+    try:
+        tools = json.loads(row.get("tools") or "null")
+    except ValueError:
+        return None
+    return tools if isinstance(tools, list) else None
+
+
+def _recorded(view: list[Message], seat: Seat) -> list[Message]:
+    """`view` as recorded, up to the seat's own last turn."""
+    last = max(i for i, message in enumerate(view) if message["role"] == "assistant")
+    return swap_roles(view[: last + 1]) if seat == "user" else view[: last + 1]
 
 
 def prepare(
@@ -193,8 +264,8 @@ def _encoded(
     stats: RowStats,
     seed: int,
     progress: Progress,
-) -> Iterator[chat_templates.Encoded]:
-    rows = table(data, ["id", "messages", block.intent_column])
+) -> Iterator[Encoded]:
+    rows = table(data, ["id", "messages", "tools", block.intent_column])
     stats.rows_read = rows.num_rows
     order = list(range(rows.num_rows))
     random.Random(seed).shuffle(order)
@@ -203,17 +274,14 @@ def _encoded(
             stats.rows_over_budget = stats.rows_read - seen
             return
         row = rows.slice(index, 1).to_pylist()[0]
-        made = maker(row)
-        if isinstance(made, str):
-            stats.dropped.add(made, str(row.get("id", index)))
+        encoded = maker(row)
+        if isinstance(encoded, str):
+            stats.dropped.add(encoded, str(row.get("id", index)))
             continue
-        stats.rows_used += 1
-        stats.tokens += len(made.input_ids)
-        stats.loss_tokens += made.loss_tokens
-        stats.truncated += maker.max_length is not None and len(made.input_ids) == maker.max_length
+        stats.add(encoded, str(row.get("id", index)), maker.max_length)
         if seen % 64 == 0:
             progress(seen, stats.rows_read, "tokenising")
-        yield made
+        yield from encoded.examples
 
 
 def _full(block: Training, stats: RowStats) -> bool:

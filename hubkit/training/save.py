@@ -12,13 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hubkit import chat_templates
+from hubkit.chat_templates import SeatTemplates
 from hubkit.conversation import Seat
 from hubkit.training.report import TrainReport
 
 
 def save_trained(
-    trainer: Any, tokenizer: Any, base: Path, out: Path, report: TrainReport, *, merge: bool
+    trainer: Any,
+    tokenizer: Any,
+    templates: SeatTemplates,
+    base: Path,
+    out: Path,
+    report: TrainReport,
+    *,
+    merge: bool,
 ) -> None:
     """Write the model folder, `report` included (its `kind` set to what was saved), in place of
     what was there.
@@ -29,20 +36,28 @@ def save_trained(
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     state = accelerator.get_state_dict(trainer.model) if sharded else None
     if accelerator.is_main_process:
-        _write(accelerator.unwrap_model(trainer.model), state, tokenizer, base, out, report, merge)
+        model = accelerator.unwrap_model(trainer.model)
+        _write(model, state, tokenizer, templates, base, out, report, merge)
     accelerator.wait_for_everyone()
 
 
 def _write(
-    model: Any, state: Any, tokenizer: Any, base: Path, out: Path, report: TrainReport, merge: bool
+    model: Any,
+    state: Any,
+    tokenizer: Any,
+    templates: SeatTemplates,
+    base: Path,
+    out: Path,
+    report: TrainReport,
+    merge: bool,
 ) -> None:
     staging = out.with_name(out.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     report.kind = _save_weights(model, state, base, staging, report, merge)
-    tokenizer.chat_template = chat_templates.for_inference(base, report.seat)
+    tokenizer.chat_template = templates.source(report.seat)
     tokenizer.save_pretrained(staging)
-    _write_generation_config(base, tokenizer, report.seat, staging)
+    _write_generation_config(base, tokenizer, templates, report.seat, staging)
     (staging / "README.md").unlink(missing_ok=True)
     report.write(staging)
     shutil.rmtree(out, ignore_errors=True)
@@ -95,7 +110,9 @@ def _untied(model: Any, state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, tensor
 
 
-def _write_generation_config(base: Path, tokenizer: Any, seat: Seat, out: Path) -> None:
+def _write_generation_config(
+    base: Path, tokenizer: Any, templates: SeatTemplates, seat: Seat, out: Path
+) -> None:
     """The base's generation defaults, stopping also at the end of this seat's turns."""
     path = base / "generation_config.json"
     config: dict[str, Any] = (
@@ -103,7 +120,7 @@ def _write_generation_config(base: Path, tokenizer: Any, seat: Seat, out: Path) 
     )
     known = config.get("eos_token_id")
     ends: list[int] = [] if known is None else known if isinstance(known, list) else [known]
-    for text in chat_templates.stops(base, seat):
+    for text in templates.stop_texts(seat):
         token = tokenizer.convert_tokens_to_ids(text)
         if isinstance(token, int) and token != tokenizer.unk_token_id and token not in ends:
             ends.insert(0, token)

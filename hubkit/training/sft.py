@@ -46,9 +46,16 @@ class SFTTask:
         return self.block.sft
 
     @cached_property
+    def templates(self) -> chat_templates.SeatTemplates:
+        """How the base prints conversations."""
+        return chat_templates.for_base(
+            self.start, template=self.block.template, thinking=self.block.thinking or "off"
+        )
+
+    @property
     def template(self) -> str:
         """The training template, with its marks."""
-        return chat_templates.for_training(self.start, self.block.seat)
+        return self.templates.source(self.block.seat, marks=True)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -68,7 +75,7 @@ class SFTTask:
         """
         progress(0, None, "tokenising")
         maker = rows_.RowMaker(
-            self.block, self.tokenizer, self.template, max_length=config.max_length
+            self.block, self.tokenizer, self.templates, max_length=config.max_length
         )
         with config.main_process_first(local=False, desc="tokenising"):
             prepare = rows_.prepare if config.process_index == 0 else rows_.prepared

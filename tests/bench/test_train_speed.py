@@ -102,7 +102,7 @@ def stock(folder: Path, base: Path, rows: list[list[tuple[str, str]]]) -> Took:
     from hubkit.training.loading import load_base, load_tokenizer
 
     tokenizer = load_tokenizer(base)
-    tokenizer.chat_template = chat_templates.for_training(base, "user")
+    tokenizer.chat_template = chat_templates.for_base(base).source("user", marks=True)
     system = [{"role": "system", "content": SYSTEM}]
     views = [system + swap_roles({"role": r, "content": c} for r, c in row) for row in rows]
     config = SFTConfig(

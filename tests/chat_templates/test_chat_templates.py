@@ -46,8 +46,9 @@ def view(messages, seat):
 def test_exactly_the_seats_turns_and_their_ends_carry_loss(family, seat, shape):
     _, folder, tokenizer = family
     turns = view(SHAPES[shape], seat)
-    encoded = chat_templates.encode(tokenizer, chat_templates.for_training(folder, seat), turns)
-    [end] = chat_templates.stops(folder, seat)
+    templates = chat_templates.for_base(folder)
+    encoded = templates.encode(tokenizer, turns, seat)
+    [end] = templates.stop_texts(seat)
     own = [m["content"].strip() for m in turns if m["role"] == "assistant"]
     wanted = [
         token for text in own for token in tokenizer.encode(text + end, add_special_tokens=False)
@@ -64,10 +65,9 @@ def test_exactly_the_seats_turns_and_their_ends_carry_loss(family, seat, shape):
 def test_what_is_served_is_a_prefix_of_what_was_trained(family, seat, shape, renderer):
     _, folder, tokenizer = family
     turns = view(SHAPES[shape], seat)
-    trained = chat_templates.encode(
-        tokenizer, chat_templates.for_training(folder, seat), turns, trim=False
-    )
-    served = chat_templates.for_inference(folder, seat)
+    templates = chat_templates.for_base(folder)
+    trained = templates.encode(tokenizer, turns, seat, trim=False)
+    served = templates.source(seat)
     asked = 0
     for cut, message in enumerate(turns):
         if message["role"] != "assistant" or not cut:  # transformers renders no empty conversation
@@ -119,7 +119,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_llama_cpps_own_jinja_renders_the_same(family, seat, gguf):
     xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")
     _, folder, tokenizer = family
-    template = chat_templates.for_inference(folder, seat)
+    template = chat_templates.for_base(folder).source(seat)
     params = xllamacpp.CommonParams()
     params.model.path, params.chat_template, params.use_jinja = str(gguf), template, True
     params.n_ctx, params.n_parallel, params.warmup, params.prefill_assistant, params.verbosity = (
@@ -145,10 +145,8 @@ def test_llama_cpps_own_jinja_renders_the_same(family, seat, gguf):
 def test_the_served_template_carries_no_marks_and_renders_the_same(family):
     _, folder, tokenizer = family
     for seat in SEATS:
-        served, trained = (
-            chat_templates.for_inference(folder, seat),
-            chat_templates.for_training(folder, seat),
-        )
+        templates = chat_templates.for_base(folder)
+        served, trained = templates.source(seat), templates.source(seat, marks=True)
         assert "generation %}" not in served and "generation -%}" not in served
         texts = [
             tokenizer.apply_chat_template(view(FROM_HUMAN, seat), chat_template=t, tokenize=False)
@@ -160,7 +158,7 @@ def test_the_served_template_carries_no_marks_and_renders_the_same(family):
 def test_no_system_message_is_invented_and_it_is_printed_once(family):
     _, folder, tokenizer = family
     for seat in SEATS:
-        template = chat_templates.for_inference(folder, seat)
+        template = chat_templates.for_base(folder).source(seat)
         for messages in (FROM_HUMAN, [FROM_HUMAN[0], *FROM_MODEL]):
             text = tokenizer.apply_chat_template(
                 view(messages, seat), chat_template=template, tokenize=False
@@ -174,7 +172,7 @@ def test_no_system_message_is_invented_and_it_is_printed_once(family):
 
 def test_a_server_may_open_the_askers_first_turn_from_a_system_message_alone(family):
     _, folder, tokenizer = family
-    template = chat_templates.for_inference(folder, "user")
+    template = chat_templates.for_base(folder).source("user")
     prompt = tokenizer.apply_chat_template(
         FROM_HUMAN[:1], chat_template=template, tokenize=False, add_generation_prompt=True
     )
@@ -189,30 +187,27 @@ def test_unknown_roles_are_refused_by_the_template(family):
     with pytest.raises(Exception, match="roles are user and assistant"):
         tokenizer.apply_chat_template(
             [{"role": "tool", "content": "x"}],
-            chat_template=chat_templates.for_inference(folder, "user"),
+            chat_template=chat_templates.for_base(folder).source("user"),
             tokenize=False,
         )
 
 
 def test_tokens_behind_the_last_trained_one_are_left_out(family):
     _, folder, tokenizer = family
-    template = chat_templates.for_training(folder, "user")
-    encoded = chat_templates.encode(tokenizer, template, swap_roles(FROM_HUMAN))
+    encode, view = chat_templates.for_base(folder).encode, swap_roles(FROM_HUMAN)
+    encoded = encode(tokenizer, view, "user")
     assert encoded.labels[-1] != chat_templates.IGNORE
-    whole = chat_templates.encode(tokenizer, template, swap_roles(FROM_HUMAN), trim=False)
+    whole = encode(tokenizer, view, "user", trim=False)
     assert encoded.loss_tokens == whole.loss_tokens < len(encoded.input_ids) < len(whole.input_ids)
-    assert (
-        chat_templates.encode(tokenizer, template, swap_roles(FROM_HUMAN), max_length=9).loss_tokens
-        <= 9
-    )
+    assert encode(tokenizer, view, "user", max_length=9).loss_tokens <= 9
 
 
 def test_a_folder_without_a_known_tokenizer_says_what_to_do(tmp_path: Path):
     with pytest.raises(SourceError, match="no tokenizer"):
-        chat_templates.for_training(tmp_path, "user")
+        chat_templates.for_base(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"added_tokens": [{"content": "<extra>"}]}')
-    with pytest.raises(SourceError, match=r"<extra>.*families\.py"):
-        chat_templates.for_training(tmp_path, "user")
+    with pytest.raises(SourceError, match=r"<extra>.*template: FILE.jinja"):
+        chat_templates.for_base(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"added_tokens": [')
     with pytest.raises(SourceError, match="cannot be read as JSON"):
-        chat_templates.for_training(tmp_path, "user")
+        chat_templates.for_base(tmp_path)

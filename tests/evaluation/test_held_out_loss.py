@@ -73,9 +73,7 @@ def test_the_loss_is_the_models_own_over_the_seats_tokens(base, data):
             {"role": "system", "content": "You ask."},
             *swap_roles({"role": r, "content": c} for r, c in row),
         ]
-        encoded = chat_templates.encode(
-            tokenizer, chat_templates.for_training(base, "user"), view, trim=False
-        )
+        encoded = chat_templates.for_base(base).encode(tokenizer, view, "user", trim=False)
         labels = torch.tensor([encoded.labels])
         with torch.no_grad():
             mean = model(torch.tensor([encoded.input_ids]), labels=labels).loss

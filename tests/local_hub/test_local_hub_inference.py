@@ -28,10 +28,10 @@ IMAGE = {
 
 def tiny_model(folder: Path) -> Path:
     """A two-layer model that can chat."""
-    from hubkit.chat_templates import for_inference
+    from hubkit.chat_templates import for_base
 
     tiny_base(folder)
-    (folder / "chat_template.jinja").write_text(for_inference(folder, "assistant"), "utf-8")
+    (folder / "chat_template.jinja").write_text(for_base(folder).source("assistant"), "utf-8")
     return folder
 
 

@@ -335,7 +335,8 @@ def test_dpo_goes_on_training_the_chat_models_own_adapter(tmp_path, base, chat):
 
 
 def test_over_long_histories_lose_their_oldest_exchanges_and_are_counted(tmp_path, base, chat):
-    from hubkit.training.dpo import fit
+    from hubkit.chat_templates import for_base
+    from hubkit.training.dpo import PairEncoder, fit
     from hubkit.training.loading import load_tokenizer
 
     long = [
@@ -352,13 +353,20 @@ def test_over_long_histories_lose_their_oldest_exchanges_and_are_counted(tmp_pat
         PAIRS[0],
     ]
     data = write_pairs(tmp_path / "pairs.parquet", pairs)
-    rows, stats = fit([data], load_tokenizer(chat), 64, 1.0)
-    assert [m["content"] for m in rows[0]["prompt"]] == ["Be kind.", "And now?"]
-    assert rows[1]["prompt"] == PAIRS[0]["prompt"]
-    assert (
-        fit([data], load_tokenizer(chat), 96, 1.0, system="Short.")[0][-1]["prompt"][0]["content"]
-        == "Short."
-    )
+    tokenizer, templates = load_tokenizer(chat), for_base(base)
+    encoder = PairEncoder(templates, tokenizer)
+    rows, stats = fit([data], encoder, 64, 1.0)
+    prompts = [tokenizer.decode(row["prompt_ids"]) for row in rows]
+    trimmed = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "And now?"},
+    ]
+    assert prompts[0] == templates.prompt(trimmed, "assistant")
+    assert prompts[1] == templates.prompt(PAIRS[0]["prompt"], "assistant")
+    assert tokenizer.decode(rows[0]["chosen_ids"]) == "Yes.<|im_end|>"
+    assert tokenizer.decode(rows[0]["rejected_ids"]) == "No.<|im_end|>"
+    with_system = fit([data], encoder, 96, 1.0, system="Short.")[0][-1]
+    assert "system\nShort.<|im_end|>" in tokenizer.decode(with_system["prompt_ids"])
     assert stats.dropped == {"too_long": 1, "no_difference": 1, "empty_rejected": 1}
     assert (stats.pairs_read, stats.pairs_used, stats.trimmed, stats.exchanges_trimmed) == (
         5,
@@ -367,7 +375,7 @@ def test_over_long_histories_lose_their_oldest_exchanges_and_are_counted(tmp_pat
         1,
     )
     with pytest.raises(TrainingError, match=r"3 of 5 pairs cannot be used .*max_drop_share of 50%"):
-        fit([data], load_tokenizer(chat), 64, 0.5)
+        fit([data], encoder, 64, 0.5)
 
 
 def test_the_optimised_adapter_is_merged_where_the_recipe_says_so(tmp_path, base, chat):

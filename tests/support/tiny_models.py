@@ -121,7 +121,7 @@ def tiny_adapter(folder: Path, base: Path, base_repo_id: str, *, seed: int = 0) 
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from hubkit.chat_templates import for_inference
+    from hubkit.chat_templates import for_base
 
     torch.manual_seed(seed)
     model = get_peft_model(
@@ -135,5 +135,5 @@ def tiny_adapter(folder: Path, base: Path, base_repo_id: str, *, seed: int = 0) 
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((base / name).read_bytes())
-    (folder / "chat_template.jinja").write_text(for_inference(base, "user"), "utf-8")
+    (folder / "chat_template.jinja").write_text(for_base(base).source("user"), "utf-8")
     return folder

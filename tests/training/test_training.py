@@ -108,9 +108,11 @@ def test_labels_are_those_of_trls_own_assistant_only_loss(tmp_path, base, rows, 
 
     training, tokenizer = block(seat), load_tokenizer(base)
     messages = [{"role": r, "content": c} for r, c in GOOD[0]]
-    template = chat_templates.for_training(base, seat)
-    ours = RowMaker(training, tokenizer, template, max_length=128)({"messages": messages})
-    tokenizer.chat_template = template
+    templates = chat_templates.for_base(base)
+    [ours] = RowMaker(training, tokenizer, templates, max_length=128)(
+        {"messages": messages}
+    ).examples
+    tokenizer.chat_template = templates.source(seat, marks=True)
     config = SFTConfig(
         tmp_path, assistant_only_loss=True, bf16=False, report_to="none", use_cpu=True
     )
@@ -295,27 +297,31 @@ def test_whole_weights_are_saved_in_the_bases_own_precision(tmp_path, base, rows
     assert report.kind == ("merged" if merge else "full") and not hasattr(model, "peft_config")
 
 
+def loss_ids(row) -> list[int]:
+    """The tokens with loss of a row that is one example."""
+    from hubkit.chat_templates import IGNORE
+
+    [example] = row.examples
+    return [label for label in example.labels if label != IGNORE]
+
+
 def test_the_asker_learns_to_say_the_end_mark_behind_the_last_answer(tmp_path, base):
     from transformers import AutoTokenizer
 
     from hubkit import chat_templates
     from hubkit.training.rows import RowMaker
 
-    tokenizer, template = (
-        AutoTokenizer.from_pretrained(base),
-        chat_templates.for_training(base, "user"),
-    )
-    maker = RowMaker(block(end_mark="[goodbye]"), tokenizer, template, max_length=None)
+    tokenizer, templates = AutoTokenizer.from_pretrained(base), chat_templates.for_base(base)
+    maker = RowMaker(block(end_mark="[goodbye]"), tokenizer, templates, max_length=None)
     closed, opened = ([{"role": r, "content": c} for r, c in turns] for turns in (GOOD[0], TURNS))
-    said = [label for label in maker({"messages": closed}).labels if label != chat_templates.IGNORE]
+    said = loss_ids(maker({"messages": closed}))
     assert tokenizer.decode(said).endswith("<|im_end|>[goodbye]<|im_end|>")
-    said = [label for label in maker({"messages": opened}).labels if label != chat_templates.IGNORE]
+    said = loss_ids(maker({"messages": opened}))
     assert "goodbye" not in tokenizer.decode(said), (
         "a conversation that ends on the human's turn did not end there"
     )
-    cut = RowMaker(block(end_mark="[goodbye]"), tokenizer, template, max_length=40)(
-        {"messages": closed}
-    )
+    short = RowMaker(block(end_mark="[goodbye]"), tokenizer, templates, max_length=40)
+    [cut] = short({"messages": closed}).examples
     assert "goodbye" not in tokenizer.decode(cut.input_ids), "nor does one that was cut off"
 
 
@@ -325,19 +331,16 @@ def test_an_intent_goes_into_the_system_message_as_in_a_rollout(base):
     from hubkit import chat_templates
     from hubkit.training.rows import RowMaker
 
-    tokenizer, template = (
-        AutoTokenizer.from_pretrained(base),
-        chat_templates.for_training(base, "user"),
-    )
+    tokenizer, templates = AutoTokenizer.from_pretrained(base), chat_templates.for_base(base)
     row = {"messages": [{"role": r, "content": c} for r, c in TURNS], "wish": "bake rye bread"}
     for system, text in (
         ("Ask.", "Ask.\n\nbake rye bread"),
         ("You want: {intent}.", "You want: bake rye bread."),
     ):
         maker = RowMaker(
-            block(system=system, intent_column="wish"), tokenizer, template, max_length=None
+            block(system=system, intent_column="wish"), tokenizer, templates, max_length=None
         )
-        assert tokenizer.decode(maker(row).input_ids).startswith(
+        assert tokenizer.decode(maker(row).examples[0].input_ids).startswith(
             f"<|im_start|>system\n{text}<|im_end|>"
         )
     assert maker({**row, "wish": None}) == "no_intent"

@@ -96,6 +96,8 @@ def build_align(context: Context, inputs: dict[str, Ref], work: Work) -> dict[st
         base_repo_id=below.repo_id,
         base_revision=below.revision,
         system=context.recipe.chat.system,
+        template=context.recipe.chat.template,
+        thinking=context.recipe.chat.thinking or "off",
         seed=context.recipe.seed,
         work=work.scratch,
         launch=context.launch,
