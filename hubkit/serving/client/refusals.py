@@ -46,7 +46,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             r"longer than the (maximum )?model|exceeds? (the )?(context|max_model_len|n_ctx)|"
             r"must have less than \d+ tokens|input token count[^.]*exceeds|"
             r"reduce (your |the )?(length of the )?(prompt|messages|input)|"
-            r"inputs? (tokens|must have)[^.]{0,80}max_new_tokens|\bmax_total_tokens\b",
+            r"inputs?\W{0,3}(tokens|must have)[^.]{0,80}max_new_tokens|\bmax_total_tokens\b",
         ),
         (
             "moderation",
