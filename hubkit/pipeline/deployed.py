@@ -10,18 +10,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hubkit import cloud
 from hubkit.cloud.endpoints import base_of
 from hubkit.cloud.prices import hardware
-from hubkit.errors import HubError
+from hubkit.errors import HubError, RepoMissingError
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline.stage import Context, Work
 from hubkit.progress import Progress
-from hubkit.recipe import DEPLOY, Deploy, Rollout
+from hubkit.recipe import DEPLOY, EMBEDDED, Deploy, Rollout
 from hubkit.serving.client import ClientTemplate
 
 TOKEN_ENV = "HUBKIT_DEPLOY_TOKEN"
@@ -169,13 +169,24 @@ def as_deployed(context: Context, inputs: dict[str, Ref], block: Rollout) -> Rol
 def templates(
     context: Context, inputs: dict[str, Ref], block: Rollout
 ) -> dict[str, ClientTemplate]:
-    """``asker_template`` and ``chat_template`` of `rollout.run`, for seats whose server holds
-    another's template.
+    """``asker_template`` and ``chat_template`` of `rollout.run`, for seats whose server may hold
+    another's template: an adapter on an endpoint that holds only its base's, and a trained model at
+    an address of the user's own.
     """
-    said = spoken(context.hub, seats(block, inputs))
-    return {
-        f"{seat}_template": one.template for seat, one in said.items() if one.template is not None
+    found = {
+        f"{seat}_template": one.template
+        for seat, one in spoken(context.hub, seats(block, inputs)).items()
+        if one.template is not None
     }
+    for seat in SEATS:
+        config, ref = getattr(block, seat), inputs.get(seat)
+        is_trained = config.repo == "asker" or (
+            ref is not None and ref.repo_id == context.hub.qualify(context.recipe.repos.chat)
+        )
+        if ref is not None and is_trained and not {DEPLOY, EMBEDDED} & set(config.endpoints):
+            with suppress(RepoMissingError):
+                found[f"{seat}_template"] = _template(context.hub, ref)
+    return found
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A chat-completions server that lies below everything under test: its own process, scripted
 faults, and a ledger.
 
-Run as ``python tests/mock_endpoint.py --port-file PATH [options]``. Each answer is unique (it holds
+Run as ``python tests/support/mock_endpoint.py --port-file PATH [options]``. Each answer is unique (it holds
 a number), and the ledger appends one line per answered request: what was asked for and what was
 said, so that a test can tell a turn that was asked for twice. `latency` is seconds; `faults` is the
 share of requests that go wrong."""
@@ -70,6 +70,7 @@ def mock(**options: Any) -> Iterator[Handle]:
         port_file, ledger = Path(scratch) / "port", Path(scratch) / "ledger"
         command = [sys.executable, __file__, "--port-file", str(port_file), "--ledger", str(ledger)]
         for name, value in options.items():
+            name = name.replace("_", "-")
             command += [f"--{name}"] if value is True else [f"--{name}={value}"]
         process = subprocess.Popen(command)
         try:
@@ -187,7 +188,7 @@ class Mock:
         return {
             "id": f"chatcmpl-{self.count}",
             "object": "chat.completion",
-            "model": body["model"],
+            "model": self.args.answers_as or body["model"],
             "choices": [
                 {
                     "index": 0,
@@ -225,6 +226,37 @@ class Mock:
         }
         return web.json_response(answer, headers={"x-prompt-tokens": "3"})
 
+    def rendered(self, body: dict) -> str:
+        """A conversation as this server's chat template renders it: ``[role]text``, or with the
+        labels of the two seats swapped (`renders`)."""
+        labels = {"user": "user", "assistant": "assistant", "system": "system"}
+        if self.args.renders == "swapped":
+            labels |= {"user": "assistant", "assistant": "user"}
+        turns = [f"[{labels[m['role']]}]{m['content']}" for m in body["messages"]]
+        return "<s>" + "".join(turns) + f"[{labels['assistant']}]"
+
+    async def render(self, request: web.Request) -> web.Response:
+        """POST /tokenize (vLLM, SGLang, llama.cpp), /apply-template, /chat_tokenize (TGI)."""
+        if not self.args.renders:
+            return web.json_response({"detail": "Not Found"}, status=404)
+        body = await request.json()
+        text = next((str(body[k]) for k in ("prompt", "inputs", "content") if k in body), "")
+        text = self.rendered(body) if "messages" in body else text
+        starts = body.get("add_special_tokens", True) and "messages" not in body
+        tokens = [*([1] if starts else []), *([1] if text.startswith("<s>") else [])]
+        tokens += map(ord, text.removeprefix("<s>"))
+        return web.json_response({"tokens": tokens, "prompt": text, "templated_text": text})
+
+    async def complete(self, request: web.Request) -> web.Response:
+        """POST /v1/completions."""
+        body = await request.json()
+        self.count += 1
+        text = f"answer {os.getpid()}.{self.count}"
+        if self.ledger is not None:
+            self.ledger.write(json.dumps({"said": text, "body": body}) + "\n")
+        choice = {"index": 0, "text": text, "finish_reason": "stop"}
+        return web.json_response({"model": body["model"], "choices": [choice]})
+
     async def set_script(self, request: web.Request) -> web.Response:
         """POST /script: how to behave from now on."""
         self.script = await request.json()
@@ -242,7 +274,10 @@ class Mock:
         """GET /v1/models."""
         if self.script.get("status") == 404:
             return web.Response(status=404)
-        return web.json_response({"data": [{"id": self.args.model or "tgi"}]})
+        entry = {"id": self.args.model or "tgi"}
+        if self.args.window:
+            entry["max_model_len"] = self.args.window
+        return web.json_response({"data": [entry]})
 
 
 def main() -> None:
@@ -261,12 +296,18 @@ def main() -> None:
     parser.add_argument("--poison", default="")
     parser.add_argument("--key", default="")
     parser.add_argument("--model", default="")
+    parser.add_argument("--renders", default="")  # same, or swapped: the labels of the seats
+    parser.add_argument("--window", type=int, default=0)  # as /v1/models states it
+    parser.add_argument("--answers-as", default="")  # the model's name in answers
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     mock = Mock(args)
     app = web.Application(client_max_size=1 << 26)
     app.router.add_post("/v1/chat/completions", mock.chat)
     app.router.add_post("/generate", mock.generate)
+    app.router.add_post("/v1/completions", mock.complete)
+    for path in ("/tokenize", "/apply-template", "/chat_tokenize"):
+        app.router.add_post(path, mock.render)
     app.router.add_post("/script", mock.set_script)
     app.router.add_get("/stats", mock.stats)
     app.router.add_get("/v1/models", mock.models)
