@@ -25,6 +25,7 @@ from hubkit.errors import (
     RepoMissingError,
 )
 from hubkit.hub import embedded, gate
+from hubkit.hub.network import adapt_clients, exempt_loopback
 from hubkit.hub.places import cache, settings
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Ref:
 
 def connect() -> Hub:
     """The configured Hub, started first when it is the embedded one. Raises `HubError`."""
+    exempt_loopback()
     configured = settings()
     if configured.url is None:
         url = embedded.ensure_running()
@@ -124,6 +126,7 @@ class Hub:
         """`huggingface_hub`'s client for this Hub."""
         from huggingface_hub import HfApi
 
+        adapt_clients()
         return HfApi(endpoint=self.url, token=self.token or False, library_name="hubkit")
 
     @contextmanager

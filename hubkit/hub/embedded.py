@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from hubkit import extras
 from hubkit.errors import DiskFullError, HubError, HubUnreachableError
+from hubkit.hub.network import DIRECT, exempt_loopback
 from hubkit.hub.places import LOCAL, cache, local_root, settings
 
 IDLE_S = 900
@@ -47,6 +47,7 @@ def ensure_running(*, jobs: bool = False, spaces: bool = False) -> str:
             return str(state["url"])
         wanted |= allowed
         stop()
+    exempt_loopback()
     root = local_root()
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -154,7 +155,7 @@ def _answers(state: dict[str, Any]) -> bool:
     since.
     """
     try:
-        with urllib.request.urlopen(f"{state['url']}/healthz", timeout=5) as answer:
+        with DIRECT.open(f"{state['url']}/healthz", timeout=5) as answer:
             return bool(json.load(answer).get("pid") == state["pid"])
     except (OSError, ValueError, KeyError, AttributeError):
         return False

@@ -1,8 +1,8 @@
-"""`load_dataset` by bare name: stock `datasets` behind it, pointed at the configured Hub for the
-length of the call.
+"""`load_dataset` by bare name: stock `datasets`, pointed at the configured Hub for the length of the
+call.
 
 No server can make a bare name work with the stock function (its client insists on
-``namespace/name``), and `datasets` fixes its endpoint when it is imported; both are mended here,
+``namespace/name``), and `datasets` fixes its endpoint when it is imported; both are changed here,
 for this call only."""
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from hubkit.hub.network import adapt_clients
 
 _SWAP = threading.RLock()
 
@@ -27,6 +29,7 @@ def load_dataset(path: str, name: str | None = None, **kwargs: Any) -> Any:
 
     from hubkit.hub.client import connect
 
+    adapt_clients()
     hub = connect()
     options = {"hf": {"endpoint": hub.url, "token": hub.token or False}}
     download = kwargs.pop("download_config", None) or datasets.DownloadConfig()
@@ -46,9 +49,10 @@ def _endpoint(url: str) -> Iterator[None]:
     from datasets import config
 
     with _SWAP:
-        before = config.HF_ENDPOINT
+        endpoint, offline = config.HF_ENDPOINT, config.HF_HUB_OFFLINE
         config.HF_ENDPOINT = url
+        config.HF_HUB_OFFLINE = False  # the Hub's client refuses the internet, and only that
         try:
             yield
         finally:
-            config.HF_ENDPOINT = before
+            config.HF_ENDPOINT, config.HF_HUB_OFFLINE = endpoint, offline
