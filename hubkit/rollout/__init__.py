@@ -32,6 +32,7 @@ __all__ = [
     "RolloutReport",
     "Status",
     "estimate",
+    "holds_more",
     "locked",
     "run",
     "run_digest",
@@ -98,6 +99,20 @@ def run(
         return report(
             block, state, rows, out, driven(block, openings, state, rows, journal, seats, watch)
         )
+
+
+def holds_more(journal: Path, digest: str, dialogues: int) -> bool:
+    """Whether the run in the folder `journal` has dialogues beyond the first `dialogues` that are
+    nowhere else: it was interrupted as a larger one. The run's lock must be held.
+    """
+    if not journal.is_dir():
+        return False
+    state = load(journal, digest)
+    indices = set(state.live)
+    for path in state.shard_paths:
+        if not shards.is_of_commit(path):
+            indices.update(shards.read_indices(path, digest))
+    return any(index >= dialogues for index in indices)
 
 
 def estimate(

@@ -227,6 +227,11 @@ def read_runs(path: Path) -> set[str]:
         return set()
 
 
+def is_of_commit(path: Path) -> bool:
+    """Whether a shard was copied from a commit on ``main``, whose revision its name then ends on."""
+    return re.fullmatch(r"raw-\d+-[0-9a-f]{8}", path.stem) is not None
+
+
 def read_indices(path: Path, digest: str) -> list[int]:
     """The dialogue numbers that a shard holds. Raises `SourceError` when it is no shard, or one of
     another run.

@@ -54,3 +54,33 @@ def test_a_wrong_key_is_one_sentence(recipe: list[str], cli: Callable[..., Any])
         done = cli("rollout", *recipe, *urls)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "401" in done.stderr and "token_env" in done.stderr
+
+
+def test_nothing_that_was_paid_is_asked_for_again(
+    hubkit_home: Path, tmp_path_factory: pytest.TempPathFactory, cli: Callable[..., Any]
+) -> None:
+    recipe = small_recipe(tmp_path_factory.mktemp("chats"), "rollout-sizes", count=40, openings=16)
+    assert cli("corpus", *recipe).returncode == 0
+
+    def roll(dialogues: int) -> Any:
+        """One command, with so many dialogues."""
+        urls = ["--asker-url", server.url, "--chat-url", server.url]
+        return cli("rollout", *recipe, *urls, "--dialogues", str(dialogues), "--json")
+
+    with mock() as server:
+        for dialogues, answers in ((6, 18), (2, 18), (8, 24)):  # three answers a dialogue
+            done = roll(dialogues)
+            assert done.returncode == 0, done.stderr
+            assert server.stats()["answered"] == answers
+        server.script(status=402, after=7, message="Insufficient credits")
+        broke = roll(14)
+        assert broke.returncode == 1 and "Insufficient credits" in broke.stderr, broke.stderr
+        paid = server.stats()["answered"]
+        assert 0 < paid <= 7
+        server.script()
+        assert roll(3).returncode == 0 and server.stats()["answered"] == 0
+        done = roll(14)
+        assert done.returncode == 0, done.stderr
+        assert server.stats()["answered"] == (14 - 8) * 3 - paid
+    report = json.loads(done.stdout)["stages"][0]["report"]
+    assert report["end_reasons"] == {"target_turns": 14} and report["requests"] == 14 * 3

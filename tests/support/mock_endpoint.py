@@ -40,8 +40,8 @@ class Handle:
     ledger_path: Path
 
     def script(self, **behaviour: Any) -> None:
-        """How it behaves from now on: status, message, headers, first (of requests), texts, rules,
-        finish, body.
+        """How it behaves from now on: status, message, headers, first and after (of requests),
+        texts, rules, finish, body.
         """
         data = json.dumps(behaviour).encode()
         urllib.request.urlopen(
@@ -125,8 +125,10 @@ class Mock:
         args, script = self.args, self.script
         if "body" in script:
             return web.Response(body=str(script["body"]).encode(), content_type="application/json")
-        if script.get("status") and (
-            script.get("first") is None or self.requests <= script["first"]
+        if (
+            script.get("status")
+            and (script.get("first") is None or self.requests <= script["first"])
+            and self.requests > script.get("after", 0)
         ):
             return web.json_response(
                 {"error": {"message": script.get("message", "scripted"), "type": "scripted"}},

@@ -60,6 +60,8 @@ def settle(context: Context, inputs: dict[str, Ref]) -> None:
         if not folder.is_dir():
             continue
         with rollout.locked(folder):
+            if rollout.holds_more(folder / "journal", digest, context.recipe.rollout.dialogues):
+                continue  # a larger run was interrupted, and resumes from there
             Branch(
                 context.hub, _repo_id(context), _branch_name(digest), repo_type="dataset"
             ).delete()
@@ -150,31 +152,34 @@ def _kept(
 
 
 def _superseded(hub: Hub, repo_id: str, digests: Sequence[str], scratch: Path) -> list[Path]:
-    """The shards of the newest commit on ``main`` that holds this run, smaller or with other caps;
-    often none.
+    """The shards of the largest commit on ``main`` that holds this run, whatever its size and caps;
+    often none. Of those of one size, the newest.
     """
     with hub.translated(f"reading the history of dataset {repo_id}"):
-        titles = [
-            (c.commit_id, c.title) for c in hub.api.list_repo_commits(repo_id, repo_type="dataset")
-        ]
-    for revision, title in titles:
-        ref = Ref(repo_id, "dataset", revision)
-        if "[rollout:" not in title or _digest_of(hub, ref) not in digests:
-            continue
-        folder = scratch / "earlier"
-        folder.mkdir(parents=True, exist_ok=True)
-        named = []
-        for path in parquet(hub, ref, "raw"):
-            named.append(
-                folder / f"{path.stem}-{revision[:8]}.parquet"
-            )  # no name of a shard that is made here
-            shutil.copyfile(path, named[-1])
-        return named
-    return []
+        commits = hub.api.list_repo_commits(repo_id, repo_type="dataset")
+        revisions = [c.commit_id for c in commits if "[rollout:" in c.title]
+    sizes = {}
+    for revision in revisions:
+        digest, dialogues = _report_of(hub, Ref(repo_id, "dataset", revision))
+        if digest in digests:
+            sizes[revision] = dialogues
+    if not sizes:
+        return []
+    largest = max(sizes, key=lambda revision: sizes[revision])
+    folder = scratch / "earlier"
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = []
+    for path in parquet(hub, Ref(repo_id, "dataset", largest), "raw"):
+        # No name of a shard that is made here.
+        copies.append(folder / f"{path.stem}-{largest[:8]}.parquet")
+        shutil.copyfile(path, copies[-1])
+    return copies
 
 
-def _digest_of(hub: Hub, ref: Ref) -> str:
+def _report_of(hub: Hub, ref: Ref) -> tuple[str, int]:
+    """The (digest, dialogues) of the run in a commit; empty where it does not say."""
     try:
-        return str(json.loads(hub.read(ref, f"{PROVENANCE}/rollout.json"))["report"]["digest"])
+        report = json.loads(hub.read(ref, f"{PROVENANCE}/rollout.json"))["report"]
+        return str(report["digest"]), int(report["dialogues"])
     except (RepoMissingError, ValueError, KeyError, TypeError):
-        return ""
+        return "", 0
