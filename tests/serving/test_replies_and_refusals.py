@@ -152,6 +152,7 @@ def test_a_stream_that_ends_before_its_answer_is_no_answer() -> None:
         ("https://o.example/api/v1", "https://o.example/api/v1/chat/completions", "https://o.example/api"),
         ("https://a.example/openai/deployments/d?api-version=2024-10-21",
          "https://a.example/openai/deployments/d/chat/completions?api-version=2024-10-21", "https://a.example/openai/deployments/d"),
+        ("http://h/v2/serve/3", "http://h/v2/serve/3/v1/chat/completions", "http://h/v2/serve/3"),
         ("http://h/think", "http://h/think/v1/chat/completions", "http://h/think"),
     ],
 )  # fmt: skip

@@ -16,7 +16,7 @@ from hubkit.errors import MissingDependencyError, RecipeError
 
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
 _ROUTES = (CHAT, COMPLETIONS, "/generate")
-_VERSION = re.compile(r"v\d+[a-z0-9]*")
+_VERSION = re.compile(r"/v\d+[a-z0-9]*(/openai)?$")
 
 
 def on_loopback(url: str) -> bool:
@@ -70,11 +70,10 @@ def parse_address(text: str) -> Address:
     path = parts.path.rstrip("/")
     route = next((route for route in _ROUTES if path.endswith(route)), "")
     base = path.removesuffix(route).rstrip("/")
-    segments = base.split("/")
-    versioned = any(map(_VERSION.fullmatch, segments)) or "api-version" in parts.query
-    api = base if versioned or route in (CHAT, COMPLETIONS) else base + "/v1"
-    version_at = next((i for i, part in enumerate(segments) if _VERSION.fullmatch(part)), None)
-    root = base if version_at is None else "/".join(segments[:version_at])
+    version = _VERSION.search(base)
+    is_complete = version or "api-version" in parts.query or route in (CHAT, COMPLETIONS)
+    api = base if is_complete else base + "/v1"
+    root = base[: version.start()] if version else base
 
     def url(part: str) -> str:
         return urlunsplit((parts.scheme, parts.netloc, part, "", ""))

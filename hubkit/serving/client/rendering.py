@@ -7,6 +7,7 @@ sentinels, that it renders the same."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from hubkit.serving.client.address import Address
 from hubkit.serving.client.client_template import ClientTemplate
 from hubkit.serving.client.transport import HttpClient
 
+_PROBE_S = 20.0  # longest wait for one answer
 _SYSTEM: Message = {"role": "system", "content": "Sentinel zero: cedar."}
 SENTINELS: tuple[tuple[Message, ...], ...] = (
     (
@@ -121,8 +123,9 @@ async def starts_twice(
 async def _asked(http: HttpClient, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON object at `url`, or ``{"tokens": […]}`` for a list; empty without one."""
     try:
-        status, answer = await http.probe(url, body)
-    except EndpointUnreachableError:
+        async with asyncio.timeout(_PROBE_S):
+            status, answer = await http.probe(url, body)
+    except (EndpointUnreachableError, TimeoutError):
         return {}
     if status != 200:
         return {}
