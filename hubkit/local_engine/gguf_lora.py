@@ -1,6 +1,6 @@
-"""A PEFT LoRA adapter as a GGUF adapter for llama.cpp, without torch.
+"""A PEFT LoRA adapter of a Llama as a GGUF adapter for llama.cpp, without torch.
 
-Refuses, with `EngineError`, every option that llama.cpp's LoRA would compute differently.
+`check_adapter` refuses, for any architecture, what llama.cpp's LoRA would compute differently.
 """
 
 from __future__ import annotations
@@ -51,26 +51,44 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def convert_lora(folder: Path, base_config: dict[str, Any], out: Path) -> None:
-    """Write `out`, the GGUF of the LoRA adapter in `folder`, for a base with `base_config`. Weights
-    stay float32.
+def check_adapter(folder: Path) -> float:
+    """Return the alpha that llama.cpp needs for the adapter in `folder`.
 
     llama.cpp scales by alpha / rank; PEFT's rank-stabilised variant by alpha / sqrt(rank), so its
-    alpha is multiplied by sqrt(rank)."""
+    alpha is multiplied by sqrt(rank).
+
+    Raises:
+        UnsupportedModelError: It is more than the sum ``base + scale * B @ A``.
+        EngineError: It has no readable configuration.
+    """
     config = read_adapter_config(folder)
     for option, allowed in _MUST_BE.items():
         value = config.get(option, allowed[0])
         if value not in allowed and value is not None:
             raise UnsupportedModelError(
-                f"{folder}: no conversion for a LoRA with {option}={value!r}; merge it and serve that"
+                f"{folder}: no conversion for a LoRA with {option}={value!r}; "
+                "merge it and serve that"
             )
-    alpha = float(config["lora_alpha"])
+    try:
+        alpha, rank = float(config["lora_alpha"]), float(config["r"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineError(f"{folder}/{ADAPTER_CONFIG} has no {error}; push it again") from error
     if config.get("use_rslora"):
         if config.get("rank_pattern"):
             raise UnsupportedModelError(
-                f"{folder}: no conversion for use_rslora with a rank_pattern; merge it and serve that"
+                f"{folder}: no conversion for use_rslora with a rank_pattern; "
+                "merge it and serve that"
             )
-        alpha *= math.sqrt(config["r"])
+        alpha *= math.sqrt(rank)
+    return alpha
+
+
+def convert_lora(folder: Path, base_config: dict[str, Any], out: Path) -> None:
+    """Write `out`, the GGUF of the LoRA adapter in `folder`, for a base with `base_config`.
+
+    Weights stay float32. Raises `EngineError` or `UnsupportedModelError`.
+    """
+    alpha = check_adapter(folder)
     writer = GGUFWriter(str(out), "llama")
     try:
         writer.add_type("adapter")

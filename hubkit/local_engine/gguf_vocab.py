@@ -80,18 +80,21 @@ def _texts(spec: dict[str, Any]) -> dict[int, str]:
     """Token id → its own text, for the ids whose bytes are whole UTF-8."""
     vocab = spec["model"].get("vocab")
     decoders = str(spec.get("decoder"))
-    if spec["model"].get("type") != "BPE" or not isinstance(vocab, dict):
+    if spec["model"].get("type") == "Unigram" and isinstance(vocab, list):
+        vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
+    elif spec["model"].get("type") != "BPE" or not isinstance(vocab, dict):
         raise UnsupportedModelError(
             f"a {spec['model'].get('type')} tokenizer needs the transformers engine"
         )
     if "ByteLevel" in decoders:
         alphabet = {char: byte for byte, char in enumerate(_BYTE_CHARS)}
         raw = {i: _from_byte_level(token, alphabet) for token, i in vocab.items()}
-    elif "ByteFallback" in decoders:
+    elif "ByteFallback" in decoders or "Metaspace" in decoders:
         raw = {i: _from_sentencepiece(token) for token, i in vocab.items()}
     else:
         raise UnsupportedModelError(
-            "this tokenizer is neither byte-level nor byte-fallback BPE; use the transformers engine"
+            "this tokenizer is neither byte-level nor SentencePiece-style; "
+            "use the transformers engine"
         )
     texts = {}
     for i, piece in raw.items():

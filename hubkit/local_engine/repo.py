@@ -96,7 +96,7 @@ def _content_hash(folder: Path) -> str:
 
 
 def converted(cache_dir: Path, key: str, convert: Callable[[Path], None]) -> Path:
-    """`cache_dir`/`key`.gguf, made by `convert(path)` if it is not there yet.
+    """Return `cache_dir`/`key`.gguf, written by `convert(path)` if it does not exist yet.
 
     One process converts at a time; the file appears whole or not at all. Raises `DiskFullError`.
     """
@@ -110,9 +110,9 @@ def converted(cache_dir: Path, key: str, convert: Callable[[Path], None]) -> Pat
             if not target.exists():
                 convert(part)
                 part.replace(target)
-    except OSError as error:
+    except BaseException as error:
         part.unlink(missing_ok=True)
-        if error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise DiskFullError(
                 f"no space left in {cache_dir} for a converted model; free some or set --cache-dir"
             ) from error

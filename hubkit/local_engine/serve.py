@@ -19,13 +19,15 @@ import uvicorn
 
 from hubkit.errors import EngineError
 from hubkit.local_engine.app import build_app
+from hubkit.local_engine.conversion import gguf_files
 from hubkit.local_engine.engine import Engine, UnsupportedModelError
+from hubkit.local_engine.engine_choice import engine_for
 from hubkit.local_engine.generation import Generator
-from hubkit.local_engine.gguf_lora import convert_lora, read_adapter_config
-from hubkit.local_engine.gguf_model import Dtype, convert_model, eos_token_ids, read_config
+from hubkit.local_engine.gguf_lora import read_adapter_config
+from hubkit.local_engine.gguf_model import Dtype, eos_token_ids, read_config
 from hubkit.local_engine.llamacpp import LlamaCppEngine
 from hubkit.local_engine.metrics import Metrics
-from hubkit.local_engine.repo import Snapshot, converted, fetch
+from hubkit.local_engine.repo import Snapshot, fetch
 from hubkit.local_engine.service import BASE, ServedModel, Service
 from hubkit.local_engine.settings import Listen, Settings, bearer_token, check_addresses
 from hubkit.local_engine.templates import TemplateRenderer, read_template
@@ -43,9 +45,9 @@ def run(settings: Settings) -> None:
         settings.context,
         int(read_config(model.folder).get("max_position_embeddings") or settings.context),
     )
-    engine = load_engine(replace(settings, context=context), model, adapters)
+    engine, reason = load_engine(replace(settings, context=context), model, adapters)
     try:
-        asyncio.run(_serve(settings, model, adapters, engine))
+        asyncio.run(_serve(settings, model, adapters, engine, reason))
     finally:
         engine.close()
 
@@ -76,41 +78,48 @@ def _snapshots(settings: Settings) -> tuple[Settings, Snapshot, dict[str, Snapsh
     return settings, model, adapters
 
 
-def load_engine(settings: Settings, model: Snapshot, adapters: dict[str, Snapshot]) -> Engine:
-    """The engine asked for; `auto` takes llama.cpp and falls back to transformers for what it
-    cannot compute.
+def load_engine(
+    settings: Settings, model: Snapshot, adapters: dict[str, Snapshot]
+) -> tuple[Engine, str]:
+    """Load the engine of `settings`, or the one that suits the model, and say why it is that one.
+
+    `auto` takes what `engine_for` says, and transformers for what llama.cpp turns out not to
+    compute.
     """
-    if settings.engine != "transformers":
+    folders = {name: adapter.folder for name, adapter in adapters.items()}
+    engine, reason = str(settings.engine), "as configured"
+    if engine == "auto":
+        engine, reason = engine_for(
+            model.folder,
+            tuple(folders.values()),
+            context=settings.context,
+            cache_dir=settings.cache_dir,
+        )
+    if engine == "llamacpp":
         try:
-            return _llamacpp(settings, model, adapters)
+            return _llamacpp(settings, model, adapters), reason
         except UnsupportedModelError as error:
             if settings.engine == "llamacpp":
                 raise
-            _log.warning("%s; serving with transformers", error)
+            reason = str(error)
+    if settings.engine == "auto":
+        _log.warning("serving with transformers: %s", reason)
     from hubkit.local_engine.torch_engine import TransformersEngine
 
-    folders = {name: adapter.folder for name, adapter in adapters.items()}
-    return TransformersEngine(
+    loaded = TransformersEngine(
         model.folder, folders, parallel=settings.slots, context=settings.context
     )
+    return loaded, reason
 
 
 def _llamacpp(settings: Settings, model: Snapshot, adapters: dict[str, Snapshot]) -> Engine:
-    dtype = cast(Dtype, settings.dtype)
-    base = converted(
-        settings.cache_dir,
-        f"{model.key}-{dtype}",
-        lambda path: convert_model(model.folder, path, dtype),
+    base, loras = gguf_files(
+        model,
+        adapters,
+        dtype=cast(Dtype, settings.dtype),
+        context=settings.context,
+        cache_dir=settings.cache_dir,
     )
-    config = read_config(model.folder)
-
-    def lora(adapter: Snapshot) -> Path:
-        key = f"{model.key}-lora-{adapter.key}"
-        return converted(
-            settings.cache_dir, key, lambda path: convert_lora(adapter.folder, config, path)
-        )
-
-    loras = {name: lora(adapter) for name, adapter in adapters.items()}
     return LlamaCppEngine(
         base, loras, parallel=settings.slots, context=settings.context, threads=settings.threads
     )
@@ -177,7 +186,11 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(
-    settings: Settings, model: Snapshot, adapters: dict[str, Snapshot], engine: Engine
+    settings: Settings,
+    model: Snapshot,
+    adapters: dict[str, Snapshot],
+    engine: Engine,
+    reason: str,
 ) -> None:
     sockets = [_bind(address) for address in settings.listen]
     ports = {
@@ -202,8 +215,8 @@ async def _serve(
         await server.ready(serving)
         addresses = _addresses(settings.listen, sockets)
         if settings.state_file and server.started:
-            _write_state(settings.state_file, model, addresses)
-        _log.info("serving %s at %s with %s", model.name, addresses, engine.name)
+            _write_state(settings.state_file, model, addresses, (engine.name, reason))
+        _log.info("serving %s at %s with %s: %s", model.name, addresses, engine.name, reason)
         await serving
     finally:
         if settings.state_file:
@@ -235,10 +248,14 @@ def _addresses(listen: list[Listen], sockets: list[socket.socket]) -> dict[str, 
     return addresses
 
 
-def _write_state(path: Path, model: Snapshot, addresses: dict[str, str]) -> None:
+def _write_state(
+    path: Path, model: Snapshot, addresses: dict[str, str], engine: tuple[str, str]
+) -> None:
     state: dict[str, Any] = {
         "pid": os.getpid(),
         "addresses": addresses,
+        "engine": engine[0],
+        "engine_reason": engine[1],
         "model": model.name,
         "revision": model.key,
     }

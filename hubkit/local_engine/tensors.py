@@ -7,6 +7,7 @@ float32 (exact)."""
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from typing import Any
 import numpy as np
 
 from hubkit.errors import EngineError
+from hubkit.local_engine.engine import UnsupportedModelError
 
 _HEADER_LIMIT_BYTES = 64 * 1024 * 1024
 _DTYPES: dict[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "C64": 64}  # else in the name: I32, …
+_LARGEST_DIMENSION = 2**40
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,13 @@ class StoredTensor:
     offset: int
 
     def load(self) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """The values, float32, in `shape`."""
+        """Read the values as float32 in `shape`. Raises `UnsupportedModelError` for a type that is
+        not a float of 16, 32 or 64 bits.
+        """
+        if self.dtype not in _DTYPES:
+            raise UnsupportedModelError(f"{self.path} stores {self.name!r} as {self.dtype}")
+        if 0 in self.shape:
+            return np.zeros(self.shape, np.float32)
         raw = np.memmap(
             self.path, dtype=_DTYPES[self.dtype], mode="r", offset=self.offset, shape=self.shape
         )
@@ -49,10 +59,42 @@ def stored_tensors(folder: Path, pattern: str = "model*.safetensors") -> dict[st
         raise EngineError(
             f"{folder} has no {pattern}: push the weights as safetensors (save_pretrained does)"
         )
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for path in files:
-        found.update(_read_header(path))
-    return found
+        tensors.update(_read_header(path))
+    return tensors
+
+
+def check_plausible(folder: Path, config: dict[str, Any]) -> int:
+    """Check what a loader would believe: headers, the shard index, and the number of layers.
+
+    Returns:
+        The size of all weight files in bytes.
+
+    Raises:
+        EngineError: A file is malformed, the index names a file elsewhere, or the configuration
+            has more layers than the files have tensors.
+    """
+    tensors = stored_tensors(folder)
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            outside = [name for name in names if Path(name).name != name]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EngineError(f"{index} is malformed ({error}); download it again") from error
+        if outside:
+            raise EngineError(f"{index} names {outside[0][:80]!r}, which is not beside it")
+    text = config.get("text_config")
+    merged = {**config, **(text if isinstance(text, dict) else {})}
+    for key in ("num_hidden_layers", "n_layers", "n_layer", "num_layers"):
+        layers = merged.get(key, 0)
+        if not isinstance(layers, int) or not 0 <= layers <= len(tensors):
+            raise EngineError(
+                f"{folder}/config.json has {key} {str(layers)[:40]}, but the weight files hold "
+                f"{len(tensors)} tensors; download both again"
+            )
+    return sum(path.stat().st_size for path in {tensor.path for tensor in tensors.values()})
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
@@ -82,12 +124,10 @@ def _entry(
 ) -> StoredTensor:
     begin, end = fields["data_offsets"]
     shape = tuple(int(n) for n in fields["shape"])
-    dtype = fields["dtype"]
-    if dtype not in _DTYPES:
-        raise EngineError(
-            f"{path} stores {name!r} as {dtype}; the engine reads F64, F32, F16 and BF16 weights"
-        )
-    expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(_DTYPES[dtype]).itemsize
-    if min(shape, default=0) < 0 or begin < 0 or end - begin != expected or data_start + end > size:
+    dtype = str(fields["dtype"])
+    bits = _BITS.get(dtype) or int(dtype.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ").partition("_")[0])
+    expected = math.prod(shape) * bits // 8  # exact: Python's integers do not overflow
+    outside = any(not 0 <= n <= _LARGEST_DIMENSION for n in shape) or len(shape) > 8
+    if outside or begin < 0 or end - begin != expected or data_start + end > size:
         raise EngineError(f"{path} is cut off or malformed at {name!r}; download it again")
     return StoredTensor(path, name, dtype, shape, data_start + begin)
