@@ -101,10 +101,11 @@ lock: $(READY) ## write demo.lock: what the demo installs, by version and hash
 licences: $(READY) ## write LICENCES.md: what is installed, and under which terms
 	$(BIN)/python tests/support/licences.py > LICENCES.md
 
-check: $(READY) ## lint, format, types
+check: $(READY) ## lint, format, types, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mkdocs build --strict --quiet
 
 format: $(READY) ## put the code in shape
 	$(BIN)/ruff check --fix .

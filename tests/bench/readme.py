@@ -1,20 +1,23 @@
 """Gather ``results/*.json`` into bench.json, and write its figures down: ``python
 tests/bench/readme.py``.
 
-They go into README.md, between its markers, and into BENCHMARKS.md, which is nothing else.
+They go into README.md and docs/*.md, between markers, and into BENCHMARKS.md, which is nothing else.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from figures import GATHERED, ROOT, gather, tables
+from figures import GATHERED, RESULTS, ROOT, gather, tables
 
 Figures = Mapping[str, Any]
-README, PAGE = ROOT / "README.md", ROOT / "BENCHMARKS.md"
+PAGE = ROOT / "BENCHMARKS.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PICTURES = ("pipeline.svg", "demo.svg", "learning_curve.png")
 HEAD = """# What was measured
 
 Written by `make bench`, `make bench-demo`, `make bench-curve`, `make conformance` and `make chaos` out of
@@ -306,4 +309,8 @@ if __name__ == "__main__":
     gathered = gather()
     GATHERED.write_text(json.dumps(gathered, indent=1, ensure_ascii=False) + "\n", "utf-8")
     PAGE.write_text(page(gathered), "utf-8")
-    README.write_text(filled(README.read_text("utf-8"), gathered), "utf-8")
+    for path in PAGES:
+        if not path.is_symlink():
+            path.write_text(filled(path.read_text("utf-8"), gathered), "utf-8")
+    for name in PICTURES:
+        shutil.copyfile(RESULTS / name, ROOT / "docs" / "images" / name)

@@ -1,4 +1,4 @@
-"""README says what is so: its figures stand in the file that commands wrote, and its commands do
+"""README and docs say what is so: its figures stand in the file that commands wrote, and its commands do
 what they say.
 
 Every `hubkit` command is parsed down to where it would begin to work. Those that need no model, no
@@ -24,11 +24,21 @@ from support.paths import ROOT
 from hubkit import cli, recipe
 
 sys.path.insert(0, str(ROOT / "tests" / "bench"))
-README = (ROOT / "README.md").read_text("utf-8")
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-OWN_RECIPE = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text("utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    if not path.is_symlink()
+}
+TEXT = "\n".join(PAGES.values())
+BLOCKS = [
+    pytest.param(block, id=f"{page}: {block.splitlines()[0][:50]}")
+    for page, text in PAGES.items()
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+]
+OWN_RECIPE = re.search(r"```yaml\n(name: .*?)```", PAGES["docs/recipes.md"], re.DOTALL)
 # What is only parsed here, and where it runs.
 ELSEWHERE = {
+    r"\. \.venv/bin/activate": "the shell of these tests has it already",
     r"make ": "targets are looked up below; what they start is started by the tests named here",
     r"hf auth login": "asks a person for a key",
     r"HUBKIT_HUB=https": "huggingface.co is not reached from tests; a second embedded Hub stands in (test_publish.py)",
@@ -42,10 +52,14 @@ ELSEWHERE = {
 
 
 def commands() -> list[str]:
-    """Every `hubkit` command of the README's shell blocks, without comments, pipes and variables
+    """Every `hubkit` command of the shell blocks in README and docs, without comments, pipes and variables
     before it.
     """
-    lines = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
+    lines = [
+        line.split("  #")[0].strip()
+        for block in BLOCKS
+        for line in str(block.values[0]).splitlines()
+    ]
     lines = [re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line) for line in lines]
     return sorted({line for line in lines if line.startswith("hubkit ")})
 
@@ -156,7 +170,8 @@ def test_figures_are_those_of_the_results() -> None:
 
     gathered = gather()
     assert json.loads(GATHERED.read_text("utf-8")) == gathered, "run `python tests/bench/readme.py`"
-    assert readme.filled(README, gathered) == README, "run `python tests/bench/readme.py`"
+    for page, text in PAGES.items():
+        assert readme.filled(text, gathered) == text, f"{page}: run `python tests/bench/readme.py`"
     assert readme.PAGE.read_text("utf-8") == readme.page(gathered), (
         "run `python tests/bench/readme.py`"
     )
@@ -193,7 +208,7 @@ def test_every_command_is_one_that_the_command_line_takes(
         recipe.load(path, profiles=values.get("profile", ()), overrides=values.get("overrides", ()))
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.split("\n")[0][:60])
+@pytest.mark.parametrize("block", BLOCKS)
 def test_commands_run(block: str, shell: dict[str, str], here: Path) -> None:
     lines = [line for line in block.splitlines() if line.strip()]
     run = [line for line in lines if not any(re.match(start, line) for start in ELSEWHERE)]
@@ -240,7 +255,7 @@ def test_the_third_recipe_runs_as_it_stands(here: Path, hubkit_home: Path) -> No
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    for target in set(re.findall(r"`?make ([a-z][a-z-]+)", README)):
+    for target in set(re.findall(r"`?make ([a-z][a-z-]+)", TEXT)):
         assert re.search(rf"^(?:[a-z -]*\b)?{target}\b[a-z -]*:", makefile, re.MULTILINE), (
             f"no target {target}"
         )
@@ -248,5 +263,14 @@ def test_make_targets_exist() -> None:
 
 def test_commands_exist(command_line: Any) -> None:
     """Also those that prose names."""
-    named = set(re.findall(r"(?m)(?:^|`|\$\(|face\.co )hubkit ([a-z]+)", README))
+    named = set(re.findall(r"(?:`|\$\(|face\.co )hubkit ([a-z]+)", TEXT))
     assert named - set(command_line.commands) == set()
+
+
+def test_readme_is_short_enough_to_read() -> None:
+    assert PAGES["README.md"].count("\n") <= 120
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
+def test_every_page_is_in_the_navigation(page: str) -> None:
+    assert page.removeprefix("docs/") in (ROOT / "mkdocs.yml").read_text("utf-8")
