@@ -9,6 +9,9 @@ Takes nothing, gives exception classes. Rules for adding one:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class HubkitError(Exception):
     """Root of all of hubkit's errors. The command line prints it as one sentence and exits with
@@ -145,3 +148,25 @@ class DiskFullError(HubkitError, OSError):
 
 class MissingDependencyError(HubkitError, ImportError):
     """An optional package is needed for what was asked; the message names the pip command."""
+
+
+class RemoteCodeError(HubkitError, RuntimeError):
+    """A model asks to run code out of its own repo, which hubkit never does."""
+
+
+@contextmanager
+def refusing_remote_code(model: str) -> Iterator[None]:
+    """Put our own sentence in place of a library's advice to trust the code of `model`'s repo.
+
+    Raises:
+        RemoteCodeError: The library refused `model` because ``trust_remote_code`` is False.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, HubkitError) or "trust_remote_code" not in str(error):
+            raise
+        raise RemoteCodeError(
+            f"{model} loads only by running code out of its own repo, which hubkit never does; "
+            f"take a model whose architecture transformers knows"
+        ) from None

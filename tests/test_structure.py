@@ -17,7 +17,7 @@ from support.paths import ROOT
 
 PACKAGE = ROOT / "hubkit"
 FLOORS = {
-    0: ("errors", "conversation", "extras", "plugins", "progress", "sensitive_data"),
+    0: ("errors", "conversation", "extras", "plugins", "progress", "sensitive_data", "untrusted"),
     1: ("ray_session", "recipe", "hub", "serving", "chat_templates"),
     2: ("data",),
     3: ("training", "rollout", "metrics", "preference", "judging"),

@@ -16,6 +16,7 @@ import typer
 from hubkit import __version__, extras
 from hubkit.cli.help_layout import Mapped
 from hubkit.errors import HubkitError
+from hubkit.untrusted import printable
 
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -141,5 +142,5 @@ def main() -> None:
 
 
 def _fail(sentence: str, code: int) -> None:
-    print(f"hubkit: {sentence}", file=sys.stderr)
+    print(f"hubkit: {printable(sentence)}", file=sys.stderr)
     sys.exit(code)

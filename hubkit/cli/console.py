@@ -10,18 +10,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from hubkit.progress import Progress, silent
+from hubkit.untrusted import printable
 
 _LINE_EVERY_S = 10.0
 
 
 def say(line: str) -> None:
     """One line for the person, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def line(text: str) -> None:
     """One line of the result, on stdout."""
-    print(text, flush=True)
+    print(printable(text), flush=True)
 
 
 def data(value: Any) -> None:
@@ -42,10 +43,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     for column in columns:
         shown.add_column(column, overflow="fold")
     for row in rows:
-        shown.add_row(*("" if cell is None else str(cell) for cell in row))
+        shown.add_row(*("" if cell is None else printable(str(cell)) for cell in row))
     console = Console(file=sys.stdout, highlight=False, markup=False)
     console.width = max(console.width, 120 if not sys.stdout.isatty() else 0)
-    console.print(title, style="bold")
+    console.print(printable(title), style="bold")
     console.print(shown)
 
 
@@ -110,7 +111,7 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
                     task,
                     completed=int(done),
                     total=None if total is None else int(total),
-                    note=note,
+                    note=printable(note),
                 )
 
             return progress

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hubkit.errors import EngineError
+from hubkit.errors import EngineError, RemoteCodeError, refusing_remote_code
 from hubkit.local_engine.engine import Event, Finish, GenerationError, Job, Sampling, Started, Step
 
 if TYPE_CHECKING:
@@ -130,14 +130,16 @@ def _load(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     try:
-        loaded = (
-            AutoModelForCausalLM.from_pretrained(model, dtype=dtype, use_safetensors=True)
-            .to(device)
-            .eval()
-        )
+        with refusing_remote_code(str(model)):
+            loaded = AutoModelForCausalLM.from_pretrained(
+                model, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
+        loaded = loaded.to(device).eval()
         eos = loaded.generation_config.eos_token_id
         for name, folder in adapters.items():
             loaded = _with_adapter(loaded, name, folder)
+    except RemoteCodeError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise EngineError(
             f"transformers cannot load {model} with adapters {list(adapters)}: {error}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubkit.errors import SourceError
+from hubkit.errors import SourceError, refusing_remote_code
 from hubkit.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -33,8 +33,11 @@ def embed(texts: Sequence[str], model: Path, *, progress: Progress = silent) -> 
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        encoder = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
+        with refusing_remote_code(str(model)):
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            encoder = AutoModel.from_pretrained(
+                model, dtype=torch.float32, trust_remote_code=False
+            ).eval()
     except (OSError, ValueError) as error:
         raise SourceError(
             f"{model} holds no encoder that can be loaded: {' '.join(str(error).split())[:200]}"

@@ -6,6 +6,7 @@ is read from the record that its training left in it, or given by hand for a rep
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from hubkit.pipeline.stage import WEIGHTS
 from hubkit.progress import Progress, silent
 from hubkit.publishing import records
 from hubkit.recipe import Evals, Scorecard, Training, content_of, digest
+from hubkit.untrusted import is_inside, printable
 
 ENGINE_TOKENS = 4096
 
@@ -67,7 +69,7 @@ def base_of(hub: Hub, ref: Ref, progress: Progress) -> Ref | None:
         said = json.loads(hub.read(ref, "adapter_config.json"))
         return require(
             hub,
-            said["base_model_name_or_path"],
+            _repo_name(said["base_model_name_or_path"]),
             revision=said.get("revision") or "main",
             progress=progress,
         )
@@ -75,6 +77,17 @@ def base_of(hub: Hub, ref: Ref, progress: Progress) -> Ref | None:
         raise SourceError(
             f"adapter_config.json of {ref} does not name its base; mend it, or train it again"
         ) from None
+
+
+def _repo_name(value: object) -> str:
+    """The base that an adapter names, where it is a repo's name and nothing of this machine's."""
+    name = str(value)
+    if not re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", name) or not is_inside(name):
+        raise SourceError(
+            f"the adapter names {printable(name)!r} as its base, which is no repo; "
+            f"write the base's repo id into its adapter_config.json"
+        )
+    return name
 
 
 def with_base(askers: Sequence[Asker]) -> list[Asker]:

@@ -16,6 +16,7 @@ import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from hubkit.publishing.card_data import MODELS, Kind
+from hubkit.untrusted import parse_yaml
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n(.*)\Z", re.DOTALL)
 _FENCE = re.compile(
@@ -89,7 +90,7 @@ def lint(card_text: str, kind: Kind, files: Sequence[str] | None = None) -> list
     if not match:
         return ["the card does not start with YAML between two lines of ---"]
     try:
-        data = yaml.safe_load(match[1])
+        data = parse_yaml(match[1])
     except yaml.YAMLError as error:
         return [f"the front matter is not YAML: {' '.join(str(error).split())}"]
     if not isinstance(data, dict):

@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 from huggingface_hub.repocard_data import CardData
 
+from hubkit.untrusted import parse_yaml
+
 KEEP = "<!-- What you write below this line stays when the card is published again. -->"
 # Every key that this room ever writes; one of these that is missing from the new card is gone on
 # purpose.
@@ -41,7 +43,7 @@ def metadata(card: str) -> dict[str, Any]:
     """The front matter of a card; nothing where it has none that can be read."""
     match = _FRONT_MATTER.match(card)
     try:
-        data = yaml.safe_load(match[1]) if match else None
+        data = parse_yaml(match[1]) if match else None
     except yaml.YAMLError:
         return {}
     return data if isinstance(data, dict) else {}

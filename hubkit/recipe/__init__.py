@@ -45,6 +45,7 @@ from hubkit.recipe.whole import (
     Repos,
     content_of_stage,
 )
+from hubkit.untrusted import parse_yaml
 
 __all__ = [
     "DEPLOY",
@@ -169,7 +170,7 @@ def _read(name: str) -> dict[str, Any]:
     if not name.endswith((".yaml", ".yml")):
         path = RECIPES / f"{name}.yaml"
     try:
-        data = yaml.safe_load(path.read_text("utf-8"))
+        data = parse_yaml(path.read_text("utf-8"))
     except FileNotFoundError:
         known = available()
         names = known["recipes"] + known["profiles"]
@@ -217,7 +218,7 @@ def _parse_override(text: str) -> dict[str, Any]:
             f"override {text!r} must look like dotted.key=value, for example rollout.dialogues=100"
         )
     try:
-        value: Any = yaml.safe_load(raw)
+        value: Any = parse_yaml(raw)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise RecipeError(f"override {text[:200]!r}: the value {raw[:200]!r} is not YAML") from None
     for part in reversed(key.strip().split(".")):

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from hubkit.recipe.block import Block
 from hubkit.recipe.identity import Content, Display
+from hubkit.untrusted import is_inside
 
 
 class Columns(Block):
@@ -46,6 +47,14 @@ class Source(Block):
     """Its licence, as the Hub names it."""
     license_note: Display[str] = ""
     """What cards say about the licence."""
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: list[str]) -> list[str]:
+        for name in files:
+            if not is_inside(name):
+                raise ValueError(f"{name!r} lies outside of the source; name files inside it")
+        return files
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:

@@ -139,6 +139,7 @@ def national_rules() -> tuple[Rule, ...]:
             r")?\W{0,2}(?P<value>\d{3}[ -]?\d{2}[ -]?\d{4})(?![\w-])",
             check=_ssn,
             folded=True,
+            reach=160,
         ),
     ]
     for module, pattern, shapes, context in _NATIONAL:
@@ -237,7 +238,12 @@ def document_rules() -> tuple[Rule, ...]:
     )
     return (
         rule(
-            "passport_number", "pass pas 护照 パスポート", passport, check=_has_digits, folded=True
+            "passport_number",
+            "pass pas 护照 パスポート",
+            passport,
+            check=_has_digits,
+            folded=True,
+            reach=160,
         ),
         rule("passport_number", "P<", machine),
         rule(
@@ -246,6 +252,7 @@ def document_rules() -> tuple[Rule, ...]:
             card,
             check=_is_document,
             folded=True,
+            reach=160,
         ),
         rule(
             "drivers_licence",
@@ -253,22 +260,25 @@ def document_rules() -> tuple[Rule, ...]:
             *licence,
             check=_has_digits,
             folded=True,
+            reach=160,
         ),
-        rule("device_id", "imei meid", imei, check=_imei, folded=True),
+        rule("device_id", "imei meid", imei, check=_imei, folded=True, reach=160),
         rule(
             "device_id",
             "udid idfa gaid advertising device android",
             serial,
             check=_has_digits,
             folded=True,
+            reach=160,
         ),
-        rule("vehicle_id", "vin chassis", vin, check=_has_digits, folded=True),
+        rule("vehicle_id", "vin chassis", vin, check=_has_digits, folded=True, reach=160),
         rule(
             "vehicle_id",
             "plate tag kennzeichen matrícula targa plaque",
             plate,
-            check=lambda m: any(c.isdigit() for c in value_of(m)),
+            check=_is_plate,
             folded=True,
+            reach=160,
         ),
     )
 
@@ -282,6 +292,11 @@ def _is_document(match: Match) -> bool:
     value = value_of(match)
     is_date = re.match(r"(?:19|20)\d{2}-\d{2}|\d{2}-\d{2}-\d{4}", value) is not None
     return not is_date and sum(c.isdigit() for c in value) >= 5 and not is_placeholder(value)
+
+
+def _is_plate(match: Match) -> bool:
+    value = value_of(match)
+    return any(c.isdigit() for c in value) and any(c.isalpha() for c in value)
 
 
 def _imei(match: Match) -> bool:

@@ -193,7 +193,7 @@ def _account_rules() -> tuple[Rule, ...]:
         rule("credit_card", "", *card, check=_card, needs_number=True),
         rule("iban", "", iban, check=_iban, needs_number=True),
         rule("iban", "iban", small_iban, check=_iban, folded=True),
-        rule("bank_account", names, *bank, check=_bank, folded=True),
+        rule("bank_account", names, *bank, check=_bank, folded=True, reach=160),
         rule("crypto_address", "1 3 bc1 0x", *wallet, check=_wallet, needs_run=True),
     )
 

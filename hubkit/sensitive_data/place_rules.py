@@ -50,13 +50,14 @@ def place_rules() -> tuple[Rule, ...]:
             check=_coordinates,
             gate=r"\.\d{4,15}°?\s?[NS]?,\s?-?\d{1,3}\.\d{4}",
         ),
-        rule("coordinates", "lat", coordinates[2], folded=True),
+        rule("coordinates", "lat", coordinates[2], folded=True, reach=160),
         rule("coordinates", "°", coordinates[3]),
         Rule(
             "date_of_birth",
             (re.compile(f"{birth}(?P<value>{date})", re.IGNORECASE),),
             _BIRTH_WORDS,
             folded=True,
+            reach=160,
         ),
         *_address_rules(),
     )
@@ -166,7 +167,7 @@ def _address_rules() -> tuple[Rule, ...]:
     return (
         Rule("street_address", (re.compile(us),), streets, _us_address, gate=_STREET_GATE),
         *(
-            Rule("street_address", (re.compile(pattern),), tuple(hints.split()))
+            Rule("street_address", (re.compile(pattern),), tuple(hints.split()), reach=200)
             for hints, pattern in local
         ),
     )

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 Match = re.Match[str]
 Check = Callable[[Match], bool]
+_LEAD = 64
 CONTEXT_CHARS = 48  # how far before a number the word that names it may stand
 
 
@@ -54,6 +55,8 @@ class Rule:
         shapes: Only texts whose shape (every digit a 9, every capital an A) holds one can match.
         gate: Only texts in which this is found can match.
         context: What must stand right before a match, in lower case.
+        reach: How far a match may reach from its hint, which begins within its first `_LEAD`
+            characters; only there it is looked for. 0: in the whole text.
     """
 
     kind: str
@@ -66,6 +69,7 @@ class Rule:
     shapes: tuple[str, ...] = ()
     gate: re.Pattern[str] | None = None
     context: re.Pattern[str] | None = None
+    reach: int = 0
 
     def may_match(self, text: Text) -> bool:
         """Whether `text` has what every match needs; cheaper than looking for one."""
@@ -83,9 +87,11 @@ class Rule:
         """Every finding of this rule in `text`."""
         if not self.may_match(text):
             return
+        windows = list(self._windows(text)) if self.reach else [(0, len(text.value))]
         for pattern in self.patterns:
             group = "value" if "value" in pattern.groupindex else 0
-            for match in pattern.finditer(text.value):
+            matches = (m for window in windows for m in pattern.finditer(text.value, *window))
+            for match in matches:
                 start, end = match.span(group)
                 if (
                     end > start
@@ -93,6 +99,29 @@ class Rule:
                     and self.check(match)
                 ):
                     yield Finding(self.kind, start, end)
+
+    def _windows(self, text: Text) -> Iterator[tuple[int, int]]:
+        """The stretches around the hints, apart and in order."""
+        haystack = text.lower if self.folded else text.value
+        if len(haystack) != len(text.value):  # lower case may be longer: places would be wrong
+            yield 0, len(text.value)
+            return
+        hits: list[int] = []
+        for hint in self.hints:
+            at = haystack.find(hint)
+            while at >= 0:
+                hits.append(at)
+                at = haystack.find(hint, at + len(hint))
+        start = end = -1
+        for hit in sorted(hits):
+            if start >= 0 and hit - _LEAD <= end:
+                end = hit + self.reach
+                continue
+            if start >= 0:
+                yield start, end
+            start, end = max(0, hit - _LEAD), hit + self.reach
+        if start >= 0:
+            yield start, end
 
 
 def rule(
@@ -106,6 +135,7 @@ def rule(
     shapes: str = "",
     gate: str = "",
     context: str = "",
+    reach: int = 0,
 ) -> Rule:
     """A `Rule` whose `hints` are written as words; patterns see ASCII word boundaries.
 
@@ -123,6 +153,7 @@ def rule(
         tuple(shapes.split("|")) if shapes else (),
         re.compile(gate, flags) if gate else None,
         re.compile(context) if context else None,
+        reach,
     )
 
 

@@ -314,12 +314,10 @@ _VALUE_BREAK = r"""\s"'`,;&<>|）」。，、"""
 
 def _context_rules() -> tuple[Rule, ...]:
     password = (
-        rf"(?:{_PASSWORD_WORDS})[A-Za-z0-9_]{{0,12}}{_SEPARATOR}(?P<value>[^{_VALUE_BREAK}]{{6,6"
-        rf"4}})",
-        rf"--?(?:password|passwd|pass|pw)[= ]['\"]?(?P<value>[^{_VALUE_BREAK}]{{6,64}})",
+        rf"(?:{_PASSWORD_WORDS})[A-Za-z0-9_]{{0,12}}{_SEPARATOR}(?P<value>[^{_VALUE_BREAK}]"
+        r"{6,64})",
+        rf"--?(?:password|passwd|pass)[= ]['\"]?(?P<value>[^{_VALUE_BREAK}]{{6,64}})",
         rf"\bpassword\s{{1,8}}(?P<value>[^{_VALUE_BREAK}]{{6,64}})",
-        rf"\bmysql\w{{0,6}}[^\n]{{0,80}}?\s-p(?P<value>[^{_VALUE_BREAK}]{{6,64}})",
-        rf"\bsshpass\s{{1,3}}-p\s{{0,3}}['\"]?(?P<value>[^{_VALUE_BREAK}]{{6,64}})",
     )
     return (
         _PrivateKeys(),
@@ -336,7 +334,17 @@ def _context_rules() -> tuple[Rule, ...]:
             r"://[^\s:/?#@'\"<>]{0,64}:[^\s/?#'\"<>@]{3,128}@",
             check=_url_password,
         ),
-        rule("password", _PASSWORD_HINTS, *password, check=_password, folded=True),
+        rule("password", _PASSWORD_HINTS, *password, check=_password, folded=True, reach=200),
+        rule(
+            "password",
+            "mysql sshpass --pw",
+            rf"\bmysql\w{{0,6}}[^\n]{{0,80}}?\s-p(?P<value>[^{_VALUE_BREAK}]{{6,64}})",
+            rf"\bsshpass\s{{1,3}}-p\s{{0,3}}['\"]?(?P<value>[^{_VALUE_BREAK}]{{6,64}})",
+            rf"--pw[= ]['\"]?(?P<value>[^{_VALUE_BREAK}]{{6,64}})",
+            check=_password,
+            folded=True,
+            reach=240,
+        ),
         rule(
             "password",
             "machine",
@@ -397,6 +405,7 @@ def _context_rules() -> tuple[Rule, ...]:
             rf"|base64:)?(?P<value>[\w+/=.~!@#%^*-]{{16,512}})",
             check=_named_key,
             folded=True,
+            reach=640,
             needs_run=True,
         ),
         rule(
@@ -420,6 +429,7 @@ def _context_rules() -> tuple[Rule, ...]:
             r"(?:seed|recovery|mnemonic)(?: phrase| words?)?\W{1,6}(?:is\W{1,4})?(?P<value>(?:[a"
             r"-z]{3,8} ){11,23}[a-z]{3,8})(?![a-z])",
             folded=True,
+            reach=320,
         ),
     )
 

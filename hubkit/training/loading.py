@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hubkit.errors import RecipeError, SourceError
+from hubkit.errors import RecipeError, SourceError, refusing_remote_code
 
 
 def load_tokenizer(base: Path) -> Any:
@@ -14,7 +14,8 @@ def load_tokenizer(base: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(base)
+        with refusing_remote_code(str(base)):
+            return AutoTokenizer.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise SourceError(
             f"{base} holds no tokenizer that transformers reads ({error}); fetch the model again"
@@ -38,7 +39,8 @@ def load_base(base: Path, *, adapter: bool, quantize: str | None = None) -> Any:
     if quantize:
         options["quantization_config"] = four_bits()
     try:
-        return AutoModelForCausalLM.from_pretrained(base, **options)
+        with refusing_remote_code(str(base)):
+            return AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
         raise SourceError(
             f"{base} holds no model that transformers reads ({error}); fetch the model again"

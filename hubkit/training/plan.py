@@ -18,7 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from hubkit.chat_templates import SeatTemplates, for_base
-from hubkit.errors import RecipeError, SourceError
+from hubkit.errors import RecipeError, SourceError, refusing_remote_code
 from hubkit.recipe import Preference, Training
 from hubkit.training.config import dpo_config, lora_config, sft_config
 from hubkit.training.estimate import GIB, Reference, Size, duration, memory_gib
@@ -292,13 +292,14 @@ def _size(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(base)
+        with refusing_remote_code(str(base)):
+            config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise SourceError(
             f"{base} holds no config.json that transformers reads ({error})"
         ) from None
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         if lora is not None:
             from peft import get_peft_model
 

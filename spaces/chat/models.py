@@ -226,7 +226,9 @@ class _Weights:
         )
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         self.model: Any = (
-            AutoModelForCausalLM.from_pretrained(repo_id, dtype=dtype).to(self.device).eval()
+            AutoModelForCausalLM.from_pretrained(repo_id, dtype=dtype, trust_remote_code=False)
+            .to(self.device)
+            .eval()
         )
         self.adapters: set[str] = set()
 
@@ -282,7 +284,7 @@ def _from_here(model: Model, messages: list[dict[str, str]], **sampling: Any) ->
 
     try:
         weights = _Weights.of(model)
-        tokenizer = AutoTokenizer.from_pretrained(model.repo_id)
+        tokenizer = AutoTokenizer.from_pretrained(model.repo_id, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{model.name} could not be loaded from {model.repo_id}; is the repo public, or HF_TOKEN set?"
@@ -311,7 +313,7 @@ def _generate(model: Model, prompt: list[int], **sampling: Any) -> Iterator[Piec
     )
 
     weights = _Weights.of(model)
-    tokenizer = AutoTokenizer.from_pretrained(model.repo_id)
+    tokenizer = AutoTokenizer.from_pretrained(model.repo_id, trust_remote_code=False)
     inputs = torch.tensor([prompt], device=weights.device)
     stopped = threading.Event()
 
