@@ -16,6 +16,7 @@ from hubkit.cloud.images import Engine, Wanted, payload
 from hubkit.errors import EndpointError, RecipeError, RepoMissingError
 from hubkit.hub import Hub, Ref
 from hubkit.progress import Progress, silent
+from hubkit.untrusted import repo_name
 
 Change = Literal["pause", "resume", "scale_to_zero"]
 COSTING = ("initializing", "running", "updating", "updateFailed")
@@ -92,7 +93,11 @@ def base_of(hub: Hub, ref: Ref) -> Ref | None:
         raise RecipeError(
             f"{ref} is an adapter whose adapter_config.json names no base model; deploy a merged one"
         )
-    return hub.resolve(str(base), revision=str(config.get("revision") or "main"))
+    try:
+        name = repo_name(base)
+    except ValueError as error:
+        raise RecipeError(f"the base of {ref}: {error}; deploy a merged model") from None
+    return hub.resolve(name, revision=str(config.get("revision") or "main"))
 
 
 def make(hub: Hub, wanted: Wanted) -> Deployed:

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from hubkit.errors import (
     CommitConflictError,
@@ -26,7 +25,7 @@ from hubkit.errors import (
 )
 from hubkit.hub import embedded, gate
 from hubkit.hub.network import adapt_clients, exempt_loopback
-from hubkit.hub.places import cache, settings
+from hubkit.hub.places import cache, hub_address, settings
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -73,11 +72,7 @@ def connect_to(url: str) -> Hub:
     """The Hub at `url`, to write to. Raises `HubError` when it is no URL, or when there is no token
     for it.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise HubError(
-            f"{url!r} is not the address of a Hub; give a URL such as https://huggingface.co"
-        )
+    url = hub_address(url, "the Hub to push to")
     from huggingface_hub import get_token
 
     token = get_token()
@@ -86,7 +81,7 @@ def connect_to(url: str) -> Hub:
             f"there is no token for {url}: log in with `hf auth login` or set HF_TOKEN, to one that may write",
             status=401,
         )
-    return Hub(url.rstrip("/"), token, settings().namespace, embedded=False)
+    return Hub(url, token, settings().namespace, embedded=False)
 
 
 class Hub:

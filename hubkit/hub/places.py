@@ -67,9 +67,34 @@ def settings() -> Settings:
     namespace = os.environ.get("HUBKIT_NAMESPACE", "").strip() or None
     if where == LOCAL:
         return Settings(url=None, namespace=namespace)
-    parts = urlsplit(where)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    return Settings(url=hub_address(where, "HUBKIT_HUB"), namespace=namespace)
+
+
+def hub_address(text: str, source: str) -> str:
+    """The address of a Hub as it is written everywhere: without a trailing slash.
+
+    Args:
+        text: What a person gave.
+        source: Where it was given, for messages.
+
+    Raises:
+        HubError: It is no http(s) URL, or it holds a user name or a password, which the message
+            does not repeat.
+    """
+    try:
+        parts = urlsplit(text.strip())
+        host, is_url = parts.hostname, parts.scheme in ("http", "https")
+        _ = parts.port
+    except ValueError:
+        host, is_url = None, False
+    if not is_url or not host:
         raise HubError(
-            f"HUBKIT_HUB is {where!r}; set it to 'local' or to a URL such as https://huggingface.co"
+            f"{source} is {text.rpartition('@')[2]!r}; it should be a Hub's URL, such as "
+            f"https://huggingface.co" + (", or 'local'" if source == "HUBKIT_HUB" else "")
         )
-    return Settings(url=where.rstrip("/"), namespace=namespace)
+    if "@" in parts.netloc or parts.query:
+        raise HubError(
+            f"{source} holds a user name, a password or a query beside the address of {host}; "
+            f"leave it out: the token belongs into HF_TOKEN, or log in with `hf auth login`"
+        )
+    return text.strip().rstrip("/")

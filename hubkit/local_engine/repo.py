@@ -41,6 +41,11 @@ def fetch(spec: str) -> Snapshot:
     folder = Path(spec)
     if folder.is_dir():
         return Snapshot(str(folder.resolve()), folder.resolve(), _content_hash(folder))
+    return fetch_repo(spec)
+
+
+def fetch_repo(spec: str) -> Snapshot:
+    """As `fetch`, for a name that a repo's file gives: never a folder of this machine."""
     repo_id, _, revision = spec.partition("@")
     return _download(repo_id, revision or None)
 

@@ -27,11 +27,12 @@ from hubkit.local_engine.gguf_lora import read_adapter_config
 from hubkit.local_engine.gguf_model import Dtype, eos_token_ids, read_config
 from hubkit.local_engine.llamacpp import LlamaCppEngine
 from hubkit.local_engine.metrics import Metrics
-from hubkit.local_engine.repo import Snapshot, fetch
+from hubkit.local_engine.repo import Snapshot, fetch, fetch_repo
 from hubkit.local_engine.service import BASE, ServedModel, Service
 from hubkit.local_engine.settings import Listen, Settings, bearer_token, check_addresses
 from hubkit.local_engine.templates import TemplateRenderer, read_template
 from hubkit.local_engine.text import TextCodec
+from hubkit.untrusted import repo_name
 
 _log = logging.getLogger("hubkit.local_engine")
 _GRACE_S = 2
@@ -59,8 +60,11 @@ def _snapshots(settings: Settings) -> tuple[Settings, Snapshot, dict[str, Snapsh
     model = fetch(settings.model)
     if model.is_adapter:
         config = read_adapter_config(model.folder)
-        base, revision = config["base_model_name_or_path"], config.get("revision")
-        name = Path(model.name).name
+        try:
+            base = repo_name(config.get("base_model_name_or_path"))
+        except ValueError as error:
+            raise EngineError(f"the base of adapter {model.name}: {error}") from None
+        name, revision = Path(model.name).name, config.get("revision")
         settings = replace(
             settings,
             model=f"{base}@{revision}" if revision else base,
@@ -69,12 +73,14 @@ def _snapshots(settings: Settings) -> tuple[Settings, Snapshot, dict[str, Snapsh
                 replace(at, serves=name) if at.serves == BASE else at for at in settings.listen
             ],
         )
-        model = fetch(settings.model)
+        model = fetch_repo(settings.model)
     adapters = {name: fetch(spec) for name, spec in settings.adapters.items()}
     for name, adapter in adapters.items():
-        base = read_adapter_config(adapter.folder).get("base_model_name_or_path")
-        if base not in (model.name, settings.model):
-            _log.warning("adapter %s was trained on %s and is served on %s", name, base, model.name)
+        trained_on = read_adapter_config(adapter.folder).get("base_model_name_or_path")
+        if trained_on not in (model.name, settings.model):
+            _log.warning(
+                "adapter %s was trained on %s and is served on %s", name, trained_on, model.name
+            )
     return settings, model, adapters
 
 

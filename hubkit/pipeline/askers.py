@@ -6,7 +6,6 @@ is read from the record that its training left in it, or given by hand for a rep
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from hubkit.pipeline.stage import WEIGHTS
 from hubkit.progress import Progress, silent
 from hubkit.publishing import records
 from hubkit.recipe import Evals, Scorecard, Training, content_of, digest
-from hubkit.untrusted import is_inside, printable
+from hubkit.untrusted import repo_name
 
 ENGINE_TOKENS = 4096
 
@@ -66,28 +65,15 @@ def base_of(hub: Hub, ref: Ref, progress: Progress) -> Ref | None:
     if "adapter_config.json" not in files:
         return None
     try:
-        said = json.loads(hub.read(ref, "adapter_config.json"))
-        return require(
-            hub,
-            _repo_name(said["base_model_name_or_path"]),
-            revision=said.get("revision") or "main",
-            progress=progress,
-        )
-    except (ValueError, KeyError, TypeError):
+        config = json.loads(hub.read(ref, "adapter_config.json"))
+        base = repo_name(config["base_model_name_or_path"])
+        revision = str(config.get("revision") or "main")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(
-            f"adapter_config.json of {ref} does not name its base; mend it, or train it again"
+            f"adapter_config.json of {ref} does not name its base ({error}); "
+            f"write the base's repo id into it, or train it again"
         ) from None
-
-
-def _repo_name(value: object) -> str:
-    """The base that an adapter names, where it is a repo's name and nothing of this machine's."""
-    name = str(value)
-    if not re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", name) or not is_inside(name):
-        raise SourceError(
-            f"the adapter names {printable(name)!r} as its base, which is no repo; "
-            f"write the base's repo id into its adapter_config.json"
-        )
-    return name
+    return require(hub, base, revision=revision, progress=progress)
 
 
 def with_base(askers: Sequence[Asker]) -> list[Asker]:

@@ -31,7 +31,7 @@ def test_an_address_that_is_none_is_one_sentence(cli: Callable[..., object], tmp
     said = cli("publish", "parrot", "--to", "huggingface.co", HUBKIT_HOME=str(tmp_path))
     assert (
         said.returncode == 1
-        and "is not the address of a Hub" in said.stderr
+        and "it should be a Hub's URL" in said.stderr
         and "Traceback" not in said.stderr
     )
 

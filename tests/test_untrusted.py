@@ -1,0 +1,152 @@
+"""What strangers wrote is read within bounds, stays inside its repo and runs nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from support.paths import ROOT
+
+from hubkit import recipe as recipes
+from hubkit.errors import HubError, RecipeError, RemoteCodeError, SourceError
+from hubkit.hub import Hub, connect, connect_to
+from hubkit.hub.places import settings
+from hubkit.publishing import lint
+from hubkit.publishing.merge import metadata
+from hubkit.untrusted import is_inside, parse_yaml, printable
+
+LAUGHS = "a0: &a0 [x]\n" + "\n".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)
+)
+MERGES = "a0: &a0 {x: 1}\n" + "\n".join(
+    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 30)
+)
+BOMBS = {
+    "aliases": LAUGHS,
+    "merge keys": MERGES,
+    "digits": "seed: " + "9" * 5000,
+    "nesting": "x: " + "[" * 50_000,
+    "itself": "a: &a [*a]",
+}
+
+
+@pytest.mark.parametrize("name", sorted(BOMBS))
+def test_bombs_are_refused_at_once(name: str, tmp_path: Path) -> None:
+    started = time.process_time()
+    with pytest.raises(yaml.YAMLError):
+        parse_yaml(BOMBS[name])
+    path = tmp_path / "bomb.yaml"
+    path.write_text(BOMBS[name])
+    with pytest.raises(RecipeError, match="is not YAML"):
+        recipes.load(str(path))
+    card = f"---\n{BOMBS[name]}\n---\n"
+    assert "the front matter is not YAML" in lint(card, "corpus")[0] and metadata(card) == {}
+    assert time.process_time() - started < 20
+
+
+def test_yaml_that_people_write_is_read() -> None:
+    shared = "base: &b {lr: 1.0e-3, steps: 100}\none: {<<: *b, steps: 5}\ntwo: [*b, *b]\nn: 0x1F"
+    assert parse_yaml(shared) == yaml.safe_load(shared)
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "..\\x", "C:\\x", "", "a/.."])
+def test_paths_that_leave_their_folder(path: str) -> None:
+    assert not is_inside(path)
+
+
+def test_files_of_a_source_stay_inside_it() -> None:
+    assert is_inside("data/a.json") and is_inside("..data/x") and is_inside("a b.json")
+    override = 'corpus.sources=[{repo_id: a/b, files: ["../../private.json"]}]'
+    with pytest.raises(RecipeError, match="lies outside of the source"):
+        recipes.load("parrot", overrides=[override])
+
+
+def test_terminal_escapes_are_shown_not_obeyed() -> None:
+    assert printable("a\x1b]0;title\x07b\tc\nd\u202e") == "a\\x1b]0;title\\x07b\tc\nd\\u202e"
+    command = "from hubkit.cli import console; console.line('\\x1b[31mred'); console.say('\\x9b2J')"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, check=True)
+    assert b"\x1b" not in done.stdout and b"\\x1b[31mred" in done.stdout
+    assert done.stderr.decode().startswith("\\x9b2J")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://jane:pa55word9@hub.acme.io", "https://tok3n9@hub.acme.io"]
+)
+def test_a_password_in_a_hub_s_address_is_refused_and_not_repeated(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUBKIT_HUB", url)
+    for reads in (settings, connect, lambda: connect_to(url)):
+        with pytest.raises(HubError, match=r"hub\.acme\.io") as caught:
+            reads()
+        assert "pa55word9" not in str(caught.value) and "tok3n9" not in str(caught.value)
+
+
+def _model_with_code(folder: Path, marker: Path) -> Path:
+    folder.mkdir()
+    (folder / "code.py").write_text(
+        f"import pathlib\npathlib.Path({str(marker)!r}).write_text('ran')\n"
+        "from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast\n"
+        "class C(PretrainedConfig):\n    model_type = 'own'\n"
+        "class M(PreTrainedModel):\n    config_class = C\n"
+        "class T(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    names = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M", "AutoModel": "code.M"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": names}))
+    tokenizer = {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["code.T", "code.T"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    return folder
+
+
+LOADERS = {
+    "tokenizer": "from hubkit.training.loading import load_tokenizer as f; f(path)",
+    "weights": "from hubkit.training.loading import load_base as f; f(path, adapter=False)",
+    "plan": "from hubkit.training.plan import _size as f; f(path, None)",
+    "encoder": "from hubkit.metrics.topics import embed as f; f(['x'], path)",
+    "engine": "from hubkit.local_engine.torch_engine import _load as f; f(path, {}, 'cpu')",
+}
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "weights", "plan", "engine"])
+def test_a_model_that_brings_code_runs_nothing_and_nobody_is_asked(
+    name: str, tmp_path: Path
+) -> None:
+    marker = tmp_path / "marker"
+    folder = _model_with_code(tmp_path / "model", marker)
+    script = (
+        "import pathlib, sys\nfrom hubkit.errors import RemoteCodeError\n"
+        f"path = pathlib.Path({str(folder)!r})\n"
+        f"try:\n    {LOADERS[name]}\nexcept RemoteCodeError as error:\n    sys.exit(str(error))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        input="yes\n" * 20,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+    )
+    assert not marker.exists(), "its code ran"
+    assert "which hubkit never does" in done.stderr and "trust_remote_code" not in done.stderr
+
+
+@pytest.mark.parametrize("base", ["/etc", "../base", "./base", "a/b/c", "a/.."])
+def test_an_adapter_s_base_is_a_repo(base: str, hubkit_home: Path, tmp_path: Path) -> None:
+    from hubkit.pipeline.askers import base_of
+    from hubkit.progress import silent
+
+    hub: Hub = connect()
+    (tmp_path / "adapter").mkdir()
+    config = {"base_model_name_or_path": base}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    ref = hub.commit("local/adapter", tmp_path / "adapter", "An adapter")
+    with pytest.raises(SourceError, match="is no repo's name"):
+        base_of(hub, ref, silent)
+    assert issubclass(RemoteCodeError, RuntimeError)
