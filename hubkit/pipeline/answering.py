@@ -59,7 +59,9 @@ def judge_input(context: Context, block: Judging | None, progress: Progress) -> 
     """
     if block is None or not {DEPLOY, EMBEDDED} & set(block.judge.endpoints):
         return {}
-    return {JUDGE: require(context.hub, context.hub.qualify(block.judge.repo), progress=progress)}
+    return {
+        JUDGE: require(context.hub, context.hub.qualify(block.judge.repo or ""), progress=progress)
+    }
 
 
 @contextmanager

@@ -173,7 +173,7 @@ def _trained_an_hour(place: Flavor, peak: float) -> float:
 def _prefer(recipe: Recipe, block: Preference, planned: Planned, place: Flavor) -> Cost:
     """One answer a pair, each to a history of half a dialogue."""
     pairs, made, read = _pairs(recipe, block)
-    repo = recipe.chat.base if block.chat.repo == "chat" else block.chat.repo
+    repo = recipe.chat.base if block.chat.repo == "chat" else block.chat.model_name
     size, machine = parameters(repo), _machine(block.chat, place)
     if size is None or machine is None:
         why = f"no size in {repo}" if size is None else "not on hardware of the table"
@@ -247,7 +247,7 @@ def _rollout(recipe: Recipe, planned: Planned, place: Flavor) -> Cost:
     turns = expected_human_turns(block)
     rate, hours, places, missing = place.usd_per_hour, 0.0, [f"job {place.name}"], []
     for seat, config in _seats(recipe).items():
-        repo = recipe.asker.base if config.repo == "asker" else config.repo
+        repo = recipe.asker.base if config.repo == "asker" else config.model_name
         size = parameters(repo)
         machine = _machine(config, place)
         if machine is None or size is None:

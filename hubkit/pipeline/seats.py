@@ -18,16 +18,14 @@ from hubkit.pipeline.serving import Model, engines
 from hubkit.pipeline.stage import Context, Work
 from hubkit.progress import Progress
 from hubkit.publishing.metadata import is_adapter
-from hubkit.recipe import EMBEDDED, Rollout, SeatConfig
+from hubkit.recipe import EMBEDDED, Rollout
 
 
-def model(context: Context, seat: SeatConfig, progress: Progress) -> Ref:
-    """The repo that sits in `seat`, at a commit: what this recipe trained (``asker``), or a repo on
-    the Hub.
-    """
-    if seat.repo == "asker":
+def model(context: Context, repo: str, progress: Progress) -> Ref:
+    """A seat's `repo` at a commit: what this recipe trained (``asker``), or a repo on the Hub."""
+    if repo == "asker":
         return context.before("asker")
-    return require(context.hub, seat.repo, progress=progress)
+    return require(context.hub, repo, progress=progress)
 
 
 def openings(shards: list[Path], intent_column: str | None = None) -> Iterator[Conversation]:
@@ -50,12 +48,12 @@ def served(
     length of the context.
     """
     recipe = context.recipe
-    asker, chat = inputs["asker"], inputs["chat"]
     urls = {"asker": list(block.asker.endpoints), "chat": list(block.chat.endpoints)}
-    models = {"asker": Model(asker), "chat": Model(chat)}
+    models = {seat: Model(inputs[seat]) for seat in urls if seat in inputs}
     if EMBEDDED in urls["asker"] and block.asker.repo == "asker" and is_adapter(recipe.asker):
         models["asker"] = Model(
-            asker, require(context.hub, recipe.asker.base, revision=recipe.asker.base_revision)
+            inputs["asker"],
+            require(context.hub, recipe.asker.base, revision=recipe.asker.base_revision),
         )
     embedded = {seat: model for seat, model in models.items() if EMBEDDED in urls[seat]}
     tokens = max(block.asker.context, block.chat.context)

@@ -152,11 +152,12 @@ def _train(context: Context, block: Training, base: Ref, data: Ref, work: Work) 
 
 
 def _rollout_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
-    asker, chat = (
-        seats.model(context, seat, progress)
-        for seat in (context.recipe.rollout.asker, context.recipe.rollout.chat)
-    )
-    return {"openings": context.before("corpus"), "asker": asker, "chat": chat}
+    block = context.recipe.rollout
+    inputs = {"openings": context.before("corpus")}
+    for name, seat in (("asker", block.asker), ("chat", block.chat)):
+        if seat.repo is not None:
+            inputs[name] = seats.model(context, seat.repo, progress)
+    return inputs
 
 
 def _build_rollout(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:

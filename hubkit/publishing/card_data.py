@@ -105,8 +105,10 @@ def from_records(
         }
         for role, ref in record.get("inputs", {}).items():
             if ref["repo_id"] != repo_id:
-                known = Input(role, **ref, here=ref["repo_type"] != "file")
-                inputs.setdefault((ref["repo_id"], ref["revision"]), known)
+                key = (ref["repo_id"], ref["revision"])
+                # A model whose tokenizer only counted somewhere is first of all what else it was.
+                if key not in inputs or inputs[key].role == "tokenizer":
+                    inputs[key] = Input(role, **ref, here=ref["repo_type"] != "file")
     reports = {stage: record.get("report") or {} for stage, record in records.items()}
     return CardFacts(
         kind, repo_id, recipe, list(inputs.values()), reports, results, versions, files

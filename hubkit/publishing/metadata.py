@@ -16,6 +16,7 @@ from hubkit.publishing import card_data as read
 from hubkit.publishing import scorecard
 from hubkit.publishing.card_data import CardFacts, Input
 from hubkit.recipe import Recipe, Training
+from hubkit.serving.model_names import is_another_model
 
 TAG = "hubkit"
 TrainedKind = Literal["asker", "chat", "aligned"]
@@ -265,6 +266,23 @@ def _recipe(facts: CardFacts) -> Recipe:
     return facts.recipe
 
 
+def answering_model(facts: CardFacts) -> str:
+    """Who wrote the dialogues' answers: the recipe's model, or what the server at its address said
+    it was, where that is another.
+    """
+    seat = _recipe(facts).rollout.chat
+    source = facts.input("chat model", "chat")
+    name = source.repo_id if source else seat.model_name
+    served = facts.reports.get("rollout", {}).get("models", {}).get("chat", {})
+    if not seat.is_elsewhere:
+        return name
+    repo = seat.repo or seat.name or ""
+    others = [said for said in served if is_another_model(said, repo, seat.model)]
+    if others:
+        return f"{', '.join(others)} (so named by the server; the recipe names {name})"
+    return name
+
+
 def license_notes(facts: CardFacts, sources: Sequence[str] = ()) -> list[str]:
     """What a card says about rights, line by line."""
     recipe = _recipe(facts)
@@ -278,15 +296,15 @@ def license_notes(facts: CardFacts, sources: Sequence[str] = ()) -> list[str]:
         base = (recipe.asker if facts.kind == "asker" else recipe.chat).base
         notes.append(f"It derives from {base}, whose licence and use policy go with it.")
     if facts.kind == "dialogues":
-        answered = recipe.rollout.chat.repo
         notes.append(
-            f"Its answers were written by {answered}; that model's terms on the use of its output go with them."
+            f"Its answers were written by {answering_model(facts)}; that model's terms on the use of "
+            "its output go with them."
         )
     if facts.kind == "preference":
         made_wrong = facts.input("answers")
         rejected = made_wrong.repo_id if made_wrong else "a chat model"
         notes.append(
-            f"Its chosen answers were written by {recipe.rollout.chat.repo}, its rejected ones by {rejected}; the "
+            f"Its chosen answers were written by {answering_model(facts)}, its rejected ones by {rejected}; the "
             "models' terms on the use of their output go with them."
         )
     for source in recipe.corpus.sources if facts.kind != "results" else ():

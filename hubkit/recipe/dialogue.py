@@ -69,8 +69,13 @@ class SeatConfig(Block):
     """Addresses that all serve this seat's model, ``embedded``, or ``deploy``."""
     profile: Execution[Profile] = "tgi"
     """Whose dialect of OpenAI's API the addresses speak; it leaves out what its servers refuse."""
-    repo: Content[str]
-    """The model that they serve: ``asker`` (what this recipe trained), or a repo."""
+    repo: Content[str | None]
+    """The model that they serve: ``asker`` (what this recipe trained), or a repo; null for a model
+    that is no repo, whose `name` and `license` are then declared."""
+    name: Content[str | None] = None
+    """Declared name of a model without a repo."""
+    license: Content[str | None] = None
+    """Declared licence, or terms of use, of a model without a repo."""
     model: Content[str] = "tgi"
     """Name of the model in requests."""
     token_env: Execution[str | None] = None
@@ -129,6 +134,26 @@ class SeatConfig(Block):
                     "committed; leave it out and give headers: {Authorization: $NAME}, where NAME "
                     "is an environment variable"
                 )
+        return self
+
+    @property
+    def model_name(self) -> str:
+        """Who sits here, for a reader: a repo, or a declared name."""
+        return self.repo or f"{self.name} (declared; licence: {self.license})"
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the model answers at addresses that hubkit does not start."""
+        return not {EMBEDDED, DEPLOY} & set(self.endpoints)
+
+    @model_validator(mode="after")
+    def _model(self) -> SeatConfig:
+        if self.repo is None and not (self.name and self.license):
+            raise ValueError(
+                "repo is null: give name and license, which rows and cards then show as declared"
+            )
+        if self.repo is None and not self.is_elsewhere:
+            raise ValueError("repo is null: give endpoints where the model answers")
         return self
 
     @model_validator(mode="after")
@@ -227,6 +252,14 @@ class Rollout(Block):
     """Cap on tokens, in and out."""
     max_hours: Execution[float | None] = None
     """Cap on hours of driving."""
+
+    @model_validator(mode="after")
+    def _asker(self) -> Rollout:
+        if self.asker.repo is None:
+            raise ValueError(
+                "asker.repo is null: only the chat seat may have a model without a repo"
+            )
+        return self
 
     @property
     def seats(self) -> dict[str, SeatConfig]:

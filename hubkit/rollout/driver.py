@@ -196,8 +196,10 @@ class Driver:
             return  # it stays open in the journal, and resumes under a larger cap
         seat = dialogue.seat
         unusable = reason in _UNUSABLE_ENDS and (reason != "context_full" or not dialogue.turns)
+        doubtful = self._doubtful[seat]
+        if unusable and self.stopping and (doubtful or seat not in self._works):
+            return  # no verdict on the seat: it stays open
         if unusable and not self.stopping:
-            doubtful = self._doubtful[seat]
             doubtful.append((dialogue, reason))
             limit = _UNUSABLE_LATER if seat in self._works else _UNUSABLE_FROM_START
             if len(doubtful) >= limit:

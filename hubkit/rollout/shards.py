@@ -21,6 +21,7 @@ from hubkit.errors import DiskFullError, SourceError
 from hubkit.recipe import Rollout
 from hubkit.rollout.dialogue import Dialogue, ended_on_answer
 from hubkit.rollout.journal import sync_folder
+from hubkit.serving.model_names import is_another_model
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,6 +109,7 @@ class Rows:
             }
 
         self.seed, self.provenance = seed, provenance
+        self._seats = block.seats
         self._shared = {
             "asker": model("asker"),
             "chat": model("chat"),
@@ -131,6 +133,7 @@ class Rows:
         opening = len(messages) - len(turns)
         return {
             **self._shared,
+            **self._other_models(dialogue),
             "id": plan.id,
             "index": plan.index,
             "messages": messages,
@@ -158,6 +161,22 @@ class Rows:
             "error": dialogue.error,
             "created_at": datetime.fromtimestamp(dialogue.ended_at, UTC),
         }
+
+    def _other_models(self, dialogue: Dialogue) -> Row:
+        """The seats whose servers, at addresses of the user's own, gave their model another name
+        than the recipe does.
+        """
+        named = {}
+        for role, config in self._seats.items():
+            names = {turn.model for turn in dialogue.turns if turn.seat == role}
+            repo = config.repo or config.name or ""
+            if not config.is_elsewhere or repo == "asker":
+                continue
+            others = sorted(n for n in names if is_another_model(n, repo, config.model))
+            if others:
+                seat = "asker" if role == "user" else "chat"
+                named[seat] = {"repo_id": ", ".join(others), "revision": None}
+        return named
 
 
 def _usage(dialogue: Dialogue) -> Row:

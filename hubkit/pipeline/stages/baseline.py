@@ -18,6 +18,7 @@ from hubkit.data.parquet import read_batches
 from hubkit.hub import Ref
 from hubkit.pipeline import seats
 from hubkit.pipeline.stage import Context, Work
+from hubkit.pipeline.stages.rollout import provenance_of
 from hubkit.recipe import Rollout
 
 SPLIT = "baseline"
@@ -33,7 +34,9 @@ def drive(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any
     if block is None:
         return None
     data, scratch = work.out / "data", work.scratch / SPLIT
-    both = {**inputs, "asker": inputs["chat"]}
+    chat = inputs.get("chat")
+    both = {**inputs, "asker": chat} if chat else dict(inputs)
+    model = provenance_of(inputs, block)["chat"]
     with seats.served(context, both, Work(scratch, scratch, work.progress), block) as (
         asker_urls,
         chat_urls,
@@ -46,7 +49,7 @@ def drive(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any
             chat_urls=chat_urls,
             journal=scratch / "journal",
             seed=context.recipe.seed,
-            provenance={"asker": inputs["chat"].to_dict(), "chat": inputs["chat"].to_dict()},
+            provenance={"asker": model, "chat": model},
             progress=work.progress,
         )
     for shard in report.paths:

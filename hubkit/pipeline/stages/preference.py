@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hubkit import evaluation, preference, training
+from hubkit.errors import RecipeError
 from hubkit.hub import Ref
 from hubkit.judging import turn_values, yes_or_no
 from hubkit.pipeline.answering import answering, judge_input, questioner
@@ -30,6 +31,8 @@ def prefer_inputs(context: Context, progress: Progress) -> dict[str, Ref]:
     inputs = {"dialogues": context.before("curate")} | judge_input(
         context, _block(context).judging, progress
     )
+    if answers is None:
+        raise RecipeError("preference.chat.repo is null: it must be a repo, or chat")
     if answers != OURS:
         return inputs | {"answers": require(context.hub, answers, progress=progress)}
     if is_adapter(recipe.chat):

@@ -87,13 +87,22 @@ def _repo_id(context: Context) -> str:
     return context.hub.qualify(context.recipe.repos.dialogues)
 
 
-def _provenance(inputs: dict[str, Ref]) -> dict[str, Any]:
-    return {role: inputs[role].to_dict() for role in ("openings", "asker", "chat")}
+def provenance_of(inputs: Mapping[str, Ref], block: Rollout) -> dict[str, Any]:
+    """What a run is made from; a model without a repo as the recipe declares it."""
+    facts: dict[str, Any] = {
+        role: inputs[role].to_dict() for role in ("openings", "asker", "chat") if role in inputs
+    }
+    if "chat" not in facts:
+        facts["chat"] = {
+            "repo_id": None, "revision": None, "declared": True, "name": block.chat.name,
+            "license": block.chat.license,
+        }  # fmt: skip
+    return facts
 
 
 def _digests(context: Context, inputs: dict[str, Ref], block: Rollout) -> tuple[str, str]:
     """The digest of the run, and the one that version 0.1 gave it."""
-    facts = (block, context.recipe.seed, _provenance(inputs))
+    facts = (block, context.recipe.seed, provenance_of(inputs, block))
     return rollout.run_digest(*facts), rollout.run_digest_of_0_1(*facts)
 
 
@@ -117,7 +126,7 @@ def _call(
     openings = seats.openings(parquet(context.hub, inputs["openings"], "openings"), wants)
     options: dict[str, Any] = {
         "seed": context.recipe.seed,
-        "provenance": _provenance(inputs),
+        "provenance": provenance_of(inputs, block),
         "progress": work.progress,
         **templates(context, inputs, block),
     }
