@@ -1,26 +1,31 @@
 """Starting, finding and stopping the embedded Hub: a process of its own, known only by its address.
 
 The server writes ``server.json`` (its URL and pid) when it listens and exits by itself after
-`IDLE_S` seconds without a request, so nobody has to start or stop it."""
+`IDLE_S` seconds without a request, so it need not be started or stopped."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import hmac
+import http.client
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
 from hubkit import extras
 from hubkit.errors import DiskFullError, HubError, HubUnreachableError
 from hubkit.hub.network import DIRECT, exempt_loopback
-from hubkit.hub.places import LOCAL, cache, local_root, settings
+from hubkit.hub.places import LOCAL, cache, local_root, make_private, settings
 
 IDLE_S = 900
 START_TIMEOUT_S = 60.0
@@ -40,19 +45,19 @@ def ensure_running(*, jobs: bool = False, spaces: bool = False) -> str:
     """The embedded Hub's URL, starting it when it does not run. One that does not allow `jobs`, or
     does not run the apps of `spaces`, is started again where they are wanted. Raises
     `HubUnreachableError` or `DiskFullError`."""
-    wanted = {name for name, is_wanted in (("jobs", jobs), ("spaces", spaces)) if is_wanted}
+    required = {name for name, flag in (("jobs", jobs), ("spaces", spaces)) if flag}
+    exempt_loopback()
     if state := running():
         allowed = {name for name in ("jobs", "spaces") if state.get(name)}
-        if wanted <= allowed:
+        if required <= allowed:
             return str(state["url"])
-        wanted |= allowed
+        required |= allowed
         stop()
-    exempt_loopback()
     root = local_root()
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_private(root)
         with FileLock(root / "start.lock", timeout=START_TIMEOUT_S):
-            return str((running() or _start(root, wanted))["url"])
+            return str((running() or _start(root, required))["url"])
     except Timeout:
         raise HubUnreachableError(
             f"another process has been starting the embedded Hub in {root} for {START_TIMEOUT_S:.0f} s; see server.log"
@@ -88,15 +93,17 @@ def _start(root: Path, allowed: set[str]) -> dict[str, Any]:
     while time.monotonic() < deadline:
         if state := running():
             return state
-        if server.poll() not in (
-            None,
-            _ALREADY_RUNNING,
-        ):  # that one will say within a second where it is
+        if server.poll() not in (None, _ALREADY_RUNNING):
             break
+        if server.poll() == _ALREADY_RUNNING and time.monotonic() > deadline - START_TIMEOUT_S + 10:
+            raise HubUnreachableError(
+                f"a process holds {root / 'lock'} and does not prove that it is the Hub of this "
+                f"folder (an older version of hubkit?): {_description(root)}; end it and try again"
+            )
         time.sleep(0.05)
     else:
         server.kill()
-    last = (log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1]
+    last = (log.read_text("utf-8", "replace").strip().splitlines() or ["no output"])[-1]
     raise HubUnreachableError(
         f"the embedded Hub in {root} did not start: {last.rstrip('.')}; its log is {log}"
     )
@@ -136,8 +143,10 @@ def environment() -> dict[str, str]:
     configured = settings()
     if configured.url:
         return {"HF_ENDPOINT": configured.url}
-    return {
-        "HF_ENDPOINT": ensure_running(),
+    url = ensure_running()  # also keeps this machine off the proxies of the environment
+    exempt = {name: os.environ[name] for name in ("NO_PROXY",) if name in os.environ}
+    return exempt | {
+        "HF_ENDPOINT": url,
         "HF_TOKEN_PATH": str(token_path()),
         "HF_HUB_CACHE": str(cache("hub")),
         "HF_DATASETS_CACHE": str(cache("datasets")),
@@ -151,11 +160,28 @@ def default_namespace() -> str:
 
 
 def _answers(state: dict[str, Any]) -> bool:
-    """Whether the server of `state` answers at its address, and not another one that took its port
-    since.
+    """Whether the server of our folder answers at the address of `state`.
+
+    Another program may have taken its port since, or the folder may be a copy of another Hub's: the
+    server proves that it knows the key in our folder, for this folder and this port. No token is
+    sent before.
     """
     try:
-        with DIRECT.open(f"{state['url']}/healthz", timeout=5) as answer:
-            return bool(json.load(answer).get("pid") == state["pid"])
-    except (OSError, ValueError, KeyError, AttributeError):
+        challenge = secrets.token_hex(16)
+        url = f"{state['url']}/healthz?challenge={challenge}"
+        message = "\0".join((challenge, str(local_root().resolve()), str(urlsplit(url).port)))
+        key = (local_root() / "key").read_bytes()
+        proof = hmac.new(key, message.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+        with DIRECT.open(url, timeout=5) as response:
+            answer = json.loads(response.read(10_000))
+        return answer["pid"] == state["pid"] and hmac.compare_digest(str(answer["proof"]), proof)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException):
         return False
+
+
+def _description(root: Path) -> str:
+    try:
+        state = json.loads((root / "server.json").read_text("utf-8"))
+        return f"process {int(state['pid'])} at {state['url']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its process is not known"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,17 +32,34 @@ def cache(kind: str) -> Path:
     """A folder for what can be made again: ``hub`` and ``datasets`` downloads, ``engine`` files,
     ``wheels``.
     """
-    return home() / "cache" / kind
+    return _private("cache") / kind
 
 
 def runs() -> Path:
     """Where unfinished work lives until it is committed: checkpoints, journals, logs."""
-    return home() / "runs"
+    return _private("runs")
 
 
 def asked() -> Path:
-    """What judges were asked about conversations and said: paid for once, whoever asks again."""
-    return home() / "asked"
+    """Where answers of judges are kept, so that each is paid for once."""
+    return _private("asked")
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder below `home`, and `home`, for this user alone. Raises `OSError`."""
+    if not home().exists():
+        home().mkdir(parents=True, mode=0o700)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid == os.getuid() and folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+def _private(name: str) -> Path:
+    """A folder of `home` that only this user can read, where it can be made."""
+    folder = home() / name
+    with suppress(OSError):  # who writes there says what is wrong
+        make_private(folder)
+    return folder
 
 
 @dataclass(frozen=True, slots=True)

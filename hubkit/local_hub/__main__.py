@@ -39,6 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--part-mib", type=int, default=512, help="size of such a part")
     parser.add_argument(
+        "--stall-timeout-s",
+        type=float,
+        default=120.0,
+        help="close connections on which a client neither sends nor reads for this long",
+    )
+    parser.add_argument(
         "--jobs",
         action="store_true",
         help="holders of a write token may run commands on this machine",
@@ -78,7 +84,15 @@ def main() -> int:
 
             parts = (options.multipart_above_mib * 2**20, options.part_mib * 2**20)
             allowed = {"jobs": options.jobs, "spaces": options.spaces}
-            serve(root, options.host, options.port, options.idle_timeout_s, parts, **allowed)
+            serve(
+                root,
+                options.host,
+                options.port,
+                options.idle_timeout_s,
+                parts,
+                **allowed,
+                stall_timeout_s=options.stall_timeout_s,
+            )
             return 0
         from hubkit.local_hub import commands
 

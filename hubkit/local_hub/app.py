@@ -64,6 +64,12 @@ Handler = Callable[[Call], "Response | Awaitable[Response]"]
 
 log = logging.getLogger("hubkit.local_hub")
 
+STALL_TIMEOUT_S = 120.0
+"""How long a client may send nothing of a body, or read nothing of an answer."""
+
+LARGE_BODY_BYTES, MAX_LARGE_BODIES = 2**20, 4
+"""As JSON, bodies grow to many times their size: only few large ones are in memory at once."""
+
 DRAIN_S, DRAIN_BYTES = 5.0, 64 * 2**20
 
 SIGNED, READ, USER, WRITE = "signed", "read", "user", "write"
@@ -184,15 +190,19 @@ _SPACELESS = ("login", "logout", "validate-yaml", "batch")
 class App:
     """The ASGI application."""
 
-    def __init__(self, hub: Hub, *, open_to_network: bool = False) -> None:
+    def __init__(
+        self, hub: Hub, *, open_to_network: bool = False, stall_timeout_s: float = STALL_TIMEOUT_S
+    ) -> None:
         self.hub = hub
+        self.stall_timeout_s = stall_timeout_s
+        self._large_bodies = asyncio.Semaphore(MAX_LARGE_BODIES)
         self.open_to_network = open_to_network
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""
         if scope["type"] != "http":
             return
-        body = _Body(receive)
+        body = _Body(receive, self.stall_timeout_s)
         request = Request(scope, body.receive)
         request_id = request.headers.get("x-request-id") or secrets.token_hex(8)
         response = await self._answer(request)
@@ -204,7 +214,12 @@ class App:
         response.headers.setdefault("Referrer-Policy", "same-origin")
         if response.status_code >= 400:
             await body.drain()
-        await response(scope, body.receive, send)
+
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self.stall_timeout_s):  # else a reader who stopped holds us
+                await send(message)
+
+        await response(scope, body.receive, send_in_time)
 
     async def _answer(self, request: Request) -> Response:
         try:
@@ -241,6 +256,13 @@ class App:
         if foreign and request.method not in ("GET", "HEAD"):
             raise Refusal(403, "Requests from pages of other sites are refused.")
 
+    def _health(self, request: Request) -> Response:
+        """That this server answers, how idle it is, and that it is the server of its folder."""
+        answer = {"status": "ok", "idle_s": round(self.hub.idle_s(), 3), "pid": os.getpid()}
+        if challenge := request.query_params.get("challenge", "")[:200]:
+            answer["proof"] = self.hub.proof(challenge, request.scope["server"][1])
+        return JSONResponse(answer)
+
     def _require_space(self, call: Call) -> None:
         """While the disk is full, accept only what needs no space, and what frees some."""
         needs_none = (
@@ -253,20 +275,16 @@ class App:
         if self.hub.settings.read_only or self.hub.disk.is_short():
             raise Refusal(507, DISK_FULL)
 
-    def _identify(self, request: Request) -> Identity | None:
-        header = request.headers.get("authorization")
-        if header is None and request.method in ("GET", "HEAD") and "cookie" in request.headers:
-            return session.identity(self.hub, request.cookies.get(session.COOKIE))
+    def _identify(self, call: Call) -> Identity | None:
+        header = call.request.headers.get("authorization")
+        if header is None and call.method in ("GET", "HEAD") and "cookie" in call.request.headers:
+            return session.browser_identity(call)
         return self.hub.accounts.identify(header)
 
     async def _route(self, request: Request) -> Response:
         path = raw_path(request)
         if path == "/healthz":
-            # The pid tells whether this is the server that a `server.json` speaks of, or one that
-            # took its port over.
-            return JSONResponse(
-                {"status": "ok", "idle_s": round(self.hub.idle_s(), 3), "pid": os.getpid()}
-            )
+            return self._health(request)
         try:
             segments = [unquote(part, errors="strict") for part in path.strip("/").split("/")]
         except UnicodeDecodeError:
@@ -275,7 +293,8 @@ class App:
             raise Refusal(400, "Invalid path.")
         if segments[0] == "xet" and len(segments) > 2:
             return await xet.serve(Call(self.hub, request, None, segments))
-        call = Call(self.hub, request, self._identify(request), segments)
+        call = Call(self.hub, request, None, segments)
+        call.identity = self._identify(call)
         if self.open_to_network and call.identity is None and not _needs_no_token(call):
             raise Refusal(401, "This Hub is open to the network and needs a token.")
         self._require_space(call)
@@ -283,10 +302,10 @@ class App:
             ("GET" if request.method == "HEAD" else request.method, path.rstrip("/"))
         )
         if plain is not None:
-            return await _run(call, plain)
+            return await _run(call, plain, self._large_bodies)
         family = FAMILIES.get(tuple(segments[:2]))
         if family is not None:
-            return await _run(call, family)
+            return await _run(call, family, self._large_bodies)
         return await self._route_repo(call, segments)
 
     async def _route_repo(self, call: Call, segments: list[str]) -> Response:
@@ -311,13 +330,15 @@ class App:
             )
         elif route.need == WRITE:
             call.require_write(repo)
-        return await _run(call, lambda c: route.handler(c, repo, tail), route.handler)
+        return await _run(
+            call, lambda c: route.handler(c, repo, tail), self._large_bodies, route.handler
+        )
 
     async def _show_page(self, call: Call) -> Response:
         if call.segments[0] in ("api", "xet", "v2"):
             raise Refusal(404, "Not found: this Hub has nothing at this address.")
         try:
-            return await _run(call, pages.route)
+            return await _run(call, pages.route, self._large_bodies)
         except Refusal as refusal:
             if "text/html" not in call.request.headers.get("accept", ""):
                 raise
@@ -392,7 +413,9 @@ def _file_target(segments: list[str]) -> Target | None:
     return None
 
 
-async def _run(call: Call, handler: Handler, inner: Any = None) -> Response:
+async def _run(
+    call: Call, handler: Handler, limit: asyncio.Semaphore, inner: Any = None
+) -> Response:
     """Coroutines read the body themselves; plain functions get it read, and run in a thread."""
     if inspect.iscoroutinefunction(inner or handler):
         result = handler(call)
@@ -400,7 +423,9 @@ async def _run(call: Call, handler: Handler, inner: Any = None) -> Response:
         return await result
     if call.method not in ("GET", "HEAD"):
         await call.read_body()
-    response = await run_in_threadpool(handler, call)
+    large = len(call.body) > LARGE_BODY_BYTES
+    async with limit if large else contextlib.nullcontext():
+        response = await run_in_threadpool(handler, call)
     assert isinstance(response, Response)
     return response
 
@@ -408,13 +433,21 @@ async def _run(call: Call, handler: Handler, inner: Any = None) -> Response:
 class _Body:
     """A request's body on its way in, and whether all of it came."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, stall_timeout_s: float) -> None:
         self._receive = receive
+        self._stall_timeout_s = stall_timeout_s
         self._complete = False
 
     async def receive(self) -> Message:
-        """The next piece."""
-        message = await self._receive()
+        """The next piece. Raises `Refusal` 408 when none comes for too long."""
+        if self._complete:
+            return await self._receive()  # waits for the client to hang up
+        try:
+            async with asyncio.timeout(self._stall_timeout_s):
+                message = await self._receive()
+        except TimeoutError:
+            self._complete = True
+            raise Refusal(408, "The body of this request stalled; send it again.") from None
         self._complete = message["type"] != "http.request" or not message.get("more_body")
         return message
 

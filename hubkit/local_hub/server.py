@@ -19,9 +19,10 @@ from pathlib import Path
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from hubkit.errors import HubError, HubUnreachableError
-from hubkit.local_hub.app import App
+from hubkit.local_hub.app import STALL_TIMEOUT_S, App
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.hub import Hub
 from hubkit.local_hub.storage.maintenance import sweep
@@ -33,6 +34,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 FIRST_PORT = 7364
 VERSION = 1
 GRACE_S = 20
+HEAD_TIMEOUT_S = 30.0
 """How long requests in flight may take to finish once the server was told to stop."""
 
 log = logging.getLogger("hubkit.local_hub")
@@ -122,6 +124,7 @@ def serve(
     *,
     jobs: bool = False,
     spaces: bool = False,
+    stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> None:
     """Serve a folder until SIGTERM, SIGINT or idleness. `parts`: above how many bytes a file is
     uploaded in parts, and the size of a part. With `jobs`, holders of a write token may run
@@ -144,7 +147,7 @@ def serve(
                 hub.settings.set("port", str(sock.getsockname()[1]))
             except Refusal:  # the disk is full: this Hub can still be read
                 hub.settings.read_only = True
-            asyncio.run(_serve(hub, sock, host, idle_timeout_s, lock))
+            asyncio.run(_serve(hub, sock, host, idle_timeout_s, stall_timeout_s, lock))
         finally:
             if holds_folder(root, lock):
                 (root / "server.json").unlink(missing_ok=True)
@@ -171,6 +174,33 @@ def _require_whole_copy(hub: Hub) -> None:
         )
 
 
+class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """A connection that is closed when no request begins on it for long: half-open ones, and those
+    on which the head of a request comes too slowly.
+    """
+
+    head_timeout_s = HEAD_TIMEOUT_S
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Begin to watch it."""
+        super().connection_made(transport)
+        self._idle_cycle: object = None
+        self._watch = self.loop.call_later(self.head_timeout_s, self._close_if_idle, False)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Watch it no longer."""
+        self._watch.cancel()
+        super().connection_lost(error)
+
+    def _close_if_idle(self, was_idle: bool) -> None:
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and (was_idle or self.cycle is None) and self._idle_cycle is self.cycle:
+            self.transport.close()
+            return
+        self._idle_cycle = self.cycle
+        self._watch = self.loop.call_later(self.head_timeout_s, self._close_if_idle, is_idle)
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server, stopped by us: its own handlers would end the process by the signal, not
     with status 0.
@@ -187,13 +217,20 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(
-    hub: Hub, sock: socket.socket, host: str, idle_timeout_s: float, lock: int
+    hub: Hub,
+    sock: socket.socket,
+    host: str,
+    idle_timeout_s: float,
+    stall_timeout_s: float,
+    lock: int,
 ) -> None:
-    app = App(hub, open_to_network=host not in LOOPBACK)
+    app = App(hub, open_to_network=host not in LOOPBACK, stall_timeout_s=stall_timeout_s)
+    _Protocol.head_timeout_s = min(HEAD_TIMEOUT_S, stall_timeout_s)
     config = uvicorn.Config(
         ActivityMiddleware(app, hub),
         lifespan="off",
         log_config=None,
+        http=_Protocol,
         access_log=False,
         server_header=False,
         date_header=False,  # the application's is of this second

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 
 from hubkit.local_hub.api.commit_body import CommitRequest
 from hubkit.local_hub.api.commit_building import STALE, build, check_parent
-from hubkit.local_hub.api.http import Call, field, require_user
+from hubkit.local_hub.api.http import Call, field, require_gate, require_user
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import trees
 from hubkit.local_hub.storage.accounts import Identity, now
@@ -208,6 +208,8 @@ def details(call: Call, repo: Repo, tail: list[str]) -> Response:
     )
     answer = {**_brief(call, repo, row), "events": [_event(event) for event in events]}
     if row["is_pull"]:
+        if call.flag("diff"):
+            require_gate(call, repo)
         with git(call.hub, repo) as opened:
             answer |= _pull_details(opened, row, with_diff=call.flag("diff"))
     return JSONResponse(answer)

@@ -8,7 +8,7 @@ from dulwich.objects import Commit, Tree
 from starlette.responses import JSONResponse, Response
 
 from hubkit.local_hub.api.files import date_of
-from hubkit.local_hub.api.http import Call, field, page, require_writer
+from hubkit.local_hub.api.http import Call, field, page, require_gate, require_writer
 from hubkit.local_hub.api.spaces import set_up
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import trees
@@ -151,6 +151,7 @@ def duplicate(call: Call, repo: Repo, tail: list[str]) -> Response:
     repository.
     """
     body = call.json()
+    require_gate(call, repo)
     namespace, _, name = field(body, "repository", str).partition("/")
     identity = require_writer(call, checked_name(namespace, "namespace"))
     existing, was_moved = lookup(call.hub, repo.type, namespace, checked_name(name), identity)

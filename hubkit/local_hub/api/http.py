@@ -11,11 +11,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from hubkit.local_hub.errors import Refusal
+from hubkit.local_hub.storage.repos import Repo, may_download
 
 if TYPE_CHECKING:
     from hubkit.local_hub.hub import Hub
     from hubkit.local_hub.storage.accounts import Identity
-    from hubkit.local_hub.storage.repos import Repo
 
 MAX_BODY_BYTES = 16 * 2**20
 """Largest body of a request that is read into memory at once (commits and large files are
@@ -116,12 +116,16 @@ def page(
     start = int(text) if text.isdecimal() and len(text) < 12 else 0
     headers = {}
     if start + size < len(items):
-        pairs = [(k, v) for k, v in call.request.query_params.multi_items() if k != "cursor"]
-        query = urlencode([*pairs, ("cursor", str(start + size))])
-        target = f"{call.base_url}{raw_path(call.request)}?{query}"
-        headers["Link"] = f'<{target}>; rel="next"'
+        headers["Link"] = next_page(call, str(start + size))
     window = items[start : start + size]
     return JSONResponse(show(window) if show else window, headers=headers)
+
+
+def next_page(call: Call, cursor: str) -> str:
+    """Return the `Link` header that names the next page of a list."""
+    pairs = [(k, v) for k, v in call.request.query_params.multi_items() if k != "cursor"]
+    query = urlencode([*pairs, ("cursor", cursor)])
+    return f'<{call.base_url}{raw_path(call.request)}?{query}>; rel="next"'
 
 
 def raw_path(request: Request) -> str:
@@ -166,19 +170,9 @@ def require_writer(call: Call, namespace: str) -> Identity:
 
 def require_gate(call: Call, repo: Repo) -> None:
     """Gated files are for those who were let in. Raises `Refusal` 401 or 403 GatedRepo."""
-    if not repo.gated or (call.identity and call.identity.is_in(repo.namespace)):
+    if may_download(call.hub, call.identity, repo):
         return
+    message = f"Access to {repo.type} {repo.id} is restricted"
     if call.identity is None:
-        raise Refusal(
-            401,
-            f"Access to {repo.type} {repo.id} is restricted. You must be authenticated.",
-            "GatedRepo",
-        )
-    row = call.hub.settings.row(
-        "SELECT status FROM access WHERE user=? AND repo=?", call.identity.user, repo.pk
-    )
-    if row is None or row["status"] != "accepted":
-        message = (
-            f"Access to {repo.type} {repo.id} is restricted and you are not in the authorized list."
-        )
-        raise Refusal(403, message, "GatedRepo")
+        raise Refusal(401, f"{message}. You must be authenticated.", "GatedRepo")
+    raise Refusal(403, f"{message} and you are not in the authorized list.", "GatedRepo")

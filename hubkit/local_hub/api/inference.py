@@ -29,7 +29,8 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _UP = ("running", "updating", "updateFailed")
 _HOP = frozenset(
     """
-    connection keep-alive te trailer transfer-encoding upgrade host content-length authorization date server
+    connection keep-alive te trailer transfer-encoding upgrade host content-length authorization
+    cookie date server
     """.split()  # noqa: SIM905 - one word a word
 )
 _REQUEST_TIMEOUT_S = 3600

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from itertools import islice
 from typing import Any
 
 from dulwich.objects import Commit, Tag
@@ -9,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from hubkit.local_hub.api.commit_building import STALE
 from hubkit.local_hub.api.files import date_of, title_of
-from hubkit.local_hub.api.http import Call, field, page
+from hubkit.local_hub.api.http import Call, field, next_page
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH, NewObject, new_commit
@@ -17,6 +19,7 @@ from hubkit.local_hub.storage.paths import checked_ref
 from hubkit.local_hub.storage.repos import Repo, commit_of, git
 
 COMMITS_PAGE = 50
+_COMMIT_ID = re.compile(r"[0-9a-f]{40}")
 
 
 def refs(call: Call, repo: Repo, tail: list[str]) -> Response:
@@ -44,16 +47,20 @@ def refs(call: Call, repo: Repo, tail: list[str]) -> Response:
 
 
 def commits(call: Call, repo: Repo, tail: list[str]) -> Response:
-    """GET …/commits/{rev}: newest first."""
+    """GET …/commits/{rev}: newest first; the cursor is the first commit of the next page."""
+    size = call.number("limit", COMMITS_PAGE, 1000)
     with git(call.hub, repo) as opened:
-        history = list(opened.history(commit_of(opened, tail[0] if tail else DEFAULT_BRANCH)))
+        head = commit_of(opened, tail[0] if tail else DEFAULT_BRANCH)
+        if cursor := call.query("cursor"):
+            head = commit_of(opened, cursor) if _COMMIT_ID.fullmatch(cursor) else head
+        history = list(islice(opened.history(head), size + 1))
         formatted = "formatted" in call.request.query_params.getlist("expand[]")
         formatted = formatted or "formatted" in call.request.query_params.getlist("expand")
-        return page(
-            call,
-            [_described(commit, formatted) for commit in history],
-            call.number("limit", COMMITS_PAGE, 1000),
-        )
+        headers = {}
+        if len(history) > size:
+            headers["Link"] = next_page(call, history[size].id.decode())
+        described = [_described(commit, formatted) for commit in history[:size]]
+        return JSONResponse(described, headers=headers)
 
 
 def _described(commit: Commit, formatted: bool) -> dict[str, Any]:

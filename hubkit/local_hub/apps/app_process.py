@@ -2,8 +2,9 @@
 
 As on the real Hub the app finds its secrets and variables in its environment, and who it is in
 ``SPACE_ID`` and its like (but no ``SYSTEM=spaces``, on which Gradio counts on packages that only
-the real Hub's image has); and also the address of this Hub and a token that may only read, for
-as long as the app runs. What its ``requirements.txt`` asks for is not installed: the app runs in
+the real Hub's image has); and also the address of this Hub and
+(``HF_TOKEN_PATH``) a token for as long as the app runs: it reads what is public, the Space itself,
+and what the Space's card names. What its ``requirements.txt`` asks for is not installed: the app runs in
 this Python environment, and the build log names what is missing there."""
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from typing import TYPE_CHECKING
 from packaging.requirements import InvalidRequirement, Requirement
 
 from hubkit.local_hub.apps import logs
+from hubkit.local_hub.apps.scopes import scope_of_space
 from hubkit.local_hub.apps.subprocesses import ChildProcess, environment, supervised
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import cards, trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH
+from hubkit.local_hub.storage.objects import write_durably
 from hubkit.local_hub.storage.paths import checked_path
 from hubkit.local_hub.storage.repos import Repo, git
 
@@ -129,8 +132,12 @@ class AppProcess:
         self._hub, self._files, self._log = hub, files, log
         self._token_name = f"space:{repo.pk}:{self.port}"
         self._verdict = files.folder.parent / "verdict"
-        token = hub.accounts.add_token(repo.created_by, "read", name=self._token_name)
-        env = _environment(hub, repo, files, hub_url, token, self.port, public_port)
+        token_path = files.folder.parent / "token"
+        token = hub.accounts.add_token(
+            repo.created_by, "read", name=self._token_name, scope=scope_of_space(hub, repo)
+        )
+        write_durably(token_path, token.encode(), mode=0o600)
+        env = _environment(hub, repo, files, hub_url, token_path, self.port, public_port)
         (files.folder.parent / "tmp").mkdir(exist_ok=True)
         command = supervised([sys.executable, files.app_file], timeout_s=float("inf"), memory_mib=MEMORY_MIB,
                           verdict=self._verdict)  # fmt: skip
@@ -193,7 +200,13 @@ def _free_port() -> int:
 
 
 def _environment(
-    hub: Store, repo: Repo, files: Checkout, hub_url: str, token: str, port: int, public_port: int
+    hub: Store,
+    repo: Repo,
+    files: Checkout,
+    hub_url: str,
+    token_path: Path,
+    port: int,
+    public_port: int,
 ) -> dict[str, str]:
     work = files.folder.parent
     defaults = {
@@ -201,7 +214,7 @@ def _environment(
         "TMPDIR": str(work / "tmp"),
         "HF_HUB_CACHE": str(hub.root / "spaces" / "cache"),
         "HF_ENDPOINT": hub_url,
-        "HF_TOKEN": token,
+        "HF_TOKEN_PATH": str(token_path),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "GRADIO_ANALYTICS_ENABLED": "False",
         "PYTHONUNBUFFERED": "1",

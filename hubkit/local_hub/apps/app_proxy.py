@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+SESSION_COOKIE_PREFIX = b"hub_session_"  # of the Hub's own pages
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 _HEAD_BYTES, _HEAD_TIMEOUT_S, _BLOCK_BYTES = 64 * 2**10, 60.0, 64 * 2**10
 _TICK_S = 0.1
@@ -108,7 +109,7 @@ class AppProxy:
         inner, outer = await asyncio.open_connection(
             "127.0.0.1", answer.port, family=socket.AF_INET
         )
-        outer.write(head)
+        outer.write(_head_for_app(head))
         outwards = asyncio.create_task(self._pump_requests(reader, outer))
         try:
             await self._pump(inner, writer)
@@ -134,6 +135,28 @@ class AppProxy:
             await sink.drain()
         with contextlib.suppress(OSError):
             sink.write_eof()
+
+
+def _head_for_app(head: bytes) -> bytes:
+    """The head of a request as the app gets it.
+
+    The app must not see the Hub's session, which browsers send to every port. So that each head is
+    seen here, a connection is for one request, unless it becomes a web socket."""
+    start, *lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
+    upgrade = any(line.lower().startswith(b"upgrade:") for line in lines)
+    result = [start]
+    for line in lines:
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"cookie":
+            pairs = [pair.strip() for pair in value.split(b";")]
+            pairs = [pair for pair in pairs if not pair.startswith(SESSION_COOKIE_PREFIX)]
+            if pairs:
+                result.append(b"Cookie: " + b"; ".join(pairs))
+        elif upgrade or name.strip().lower() not in (b"connection", b"keep-alive"):
+            result.append(line)
+    if not upgrade:
+        result.append(b"Connection: close")
+    return b"\r\n".join([*result, b"", b""])
 
 
 def _headers(head: bytes) -> dict[str, str]:

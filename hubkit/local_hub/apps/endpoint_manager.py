@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import EngineError
-from hubkit.local_hub.apps.engines import Engine, engine_spec
+from hubkit.local_hub.apps.engines import Engine, EngineSpec, engine_spec
+from hubkit.local_hub.apps.scopes import scope_of_models
 from hubkit.local_hub.apps.subprocesses import last_words
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.accounts import now
@@ -64,6 +65,7 @@ class EndpointManager:
     def open(self, url: str) -> None:
         """Start what should run; from now on endpoints can be made. `url` is this Hub's address."""
         self.url = url
+        self._hub.accounts.revoke("endpoint:%")
         for row in self._hub.settings.rows("SELECT * FROM inference_endpoints"):
             if row["state"] in ALIVE:
                 self._launch(row["id"], "pending")
@@ -224,7 +226,7 @@ class EndpointManager:
             spec = engine_spec(json.loads(row["spec"])["model"])
         engine: Engine | None = None
         try:
-            engine = Engine(spec, self._folder(endpoint_id), self.url, self._hub.root / "token")
+            engine = self._engine(row, spec)
             ready = engine.wait_until_ready(lambda: runtime.turn != turn or self._closed.is_set())
         except (EngineError, OSError) as error:
             if engine is not None:
@@ -245,6 +247,24 @@ class EndpointManager:
         if old is not None:
             old.stop()
         return engine if ready else None
+
+    def _engine(self, row: sqlite3.Row, spec: EngineSpec) -> Engine:
+        """Start an engine that reads what is public, and of its creator's what it serves.
+
+        Its downloads are kept apart from those of other users' engines."""
+        accounts, user = self._hub.accounts, str(row["created_by"])
+        name = f"endpoint:{row['id']}:{secrets.token_hex(6)}"
+        token = accounts.add_token(
+            user, "read", name=name, scope=scope_of_models(self._hub, spec.repos)
+        )
+        cache = self._hub.root / "endpoints" / "cache" / user.lower()
+        try:
+            return Engine(
+                spec, self._folder(row["id"]), cache, self.url, token, lambda: accounts.revoke(name)
+            )
+        except BaseException:
+            accounts.revoke(name)
+            raise
 
     def _watch(self, endpoint_id: str, runtime: Runtime, engine: Engine) -> None:
         """Until the engine is replaced, retired or dies by itself."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from hubkit.errors import EngineError
 from hubkit.local_hub.apps.subprocesses import ChildProcess, environment, last_words
+from hubkit.local_hub.storage.objects import write_durably
 
 START_TIMEOUT_S = 600.0
 _ENV_OPTIONS = {"MAX_TOTAL_TOKENS": "--context", "MAX_CONCURRENT_REQUESTS": "--max-concurrent"}
@@ -100,13 +101,23 @@ def _values(args: Sequence[str], flag: str) -> list[str]:
 class Engine:
     """A running engine: a child that answers at `address`, to whoever knows `key`."""
 
-    def __init__(self, spec: EngineSpec, folder: Path, hub_url: str, token_path: Path) -> None:
+    def __init__(
+        self,
+        spec: EngineSpec,
+        folder: Path,
+        cache: Path,
+        hub_url: str,
+        token: str,
+        on_stop: Callable[[], None],
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._on_stop = on_stop
         self.key = secrets.token_hex(16)
         self._state = folder / f"state-{self.key[:8]}.json"
         self.log = folder / "engine.log"
         self.address = ""
-        shared = folder.parent / "cache"
+        token_path = folder / "token"
+        write_durably(token_path, token.encode(), mode=0o600)
         command = [
             sys.executable,
             "-m",
@@ -119,7 +130,7 @@ class Engine:
             "--state-file",
             str(self._state),
             "--cache-dir",
-            str(shared / "gguf"),
+            str(cache / "gguf"),
             *spec.options,
         ]
         for name, adapter in spec.adapters.items():
@@ -128,7 +139,7 @@ class Engine:
             {
                 "HF_ENDPOINT": hub_url,
                 "HF_TOKEN_PATH": str(token_path),
-                "HF_HUB_CACHE": str(shared / "hub"),
+                "HF_HUB_CACHE": str(cache / "hub"),
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1",
                 "HF_HUB_DISABLE_TELEMETRY": "1",
                 "HUBKIT_ENDPOINT_TOKEN": self.key,
@@ -158,4 +169,5 @@ class Engine:
     def stop(self) -> None:
         """End it and everything below it."""
         self.child.stop()
+        self._on_stop()
         self._state.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
@@ -143,21 +144,22 @@ def _as_text(data: bytes) -> str | None:
 def commits(call: Call, repo: Repo, tail: list[str]) -> Response:
     """The history of a revision."""
     revision = tail[0] if tail else DEFAULT_BRANCH
-    number = call.number("p", 1, 100_000)
+    start = call.query("from") or revision
     with git(call.hub, repo) as opened:
-        history = list(opened.history(commit_of(opened, revision)))
+        commit_of(opened, revision)
+        history = list(islice(opened.history(commit_of(opened, start)), COMMITS_PAGE + 1))
         tags: dict[bytes, list[str]] = {}
         for name, sha in opened.refs(b"refs/tags").items():
             tags.setdefault(opened.peel(sha) or b"", []).append(name.decode("utf-8", "replace"))
         revisions = _revisions(opened)
-    window = history[(number - 1) * COMMITS_PAGE : number * COMMITS_PAGE]
+    window = history[:COMMITS_PAGE]
     described = [
         {**files.commit_brief(c), "author": _author(c), "tags": tags.get(c.id, [])} for c in window
     ]
-    more = len(history) > number * COMMITS_PAGE
-    following = (
-        f"{repo.web_path}/commits/{quote(revision, safe='')}?p={number + 1}" if more else None
-    )
+    following = None
+    if len(history) > COMMITS_PAGE:
+        path = f"{repo.web_path}/commits/{quote(revision, safe='')}"
+        following = f"{path}?from={history[COMMITS_PAGE].id.decode()}"
     values = {"revision": revision, "revisions": revisions, "to": "commits", "path": ""}
     return repo_page(
         call, repo, "Commits", "commits.html", commits=described, next=following, **values
@@ -170,6 +172,7 @@ def _author(commit: Any) -> str:
 
 def commit(call: Call, repo: Repo, tail: list[str]) -> Response:
     """One commit and what it changes."""
+    require_gate(call, repo)
     with git(call.hub, repo) as opened:
         sha = commit_of(opened, tail[0] if tail else DEFAULT_BRANCH)
         commit_object = opened.commit(sha)

@@ -175,6 +175,8 @@ def _discussion(call: Call, repo: Repo, number: str) -> Response:
         )
     if row is None:
         raise Refusal(404, "There is no such discussion.")
+    if row["is_pull"]:
+        require_gate(call, repo)
     events = call.hub.settings.rows(
         "SELECT * FROM events WHERE repo=? AND num=? ORDER BY pk", repo.pk, row["num"]
     )

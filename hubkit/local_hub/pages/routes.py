@@ -66,7 +66,7 @@ def _repo_page(call: Call, parts: list[str], pages: dict[str, RepoPage] = REPO_P
     handler = pages.get(parts[2] if len(parts) > 2 else "")
     if len(parts) < 2 or handler is None:
         raise Refusal(404, "Not found: this Hub has nothing at this address.")
-    identity = call.identity or session.identity(call.hub, call.request.cookies.get(session.COOKIE))
+    identity = call.identity or session.browser_identity(call)
     target, _ = lookup(call.hub, kind, parts[0], parts[1], identity)
     if target is None or not can_read(identity, target):
         raise missing(identity)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from hubkit.local_hub.errors import Refusal
@@ -33,6 +34,9 @@ class Identity:
     token_name: str
     admin: bool
     orgs: tuple[tuple[str, str], ...]
+    scope: frozenset[str] | None = None
+    """The private and gated repositories (``type:namespace/name``, in lower case) that the token
+    may read, where it is not for all that its user may read."""
 
     @property
     def may_write(self) -> bool:
@@ -40,7 +44,15 @@ class Identity:
         return self.role == "write"
 
     def is_in(self, namespace: str) -> bool:
-        """Whether repositories of this namespace, private ones too, are this user's to see."""
+        """Whether everything of this namespace, private things too, is for this token to see."""
+        return self.scope is None and self._belongs_to(namespace)
+
+    def may_read(self, kind: str, namespace: str, name: str) -> bool:
+        """Whether this token may read a private or gated repository."""
+        key = f"{kind}:{namespace}/{name}".lower()
+        return self._belongs_to(namespace) and (self.scope is None or key in self.scope)
+
+    def _belongs_to(self, namespace: str) -> bool:
         names = [self.user, *(org for org, _ in self.orgs)]
         return self.admin or namespace.lower() in (name.lower() for name in names)
 
@@ -98,7 +110,13 @@ class Accounts:
         return self._settings.row("SELECT 1 FROM accounts WHERE name = ?", name) is not None
 
     def add_token(
-        self, user: str, role: str = "write", *, name: str = "token", token: str | None = None
+        self,
+        user: str,
+        role: str = "write",
+        *,
+        name: str = "token",
+        token: str | None = None,
+        scope: Iterable[str] | None = None,
     ) -> str:
         """Make a token for a user (role: read or write) and return it; it is not kept anywhere in
         the clear.
@@ -109,18 +127,20 @@ class Accounts:
             raise Refusal(400, "A token is hf_ and 8 to 200 letters, digits, '-' or '_'.")
         token = token or "hf_" + secrets.token_urlsafe(24).replace("-", "x").replace("_", "y")
         self._settings.write(
-            "INSERT OR REPLACE INTO tokens VALUES (?, ?, ?, ?, ?)",
-            _digest(token),
-            user,
-            role,
-            name,
-            now(),
+            "INSERT OR REPLACE INTO tokens (digest, user, role, name, created_at, scope)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            *(token_digest(token), user, role, name, now()),
+            None if scope is None else " ".join(sorted(scope)).lower(),
         )
         return token
 
     def knows(self, token: str) -> bool:
         """Return whether a token is valid here."""
-        row = self._settings.row("SELECT 1 FROM tokens WHERE digest = ?", _digest(token))
+        return self.has_digest(token_digest(token))
+
+    def has_digest(self, digest: str) -> bool:
+        """Return whether the token of this digest is valid here."""
+        row = self._settings.row("SELECT 1 FROM tokens WHERE digest = ?", digest)
         return row is not None
 
     def revoke(self, name: str) -> None:
@@ -154,14 +174,17 @@ class Accounts:
         row = None
         if scheme.lower() == "bearer" and _TOKEN.fullmatch(token.strip()):
             row = self._settings.row(
-                "SELECT t.user, t.role, t.name AS token_name, a.admin"
+                "SELECT t.user, t.role, t.name AS token_name, t.scope, a.admin"
                 " FROM tokens t JOIN accounts a ON a.name = t.user WHERE t.digest = ?",
-                _digest(token.strip()),
+                token_digest(token.strip()),
             )
         if row is None:
             raise Refusal(401, "Invalid credentials in Authorization header")
-        return self._identity(row["user"], row["role"], row["token_name"], row["admin"])
+        identity = self._identity(row["user"], row["role"], row["token_name"], row["admin"])
+        scope = None if row["scope"] is None else frozenset(row["scope"].split())
+        return replace(identity, scope=scope)
 
 
-def _digest(token: str) -> str:
+def token_digest(token: str) -> str:
+    """Return what is kept of a token."""
     return hashlib.sha256(token.encode()).hexdigest()

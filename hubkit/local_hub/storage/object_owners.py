@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from hubkit.local_hub.storage.accounts import Identity
-from hubkit.local_hub.storage.repos import Repo, can_read
+from hubkit.local_hub.storage.repos import Repo, can_read, may_download
 
 if TYPE_CHECKING:
     from hubkit.local_hub.storage.store import Store
@@ -25,4 +25,5 @@ def is_held_for(hub: Store, identity: Identity | None, oid: str) -> bool:
     rows = hub.settings.rows(
         "SELECT r.* FROM held h JOIN repos r ON r.pk = h.repo WHERE h.oid = ?", oid
     )
-    return any(can_read(identity, Repo.of(row)) for row in rows)
+    repos = [Repo.of(row) for row in rows]
+    return any(can_read(identity, repo) and may_download(hub, identity, repo) for repo in repos)

@@ -76,7 +76,23 @@ class Repo:
 
 def can_read(identity: Identity | None, repo: Repo) -> bool:
     """Whether this caller may know that the repository exists."""
-    return not repo.private or (identity is not None and identity.is_in(repo.namespace))
+    return not repo.private or _is_own(identity, repo)
+
+
+def may_download(hub: Store, identity: Identity | None, repo: Repo) -> bool:
+    """Whether this caller may have the files of a repository that it can see."""
+    if not repo.gated or _is_own(identity, repo):
+        return True
+    if identity is None or identity.scope is not None:
+        return False
+    row = hub.settings.row(
+        "SELECT status FROM access WHERE user=? AND repo=?", identity.user, repo.pk
+    )
+    return row is not None and row["status"] == "accepted"
+
+
+def _is_own(identity: Identity | None, repo: Repo) -> bool:
+    return identity is not None and identity.may_read(repo.type, repo.namespace, repo.name)
 
 
 def missing(identity: Identity | None) -> Refusal:

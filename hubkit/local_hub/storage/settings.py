@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS members (
     PRIMARY KEY (org, user));
 CREATE TABLE IF NOT EXISTS tokens (
     digest TEXT PRIMARY KEY, user TEXT NOT NULL COLLATE NOCASE, role TEXT NOT NULL,
-    name TEXT NOT NULL, created_at TEXT NOT NULL);
+    name TEXT NOT NULL, created_at TEXT NOT NULL, scope TEXT);
 CREATE TABLE IF NOT EXISTS repos (
     pk INTEGER PRIMARY KEY, type TEXT NOT NULL, namespace TEXT NOT NULL COLLATE NOCASE,
     name TEXT NOT NULL COLLATE NOCASE, folder TEXT NOT NULL UNIQUE,
@@ -109,6 +109,8 @@ class Settings:
             ):
                 connection.execute(f"PRAGMA {pragma}")
             connection.executescript(_SCHEMA)
+            if "scope" not in {row[1] for row in connection.execute("PRAGMA table_info(tokens)")}:
+                connection.execute("ALTER TABLE tokens ADD COLUMN scope TEXT")
         except BaseException:
             connection.close()
             raise

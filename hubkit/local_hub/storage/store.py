@@ -3,6 +3,7 @@
 DIR/hub.sqlite      settings           DIR/repos/*.git     bare git repositories
 DIR/objects/        large files        DIR/xet/            what arrives by the Xet protocol
 DIR/tmp/            on their way in    DIR/token           the owner's write token (mode 0600)
+DIR/key             proves to the owner's clients that they talk to this Hub (mode 0600)
 DIR/endpoints/      engines' logs      DIR/jobs/           jobs' logs
 DIR/spaces/         apps' logs, and their files while they run
 DIR/server.json     address of the running server          DIR/lock, DIR/gc.lock
@@ -19,7 +20,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hubkit.errors import HubError
@@ -75,14 +76,23 @@ class Store:
         if self.settings.get("secret") is None:
             self.accounts.add_user(OWNER, fullname="Owner of this machine", admin=True)
             self.settings.set("secret", secrets.token_hex(32))
+        if not (self.root / "key").exists():
+            write_durably(self.root / "key", secrets.token_hex(32).encode(), mode=0o600)
         token_path = self.root / "token"
         if not token_path.exists():
             token = self.accounts.add_token(OWNER, "write", name="owner")
             write_durably(token_path, token.encode(), mode=0o600)
         elif not self.accounts.knows(token := token_path.read_text("ascii", "replace").strip()):
             # The database was lost or replaced; the file is the owner's alone.
-            self.accounts.add_token(OWNER, "write", name="owner", token=token)
+            with suppress(Refusal):  # a damaged file is for its owner to remove
+                self.accounts.add_token(OWNER, "write", name="owner", token=token)
         return bytes.fromhex(self.settings.get("secret") or "")
+
+    def proof(self, challenge: str, port: int) -> str:
+        """Return what only the server of this folder can answer to `challenge` at `port`."""
+        key = (self.root / "key").read_bytes()
+        message = "\0".join((challenge, str(self.root.resolve()), str(port)))
+        return hmac.new(key, message.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
     def unknown_folders(self) -> list[str]:
         """Return the names of repository folders that the database does not know."""
