@@ -6,7 +6,7 @@ template prints before anybody uses it."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,9 +18,9 @@ _USER = ("Xu0qZ", "Xu1qZ", "Xu2qZ")
 _ASSISTANT = ("Xa0qZ", "Xa1qZ")
 _SYSTEM = "XsysqZ"
 _THINKING = ("Xk0qZ", "Xk1qZ")
-_OPEN_TAG = re.compile(r"<[^<>]*$|\[[^\[\]]*$")
+_OPEN_TAG = re.compile(r"<[^<>]*$|\[/?[A-Z_]*$")
 _TAG = re.compile(r"\s*<[^<>]+>")
-_REST_OF_TAG = re.compile(r"^[^<>]*>|^[^\[\]]*\]")
+_REST_OF_TAG = re.compile(r"^[^<>]*>|^[A-Z_]*\]")
 DEFAULT_SYSTEM = ("", "\n\n")
 
 
@@ -37,8 +37,12 @@ class _Cuts:
     answer_close: str
 
 
-def derive(template: BaseTemplate) -> tuple[Layout, list[str]]:
+def derive(template: BaseTemplate, tokens: Collection[str] = ()) -> tuple[Layout, list[str]]:
     """Derive the layout of `template`.
+
+    Args:
+        template: The base's own.
+        tokens: The tokenizer's added tokens, none of which is cut in two.
 
     Returns:
         The layout, and a sentence for each thing that a reader should know about it.
@@ -47,16 +51,18 @@ def derive(template: BaseTemplate) -> tuple[Layout, list[str]]:
         TemplateError: The template prints turns in a way that no layout can."""
     notes: list[str] = []
     cuts = _cuts(template)
-    user_close = _closing(cuts.user_close, [cuts.user_to_assistant, cuts.prompt, cuts.last_answer])
+    links = [cuts.user_to_assistant, cuts.prompt, cuts.last_answer]
+    user_close = _closing(cuts.user_close, links, tokens)
     open_user = not user_close.strip()
     if open_user:
-        user_close = _common_prefix([cuts.user_to_assistant, cuts.prompt, cuts.last_answer])
-        user_close = _whole_tags(user_close, cuts.user_to_assistant)
+        user_close = _whole_tags(_common_prefix(links), links, tokens)
+        if first := _first_token(user_close, tokens):
+            user_close = first
     if not user_close:
         raise TemplateError("nothing closes a human's turn, so an asker cannot learn to end it")
     user_tail = cuts.user_close if open_user else cuts.user_close[len(user_close) :]
     user_end, user_gap = _split_gap(user_close)
-    answer_close = _closing(cuts.answer_close, [cuts.assistant_to_user])
+    answer_close = _closing(cuts.answer_close, [cuts.assistant_to_user], tokens)
     open_answer, answer_end, tail = False, None, cuts.answer_close[len(answer_close) :]
     header = cuts.assistant_to_user[len(answer_close) :]
     if not answer_close.strip():
@@ -79,9 +85,7 @@ def derive(template: BaseTemplate) -> tuple[Layout, list[str]]:
         raise TemplateError(
             f"a first human turn is opened by {cuts.opening[-40:]!r} and a later one by {header!r}"
         )
-    headers = [
-        text[len(user_close) :] for text in (cuts.user_to_assistant, cuts.prompt, cuts.last_answer)
-    ]
+    headers = [link[len(user_close) :] for link in links]
     if answer_end is None and tail.startswith(assistant_gap):
         tail = tail[len(assistant_gap) :] if not answer_close.endswith(assistant_gap) else tail
     layout = Layout(
@@ -144,9 +148,16 @@ def cut(text: str, marks: Sequence[str]) -> list[str]:
     return [*pieces, text[position:]]
 
 
-def _closing(closed: str, links: Sequence[str]) -> str:
+def _closing(closed: str, links: Sequence[str], tokens: Collection[str]) -> str:
     """What closes a turn: what the text ends with, as far as every link begins with it."""
-    return _whole_tags(_common_prefix([closed, *links]), closed, *links)
+    return _whole_tags(_common_prefix([closed, *links]), [closed, *links], tokens)
+
+
+def _first_token(text: str, tokens: Collection[str]) -> str | None:
+    """The token, or else the tag, that `text` begins with."""
+    known = [token for token in tokens if text.startswith(token)]
+    tag = _TAG.match(text)
+    return max(known, key=len, default=tag[0] if tag else None)
 
 
 def _common_prefix(texts: Sequence[str]) -> str:
@@ -167,8 +178,15 @@ def _common_suffix(first: str, second: str) -> str:
     return suffix
 
 
-def _whole_tags(prefix: str, *texts: str) -> str:
-    """`prefix`, less a tag such as ``<|im_end|>`` that it holds only the beginning of."""
+def _whole_tags(prefix: str, texts: Sequence[str], tokens: Collection[str]) -> str:
+    """`prefix`, less a token or tag such as ``<|im_end|>`` that it holds only a part of."""
+    for token in tokens:
+        for size in range(min(len(token) - 1, len(prefix)), 0, -1):
+            rest = (text[len(prefix) :] for text in texts)
+            if prefix.endswith(token[:size]) and any(r.startswith(token[size:]) for r in rest):
+                return prefix[: len(prefix) - size]
+    if any(prefix.endswith(token) for token in tokens):
+        return prefix
     opened = _OPEN_TAG.search(prefix)
     if opened and any(_REST_OF_TAG.match(text[len(prefix) :]) for text in texts):
         return prefix[: opened.start()]

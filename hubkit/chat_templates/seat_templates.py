@@ -178,12 +178,15 @@ class SeatTemplates:
         ends = [self.layout.end(seat)]
         if seat == "assistant":
             ends.append(self.layout.assistant_end)
-        return list(dict.fromkeys(end.strip(" ") for end in ends))
+        tokens = [_first_token(end, self.tokens) for end in ends]
+        stops = (token or end.strip(" ") for token, end in zip(tokens, ends, strict=True))
+        return list(dict.fromkeys(stops))
 
     def end_token(self, seat: Seat) -> str | None:
-        """The control token that ends a turn of `seat`; None where its end is only text."""
-        end = self.layout.end(seat).strip()
-        return end if end in self.tokens else None
+        """The control token that ends a turn of `seat`; None where its end is only text.
+
+        Where an end is several tokens, the first: what follows it says nothing more."""
+        return _first_token(self.layout.end(seat), self.tokens)
 
     @cached_property
     def template_variables(self) -> dict[str, Any]:
@@ -268,7 +271,7 @@ def _given(template: str, base_dir: Path) -> BaseTemplate:
 def _derived(base: BaseTemplate, tokens: frozenset[str], thinking: Thinking) -> SeatTemplates:
     base = replace(base, variables=_THINKING[thinking])
     try:
-        layout, notes = derive(base)
+        layout, notes = derive(base, tokens)
     except TemplateError as error:
         raise TemplateError(_refusal(str(error))) from None
     if thinking == "off":
@@ -294,6 +297,11 @@ def _without_template(layout: Layout, tokens: frozenset[str], thinking: Thinking
         )
     method: Method = "plain" if layout.name == PLAIN else "family"
     return SeatTemplates(layout, method, None, tokens)
+
+
+def _first_token(end: str, tokens: frozenset[str]) -> str | None:
+    """The token that `end` begins with."""
+    return max((t for t in tokens if end.lstrip().startswith(t)), key=len, default=None)
 
 
 def _refusal(reason: str) -> str:
