@@ -18,13 +18,15 @@ from support.paths import ROOT
 PACKAGE = ROOT / "hubkit"
 FLOORS = {
     0: ("errors", "conversation", "extras", "plugins", "progress", "sensitive_data", "untrusted"),
-    1: ("ray_session", "recipe", "hub", "serving", "chat_templates"),
-    2: ("data",),
-    3: ("training", "rollout", "metrics", "preference", "judging"),
-    4: ("evaluation", "publishing", "cloud"),
-    5: ("pipeline",),
-    6: ("cli",),
-    7: ("__main__",),
+    1: ("ray_session", "recipe", "hub", "chat_templates"),
+    2: ("cloud",),
+    3: ("serving", "data"),
+    4: ("training", "rollout", "metrics", "preference", "judging"),
+    5: ("evaluation", "publishing"),
+    6: ("pipeline",),
+    7: ("api",),
+    8: ("cli",),
+    9: ("__main__",),
 }
 LEVEL = {room: level for level, rooms in FLOORS.items() for room in rooms}
 ALONE = ("local_hub", "local_engine")

@@ -12,7 +12,7 @@ from hubkit.cli.run import Json
 from hubkit.errors import RecipeError
 
 if TYPE_CHECKING:
-    from hubkit.cloud import Deployed, Wanted
+    from hubkit.cloud import EndpointSpec, EndpointStatus
     from hubkit.hub import Hub
 
 
@@ -124,7 +124,7 @@ def _wanted(
     adapters: list[str],
     context: int | None,
     gguf: str | None,
-) -> Wanted:
+) -> EndpointSpec:
     from dataclasses import replace
 
     from hubkit import cloud
@@ -133,11 +133,11 @@ def _wanted(
         raise RecipeError(f"no engine {engine!r}; take one of {', '.join(cloud.ENGINES)}")
     first, *rest = (_named(hub, text) for text in (repo, *adapters))
     options: dict[str, Any] = {"engine": engine, "hardware": hardware}
-    wanted = cloud.wanted_for(
+    wanted = cloud.endpoint_spec(
         hub, first[0], revision=first[1], context=context, gguf_file=gguf, **options
     )
     for repo_id, revision in rest:
-        more = cloud.wanted_for(hub, repo_id, revision=revision, **options)
+        more = cloud.endpoint_spec(hub, repo_id, revision=revision, **options)
         if more.model != wanted.model or not more.adapters:
             raise RecipeError(f"{repo_id} is not an adapter of {wanted.model}; deploy it by itself")
         wanted = replace(wanted, adapters=(*wanted.adapters, *more.adapters))
@@ -149,14 +149,14 @@ def _named(hub: Hub, text: str) -> tuple[str, str]:
     return hub.qualify(name), revision or "main"
 
 
-def _price(wanted: Wanted) -> str:
+def _price(wanted: EndpointSpec) -> str:
     from hubkit.cloud import prices
 
     rate = wanted.hardware.usd_per_hour * wanted.max_replica
     return f"up to ${rate:,.2f} per hour while it is up (prices of {prices.date()})"
 
 
-def _show_plan(hub: Hub, wanted: Wanted, json: bool) -> None:
+def _show_plan(hub: Hub, wanted: EndpointSpec, json: bool) -> None:
     from hubkit import cloud
     from hubkit.cloud import prices
 
@@ -222,7 +222,7 @@ def describe(name: Name, json: Json = False) -> None:
     _show(cloud.describe(connect(), name), json)
 
 
-def _show(found: Deployed, json: bool) -> None:
+def _show(found: EndpointStatus, json: bool) -> None:
     if json:
         console.data(found.to_dict())
     else:

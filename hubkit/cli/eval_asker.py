@@ -16,7 +16,7 @@ from hubkit.cli.run import Json
 if TYPE_CHECKING:
     from hubkit.hub import Hub
     from hubkit.metrics.scorecards import Scorecard
-    from hubkit.pipeline.seated import Asker
+    from hubkit.pipeline.askers import AskerSpec
     from hubkit.progress import Progress
     from hubkit.recipe import Deploy
 
@@ -155,7 +155,7 @@ def _urls(repos: list[str], pairs: list[str]) -> dict[str, list[str]]:
     return urls
 
 
-def _found(hub: Hub, repos: list[str], system: str | None, progress: Progress) -> list[Asker]:
+def _found(hub: Hub, repos: list[str], system: str | None, progress: Progress) -> list[AskerSpec]:
     """The askers; one that no asker stage made is told to play by `system`, else by the first one's
     system message.
     """
@@ -169,20 +169,22 @@ def _found(hub: Hub, repos: list[str], system: str | None, progress: Progress) -
     ]
 
 
-def _reached(asker: Asker, urls: list[str] | None, terms: Deploy) -> Asker:
+def _reached(asker: AskerSpec, urls: list[str] | None, terms: Deploy) -> AskerSpec:
     """`asker` where ``--endpoint`` says: at these addresses, or at an endpoint on these terms."""
     from dataclasses import replace
 
+    from hubkit.serving import ModelSpec, ServedModel
+
     if not urls:
         return asker
-    return (
-        replace(asker, urls=(), deploy=terms)
-        if urls == [DEPLOY]
-        else replace(asker, urls=tuple(urls), deploy=None)
-    )
+    if urls == [DEPLOY]:
+        return replace(asker, model=ModelSpec(asker.ref, asker.base, terms))
+    return replace(asker, model=ModelSpec(ServedModel.at(*urls)))
 
 
-def _with_base(askers_found: list[Asker], urls: list[str] | None, terms: Deploy) -> list[Asker]:
+def _with_base(
+    askers_found: list[AskerSpec], urls: list[str] | None, terms: Deploy
+) -> list[AskerSpec]:
     from hubkit.pipeline import askers
 
     players = askers.with_base(askers_found)
@@ -192,7 +194,9 @@ def _with_base(askers_found: list[Asker], urls: list[str] | None, terms: Deploy)
     ]
 
 
-def _held_out(hub: Hub, name: str, askers_found: list[Asker]) -> tuple[list[Path], dict[str, Any]]:
+def _held_out(
+    hub: Hub, name: str, askers_found: list[AskerSpec]
+) -> tuple[list[Path], dict[str, Any]]:
     """The parquet files of the held-out conversations, and what they are."""
     from hubkit.errors import SourceError
 

@@ -131,7 +131,7 @@ def chat(
     """Put a chat model before a judge: grades or win rates, with intervals. Interrupted, it resumes
     where it stopped.
     """
-    from hubkit.cli.model_args import Names, Served, terms
+    from hubkit.cli.model_args import AddressOptions, Names, terms
     from hubkit.evaluation import Setup, benchmarks
     from hubkit.hub import home
 
@@ -148,9 +148,9 @@ def chat(
         block = _block(
             judge, setting, {"budget_usd": budget_usd, "budget_tokens": budget_tokens}, in_flight
         )
-        on, spoken = terms(engine, hardware), Served(server, token_env)
+        on, spoken = terms(engine, hardware), AddressOptions(server, token_env)
         players = [names.player(name, spoken, on) for name in (model, against) if name]
-        judging = names.player(judge, Served.of(block.judge), block.judge.deploy or on)
+        judging = names.player(judge, AddressOptions.of(block.judge), block.judge.deploy or on)
         setup = Setup(
             benchmark=found,
             mode=way,
@@ -256,12 +256,8 @@ def _judged(setup: Setup, names: Names, folder: Path, progress: Any) -> Judged:
     engine = {"context": setup.block.judge.context, "slots": 2 * setup.in_flight}
     with serving(names, asked, **engine, log_dir=folder, progress=progress) as (*answering, judge):
         against = answering[1] if setup.against else None
-        spoken = setup.block.judge.model_copy(
-            update={"profile": judge.profile, "model": judge.model}
-        )
-        block = setup.block.model_copy(update={"judge": spoken})
-        seated = replace(setup, model=answering[0], against=against, judge=judge, block=block)
-        result = judged(seated, folder, progress=progress)
+        served = replace(setup, model=answering[0], against=against, judge=judge)
+        result = judged(served, folder, progress=progress)
     result.path.with_suffix(".md").write_text(report.markdown(result, _published()), "utf-8")
     return result
 

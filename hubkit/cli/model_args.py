@@ -4,7 +4,7 @@ that is served here or by an endpoint made for it."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +16,9 @@ from hubkit.errors import RecipeError, RepoMissingError, SourceError
 if TYPE_CHECKING:
     from hubkit.evaluation import Player
     from hubkit.hub import Hub, Ref
-    from hubkit.pipeline.serving import Model, Reached
     from hubkit.progress import Progress
     from hubkit.recipe import Deploy, SeatConfig
+    from hubkit.serving import ModelSpec, ServedModel
 
 DEPLOYED = "deploy:"
 """Before a repo's name: an endpoint is made for it."""
@@ -32,25 +32,26 @@ _REPO = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:\s]+))?\Z
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """How to speak to an address: what kind of server it is, and the environment variable that
-    holds its key, named by the option `said_by`."""
+class AddressOptions:
+    """How to speak to an address: the dialect of its server, and the environment variable that
+    holds its key, named by the option `named_by`."""
 
-    profile: str = "tgi"
+    dialect: str = "tgi"
     token_env: str | None = None
-    said_by: str = "--token-env"
+    named_by: str = "--token-env"
 
     @classmethod
     def of(cls, judge: SeatConfig) -> Self:
         """As the seat of a judging block says."""
         return cls(judge.profile, judge.token_env, "judge.token_env")
 
-    @property
-    def token(self) -> str | None:
-        """The key. Raises `RecipeError` when the variable is not set."""
+    def served(self, url: str, name: str) -> ServedModel:
+        """The model `name` at `url`. Raises `RecipeError` when the variable is not set."""
+        from hubkit.serving import ServedModel
         from hubkit.serving.client import key_in
 
-        return key_in(self.token_env, said_by=self.said_by)
+        token = key_in(self.token_env, said_by=self.named_by)
+        return ServedModel((url,), self.dialect, name, token)
 
 
 def terms(engine: str, hardware: str) -> Deploy:
@@ -94,7 +95,7 @@ class Names:
     def __init__(self, progress: Progress) -> None:
         self._hub: Hub | None = None
         self._progress = progress
-        self.models: dict[str, Model] = {}
+        self.models: dict[str, ModelSpec] = {}
 
     @property
     def hub(self) -> Hub:
@@ -154,7 +155,7 @@ class Names:
             raise SourceError(f"{ref} {said}, as {ref.repo_id}:FILE")
         return found[0]
 
-    def player(self, name: str, served: Served, terms: Deploy | None = None) -> Player:
+    def player(self, name: str, address: AddressOptions, terms: Deploy | None = None) -> Player:
         """Who `name` is: ``URL[#MODEL]``, a file of recorded answers, a model folder,
         ``REPO_ID[@REV]``, or ``deploy:REPO_ID[@REV]``, for which an endpoint is made on `terms`.
 
@@ -166,15 +167,7 @@ class Names:
         if name.startswith(("http://", "https://")):
             url, _, model = name.partition("#")
             shown = model or url
-            return Player(
-                shown,
-                f"{url} {model}".strip(),
-                [url],
-                None,
-                served.profile,
-                model or "tgi",
-                served.token,
-            )
+            return Player(shown, f"{url} {model}".strip(), address.served(url, model or "tgi"))
         if name.startswith(DEPLOYED):
             return self._repo(name.removeprefix(DEPLOYED), terms or _default_terms())
         if Path(name).is_file():
@@ -192,8 +185,10 @@ class Names:
 
     def _repo(self, name: str, terms: Deploy | None) -> Player:
         from hubkit.evaluation import Player
-        from hubkit.pipeline import askers, require
-        from hubkit.pipeline.serving import Model
+        from hubkit.hub.adapters import base_of
+        from hubkit.pipeline import require
+        from hubkit.pipeline.askers import importing
+        from hubkit.serving import ModelSpec
 
         match = _REPO.match(name)
         if match is None:
@@ -207,26 +202,26 @@ class Names:
         identity = f"{ref.repo_id}@{ref.revision}" + (
             f" on {terms.engine}, {terms.hardware}" if terms else ""
         )
-        self.models[identity] = Model(ref, askers.base_of(self.hub, ref, self._progress), terms)
+        base = base_of(self.hub, ref, resolve=importing(self._progress))
+        self.models[identity] = ModelSpec(ref, base, terms)
         return Player(repo_id, identity, embedded=terms is None)
 
     def _folder(self, folder: Path) -> Player:
         from hubkit.evaluation import Player
         from hubkit.pipeline.inputs import locate
-        from hubkit.pipeline.serving import Model
         from hubkit.recipe import Source
+        from hubkit.serving import ModelSpec
 
         identity = f"{folder} sha256 {locate(self.hub, Source(path=str(folder))).revision}"
-        self.models[identity] = Model(folder)
+        self.models[identity] = ModelSpec(folder)
         return Player(folder.name, identity, embedded=True)
 
     def endpoints(self, tokens: int) -> list[dict[str, Any]]:
         """The endpoints that `serving` would make, and what each costs an hour."""
-        from hubkit.pipeline import deployed
-        from hubkit.pipeline.serving import deployed_of
+        from hubkit.serving import inference_endpoints
 
-        asked = deployed_of(self.models, tokens)
-        return deployed.prices(self.hub, asked) if asked else []
+        hosted = inference_endpoints.hosted(self.models, tokens)
+        return inference_endpoints.prices(self.hub, hosted) if hosted else []
 
 
 def _default_terms() -> Deploy:
@@ -250,21 +245,14 @@ def serving(
     if not names.models:
         yield list(players)
         return
-    from hubkit.pipeline.serving import serving as served
+    from hubkit.serving import serve
 
-    with served(names.hub, names.models, log_dir, progress, slots=slots, tokens=context) as found:
-        yield [_at(player, found) for player in players]
-
-
-def _at(player: Player, found: Mapping[str, Reached]) -> Player:
-    reached = found.get(player.identity)
-    if reached is None:
-        return player
-    return replace(
-        player,
-        addresses=reached.urls,
-        profile=reached.profile,
-        model=reached.served_as,
-        token=reached.token,
-        template=reached.template,
-    )
+    with serve(
+        names.hub,
+        names.models,
+        log_dir=log_dir,
+        progress=progress,
+        slots=slots,
+        tokens=context,
+    ) as models:
+        yield [replace(p, served=models.get(p.identity, p.served)) for p in players]

@@ -14,7 +14,7 @@ from hubkit.cli import console, job_options
 
 if TYPE_CHECKING:
     from hubkit.hub import Hub
-    from hubkit.pipeline import Made
+    from hubkit.pipeline import StageResult
     from hubkit.publishing import Change
     from hubkit.recipe import Recipe
     from hubkit.training import Launch
@@ -180,7 +180,7 @@ def _walk(
         _show_next(recipe, hub, made, changes)
 
 
-def _show(recipe: Recipe, hub: Hub, made: list[Made]) -> None:
+def _show(recipe: Recipe, hub: Hub, made: list[StageResult]) -> None:
     console.table(
         f"{recipe.name}: what was made on {hub.url}",
         ["stage", "repo", "commit", "from", "seconds"],
@@ -197,7 +197,7 @@ def _show(recipe: Recipe, hub: Hub, made: list[Made]) -> None:
     )
 
 
-def _show_next(recipe: Recipe, hub: Hub, made: list[Made], changes: list[Change]) -> None:
+def _show_next(recipe: Recipe, hub: Hub, made: list[StageResult], changes: list[Change]) -> None:
     """What the held-out losses say, what was published, and three lines to paste."""
     by_stage = {m.stage: m for m in made}
     for seat, turns in (("asker", "human"), ("chat", "assistant"), ("aligned", "assistant")):

@@ -176,6 +176,7 @@ def _judge(url: str, model: str, profile: str, token_env: str | None, progress: 
     from hubkit.hub.places import asked
     from hubkit.judging import PromptedJudge, question_prompts, turn_values, yes_or_no
     from hubkit.recipe import judging
+    from hubkit.serving import ServedModel
     from hubkit.serving.client import key_in
 
     seat = {
@@ -187,13 +188,12 @@ def _judge(url: str, model: str, profile: str, token_env: str | None, progress: 
     }
     judge = PromptedJudge(
         judging({"judge": seat, "in_flight": 16, "patience_s": 60.0}),
-        [url],
+        ServedModel((url,), profile, model, key_in(token_env, said_by="--judge-token-env")),
         question_prompts(),
         "context-v1",
         identity=f"{url} {model}",
         run="stats",
         folder=asked(),
-        token=key_in(token_env, said_by="--judge-token-env"),
     )
     means = {"yes": True, "no": False}
 

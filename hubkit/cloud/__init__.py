@@ -6,36 +6,37 @@ here is found again: endpoints that a run holds are written down before they are
 ended by whoever comes next when the run cannot."""
 
 from hubkit.cloud.endpoints import (
-    Deployed,
+    EndpointStatus,
     change,
     delete,
     describe,
+    endpoint_spec,
     listed,
     make,
     update,
     wait,
-    wanted_for,
 )
-from hubkit.cloud.images import ENGINES, Payload, Wanted, payload, served_as
+from hubkit.cloud.images import ENGINES, EndpointSpec, Payload, payload, served_as
 from hubkit.cloud.jobs import Command, Outcome, run_job
-from hubkit.cloud.leases import Held, Reaped, Terms, held, reap, reap_jobs
+from hubkit.cloud.leases import CleanupResult, LeasedEndpoint, LeaseRequest, held, reap, reap_jobs
 from hubkit.cloud.prices import Flavor, Hardware, flavor, hardware
 
 __all__ = [
     "ENGINES",
+    "CleanupResult",
     "Command",
-    "Deployed",
+    "EndpointSpec",
+    "EndpointStatus",
     "Flavor",
     "Hardware",
-    "Held",
+    "LeaseRequest",
+    "LeasedEndpoint",
     "Outcome",
     "Payload",
-    "Reaped",
-    "Terms",
-    "Wanted",
     "change",
     "delete",
     "describe",
+    "endpoint_spec",
     "flavor",
     "hardware",
     "held",
@@ -48,5 +49,4 @@ __all__ = [
     "served_as",
     "update",
     "wait",
-    "wanted_for",
 ]

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,11 +11,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from hubkit.cloud import prices
-from hubkit.cloud.images import Engine, Wanted, payload
-from hubkit.errors import EndpointError, RecipeError, RepoMissingError
-from hubkit.hub import Hub, Ref
+from hubkit.cloud.images import EndpointSpec, Engine, payload
+from hubkit.errors import EndpointError, RecipeError
+from hubkit.hub import Hub
+from hubkit.hub.adapters import base_of
 from hubkit.progress import Progress, silent
-from hubkit.untrusted import repo_name
 
 Change = Literal["pause", "resume", "scale_to_zero"]
 COSTING = ("initializing", "running", "updating", "updateFailed")
@@ -28,7 +27,7 @@ POLL_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Deployed:
+class EndpointStatus:
     """An endpoint as the service describes it. `usd_at_most` is what it cost if it was up ever
     since it was made.
     """
@@ -58,7 +57,7 @@ class Deployed:
         return asdict(self)
 
 
-def wanted_for(
+def endpoint_spec(
     hub: Hub,
     repo_id: str,
     *,
@@ -66,41 +65,21 @@ def wanted_for(
     engine: Engine = "tgi",
     hardware: str = "nvidia-l40s-x1",
     **options: Any,
-) -> Wanted:
+) -> EndpointSpec:
     """What serves `repo_id` at a revision: the repo itself, or, where it is an adapter, its base
     with it.
 
-    `options` are further fields of `Wanted`. Raises `RepoMissingError`, and `RecipeError` for
+    `options` are further fields of `EndpointSpec`. Raises `RepoMissingError`, and `RecipeError` for
     unknown hardware or an adapter that does not name its base."""
     ref = hub.resolve(repo_id, revision=revision)
     place = prices.hardware(hardware)
     base = base_of(hub, ref)
     if base is None:
-        return Wanted(ref, engine, place, **options)
-    return Wanted(base, engine, place, adapters=(ref,), **options)
+        return EndpointSpec(ref, engine, place, **options)
+    return EndpointSpec(base, engine, place, adapters=(ref,), **options)
 
 
-def base_of(hub: Hub, ref: Ref) -> Ref | None:
-    """The commit of the base that the adapter in `ref` was trained on; None when `ref` is a whole
-    model.
-    """
-    try:
-        config = json.loads(hub.read(ref, "adapter_config.json"))
-    except RepoMissingError:
-        return None
-    base = config.get("base_model_name_or_path")
-    if not base:
-        raise RecipeError(
-            f"{ref} is an adapter whose adapter_config.json names no base model; deploy a merged one"
-        )
-    try:
-        name = repo_name(base)
-    except ValueError as error:
-        raise RecipeError(f"the base of {ref}: {error}; deploy a merged model") from None
-    return hub.resolve(name, revision=str(config.get("revision") or "main"))
-
-
-def make(hub: Hub, wanted: Wanted) -> Deployed:
+def make(hub: Hub, wanted: EndpointSpec) -> EndpointStatus:
     """Create the endpoint; it is not up yet. Raises `HubError` when the service refuses, 409 when
     the name is taken.
     """
@@ -113,21 +92,21 @@ def make(hub: Hub, wanted: Wanted) -> Deployed:
     return _deployed(hub, made.raw)
 
 
-def describe(hub: Hub, name: str) -> Deployed:
+def describe(hub: Hub, name: str) -> EndpointStatus:
     """The endpoint called `name` now. Raises `HubError` with status 404 when there is none."""
     with hub.translated(f"looking up endpoint {name}"), hub.inference() as api:
         found = api.get_inference_endpoint(name, namespace=hub.namespace, token=hub.token)
     return _deployed(hub, found.raw)
 
 
-def listed(hub: Hub) -> list[Deployed]:
+def listed(hub: Hub) -> list[EndpointStatus]:
     """Every endpoint of our namespace, whoever made it."""
     with hub.translated("listing endpoints"), hub.inference() as api:
         found = api.list_inference_endpoints(hub.namespace, token=hub.token)
     return [_deployed(hub, endpoint.raw) for endpoint in found]
 
 
-def change(hub: Hub, name: str, what: Change) -> Deployed:
+def change(hub: Hub, name: str, what: Change) -> EndpointStatus:
     """Pause, resume or scale to zero. Raises `HubError`."""
     if what not in get_args(Change):
         raise ValueError(what)
@@ -138,7 +117,7 @@ def change(hub: Hub, name: str, what: Change) -> Deployed:
     return _deployed(hub, done.raw)
 
 
-def update(hub: Hub, name: str, wanted: Wanted) -> Deployed:
+def update(hub: Hub, name: str, wanted: EndpointSpec) -> EndpointStatus:
     """Serve `wanted` under the name of an endpoint that is there; its engine cannot change. Raises
     `HubError`.
     """
@@ -158,21 +137,21 @@ def delete(hub: Hub, name: str) -> None:
 
 def wait(
     hub: Hub, name: str, *, timeout_s: float = 1800.0, progress: Progress = silent
-) -> Deployed:
+) -> EndpointStatus:
     """`wait_for_all` of one."""
     return wait_for_all(hub, {name: timeout_s}, progress=progress)[name]
 
 
 def wait_for_all(
     hub: Hub, timeouts_s: Mapping[str, float], *, progress: Progress = silent
-) -> dict[str, Deployed]:
+) -> dict[str, EndpointStatus]:
     """Until each endpoint is up and its health route answers; one that sleeps is resumed. Gives
     them by name.
 
     Raises `EndpointError` with the service's message as soon as one fails, or is not up after its
     time."""
     started = time.monotonic()
-    up: dict[str, Deployed] = {}
+    up: dict[str, EndpointStatus] = {}
     resumed: set[str] = set()
     while True:
         states = []
@@ -195,7 +174,7 @@ def wait_for_all(
         time.sleep(POLL_S)
 
 
-def _look(hub: Hub, name: str, resumed: set[str]) -> Deployed:
+def _look(hub: Hub, name: str, resumed: set[str]) -> EndpointStatus:
     """The endpoint now; resumed, once, where it sleeps. Raises `EndpointError` where it failed."""
     found = describe(hub, name)
     if found.state in ("failed", "updateFailed"):
@@ -222,7 +201,7 @@ def _healthy(hub: Hub, name: str) -> bool:
     return True
 
 
-def _deployed(hub: Hub, raw: dict[str, Any]) -> Deployed:
+def _deployed(hub: Hub, raw: dict[str, Any]) -> EndpointStatus:
     status, model, compute, provider = raw["status"], raw["model"], raw["compute"], raw["provider"]
     variant, container = next(iter((model.get("image") or {"huggingface": {}}).items()))
     place = f"{provider['vendor']}-{provider['region']}-{compute['instanceType']}-{compute['instanceSize']}"
@@ -230,7 +209,7 @@ def _deployed(hub: Hub, raw: dict[str, Any]) -> Deployed:
     rate = usd_per_hour(hub, place) * replicas if status["state"] in COSTING else 0.0
     made = datetime.fromisoformat(str(status["createdAt"]))
     hours = (datetime.now(UTC) - made).total_seconds() / 3600
-    return Deployed(
+    return EndpointStatus(
         name=raw["name"],
         namespace=hub.namespace,
         state=str(status["state"]),

@@ -71,7 +71,7 @@ class Payload(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class EndpointSpec:
     """An endpoint as somebody wants it: `model` at a commit, with `adapters` of it, on `engine` and
     `hardware`.
 
@@ -114,7 +114,7 @@ class Wanted:
         return (self.model, *self.adapters)
 
 
-def payload(wanted: Wanted) -> Payload:
+def payload(wanted: EndpointSpec) -> Payload:
     """The arguments that create `wanted`. Raises `RecipeError` for what its engine cannot serve."""
     hardware = wanted.hardware
     mounted = (
@@ -144,11 +144,11 @@ def payload(wanted: Wanted) -> Payload:
     return Payload(**made, **build(wanted))
 
 
-def _container(wanted: Wanted) -> Container:
+def _container(wanted: EndpointSpec) -> Container:
     return Container(url=IMAGES[wanted.engine], port=PORTS[wanted.engine], healthRoute=HEALTH)
 
 
-def _tgi(wanted: Wanted) -> Payload:
+def _tgi(wanted: EndpointSpec) -> Payload:
     env = {"MODEL_ID": MOUNT}
     if wanted.adapters:
         env["LORA_ADAPTERS"] = ",".join(_at(adapter) for adapter in wanted.adapters)
@@ -162,7 +162,7 @@ def _tgi(wanted: Wanted) -> Payload:
     return Payload(custom_image=dict(_container(wanted)), env=env)
 
 
-def _vllm(wanted: Wanted) -> Payload:
+def _vllm(wanted: EndpointSpec) -> Payload:
     size = ["--served-model-name", wanted.model.repo_id]
     size += ["--max-model-len", str(wanted.context)] if wanted.context else []
     if wanted.hardware.accelerators > 1:
@@ -187,7 +187,7 @@ def _vllm(wanted: Wanted) -> Payload:
     )
 
 
-def _sglang(wanted: Wanted) -> Payload:
+def _sglang(wanted: EndpointSpec) -> Payload:
     size = ["--served-model-name", wanted.model.repo_id]
     size += ["--context-length", str(wanted.context)] if wanted.context else []
     if wanted.hardware.accelerators > 1:
@@ -211,7 +211,7 @@ def _sglang(wanted: Wanted) -> Payload:
     )
 
 
-def _llamacpp(wanted: Wanted) -> Payload:
+def _llamacpp(wanted: EndpointSpec) -> Payload:
     if wanted.adapters:
         raise RecipeError(
             f"llama.cpp serves one GGUF file, and {wanted.adapters[0].repo_id} is an adapter; take --engine tgi or "
@@ -229,7 +229,7 @@ def _llamacpp(wanted: Wanted) -> Payload:
     return Payload(custom_image={"llamacpp": dict(container)})
 
 
-def _only_adapter(wanted: Wanted) -> Ref:
+def _only_adapter(wanted: EndpointSpec) -> Ref:
     if len(wanted.adapters) > 1:
         names = ", ".join(adapter.repo_id for adapter in wanted.adapters)
         raise RecipeError(
@@ -243,7 +243,7 @@ def _at(ref: Ref) -> str:
     return f"{ref.repo_id}@{ref.revision}"
 
 
-def served_as(wanted: Wanted, ref: Ref) -> str:
+def served_as(wanted: EndpointSpec, ref: Ref) -> str:
     """The ``model`` (or adapter id) that a request for `ref` names at an endpoint of `wanted`."""
     if ref in wanted.adapters:
         return ref.repo_id

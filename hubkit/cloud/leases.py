@@ -28,7 +28,7 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from hubkit.cloud import endpoints, jobs
-from hubkit.cloud.images import Wanted
+from hubkit.cloud.images import EndpointSpec
 from hubkit.errors import EndpointError, HubError
 from hubkit.hub import Hub
 from hubkit.hub.places import home
@@ -64,7 +64,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class LeasedEndpoint:
     """An endpoint that is up and ours for now: its name and where it answers."""
 
     name: str
@@ -72,7 +72,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Reaped:
+class CleanupResult:
     """An endpoint whose holder was gone, and what became of it: ``deleted``, ``paused``, ``left``
     or ``gone``.
     """
@@ -86,18 +86,20 @@ class Reaped:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class LeaseRequest:
     """An endpoint to be held, what becomes of it afterwards, and how long it may take to come
     up.
     """
 
-    wanted: Wanted
+    wanted: EndpointSpec
     after: Literal["pause", "delete"] = "delete"
     wait_s: float = 1800.0
 
 
 @contextmanager
-def held(hub: Hub, *terms: Terms, progress: Progress = silent) -> Iterator[list[Held]]:
+def held(
+    hub: Hub, *terms: LeaseRequest, progress: Progress = silent
+) -> Iterator[list[LeasedEndpoint]]:
     """Find or make the endpoints, all at once, wait until they are up, and give them back when the
     block ends.
 
@@ -119,10 +121,10 @@ def held(hub: Hub, *terms: Terms, progress: Progress = silent) -> Iterator[list[
         waits = dict(zip(names, (one.wait_s for one in terms), strict=True))
         up = endpoints.wait_for_all(hub, waits, progress=progress)
         with _watched(hub, names):
-            yield [Held(name, str(up[name].url)) for name in names]
+            yield [LeasedEndpoint(name, str(up[name].url)) for name in names]
 
 
-def reap(hub: Hub) -> list[Reaped]:
+def reap(hub: Hub) -> list[CleanupResult]:
     """End what dead holders on this machine left on `hub`. Raises `HubError` when the service
     refuses.
     """
@@ -132,11 +134,11 @@ def reap(hub: Hub) -> list[Reaped]:
             continue
         with _lock(lease.endpoint):
             if path.exists():
-                found.append(Reaped(lease.endpoint, _end(hub, lease, path)))
+                found.append(CleanupResult(lease.endpoint, _end(hub, lease, path)))
     return found
 
 
-def reap_jobs(hub: Hub) -> list[Reaped]:
+def reap_jobs(hub: Hub) -> list[CleanupResult]:
     """Delete endpoints that were made inside Hub Jobs which are over, and held by nobody on this
     machine.
 
@@ -151,7 +153,7 @@ def reap_jobs(hub: Hub) -> list[Reaped]:
             continue
         with _lock(one.name):
             if one.name not in holders():
-                found.append(Reaped(one.name, _ended(hub, one.name, "delete")))
+                found.append(CleanupResult(one.name, _ended(hub, one.name, "delete")))
     return found
 
 
@@ -163,7 +165,7 @@ def holders() -> dict[str, list[Lease]]:
     return found
 
 
-def _take(hub: Hub, wanted: Wanted, after: After) -> Lease:
+def _take(hub: Hub, wanted: EndpointSpec, after: After) -> Lease:
     """Write the lease down, then find or make the endpoint."""
     name = wanted.name
     with _lock(name):
@@ -199,11 +201,11 @@ def _take(hub: Hub, wanted: Wanted, after: After) -> Lease:
     return lease
 
 
-def _with_tags(wanted: Wanted, tags: tuple[str, ...]) -> Wanted:
+def _with_tags(wanted: EndpointSpec, tags: tuple[str, ...]) -> EndpointSpec:
     return replace(wanted, called=wanted.name, tags=tags)
 
 
-def _find(hub: Hub, name: str) -> endpoints.Deployed | None:
+def _find(hub: Hub, name: str) -> endpoints.EndpointStatus | None:
     try:
         return endpoints.describe(hub, name)
     except HubError as error:

@@ -27,7 +27,6 @@ from hubkit.evaluation.contestants import Contestant, RecordedContestant, Served
 from hubkit.evaluation.setup import Player, Setup
 from hubkit.judging import judging
 from hubkit.progress import Progress, silent
-from hubkit.serving.client import Endpoint
 from hubkit.serving.reply_journal import Journal
 
 if TYPE_CHECKING:
@@ -117,12 +116,10 @@ class _Run:
             judge = await stack.enter_async_context(
                 judging(
                     setup.block,
-                    setup.judge.addresses,
+                    setup.judge.served_model,
                     replies,
                     identity=setup.judge.identity,
                     run=setup.digest,
-                    token=setup.judge.token,
-                    template=setup.judge.template,
                 )
             )
             with _quiet_inspect(self._folder):
@@ -152,13 +149,8 @@ class _Run:
         sampling = setup.block.judge.sampling.model_copy(
             update={"max_tokens": setup.max_tokens, "stop": []}
         )
-        endpoint = Endpoint(
-            player.addresses,
-            profile=player.profile,
-            model=player.model,
-            sampling=sampling.model_dump(),
-            token=player.token,
-            template=player.template,
+        endpoint = player.served_model.endpoint(
+            sampling=sampling,
             most_in_flight=setup.in_flight,
             request_timeout_s=setup.request_timeout_s,
             patience_s=setup.block.patience_s,

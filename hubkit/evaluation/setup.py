@@ -15,27 +15,29 @@ from hubkit.evaluation.benchmarks import Benchmark, Mode
 from hubkit.judging import Prompts
 from hubkit.metrics.statistics import Bootstrap
 from hubkit.recipe import Judging
-from hubkit.serving.client import ClientTemplate
+from hubkit.serving import ServedModel
 
 
 @dataclass(frozen=True)
 class Player:
     """Who answers or judges: a `name` for reports, an `identity` that says exactly who (a repo at a
-    commit, an address and a model, a file's sha256), and either `addresses` or, for one who
-    answers, `recorded` answers by question id.
+    commit, an address and a model, a file's sha256), and either where it is `served` or, for one
+    who answers, `recorded` answers by question id.
 
-    `embedded` says that it runs on this machine for as long as the evaluation does. With a
-    `template`, prompts are rendered here: for servers that hold only another model's."""
+    `embedded` says that it runs on this machine for as long as the evaluation does."""
 
     name: str
     identity: str
-    addresses: Sequence[str] = ()
+    served: ServedModel | None = None
     recorded: Mapping[str, Sequence[str]] | None = None
-    profile: str = "tgi"
-    model: str = "tgi"
-    token: str | None = field(default=None, repr=False)
     embedded: bool = False
-    template: ClientTemplate | None = field(default=None, repr=False)
+
+    @property
+    def served_model(self) -> ServedModel:
+        """Where it answers. Raises `EvalError` for one that is not served."""
+        if self.served is None:
+            raise EvalError(f"{self.name} answers nowhere: serve it, or give its recorded answers")
+        return self.served
 
     def to_dict(self) -> dict[str, Any]:
         """What a result says of it."""

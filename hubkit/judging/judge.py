@@ -22,8 +22,9 @@ from hubkit.errors import EndpointError, EndpointUnreachableError, Misconfigured
 from hubkit.judging.prompts import Kind
 from hubkit.judging.verdicts import Parse, ParsedReply, Winner, rating, winner
 from hubkit.recipe import Judging
+from hubkit.serving import ServedModel
 from hubkit.serving.budget import Budget, Spent
-from hubkit.serving.client import ClientTemplate, Endpoint, Reply
+from hubkit.serving.client import Endpoint, Reply
 from hubkit.serving.reply_journal import Journal
 
 _SEAT = "judge"
@@ -206,24 +207,15 @@ class Judge:
 @asynccontextmanager
 async def judging(
     block: Judging,
-    addresses: Sequence[str],
+    model: ServedModel,
     journal: Journal,
     *,
     identity: str,
     run: str,
-    token: str | None = None,
-    template: ClientTemplate | None = None,
 ) -> AsyncIterator[Judge]:
-    """A `Judge` at `addresses` for the length of the block; with a `template`, prompts are rendered
-    here.
-    """
-    async with Endpoint(
-        addresses,
-        profile=block.judge.profile,
-        model=block.judge.model,
-        sampling=block.judge.sampling.model_dump(),
-        token=token,
-        template=template,
+    """`model` as the `Judge` of `block`, for the length of the block."""
+    async with model.endpoint(
+        block.judge,
         most_in_flight=block.in_flight,
         request_timeout_s=2 * block.timeout_s,  # ours comes first
         patience_s=block.patience_s,

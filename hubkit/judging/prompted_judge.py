@@ -22,7 +22,7 @@ from hubkit.judging.prompts import Prompts
 from hubkit.judging.verdicts import Parse
 from hubkit.progress import Progress
 from hubkit.recipe import Judging
-from hubkit.serving.client import ClientTemplate
+from hubkit.serving import ServedModel
 from hubkit.serving.reply_journal import Journal
 
 _SHOWN_MESSAGES, _SHOWN_CHARS = (
@@ -32,8 +32,8 @@ _SHOWN_MESSAGES, _SHOWN_CHARS = (
 
 
 class PromptedJudge:
-    """The judge of `block` at `addresses`, asked the prompt `name` about one thing after another;
-    `who` it is, and `run` whose money it is. It is reached as `hubkit.judging.judging` says.
+    """The judge of `block`, which is `model`, asked the prompt `name` about one thing after another;
+    `who` it is, and `run` whose money it is.
 
     Its replies are in a journal below `folder`, one for each `who` and set of prompts, that
     outlives it: a run with larger caps, or another one over the same conversations, asks for
@@ -42,29 +42,22 @@ class PromptedJudge:
     def __init__(
         self,
         block: Judging,
-        addresses: Sequence[str],
+        model: ServedModel,
         prompts: Prompts,
         name: str,
         *,
         identity: str,
         run: str,
         folder: Path,
-        token: str | None = None,
-        template: ClientTemplate | None = None,
     ) -> None:
-        self._block, self._addresses, self._prompts, self._name, self._who = (
+        self._block, self._model, self._prompts, self._name, self._who = (
             block,
-            addresses,
+            model,
             prompts,
             name,
             identity,
         )
-        self._reached: dict[str, Any] = {
-            "identity": identity,
-            "run": run,
-            "token": token,
-            "template": template,
-        }
+        self._identity: dict[str, str] = {"identity": identity, "run": run}
         scope = json.dumps([identity, prompts.sha256])
         self._folder = folder / hashlib.sha256(scope.encode()).hexdigest()[:12]
         self._missing: Counter[str] = Counter()
@@ -116,7 +109,7 @@ class PromptedJudge:
                 completed += 1
                 progress(completed, total, "what the judge says")
 
-        async with judging(self._block, self._addresses, journal, **self._reached) as judge:
+        async with judging(self._block, self._model, journal, **self._identity) as judge:
             try:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(self._block.in_flight):

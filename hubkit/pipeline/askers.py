@@ -1,131 +1,176 @@
-"""Scorecards outside a recipe: any askers of a Hub, side by side, on held-out conversations.
+"""Askers of a Hub: what each is, where it answers, and scorecards of several on held-out
+conversations.
 
-Takes repos; what each is (base, system message, end mark, the conversations it was held out from)
-is read from the record that its training left in it, or given by hand for a repo without one."""
+What an asker is (base, system message, end mark, the conversations it was held out from) is read
+from the record that its training left in its repo, or given by hand for a repo without one."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hubkit import chat_templates
 from hubkit.conversation import Seat
-from hubkit.errors import RecipeError, SourceError
+from hubkit.errors import RecipeError
 from hubkit.evaluation import heldout_loss
-from hubkit.evaluation.scorecard import contexts, requests, scorecard
+from hubkit.evaluation.scorecard import Player, contexts, requests, scorecard
 from hubkit.hub import Hub, Ref
+from hubkit.hub.adapters import base_of
 from hubkit.hub.places import runs
 from hubkit.metrics.scorecards import Scorecard as Result
-from hubkit.pipeline import deployed
 from hubkit.pipeline.inputs import require
-from hubkit.pipeline.seated import BASE, Asker, served
-from hubkit.pipeline.serving import Model, deployed_of
 from hubkit.pipeline.stage import WEIGHTS
 from hubkit.progress import Progress, silent
 from hubkit.publishing import records
 from hubkit.recipe import Evals, Scorecard, Training, content_of, digest
-from hubkit.untrusted import repo_name
+from hubkit.serving import ModelSpec, ServedModel, inference_endpoints, serve
+from hubkit.serving.client import ClientTemplate
 
+BASE = "base as user"
 ENGINE_TOKENS = 4096
+_TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
-def find(hub: Hub, name: str, *, system: str | None = None, progress: Progress = silent) -> Asker:
-    """The asker in ``REPO[@REVISION]``. `system` is for repos that no asker stage made (a record
-    says it otherwise).
+@dataclass(frozen=True, slots=True)
+class AskerSpec:
+    """A model that plays the human.
 
-    Raises `RepoMissingError`, and `SourceError` where an adapter does not say of what.
+    Args:
+        name: What results call it.
+        ref: Its commit.
+        model: What is served for it, and how.
+        base: What it is an adapter of; None for whole weights.
+        system: Its system message.
+        end_mark: What it says when a conversation is over.
+        intent_column: Where what a conversation's human wants is.
+        data: The commit of the conversations that it was held out from.
+        prompted: It keeps its own seat and is only told to play the user.
+    """
+
+    name: str
+    ref: Ref
+    model: ModelSpec
+    base: Ref | None = None
+    system: str | None = None
+    end_mark: str | None = None
+    intent_column: str | None = None
+    data: Ref | None = None
+    prompted: bool = False
+
+    def player(self, model: ServedModel | None = None, perplexity: float | None = None) -> Player:
+        """This asker as the scorecard asks it, where it answers."""
+        return Player(self.name, model, self.system, self.end_mark, self.ref.to_dict(), perplexity)
+
+
+def find(
+    hub: Hub, name: str, *, system: str | None = None, progress: Progress = silent
+) -> AskerSpec:
+    """Look up the asker ``REPO[@REVISION]``.
+
+    Args:
+        hub: Where it is.
+        name: Its repo, perhaps at a revision.
+        system: The system message of repos that no asker stage made.
+        progress: Told what is imported first.
+
+    Raises:
+        RepoMissingError: There is no such repo.
+        SourceError: An adapter does not name its base.
     """
     repo, _, revision = name.partition("@")
     ref = hub.resolve(hub.qualify(repo), revision=revision or "main")
     if record := records(hub, ref).get("asker"):
-        training, read = Training.model_validate(record["block"]), record["inputs"]
-        base = (
-            Ref(**read["base"])
-            if training.lora is not None and not training.merge_adapter
-            else None
-        )
-        return Asker(
+        training, inputs = Training.model_validate(record["block"]), record["inputs"]
+        adapted = training.lora is not None and not training.merge_adapter
+        base = Ref(**inputs["base"]) if adapted else None
+        return AskerSpec(
             name,
             ref,
+            ModelSpec(ref, base),
             base,
             training.system,
             training.end_mark,
             training.intent_column,
-            Ref(**read["corpus"]),
+            Ref(**inputs["corpus"]),
         )
-    return Asker(name, ref, base_of(hub, ref, progress), system, prompted=system is not None)
+    base = base_of(hub, ref, resolve=importing(progress))
+    return AskerSpec(name, ref, ModelSpec(ref, base), base, system, prompted=system is not None)
 
 
-def base_of(hub: Hub, ref: Ref, progress: Progress) -> Ref | None:
-    """What an adapter is an adapter of; None for whole weights."""
-    with hub.translated(f"listing {ref}"):
-        files = hub.api.list_repo_files(ref.repo_id, revision=ref.revision)
-    if "adapter_config.json" not in files:
-        return None
-    try:
-        config = json.loads(hub.read(ref, "adapter_config.json"))
-        base = repo_name(config["base_model_name_or_path"])
-        revision = str(config.get("revision") or "main")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(
-            f"adapter_config.json of {ref} does not name its base ({error}); "
-            f"write the base's repo id into it, or train it again"
-        ) from None
-    return require(hub, base, revision=revision, progress=progress)
+def importing(progress: Progress) -> Any:
+    """How `base_of` finds a base that can be made offline."""
+
+    def resolve(hub: Hub, repo_id: str, revision: str) -> Ref:
+        return require(hub, repo_id, revision=revision, progress=progress)
+
+    return resolve
 
 
-def with_base(askers: Sequence[Asker]) -> list[Asker]:
-    """`askers`, and behind them the first one's base, told by that one's system message to play the
+def with_base(askers: Sequence[AskerSpec]) -> list[AskerSpec]:
+    """`askers`, followed by the first one's base, told by that one's system message to play the
     user. It is served here, but a deployed asker's is deployed too, where the service can, on one
     endpoint with it. An asker with whole weights, or no system message, has no such base; one that
     plays already, told the same, is not added again."""
     first = askers[0]
-    plays = any(
-        one.prompted and (one.ref, one.system) == (first.base, first.system) for one in askers[1:]
-    )
-    if first.base is None or not first.system or plays:
+    if first.base is None or not first.system:
         return list(askers)
-    return [
-        *askers,
-        replace(first, name=BASE, ref=first.base, base=None, end_mark=None, urls=(), prompted=True),
-    ]
+    if any(a.prompted and (a.ref, a.system) == (first.base, first.system) for a in askers[1:]):
+        return list(askers)
+    base = replace(
+        first,
+        name=BASE,
+        ref=first.base,
+        model=ModelSpec(first.base, deploy=first.model.deploy),
+        base=None,
+        end_mark=None,
+        prompted=True,
+    )
+    return [*askers, base]
 
 
-def endpoints(hub: Hub, askers: Sequence[Asker]) -> list[dict[str, Any]]:
+def endpoints(hub: Hub, askers: Sequence[AskerSpec]) -> list[dict[str, Any]]:
     """The endpoints that `compare` would make, and what each costs an hour."""
-    models = {
-        asker.name: Model(asker.ref, asker.base, asker.deploy) for asker in askers if not asker.urls
-    }
-    return deployed.prices(hub, deployed_of(models, ENGINE_TOKENS))
+    hosted = inference_endpoints.hosted({a.name: a.model for a in askers}, ENGINE_TOKENS)
+    return inference_endpoints.prices(hub, hosted)
 
 
 def plan(
-    block: Scorecard, askers: Sequence[Asker], data: Sequence[Path], *, seed: int
+    block: Scorecard, askers: Sequence[AskerSpec], data: Sequence[Path], *, seed: int
 ) -> list[dict[str, Any]]:
     """What `compare` would ask of each: its repo, base, requests, and at most how many new
     tokens.
     """
-    found = contexts(block, data, seed=seed, intent_column=askers[0].intent_column)
+    sampled = contexts(block, data, seed=seed, intent_column=askers[0].intent_column)
     rows = []
     for asker in askers:
-        number = requests(block, asker.player(), found)
-        served = ", ".join(asker.urls) or (
-            "an endpoint made for it" if asker.deploy else "embedded engine"
-        )
-        base = str(asker.base) if asker.base else None
+        count = requests(block, asker.player(), sampled)
         rows.append(
-            {"name": asker.name, "model": str(asker.ref), "base": base, "served": served, "requests": number,
-             "tokens_at_most": number * (block.sampling.max_tokens or 0)}
-        )  # fmt: skip
+            {
+                "name": asker.name,
+                "model": str(asker.ref),
+                "base": str(asker.base) if asker.base else None,
+                "served": _where(asker.model),
+                "requests": count,
+                "tokens_at_most": count * (block.sampling.max_tokens or 0),
+            }
+        )
     return rows
+
+
+def _where(model: ModelSpec) -> str:
+    if isinstance(model.source, ServedModel):
+        return ", ".join(model.source.urls)
+    return "an endpoint made for it" if model.deploy else "embedded engine"
 
 
 def compare(
     hub: Hub,
     block: Scorecard,
-    askers: Sequence[Asker],
+    askers: Sequence[AskerSpec],
     data: Sequence[Path],
     *,
     seed: int,
@@ -134,11 +179,22 @@ def compare(
     work: Path | None = None,
     progress: Progress = silent,
 ) -> Result:
-    """The scorecard of `askers` on `data`; with `losses`, the perplexity of people's turns under
-    each as well.
+    """Score `askers` on the held-out conversations in `data`.
 
-    `work` is a folder for replies and logs that survives a kill: the same call goes on from there.
-    Raises `RecipeError` for two askers of one name, and what engines, endpoints and data raise."""
+    Args:
+        hub: Where the askers are.
+        block: How many contexts, and how turns are sampled.
+        askers: Who is compared; the first one's intent column is read.
+        data: Parquet files of conversations.
+        seed: Draws contexts and turns.
+        losses: With it, the perplexity of people's turns under each as well.
+        source: What the result says that `data` is.
+        work: A folder for replies and logs that survives a kill: the same call resumes from there.
+        progress: Told how far it is.
+
+    Raises:
+        RecipeError: Two askers have one name.
+    """
     names = [asker.name for asker in askers]
     if len(set(names)) < len(names):
         raise RecipeError(
@@ -147,39 +203,90 @@ def compare(
     work = work or workplace(block, askers, data, seed)
     work.mkdir(parents=True, exist_ok=True)
     perplexities = _perplexities(hub, losses, askers, data, progress) if losses else {}
-    with served(hub, askers, work, progress, slots=block.in_flight, tokens=ENGINE_TOKENS) as seated:
-        players = [asker.player(perplexities.get(asker.name)) for asker in seated]
+    with served(hub, askers, work, progress, slots=block.in_flight, tokens=ENGINE_TOKENS) as models:
+        players = [asker.player(model, perplexities.get(asker.name)) for asker, model in models]
         return scorecard(
-            block, data, players, seed=seed, journal=work, intent_column=askers[0].intent_column, source=source,
+            block,
+            data,
+            players,
+            seed=seed,
+            journal=work,
+            intent_column=askers[0].intent_column,
+            source=source,
             progress=progress,
-        )  # fmt: skip
+        )
 
 
-def workplace(block: Scorecard, askers: Sequence[Asker], data: Sequence[Path], seed: int) -> Path:
+def workplace(
+    block: Scorecard, askers: Sequence[AskerSpec], data: Sequence[Path], seed: int
+) -> Path:
     """The folder of exactly this comparison."""
     content = content_of(Scorecard, block.model_dump(mode="json"))
     facts = [content, [f"{a.name}={a.ref}" for a in askers], [str(path) for path in data], seed]
     return runs() / f"scorecard-{digest(facts)[:12]}"
 
 
-def _perplexities(
-    hub: Hub, losses: Evals, askers: Sequence[Asker], data: Sequence[Path], progress: Progress
-) -> dict[str, float]:
-    found = {}
+@contextmanager
+def served(
+    hub: Hub, askers: Sequence[AskerSpec], log: Path, progress: Progress, *, slots: int, tokens: int
+) -> Iterator[list[tuple[AskerSpec, ServedModel]]]:
+    """Each asker where it answers, for the length of the block."""
+    templates = _templates(hub, askers)
+    specs = {asker.name: asker.model for asker in askers}
+    with serve(hub, specs, log_dir=log, progress=progress, slots=slots, tokens=tokens) as models:
+        pairs = []
+        for asker in askers:
+            model = models[asker.name]
+            template = templates.get(asker.name) or model.template
+            pairs.append((asker, replace(model, template=template)))
+        yield pairs
+
+
+def _templates(hub: Hub, askers: Sequence[AskerSpec]) -> dict[str, ClientTemplate]:
+    """Templates for models that are told to play and have none, as bases often do: their family's,
+    for their own seat.
+
+    The server puts the beginning-of-text token in front itself, so it is left out here. Raises
+    `SourceError` where the family of such a base is not known."""
+    templates = {}
     for asker in askers:
-        own = hub.snapshot(asker.ref, allow_patterns=WEIGHTS)
-        base = hub.snapshot(asker.base, allow_patterns=WEIGHTS) if asker.base else own
+        if not asker.prompted:
+            continue
+        folder = hub.snapshot(asker.ref, allow_patterns=_TEXTS)
+        if not _has_template(folder):
+            base = chat_templates.for_base(folder)
+            prefix = base.layout.prefix.removeprefix(base.bos_token)
+            source = replace(base, layout=replace(base.layout, prefix=prefix)).source("assistant")
+            templates[asker.name] = ClientTemplate(source, {}, stops=base.stop_texts("assistant"))
+    return templates
+
+
+def _has_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").exists():
+        return True
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool(config.get("chat_template"))
+
+
+def _perplexities(
+    hub: Hub, losses: Evals, askers: Sequence[AskerSpec], data: Sequence[Path], progress: Progress
+) -> dict[str, float]:
+    perplexities = {}
+    for asker in askers:
+        weights = hub.snapshot(asker.ref, allow_patterns=WEIGHTS)
         printed: Seat | None = "assistant" if asker.prompted else None
-        adapter = own if asker.base else None
-        measured = heldout_loss(
+        loss = heldout_loss(
             losses,
-            base,
-            adapter,
+            hub.snapshot(asker.base, allow_patterns=WEIGHTS) if asker.base else weights,
+            weights if asker.base else None,
             data,
             seat="user",
             system=asker.system,
             printed_as=printed,
             progress=progress,
         )
-        found[asker.name] = measured.perplexity
-    return found
+        perplexities[asker.name] = loss.perplexity
+    return perplexities

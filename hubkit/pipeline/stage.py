@@ -24,6 +24,7 @@ from hubkit import __version__, plugins
 from hubkit.errors import RepoMissingError, StageError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.places import runs
+from hubkit.hub.versions import tag_version
 from hubkit.progress import Progress
 from hubkit.recipe import Recipe, content_of_stage, digest
 from hubkit.serving.budget import CAPS, Caps
@@ -35,7 +36,7 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "huggingface_hub
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class RunContext:
     """What every stage can see: the recipe, the Hub, the commits of the stages before it by stage
     name, and how training is spread over processes."""
 
@@ -56,7 +57,7 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class StageResult:
     """What a stage made: its commit, the commits it read (by role), how long it took, whether it
     was there.
     """
@@ -83,7 +84,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class StageDirs:
     """Where a stage builds: `out` becomes the commit; `scratch` survives a kill (checkpoints,
     journals, logs).
     """
@@ -91,6 +92,18 @@ class Work:
     out: Path
     scratch: Path
     progress: Progress
+
+
+RenderCard = Callable[[RunContext, dict[str, Ref], dict[str, Any]], str]
+"""The README of a commit, from what the stage reads and its record."""
+
+
+def with_funnel(report: dict[str, Any], dirs: StageDirs) -> dict[str, Any]:
+    """`report`, after its drop funnel was plotted for the card."""
+    from hubkit.metrics import plots
+
+    plots.funnel(dirs.out / "funnel.png", report)
+    return report
 
 
 def parquet(hub: Hub, ref: Ref, split: str) -> list[Path]:
@@ -109,7 +122,7 @@ def cap_raised(stopped: str | None, then: Mapping[str, Any], now: Caps | None) -
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage. `inputs` resolves what it reads, `build` writes `Work.out` and returns its report,
+    """One stage. `inputs` resolves what it reads, `build` writes `StageDirs.out` and returns its report,
     `card` its card.
 
     `outgrown` says of a recipe and a record whether a cap ended it that the recipe has raised since:
@@ -121,27 +134,27 @@ class Stage:
     name: str
     repo: str
     repo_type: str
-    inputs: Callable[[Context, Progress], dict[str, Ref]]
-    build: Callable[[Context, dict[str, Ref], Work], dict[str, Any]]
-    card: Callable[[Context, dict[str, Ref], dict[str, Any]], str] | None = None
+    inputs: Callable[[RunContext, Progress], dict[str, Ref]]
+    build: Callable[[RunContext, dict[str, Ref], StageDirs], dict[str, Any]]
+    card: RenderCard | None = None
     replace: tuple[str, ...] = ()
     tagged: bool = False
-    settle: Callable[[Context, dict[str, Ref]], None] | None = None
+    settle: Callable[[RunContext, dict[str, Ref]], None] | None = None
     outgrown: Callable[[Recipe, dict[str, Any]], bool] | None = None
     needs: str = ""
 
-    def repo_id(self, context: Context) -> str:
+    def repo_id(self, context: RunContext) -> str:
         """``namespace/name`` of the repo that this stage commits to."""
         return context.hub.qualify(getattr(context.recipe.repos, self.repo))
 
-    def key(self, context: Context, inputs: dict[str, Ref]) -> str:
+    def key(self, context: RunContext, inputs: dict[str, Ref]) -> str:
         """sha256 (hex) over what of the recipe decides this stage's result and the commits of its
         inputs.
         """
         read = {role: ref.to_dict() for role, ref in inputs.items()}
         return _key(context.recipe.content(self.name), read)
 
-    def find(self, context: Context, inputs: dict[str, Ref]) -> Made | None:
+    def find(self, context: RunContext, inputs: dict[str, Ref]) -> StageResult | None:
         """This stage's commit for exactly these inputs, or None when it has not been made."""
         found = self._recorded(context, self.key(context, inputs))
         if found is None:
@@ -150,9 +163,9 @@ class Stage:
         if self.outgrown is not None and self.outgrown(context.recipe, record):
             return None
         tag = self._tag(context, ref) if self.tagged else None
-        return Made(self.name, ref, inputs, record["seconds"], True, record["report"], tag)
+        return StageResult(self.name, ref, inputs, record["seconds"], True, record["report"], tag)
 
-    def _recorded(self, context: Context, key: str) -> tuple[Ref, dict[str, Any]] | None:
+    def _recorded(self, context: RunContext, key: str) -> tuple[Ref, dict[str, Any]] | None:
         """The newest commit of `key`, and its record.
 
         Its key stands in a commit's title. Keys of earlier versions covered more than what decides
@@ -162,7 +175,7 @@ class Stage:
         exact = hub.commits(repo_id, self._mark(key), repo_type=self.repo_type)
         for ref in exact or hub.commits(repo_id, f"[{self.name}:", repo_type=self.repo_type):
             record = self._record(hub, ref)
-            if record is not None and key in (record.get("key"), self._key_of(record)):
+            if record is not None and key in (record.get("stage_key"), self._key_of(record)):
                 return ref, record
         return None
 
@@ -182,7 +195,7 @@ class Stage:
         except (KeyError, TypeError, AttributeError):
             return None
 
-    def run(self, context: Context, inputs: dict[str, Ref], progress: Progress) -> Made:
+    def run(self, context: RunContext, inputs: dict[str, Ref], progress: Progress) -> StageResult:
         """Build and commit, or go on where a killed run stopped. Raises `StageError` when another
         process builds it.
         """
@@ -198,23 +211,27 @@ class Stage:
             ) from None
         try:
             before = self._recorded(context, key)  # one that a cap ended
-            record = self._built(context, inputs, folder, key, progress)
+            record = self._built(context, inputs, folder, progress)
             ref = self._commit(context, folder / "out", key, before[0] if before else None)
             tag = self._tag(context, ref) if self.tagged else None
             shutil.rmtree(folder / "out", ignore_errors=True)
         finally:
             lock.release()
         shutil.rmtree(folder, ignore_errors=True)
-        return Made(self.name, ref, inputs, record["seconds"], False, record["report"], tag)
+        return StageResult(self.name, ref, inputs, record["seconds"], False, record["report"], tag)
 
-    def folder(self, context: Context, key: str) -> Path:
+    def folder(self, context: RunContext, key: str) -> Path:
         """Where this stage builds what has `key` for the recipe's repos on this Hub."""
         hub = "local" if context.hub.embedded else context.hub.url
         place = digest([key, hub, self.repo_id(context), context.recipe.repos.model_dump()])
         return runs() / f"{context.recipe.name}-{self.name}-{place[:12]}"
 
     def _built(
-        self, context: Context, inputs: dict[str, Ref], folder: Path, key: str, progress: Progress
+        self,
+        context: RunContext,
+        inputs: dict[str, Ref],
+        folder: Path,
+        progress: Progress,
     ) -> dict[str, Any]:
         out, part = folder / "out", folder / "out.part"
         record_path = out / PROVENANCE / f"{self.name}.json"
@@ -229,9 +246,10 @@ class Stage:
         scratch = folder / "scratch"
         scratch.mkdir(exist_ok=True)
         started = time.monotonic()
-        report = self.build(context, inputs, Work(part, scratch, progress))
+        report = self.build(context, inputs, StageDirs(part, scratch, progress))
         (part / "report.json").unlink(missing_ok=True)  # it stands in the provenance
-        record = self._provenance(context, inputs, key, report, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        record = record_of(self.name, context.recipe, inputs, report, seconds)
         if self.card is not None:
             (part / "README.md").write_text(self.card(context, inputs, record), "utf-8")
         (part / PROVENANCE).mkdir(exist_ok=True)
@@ -241,7 +259,7 @@ class Stage:
         part.rename(out)
         return record
 
-    def _commit(self, context: Context, out: Path, key: str, before: Ref | None) -> Ref:
+    def _commit(self, context: RunContext, out: Path, key: str, before: Ref | None) -> Ref:
         repo_id = self.repo_id(context)
         done = context.hub.find_commit(repo_id, self._mark(key), repo_type=self.repo_type)
         if done is not None and done != before:
@@ -254,45 +272,32 @@ class Stage:
     def _mark(self, key: str) -> str:
         return f"[{self.name}:{key[:12]}]"
 
-    def _tag(self, context: Context, ref: Ref) -> str:
-        """The version tag (``v1``, ``v2``, …) of this commit, made when it has none; tags never
-        move.
-        """
-        tags = context.hub.tags(ref.repo_id, repo_type=ref.repo_type)
-        versions = [int(name[1:]) for name in tags if name[:1] == "v" and name[1:].isdigit()]
-        for name, sha in tags.items():
-            if sha == ref.revision and name[:1] == "v" and name[1:].isdigit():
-                return name
-        name = f"v{max(versions, default=0) + 1}"
-        context.hub.tag(ref, name, f"{self.name} of recipe {context.recipe.name}")
-        return name
+    def _tag(self, context: RunContext, ref: Ref) -> str:
+        return tag_version(context.hub, ref, f"{self.name} of recipe {context.recipe.name}")[0]
 
-    def _provenance(
-        self,
-        context: Context,
-        inputs: dict[str, Ref],
-        key: str,
-        report: dict[str, Any],
-        seconds: float,
-    ) -> dict[str, Any]:
-        """What the commit says of itself: recipe, inputs, seed, code, packages, time, and the
-        stage's report.
-        """
-        return {
-            "stage": self.name,
-            "key": key,
-            "recipe": {"name": context.recipe.name, "profile": context.recipe.profile},
-            "digest": context.recipe.digest(self.name),
-            "block": context.recipe.read_by(self.name),
-            "plugins": plugins.digests(context.recipe.plugins),
-            "inputs": {role: ref.to_dict() for role, ref in inputs.items()},
-            "seed": context.recipe.seed,
-            "hubkit": __version__,
-            "packages": {name: _version(name) for name in PACKAGES},
-            "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(seconds, 1),
-            "report": report,
-        }
+
+def record_of(
+    stage: str, recipe: Recipe, inputs: Mapping[str, Ref], report: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """What a commit says of itself: recipe, inputs, seed, code, packages, time, and the stage's
+    report.
+    """
+    refs = {role: ref.to_dict() for role, ref in inputs.items()}
+    return {
+        "stage": stage,
+        "stage_key": _key(recipe.content(stage), refs),
+        "recipe": {"name": recipe.name, "profile": recipe.profile},
+        "digest": recipe.digest(stage),
+        "block": recipe.read_by(stage),
+        "plugins": plugins.digests(recipe.plugins),
+        "inputs": refs,
+        "seed": recipe.seed,
+        "hubkit": __version__,
+        "packages": {name: _version(name) for name in PACKAGES},
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "report": report,
+    }
 
 
 def _key(content: dict[str, Any], inputs: dict[str, dict[str, str]]) -> str:

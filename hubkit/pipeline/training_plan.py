@@ -13,8 +13,8 @@ from hubkit import training
 from hubkit.data.wheel_assets import IMPORTS
 from hubkit.errors import HubkitError, HubUnreachableError, RepoMissingError
 from hubkit.hub import Hub
-from hubkit.pipeline.runner import Untouched, untouched, upto
-from hubkit.pipeline.stage import WEIGHTS, Context, parquet
+from hubkit.pipeline.runner import WouldImport, refuse_import, stages_until
+from hubkit.pipeline.stage import WEIGHTS, RunContext, parquet
 from hubkit.pipeline.stage_table import stages_of
 from hubkit.recipe import Preference, Recipe, Training
 
@@ -35,7 +35,7 @@ def plan_training(
     Where neither `launch` nor `device` is given and this machine has no GPU, it is planned for the
     devices that the recipe expects. Raises `RepoMissingError` when the base is neither on the Hub
     nor in the table that ships, and `StageError` for a stage that the recipe does not have."""
-    upto(recipe, stage)
+    stages_until(recipe, stage)
     seat = recipe.asker if stage == "asker" else recipe.chat
     block = recipe.preference if stage == "align" and recipe.preference else seat
     with tempfile.TemporaryDirectory() as scratch:
@@ -103,11 +103,11 @@ def _gated(hub: Hub, block: Training) -> str:
 
 def _data(recipe: Recipe, hub: Hub, name: str) -> list[Path]:
     """The training split that the stage before has committed for these values, or nothing."""
-    context = Context(recipe, hub)
+    context = RunContext(recipe, hub)
     for stage in stages_of(recipe):
         try:
-            made = stage.find(context, stage.inputs(context, untouched))
-        except (HubkitError, Untouched):
+            made = stage.find(context, stage.inputs(context, refuse_import))
+        except (HubkitError, WouldImport):
             return []
         if made is None:
             return []

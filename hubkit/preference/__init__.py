@@ -23,7 +23,8 @@ from hubkit.preference.context import dependence
 from hubkit.preference.strategies import STRATEGIES
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Preference
-from hubkit.serving.client import ClientTemplate, Endpoint, ask_all
+from hubkit.serving import ServedModel
+from hubkit.serving.client import Endpoint, ask_all
 from hubkit.serving.reply_journal import Journal
 
 __all__ = ["JUDGED", "STRATEGIES", "Choose", "PreferenceReport", "Question", "build", "dependence"]
@@ -92,11 +93,9 @@ def build(
     dialogues: Sequence[Path],
     out: Path,
     *,
-    chat_urls: Sequence[str],
+    chat: ServedModel,
     journal: Path,
     seed: int,
-    token: str | None = None,
-    template: ClientTemplate | None = None,
     choose: Choose | None = None,
     provenance: dict[str, Any] | None = None,
     progress: Progress = silent,
@@ -104,8 +103,7 @@ def build(
     """Make up to ``block.pairs`` preference pairs and write them to ``out``/data and
     ``out``/report.json.
 
-    `chat_urls` serve the chat model that answers wrongly on order (with `token` as its key; with a
-    `template`, prompts are rendered here); `journal` is a folder that survives a kill. `choose`
+    `chat` is the model that answers wrongly on order; `journal` is a folder that survives a kill. `choose`
     finds the questions that need their context; without it, `dependence` does. A pair whose
     rejected answer is empty, cut off, refused by the server or equal to the chosen one is dropped
     by reason.
@@ -140,13 +138,8 @@ def build(
     report.wanted = len(jobs)
     with Journal(journal, {"seed": seed, "provenance": provenance}) as replies:
         journaled = sum(job.key in replies for job in jobs)
-        endpoint = Endpoint(
-            chat_urls,
-            profile=block.chat.profile,
-            model=block.chat.model,
-            sampling=block.chat.sampling.model_dump(),
-            token=token,
-            template=template,
+        endpoint = chat.endpoint(
+            block.chat,
             most_in_flight=block.in_flight,
             request_timeout_s=block.request_timeout_s,
             name="chat",

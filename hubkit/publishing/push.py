@@ -16,6 +16,7 @@ from typing import Any
 
 from hubkit.errors import CommitConflictError, RepoMissingError
 from hubkit.hub import Hub, Ref
+from hubkit.hub.versions import tag_version
 from hubkit.metrics import scorecards
 from hubkit.progress import Progress, silent
 from hubkit.publishing import (
@@ -364,14 +365,9 @@ def data_commit(hub: Hub, ref: Ref) -> Ref:
 
 def _tag(hub: Hub, ref: Ref) -> list[Change]:
     """Give the commit the next version tag, when no version points at it yet."""
-    versions = {
-        name: sha for name, sha in hub.tags(ref.repo_id, repo_type=ref.repo_type).items()
-        if name[:1] == "v" and name[1:].isdigit()
-    }  # fmt: skip
-    if ref.revision in versions.values():
+    name, created = tag_version(hub, ref, "Published version")
+    if not created:
         return []
-    name = f"v{max((int(v[1:]) for v in versions), default=0) + 1}"
-    hub.tag(ref, name, "Published version")
     return [Change(ref.repo_id, ref.repo_type, "tag", name, commit=ref.revision)]
 
 

@@ -90,6 +90,7 @@ __all__ = [
     "digest",
     "judging",
     "load",
+    "overridden",
 ]
 
 RECIPES = resources.files("hubkit") / "recipes"
@@ -150,6 +151,17 @@ def _with_names(recipe: Recipe) -> Recipe:
         update={"aligned": names.aligned or f"{names.chat}, preference-optimised"}
     )
     return recipe.model_copy(update={"repos": repos, "names": names})
+
+
+def overridden(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """`recipe` with ``dotted.key=value`` laid over it. Raises `RecipeError` as `load` does."""
+    data = recipe.model_dump()
+    for override in overrides:
+        data = _merge(data, _parse_override(override))
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(_explain(recipe.name, error)) from None
 
 
 def judging(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Judging:

@@ -8,9 +8,12 @@ goes on where it was and asks for nothing twice."""
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hubkit.conversation import Conversation
@@ -25,7 +28,7 @@ from hubkit.rollout.preflight import Estimate, extrapolate
 from hubkit.rollout.report import RolloutReport, Status
 from hubkit.rollout.session import Seats, Watch, drive
 from hubkit.rollout.state import PARTS, load, locked, written_by
-from hubkit.serving.client import ClientTemplate
+from hubkit.serving import ServedModel
 
 __all__ = [
     "Estimate",
@@ -45,8 +48,8 @@ def run(
     openings: Iterable[Conversation],
     out: Path,
     *,
-    asker_urls: Sequence[str],
-    chat_urls: Sequence[str],
+    asker: ServedModel,
+    chat: ServedModel,
     journal: Path,
     seed: int,
     provenance: Mapping[str, Any],
@@ -54,23 +57,21 @@ def run(
     on_status: Callable[[Status], None] | None = None,
     on_shard: OnShard | None = None,
     earlier_shards: Sequence[Path] = (),
-    asker_template: ClientTemplate | None = None,
-    chat_template: ClientTemplate | None = None,
 ) -> RolloutReport:
     """Roll out `block.dialogues` dialogues; write ``out/data/raw-*.parquet`` and
     ``out/report.json``.
 
     `openings` are read once, in order, as they are needed; give the same ones in the same order to
-    go on with a run. `journal` is the run's folder: keep it until the run is done. `provenance`
-    (``asker`` and ``chat``, each with repo_id, revision, template hash) stands in every row and
-    tells this run from others. `on_shard` is called in a thread with each finished shard's path
+    resume a run. `journal` is the run's folder: keep it until the run is done. `asker` and `chat`
+    answer in the two seats, whatever addresses the block names. `provenance` (``asker`` and
+    ``chat``, each with repo_id, revision, template hash) stands in every row and tells this run
+    from others. `on_shard` is called in a thread with each finished shard's path
     (for a Hub commit); with a lost machine's shards as `earlier_shards`, a fresh `journal` goes on
     from those alone: what it had spent counts, and dialogues that a cap had ended go on. What
-    `on_status` raises ends the run. With a template, that seat is asked through ``/generate``.
+    `on_status` raises ends the run.
 
     With ``block.on`` "ray" it is the Ray cluster that RAY_ADDRESS names, or that runs here, or one
-    begun for this run, that drives; hubkit must be installed on every node, and the keys that the
-    seats' `token_env` names be set there.
+    begun for this run, that drives; hubkit must be installed on every node.
 
     A run goes on under other caps and another number of dialogues. Where the caps end it, dialogues
     that have an answer are rows with the cap's name as their end, and stay open in the journal.
@@ -85,7 +86,7 @@ def run(
     earlier_digest = run_digest_of_0_1(block, seed, provenance)
     if earlier_digest in written_by(journal, earlier_shards):
         digest = earlier_digest
-    seats = Seats(asker_urls, chat_urls, asker_template, chat_template)
+    seats = Seats(asker, chat)
     with locked(journal):
         if block.on != "ray" and (journal / PARTS).exists():
             raise StageError(
@@ -134,3 +135,14 @@ def estimate(
         report = run(sample, openings, Path(scratch), journal=journal, **options)
         shards = [Path(scratch) / path for path in report.paths]
         return extrapolate(block, shards, seconds=report.seconds, in_flight=sample.in_flight)
+
+
+class _CallablePackage(ModuleType):
+    """This package can be called: ``from hubkit import rollout`` is the library's function."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """As `hubkit.api.rollout`, which is looked up by name: it is built on this package."""
+        return import_module("hubkit.api").rollout(*args, **options)
+
+
+sys.modules[__name__].__class__ = _CallablePackage

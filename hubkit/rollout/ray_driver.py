@@ -54,7 +54,7 @@ def drive(
 def _refuse_loopback_elsewhere(ray: Any, seats: Seats) -> None:
     """A part on another machine cannot reach an engine that listens on this one's loopback."""
     hosts = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    local = [url for url in (*seats.asker_urls, *seats.chat_urls) if on_loopback(url)]
+    local = [url for url in (*seats.asker.urls, *seats.chat.urls) if on_loopback(url)]
     if len(hosts) > 1 and local:
         raise RecipeError(
             f"{local[0]} is this machine alone, but the Ray cluster has {len(hosts)} machines; give addresses that all "

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +24,8 @@ from hubkit.rollout.driver import Driver, OnShard
 from hubkit.rollout.plan import Plan, plans
 from hubkit.rollout.report import Status
 from hubkit.rollout.state import State
-from hubkit.serving.client import ClientTemplate, Endpoint, seat_options
+from hubkit.serving import ServedModel
+from hubkit.serving.client import Endpoint
 
 _NOTE_EVERY_S = 0.5
 T = TypeVar("T")
@@ -32,14 +33,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Seats:
-    """Where each seat answers, and the templates of those whose prompts must be rendered as they
-    were trained on.
-    """
+    """Who answers in each seat."""
 
-    asker_urls: Sequence[str]
-    chat_urls: Sequence[str]
-    asker_template: ClientTemplate | None = None
-    chat_template: ClientTemplate | None = None
+    asker: ServedModel
+    chat: ServedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +83,12 @@ def drive(
         block, openings, seed=rows.seed, digest=state.digest,
         skip=lambda index: state.knows(index) or not wants(index), skipped=skipped,
     )  # fmt: skip
-    asked = {
-        "user": (seats.asker_urls, seats.asker_template),
-        "assistant": (seats.chat_urls, seats.chat_template),
-    }
+    models = {"user": seats.asker, "assistant": seats.chat}
 
     async def session() -> tuple[Driver, dict[str, int], list[str]]:
         async with AsyncExitStack() as stack:
             endpoints = {
-                seat: await stack.enter_async_context(_endpoint(block, seat, *asked[seat]))
+                seat: await stack.enter_async_context(_endpoint(block, seat, models[seat]))
                 for seat in ("user", "assistant")
             }
             driver = Driver(
@@ -130,15 +124,11 @@ def _run_to_end(session: Coroutine[Any, Any, T]) -> T:
         return thread.submit(asyncio.run, session).result()
 
 
-def _endpoint(
-    block: Rollout, seat: str, urls: Sequence[str], template: ClientTemplate | None
-) -> Endpoint:
+def _endpoint(block: Rollout, seat: str, model: ServedModel) -> Endpoint:
     config = block.asker if seat == "user" else block.chat
     name = "asker" if seat == "user" else "chat"
-    return Endpoint(
-        urls,
-        **seat_options(config, said_by=f"rollout.{name}"),
-        template=template,
+    return model.endpoint(
+        config,
         most_in_flight=block.in_flight,
         request_timeout_s=block.request_timeout_s,
         patience_s=block.patience_s,

@@ -75,6 +75,7 @@ def hubkit(options: dict[str, Any]) -> float:
     """This project, with its journal; parquet shards are written within the time."""
     from hubkit.recipe import Rollout
     from hubkit.rollout import run
+    from hubkit.serving import ServedModel
 
     seat = {"repo": "x", "system": "You are a person.", "sampling": SAMPLING, "context": 1 << 20}
     block = Rollout.model_validate(
@@ -90,7 +91,8 @@ def hubkit(options: dict[str, Any]) -> float:
     )
     with tempfile.TemporaryDirectory(dir=options["folder"]) as folder:
         report = run(
-            block, [], Path(folder) / "out", asker_urls=options["urls"], chat_urls=options["urls"],
+            block, [], Path(folder) / "out", asker=ServedModel.of(block.asker, options["urls"]),
+            chat=ServedModel.of(block.chat, options["urls"]),
             journal=Path(folder) / "journal", seed=1, provenance={},
         )  # fmt: skip
     assert report.end_reasons == {"target_turns": options["dialogues"]}, report

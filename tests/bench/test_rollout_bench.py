@@ -175,6 +175,7 @@ import json, sys, time
 from pathlib import Path
 from hubkit.recipe import Rollout
 from hubkit.rollout import run
+from hubkit.serving import ServedModel
 from hubkit.conversation import Conversation
 url, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 seat = {"repo": "x", "system": "You are a person."}
@@ -185,7 +186,7 @@ rss = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 seen = []
 started = time.perf_counter()
 report = run(
-    Rollout.model_validate(given), openings, folder / "out", asker_urls=[url], chat_urls=[url],
+    Rollout.model_validate(given), openings, folder / "out", asker=ServedModel.at(url), chat=ServedModel.at(url),
     journal=folder / "journal", seed=1, provenance={}, on_status=lambda s: seen.append((s.dialogues, rss())),
 )
 at = lambda n: next((m for d, m in seen if d >= n), None)

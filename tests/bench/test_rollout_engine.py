@@ -23,6 +23,7 @@ from support.engine_server import lora, smollm2
 from hubkit.conversation import Conversation, swap_roles
 from hubkit.recipe import Rollout
 from hubkit.rollout import run
+from hubkit.serving import ServedModel
 from hubkit.serving.client import start_engine
 
 DIALOGUES, TURNS, IN_FLIGHT = 8, int(os.environ.get("BENCH_TURNS", "8")), 8
@@ -114,7 +115,7 @@ def test_what_driving_costs_the_embedded_engine(tmp_path: Path) -> None:
         ) as engine:  # fmt: skip
             urls = engine.addresses
             report = run(
-                given, openings, folder / "out", asker_urls=[urls["asker"]], chat_urls=[urls["base"]],
+                given, openings, folder / "out", asker=ServedModel.at(urls["asker"]), chat=ServedModel.at(urls["base"]),
                 journal=folder / "journal", seed=number, provenance={},
             )  # fmt: skip
             rows = pq.read_table(folder / "out" / "data").to_pylist()

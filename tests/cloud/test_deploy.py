@@ -32,22 +32,24 @@ ASKER = Ref("local/an-asker", "model", "a" * 40)
 BASE = Ref("meta-llama/Llama-2-13b-hf", "model", "b" * 40)
 EXAMPLES = Path(__file__).parent / "endpoint_examples"
 CASES = {
-    "tgi": cloud.Wanted(BASE, "tgi", prices.hardware("nvidia-a100-x1"), context=4096),
-    "tgi-adapters": cloud.Wanted(
+    "tgi": cloud.EndpointSpec(BASE, "tgi", prices.hardware("nvidia-a100-x1"), context=4096),
+    "tgi-adapters": cloud.EndpointSpec(
         BASE,
         "tgi",
         prices.hardware("nvidia-a100-x2"),
         adapters=(ASKER, Ref("local/a-chat", "model", "c" * 40)),
     ),
-    "vllm": cloud.Wanted(BASE, "vllm", prices.hardware("nvidia-a100-x2"), context=4096),
-    "vllm-adapter": cloud.Wanted(
+    "vllm": cloud.EndpointSpec(BASE, "vllm", prices.hardware("nvidia-a100-x2"), context=4096),
+    "vllm-adapter": cloud.EndpointSpec(
         BASE, "vllm", prices.hardware("gcp-nvidia-h100-x1"), adapters=(ASKER,)
     ),
-    "sglang": cloud.Wanted(BASE, "sglang", prices.hardware("nvidia-l40s-x4"), sleep_minutes=0),
-    "sglang-adapter": cloud.Wanted(
+    "sglang": cloud.EndpointSpec(
+        BASE, "sglang", prices.hardware("nvidia-l40s-x4"), sleep_minutes=0
+    ),
+    "sglang-adapter": cloud.EndpointSpec(
         BASE, "sglang", prices.hardware("nvidia-l40s-x1"), adapters=(ASKER,)
     ),
-    "llamacpp": cloud.Wanted(
+    "llamacpp": cloud.EndpointSpec(
         BASE,
         "llamacpp",
         prices.hardware("intel-spr-x16"),
@@ -105,17 +107,19 @@ def test_what_goes_over_the_wire_is_the_recorded_example(
 def test_an_engine_that_cannot_says_what_can() -> None:
     place = prices.hardware("nvidia-l4-x1")
     with pytest.raises(RecipeError, match="--engine tgi or vllm"):
-        cloud.payload(cloud.Wanted(BASE, "llamacpp", place, adapters=(ASKER,)))
+        cloud.payload(cloud.EndpointSpec(BASE, "llamacpp", place, adapters=(ASKER,)))
     with pytest.raises(RecipeError, match="--gguf"):
-        cloud.payload(cloud.Wanted(BASE, "llamacpp", place))
+        cloud.payload(cloud.EndpointSpec(BASE, "llamacpp", place))
     with pytest.raises(RecipeError, match="together with --engine tgi"):
-        cloud.payload(cloud.Wanted(BASE, "vllm", place, adapters=(ASKER, BASE)))
+        cloud.payload(cloud.EndpointSpec(BASE, "vllm", place, adapters=(ASKER, BASE)))
 
 
 def test_a_name_fits_and_says_what_is_served() -> None:
     wanted = CASES["tgi-adapters"]
     assert wanted.name.startswith("an-asker-") and len(wanted.name) <= 32
-    longest = cloud.Wanted(Ref("x/" + "Long_Name." * 9, "model", "d" * 40), "tgi", wanted.hardware)
+    longest = cloud.EndpointSpec(
+        Ref("x/" + "Long_Name." * 9, "model", "d" * 40), "tgi", wanted.hardware
+    )
     assert len(longest.name) <= 32 and not longest.name.endswith("-")
     assert longest.name != CASES["tgi"].name == CASES["tgi"].name
 
@@ -166,12 +170,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "WATCH_S", 0.2)
 
 
-def tiny(hub: Hub, **options: Any) -> cloud.Wanted:
-    return cloud.wanted_for(hub, "local/tiny", hardware="intel-spr-x1", **options)
+def tiny(hub: Hub, **options: Any) -> cloud.EndpointSpec:
+    return cloud.endpoint_spec(hub, "local/tiny", hardware="intel-spr-x1", **options)
 
 
-def one_held(hub: Hub, wanted: cloud.Wanted, after: Any = "delete") -> Any:
-    return cloud.held(hub, cloud.Terms(wanted, after))
+def one_held(hub: Hub, wanted: cloud.EndpointSpec, after: Any = "delete") -> Any:
+    return cloud.held(hub, cloud.LeaseRequest(wanted, after))
 
 
 def names(hub: Hub) -> set[str]:
@@ -249,7 +253,7 @@ def test_somebody_elses_endpoint_is_used_and_left_as_it_was(hub: Hub) -> None:
 
 
 def test_one_that_cannot_start_ends_with_its_message_and_is_given_back(hub: Hub) -> None:
-    wanted = cloud.wanted_for(hub, "local/no-model", hardware="intel-spr-x1")
+    wanted = cloud.endpoint_spec(hub, "local/no-model", hardware="intel-spr-x1")
     with pytest.raises(EndpointError, match=r"failed: .*no-model"), one_held(hub, wanted):
         raise AssertionError("it never comes up")
     assert wanted.name not in names(hub) and not leases.holders()
@@ -257,7 +261,7 @@ def test_one_that_cannot_start_ends_with_its_message_and_is_given_back(hub: Hub)
 
 def test_several_come_up_side_by_side(hub: Hub) -> None:
     notes: list[str] = []
-    terms = [cloud.Terms(tiny(hub, context=context)) for context in (48, 96)]
+    terms = [cloud.LeaseRequest(tiny(hub, context=context)) for context in (48, 96)]
     with cloud.held(hub, *terms, progress=lambda done, total=None, note="": notes.append(note)) as [
         one,
         other,
@@ -278,8 +282,11 @@ def test_the_first_that_fails_ends_the_others_too(
     monkeypatch.setattr(
         endpoints, "_healthy", lambda *_: False
     )  # the good one would be waited for very long
-    bad = cloud.wanted_for(hub, "local/no-model", hardware="intel-spr-x1")
-    terms = [cloud.Terms(tiny(hub, context=48), wait_s=600), cloud.Terms(bad, wait_s=600)]
+    bad = cloud.endpoint_spec(hub, "local/no-model", hardware="intel-spr-x1")
+    terms = [
+        cloud.LeaseRequest(tiny(hub, context=48), wait_s=600),
+        cloud.LeaseRequest(bad, wait_s=600),
+    ]
     with pytest.raises(EndpointError, match=r"failed: .*no-model"), cloud.held(hub, *terms):
         raise AssertionError("they never come up")
     assert not names(hub) and not leases.holders() and not serving(hub)
@@ -302,8 +309,8 @@ DRIVER = """
     from hubkit import cloud
     from hubkit.hub import connect
     hub = connect()
-    wanted = cloud.wanted_for(hub, "local/tiny", hardware="intel-spr-x1", context=64)
-    with cloud.held(hub, cloud.Terms(wanted, sys.argv[1])) as [held]:
+    wanted = cloud.endpoint_spec(hub, "local/tiny", hardware="intel-spr-x1", context=64)
+    with cloud.held(hub, cloud.LeaseRequest(wanted, sys.argv[1])) as [held]:
         print(held.name, flush=True)
         time.sleep(600)
 """
@@ -321,7 +328,7 @@ def test_what_a_killed_holder_left_is_found_and_ended(hub: Hub, after: str, outc
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert cloud.describe(hub, name).state == "running"
-    assert cloud.reap(hub) == [cloud.Reaped(name, outcome)]
+    assert cloud.reap(hub) == [cloud.CleanupResult(name, outcome)]
     assert not serving(hub) and not leases.holders()
     assert (name in names(hub)) == (after == "pause")
     if after == "pause":
@@ -359,9 +366,9 @@ def test_adapters_of_one_base_are_served_together(hub: Hub, tmp_path: Path) -> N
             "An adapter",
         )
     refs = tuple(hub.resolve(f"local/tiny-{name}") for name in ("asker", "chat"))
-    wanted = cloud.wanted_for(hub, "local/tiny-asker", hardware="intel-spr-x1")
+    wanted = cloud.endpoint_spec(hub, "local/tiny-asker", hardware="intel-spr-x1")
     assert wanted.model.repo_id == "local/tiny" and wanted.adapters == refs[:1]
-    both = cloud.Wanted(wanted.model, "tgi", wanted.hardware, adapters=refs)
+    both = cloud.EndpointSpec(wanted.model, "tgi", wanted.hardware, adapters=refs)
     headers = {"Authorization": f"Bearer {hub.token}"}
     with one_held(hub, both) as [held]:
         for adapter in (*(ref.repo_id for ref in refs), None):

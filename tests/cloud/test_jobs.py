@@ -64,7 +64,7 @@ def on_jobs(lines: list[str] | None = None, **options: Any) -> pipeline.OnJobs:
 
 def made(
     recipe: Recipe, hub: Hub, stage: str | None = "corpus", **options: Any
-) -> list[pipeline.Made]:
+) -> list[pipeline.StageResult]:
     return list(pipeline.run(recipe, hub, only=stage, **options))
 
 
@@ -229,8 +229,8 @@ import time
 from hubkit import cloud
 from hubkit.hub import connect
 hub = connect()
-wanted = cloud.wanted_for(hub, "local/held-by-a-job", hardware="intel-spr-x1", context=64)
-with cloud.held(hub, cloud.Terms(wanted)):
+wanted = cloud.endpoint_spec(hub, "local/held-by-a-job", hardware="intel-spr-x1", context=64)
+with cloud.held(hub, cloud.LeaseRequest(wanted)):
     time.sleep(600)
 """
 

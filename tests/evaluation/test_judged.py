@@ -34,6 +34,7 @@ from hubkit.evaluation.report import markdown, sentences, table
 from hubkit.judging import default_prompts, read_prompts
 from hubkit.metrics.statistics import Bootstrap
 from hubkit.recipe import Judging, Sampling, SeatConfig, available, load
+from hubkit.serving import ServedModel
 
 FASTCHAT = SHARED_DATA / "fastchat"
 BLOCK = Judging(
@@ -67,7 +68,7 @@ def recorded(of: Benchmark, who: str = "A") -> Player:
 
 
 def setup(of: Benchmark, server: Handle, against: Player | None = None, **values: Any) -> Setup:
-    judge = Player("the judge", "judge@1", [server.url])
+    judge = Player("the judge", "judge@1", ServedModel.at(server.url))
     given = {"mode": "single", "prompts": default_prompts(), "block": BLOCK, **values}
     return Setup(
         of, model=given.pop("model", None) or recorded(of), against=against, judge=judge, **given
@@ -233,7 +234,7 @@ def test_a_served_model_plays_all_turns_and_is_asked_for_none_twice(tmp_path: Pa
     of = bench(questions=4, turns=3)
     with mock() as server, mock(deterministic=True) as model:
         server.script(rules=[[".", ["[[5]]"]]])
-        player = Player("served", "served@1", [model.url])
+        player = Player("served", "served@1", ServedModel.at(model.url))
         result = judged(setup(of, server, model=player, max_tokens=9), tmp_path)
         assert result.scores["served"].mean.n == 12 and model.stats()["requests"] == 12
         asked = [line["body"] for line in model.ledger()]
@@ -260,9 +261,9 @@ def test_a_turn_that_the_model_refuses_is_missing_with_all_behind_it(tmp_path: P
     of = bench(questions=3, turns=3)
     with mock() as server, mock(longest=60, deterministic=True) as model:
         server.script(rules=[[".", ["[[5]]"]]])
-        found = judged(setup(of, server, model=Player("short", "s", [model.url])), tmp_path).scores[
-            "short"
-        ]
+        found = judged(
+            setup(of, server, model=Player("short", "s", ServedModel.at(model.url))), tmp_path
+        ).scores["short"]
     assert found.missing == {"no_answer": 3} and found.turns[3].value is None and found.mean.n == 6
 
 
@@ -357,7 +358,7 @@ def test_what_concerns_the_whole_run_stops_it(tmp_path: Path) -> None:
         mock(key="secret") as model,
         pytest.raises(MisconfiguredEndpointError, match="key"),
     ):
-        judged(setup(of, server, model=Player("m", "m", [model.url])), tmp_path)
+        judged(setup(of, server, model=Player("m", "m", ServedModel.at(model.url))), tmp_path)
     with mock() as server:
         with pytest.raises(EvalError, match="--against"):
             judged(setup(of, server, mode="pairwise"), tmp_path)

@@ -20,6 +20,7 @@ from hubkit.evaluation.scorecard import Player, contexts, scorecard
 from hubkit.evaluation.scorecard import score as measures
 from hubkit.metrics import scorecards as shown
 from hubkit.recipe import Scorecard
+from hubkit.serving import ServedModel
 
 TOPICS = """bread rye yeast oven dough salt water flour butter sugar honey milk cheese garlic onion pepper tomato basil
 pasta rice beans lentil potato carrot apple pear plum cherry grape lemon orange melon peach walnut almond coffee tea
@@ -71,7 +72,12 @@ def server() -> Iterator[Handle]:
 
 def player(server: Handle, name: str = "asker", **changes: Any) -> Player:
     return Player(
-        **{"name": name, "urls": [server.url], "system": SYSTEM, "model": {"repo_id": f"me/{name}"}}
+        **{
+            "name": name,
+            "served": ServedModel.at(server.url),
+            "system": SYSTEM,
+            "model": {"repo_id": f"me/{name}"},
+        }
         | changes
     )
 

@@ -28,6 +28,7 @@ from hubkit.judging import (
 )
 from hubkit.recipe import Judging, Sampling, SeatConfig
 from hubkit.recipe import judging as block_of
+from hubkit.serving import ServedModel
 from hubkit.serving.reply_journal import Journal
 
 FASTCHAT = SHARED_DATA / "fastchat" / "judge_prompts.jsonl"
@@ -184,7 +185,7 @@ def ask(
     async def go() -> tuple[list[Verdict], dict[str, Any]]:
         with Journal(journal, {}, name="judgments") as replies:
             async with judging(
-                given or block(), [server.url], replies, identity="j", run=run
+                given or block(), ServedModel.at(server.url), replies, identity="j", run=run
             ) as judge:
                 found = await asyncio.gather(
                     *(judge.verdict(kind, [{"role": "user", "content": t}]) for t in texts)

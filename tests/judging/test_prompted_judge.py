@@ -27,6 +27,7 @@ from hubkit.judging import PromptedJudge, line, question_prompts, turn_values, y
 from hubkit.pipeline import run
 from hubkit.progress import silent
 from hubkit.recipe import Judging, load
+from hubkit.serving import ServedModel
 
 TALKS = [
     [("user", f"How do I bake bread number {n}, please?"), ("assistant", "Mix flour."), ("user", f"Now rye {n}?"),
@@ -246,7 +247,12 @@ def recipe_block(**changes: Any) -> Any:
 def _asking(block: Any, url: str, folder: Path, **more: str) -> PromptedJudge:
     given = {"identity": "a judge", "run": "r", **more}
     return PromptedJudge(
-        Judging(**block), [url], question_prompts(), "context-v1", folder=folder, **given
+        Judging(**block),
+        ServedModel.at(url),
+        question_prompts(),
+        "context-v1",
+        folder=folder,
+        **given,
     )
 
 
@@ -310,8 +316,9 @@ DIALOGUES = [[("user", f"How do I bake bread {n}?"), ("assistant", "Mix flour.")
 def test_a_judge_chooses_the_questions_that_need_their_context(
     folder: Path, judge: Handle, tmp_path: Path
 ):
-    from hubkit.pipeline.stage import Context, Work
-    from hubkit.pipeline.stages.preference import build_prefer, prefer_inputs
+    from hubkit.pipeline.stage import RunContext, StageDirs
+    from hubkit.pipeline.stages.prefer import build as build_prefer
+    from hubkit.pipeline.stages.prefer import inputs as prefer_inputs
 
     hub = connect()
     data = tmp_path / "dialogues"
@@ -323,10 +330,10 @@ def test_a_judge_chooses_the_questions_that_need_their_context(
     with mock(deterministic=True) as answers:
         seat = {"repo": hub.qualify("asked-base"), "endpoints": [answers.url]}
         block = {"chat": seat, "pairs": 9, "in_flight": 4, "judging": judging(judge.url)}
-        context = Context(recipe(folder, "prefer", preference=block), hub, {"curate": at})
+        context = RunContext(recipe(folder, "prefer", preference=block), hub, {"curate": at})
         found = []
         for name in ("first", "again"):
-            work = Work(tmp_path / name, tmp_path / f"{name}-scratch", lambda *_: None)
+            work = StageDirs(tmp_path / name, tmp_path / f"{name}-scratch", lambda *_: None)
             inputs = prefer_inputs(context, work.progress)
             assert set(inputs) == {"dialogues", "answers"}, (
                 "a judge with an address of its own is no repo"
@@ -359,15 +366,15 @@ def _pairs(folder: Path) -> list[dict[str, str]]:
 def test_a_judge_that_runs_out_of_money_leaves_what_it_chose(
     folder: Path, judge: Handle, tmp_path: Path
 ):
-    from hubkit.pipeline.answering import questioner
-    from hubkit.pipeline.stage import Context, Work
+    from hubkit.pipeline.judges import prompted_judge
+    from hubkit.pipeline.stage import RunContext, StageDirs
 
     judge.script(texts=["[[yes]]"])
     priced = judging(judge.url, budget_usd=0.01, in_flight=1)
     priced["judge"]["usd_per_million_input"] = 20.0
-    work = Work(tmp_path / "out", tmp_path / "scratch", lambda *_: None)
-    with questioner(
-        Context(recipe(folder, "poor"), connect()), "prefer", Judging(**priced), {"a": Ref("a", "file", "1")}, work,
+    work = StageDirs(tmp_path / "out", tmp_path / "scratch", lambda *_: None)
+    with prompted_judge(
+        RunContext(recipe(folder, "poor"), connect()), "prefer", Judging(**priced), {"a": Ref("a", "file", "1")}, work,
         "context-v1",
     ) as asked:  # fmt: skip
         about = ((str(n), {"conversation": "", "question": f"Why {n}?"}) for n in range(9))
@@ -386,8 +393,9 @@ def test_the_seat_that_answers_wrongly_can_be_deployed_and_is_given_back(
     from local_hub.test_local_hub_inference import tiny_model
 
     from hubkit import cloud
-    from hubkit.pipeline.stage import Context, Work
-    from hubkit.pipeline.stages.preference import build_prefer, prefer_inputs
+    from hubkit.pipeline.stage import RunContext, StageDirs
+    from hubkit.pipeline.stages.prefer import build as build_prefer
+    from hubkit.pipeline.stages.prefer import inputs as prefer_inputs
 
     hub = connect()
     hub.commit(hub.qualify("asked-seat"), tiny_model(tmp_path / "model"), "A model")
@@ -404,9 +412,9 @@ def test_the_seat_that_answers_wrongly_can_be_deployed_and_is_given_back(
     seat = {"repo": hub.qualify("asked-seat"), "endpoints": ["deploy"], "deploy": {"hardware": "intel-spr-x1"},
             "context": 512, "sampling": {"max_tokens": 8}}  # fmt: skip
     block = {"chat": seat, "strategies": ["neglect"], "in_flight": 2, "cut_off": "whole_sentences"}
-    context = Context(recipe(folder, "deployed", preference=block), hub, {"curate": at})
+    context = RunContext(recipe(folder, "deployed", preference=block), hub, {"curate": at})
     notes: list[str] = []
-    work = Work(
+    work = StageDirs(
         tmp_path / "out", tmp_path / "scratch", lambda done, total=None, note="": notes.append(note)
     )
     report = build_prefer(context, prefer_inputs(context, work.progress), work)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from hubkit import load_dataset
 from hubkit.data.parquet import conversation_schema
 from hubkit.hub import Hub, Ref, connect
-from hubkit.pipeline import STAGES, Context
+from hubkit.pipeline import STAGES, RunContext
 from hubkit.progress import silent
 from hubkit.publishing import lint
 from hubkit.recipe import load
@@ -81,7 +81,7 @@ def made(hub: Hub, endpoint: Handle, corpus: Ref) -> dict[str, Any]:
         profiles=["laptop"],
         overrides=[f"{k}={json.dumps(v)}" for k, v in overrides.items()],
     )
-    context = Context(recipe, hub, {"corpus": corpus})
+    context = RunContext(recipe, hub, {"corpus": corpus})
     found: dict[str, Any] = {"context": context}
     for stage in STAGES:
         if stage.name in ("rollout", "curate"):
@@ -181,7 +181,7 @@ def test_a_recipe_without_a_baseline_or_measures_makes_neither(
         "rollout.turns={kind: fixed, value: 2}",
         "rollout.retry_on=[]",
     ]
-    context = Context(load("parrot", overrides=settings), hub, {"corpus": corpus})
+    context = RunContext(load("parrot", overrides=settings), hub, {"corpus": corpus})
     for stage in [stage for stage in STAGES if stage.name in ("rollout", "curate")]:
         result = stage.run(context, stage.inputs(context, silent), silent)
         context.made[stage.name] = result.ref
@@ -207,7 +207,7 @@ def test_curation_looks_for_the_questions_that_a_recipe_names(
         *named,
     ]
     recipe = load("parrot", profiles=["laptop"], overrides=settings)
-    context = Context(recipe, hub, {"rollout": made["rollout"].ref})
+    context = RunContext(recipe, hub, {"rollout": made["rollout"].ref})
     stage = next(stage for stage in STAGES if stage.name == "curate")
     inputs = stage.inputs(context, silent)
     assert inputs["questions mine"].repo_type == "file" and "tokenizer" not in inputs

@@ -13,8 +13,8 @@ from filelock import FileLock
 
 from hubkit.errors import RepoMissingError, StageError
 from hubkit.hub import Hub, Ref, connect
-from hubkit.pipeline import Context, Stage, plan, run
-from hubkit.pipeline.stage import Work
+from hubkit.pipeline import RunContext, Stage, plan, run
+from hubkit.pipeline.stage import StageDirs
 from hubkit.progress import silent
 from hubkit.recipe import load
 
@@ -36,14 +36,16 @@ class Built:
         )
         self.repo = repo
 
-    def build(self, context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any]:
+    def build(self, context: RunContext, inputs: dict[str, Ref], work: StageDirs) -> dict[str, Any]:
         self.times += 1
         (work.out / "data").mkdir()
         (work.out / "data" / f"{self.times}.txt").write_text("rows", "utf-8")
         return {"rows": self.times}
 
-    def context(self, hub: Hub, *overrides: str) -> Context:
-        return Context(load("parrot", overrides=[f"repos.dialogues={self.repo}", *overrides]), hub)
+    def context(self, hub: Hub, *overrides: str) -> RunContext:
+        return RunContext(
+            load("parrot", overrides=[f"repos.dialogues={self.repo}", *overrides]), hub
+        )
 
 
 @pytest.fixture
@@ -123,7 +125,7 @@ def test_two_processes_do_not_build_the_same_stage(hub: Hub) -> None:
 
 def test_a_stage_without_the_one_before_it_says_what_to_run() -> None:
     with pytest.raises(StageError, match="hubkit run parrot"):
-        Context(load("parrot"), None).before("corpus")  # type: ignore[arg-type]
+        RunContext(load("parrot"), None).before("corpus")  # type: ignore[arg-type]
 
 
 def test_what_a_later_stage_reads_is_looked_for_before_the_first_one_runs(

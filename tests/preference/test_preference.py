@@ -14,7 +14,7 @@ from support.tiny_models import tiny_base, write_rows
 from hubkit.errors import EndpointError, RecipeError, SourceError, TrainingError
 from hubkit.preference import STRATEGIES, build, dependence
 from hubkit.recipe import Preference, SeatConfig, Training
-from hubkit.serving.client import key_in
+from hubkit.serving import ServedModel
 from hubkit.training import Launch, plan, train, train_dpo
 
 DIALOGUES = [
@@ -73,7 +73,12 @@ def test_pairs_hold_the_given_answer_and_one_that_lost_the_context(tmp_path, dia
     with mock(deterministic=True) as server:
         out = tmp_path / "out"
         report = build(
-            block(), [dialogues], out, chat_urls=[server.url], journal=tmp_path / "journal", seed=1
+            block(),
+            [dialogues],
+            out,
+            chat=ServedModel.at(server.url),
+            journal=tmp_path / "journal",
+            seed=1,
         )
         asked = [entry["body"]["messages"] for entry in server.ledger()]
     rows = read(out)
@@ -110,7 +115,7 @@ def test_stock_datasets_reads_them_in_trls_format(tmp_path, dialogues):
             block(pairs=5),
             [dialogues],
             tmp_path,
-            chat_urls=[server.url],
+            chat=ServedModel.at(server.url),
             journal=tmp_path / "journal",
             seed=1,
         )
@@ -125,7 +130,7 @@ def test_what_cannot_be_used_is_dropped_by_reason(tmp_path, dialogues):
             block(in_flight=1),
             [dialogues],
             tmp_path,
-            chat_urls=[server.url],
+            chat=ServedModel.at(server.url),
             journal=tmp_path / "journal",
             seed=1,
         )
@@ -137,7 +142,7 @@ def test_what_cannot_be_used_is_dropped_by_reason(tmp_path, dialogues):
             block(pairs=1),
             [bad],
             tmp_path,
-            chat_urls=[server.url],
+            chat=ServedModel.at(server.url),
             journal=tmp_path / "other",
             seed=1,
         )
@@ -155,7 +160,7 @@ def test_answers_that_ran_into_their_limit_are_dropped_or_cut_back(tmp_path, dia
                 block(in_flight=1, pairs=3, cut_off=cut_off),
                 [dialogues],
                 tmp_path / cut_off,
-                chat_urls=[server.url],
+                chat=ServedModel.at(server.url),
                 journal=tmp_path / f"{cut_off}-journal",
                 seed=1,
             )
@@ -170,15 +175,14 @@ def test_the_model_is_asked_under_its_own_system_message_and_key(tmp_path, dialo
     folders = {"out": tmp_path, "journal": tmp_path / "journal"}
     with mock(key="secret") as server:
         with pytest.raises(RecipeError, match="PREFER_KEY, which is not set"):
-            key_in(seat.token_env)
+            ServedModel.of(seat)
         monkeypatch.setenv("PREFER_KEY", "secret")
         said = block(chat=seat, pairs=3)
         build(
             said,
             [dialogues],
-            chat_urls=[server.url],
+            chat=ServedModel.of(seat, [server.url]),
             seed=1,
-            token=key_in(seat.token_env),
             **folders,
         )
         asked = [entry["body"]["messages"] for entry in server.ledger()]
@@ -194,23 +198,38 @@ def test_a_run_that_broke_off_asks_for_nothing_twice(tmp_path, dialogues):
             block(pairs=5),
             [dialogues],
             tmp_path / "a",
-            chat_urls=[server.url],
+            chat=ServedModel.at(server.url),
             journal=journal,
             seed=1,
         )
         with (journal / "replies.jsonl").open("ab") as file:
             file.write(b'{"key": "c0/1/negl')  # what a kill leaves
         second = build(
-            block(), [dialogues], tmp_path / "b", chat_urls=[server.url], journal=journal, seed=1
+            block(),
+            [dialogues],
+            tmp_path / "b",
+            chat=ServedModel.at(server.url),
+            journal=journal,
+            seed=1,
         )
         assert (first.asked, second.asked, second.from_journal) == (5, 7, 5)
         assert server.stats()["answered"] == 12
         again = build(
-            block(), [dialogues], tmp_path / "c", chat_urls=[server.url], journal=journal, seed=1
+            block(),
+            [dialogues],
+            tmp_path / "c",
+            chat=ServedModel.at(server.url),
+            journal=journal,
+            seed=1,
         )
         assert again.asked == 0 and read(tmp_path / "c") == read(tmp_path / "b")
         other = build(
-            block(), [dialogues], tmp_path / "d", chat_urls=[server.url], journal=journal, seed=2
+            block(),
+            [dialogues],
+            tmp_path / "d",
+            chat=ServedModel.at(server.url),
+            journal=journal,
+            seed=2,
         )
         assert other.from_journal == 0, "another run's answers are not mixed in"
 
@@ -223,26 +242,31 @@ def test_what_stops_the_whole_run_is_an_error(tmp_path, dialogues):
             block(strategies=["neglet"]),
             [dialogues],
             tmp_path,
-            chat_urls=["http://x"],
+            chat=ServedModel.at("http://x"),
             journal=tmp_path,
             seed=1,
         )
     plain = write_rows(tmp_path / "plain.parquet", [DIALOGUES[0][:2]])
     with pytest.raises(SourceError, match="nothing to prefer"):
-        build(block(), [plain], tmp_path, chat_urls=["http://x"], journal=tmp_path, seed=1)
+        build(block(), [plain], tmp_path, chat=ServedModel.at("http://x"), journal=tmp_path, seed=1)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1PAR1")
     with pytest.raises(SourceError, match=r"broken\.parquet"):
         build(
             block(),
             [tmp_path / "broken.parquet"],
             tmp_path,
-            chat_urls=["http://x"],
+            chat=ServedModel.at("http://x"),
             journal=tmp_path,
             seed=1,
         )
     with mock(key="secret") as server, pytest.raises(EndpointError):
         build(
-            block(), [dialogues], tmp_path, chat_urls=[server.url], journal=tmp_path / "j", seed=1
+            block(),
+            [dialogues],
+            tmp_path,
+            chat=ServedModel.at(server.url),
+            journal=tmp_path / "j",
+            seed=1,
         )
 
 

@@ -36,6 +36,7 @@ from hubkit.recipe import Rollout
 from hubkit.rollout import RolloutReport, Status, estimate, run
 from hubkit.rollout.journal import decode, encode, newest, read
 from hubkit.rollout.plan import turn_seed
+from hubkit.serving import ServedModel
 
 PROVENANCE = {
     "asker": {"repo_id": "me/asker", "revision": "a" * 40},
@@ -70,13 +71,19 @@ def openings(count: int = 100, text: str = "opening {}") -> list[Conversation]:
     ]
 
 
+def seats(given: Rollout, *urls: str) -> dict[str, ServedModel]:
+    """Both seats of a block at `urls`."""
+    return {seat: ServedModel.of(getattr(given, seat), urls) for seat in ("asker", "chat")}
+
+
 def roll(
     server: Handle, folder: Path, given: Rollout | None = None, **options: Any
 ) -> RolloutReport:
     """One call of `run` with both seats at `server`."""
     arguments = {"seed": 7, "provenance": PROVENANCE, "journal": folder / "journal", **options}
-    arguments = {"asker_urls": [server.url], "chat_urls": [server.url], **arguments}
-    return run(given or block(), arguments.pop("openings", openings()), folder / "out", **arguments)
+    given = given or block()
+    arguments = {**seats(given, server.url), **arguments}
+    return run(given, arguments.pop("openings", openings()), folder / "out", **arguments)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -415,8 +422,7 @@ def test_an_estimate_from_a_sample_comes_near_and_the_run_goes_on_from_it(tmp_pa
     )
     with mock(latency=0.01, padding="some words " * 5) as server:
         options = {
-            "asker_urls": [server.url],
-            "chat_urls": [server.url],
+            **seats(given, server.url),
             "seed": 7,
             "provenance": PROVENANCE,
         }
@@ -446,10 +452,11 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from rollout.test_rollout import block, openings, PROVENANCE
+from rollout.test_rollout import block, openings, seats, PROVENANCE
 from hubkit.rollout import run
 o = json.loads(sys.argv[1])
-run(block(**o["block"]), openings(o["openings"]), Path(o["folder"]) / "out", asker_urls=o["urls"], chat_urls=o["urls"],
+given = block(**o["block"])
+run(given, openings(o["openings"]), Path(o["folder"]) / "out", **seats(given, *o["urls"]),
     journal=Path(o["folder"]) / "journal", seed=7, provenance=PROVENANCE,
     progress=lambda d, t, n="": print(d, n, flush=True))
 """

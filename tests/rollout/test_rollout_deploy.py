@@ -5,7 +5,6 @@ in between.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -81,11 +80,11 @@ def start(recipe: list[str], seed: int, *more: str) -> subprocess.Popen[str]:
     )
 
 
-def up(hub: Hub) -> list[cloud.Deployed]:
+def up(hub: Hub) -> list[cloud.EndpointStatus]:
     return [one for one in cloud.listed(hub) if one.state == "running"]
 
 
-def in_use(home: Path, hub: Hub, driver: subprocess.Popen[str]) -> cloud.Deployed | None:
+def in_use(home: Path, hub: Hub, driver: subprocess.Popen[str]) -> cloud.EndpointStatus | None:
     """The endpoint, once answers of it are in the journal of the run that `driver` drives."""
     assert driver.poll() is None, driver.communicate()
     since = psutil.Process(driver.pid).create_time()
@@ -218,13 +217,6 @@ def test_one_that_fails_in_the_middle_ends_the_run_with_its_message(
     ), said
     nothing_is_left(hub)
     whole(start(recipe, 5, "--set", "rollout.chat.sampling.max_tokens=64"))
-    assert os.environ.get(deployed_token()) is None
-
-
-def deployed_token() -> str:
-    from hubkit.pipeline.deployed import TOKEN_ENV
-
-    return TOKEN_ENV
 
 
 def test_an_adapter_is_served_with_its_own_template_at_its_pinned_revision(
@@ -235,18 +227,18 @@ def test_an_adapter_is_served_with_its_own_template_at_its_pinned_revision(
     """
     import httpx
 
-    from hubkit.pipeline.serving import Model, serving
     from hubkit.progress import silent
     from hubkit.recipe import Deploy
+    from hubkit.serving import ModelSpec, serve
 
     ref, base = hub.resolve("local/seat-asker"), hub.resolve("local/seat-base")
     place = {"hardware": "intel-spr-x1"}
-    vllm = {"asker": Model(ref, base, Deploy(engine="vllm", **place))}
-    with serving(hub, vllm, tmp_path, silent, slots=2, tokens=256) as found:
+    vllm = {"asker": ModelSpec(ref, base, Deploy(engine="vllm", **place))}
+    with serve(hub, vllm, log_dir=tmp_path, progress=silent, slots=2, tokens=256) as found:
         told = found["asker"]
-        assert (told.profile, told.served_as, told.template) == ("vllm", "local/seat-asker", None)
+        assert (told.dialect, told.name, told.template) == ("vllm", "local/seat-asker", None)
         body = {
-            "model": told.served_as,
+            "model": told.name,
             "messages": [{"role": "user", "content": "Hi"}],
             "max_tokens": 3,
         }
@@ -259,8 +251,11 @@ def test_an_adapter_is_served_with_its_own_template_at_its_pinned_revision(
             cloud.listed(hub)[0].repo_id == "local/seat-asker"
         )  # mounted, so that its revision is pinned
     nothing_is_left(hub)
-    tgi = {"asker": Model(ref, base, Deploy(**place)), "base": Model(base, None, Deploy(**place))}
-    with serving(hub, tgi, tmp_path, silent, slots=2, tokens=256) as found:
+    tgi = {
+        "asker": ModelSpec(ref, base, Deploy(**place)),
+        "base": ModelSpec(base, None, Deploy(**place)),
+    }
+    with serve(hub, tgi, log_dir=tmp_path, progress=silent, slots=2, tokens=256) as found:
         assert found["asker"].urls == found["base"].urls and len(cloud.listed(hub)) == 1
         assert found["asker"].template is not None and found["base"].template is None
     nothing_is_left(hub)

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from rollout.test_rollout import PROVENANCE, block, openings, rows
+from rollout.test_rollout import PROVENANCE, block, openings, rows, seats
 from support.mock_endpoint import Handle, mock
 from support.small_run import small_recipe
 
@@ -38,7 +38,7 @@ def roll(server: Handle, folder: Path, **changes: Any) -> RolloutReport:
         **{"dialogues": 60, "in_flight": 12, "shard_dialogues": 4, "on": "ray", **changes}
     )
     return run(
-        given, openings(), folder / "out", asker_urls=[server.url], chat_urls=[server.url],
+        given, openings(), folder / "out", **seats(given, server.url),
         journal=folder / "journal", seed=7, provenance=PROVENANCE,
     )  # fmt: skip
 

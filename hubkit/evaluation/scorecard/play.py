@@ -15,34 +15,37 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.conversation import Message
+from hubkit.errors import EvalError
 from hubkit.evaluation.scorecard.contexts import Contexts
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Scorecard
 from hubkit.rollout.dialogue import split_end_mark
-from hubkit.serving.client import ClientTemplate, Endpoint, ask_all
+from hubkit.serving import ServedModel
+from hubkit.serving.client import Endpoint, ask_all
 from hubkit.serving.reply_journal import Journal
 from hubkit.training.rows import seat_view
 
 
 @dataclass(frozen=True, slots=True)
 class Player:
-    """Who plays the human: its addresses and how they are spoken to, its system message, its end
-    mark if it has one.
+    """Who plays the human: where it is `served`, its system message, its end mark if it has one.
 
     `model` is what the results say that it is (``repo_id``, ``revision``). `perplexity` is that of
-    people's turns, where it was measured. With a `template`, prompts are rendered here: for models
-    that have no chat template."""
+    people's turns, where it was measured."""
 
     name: str
-    urls: Sequence[str]
+    served: ServedModel | None
     system: str | None = None
     end_mark: str | None = None
     model: Mapping[str, Any] | None = None
-    profile: str = "tgi"
-    served_as: str = "tgi"
-    token: str | None = field(default=None, repr=False)
     perplexity: float | None = None
-    template: ClientTemplate | None = None
+
+    @property
+    def served_model(self) -> ServedModel:
+        """Where it answers. Raises `EvalError` for one that is only planned with."""
+        if self.served is None:
+            raise EvalError(f"{self.name} is not served; serve it before it plays")
+        return self.served
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,18 +145,13 @@ def _identity(
     way.
     """
     digest = hashlib.sha256(json.dumps(jobs, sort_keys=True).encode()).hexdigest()
-    model = dict(player.model) if player.model else list(player.urls)
+    model = dict(player.model) if player.model else list(player.served_model.urls)
     return {"model": model, "sampling": block.sampling.model_dump(), "seed": seed, "asked": digest}
 
 
 def _endpoint(block: Scorecard, player: Player) -> Endpoint:
-    return Endpoint(
-        list(player.urls),
-        profile=player.profile,
-        model=player.served_as,
-        sampling=block.sampling.model_dump(),
-        token=player.token,
-        template=player.template,
+    return player.served_model.endpoint(
+        sampling=block.sampling,
         most_in_flight=block.in_flight,
         request_timeout_s=block.request_timeout_s,
         name=player.name,

@@ -16,7 +16,7 @@ from hubkit.cloud import own_wheel
 from hubkit.errors import HubError, RecipeError, StageError
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline.executors.job_entrypoint import MARK, PLUGINS, RECIPE
-from hubkit.pipeline.stage import Context, Made, Stage
+from hubkit.pipeline.stage import RunContext, Stage, StageResult
 from hubkit.progress import Progress
 from hubkit.recipe import Recipe
 
@@ -46,14 +46,14 @@ class OnJobs:
         return self.flavors.get(stage) or self.flavors.get("") or FLAVORS.get(stage, GPU)
 
     def __call__(
-        self, stage: Stage, context: Context, inputs: dict[str, Ref], progress: Progress
-    ) -> Made:
+        self, stage: Stage, context: RunContext, inputs: dict[str, Ref], progress: Progress
+    ) -> StageResult:
         """Run `stage` as a job, once more if the place failed it. Raises `StageError` and
         `HubError`.
         """
         _require_elsewhere(context, stage)
         hub = context.hub
-        # Made here, as a run on this machine would: a job cannot know whether a Hub's repos are
+        # StageResult here, as a run on this machine would: a job cannot know whether a Hub's repos are
         # private by default.
         hub.make(stage.repo_id(context), repo_type=stage.repo_type)
         command = self.command(stage, context, inputs)
@@ -87,7 +87,7 @@ class OnJobs:
             f"the last line of {outcome.url} is: {last}"
         )
 
-    def command(self, stage: Stage, context: Context, inputs: dict[str, Ref]) -> cloud.Command:
+    def command(self, stage: Stage, context: RunContext, inputs: dict[str, Ref]) -> cloud.Command:
         """What is submitted for `stage`. The recipe travels in the environment, the token as a
         secret.
         """
@@ -146,7 +146,7 @@ def check(hub: Hub, on_jobs: OnJobs) -> None:
             )
 
 
-def _require_elsewhere(context: Context, stage: Stage) -> None:
+def _require_elsewhere(context: RunContext, stage: Stage) -> None:
     """Raise `RecipeError` for inputs that another machine cannot see."""
     if stage.name != "corpus":
         return

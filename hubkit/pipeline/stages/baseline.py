@@ -12,45 +12,41 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hubkit import rollout
+import hubkit.rollout as rollouts
 from hubkit.conversation import Conversation
 from hubkit.data.parquet import read_batches
 from hubkit.hub import Ref
-from hubkit.pipeline import seats
-from hubkit.pipeline.stage import Context, Work
-from hubkit.pipeline.stages.rollout import provenance_of
+from hubkit.pipeline.stage import RunContext, StageDirs
+from hubkit.pipeline.stages.rollout_run import provenance_of, served
 from hubkit.recipe import Rollout
 
 SPLIT = "baseline"
 
 
-def drive(context: Context, inputs: dict[str, Ref], work: Work) -> dict[str, Any] | None:
-    """Write ``work.out/data/baseline-*.parquet`` and give its report; None for a recipe without a
+def drive(context: RunContext, inputs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any] | None:
+    """Write ``dirs.out/data/baseline-*.parquet`` and give its report; None for a recipe without a
     baseline.
 
     Reads the asker's dialogues, ``raw-*.parquet`` beside it. Its journal is its own, below
-    ``work.scratch``. Raises what `hubkit.rollout.run` raises."""
+    ``dirs.scratch``. Raises what `hubkit.rollouts.run` raises."""
     block = _block(context.recipe.rollout)
     if block is None:
         return None
-    data, scratch = work.out / "data", work.scratch / SPLIT
+    data, scratch = dirs.out / "data", dirs.scratch / SPLIT
     chat = inputs.get("chat")
     both = {**inputs, "asker": chat} if chat else dict(inputs)
     model = provenance_of(inputs, block)["chat"]
-    with seats.served(context, both, Work(scratch, scratch, work.progress), block) as (
-        asker_urls,
-        chat_urls,
-    ):
-        report = rollout.run(
+    with served(context, both, StageDirs(scratch, scratch, dirs.progress), block) as seats:
+        report = rollouts.run(
             block,
             _openings(sorted(data.glob("raw-*.parquet")), block),
             scratch / "out",
-            asker_urls=asker_urls,
-            chat_urls=chat_urls,
+            asker=seats["asker"],
+            chat=seats["chat"],
             journal=scratch / "journal",
             seed=context.recipe.seed,
             provenance={"asker": model, "chat": model},
-            progress=work.progress,
+            progress=dirs.progress,
         )
     for shard in report.paths:
         shutil.move(scratch / "out" / shard, data / shard.name.replace("raw-", f"{SPLIT}-", 1))

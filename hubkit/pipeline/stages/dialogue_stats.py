@@ -11,7 +11,7 @@ from hubkit import metrics
 from hubkit.errors import HubError, SourceError
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline.inputs import encoder
-from hubkit.pipeline.stage import Context, Work, parquet
+from hubkit.pipeline.stage import RunContext, StageDirs, parquet
 from hubkit.pipeline.stages import baseline
 from hubkit.progress import Progress
 
@@ -20,12 +20,12 @@ ALONE = "the chat model told to play the user"
 
 
 def measure(
-    context: Context, inputs: dict[str, Ref], work: Work, raw: list[Path]
+    context: RunContext, inputs: dict[str, Ref], dirs: StageDirs, raw: list[Path]
 ) -> dict[str, Any] | None:
-    """Measure the dialogues of `raw`, those kept in ``work.out``, the baseline's and people's,
+    """Measure the dialogues of `raw`, those kept in ``dirs.out``, the baseline's and people's,
     alike.
 
-    Writes ``stats.json`` and plots into ``work.out``; gives what the card shows of them, or None
+    Writes ``stats.json`` and plots into ``dirs.out``; gives what the card shows of them, or None
     where the recipe does not want it. An encoder that cannot be had leaves topics out and says why.
     Raises `SourceError`."""
     wanted, hub = context.recipe.curate.measure, context.hub
@@ -34,24 +34,24 @@ def measure(
     asker = context.recipe.names.asker
     datasets = {
         f"{asker}, raw": raw,
-        f"{asker}, kept": sorted((work.out / "data").glob("train-*.parquet")),
+        f"{asker}, kept": sorted((dirs.out / "data").glob("train-*.parquet")),
         ALONE: parquet(hub, inputs["rollout"], baseline.SPLIT),
         PEOPLE: parquet(hub, inputs["corpus"], "test"),
     }
     embedder, why = (
-        _encoder(hub, work.progress)
+        _encoder(hub, dirs.progress)
         if wanted.topics
         else (None, "the recipe does not ask for topics")
     )
     report = metrics.stats(
         {name: files for name, files in datasets.items() if files and _rows(files)},
-        work.out,
+        dirs.out,
         baseline=PEOPLE,
         tokenizer=hub.snapshot(inputs["tokenizer"], allow_patterns=["tokenizer.json"]),
         embedder=embedder,
         size=wanted.sample,
         seed=context.recipe.seed,
-        progress=work.progress,
+        progress=dirs.progress,
     )
     return _shown(report, why) | {
         "roles": {"asker": f"{asker}, raw", "baseline": ALONE, "people": PEOPLE}

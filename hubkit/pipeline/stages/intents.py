@@ -17,15 +17,15 @@ from hubkit.data.parquet import ShardWriter, read_batches
 from hubkit.errors import StageError
 from hubkit.hub import Ref
 from hubkit.judging import clipped, line
-from hubkit.pipeline.answering import questioner
-from hubkit.pipeline.stage import Context, Work, cap_raised
+from hubkit.pipeline.judges import prompted_judge
+from hubkit.pipeline.stage import RunContext, StageDirs, cap_raised
 from hubkit.recipe import Intents, Recipe
 
 _TURN_CHARS, _TURNS = 600, 16  # of a person's turns, what a judge is shown: an intent shows early
 
 
 def add(
-    context: Context, inputs: dict[str, Ref], work: Work, report: dict[str, Any]
+    context: RunContext, inputs: dict[str, Ref], dirs: StageDirs, report: dict[str, Any]
 ) -> dict[str, Any]:
     """`report`, with what became of the intents; where a judge words them, the built corpus is
     given its lines.
@@ -37,11 +37,11 @@ def add(
         return report
     told: dict[str, Any] = {"from": f"column {block.column}"}
     if block.judging is not None:
-        with questioner(context, "corpus", block.judging, inputs, work, "intent-v1") as judge:
-            said = judge.ask(_turns(work.out / "data"), line, work.progress)
+        with prompted_judge(context, "corpus", block.judging, inputs, dirs, "intent-v1") as judge:
+            said = judge.ask(_turns(dirs.out / "data"), line, dirs.progress)
         told = {"from": "judge", **judge.stats}
-        _write(work.out / "data", said)
-    rows, named = _count(work.out / "data")
+        _write(dirs.out / "data", said)
+    rows, named = _count(dirs.out / "data")
     told |= {"rows": rows, "with_intent": named}
     _check(block, told)
     return report | {"intents": told}

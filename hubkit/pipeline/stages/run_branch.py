@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from hubkit import rollout
+import hubkit.rollout as rollouts
 from hubkit.errors import CommitConflictError, HubError, RepoMissingError, RunLockedError
 from hubkit.hub import Hub
 from hubkit.hub.branch import Branch
@@ -185,7 +185,7 @@ def claimed(
     """Hold the run alone, on this machine (its `folder` is locked) and on the Hub. Raises
     `RunLockedError`.
     """
-    with rollout.locked(folder):
+    with rollouts.locked(folder):
         branch = RunBranch(hub, repo_id, name, driver=driver_id(folder), lease_s=lease_s)
         with branch.held():
             yield branch

@@ -13,7 +13,6 @@ from hubkit.serving.client.client_template import ClientTemplate
 from hubkit.serving.client.dialects import PROFILES
 from hubkit.serving.client.endpoint import Endpoint
 from hubkit.serving.client.replies import Reply
-from hubkit.serving.client.seats import seat_options
 from hubkit.serving.credentials import key_in
 from hubkit.serving.engines.local import Engine, start_engine
 
@@ -26,6 +25,5 @@ __all__ = [
     "ask_all",
     "key_in",
     "on_loopback",
-    "seat_options",
     "start_engine",
 ]

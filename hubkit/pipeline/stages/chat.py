@@ -1,0 +1,34 @@
+"""5. chat: the base, trained on the assistant's side of the curated dialogues."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hubkit.hub import Ref
+from hubkit.pipeline.inputs import base_model
+from hubkit.pipeline.seat_training import train_seat
+from hubkit.pipeline.stage import RunContext, Stage, StageDirs
+from hubkit.pipeline.stage_cards import card
+from hubkit.progress import Progress
+
+
+def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
+    """The base and the dialogues."""
+    base = base_model(context, context.recipe.chat, progress)
+    return {"base": base, "dialogues": context.before("curate")}
+
+
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+    """The trained chat model."""
+    return train_seat(context, context.recipe.chat, refs["base"], refs["dialogues"], dirs)
+
+
+STAGE = Stage(
+    "chat",
+    "chat",
+    "model",
+    inputs,
+    build,
+    card("chat", "chat", "chat"),
+    ("*.safetensors",),
+)

@@ -1,0 +1,55 @@
+"""4. curate: the dialogues worth keeping become a version, measured against what people say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hubkit.data import curation
+from hubkit.data.filters import needs_tokenizer
+from hubkit.hub import Ref
+from hubkit.pipeline.inputs import base_model, question_files, question_inputs
+from hubkit.pipeline.inputs import tokenizer as tokenizer_of
+from hubkit.pipeline.stage import RunContext, Stage, StageDirs, parquet, with_funnel
+from hubkit.pipeline.stage_cards import card
+from hubkit.pipeline.stages import dialogue_stats
+from hubkit.progress import Progress
+
+
+def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
+    """The raw dialogues, and what filters and measures need."""
+    block = context.recipe.curate
+    refs = {"rollout": context.before("rollout")}
+    refs |= question_inputs(context, block.filters, progress)
+    if block.measure:
+        refs["corpus"] = context.before("corpus")
+    if block.measure or needs_tokenizer(block.filters):
+        refs["tokenizer"] = base_model(context, context.recipe.asker, progress)
+    return refs
+
+
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+    """What is kept, what is dropped and why, and the measures of both."""
+    raw = parquet(context.hub, refs["rollout"], "raw")
+    report = curation.curate(
+        context.recipe.curate,
+        raw,
+        dirs.out,
+        tokenizer=tokenizer_of(context, refs),
+        questions=question_files(context, refs),
+        progress=dirs.progress,
+    )
+    measures = dialogue_stats.measure(context, refs, dirs, raw)
+    funnel = with_funnel(report.to_dict(), dirs)
+    return funnel | ({"measures": measures} if measures else {})
+
+
+STAGE = Stage(
+    "curate",
+    "dialogues",
+    "dataset",
+    inputs,
+    build,
+    card("dialogues", "curate", "dialogues"),
+    ("data/train-*", "data/dropped-*"),
+    tagged=True,
+)

@@ -1,0 +1,250 @@
+"""Driving a recipe's dialogues: the one way to do it, for the rollout stage, its estimate and
+rollouts beside it.
+
+A run is known by what decides its dialogues (`rollouts.run_digest`), not by its size, its caps or
+its pace: a larger one goes on from what a smaller one made. What is finished goes to a branch of
+the dialogues' repo while the run lasts, and stands on ``main`` when the stage is done; so any
+machine goes on from the Hub alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hubkit.rollout as rollouts
+from hubkit.conversation import Conversation
+from hubkit.errors import RepoMissingError
+from hubkit.hub import Hub, Ref
+from hubkit.hub.branch import Branch
+from hubkit.hub.places import runs
+from hubkit.pipeline.inputs import require
+from hubkit.pipeline.stage import PROVENANCE, RunContext, StageDirs, cap_raised, parquet
+from hubkit.pipeline.stages.run_branch import claimed
+from hubkit.progress import Progress
+from hubkit.publishing.metadata import is_adapter
+from hubkit.recipe import EMBEDDED, Recipe, Rollout
+from hubkit.serving import ServedModel, serve, spec_of, with_own_template
+
+
+def drive(
+    context: RunContext,
+    inputs: dict[str, Ref],
+    dirs: StageDirs,
+    block: Rollout,
+    *,
+    shared: bool = False,
+) -> rollouts.RolloutReport:
+    """Roll out `block` into ``dirs.out``; raises what `rollouts.run` raises.
+
+    `inputs` are the commits of ``openings`` (a corpus), ``asker`` and ``chat``. `block` need not be
+    the recipe's own: a smaller one, or one with another model in a seat, is driven in the same way.
+    Its seats' ``repo`` say whether the recipe's asker sits there (``asker``) or the model that
+    `inputs` names. The journal is in ``dirs.scratch``; a `shared` run has a folder of its own and a
+    branch on the Hub, until `settle` removes both."""
+    with _call(context, inputs, dirs, block, shared=shared) as (openings, options):
+        return rollouts.run(block, openings, dirs.out, **options)
+
+
+def estimate(
+    context: RunContext, inputs: dict[str, Ref], dirs: StageDirs, block: Rollout, *, dialogues: int
+) -> rollouts.Estimate:
+    """What a shared run will take and cost, from its first `dialogues` dialogues, which it need not
+    ask for again.
+    """
+    with _call(context, inputs, dirs, block, shared=True) as (openings, options):
+        return rollouts.estimate(block, openings, dialogues=dialogues, **options)
+
+
+def settle(context: RunContext, inputs: dict[str, Ref]) -> None:
+    """Remove the folder and the branch of the recipe's run, which the stage's commit supersedes."""
+    for digest in _digests(context, inputs, context.recipe.rollout):
+        folder = run_folder(digest)
+        if not folder.is_dir():
+            continue
+        with rollouts.locked(folder):
+            if rollouts.holds_more(folder / "journal", digest, context.recipe.rollout.dialogues):
+                continue  # a larger run was interrupted, and resumes from there
+            Branch(
+                context.hub, _repo_id(context), _branch_name(digest), repo_type="dataset"
+            ).delete()
+            shutil.rmtree(folder / "journal", ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def outgrown(recipe: Recipe, record: Mapping[str, Any]) -> bool:
+    """Whether a cap ended the rollout of `record`, and `recipe` has raised or removed it since."""
+    return cap_raised(record["report"].get("stopped"), record["block"], recipe.rollout)
+
+
+def run_folder(digest: str) -> Path:
+    """Where a run keeps its journal on this machine."""
+    return runs() / f"dialogues-{digest[:12]}"
+
+
+def _branch_name(digest: str) -> str:
+    return f"rollout-{digest[:12]}"
+
+
+def _repo_id(context: RunContext) -> str:
+    return context.hub.qualify(context.recipe.repos.dialogues)
+
+
+def provenance_of(inputs: Mapping[str, Ref], block: Rollout) -> dict[str, Any]:
+    """What a run is made from; a model without a repo as the recipe declares it."""
+    facts: dict[str, Any] = {
+        role: inputs[role].to_dict() for role in ("openings", "asker", "chat") if role in inputs
+    }
+    if "chat" not in facts:
+        facts["chat"] = {
+            "repo_id": None, "revision": None, "declared": True, "name": block.chat.name,
+            "license": block.chat.license,
+        }  # fmt: skip
+    return facts
+
+
+def _digests(context: RunContext, inputs: dict[str, Ref], block: Rollout) -> tuple[str, str]:
+    """The digest of the run, and the one that version 0.1 gave it."""
+    facts = (block, context.recipe.seed, provenance_of(inputs, block))
+    return rollouts.run_digest(*facts), rollouts.run_digest_of_0_1(*facts)
+
+
+def _digest(context: RunContext, inputs: dict[str, Ref], block: Rollout) -> str:
+    """The digest under which the run was begun, on this machine or on the Hub."""
+    digest, earlier = _digests(context, inputs, block)
+    if run_folder(earlier).is_dir():
+        return earlier
+    branch = Branch(context.hub, _repo_id(context), _branch_name(earlier), repo_type="dataset")
+    return earlier if branch.exists() else digest
+
+
+@contextmanager
+def _call(
+    context: RunContext, inputs: dict[str, Ref], dirs: StageDirs, block: Rollout, *, shared: bool
+) -> Iterator[tuple[Iterator[Any], dict[str, Any]]]:
+    """What a rollout is called with: its openings and its options, while its seats are served and
+    the run is ours.
+    """
+    intent_column = context.recipe.asker.intent_column if block.asker.repo == "asker" else None
+    openings = _openings(parquet(context.hub, inputs["openings"], "openings"), intent_column)
+    options: dict[str, Any] = {
+        "seed": context.recipe.seed,
+        "provenance": provenance_of(inputs, block),
+        "progress": dirs.progress,
+    }
+    with (
+        _kept(context, inputs, dirs, block, shared=shared) as where,
+        served(context, inputs, dirs, block) as seats,
+    ):
+        yield openings, {**options, **where, **seats}
+
+
+def seat_model(context: RunContext, repo: str, progress: Progress) -> Ref:
+    """A seat's `repo` at a commit: what this recipe trained (``asker``), or a repo on the Hub."""
+    if repo == "asker":
+        return context.before("asker")
+    return require(context.hub, repo, progress=progress)
+
+
+@contextmanager
+def served(
+    context: RunContext, inputs: dict[str, Ref], dirs: StageDirs, block: Rollout
+) -> Iterator[dict[str, ServedModel]]:
+    """``asker`` and ``chat`` where they answer, for the length of the block. Seats that share a
+    base share one engine: its weights once in memory, each adapter at its own address.
+    """
+    recipe = context.recipe
+    base = None
+    own = block.asker.repo == "asker" and is_adapter(recipe.asker)
+    if own and EMBEDDED in block.asker.endpoints:
+        base = require(context.hub, recipe.asker.base, revision=recipe.asker.base_revision)
+    trained = {"asker", context.hub.qualify(recipe.repos.chat)}
+    specs = {}
+    for seat in ("asker", "chat"):
+        config, ref = getattr(block, seat), inputs.get(seat)
+        spec = spec_of(config, ref, base if seat == "asker" else None, named_by=f"rollout.{seat}")
+        if ref is not None and trained & {config.repo, ref.repo_id}:
+            spec = with_own_template(spec, context.hub, ref)
+        specs[seat] = spec
+    with serve(
+        context.hub,
+        specs,
+        log_dir=dirs.scratch,
+        progress=dirs.progress,
+        slots=block.in_flight,
+        tokens=max(block.asker.context, block.chat.context),
+        slots_per_model=True,
+    ) as models:
+        yield models
+
+
+def _openings(shards: list[Path], intent_column: str | None) -> Iterator[Conversation]:
+    """Held-out conversations that may open dialogues, in the order of the shards, with what their
+    human wanted.
+    """
+    import pyarrow.parquet as pq
+
+    for shard in shards:
+        for row in pq.read_table(shard).to_pylist():
+            meta = {"intent": row.get(intent_column) or ""} if intent_column else {}
+            yield Conversation(row["id"], row["messages"], row["source"], meta)
+
+
+@contextmanager
+def _kept(
+    context: RunContext, inputs: dict[str, Ref], dirs: StageDirs, block: Rollout, *, shared: bool
+) -> Iterator[dict[str, Any]]:
+    """Where the run keeps what it has: on this machine, and when it is shared, on the Hub."""
+    if not shared:
+        yield {"journal": dirs.scratch / "journal"}
+        return
+    digest = _digest(context, inputs, block)
+    folder, repo_id = run_folder(digest), _repo_id(context)
+    lease_s = block.lease_minutes * 60
+    with claimed(context.hub, repo_id, _branch_name(digest), folder, lease_s=lease_s) as branch:
+        yield {
+            "journal": folder / "journal",
+            "earlier_shards": [
+                *_superseded(context.hub, repo_id, _digests(context, inputs, block), dirs.scratch),
+                *branch.shards(),
+            ],
+            "on_shard": branch.put,
+            "on_status": branch.check,
+        }
+
+
+def _superseded(hub: Hub, repo_id: str, digests: Sequence[str], scratch: Path) -> list[Path]:
+    """The shards of the largest commit on ``main`` that holds this run, whatever its size and caps;
+    often none. Of those of one size, the newest.
+    """
+    with hub.translated(f"reading the history of dataset {repo_id}"):
+        commits = hub.api.list_repo_commits(repo_id, repo_type="dataset")
+        revisions = [c.commit_id for c in commits if "[rollout:" in c.title]
+    sizes = {}
+    for revision in revisions:
+        digest, dialogues = _report_of(hub, Ref(repo_id, "dataset", revision))
+        if digest in digests:
+            sizes[revision] = dialogues
+    if not sizes:
+        return []
+    largest = max(sizes, key=lambda revision: sizes[revision])
+    folder = scratch / "earlier"
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = []
+    for path in parquet(hub, Ref(repo_id, "dataset", largest), "raw"):
+        # No name of a shard that is made here.
+        copies.append(folder / f"{path.stem}-{largest[:8]}.parquet")
+        shutil.copyfile(path, copies[-1])
+    return copies
+
+
+def _report_of(hub: Hub, ref: Ref) -> tuple[str, int]:
+    """The (digest, dialogues) of the run in a commit; empty where it does not say."""
+    try:
+        report = json.loads(hub.read(ref, f"{PROVENANCE}/rollout.json"))["report"]
+        return str(report["digest"]), int(report["dialogues"])
+    except (RepoMissingError, ValueError, KeyError, TypeError):
+        return "", 0

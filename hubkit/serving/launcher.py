@@ -1,0 +1,108 @@
+"""Models served for the length of a block: by the local engine, by an Inference Endpoint, or where
+they answer already.
+
+Adapters of one base share its engine, and its endpoint where the service can: its weights are
+loaded once, each adapter answers at its own address or name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from hubkit.hub import Hub, Ref, environment
+from hubkit.hub.places import cache
+from hubkit.progress import Progress
+from hubkit.serving import inference_endpoints
+from hubkit.serving.client import start_engine
+from hubkit.serving.models import ModelSpec, ServedModel
+
+
+@contextmanager
+def serve(
+    hub: Hub,
+    specs: Mapping[str, ModelSpec],
+    *,
+    log_dir: Path,
+    progress: Progress,
+    slots: int,
+    tokens: int,
+    slots_per_model: bool = False,
+) -> Iterator[dict[str, ServedModel]]:
+    """Serve each of `specs` until the block ends, however it ends.
+
+    Args:
+        hub: Where repos are, and whose Inference Endpoints are used.
+        specs: What is to be served, by name.
+        log_dir: Folder of the engines' logs.
+        progress: Told what is being started.
+        slots: Sequences that one engine works on at once.
+        tokens: The most tokens of a sequence.
+        slots_per_model: Each model of an engine has `slots` of its own.
+
+    Raises:
+        EngineError: A local engine does not come up.
+        EndpointError: An Inference Endpoint does not come up, or fails while it is used.
+        HubError: The service of Inference Endpoints refuses.
+    """
+    answering = {
+        name: spec.source for name, spec in specs.items() if isinstance(spec.source, ServedModel)
+    }
+    hosted = inference_endpoints.hosted(specs, tokens)
+    local = {name: spec for name, spec in specs.items() if name not in {**answering, **hosted}}
+    with (
+        inference_endpoints.deployed(hub, hosted, progress) as deployed,
+        _engines(
+            local,
+            log_dir,
+            progress,
+            slots=slots,
+            tokens=tokens,
+            slots_per_model=slots_per_model,
+        ) as started,
+    ):
+        yield {**answering, **started, **deployed}
+
+
+@contextmanager
+def _engines(
+    specs: Mapping[str, ModelSpec],
+    log_dir: Path,
+    progress: Progress,
+    *,
+    slots: int,
+    tokens: int,
+    slots_per_model: bool,
+) -> Iterator[dict[str, ServedModel]]:
+    """Each model at an address of the local engine, one engine a base."""
+    by_base: dict[str, list[str]] = {}
+    for name, spec in specs.items():
+        by_base.setdefault(_model_argument(spec.base or spec.source), []).append(name)
+    served: dict[str, ServedModel] = {}
+    with ExitStack() as running:
+        for number, (base, names) in enumerate(by_base.items()):
+            progress(0, None, f"starting the engine: {base}")
+            adapters = {f"adapter{k}": name for k, name in enumerate(names) if specs[name].base}
+            listen = [*adapters, *(["base"] if len(adapters) < len(names) else [])]
+            engine = start_engine(
+                base,
+                {label: _model_argument(specs[name].source) for label, name in adapters.items()},
+                listen=listen,
+                env=environment() if any(_on_hub(specs[name]) for name in names) else {},
+                cache_dir=cache("engine"),
+                log_path=log_dir / f"engine-{number}.log",
+                context=tokens,
+                slots=slots * len(names) if slots_per_model else slots,
+            )
+            addresses = running.enter_context(engine).addresses
+            labels = {name: label for label, name in adapters.items()}
+            served |= {name: ServedModel.at(addresses[labels.get(name, "base")]) for name in names}
+        yield served
+
+
+def _on_hub(spec: ModelSpec) -> bool:
+    return isinstance(spec.source, Ref) or isinstance(spec.base, Ref)
+
+
+def _model_argument(source: Ref | Path | ServedModel) -> str:
+    return f"{source.repo_id}@{source.revision}" if isinstance(source, Ref) else str(source)

@@ -1,0 +1,117 @@
+"""A model that answers for as long as a block lasts, whoever serves it.
+
+A `ModelSpec` says what is to be asked: weights (a repo at a commit, or a folder here), or a model
+that answers at an address already. `hubkit.serving.serve` turns specs into `ServedModel`s: the
+addresses, the dialect spoken there, the model's name in requests, the credentials, and the template
+where prompts are rendered here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from hubkit.hub import Ref
+from hubkit.recipe import DEPLOY, EMBEDDED, Deploy, Sampling, SeatConfig
+from hubkit.serving.client import ClientTemplate, Endpoint
+from hubkit.serving.credentials import headers_in, key_in
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """Where a model answers and how requests are made there. All `urls` serve the same model.
+
+    With a `template`, prompts are rendered here and sent to ``/generate``: for servers that hold
+    only another model's template."""
+
+    urls: tuple[str, ...]
+    dialect: str = "tgi"
+    name: str = "tgi"
+    token: str | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    template: ClientTemplate | None = field(default=None, repr=False)
+
+    @classmethod
+    def at(cls, *urls: str, dialect: str = "tgi", name: str = "tgi") -> Self:
+        """The model that answers at `urls`, without a key."""
+        return cls(urls, dialect, name)
+
+    @classmethod
+    def of(cls, seat: SeatConfig, urls: Sequence[str] = (), *, named_by: str = "seat") -> Self:
+        """What answers in `seat` of a recipe, at `urls` or at its own addresses.
+
+        `named_by` is the recipe's key of the seat. Raises `RecipeError` when an environment
+        variable that it names is not set."""
+        token = key_in(seat.token_env, said_by=f"{named_by}.token_env")
+        headers = headers_in(seat.headers, said_by=f"{named_by}.headers")
+        return cls(tuple(urls or seat.endpoints), seat.profile, seat.model, token, headers)
+
+    def endpoint(
+        self, seat: SeatConfig | None = None, *, sampling: Sampling | None = None, **options: Any
+    ) -> Endpoint:
+        """A client that asks this model.
+
+        Args:
+            seat: The recipe's seat in which it sits: its sampling and what its requests hold more.
+            sampling: How answers are sampled instead.
+            options: Further ones of `Endpoint`.
+        """
+        if seat is not None:
+            sampling = sampling or seat.sampling
+            options |= {
+                "extra_body": seat.extra_body,
+                "chat_template_kwargs": seat.chat_template_kwargs,
+                "session_header": seat.session_header,
+            }
+        return Endpoint(
+            self.urls,
+            profile=self.dialect,
+            model=self.name,
+            sampling=(sampling or Sampling()).model_dump(),
+            token=self.token,
+            headers=self.headers,
+            template=self.template,
+            **options,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model to be asked.
+
+    Args:
+        source: A repo at a commit, a folder here, or a model that is served already.
+        base: What `source` is an adapter of; None for whole weights.
+        deploy: The terms of an Inference Endpoint that serves it; None: the local engine does.
+    """
+
+    source: Ref | Path | ServedModel
+    base: Ref | Path | None = None
+    deploy: Deploy | None = None
+
+    @property
+    def needs_serving(self) -> bool:
+        """Whether something must be started before it can be asked."""
+        return not isinstance(self.source, ServedModel)
+
+
+def spec_of(
+    seat: SeatConfig, ref: Ref | None, base: Ref | None = None, *, named_by: str = "seat"
+) -> ModelSpec:
+    """What answers in `seat` of a recipe.
+
+    Args:
+        seat: Its addresses, ``embedded`` or ``deploy``.
+        ref: The model's commit; None where it answers at addresses of its own.
+        base: What that is an adapter of.
+        named_by: The recipe's key of the seat, for errors.
+
+    Raises:
+        RecipeError: An environment variable that it names is not set.
+    """
+    if ref is not None and DEPLOY in seat.endpoints:
+        return ModelSpec(ref, base, seat.deploy or Deploy())
+    if ref is not None and EMBEDDED in seat.endpoints:
+        return ModelSpec(ref, base)
+    return ModelSpec(ServedModel.of(seat, named_by=named_by))
