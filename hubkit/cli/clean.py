@@ -176,9 +176,9 @@ def _questions(block: Corpus, named: list[str]) -> dict[str, Path]:
     """Files of benchmark questions: those named, else the recipe's that are here; says what is not
     looked for.
     """
-    from hubkit.data.filters import needs_questions
+    from hubkit.data.filters import needs
 
-    if not needs_questions(block.filters):
+    if "questions" not in needs(block.filters):
         return {}
     pairs = [entry.partition("=") for entry in named]
     if bad := [

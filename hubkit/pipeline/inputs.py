@@ -8,7 +8,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from hubkit.data.filters import needs_questions
+from hubkit.data.filters import needs
 from hubkit.data.wheel_assets import IMPORTS
 from hubkit.data.wheel_assets import encoder as offline_encoder
 from hubkit.errors import RepoMissingError, SourceError
@@ -117,7 +117,7 @@ def question_inputs(
     context: RunContext, filters: list[Filter], progress: Progress
 ) -> dict[str, Ref]:
     """The benchmarks' questions, where a filter of `filters` looks for them."""
-    sources = context.recipe.corpus.questions if needs_questions(filters) else {}
+    sources = context.recipe.corpus.questions if "questions" in needs(filters) else {}
     return {
         f"questions {name}": locate(context.hub, source, progress=progress)
         for name, source in sources.items()

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from hubkit.conversation import filled_in
 from hubkit.data import wheel_assets
-from hubkit.data.filters import needs_questions
+from hubkit.data.filters import needs
 from hubkit.publishing import assets, card_metrics, markdown, metadata, scorecard
 from hubkit.publishing import card_data as read
 from hubkit.publishing.card_data import CardFacts, Kind
@@ -122,7 +122,7 @@ def _looked_for(recipe: Recipe, chain: Sequence[Filter]) -> list[str] | None:
     """Names of the benchmarks whose questions a chain of filters looked for; None where it does not
     look.
     """
-    return list(recipe.corpus.questions) if needs_questions(chain) else None
+    return list(recipe.corpus.questions) if "questions" in needs(chain) else None
 
 
 def _imported(facts: CardFacts) -> dict[str, Any]:

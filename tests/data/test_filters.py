@@ -399,3 +399,116 @@ def test_an_argument_of_the_wrong_type_is_told_before_any_row_is_read(value: obj
             else:
                 list(chain(talk("hello there", "Hello.", "how are you", "Fine.")))
     assert told > 10 or value == 10**30
+
+
+SENTENCES = {
+    "en": "When the kitchen is cold in winter, how should I keep my sourdough starter alive so that "
+    "it rises every single day before I bake two loaves for the neighbours number {}?",
+    "zh": "冬天厨房很冷的时候，我应该怎样保持天然酵母的活性，让它每天都能正常发起来，"
+    "好在早上为邻居烤两个面包，第{}个问题？",
+    "ja": "冬に台所がとても寒いとき、天然酵母を元気に保って毎日きちんと膨らませ、"
+    "朝に近所の人のためにパンを二つ焼くにはどうすればよいですか、{}番目の質問です。",
+    "th": "เมื่อห้องครัวเย็นมากในฤดูหนาวฉันควรดูแลยีสต์ธรรมชาติอย่างไรให้ขึ้นฟูทุกวัน"
+    "ก่อนอบขนมปังสองก้อนให้เพื่อนบ้านคำถามที่{}",
+}
+
+
+@pytest.mark.parametrize("language", sorted(SENTENCES))
+def test_near_duplicates_are_found_in_every_script(language: str) -> None:
+    chain = Chain([Filter(name="near_duplicates", args={"threshold": 0.7})])
+    text = SENTENCES[language].format(1) + SENTENCES[language].format(2)
+    assert not isinstance(chain(talk(text))[0], Dropped)
+    found = 0
+    for number in range(20):
+        edited = text.replace("1", str(number + 3))
+        found += isinstance(chain(talk(edited, name=f"c{number}"))[0], Dropped)
+    assert found == 20
+    other = {"en": "zh", "zh": "ja", "ja": "zh", "th": "en"}[language]
+    assert not isinstance(chain(talk(SENTENCES[other].format(1) * 2, name="o"))[0], Dropped)
+
+
+@pytest.mark.parametrize("language", sorted(SENTENCES))
+def test_questions_are_found_in_every_script(language: str, tmp_path: Path) -> None:
+    question = SENTENCES[language].format(7)
+    (tmp_path / "questions.txt").write_text(question + "\n", "utf-8")
+    context = Context(questions={"bench": tmp_path / "questions.txt"})
+    chain = Chain([Filter(name="decontaminate", args={})], context)
+    (dropped,) = chain(talk("Hi! " + question + " Thanks."))
+    assert isinstance(dropped, Dropped) and dropped.reason == "contains_bench"
+    (kept,) = chain(talk(SENTENCES["en" if language != "en" else "zh"].format(1)))
+    assert not isinstance(kept, Dropped)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ok thanks", "go on", "Continue", "No.", "si", "Salsa?", "merci", "Non", "la la la", "no"],
+)
+def test_few_letters_are_not_decided_by_the_identifier(text: str) -> None:
+    (kept,) = Chain([Filter(name="english", args={})])(
+        talk(text, "Certainly! Here is what you asked for.")
+    )
+    assert not isinstance(kept, Dropped)
+
+
+@pytest.mark.parametrize("text", ["谢谢", "спасибо", "ありがとう", "شكرا", "감사합니다"])
+def test_few_letters_of_another_script_are_dropped(text: str) -> None:
+    (dropped,) = Chain([Filter(name="english", args={})])(
+        talk(text, "Certainly! Here is what you asked for.")
+    )
+    assert isinstance(dropped, Dropped) and dropped.reason == "human_side_language"
+
+
+def test_any_language_of_the_identifier_may_be_asked_for() -> None:
+    chain = Chain([Filter(name="language", args={"languages": ["ja", "th"]})])
+    for code in ("ja", "th"):
+        assert not isinstance(chain(talk(SENTENCES[code], SENTENCES[code]))[0], Dropped)
+    assert isinstance(chain(talk(SENTENCES["zh"], SENTENCES["zh"]))[0], Dropped)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("english", "'en'"), ("jp", "'j"), ("EN", "'en'")])
+def test_unknown_languages_are_refused(name: str, meant: str) -> None:
+    with pytest.raises(RecipeError, match=f"no language is called '{name}'; did you mean {meant}"):
+        Chain([Filter(name="language", args={"languages": [name]})])
+
+
+def test_sentences_end_in_other_scripts_too() -> None:
+    from hubkit.data.filters.turns import to_sentence_end
+
+    assert to_sentence_end("好的。我会做的！然后我") == "好的。我会做的！"
+    assert to_sentence_end("はい。「そうです。」それから") == "はい。「そうです。」"
+
+
+def test_heuristics_say_where_they_do_not_judge() -> None:
+    (refused,) = Chain([Filter(name="refusals", args={})])(
+        talk("写一首诗", "很抱歉，我不能帮助您。")
+    )
+    assert isinstance(refused, Dropped)
+    chain = Chain([Filter(name="refusals", args={})])
+    chain(talk("เขียนบทกวี", "ขอโทษ ฉันทำไม่ได้"))
+    assert chain.steps[0].changed["refusals_not_judged"].count == 1
+    chain = Chain([Filter(name="leaves_topic", args={})])
+    chain(talk("你好吗", "我很好", "今天天气怎么样呢", "很好"))
+    assert chain.steps[0].changed["topic_not_judged"].count == 1
+
+
+def test_what_a_filter_needs_is_declared_where_it_is_written() -> None:
+    from hubkit.data.filters import FILTERS, is_stateful, needs, register
+
+    @register(needs={"tokenizer", "questions"}, stateful=True)
+    def needy_filter() -> object:
+        """Needs everything."""
+
+    try:
+        assert needs([Filter(name="needy_filter", args={})]) == {"tokenizer", "questions"}
+        assert is_stateful(Filter(name="needy_filter", args={}))
+        assert needs(
+            [
+                Filter(name="segments", args={}),
+                Filter(name="english", args={}),
+                Filter(name="unknown", args={}),
+            ]
+        ) == {"tokenizer"}
+        with pytest.raises(ValueError, match="a filter may need questions, tokenizer, not a_gpu"):
+            register(needs={"a_gpu"})
+    finally:
+        del FILTERS["needy_filter"]

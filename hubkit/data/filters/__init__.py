@@ -23,11 +23,12 @@ from hubkit.data.filters.chain import (
     Dropped,
     Edit,
     Spec,
+    StatefulFilter,
     Step,
     Tally,
     count,
-    needs_questions,
-    needs_tokenizer,
+    is_stateful,
+    needs,
     register,
 )
 
@@ -39,10 +40,11 @@ __all__ = [
     "Dropped",
     "Edit",
     "Spec",
+    "StatefulFilter",
     "Step",
     "Tally",
     "count",
-    "needs_questions",
-    "needs_tokenizer",
+    "is_stateful",
+    "needs",
     "register",
 ]

@@ -21,7 +21,7 @@ _SHORT_RUN = 3  # words; the runs that whole questions are compared by
 _QUESTION_KEYS = ("turns", "instruction", "prompt", "question", "text", "input")
 
 
-@register
+@register(needs={"questions"})
 def decontaminate(
     against: Iterable[str] | None = None,
     words: int = 13,
@@ -63,13 +63,13 @@ def decontaminate(
         )
         index.add(known_as or name, read_questions(path))
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         everything = "\n".join(m["content"] for m in conversation.messages)
         asked = (m["content"] for m in conversation.messages if m["role"] == "user")
         name = index.holding(everything) or next(filter(None, map(index.near_copy, asked)), None)
         return Drop(f"contains_{name}") if name else None
 
-    return judge
+    return decide
 
 
 class _Index:

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, overload
 
 from hubkit.conversation import Conversation
 from hubkit.data.filters.arguments import mistake
@@ -69,8 +69,8 @@ class Context:
     questions: dict[str, Path] = field(default_factory=dict)
 
 
-class Remembering(ABC):
-    """A filter that knows the rows before: `key` looks at one alone, wherever that is, `judge` at
+class StatefulFilter(ABC):
+    """A filter that knows the rows before: `key` looks at one alone, wherever that is, `decide` at
     all in order.
     """
 
@@ -79,30 +79,60 @@ class Remembering(ABC):
         """What is compared of a conversation."""
 
     @abstractmethod
-    def judge(self, key: bytes) -> Verdict:
+    def decide(self, key: bytes) -> Verdict:
         """The verdict on the next row, by its key and those that were kept."""
 
     def __call__(self, conversation: Conversation) -> Verdict:
         """Both halves at once."""
-        return self.judge(self.key(conversation))
+        return self.decide(self.key(conversation))
 
 
+Factory = TypeVar("Factory", bound=Callable[..., FilterFn])
 FILTERS: Registry[Callable[..., FilterFn]] = Registry("hubkit.filters")
-REMEMBERING: set[str] = set()  # those whose factory makes a `Remembering`
+NEEDS = frozenset({"tokenizer", "questions"})
 
 
-def register(factory: Callable[..., FilterFn]) -> Callable[..., FilterFn]:
-    """Make a filter known to recipes under its function's name. The factory's keyword arguments are
-    the recipe's.
+@overload
+def register(factory: Factory, /) -> Factory: ...
+@overload
+def register(
+    *, needs: Iterable[str] = (), stateful: bool = False
+) -> Callable[[Factory], Factory]: ...
+def register(
+    factory: Factory | None = None, /, *, needs: Iterable[str] = (), stateful: bool = False
+) -> Factory | Callable[[Factory], Factory]:
+    """Make a filter known to recipes under its function's name.
+
+    Use it bare or with what the filter declares; a filter of an installed package or a plug-in
+    declares it in the same way.
+
+    Args:
+        factory: Its keyword arguments are the recipe's ``args``; one named ``context`` is given the
+            `Context`.
+        needs: Of `NEEDS`: what `Context` must hold for it.
+        stateful: Whether the factory makes a `StatefulFilter`.
     """
-    FILTERS[factory.__name__] = factory
-    return factory
+    declared = frozenset(needs)
+    if unknown := declared - NEEDS:
+        raise ValueError(f"a filter may need {', '.join(sorted(NEEDS))}, not {min(unknown)}")
+
+    def add(function: Factory) -> Factory:
+        function.needs, function.stateful = declared, stateful  # type: ignore[attr-defined]
+        FILTERS[function.__name__] = function
+        return function
+
+    return add if factory is None else add(factory)
 
 
-def register_remembering(factory: Callable[..., Remembering]) -> Callable[..., FilterFn]:
-    """As `register`, for a filter that compares each conversation with those before it."""
-    REMEMBERING.add(factory.__name__)
-    return register(factory)
+def needs(specs: Iterable[Spec]) -> frozenset[str]:
+    """What the filters of `specs` need of a `Context`: any of `NEEDS`."""
+    declared = (getattr(FILTERS.get(spec.name), "needs", ()) for spec in specs)
+    return frozenset(need for names in declared for need in names)
+
+
+def is_stateful(spec: Spec) -> bool:
+    """Whether the filter of `spec` compares each conversation with those before it."""
+    return bool(getattr(FILTERS.get(spec.name), "stateful", False))
 
 
 @dataclass
@@ -203,9 +233,7 @@ class Chain:
 
     def keys(self, conversation: Conversation) -> list[bytes]:
         """What each of these filters, all of them remembering, compares of a row."""
-        return [
-            judge.key(conversation) for judge in self._filters if isinstance(judge, Remembering)
-        ]
+        return [f.key(conversation) for f in self._filters if isinstance(f, StatefulFilter)]
 
     def walk(
         self, rows: list[Conversation], keys: Sequence[list[bytes]] = ()
@@ -216,29 +244,29 @@ class Chain:
         """
         gone: list[Conversation | Dropped] = []
         known = {id(row): found for row, found in zip(rows, keys, strict=bool(keys))}
-        for at, (step, judge) in enumerate(zip(self.steps, self._filters, strict=True)):
+        for at, (step, decide) in enumerate(zip(self.steps, self._filters, strict=True)):
             if keys and at < len(keys[0]):
-                judge = _by_key(judge, at, known)
-            rows = _pass(step, judge, rows, gone)
+                decide = _by_key(decide, at, known)
+            rows = _pass(step, decide, rows, gone)
             if not rows:
                 break
         return [*gone, *rows]
 
 
-def _by_key(judge: FilterFn, at: int, known: dict[int, list[bytes]]) -> FilterFn:
-    assert isinstance(judge, Remembering)
-    return lambda row: judge.judge(known[id(row)][at])
+def _by_key(decide: FilterFn, at: int, known: dict[int, list[bytes]]) -> FilterFn:
+    assert isinstance(decide, StatefulFilter)
+    return lambda row: decide.decide(known[id(row)][at])
 
 
 def _pass(
-    step: Step, judge: FilterFn, rows: list[Conversation], gone: list[Conversation | Dropped]
+    step: Step, decide: FilterFn, rows: list[Conversation], gone: list[Conversation | Dropped]
 ) -> list[Conversation]:
     """What `step` keeps of `rows`, which all come from one conversation; what it drops goes to
     `gone`.
     """
     kept: list[Conversation] = []
     for row in rows:
-        verdict = judge(row)
+        verdict = decide(row)
         if verdict is None:
             kept.append(row)
         elif isinstance(verdict, Drop):
@@ -253,16 +281,6 @@ def _pass(
     step.rows_out += len(kept)
     step.conversations_out += bool(kept)
     return kept
-
-
-def needs_tokenizer(specs: Iterable[Spec]) -> bool:
-    """Whether a filter of `specs` counts tokens."""
-    return any(spec.name in ("segments", "max_tokens") for spec in specs)
-
-
-def needs_questions(specs: Iterable[Spec]) -> bool:
-    """Whether a filter of `specs` looks for benchmarks' questions."""
-    return any(spec.name == "decontaminate" for spec in specs)
 
 
 def _build(spec: Spec, context: Context) -> FilterFn:

@@ -10,29 +10,29 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 from hubkit.conversation import Conversation
-from hubkit.data.filters.chain import Drop, Remembering, Verdict, register_remembering
+from hubkit.data.filters.chain import Drop, StatefulFilter, Verdict, register
 from hubkit.data.filters.shingles import shingles
 
 _CHARS = 200_000  # of one conversation, this much is compared
 Seat = Literal["user", "assistant", "both"]
 
 
-@register_remembering
-def exact_duplicates() -> Remembering:
+@register(stateful=True)
+def exact_duplicates() -> StatefulFilter:
     """Drop conversations whose turns, word for word, were seen before; the first one stays. About
     100 bytes each.
     """
     return _Exact()
 
 
-@register_remembering
+@register(stateful=True)
 def near_duplicates(
     threshold: float = 0.8,
     words: int = 5,
     seat: Seat = "both",
     permutations: int = 128,
     seed: int = 42,
-) -> Remembering:
+) -> StatefulFilter:
     """Drop conversations whose runs of `words` words are similar to a kept one's: estimated Jaccard
     ≥ `threshold`.
 
@@ -44,7 +44,7 @@ def near_duplicates(
     return _Near(threshold, words, seat, permutations, seed)
 
 
-class _Exact(Remembering):
+class _Exact(StatefulFilter):
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
 
@@ -58,14 +58,14 @@ class _Exact(Remembering):
             )
         return digest.digest()
 
-    def judge(self, key: bytes) -> Verdict:
+    def decide(self, key: bytes) -> Verdict:
         if key in self._seen:
             return Drop("exact_duplicate")
         self._seen.add(key)
         return None
 
 
-class _Near(Remembering):
+class _Near(StatefulFilter):
     def __init__(
         self, threshold: float, words: int, seat: Seat, permutations: int, seed: int
     ) -> None:
@@ -88,7 +88,7 @@ class _Near(Remembering):
         )  # rensa's own form; holds the sketch and nothing that could run
         return state
 
-    def judge(self, key: bytes) -> Verdict:
+    def decide(self, key: bytes) -> Verdict:
         if not key:
             return None
         sketch = self._sketch()

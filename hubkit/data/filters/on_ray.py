@@ -1,4 +1,4 @@
-"""Filters as tasks of a Ray cluster: the same `Judge`, on whichever node has room; one that is lost
+"""Filters as tasks of a Ray cluster: the same `FilterWorker`, on whichever node has room; one that is lost
 is tried again.
 """
 
@@ -16,29 +16,29 @@ from hubkit.errors import HubkitError, StageError
 from hubkit.ray_session import connected
 
 _RETRIES = 5  # of one chunk, on workers that die under it
-_judges: dict[str, Any] = {}  # in a process of the cluster: made once, used for all of its chunks
+_workers: dict[str, Any] = {}  # in a process of the cluster: made once, used for all of its chunks
 
 
 @contextmanager
-def crew(made_of: dict[str, Any]) -> Iterator[list[Callable[[list[Any]], dict[str, Any]]]]:
+def worker_pool(settings: dict[str, Any]) -> Iterator[list[Callable[[list[Any]], dict[str, Any]]]]:
     """As many callables as the cluster has processors; each hands its chunk to the cluster and
     waits for the answer.
 
     Tokenizer and questions travel along, so that nodes need no common disk; hubkit must be
     installed on each."""
     with connected() as ray:
-        files = {path: Path(path).read_bytes() for path in _paths(made_of) if Path(path).is_file()}
-        digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode())
+        files = {path: Path(path).read_bytes() for path in _paths(settings) if Path(path).is_file()}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for data in files.values():
             digest.update(hashlib.sha256(data).digest())
-        judging = ray.remote(judge).options(num_cpus=1, max_retries=_RETRIES)
+        remote = ray.remote(decide).options(num_cpus=1, max_retries=_RETRIES)
         shared = [
-            ray.put((made_of, files))
+            ray.put((settings, files))
         ]  # in a list, so that a task fetches it only when it has to
         under_way: set[Any] = set()
 
         def ask(chunk: list[Any]) -> dict[str, Any]:
-            task = judging.remote(digest.hexdigest(), shared, chunk)
+            task = remote.remote(digest.hexdigest(), shared, chunk)
             under_way.add(task)
             try:
                 reply: dict[str, Any] = ray.get(task)
@@ -62,27 +62,27 @@ def crew(made_of: dict[str, Any]) -> Iterator[list[Callable[[list[Any]], dict[st
                 ray.cancel(task, force=True)
 
 
-def judge(digest: str, shared: list[Any], chunk: list[Any]) -> dict[str, Any]:
+def decide(digest: str, shared: list[Any], chunk: list[Any]) -> dict[str, Any]:
     """A chunk's results and ledger, in a task of the cluster."""
-    if digest not in _judges:
+    if digest not in _workers:
         import ray
 
-        _judges.clear()
-        _judges[digest] = _made(*ray.get(shared[0]))
-    reply: dict[str, Any] = _judges[digest](chunk)
+        _workers.clear()
+        _workers[digest] = _made(*ray.get(shared[0]))
+    reply: dict[str, Any] = _workers[digest](chunk)
     return reply
 
 
-def _paths(made_of: dict[str, Any]) -> list[str]:
-    tokenizer = made_of["tokenizer"]
+def _paths(settings: dict[str, Any]) -> list[str]:
+    tokenizer = settings["tokenizer"]
     if tokenizer and Path(tokenizer).is_dir():
-        tokenizer = made_of["tokenizer"] = str(Path(tokenizer) / "tokenizer.json")
-    return [*filter(None, [tokenizer]), *made_of["questions"].values()]
+        tokenizer = settings["tokenizer"] = str(Path(tokenizer) / "tokenizer.json")
+    return [*filter(None, [tokenizer]), *settings["questions"].values()]
 
 
-def _made(made_of: dict[str, Any], files: dict[str, bytes]) -> Any:
-    """The judge, its files laid down for as long as it reads them."""
-    from hubkit.data.filters.worker import Judge
+def _made(settings: dict[str, Any], files: dict[str, bytes]) -> Any:
+    """The worker, its files laid down for as long as it reads them."""
+    from hubkit.data.filters.worker import FilterWorker
 
     with tempfile.TemporaryDirectory() as folder:
         there: dict[str, str] = {}
@@ -91,7 +91,7 @@ def _made(made_of: dict[str, Any], files: dict[str, bytes]) -> Any:
             place.parent.mkdir()
             place.write_bytes(data)
             there[path] = str(place)
-        questions = {name: there.get(path, path) for name, path in made_of["questions"].items()}
-        return Judge(
-            made_of | {"tokenizer": there.get(made_of["tokenizer"]), "questions": questions}
+        questions = {name: there.get(path, path) for name, path in settings["questions"].items()}
+        return FilterWorker(
+            settings | {"tokenizer": there.get(settings["tokenizer"]), "questions": questions}
         )

@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from typing import Any, Literal
 
 from hubkit.conversation import Conversation
-from hubkit.data.filters.chain import REMEMBERING, Chain, Context, Dropped, Spec, Step
+from hubkit.data.filters.chain import Chain, Context, Dropped, Spec, Step, is_stateful
 from hubkit.errors import StageError
 
 CHUNK = 128  # conversations sent at once
@@ -48,19 +48,17 @@ def run(
     `RecipeError` for a wrong filter at once, and while running `StageError` when a worker dies,
     `MissingDependencyError` without Ray."""
     specs = list(specs)
-    cut = next((at for at, spec in enumerate(specs) if spec.name in REMEMBERING), len(specs))
+    cut = next((at for at, spec in enumerate(specs) if is_stateful(spec)), len(specs))
     front, rest = Chain(specs[:cut], context), Chain(specs[cut:], context)
     steps = [*front.steps, *rest.steps]
     if on == "here" and workers < 2:
         return steps, ((c, _onwards(front(c), rest)) for c in conversations)
     from hubkit.data.filters import on_ray
-    from hubkit.data.filters.worker import setting
+    from hubkit.data.filters.worker import worker_settings
 
-    made_of = setting(
-        specs[:cut], list(takewhile(lambda spec: spec.name in REMEMBERING, specs[cut:])), context
-    )
-    crew = on_ray.crew(made_of) if on == "ray" else _processes(made_of, workers)
-    found = _spread(front, crew, conversations)
+    settings = worker_settings(specs[:cut], list(takewhile(is_stateful, specs[cut:])), context)
+    worker_pool = on_ray.worker_pool(settings) if on == "ray" else _processes(settings, workers)
+    found = _spread(front, worker_pool, conversations)
     return steps, ((c, _onwards(results, rest, keys)) for c, results, keys in found)
 
 
@@ -88,7 +86,9 @@ def _onwards(results: Results, rest: Chain, keys: list[list[bytes]] | None = Non
 
 
 def _spread(
-    front: Chain, crew: AbstractContextManager[list[Ask]], conversations: Iterable[Conversation]
+    front: Chain,
+    worker_pool: AbstractContextManager[list[Ask]],
+    conversations: Iterable[Conversation],
 ) -> Iterator[tuple[Conversation, Results, list[list[bytes]]]]:
     """Chunks out to the workers and back, at most two a worker under way, in order."""
     from hubkit.data.filters.worker import unpack
@@ -96,7 +96,7 @@ def _spread(
     order = iter(conversations)
     idle: SimpleQueue[Ask] = SimpleQueue()
     under_way: deque[tuple[list[Conversation], Future[dict[str, Any]]]] = deque()
-    with crew as asks:
+    with worker_pool as asks:
         for ask in asks:
             idle.put(ask)
         threads = ThreadPoolExecutor(len(asks))
@@ -120,7 +120,7 @@ def _spread(
         finally:
             threads.shutdown(
                 wait=False, cancel_futures=True
-            )  # leaving the crew ends what is under way
+            )  # leaving the worker_pool ends what is under way
 
 
 def _ask(idle: SimpleQueue[Ask], chunk: list[Conversation]) -> dict[str, Any]:
@@ -132,22 +132,22 @@ def _ask(idle: SimpleQueue[Ask], chunk: list[Conversation]) -> dict[str, Any]:
 
 
 @contextmanager
-def _processes(made_of: dict[str, Any], count: int) -> Iterator[list[Ask]]:
+def _processes(settings: dict[str, Any], count: int) -> Iterator[list[Ask]]:
     """Subprocesses of this one, which end with the context."""
-    crew: list[_Worker] = []
+    worker_pool: list[_Worker] = []
     try:
         for _ in range(count):
-            crew.append(_Worker(made_of))
-        yield [worker.ask for worker in crew]
+            worker_pool.append(_Worker(settings))
+        yield [worker.ask for worker in worker_pool]
     finally:
-        for worker in crew:
+        for worker in worker_pool:
             worker.stop()
 
 
 class _Worker:
     """One subprocess that runs the front of the chain on chunks, one at a time."""
 
-    def __init__(self, made_of: dict[str, Any]) -> None:
+    def __init__(self, settings: dict[str, Any]) -> None:
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
@@ -156,7 +156,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"},
         )
-        self._send(made_of)
+        self._send(settings)
 
     def ask(self, chunk: list[Any]) -> dict[str, Any]:
         """Results and ledger of one chunk. Raises `StageError` when the worker has died."""

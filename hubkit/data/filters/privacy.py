@@ -39,7 +39,7 @@ def _findings(action: str, kinds: frozenset[str], what: str) -> FilterFn:
             f"unknown kinds {', '.join(sorted(unknown))}; known: {', '.join(sorted(KINDS))}"
         )
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         if not scan_text("\n\n".join(m["content"] for m in conversation.messages), kinds):
             return None  # nearly all are clean, and one long text is cheaper to scan than many short ones
         found: set[str] = set()
@@ -57,4 +57,4 @@ def _findings(action: str, kinds: frozenset[str], what: str) -> FilterFn:
             tuple(f"masked_{kind}" for kind in sorted(found)),
         )
 
-    return judge
+    return decide

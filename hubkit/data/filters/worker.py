@@ -2,7 +2,7 @@
 of each row.
 
 `hubkit.data.filters.parallel` starts this module as a subprocess that speaks JSON Lines and ends
-when its input does, or, over a cluster, calls `Judge` in Ray's tasks."""
+when its input does, or, over a cluster, calls `FilterWorker` in Ray's tasks."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class _Spec(NamedTuple):
     args: dict[str, Any]
 
 
-def setting(front: list[Spec], comparing: list[Spec], context: Context) -> dict[str, Any]:
-    """What a `Judge` is made of, as JSON: `front` runs there, `comparing` are the filters that come
+def worker_settings(front: list[Spec], comparing: list[Spec], context: Context) -> dict[str, Any]:
+    """What a `FilterWorker` is made of, as JSON: `front` runs there, `comparing` are the filters that come
     next.
     """
     return {
@@ -37,19 +37,19 @@ def setting(front: list[Spec], comparing: list[Spec], context: Context) -> dict[
     }
 
 
-class Judge:
+class FilterWorker:
     """Runs chunks of conversations through the front of a chain; what it gives for one does not
     depend on others.
     """
 
-    def __init__(self, made_of: dict[str, Any]) -> None:
-        plugins.restore(made_of["plugins"])
-        tokenizer = Path(made_of["tokenizer"]) if made_of["tokenizer"] else None
+    def __init__(self, settings: dict[str, Any]) -> None:
+        plugins.restore(settings["plugins"])
+        tokenizer = Path(settings["tokenizer"]) if settings["tokenizer"] else None
         context = Context(
-            tokenizer, {name: Path(path) for name, path in made_of["questions"].items()}
+            tokenizer, {name: Path(path) for name, path in settings["questions"].items()}
         )
-        self._front = Chain((_Spec(*spec) for spec in made_of["front"]), context)
-        self._comparing = Chain((_Spec(*spec) for spec in made_of["comparing"]), context)
+        self._front = Chain((_Spec(*spec) for spec in settings["front"]), context)
+        self._comparing = Chain((_Spec(*spec) for spec in settings["comparing"]), context)
 
     def __call__(self, chunk: list[list[Any]]) -> dict[str, Any]:
         """For each conversation (its fields) its results, packed; and the front's ledger of this
@@ -75,7 +75,7 @@ class Judge:
 
 
 def unpack(packed: list[Any], original: Conversation) -> tuple[Conversation | Dropped, list[bytes]]:
-    """A result of `Judge`, and the keys of what was kept. A dropped conversation comes back as it
+    """A result of `FilterWorker`, and the keys of what was kept. A dropped conversation comes back as it
     went in.
     """
     if packed[0] == "dropped":
@@ -85,15 +85,15 @@ def unpack(packed: list[Any], original: Conversation) -> tuple[Conversation | Dr
 
 
 def main() -> None:
-    """Read what the judge is made of, then chunks of conversations until the input ends."""
+    """Read the worker's settings, then chunks of conversations until the input ends."""
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is the parent's to handle; it ends its workers
     lines = sys.stdin.buffer
-    judge = Judge(orjson.loads(lines.readline()))
+    worker = FilterWorker(orjson.loads(lines.readline()))
     for line in lines:
         sys.stdout.buffer.write(
-            orjson.dumps(judge(orjson.loads(line)), option=orjson.OPT_NON_STR_KEYS) + b"\n"
+            orjson.dumps(worker(orjson.loads(line)), option=orjson.OPT_NON_STR_KEYS) + b"\n"
         )
         sys.stdout.buffer.flush()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hubkit.data import corpus
-from hubkit.data.filters import needs_tokenizer
+from hubkit.data.filters import needs
 from hubkit.hub import Ref
 from hubkit.pipeline.inputs import base_model, files_of, locate, question_files, question_inputs
 from hubkit.pipeline.inputs import tokenizer as tokenizer_of
@@ -24,7 +24,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
         for number, source in enumerate(block.sources, start=1)
     }
     refs |= question_inputs(context, block.filters, progress)
-    if needs_tokenizer(block.filters):
+    if "tokenizer" in needs(block.filters):
         refs["tokenizer"] = base_model(context, context.recipe.asker, progress)
     return refs | (judge_input(context, block.intents.judging, progress) if block.intents else {})
 

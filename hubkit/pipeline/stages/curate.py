@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hubkit.data import curation
-from hubkit.data.filters import needs_tokenizer
+from hubkit.data.filters import needs
 from hubkit.hub import Ref
 from hubkit.pipeline.inputs import base_model, question_files, question_inputs
 from hubkit.pipeline.inputs import tokenizer as tokenizer_of
@@ -22,7 +22,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     refs |= question_inputs(context, block.filters, progress)
     if block.measure:
         refs["corpus"] = context.before("corpus")
-    if block.measure or needs_tokenizer(block.filters):
+    if block.measure or "tokenizer" in needs(block.filters):
         refs["tokenizer"] = base_model(context, context.recipe.asker, progress)
     return refs
 
