@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,7 @@ from hubkit.progress import Progress, silent
 from hubkit.untrusted import printable
 
 _LINE_EVERY_S = 10.0
+_DIGEST = re.compile(r"\b[0-9a-f]{32,64}\b")
 
 
 def say(line: str) -> None:
@@ -52,8 +54,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 @contextmanager
 def bars(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
-    """One progress bar per name: give a name, get the `Progress` that draws it. On a pipe, one line
-    per new note.
+    """Show one progress bar for each name on a terminal, and plain lines elsewhere.
+
+    Args:
+        quiet: Show nothing.
+
+    Yields:
+        A function from a name to the `Progress` that draws its bar. A bar ends when ``done`` reaches ``total``; a call
+        with 1 of 1 ends any bar.
     """
     if quiet:
         yield lambda _: silent
@@ -65,55 +73,70 @@ def bars(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
 
 
 def _lines(name: str) -> Progress:
-    """Without a terminal: a stage's first note, then its latest one every `_LINE_EVERY_S`
-    seconds.
-    """
-    spoke = -_LINE_EVERY_S
+    """Without a terminal: the first note, its changes every `_LINE_EVERY_S` seconds, and the last one; no line twice."""
+    last_time, last_line = -_LINE_EVERY_S, ""
 
     def progress(done: float, total: float | None = None, note: str = "") -> None:
-        nonlocal spoke
+        nonlocal last_time, last_line
         now = time.monotonic()
-        if note and (now - spoke >= _LINE_EVERY_S or (total and done >= total)):
-            spoke = now
-            count = f" ({done:.0f} of {total:.0f})" if total else ""
-            say(f"{name}: {note}{count}")
+        complete = bool(total) and done >= (total or 0)
+        count = f" ({_amount(done)} of {_amount(total)})" if total and total > 1 else ""
+        text = f"{name}: {short(note)}{count}"
+        if note and text != last_line and (complete or now - last_time >= _LINE_EVERY_S):
+            last_time, last_line = now, text
+            say(text)
 
     return progress
+
+
+def short(note: str) -> str:
+    """`note` with commit ids and digests cut to eight characters."""
+    return _DIGEST.sub(lambda found: found[0][:8], note)
+
+
+def _amount(value: float | None) -> str:
+    return "?" if value is None else f"{value:,.0f}"
 
 
 @contextmanager
 def _live_bars() -> Iterator[Callable[[str], Progress]]:
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
+    from rich.table import Column
 
     columns = (
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.fields[stage]:<8}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
-    with Bars(*columns, console=Console(stderr=True, markup=False)) as live:
+    with Bars(*columns, console=Console(stderr=True, markup=False), expand=False) as live:
 
         def bar_for(name: str) -> Progress:
-            task = live.add_task(name, total=None, stage=name, note="")
+            task_id = live.add_task(name, total=None, stage=name, note="", count="", left="")
 
             def progress(done: float, total: float | None = None, note: str = "") -> None:
+                task = live.tasks[live.task_ids.index(task_id)]
+                if total == 1 and done >= 1 and task.total and task.total > 1:
+                    done, total = task.total, task.total  # the end of a bar that counted something
+                count = f"{_amount(done)} of {_amount(total)}" if total and total > 1 else ""
                 live.update(
-                    task,
-                    completed=int(done),
-                    total=None if total is None else int(total),
-                    note=printable(note),
+                    task_id, completed=done, total=total, note=printable(short(note)), count=count
                 )
+                left_s = live.tasks[live.task_ids.index(task_id)].time_remaining
+                live.update(task_id, left=_duration(left_s) if left_s and not task.finished else "")
 
             return progress
 
         yield bar_for
+
+
+def _duration(seconds: float) -> str:
+    """Time that is left, in the unit that a person would use."""
+    if seconds < 90:
+        return f"{seconds:.0f} s left"
+    return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"

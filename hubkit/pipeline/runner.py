@@ -58,6 +58,7 @@ def run(
         if stage.settle is not None:
             stage.settle(context, inputs)
         context.made[stage.name] = made.ref
+        progress(1, 1, "done before" if made.skipped else f"done in {made.seconds:.0f} s")
         yield made
 
 

@@ -18,6 +18,7 @@ from hubkit.data.parquet import read_batches
 from hubkit.hub import Ref
 from hubkit.pipeline.stage import RunContext, StageDirs
 from hubkit.pipeline.stages.rollout_run import provenance_of, served
+from hubkit.progress import Progress
 from hubkit.recipe import Rollout
 
 SPLIT = "baseline"
@@ -46,7 +47,7 @@ def drive(context: RunContext, inputs: dict[str, Ref], dirs: StageDirs) -> dict[
             journal=scratch / "journal",
             seed=context.recipe.seed,
             provenance={"asker": model, "chat": model},
-            progress=dirs.progress,
+            progress=_of_baseline(dirs.progress),
         )
     for shard in report.paths:
         shutil.move(scratch / "out" / shard, data / shard.name.replace("raw-", f"{SPLIT}-", 1))
@@ -86,3 +87,13 @@ def _openings(shards: list[Path], block: Rollout) -> Iterator[Conversation]:
                     yield Conversation(
                         row["opening"]["id"] or "", row["messages"][:2], row["source"] or ""
                     )
+
+
+def _of_baseline(progress: Progress) -> Progress:
+    """`progress` without counts: the bar is the rollout's, and the baseline is a small part of it."""
+
+    def noted(done: float, total: float | None = None, note: str = "") -> None:
+        counted = f" {done:.0f} of {total:.0f}" if total else ""
+        progress(0, None, f"baseline{counted}: {note}")
+
+    return noted

@@ -1,0 +1,100 @@
+"""Progress that tells the truth: what is counted, how long it takes, and that it ended."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import textwrap
+
+import pyte
+import pytest
+
+DIGEST = "0123456789abcdef0123456789abcdef01234567"
+
+
+def screen(code: str, columns: int) -> list[str]:
+    """What a terminal of `columns` shows after `code` has run with `bars` in it."""
+    leader, follower = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "24"}
+    program = "from hubkit.cli import console\n" + textwrap.dedent(code)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stderr=follower, stdout=follower, env=env
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(leader, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not chunk:
+            break
+        shown += chunk
+    assert process.wait() == 0
+    os.close(leader)
+    terminal = pyte.Screen(columns, 24)
+    pyte.ByteStream(terminal).feed(shown.replace(b"\n", b"\r\n"))
+    return [line.rstrip() for line in terminal.display if line.strip()]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_stage_that_was_done_before_does_not_spin(columns: int) -> None:
+    lines = screen(
+        f"""
+        with console.bars() as bar_for:
+            corpus, asker = bar_for("corpus"), bar_for("asker")
+            corpus(0, None, "looking")
+            corpus(1, 1, "done before")
+            asker(0, 30, "step of {DIGEST}")
+            asker(30, 30, "saving {DIGEST}")
+            asker(1, 1, "done in 12 s")
+        """,
+        columns,
+    )
+    assert [line for line in lines if "corpus" in line and "✓" in line and "done before" in line]
+    assert [
+        line for line in lines if "asker" in line and "30 of 30" in line and "done in 12 s" in line
+    ]
+    assert all(len(line) <= columns for line in lines)
+
+
+def test_a_commit_is_shown_by_its_first_characters() -> None:
+    lines = screen(
+        f"""
+        with console.bars() as bar_for:
+            bar_for("asker")(1, 3, "reading local/base@{DIGEST}")
+        """,
+        80,
+    )
+    assert any("local/base@01234567" in line for line in lines)
+    assert not any(DIGEST[:12] in line for line in lines)
+
+
+def piped(code: str) -> list[str]:
+    program = "from hubkit.cli import console\n" + textwrap.dedent(code)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    return done.stderr.splitlines()
+
+
+def test_a_piped_log_repeats_no_line() -> None:
+    lines = piped(
+        """
+        console._LINE_EVERY_S = 0.0
+        with console.bars() as bar_for:
+            corpus = bar_for("corpus")
+            for _ in range(5):
+                corpus(10, 126, "cleaning")
+            corpus(126, 126, "cleaning")
+            corpus(126, 126, "cleaning")
+            corpus(1, 1, "done in 3 s")
+        """
+    )
+    assert lines == [
+        "corpus: cleaning (10 of 126)",
+        "corpus: cleaning (126 of 126)",
+        "corpus: done in 3 s",
+    ]
