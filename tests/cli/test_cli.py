@@ -86,10 +86,9 @@ def test_a_terminal_that_knows_few_characters_gets_whole_data(
     cli, tmp_path: Path, encoding: str
 ) -> None:  # type: ignore[no-untyped-def]
     chats = tmp_path / "x.jsonl"
-    chats.write_text(
-        json.dumps({"id": "é─😀", "messages": [{"role": "user"}]}, ensure_ascii=False) + "\n",
-        "utf-8",
-    )
+    turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
+    rows = [{"id": "é─😀", "messages": [{"role": "user"}]}, {"id": "whole", "messages": turns}]
+    chats.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     for more in ((), ("--json",)):
         done = cli(
             "clean",
