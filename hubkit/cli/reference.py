@@ -41,7 +41,14 @@ def render(app: typer.Typer) -> str:
         )
         lines += ["", f"### `{path}`", "", "```text", _help(found, context), "```"]
     lines += ["", "## Recipe keys", "", *_recipe()]
+    lines += ["", "## Conversations that are read", "", *_layouts()]
     return "\n".join(lines) + "\n"
+
+
+def _layouts() -> Iterator[str]:
+    from hubkit.data.readers.table import layout_tables
+
+    yield from layout_tables()
 
 
 def _tree(command: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -37,7 +37,7 @@ FOREIGN = {
        for mark in b"cq}](K\x95"},
     b"version https://git-lfs.github.com/spec/": "lfs_pointer",
 }  # fmt: skip
-_MARKUP = ((re.compile(rb"\s*(?:<!doctype html|<html)", re.I), "html_page"),
+MARKUP = ((re.compile(rb"\s*(?:<!doctype html|<html)", re.I), "html_page"),
            (re.compile(rb"\s*<\?xml", re.I), "xml_file"))  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def foreign_kind(head: bytes) -> str | None:
     for mark, kind in FOREIGN.items():
         if head.startswith(mark):
             return kind
-    return next((kind for pattern, kind in _MARKUP if pattern.match(head)), None)
+    return next((kind for pattern, kind in MARKUP if pattern.match(head)), None)
 
 
 def is_tar(head: bytes) -> bool:

@@ -448,3 +448,20 @@ LAYOUTS = (
         " name who speaks", "text before the first mark",
     ),
 )  # fmt: skip
+
+PLACES = (
+    ("JSON array", "every element", "elements that are no row"),
+    ("JSON Lines", "every line, also with a comma after it; a line may be a list of turns", ""),
+    ("JSON objects one after another", "each, over any number of lines", ""),
+    ("object around the rows", "rows by name, in lists, or column by column as pandas writes them",
+     "values beside the rows"),
+    ("parquet, Arrow stream, Arrow file", "every row", "a broken row or page"),
+    ("gzip, zstd", "the JSON or the tar archive inside; up to 1 GiB or 200 times the packed size",
+     "containers inside"),
+    ("tar, packed or not", "the members that a folder's files would be", "hidden and other members"),
+    ("a message a row", "message trees by `message_tree_id`; chat logs of `is_user` and `mes`",
+     "orphans and doubles; hidden lines"),
+    ("text", "UTF-8, UTF-16 with a mark, or `encoding:`; NaN, Infinity, trailing commas",
+     "other encodings, with the likely one"),
+)  # fmt: skip
+"""Containers, what is read of each, and what is not."""

@@ -8,9 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from hubkit.data.readers.items import Item, PassedOver, Row
-from hubkit.data.readers.layouts import holds_turns, is_row
+from hubkit.data.readers.layouts import TURN_LISTS, holds_turns, is_row
+from hubkit.data.readers.turns import ROLE_KEYS, TEXT_KEYS
 
 _MAX_LEVELS = 3
+_TURN_KEYS = frozenset((*ROLE_KEYS, *TEXT_KEYS))
 
 
 def unwrap(items: Iterable[Item]) -> Iterator[Item]:
@@ -70,9 +72,12 @@ def _rows_by_column(value: Mapping[str, Any]) -> list[tuple[str | None, Any]]:
         keys = list(columns[0])
         if not keys or any(list(column) != keys for column in columns):
             return []
+        if not _TURN_KEYS.isdisjoint(keys):  # turns of one row, key by key
+            return []
         rows = [{str(name): value[name][key] for name in value} for key in keys]
     return [(None, row) for row in rows] if any(map(_is_table_row, rows)) else []
 
 
 def _is_table_row(row: Any) -> bool:
-    return holds_turns(row) or is_row(row)
+    cells = (row.get(key) for key in TURN_LISTS)
+    return (holds_turns(row) or is_row(row)) and not any(isinstance(cell, dict) for cell in cells)
