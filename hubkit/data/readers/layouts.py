@@ -109,7 +109,7 @@ def unread_columns(row: Mapping[str, Any], draft: Draft) -> list[str]:
     return [str(name) for name in names if has_text(row[name])] if names else []
 
 
-_IGNORED = frozenset((*IDS, "label"))
+_IGNORED = frozenset(IDS)
 
 
 def id_of(row: Any) -> str | None:
@@ -247,9 +247,13 @@ def _read_flat(row: Mapping[str, Any], draft: Draft) -> bool | None:
     return _add_turns(texts, draft)
 
 
-def _read_mapping(row: Mapping[str, Any], draft: Draft) -> None:
+def _read_mapping(row: Mapping[str, Any], draft: Draft) -> bool | None:
+    nodes = row["mapping"].values()
+    if not all(isinstance(n, dict) and {"message", "children"} & n.keys() for n in nodes):
+        return False
     draft.used |= {"mapping", "current_node", "title"}
     add_mapping(row, draft)
+    return None
 
 
 def _read_chat_messages(row: Mapping[str, Any], draft: Draft) -> None:

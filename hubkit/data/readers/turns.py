@@ -40,9 +40,6 @@ PAIR_KEYS = (
 )  # fmt: skip
 # Keys of a turn that say nothing that a conversation could hold.
 _METADATA = frozenset(("id", "type", "tool_call_id", "message_id", "parent_id", "rank"))
-_USED = frozenset(
-    (*ROLE_KEYS, *SEAT_FLAGS, *THINKING_KEYS, *LOSS_KEYS, *_CALL_KEYS, *_METADATA, "replies")
-)
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _THINKING_PARTS = ("thinking", "reasoning", "redacted_thinking")
 _CALL_PARTS = ("tool_use", "tool_call", "function_call")
@@ -163,11 +160,17 @@ def _text_of(turn: Mapping[str, Any], draft: Draft) -> tuple[str | None, Any]:
 
 
 def _note_unread(turn: Mapping[str, Any], text_key: str | None, draft: Draft, *used: str) -> None:
-    for key in turn.keys() - _USED:
-        if key != text_key and key not in used and key != draft.rules.role:
-            value = turn[key]
-            if has_text(value) and value != turn.get(text_key or ""):
-                draft.unread_fields[str(key)] += 1
+    """Count the keys of `turn` whose text is read by nothing."""
+    thinking = next((key for key in THINKING_KEYS if isinstance(turn.get(key), str)), None)
+    text = turn.get(text_key) if text_key else None
+    for key in turn.keys() - {text_key, thinking, draft.rules.role, *used, *_METADATA}:
+        value = turn[key]
+        if (isinstance(value, str) and key in ROLE_KEYS) or key in _CALL_KEYS:
+            continue
+        if isinstance(value, dict) and key in ROLE_KEYS:
+            value = {name: inner for name, inner in value.items() if name != "role"}
+        if has_text(value) and value != text:
+            draft.unread_fields[str(key)] += 1
 
 
 def _add_message(role: Role, content: Any, turn: Mapping[str, Any], draft: Draft) -> None:

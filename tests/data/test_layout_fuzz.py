@@ -1,0 +1,213 @@
+"""Layouts that nobody wrote down: no readable text disappears without being kept or counted."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hubkit.conversation import Conversation
+from hubkit.data.corpus import FileReport, read
+from hubkit.data.readers.rules import ReadingRules
+
+settings.register_profile(
+    "layouts",
+    deadline=None,
+    max_examples=100,
+    print_blob=False,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("layouts")
+
+NAMES = st.sampled_from(
+    ["messages", "conversations", "conversation", "items", "dialog", "turns", "chat", "data",
+     "prompt", "completion", "response", "chosen", "rejected", "instruction", "input", "output",
+     "history", "system", "system_prompt", "tools", "text", "transcript", "label", "image",
+     "mapping", "chat_messages", "question", "answer", "title", "notes", "ü", "", "0"]
+)  # fmt: skip
+TURN_KEYS = st.sampled_from(
+    ["content", "value", "text", "markdown", "message", "mes", "thinking", "reasoning_content",
+     "weight", "train", "name", "comment", "human", "assistant", "input", "output", "replies",
+     "tool_calls", "parts", "ü"]
+)  # fmt: skip
+ROLE_NAMES = st.sampled_from(
+    ["human", "gpt", "user", "assistant", "Human:", " User ", "system", "tool", "function_call",
+     "observation", "alien", "", "moss"]
+)  # fmt: skip
+ROLE_KEYS = st.sampled_from(["from", "role", "author", "speaker", "sender", "who"])
+WORDS = st.sampled_from(
+    ["", "<think>hm</think>", "a &lt; b", "Human: ", "<|im_end|>", "é", "{", "\n"]
+)
+
+
+@st.composite
+def texts(draw: st.DrawFn, counter: list[int]) -> str:
+    """A text with a token that is in no other."""
+    counter[0] += 1
+    return f"{draw(WORDS)}token{counter[0]:04d}x {draw(WORDS)}"
+
+
+def values(counter: list[int]) -> st.SearchStrategy[Any]:
+    """A text, no text, or texts in lists and mappings."""
+    leaf = texts(counter) | st.sampled_from([None, "", " ", 0, 1.5, True, False])
+    return st.recursive(
+        leaf,
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(TURN_KEYS | st.just("type"), inner, max_size=3)
+            | st.fixed_dictionaries({"type": st.sampled_from(["text", "x"]), "text": inner})
+        ),
+        max_leaves=4,
+    )
+
+
+@st.composite
+def conversation_turns(draw: st.DrawFn, counter: list[int]) -> list[Any]:
+    role_key, text_key = draw(ROLE_KEYS), draw(TURN_KEYS)
+    turns: list[Any] = []
+    for index in range(draw(st.integers(1, 5))):
+        role = draw(ROLE_NAMES | st.just(("human", "gpt")[index % 2]))
+        turn: dict[str, Any] = {role_key: {"role": role} if draw(st.booleans()) else role}
+        turn[text_key] = draw(texts(counter) | values(counter))
+        if draw(st.booleans()):
+            turn[draw(TURN_KEYS)] = draw(values(counter))
+        turns.append(turn)
+    return turns
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> list[dict[str, Any]]:
+    counter, made = [0], []
+    list_name = draw(NAMES)
+    for number in range(draw(st.integers(1, 4))):
+        turns = draw(conversation_turns(counter))
+        shape = draw(st.sampled_from(["turns", "turns", "turns", "json", "texts", "value"]))
+        body: Any = {
+            "turns": turns,
+            "json": json.dumps(turns),
+            "texts": [draw(texts(counter)) for _ in turns],
+            "value": draw(values(counter)),
+        }[shape]
+        row = {"id": f"row-{number}", list_name: body}
+        for _ in range(draw(st.integers(0, 2))):
+            row.setdefault(draw(NAMES), draw(values(counter)))
+        made.append(row)
+    return made
+
+
+def in_array(rows: list[Any]) -> bytes:
+    return json.dumps(rows, ensure_ascii=False).encode()
+
+
+def in_lines(rows: list[Any]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def spread(rows: list[Any]) -> bytes:
+    return "\n".join(json.dumps(row, indent=1) for row in rows).encode()
+
+
+def wrapped(rows: list[Any]) -> bytes:
+    return json.dumps({"version": 1, "data": rows}).encode()
+
+
+def by_name(rows: list[Any]) -> bytes:
+    return json.dumps({f"key-{n}": row for n, row in enumerate(rows)}, indent=1).encode()
+
+
+def packed_tar(data: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        info = tarfile.TarInfo("in/x.json")
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+CONTAINERS = st.sampled_from([in_array, in_lines, spread, wrapped, by_name])
+PACKS = st.sampled_from(
+    [bytes, gzip.compress, zstandard.compress, packed_tar, lambda d: gzip.compress(packed_tar(d))]
+)
+ENCODINGS = st.sampled_from([None, None, None, "utf-16", "gb18030", "utf-16-le"])
+
+
+def tokens_in(value: Any) -> set[str]:
+    """The tokens that stand in a value, as JSON."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return {f"token{piece[:4]}x" for piece in text.split("token")[1:]}
+
+
+def with_keys(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every token with the keys on the way to it."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from with_keys(inner, (*path, key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from with_keys(inner, path)
+    elif isinstance(value, str):
+        yield from ((path, token) for token in tokens_in(value))
+
+
+def check(found: list[Conversation], report: FileReport, made: list[dict[str, Any]]) -> None:
+    """Hold what was read against what was written."""
+    unreadable = sum(tally.count for tally in report.unreadable.values())
+    assert report.rows == len(found) + report.joined + unreadable
+    carried = set().union(*(tokens_in([c.messages, c.meta]) for c in found))
+    names = set(report.unread_columns) | set(report.unread_fields) | set(report.passed_over)
+    cut = bool(report.notes.keys() & {"blank_last_answer_cut", "attachments_left_out"})
+    ids = {conversation.id for conversation in found}
+    lost = 0
+    for number, row in enumerate(made):
+        if not ids & {row["id"], f"{row['id']}"}:
+            lost += 1
+            continue
+        for path, token in with_keys(row):
+            named = names & {*path, f"key-{number}", "text before the first turn"}
+            assert token in carried or named or cut, (path, token, report)
+    assert not found or lost <= unreadable + len(report.passed_over) + report.joined, report
+    assert found or unreadable or not made, report
+
+
+@given(rows(), CONTAINERS, PACKS, ENCODINGS)
+def test_no_readable_text_disappears_uncounted(
+    tmp_path: Path,
+    made: list[dict[str, Any]],
+    container: Callable[[list[Any]], bytes],
+    pack: Callable[[bytes], bytes],
+    encoding: str | None,
+) -> None:
+    path = tmp_path / "x.json"
+    data = container(made)
+    path.write_bytes(pack(data.decode().encode(encoding) if encoding else data))
+    report = FileReport(path.name, "", 0)
+    found = list(read(path, report=report, rules=ReadingRules(encoding=encoding)))
+    check(found, report, made)
+
+
+@given(rows(), st.booleans())
+def test_nor_in_tables(tmp_path: Path, made: list[dict[str, Any]], arrow: bool) -> None:
+    columns = {key for row in made for key in row}
+    try:
+        table = pa.Table.from_pylist([{key: row.get(key) for key in columns} for row in made])
+        path = tmp_path / "x"
+        if arrow:
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
+                out.write_table(table)
+        else:
+            pq.write_table(table, path)
+    except (pa.ArrowException, ValueError, OverflowError):
+        return  # columns of more than one type
+    report = FileReport(path.name, "", 0)
+    found = list(read(path, report=report))
+    check(found, report, table.to_pylist())
