@@ -1,11 +1,13 @@
-"""The house holds: floors, no cycles, no paper's name in code, and a command line that answers at
-once.
+"""What the code promises of itself: layers (held by import-linter), no paper's name in code, and a
+command line that answers at once.
 """
 
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,19 +18,6 @@ import pytest
 from support.paths import ROOT
 
 PACKAGE = ROOT / "hubkit"
-FLOORS = {
-    0: ("errors", "conversation", "extras", "plugins", "progress", "sensitive_data", "untrusted"),
-    1: ("ray_session", "recipe", "hub", "chat_templates"),
-    2: ("cloud",),
-    3: ("serving", "data"),
-    4: ("training", "rollout", "metrics", "preference", "judging"),
-    5: ("evaluation", "publishing"),
-    6: ("pipeline",),
-    7: ("api",),
-    8: ("cli",),
-    9: ("__main__",),
-}
-LEVEL = {room: level for level, rooms in FLOORS.items() for room in rooms}
 ALONE = ("local_hub", "local_engine")
 PAPER_NAMES = re.compile(r"parrot|usergpt|realchat|realm|socratic|platolm", re.IGNORECASE)
 HEAVY = (
@@ -44,7 +33,7 @@ HEAVY = (
 )
 
 
-def _room(path: Path) -> str:
+def _package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -79,34 +68,6 @@ def _files() -> list[Path]:
     return sorted(p for p in PACKAGE.rglob("*.py") if "_assets" not in p.parts)
 
 
-def test_every_room_has_a_floor() -> None:
-    rooms = {_room(p) for p in _files()} - {"__init__"}
-    assert rooms <= set(LEVEL) | set(ALONE), (
-        f"rooms without a floor: {rooms - set(LEVEL) - set(ALONE)}"
-    )
-
-
-@pytest.mark.parametrize("path", _files(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
-def test_a_room_imports_only_lower_floors(path: Path) -> None:
-    room = _room(path)
-    if room == "__init__":
-        return
-    for module, _ in _imports(path):
-        parts = module.split(".")
-        if (
-            parts[0] != "hubkit"
-            or len(parts) == 1
-            or parts[1] in (room, "__version__", "load_dataset")
-        ):
-            continue
-        other = parts[1]
-        if room in ALONE:
-            assert other in ("errors", "untrusted"), f"{path} imports {module}; too much for {room}"
-        else:
-            lower = other == "errors" or (other in LEVEL and LEVEL[other] < LEVEL[room])
-            assert lower, f"{path} imports {module}, which is not on a lower floor"
-
-
 @pytest.mark.parametrize("path", _files(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_no_papers_name_in_code(path: Path) -> None:
     if path.parent.name == "cli" or path == PACKAGE / "__init__.py":
@@ -119,7 +80,7 @@ def test_no_papers_name_in_code(path: Path) -> None:
 
 @pytest.mark.parametrize("path", _files(), ids=lambda p: p.relative_to(PACKAGE).as_posix())
 def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
-    if _room(path) in ALONE:
+    if _package_of(path) in ALONE:
         return  # processes of their own
     heavy = [m for m, at_top in _imports(path) if at_top and m.split(".")[0] in HEAVY]
     assert not heavy, (
@@ -129,9 +90,11 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
 
 def test_only_the_command_line_prints_or_exits() -> None:
     for path in _files():
-        if _room(path) in ("cli", "__main__", *ALONE) or '__name__ == "__main__"' in path.read_text(
-            "utf-8"
-        ):
+        if _package_of(path) in (
+            "cli",
+            "__main__",
+            *ALONE,
+        ) or '__name__ == "__main__"' in path.read_text("utf-8"):
             continue  # the command line, and files that are processes of their own
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -140,6 +103,44 @@ def test_only_the_command_line_prints_or_exits() -> None:
                 )
             if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.exit":
                 raise AssertionError(f"{path}:{node.lineno} exits")
+
+
+PLANTED = {
+    "hubkit/recipe/planted.py": ("from hubkit.pipeline import run", "A layer imports only lower"),
+    "hubkit/local_hub/planted.py": ("from ..local_engine import app", "processes of their own"),
+    "hubkit/metrics/planted.py": ("from . import sampling, planted_too", "No package has a cycle"),
+}
+
+
+def test_imports_follow_the_layers_and_what_does_not_is_found(tmp_path: Path) -> None:
+    """Also relative imports, and those inside functions; a copy is where violations are planted."""
+    shutil.copytree(PACKAGE, tmp_path / "hubkit", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    kept = _lint_imports(tmp_path)
+    assert kept.returncode == 0, kept.stdout
+    (tmp_path / "hubkit/metrics/planted_too.py").write_text(
+        "def late() -> None:\n    from . import planted\n"
+    )
+    for path, (source, contract) in PLANTED.items():
+        (tmp_path / path).write_text(f"{source}\n")
+        broken = _lint_imports(tmp_path)
+        assert broken.returncode == 1, path
+        [line] = [
+            line for line in broken.stdout.splitlines() if contract in line and "BROKEN" in line
+        ]
+        assert line
+        (tmp_path / path).unlink()
+
+
+def _lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+    )
 
 
 def test_help_loads_nothing_heavy() -> None:

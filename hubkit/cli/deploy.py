@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from hubkit.cli import console
+from hubkit.cli.job_options import show_cleanup
 from hubkit.cli.run import Json
 from hubkit.errors import RecipeError
 
@@ -207,7 +208,7 @@ def list_(json: Json = False) -> None:
             for o in found
         ],
     )
-    say_reaped(reaped)
+    show_cleanup(reaped)
     console.say(
         f"${now:,.2f} per hour now (prices of {prices.date()}; the embedded Hub costs nothing)"
     )
@@ -312,12 +313,6 @@ def reap(json: Json = False) -> None:
     if json:
         console.data([one.to_dict() for one in reaped])
         return
-    say_reaped(reaped)
+    show_cleanup(reaped)
     if not reaped:
         console.say("nothing was left behind")
-
-
-def say_reaped(reaped: list[Any]) -> None:
-    """What was left behind, and what became of it."""
-    for one in reaped:
-        console.say(f"{one.endpoint}: its run is gone; {one.outcome}")

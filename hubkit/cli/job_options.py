@@ -4,6 +4,7 @@ that would cost.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +13,7 @@ from hubkit.cli import console
 from hubkit.errors import RecipeError
 
 if TYPE_CHECKING:
+    from hubkit.cloud import CleanupResult
     from hubkit.hub import Hub
     from hubkit.pipeline import OnJobs
     from hubkit.recipe import Recipe
@@ -124,9 +126,8 @@ def end_what_was_left(hub: Hub) -> None:
     them.
     """
     from hubkit import cloud
-    from hubkit.cli.deploy import say_reaped
 
-    say_reaped(cloud.reap(hub))
+    show_cleanup(cloud.reap(hub))
 
 
 def say_endpoints(recipe: Recipe, hub: Hub) -> None:
@@ -150,3 +151,9 @@ def say_endpoints(recipe: Recipe, hub: Hub) -> None:
 
 def _number(value: float | None, form: str) -> str:
     return "?" if value is None else form.format(value)
+
+
+def show_cleanup(results: Iterable[CleanupResult]) -> None:
+    """What lost runs left, and what became of it."""
+    for result in results:
+        console.say(f"{result.endpoint}: its run is gone; {result.outcome}")
