@@ -86,7 +86,15 @@ def test_a_terminal_that_knows_few_characters_gets_whole_data(
     cli, tmp_path: Path, encoding: str
 ) -> None:  # type: ignore[no-untyped-def]
     chats = tmp_path / "x.jsonl"
-    turns = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
+    texts = [
+        "Tell me how people bake bread.",
+        "They mix flour and water.",
+        "And what then?",
+        "They wait.",
+    ]
+    turns = [
+        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)
+    ]
     rows = [{"id": "é─😀", "messages": [{"role": "user"}]}, {"id": "whole", "messages": turns}]
     chats.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     for more in ((), ("--json",)):
