@@ -35,6 +35,7 @@ def doctor(
         _disk(),
         _memory(),
         _device(),
+        _engine(),
         _unfinished(),
         _hub(),
     ]
@@ -81,7 +82,7 @@ def _packages() -> Finding:
 
 
 def _programs() -> Finding:
-    """What is needed beside Python: to install, and by torch where it compiles for itself."""
+    """What is needed besides Python: to install, and by torch where it compiles code."""
     found = {
         name: next(filter(None, map(shutil.which, tries)), None) for name, tries in PROGRAMS.items()
     }
@@ -140,6 +141,22 @@ def _device() -> Finding:
     return "device", True, "CPU only: use --profile laptop"
 
 
+def _engine() -> Finding:
+    """Which engine ``auto`` starts here, and what the embedded one converts models with."""
+    from hubkit.hub.places import cache
+    from hubkit.serving.engines.choice import converter_state
+    from hubkit.serving.engines.launcher import ENGINES, choose
+
+    kind, reason = choose("auto")
+    installed = [name for name in ENGINES if ENGINES[name].find()]
+    return (
+        "engine",
+        True,
+        f"auto is {kind}: {reason}; servers found: {', '.join(installed) or 'none'}; "
+        f"{converter_state(cache('engine'))}",
+    )
+
+
 def _unfinished() -> Finding:
     from hubkit.hub.places import runs
 
@@ -149,12 +166,12 @@ def _unfinished() -> Finding:
         if folder.is_dir()
     }
     if not sizes:
-        return "unfinished", True, "no stage or rollout waits to be gone on with"
+        return "unfinished", True, "no stage or rollout is unfinished"
     named = ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in sizes.items())
     return (
         "unfinished",
         True,
-        f"{named} in {runs()}; the same command goes on, or remove what is no longer wanted",
+        f"{named} in {runs()}; the same command resumes each, or remove what you no longer need",
     )
 
 

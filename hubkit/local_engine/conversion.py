@@ -35,6 +35,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 import hubkit
 from hubkit.errors import DiskFullError, EngineError, HubError, HubkitError
 from hubkit.local_engine import llamacpp_source
@@ -46,6 +48,7 @@ from hubkit.local_engine.repo import Snapshot, converted, fetch
 from hubkit.local_engine.settings import DEFAULT_CONTEXT, default_cache_dir
 from hubkit.local_engine.tensors import check_plausible, stored_tensors
 
+GGUF_MODEL = "model.gguf"
 _GIB = 1 << 30
 _SLOWEST_BYTES_S = 2_000_000  # of weights per second of CPU time, on the slowest machine
 _FIXED_CPU_S = 300
@@ -64,6 +67,13 @@ def gguf_files(
 
     Raises as `model_to_gguf` does.
     """
+    if (model.folder / GGUF_MODEL).exists():
+        if adapters:
+            raise UnsupportedModelError(
+                f"{model.name} is a GGUF file, which adapters cannot be converted for; serve them "
+                "on the base's repo with safetensors"
+            )
+        return model.folder / GGUF_MODEL, {}
     base = converted(
         cache_dir,
         f"{model.key}-{dtype}",
@@ -80,6 +90,29 @@ def gguf_files(
         )
 
     return base, {name: lora(adapter) for name, adapter in adapters.items()}
+
+
+def prepared(model: Snapshot, cache_dir: Path) -> Snapshot:
+    """Return `model` itself, or for a GGUF file a folder that serves like a model repo: the file
+    with this package's vocabulary, its tokenizer.json, chat template and config.json.
+
+    Raises:
+        EngineError: The file is damaged, or its tokenizer cannot be reproduced exactly.
+    """
+    if model.gguf is None:
+        return model
+    source = model.gguf
+    target = cache_dir / f"gguf-{model.key}"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):
+        if not target.is_dir():
+            with tempfile.TemporaryDirectory(dir=cache_dir) as scratch:
+                folder = Path(scratch) / "model"
+                folder.mkdir()
+                task = {"kind": "gguf", "folder": str(source), "converter": None}
+                run_limited({**task, "out": str(folder / GGUF_MODEL)}, source.stat().st_size)
+                folder.rename(target)
+    return Snapshot(model.name, target, model.key)
 
 
 def model_to_gguf(folder: Path, out: Path, *, dtype: Dtype, context: int, cache_dir: Path) -> None:
@@ -214,7 +247,7 @@ def main() -> int:
     cache_dir = Path(request.get("cache_dir") or default_cache_dir())
     try:
         base, adapters = gguf_files(
-            fetch(request["model"]),
+            prepared(fetch(request["model"]), cache_dir),
             {name: fetch(spec) for name, spec in request["adapters"].items()},
             dtype=request.get("dtype", "q8_0"),
             context=request.get("context", DEFAULT_CONTEXT),

@@ -94,6 +94,10 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
 
 def _load_libraries(task: dict[str, Any]) -> None:
     """Import, before anything is forbidden, what looks around in the system when imported."""
+    if task["kind"] == "gguf":
+        import transformers
+
+        assert transformers.AutoTokenizer
     if task["converter"] is None:
         return
     sys.path[:0] = [task["converter"], f"{task['converter']}/gguf-py"]
@@ -122,7 +126,7 @@ def _read_current_configurations() -> None:
         rope = hparams.get("rope_parameters") or {}
         share, theta = rope.get("partial_rotary_factor"), rope.get("rope_theta")
         names = {"partial_rotary_factor": share, "rotary_pct": share, "rope_theta": theta}
-        names |= {"rotary_emb_base": theta}
+        names |= {"rotary_emb_base": theta, "n_ctx": hparams.get("n_positions")}
         return {**{k: v for k, v in names.items() if v is not None}, **hparams}
 
     ModelBase.load_hparams = staticmethod(load_hparams)
@@ -202,6 +206,12 @@ def _adapter_by_llamacpp(task: dict[str, Any], out: Path) -> None:
     _guarded(lambda: runpy.run_path(script, run_name="__main__"), task)
 
 
+def _gguf(task: dict[str, Any], out: Path) -> None:
+    from hubkit.local_engine.gguf_file import serve_folder
+
+    serve_folder(Path(task["folder"]), out)
+
+
 def _guarded(convert: Any, task: dict[str, Any]) -> None:
     """Whatever llama.cpp's converter raises means that it cannot convert this."""
     try:
@@ -240,6 +250,7 @@ def _try(base: Path, adapters: dict[str, Path]) -> None:
 _CONVERTERS = {
     ("model", False): _model_here,
     ("adapter", False): _adapter_here,
+    ("gguf", False): _gguf,
     ("model", True): _model_by_llamacpp,
     ("adapter", True): _adapter_by_llamacpp,
 }

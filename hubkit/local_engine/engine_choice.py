@@ -25,6 +25,8 @@ from hubkit.local_engine.gguf_model import check_supported, read_config
 
 # Ways of storing quantised weights that llama.cpp's converter reads.
 _QUANTISATIONS = {"bitnet", "fp8", "gptq", "compressed-tensors", "modelopt", "mxfp4"}
+# Whose graph in llama.cpp ignores `norm_topk_prob`: seen by comparing log-probabilities.
+_NORMALISES_EXPERTS = {"Qwen3MoeForCausalLM"}
 DEFAULT_CONTEXT = 2048
 
 
@@ -89,6 +91,8 @@ def check_convertible(config: dict[str, Any], context: int) -> None:
         raise UnsupportedModelError(
             f"llama.cpp ignores the attention window of {name} ({window} tokens, of {context})"
         )
+    if name in _NORMALISES_EXPERTS and config.get("norm_topk_prob") is False:
+        raise UnsupportedModelError(f"llama.cpp always normalises the expert weights of {name}")
     quantisation = config.get("quantization_config") or {}
     method = quantisation.get("quant_method") if isinstance(quantisation, dict) else "?"
     if quantisation and method not in _QUANTISATIONS:

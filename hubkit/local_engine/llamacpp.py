@@ -242,3 +242,14 @@ def _step(entry: dict[str, Any]) -> Step:
 def _logprob(item: dict[str, Any]) -> float:
     value = item["logprob"]
     return _IMPOSSIBLE_LOGPROB if value is None else float(value)
+
+
+def count_tokens(model: Path, texts: list[str]) -> list[int]:
+    """How many tokens llama.cpp makes of each text, by the tokenizer inside the GGUF file.
+
+    Raises `EngineError` when the file does not load.
+    """
+    server = _load(model, [], 1, 256, 1)
+    requests = [{"prompt": text, "n_predict": 1, "cache_prompt": False} for text in texts]
+    answers = [server.handle_completions(request) for request in requests]
+    return [int(answer["usage"]["prompt_tokens"]) for answer in answers]

@@ -177,3 +177,16 @@ def _unpack(archive: Path, target: Path) -> None:
             out = target / path
             out.parent.mkdir(parents=True, exist_ok=True)
             out.write_bytes(content.read())
+
+
+def main() -> int:
+    """Say whether the converter is in the folder of the command line, as JSON."""
+    name = f"llama.cpp's converter {SOURCE.project} {SOURCE.version}"
+    present = folder(Path(sys.argv[1])).is_dir()
+    when = "is here" if present else f"({SOURCE.megabytes} MB) is fetched at first use"
+    print(json.dumps({"state": f"{name} {when}"}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,7 +13,8 @@ from filelock import FileLock
 
 from hubkit.errors import DiskFullError, EngineError, HubUnreachableError, RepoMissingError
 
-_WANTED = ["*.json", "*.jinja", "*.safetensors"]
+_GGUF = ".gguf"
+_PATTERNS = ["*.json", "*.jinja", "*.safetensors"]
 _CONVERTER_VERSION = "1"  # raise it when the converters write something else
 
 
@@ -24,6 +25,7 @@ class Snapshot:
     name: str
     folder: Path
     key: str
+    gguf: Path | None = None  # the weights, where they are a GGUF file
 
     @property
     def is_adapter(self) -> bool:
@@ -34,24 +36,62 @@ class Snapshot:
 
 
 def fetch(spec: str) -> Snapshot:
-    """The snapshot of `spec`: a local folder, or REPO_ID[@REVISION] at $HF_ENDPOINT.
+    """Return the snapshot of `spec`.
 
-    Raises `RepoMissingError` or `HubUnreachableError`, and `EngineError` for a folder without
-    files."""
-    folder = Path(spec)
-    if folder.is_dir():
-        return Snapshot(str(folder.resolve()), folder.resolve(), _content_hash(folder))
+    Args:
+        spec: A folder, a GGUF file, or REPO_ID[@REVISION][:FILE.gguf] at $HF_ENDPOINT. Of several
+            GGUF files without other weights, one has to be named.
+
+    Raises:
+        RepoMissingError: The Hub has no such repo, revision or file for this token.
+        HubUnreachableError: The Hub does not answer and nothing is cached.
+        EngineError: There is no model in the folder, or which one is not clear.
+    """
+    path = Path(spec)
+    if path.is_file() and path.suffix == _GGUF:
+        return _gguf_snapshot(str(path.resolve()), path.resolve())
+    if path.is_dir():
+        folder = path.resolve()
+        if chosen := _only_gguf(spec, [file.name for file in folder.iterdir()], None):
+            return _gguf_snapshot(str(folder), folder / chosen)
+        return Snapshot(str(folder), folder, _content_hash(folder))
     return fetch_repo(spec)
 
 
 def fetch_repo(spec: str) -> Snapshot:
-    """As `fetch`, for a name that a repo's file gives: never a folder of this machine."""
-    repo_id, _, revision = spec.partition("@")
-    return _download(repo_id, revision or None)
+    """Fetch as `fetch` does, for a name that a repo's file gives: never a folder of this
+    machine.
+    """
+    repo, colon, file = spec.rpartition(":") if spec.endswith(_GGUF) else (spec, "", "")
+    repo_id, _, revision = (repo if colon else spec).partition("@")
+    return _download(repo_id, revision or None, file or None)
 
 
-def _download(repo_id: str, revision: str | None) -> Snapshot:
-    from huggingface_hub import snapshot_download
+def _only_gguf(spec: str, names: list[str], named: str | None) -> str | None:
+    """The GGUF file that is the model; None where there are other weights or none at all."""
+    files = sorted(name for name in names if name.endswith(_GGUF) and "mmproj" not in name)
+    if named is not None:
+        if named not in files:
+            raise EngineError(f"{spec} has no {named}; it has {', '.join(files) or 'no .gguf'}")
+        return named
+    if not files or any(name.endswith(".safetensors") for name in names):
+        return None
+    if len(files) > 1:
+        raise EngineError(f"{spec} has {len(files)} GGUF files; name one, as in {spec}:{files[0]}")
+    return files[0]
+
+
+def _gguf_snapshot(name: str, file: Path, key: str | None = None) -> Snapshot:
+    digest = hashlib.blake2b(digest_size=20)
+    if key is None:
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return Snapshot(name, file.parent, key or digest.hexdigest(), file)
+
+
+def _download(repo_id: str, revision: str | None, file: str | None) -> Snapshot:
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -67,9 +107,15 @@ def _download(repo_id: str, revision: str | None) -> Snapshot:
             repo_id,
             revision=revision,
             endpoint=endpoint,
-            allow_patterns=_WANTED,
+            allow_patterns=_PATTERNS,
             ignore_patterns=["*/*"],
         )
+        if file or not any(Path(folder).glob("*.safetensors")):
+            sha = Path(folder).name
+            names = HfApi(endpoint=endpoint).list_repo_files(repo_id, revision=sha)
+            if chosen := _only_gguf(repo_id, names, file):
+                path = hf_hub_download(repo_id, chosen, revision=sha, endpoint=endpoint)
+                return _gguf_snapshot(repo_id, Path(path), f"{sha}-{Path(chosen).stem}")
     except (
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -88,7 +134,7 @@ def _download(repo_id: str, revision: str | None) -> Snapshot:
 
 
 def _content_hash(folder: Path) -> str:
-    files = sorted(path for pattern in _WANTED for path in folder.glob(pattern))
+    files = sorted(path for pattern in _PATTERNS for path in folder.glob(pattern))
     if not files:
         raise EngineError(f"{folder} holds no model: neither .json nor .safetensors files")
     digest = hashlib.blake2b(digest_size=20)

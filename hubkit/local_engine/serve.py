@@ -19,7 +19,7 @@ import uvicorn
 
 from hubkit.errors import EngineError
 from hubkit.local_engine.app import build_app
-from hubkit.local_engine.conversion import gguf_files
+from hubkit.local_engine.conversion import GGUF_MODEL, gguf_files, prepared
 from hubkit.local_engine.engine import Engine, UnsupportedModelError
 from hubkit.local_engine.engine_choice import engine_for
 from hubkit.local_engine.generation import Generator
@@ -74,6 +74,7 @@ def _snapshots(settings: Settings) -> tuple[Settings, Snapshot, dict[str, Snapsh
             ],
         )
         model = fetch_repo(settings.model)
+    model = prepared(model, settings.cache_dir)
     adapters = {name: fetch(spec) for name, spec in settings.adapters.items()}
     for name, adapter in adapters.items():
         trained_on = read_adapter_config(adapter.folder).get("base_model_name_or_path")
@@ -108,6 +109,8 @@ def load_engine(
             if settings.engine == "llamacpp":
                 raise
             reason = str(error)
+    if (model.folder / GGUF_MODEL).exists():
+        raise EngineError(f"{model.name} is a GGUF file, which only llama.cpp serves: {reason}")
     if settings.engine == "auto":
         _log.warning("serving with transformers: %s", reason)
     from hubkit.local_engine.torch_engine import TransformersEngine

@@ -250,20 +250,27 @@ def test_the_transformers_engine_on_cuda() -> None:
 def test_an_architecture_without_a_conversion_is_served_by_transformers(tmp_path: Path) -> None:
     import shutil
 
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPTJConfig, GPTJForCausalLM
 
-    config = GPT2Config(
-        vocab_size=49152, n_embd=32, n_layer=2, n_head=2, n_positions=256, eos_token_id=2
+    config = GPTJConfig(
+        vocab_size=49152,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        rotary_dim=16,
+        n_positions=256,
+        eos_token_id=2,
     )
-    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    GPTJForCausalLM(config).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (smollm2() / name).exists():
             shutil.copy(smollm2() / name, tmp_path / name)
     other = start("--model", str(tmp_path), "--context", "256")
-    assert other.get("/info")["engine"] == "transformers"
+    assert other.get("/info")["engine"] == other.state["engine"] == "transformers"
+    assert "no conversion for GPTJForCausalLM" in other.state["engine_reason"]
     status, answer = other.post("/generate", {"inputs": "Hi", "parameters": {"max_new_tokens": 3}})
     assert status == 200, answer
     other.stop()
     refused = start("--model", str(tmp_path), "--engine", "llamacpp", wait=False)
     assert refused.process.wait(60) == 1
-    assert "no conversion to llama.cpp for GPT2LMHeadModel" in refused.log.read_text()
+    assert "llama.cpp has no conversion for GPTJForCausalLM" in refused.log.read_text()

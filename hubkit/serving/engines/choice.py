@@ -50,6 +50,12 @@ def engine_for(
     return EngineChoice(answer["engine"], answer["reason"])
 
 
+def converter_state(cache_dir: Path) -> str:
+    """Whether llama.cpp's converter has been fetched to `cache_dir`, as a phrase."""
+    answer = _ask("llamacpp_source", [str(cache_dir)], {}, {})
+    return str(answer["state"])
+
+
 def cuda_reason() -> str | None:
     """What CUDA devices there are, as a phrase; None without any."""
     count = len(devices.visible_devices())
