@@ -200,6 +200,7 @@ def test_a_broken_row_in_an_array_costs_that_row_alone(
 
 
 @settings(max_examples=150)
+@example(4, 30, b"")
 @given(st.integers(0, 2000), st.integers(1, 40), st.binary(max_size=12))
 def test_wherever_an_array_is_hurt_rows_further_on_are_read(
     tmp_path: Path, at: int, hurt: int, new: bytes

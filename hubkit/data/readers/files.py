@@ -42,6 +42,7 @@ SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz", ".zst", "
 _METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _BACKUP_FOLDERS = re.compile(r"__MACOSX|__pycache__|lost\+found|checkpoints?(-\d+)?", re.I)
 _SPACE = b" \t\r\n"
+_MAX_LIST = 1 << 26  # bytes of a file that is one conversation
 _PEEK = 1 << 20  # bytes in which the first row is looked for
 
 
@@ -235,11 +236,14 @@ def _block_rows(path: Path, head: bytes, on_bytes: OnBytes, encoding: str | None
 
 def _peek(stream: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
     """The first bytes of `stream`, at least `size` where it has so many, and the whole stream."""
-    head = b""
+    blocks: list[bytes] = []
+    length = 0
     for block in stream:
-        head += block
-        if len(head) >= size:
+        blocks.append(block)
+        length += len(block)
+        if length >= size:
             break
+    head = b"".join(blocks)
     return head, chain([head], stream)
 
 
@@ -323,20 +327,19 @@ def _list_rows(first: bytes, stream: Iterator[bytes], blocks: Blocks) -> Iterato
     """
     head, stream = _peek(chain([first], stream), _PEEK)
     element = next((i.value for i in array_rows(head, iter(())) if isinstance(i, Row)), None)
-    if looks_like_turn(element):
-        lines = _lines(stream)
-        line = next(lines, b"")
-        if parse_json(line or b"")[1] is None:
-            yield from _line_rows(chain([line], lines), blocks)
-        else:
-            text = b"".join(piece or b"" for piece in chain([line], lines))
-            value, reason = parse_json(text)
-            if reason:
-                yield Broken(reason, "the file's one list", len(text))
-            else:
-                yield Row(value, "row 1")
+    if not looks_like_turn(element):
+        yield from _array_rows(stream, blocks)
         return
-    yield from _array_rows(stream, blocks)
+    line, newline, _ = head.partition(b"\n")
+    if newline and parse_json(line)[1] is None:
+        yield from _line_rows(_lines(stream), blocks)
+        return
+    text, stream = _peek(stream, _MAX_LIST)
+    value, reason = parse_json(text)
+    if reason:
+        yield from _array_rows(stream, blocks)
+    else:
+        yield Row(value, "row 1")
 
 
 def _array_rows(stream: Iterator[bytes], blocks: Blocks, frame: Frame = "array") -> Iterator[Item]:
