@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from support.paths import ROOT
+
+from hubkit.publishing.spaces import write_sources
 
 LOOK = """
 import inspect, sys
@@ -20,7 +22,9 @@ print(models.on_gpu)
 
 @pytest.mark.parametrize("which", ["chat", "asker"])
 @pytest.mark.parametrize("there", [True, False])
-def test_a_space_runs_with_the_gpu_decorator_and_without(which: str, there: bool) -> None:
+def test_a_space_runs_with_the_gpu_decorator_and_without(
+    which: str, there: bool, tmp_path: Path
+) -> None:
     """As installed on the Hub's machines (no GPU lent: the function as it is), and where the
     package is missing.
     """
@@ -29,7 +33,7 @@ def test_a_space_runs_with_the_gpu_decorator_and_without(which: str, there: bool
     before = "import gradio" if there else "sys.modules['spaces'] = None"
     done = subprocess.run(
         [sys.executable, "-c", LOOK.format(before=before)],
-        capture_output=True, text=True, timeout=120, check=False, cwd=ROOT / "spaces" / which,
+        capture_output=True, text=True, timeout=120, check=False, cwd=write_sources(which, tmp_path / which),
         env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": "."},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

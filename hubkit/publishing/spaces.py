@@ -1,8 +1,8 @@
-"""The Spaces as a recipe pushes them: their own files, plus ``space.json`` that says which models
-they show.
+"""The Spaces as a recipe pushes them: their own files, the modules that they share, and
+``space.json``, which says which models they show.
 
-A Space is complete in its folder under top-level ``spaces/`` and imports nothing of ours; here only
-its settings and its card's metadata are filled in."""
+A pushed Space is complete and imports nothing of ours. Which files go into it is listed here, so
+that nothing else that lies in those folders leaves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from hubkit.publishing.plan import Content
 from hubkit.recipe import Recipe, SeatConfig, Training
 
 SETTINGS = "space.json"
-_SKIP = ("__pycache__", ".pyc", SETTINGS)
+_OWN = ("README.md", "app.py", "preview.png", "requirements.txt")
+_COMMON = ("models.py", "page.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +41,28 @@ def files(space: Space, recipe: Recipe, qualify: Callable[[str], str]) -> dict[s
     """Path → content of the Space's repo for `recipe`; `qualify` gives repo names their
     namespace.
     """
-    folder = assets.folder("spaces") / space.folder
-    own: dict[str, Content] = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part in str(path.relative_to(folder)) for part in _SKIP)
-    }
-    wanted = settings(recipe, qualify)
-    own[SETTINGS] = (json.dumps(wanted, indent=1, ensure_ascii=False) + "\n").encode()
-    own["README.md"] = _card(folder / "README.md", space, recipe, wanted).encode()
-    return own
+    composed: dict[str, Content] = {**sources(space.folder)}
+    values = settings(recipe, qualify)
+    readme = assets.folder("spaces") / space.folder / "README.md"
+    composed[SETTINGS] = (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
+    composed["README.md"] = _card(readme, space, recipe, values).encode()
+    return composed
+
+
+def sources(name: str) -> dict[str, Path]:
+    """Path in the repo → file, of the Space `name`: its own files and those that all share."""
+    root = assets.folder("spaces")
+    own = {path: root / name / path for path in _OWN}
+    return own | {path: root / "common" / path for path in _COMMON}
+
+
+def write_sources(name: str, folder: Path) -> Path:
+    """Write the Space `name` with the settings it ships with into `folder`, ready to run there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shipped = {SETTINGS: assets.folder("spaces") / name / SETTINGS}
+    for path, source in {**sources(name), **shipped}.items():
+        (folder / path).write_bytes(source.read_bytes())
+    return folder
 
 
 def settings(recipe: Recipe, qualify: Callable[[str], str]) -> dict[str, Any]:
@@ -83,19 +96,19 @@ def _model(name: str, repo_id: str, training: Training, seat: SeatConfig) -> dic
     }
 
 
-def _card(readme: Path, space: Space, recipe: Recipe, wanted: dict[str, Any]) -> str:
+def _card(readme: Path, space: Space, recipe: Recipe, values: dict[str, Any]) -> str:
     """The Space's own README with the metadata of this recipe: title, models, datasets."""
     card = SpaceCard(readme.read_text("utf-8"))
     shown = ("chat",) if space.folder == "chat" else ("asker", "chat")
-    name = wanted[space.named_after]["name"]
+    name = values[space.named_after]["name"]
     card.data["title"] = (
         f"Chat with {name}" if space.folder == "chat" else f"{name}: be the assistant"
     )
     card.data["models"] = list(
-        dict.fromkeys(wanted[who][key] for who in shown for key in ("repo_id", "base"))
+        dict.fromkeys(values[who][key] for who in shown for key in ("repo_id", "base"))
     )
     card.data["datasets"] = [
-        wanted["dialogues" if space.folder == "chat" else "conversations"]["repo_id"]
+        values["dialogues" if space.folder == "chat" else "conversations"]["repo_id"]
     ]
     card.data["tags"] = ["hubkit", *recipe.tags, "mcp-server"]
     return str(card)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import ROOT, Endpoint, Script
+from scripted import Endpoint, Script
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from support.hub_server import HubServer
+
+from hubkit.publishing.spaces import write_sources
 
 pytestmark = pytest.mark.browser
 START_MS = 60_000
@@ -27,8 +29,8 @@ def server(
     running = HubServer(tmp_path_factory.mktemp("hub"), options=("--spaces",)).start()
     api = running.api()
     api.create_repo("local/talk", repo_type="space", space_sdk="gradio")
-    api.upload_folder(repo_id="local/talk", repo_type="space", folder_path=ROOT / "spaces" / "chat",
-                      ignore_patterns=["__pycache__/*"])  # fmt: skip
+    api.upload_folder(repo_id="local/talk", repo_type="space", 
+                      folder_path=write_sources("chat", tmp_path_factory.mktemp("space")))  # fmt: skip
     api.add_space_variable("local/talk", "CHAT_ENDPOINT", endpoints["chat"].url)
     yield running
     running.stop()

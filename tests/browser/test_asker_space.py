@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import ROOT, Endpoint
+from scripted import Endpoint
 
 pytest.importorskip("playwright", reason="needs the Python package playwright")
 
 from playwright.sync_api import Page, expect
+
+from hubkit.publishing.spaces import write_sources
 
 pytestmark = pytest.mark.browser
 END = "[END]"
@@ -32,13 +34,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Space with an end mark, and with real conversations in a file of its own instead of on a
     Hub.
     """
-    import shutil
-
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     place = tmp_path_factory.mktemp("asker") / "asker"
-    shutil.copytree(ROOT / "spaces" / "asker", place)
+    write_sources("asker", place)
     rows = pa.table({"id": ["1"], "messages": [REAL], "source": ["test"]})
     (place / "conversations").mkdir()
     pq.write_table(rows, place / "conversations" / "test-00000-of-00001.parquet")

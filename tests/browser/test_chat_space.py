@@ -6,23 +6,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import ROOT, Endpoint
+from scripted import Endpoint
 
 pytest.importorskip("playwright", reason="needs the Python package playwright")
 
 from playwright.sync_api import Page, expect
+
+from hubkit.publishing.spaces import write_sources
 
 pytestmark = pytest.mark.browser
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"alert('owned')\"> a<b"
 
 
 @pytest.fixture(scope="session")
-def chat_space(start_space: Callable[..., str], endpoints: dict[str, Endpoint]) -> str:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sources("chat", tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture(scope="session")
+def chat_space(
+    start_space: Callable[..., str], endpoints: dict[str, Endpoint], folder: Path
+) -> str:
     return start_space(
-        ROOT / "spaces" / "chat",
+        folder,
         CHAT_ENDPOINT=endpoints["chat"].url,
         BASE_ENDPOINT=endpoints["base"].url,
         ENDPOINT_WAIT_S="4",
@@ -266,13 +276,9 @@ def test_agents_find_its_tools(chat_space: str) -> None:
 
 @pytest.mark.slow
 def test_who_asks_too_fast_is_told_to_wait(
-    page: Page, start_space: Callable[..., str], endpoints: dict[str, Endpoint]
+    page: Page, start_space: Callable[..., str], endpoints: dict[str, Endpoint], folder: Path
 ) -> None:
-    page.goto(
-        start_space(
-            ROOT / "spaces" / "chat", CHAT_ENDPOINT=endpoints["chat"].url, RATE_PER_MINUTE="1"
-        )
-    )
+    page.goto(start_space(folder, CHAT_ENDPOINT=endpoints["chat"].url, RATE_PER_MINUTE="1"))
     page.locator("#message textarea").wait_for()
     say(page, "one")
     expect(page.locator("#chat")).to_contain_text("Answer number 1")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from hubkit import recipe as recipes
 from hubkit.hub import connect
+from hubkit.publishing import spaces
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -86,18 +89,29 @@ def test_lineage_of_nothing_is_one_sentence(cli: Callable[..., object], made: st
 
 
 @pytest.mark.parametrize("name", ["chat", "asker"])
-def test_a_space_is_whole_in_its_folder(name: str):
-    folder = ROOT / "spaces" / name
+def test_a_composed_space_is_whole_and_holds_nothing_else(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(ROOT / "spaces", tmp_path / "spaces")
+    (tmp_path / "spaces" / name / ".env").write_text("TOKEN=of my own")
+    (tmp_path / "spaces" / "common" / "notes.txt").write_text("mine")
+    monkeypatch.setattr(spaces.assets, "folder", lambda kind: tmp_path / kind)
+    folder = spaces.write_sources(name, tmp_path / name)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "README.md", "app.py", "models.py", "page.py", "preview.png", "requirements.txt",
+        "space.json",
+    }  # fmt: skip
+    space = next(s for s in spaces.SPACES if s.folder == name)
+    files = spaces.files(space, recipes.load("parrot"), lambda repo: f"me/{repo}")
+    assert set(files) == names
     card = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
     assert (
         card["sdk"] == "gradio"
         and card["app_file"] == "app.py"
         and len(card["short_description"]) <= 60
     )
-    assert (folder / "preview.png").is_file() and (folder / "requirements.txt").is_file()
     for code in folder.glob("*.py"):
         assert "hubkit" not in "".join(
             line for line in code.open() if line.startswith(("import ", "from "))
         )
-    for shared in ("models.py", "page.py"):
-        assert (folder / shared).read_bytes() == (ROOT / "spaces" / "chat" / shared).read_bytes()

@@ -20,6 +20,7 @@ NEEDED = (
     "hubkit/_assets/cards/chat.md.jinja",
     "hubkit/_assets/spaces/chat/app.py",
     "hubkit/_assets/spaces/asker/app.py",
+    "hubkit/_assets/spaces/common/models.py",
 )
 
 
