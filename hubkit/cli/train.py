@@ -14,6 +14,7 @@ from hubkit.cli.run import DryRun, Json, Overrides, Profiles, RecipeName, _walk
 
 if TYPE_CHECKING:
     from hubkit.training import Launch, TrainPlan
+    from hubkit.training.plan import TemplatePlan
 
 Seat = Annotated[str, typer.Argument(metavar="SEAT", help="Who to train: asker or chat.")]
 Strategy = Annotated[
@@ -215,6 +216,22 @@ def _plan(
         raise typer.Exit(1)
 
 
+def _template_rows(template: TemplatePlan | None) -> list[list[str]]:
+    """How conversations are printed, and how that is known."""
+    if template is None:
+        return [["template", "not known before the base's tokenizer is at hand"]]
+    rows = [
+        ["template", template.description],
+        ["ends of the seat's turns", ", ".join(repr(text) for text in template.stop_texts)],
+    ]
+    if template.rows_compared:
+        same = template.rows_compared - template.rows_differing
+        rows.append(["rows that the base prints the same", f"{same} of {template.rows_compared}"])
+    if template.examples_per_row > 1:
+        rows.append(["examples of each row", f"{template.examples_per_row:.1f}, one an answer"])
+    return rows
+
+
 def _show(title: str, made: TrainPlan) -> None:
     def count(value: float | None) -> str:
         return "not known yet" if value is None else f"{value:,.0f}"
@@ -244,10 +261,14 @@ def _show(title: str, made: TrainPlan) -> None:
         ["devices", devices + (f", {made.launch}" if made.launch else "")],
         ["memory, GiB a device", f"{made.memory_gib['total']:.1f} ({memory})"],
         ["hours", hours],
+        *_template_rows(made.template),
         *([f"{made.kind}.{key}", str(value)] for key, value in made.config.items()),
     ]
     console.table(title, ["what", "planned"], rows)
-    for note in made.notes:
+    if made.template and made.template.row:
+        console.say("one row as it is trained on, what carries loss between « and »:")
+        console.say(made.template.row[:2000])
+    for note in [*(made.template.notes if made.template else []), *made.notes]:
         console.say(f"note: {note}")
     for refusal in made.refusals:
         console.say(f"would not run: {refusal}")

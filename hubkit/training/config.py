@@ -18,6 +18,7 @@ from typing import Any
 from hubkit.errors import MissingDependencyError, RecipeError
 from hubkit.hub.places import home
 from hubkit.recipe import Preference, Training
+from hubkit.training.checks import encoder_exclusion
 
 # What hubkit decides itself, with the reason a recipe's author reads when they set it all the same.
 RESERVED = {
@@ -66,7 +67,7 @@ def sft_config(block: Training, work: Path, *, seed: int) -> tuple[Any, list[str
     from trl import SFTConfig
 
     check_keys("sft", block.sft, SFTConfig)
-    values, notes = fit_to_machine(block.sft)
+    values, notes = fit_to_machine(_without_model_options(block.sft))
     _check_quantize(block)
     os.environ.setdefault("TRACKIO_DIR", str(home() / "trackio"))
     values = {
@@ -86,7 +87,7 @@ def dpo_config(block: Preference, work: Path, *, seed: int) -> tuple[Any, list[s
     from trl import DPOConfig
 
     check_keys("dpo", block.dpo, DPOConfig)
-    values, notes = fit_to_machine(block.dpo)
+    values, notes = fit_to_machine(_without_model_options(block.dpo))
     values = {
         **_defaults(),
         **values,
@@ -95,6 +96,17 @@ def dpo_config(block: Preference, work: Path, *, seed: int) -> tuple[Any, list[s
         "truncation_mode": "keep_start",
     }
     return _build("dpo", DPOConfig, values), notes
+
+
+def model_options(block: Training | Preference) -> dict[str, Any]:
+    """What the recipe says of how the model is loaded: ``model_init_kwargs``."""
+    settings = block.sft if isinstance(block, Training) else block.dpo
+    return dict(settings.get("model_init_kwargs") or {})
+
+
+def _without_model_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """TRL takes them only for models that it loads itself."""
+    return {key: value for key, value in given.items() if key != "model_init_kwargs"}
 
 
 def check_keys(where: str, given: Mapping[str, Any], config_class: type) -> None:
@@ -124,6 +136,14 @@ def fit_to_machine(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
     if torch.cuda.is_available():
         values.setdefault("bf16", torch.cuda.is_bf16_supported())
         return values, notes
+    if torch.backends.mps.is_available():
+        if values.get("fp16"):
+            notes.append("fp16 is off: not on Apple's GPUs")
+        return {**values, "bf16": bool(values.get("bf16")), "fp16": False}, notes
+    if "bf16" not in values and bf16_is_faster():
+        notes.append("bf16 is on: this processor multiplies matrices faster in it than in float32")
+        values["bf16"] = True
+        return {"use_cpu": True, **values}, notes
     for key in ("bf16", "fp16", "tf32"):
         if values.get(key):
             notes.append(f"{key} is off: this machine has no GPU")
@@ -135,17 +155,43 @@ def fit_to_machine(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
     return {"bf16": False, "use_cpu": True, **values}, notes
 
 
-def lora_config(block: Training | Preference) -> Any | None:
-    """`block.lora` as a ``LoraConfig``, or None for full fine-tuning. Raises `RecipeError` for
-    unknown keys.
-    """
+def bf16_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this processor has matrix units for bfloat16 (AMX) and a product is faster in it."""
+    import time
+
+    import torch
+
+    try:
+        if "amx_bf16" not in cpuinfo.read_text("utf-8"):
+            return False
+    except OSError:
+        return False
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        square = torch.ones(1024, 1024, dtype=dtype)
+        torch.mm(square, square)
+        started = time.perf_counter()
+        for _ in range(5):
+            torch.mm(square, square)
+        seconds[dtype] = time.perf_counter() - started
+    return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
+
+
+def lora_config(block: Training | Preference, model: Any = None) -> Any | None:
+    """`block.lora` as a ``LoraConfig``, or None for full fine-tuning.
+
+    With the `model` that it is for, its vision and audio parts are left out.
+
+    Raises:
+        RecipeError: A key that PEFT does not know."""
     if block.lora is None:
         return None
     quiet_environment()
     from peft import LoraConfig
 
     check_keys("lora", block.lora, LoraConfig)
-    return _build("lora", LoraConfig, {"task_type": "CAUSAL_LM", **block.lora})
+    extra = encoder_exclusion(block.lora, model) if model is not None else {}
+    return _build("lora", LoraConfig, {"task_type": "CAUSAL_LM", **extra, **block.lora})
 
 
 def _defaults() -> dict[str, Any]:

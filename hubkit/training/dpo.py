@@ -20,8 +20,14 @@ from hubkit import chat_templates
 from hubkit.conversation import Seat
 from hubkit.progress import Progress
 from hubkit.recipe import Preference
-from hubkit.training.config import dpo_config, lora_config
-from hubkit.training.loading import load_base, load_tokenizer, require_context
+from hubkit.training.checks import check_all
+from hubkit.training.config import dpo_config, lora_config, model_options
+from hubkit.training.loading import (
+    load_base,
+    load_tokenizer,
+    require_context,
+    require_pad_token,
+)
 from hubkit.training.pairs import PairEncoder, fit
 from hubkit.training.process import Rows
 from hubkit.training.trainer import NoTelemetry
@@ -88,6 +94,7 @@ class DPOTask:
         """The chat model's tokenizer, under `template`."""
         tokenizer = load_tokenizer(self.chat)
         tokenizer.chat_template = self.template
+        require_pad_token(tokenizer)
         return tokenizer
 
     def configure(self, work: Path, *, seed: int) -> tuple[Any, list[str]]:
@@ -95,7 +102,10 @@ class DPOTask:
         config, notes = dpo_config(self.block, work, seed=seed)
         require_context("dpo.max_length", self.start, config.max_length, "the chat model")
         lora_config(self.block)  # its mistakes are told before anything is loaded
-        return config, notes
+        self.templates.require("assistant")
+        findings = check_all(self.block, self.start, options=model_options(self.block))
+        findings.require()
+        return config, [*notes, *findings.notes]
 
     def rows(self, data: Sequence[Path], config: Any, work: Path, progress: Progress) -> Rows:
         """Pairs that fit; every process fits its own, to the same end."""
@@ -120,8 +130,9 @@ class DPOTask:
             def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
                 return dataset
 
-        lora = None if self.is_adapter else lora_config(self.block)
-        model = load_base(self.start, adapter=self.is_adapter or lora is not None)
+        adapter = self.is_adapter or self.block.lora is not None
+        model = load_base(self.start, adapter=adapter, options=model_options(self.block))
+        lora = None if self.is_adapter else lora_config(self.block, model)
         if self.is_adapter:
             model = PeftModel.from_pretrained(model, str(self.chat), is_trainable=True)
             model.peft_config["default"].base_model_name_or_path = str(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,46 @@ def load_tokenizer(base: Path) -> Any:
         ) from None
 
 
-def load_base(base: Path, *, adapter: bool, quantize: str | None = None) -> Any:
+def require_pad_token(tokenizer: Any) -> None:
+    """Give `tokenizer` a padding token where it has none: its end of text, or any added token.
+
+    Padding carries neither attention nor loss, so any token will do."""
+    if tokenizer.pad_token is not None:
+        return
+    tokens = [tokenizer.eos_token, tokenizer.unk_token, *tokenizer.get_added_vocab()]
+    tokenizer.pad_token = next((token for token in tokens if token), None)
+    if tokenizer.pad_token is None:
+        raise SourceError(
+            "the base's tokenizer has no special token at all, so rows cannot be padded to one "
+            "length; add a pad_token to its tokenizer_config.json"
+        )
+
+
+def load_base(
+    base: Path,
+    *,
+    adapter: bool,
+    quantize: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Any:
     """The causal language model in `base`: float32 on a CPU and for full fine-tuning, bfloat16
     below a GPU's adapter.
 
-    Raises `SourceError` when the folder holds no weights that transformers reads.
-    """
+    Args:
+        base: Its folder.
+        adapter: Whether only an adapter on it is trained.
+        quantize: ``4bit``, or None.
+        options: What else it is loaded with: ``attn_implementation``.
+
+    Raises:
+        SourceError: The folder holds no weights that transformers reads."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    options: dict[str, Any] = {
-        "dtype": torch.bfloat16 if adapter and torch.cuda.is_available() else torch.float32
-    }
+    half = adapter and torch.cuda.is_available()
+    options = {"dtype": torch.bfloat16 if half else torch.float32, **(options or {})}
     if quantize:
         options["quantization_config"] = four_bits()
     try:

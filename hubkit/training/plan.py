@@ -7,29 +7,51 @@ Without data, rows and tokens are what the recipe expects."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from hubkit.chat_templates import SeatTemplates, for_base
-from hubkit.errors import RecipeError, SourceError, refusing_remote_code
+from hubkit.chat_templates import SeatTemplates, Segment, for_base, text_of
+from hubkit.conversation import Message, Seat
+from hubkit.errors import RecipeError, SourceError, TemplateError
 from hubkit.recipe import Preference, Training
-from hubkit.training.config import dpo_config, lora_config, sft_config
+from hubkit.training.checks import Findings, check_all, check_steps, meta_model
+from hubkit.training.config import dpo_config, lora_config, model_options, sft_config
 from hubkit.training.estimate import GIB, Reference, Size, duration, memory_gib
 from hubkit.training.launch import Launch
 from hubkit.training.loading import load_tokenizer, over_context
 from hubkit.training.pairs import PairEncoder, sampled
-from hubkit.training.rows import RowMaker, RowStats, table
+from hubkit.training.rows import RowMaker, RowStats, seat_view, table
 
 _SAMPLE = 200
 _FOUND = ("rows", "tokens", "loss_tokens", "truncated_share", "dropped_share")
 SHAPES = Path(__file__).with_name("shapes.yaml")
+
+
+@dataclass
+class TemplatePlan:
+    """How a seat's conversations are printed: `description` says where the template comes from and
+    how it was proven, `row` is one row with its loss-bearing parts between « and ». Of
+    `rows_compared` sampled rows, `rows_differing` print differently by the base's own template;
+    `examples_per_row` texts are trained on for each."""
+
+    description: str
+    sha256: str
+    stop_texts: list[str]
+    notes: list[str]
+    row: str | None = None
+    rows_compared: int = 0
+    rows_differing: int = 0
+    examples_per_row: float = 1.0
 
 
 @dataclass
@@ -65,6 +87,7 @@ class TrainPlan:
     utilisation: float
     hours: float | None
     config: dict[str, Any]
+    template: TemplatePlan | None = None
     notes: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
 
@@ -82,11 +105,12 @@ class _What:
     kind: Literal["sft", "dpo"]
     seat: str
     config: Any
-    notes: list[str]
+    findings: Findings
     settings: dict[str, Any]
     found: dict[str, Any]
     size: Size
     sequences: int
+    template: TemplatePlan | None
 
 
 def plan(
@@ -134,24 +158,36 @@ def plan(
         trainable_parameters=what.size.trained,
         memory_gib=memory_gib(what.size, config, what.sequences, sharded, gpu=name != "cpu"),
         config=what.settings,
-        notes=[] if elsewhere else what.notes,
+        template=what.template,
+        notes=[] if elsewhere else what.findings.notes,
         **duration(config, found, batch, flops, name, processes),
         **found,
     )
-    made.refusals = _refusals(what, made, block.max_drop_share, memory)
+    steps = check_steps(config, made.steps)
+    made.notes += steps.notes
+    made.refusals = [
+        *what.findings.refusals,
+        *_refusals(what, made, block.max_drop_share, memory),
+        *steps.refusals,
+    ]
     return made
 
 
 def _supervised(block: Training, data: Sequence[Path], base: Path, seed: int) -> _What:
     config, notes = sft_config(block, Path("unused"), seed=seed)
-    size = _size(base, lora_config(block), four_bits=bool(block.quantize))
-    found = (
-        _sample(block, data, base, config.max_length, seed)
-        if data
-        else _expected(block, config.max_length)
-    )
+    model = meta_model(base)
+    findings = check_all(block, base, options=model_options(block), model=model)
+    findings.notes[:0] = notes
+    size = _size(model, block, four_bits=bool(block.quantize))
+    template = template_plan(block, base, block.seat, findings)
+    if data and template is not None:
+        found = _sample(block, data, base, config.max_length, seed, template)
+    else:
+        found = _expected(block, config.max_length)
     sequences = config.per_device_train_batch_size
-    return _What("sft", block.seat, config, notes, dict(block.sft), found, size, sequences)
+    return _What(
+        "sft", block.seat, config, findings, dict(block.sft), found, size, sequences, template
+    )
 
 
 def _pairwise(
@@ -162,16 +198,21 @@ def _pairwise(
     against a second one."""
     config, notes = dpo_config(block, Path("unused"), seed=seed)
     goes_on = chat is not None and chat.lora is not None and not chat.merge_adapter
-    lora = lora_config(chat if goes_on and chat else block)
-    reference: Reference = "adapter" if goes_on else "base" if lora else "model"
-    size = _size(base, lora, reference=None if config.precompute_ref_log_probs else reference)
-    found = (
-        _sample_pairs(block, chat, data, base, config, seed)
-        if data
-        else _expected_pairs(block, config.max_length)
-    )
+    trained: Training | Preference = chat if goes_on and chat else block
+    model = meta_model(base)
+    findings = check_all(trained, base, options=model_options(block), model=model)
+    findings.notes[:0] = notes
+    reference: Reference = "adapter" if goes_on else "base" if trained.lora else "model"
+    held = None if config.precompute_ref_log_probs else reference
+    size = _size(model, trained, reference=held)
+    template = template_plan(chat, base, "assistant", findings)
+    if data and template is not None:
+        found = _sample_pairs(block, chat, data, base, config, seed)
+    else:
+        found = _expected_pairs(block, config.max_length)
     sequences = 2 * config.per_device_train_batch_size
-    return _What("dpo", "assistant", config, notes, dict(block.dpo), found, size, sequences)
+    settings = dict(block.dpo)
+    return _What("dpo", "assistant", config, findings, settings, found, size, sequences, template)
 
 
 def write_shape(repo_id: str, folder: Path) -> bool:
@@ -210,7 +251,12 @@ def _expected_pairs(block: Preference, max_length: int | None) -> dict[str, Any]
 
 
 def _sample(
-    block: Training, data: Sequence[Path], base: Path, max_length: int | None, seed: int
+    block: Training,
+    data: Sequence[Path],
+    base: Path,
+    max_length: int | None,
+    seed: int,
+    template: TemplatePlan,
 ) -> dict[str, Any]:
     """Rows and tokens of one epoch, estimated from up to 200 rows in the order that training would
     take them in.
@@ -233,6 +279,13 @@ def _sample(
             stats.dropped.add(encoded, row_id)
         else:
             stats.add(encoded, row_id, max_length)
+            if stats.rows_used == 1:
+                view = maker.view(row)
+                texts = maker.templates.examples(view, block.seat) if isinstance(view, list) else []
+                template.row = marked(texts[-1]) if texts else template.row
+    template.rows_compared, template.rows_differing = stats.rows_compared, stats.rows_differing
+    if stats.rows_used:
+        template.examples_per_row = stats.examples / stats.rows_used
     used, tokens, dropped = stats.rows_used, stats.tokens, stats.dropped
     looked = used + dropped.total
     if not used:
@@ -243,7 +296,7 @@ def _sample(
     if block.max_tokens is not None:
         expected = min(expected, math.ceil(block.max_tokens * used / tokens))
     return {
-        "rows": expected,
+        "rows": round(expected * stats.examples / used),
         "sampled_rows": looked,
         "tokens": int(tokens / used * expected),
         "loss_tokens": int(stats.loss_tokens / used * expected),
@@ -277,6 +330,44 @@ def _sample_pairs(
     }
 
 
+_SAMPLE_ROW: list[Message] = [
+    {"role": "user", "content": "How do I bake bread?"},
+    {"role": "assistant", "content": "Mix flour and water."},
+    {"role": "user", "content": "And rye?"},
+    {"role": "assistant", "content": "Use less water."},
+]
+
+
+def template_plan(
+    block: Training | None, base: Path, seat: Seat, findings: Findings
+) -> TemplatePlan | None:
+    """How `seat` prints on `base`; None, with a refusal in `findings` where that is a fault, when
+    it cannot be known."""
+    if not any((base / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+        return None
+    try:
+        templates = _templates(block, base)
+        sha256 = templates.digest(seat)
+    except TemplateError as error:
+        findings.refusals.append(str(error))
+        return None
+    system = block.system if block else None
+    example = templates.examples(seat_view(_SAMPLE_ROW, seat, system), seat)[-1]
+    stops = templates.stop_texts(seat)
+    return TemplatePlan(
+        templates.describe(seat), sha256, stops, list(templates.notes), marked(example)
+    )
+
+
+def marked(segments: Sequence[Segment]) -> str:
+    """Printed text with its loss-bearing parts between « and »."""
+    parts = []
+    for has_loss, group in itertools.groupby(segments, key=lambda segment: segment.has_loss):
+        text = text_of(list(group))
+        parts.append(f"«{text}»" if has_loss else text)
+    return "".join(parts)
+
+
 def _templates(block: Training | None, base: Path) -> SeatTemplates:
     """How the base prints conversations, as `block` says."""
     if block is None:
@@ -285,28 +376,23 @@ def _templates(block: Training | None, base: Path) -> SeatTemplates:
 
 
 def _size(
-    base: Path, lora: Any | None, *, four_bits: bool = False, reference: Reference | None = None
+    model: Any,
+    block: Training | Preference,
+    *,
+    four_bits: bool = False,
+    reference: Reference | None = None,
 ) -> Size:
-    """How large the model in `base` is, from shapes alone."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """How large `model`, on the meta device, is under the block's adapter, if it has one."""
+    text = model.config.get_text_config()
+    config = lora_config(block, model)
+    if config is not None:
+        from peft import get_peft_model
 
-    try:
-        with refusing_remote_code(str(base)):
-            config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"{base} holds no config.json that transformers reads ({error})"
-        ) from None
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        if lora is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, lora)
+        with suppress(ValueError, re.error):  # no module matches: a refusal says so
+            model = get_peft_model(model, config)
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Size(total, trained, config.get_text_config(), lora is not None, four_bits, reference)
+    return Size(total, trained, text, config is not None, four_bits, reference)
 
 
 def _refusals(

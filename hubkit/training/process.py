@@ -134,7 +134,7 @@ def run_in_process(
         seed=seed,
         template_sha256=printed,
         system=task.system,
-        notes=notes,
+        notes=[*notes, *watch.notes],
         sft=task.settings,
         lora=task.block.lora,
         fingerprint=fingerprint,

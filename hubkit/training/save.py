@@ -14,6 +14,7 @@ from typing import Any
 
 from hubkit.chat_templates import SeatTemplates
 from hubkit.conversation import Seat
+from hubkit.training.loading import load_base
 from hubkit.training.report import TrainReport
 
 
@@ -78,7 +79,7 @@ def _save_weights(
         _name_base(out / "adapter_config.json", report.base, report.base_revision)
         return "adapter"
     if adapter:
-        model = model.merge_and_unload()
+        model = _merged(model, base)
     stored = json.loads((base / "config.json").read_text("utf-8"))
     dtype = getattr(
         torch, str(stored.get("dtype") or stored.get("torch_dtype") or "float32"), torch.float32
@@ -90,6 +91,21 @@ def _save_weights(
             out, state_dict={name: tensor.to(dtype) for name, tensor in _untied(model, state)}
         )
     return "merged" if adapter else "full"
+
+
+def _merged(model: Any, base: Path) -> Any:
+    """The adapter's model with its weights added to the base's.
+
+    Into a base that is loaded anew where this one is quantized: weights of four bits hold no sum,
+    and a model that was merged in them is not one that a server loads."""
+    if not getattr(model.get_base_model(), "quantization_method", None):
+        return model.merge_and_unload()
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    weights = {k: v.cpu() for k, v in get_peft_model_state_dict(model).items()}
+    whole = get_peft_model(load_base(base, adapter=False), model.peft_config["default"])
+    set_peft_model_state_dict(whole, weights)
+    return whole.merge_and_unload()
 
 
 def _untied(model: Any, state: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -16,8 +16,14 @@ from hubkit.conversation import Seat
 from hubkit.progress import Progress
 from hubkit.recipe import Training
 from hubkit.training import rows as rows_
-from hubkit.training.config import lora_config, sft_config
-from hubkit.training.loading import load_base, load_tokenizer, require_context
+from hubkit.training.checks import check_all
+from hubkit.training.config import lora_config, model_options, sft_config
+from hubkit.training.loading import (
+    load_base,
+    load_tokenizer,
+    require_context,
+    require_pad_token,
+)
 from hubkit.training.process import Rows
 from hubkit.training.trainer import trainer_class
 
@@ -60,14 +66,20 @@ class SFTTask:
     @cached_property
     def tokenizer(self) -> Any:
         """The base's tokenizer."""
-        return load_tokenizer(self.start)
+        tokenizer = load_tokenizer(self.start)
+        require_pad_token(tokenizer)
+        return tokenizer
 
     def configure(self, work: Path, *, seed: int) -> tuple[Any, list[str]]:
         """An ``SFTConfig``, and notes."""
         config, notes = sft_config(self.block, work, seed=seed)
         require_context("sft.max_length", self.start, config.max_length, self.block.base)
         lora_config(self.block)  # its mistakes are told before anything is loaded
-        return config, notes
+        self.templates.require(self.seat)
+        options = model_options(self.block)
+        findings = check_all(self.block, self.start, options=options, templates=self.templates)
+        findings.require()
+        return config, [*notes, *findings.notes]
 
     def rows(self, data: Sequence[Path], config: Any, work: Path, progress: Progress) -> Rows:
         """Conversations as token rows, memory-mapped; of several processes the first one encodes
@@ -92,17 +104,22 @@ class SFTTask:
 
         if config.dataset_kwargs is None and not config.packing:
             config.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are ready as they are
-        lora = lora_config(self.block)
+        model = load_base(
+            self.start,
+            adapter=self.block.lora is not None,
+            quantize=self.block.quantize,
+            options=model_options(self.block),
+        )
         parts = {"train": Dataset.from_file(str(rows.ready)), "test": None}
         if self.block.holdout:
             parts = parts["train"].train_test_split(self.block.holdout, seed=config.seed)
         trainer = trainer_class()(
-            model=load_base(self.start, adapter=lora is not None, quantize=self.block.quantize),
+            model=model,
             args=config,
             train_dataset=parts["train"],
             eval_dataset=parts["test"],
             processing_class=self.tokenizer,
-            peft_config=lora,
+            peft_config=lora_config(self.block, model),
             callbacks=[watch] if watch else None,
         )
         if self.block.early_stopping:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import TrainingError
 from hubkit.progress import Progress
+from hubkit.training.checks import check_steps
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -114,6 +115,12 @@ def watcher(progress: Progress, checkpoint_minutes: float, run: Run) -> Any:
             self.saved_at = time.monotonic()
             self.note = "training"
             self.stopping = False
+            self.notes: list[str] = []
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            findings = check_steps(args, state.max_steps)
+            findings.require()
+            self.notes = findings.notes
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             progress(state.global_step, state.max_steps, self.note)

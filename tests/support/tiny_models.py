@@ -4,6 +4,7 @@ two-layer Llama.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,10 @@ def tiny_adapter(folder: Path, base: Path, base_repo_id: str, *, seed: int = 0) 
     for name, values in model.named_parameters():
         if "lora_B" in name:
             values.data.normal_(0, 0.1)
-    model.peft_config["default"].base_model_name_or_path = base_repo_id
     model.save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = base_repo_id  # before saving, PEFT would ask a Hub for it
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((base / name).read_bytes())
     (folder / "chat_template.jinja").write_text(for_base(base).source("user"), "utf-8")
