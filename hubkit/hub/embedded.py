@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from hubkit import extras
 from hubkit.errors import DiskFullError, HubError, HubUnreachableError
 from hubkit.hub.network import DIRECT, exempt_loopback
-from hubkit.hub.places import LOCAL, cache, local_root, make_private, settings
+from hubkit.hub.places import LOCAL, cache, local_root, make_private, settings, upstream
 
 IDLE_S = 900
 START_TIMEOUT_S = 60.0
@@ -49,7 +49,8 @@ def ensure_running(*, jobs: bool = False, spaces: bool = False) -> str:
     exempt_loopback()
     if state := running():
         allowed = {name for name in ("jobs", "spaces") if state.get(name)}
-        if required <= allowed:
+        current = "HUBKIT_UPSTREAM" not in os.environ or state.get("upstream") == upstream()
+        if required <= allowed and current:
             return str(state["url"])
         required |= allowed
         stop()
@@ -85,6 +86,8 @@ def _start(root: Path, allowed: set[str]) -> dict[str, Any]:
         idle_s,
     ]
     command += [f"--{name}" for name in sorted(allowed)]
+    if url := upstream():
+        command += ["--upstream", url]
     with log.open("ab") as out:
         server = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from hubkit.errors import HubError
 
 LOCAL = "local"
+DEFAULT_UPSTREAM = "https://huggingface.co"
 
 
 def home() -> Path:
@@ -75,6 +76,25 @@ class Settings:
     def embedded(self) -> bool:
         """True when the configured Hub is the embedded one."""
         return self.url is None
+
+
+def upstream() -> str | None:
+    """The Hub whose repositories the embedded one reads through: ``HUBKIT_UPSTREAM``, a URL or
+    ``off``; huggingface.co by default, unless ``HF_HUB_OFFLINE`` is set. Raises `HubError`.
+    """
+    text = os.environ.get("HUBKIT_UPSTREAM", "").strip()
+    if not text:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        return None if offline else DEFAULT_UPSTREAM
+    if text.lower() in ("off", "none", "0"):
+        return None
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        raise HubError(
+            "HUBKIT_UPSTREAM is not the address of a Hub: set it to 'off', or to a URL without a "
+            "password such as https://huggingface.co"
+        )
+    return text.rstrip("/")
 
 
 def settings() -> Settings:

@@ -45,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
         help="close connections on which a client neither sends nor reads for this long",
     )
     parser.add_argument(
+        "--upstream", help="read repositories that are not here through from the Hub at this URL"
+    )
+    parser.add_argument(
         "--jobs",
         action="store_true",
         help="holders of a write token may run commands on this machine",
@@ -91,6 +94,7 @@ def main() -> int:
                 options.idle_timeout_s,
                 parts,
                 **allowed,
+                upstream=options.upstream,
                 stall_timeout_s=options.stall_timeout_s,
             )
             return 0

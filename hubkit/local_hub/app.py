@@ -183,6 +183,7 @@ FAMILIES: dict[tuple[str, ...], Handler] = {
 """Addresses below which another module tells routes apart."""
 
 
+_REVISION_VERBS = ("revision", "tree", "paths-info", "commits", "resolve", "raw")
 _SPACELESS = ("login", "logout", "validate-yaml", "batch")
 """Last segments of addresses whose POST needs no space: questions, and removing large files."""
 
@@ -320,10 +321,17 @@ class App:
                 405 if methods else 404, f"This Hub does not offer {call.method} …/{verb[:40]}."
             )
         repo, was_moved = lookup(self.hub, kind, namespace, name, call.identity)
+        if self._may_mirror(call, route, namespace, repo):
+            revision = tail[0] if tail and verb in _REVISION_VERBS else "main"
+            repo = await run_in_threadpool(
+                self.hub.upstream.ensure, kind, namespace or "", name, revision
+            )
         if repo is None or not (route.need == SIGNED or can_read(call.identity, repo)):
             raise missing(call.identity)
         if was_moved and namespace and call.method in ("GET", "HEAD"):
             return _redirect(call, repo, namespace, name)
+        if repo.upstream and route.need in (USER, WRITE) and verb not in ("duplicate", "like"):
+            raise Refusal(403, f"{repo.id} mirrors a repository of the upstream and is read-only.")
         if route.need == USER and not require_user(call).may_write:
             raise Refusal(
                 403, "Forbidden: this token only has the read role; a write token is needed."
@@ -333,6 +341,15 @@ class App:
         return await _run(
             call, lambda c: route.handler(c, repo, tail), self._large_bodies, route.handler
         )
+
+    def _may_mirror(
+        self, call: Call, route: Route, namespace: str | None, repo: Repo | None
+    ) -> bool:
+        """Whether the upstream may be asked: for the owner, and what is not a local repository."""
+        if self.hub.upstream.url is None or not namespace or route.need != READ:
+            return False
+        is_owner = call.identity is not None and call.identity.admin
+        return is_owner and (repo is None or repo.upstream)
 
     async def _show_page(self, call: Call) -> Response:
         if call.segments[0] in ("api", "xet", "v2"):

@@ -8,6 +8,7 @@ from hubkit.local_hub.activity import Activity
 from hubkit.local_hub.apps.endpoint_manager import EndpointManager
 from hubkit.local_hub.apps.jobs import JobManager
 from hubkit.local_hub.apps.space_manager import SpaceManager
+from hubkit.local_hub.apps.upstream import Upstream
 from hubkit.local_hub.storage.store import Store
 
 
@@ -20,6 +21,7 @@ class Hub(Store):
         self.endpoints = EndpointManager(self)
         self.jobs = JobManager(self)
         self.spaces = SpaceManager(self)
+        self.upstream = Upstream(self)
 
     def idle_s(self) -> float:
         """Return the seconds since the last request; 0 while a job or a Space's app runs."""
@@ -30,4 +32,5 @@ class Hub(Store):
         self.jobs.close()
         self.spaces.close()
         self.endpoints.close()
+        self.upstream.close()
         super().close()

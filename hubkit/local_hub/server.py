@@ -124,6 +124,7 @@ def serve(
     *,
     jobs: bool = False,
     spaces: bool = False,
+    upstream: str | None = None,
     stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> None:
     """Serve a folder until SIGTERM, SIGINT or idleness. `parts`: above how many bytes a file is
@@ -136,6 +137,7 @@ def serve(
         hub = Hub(root)
         hub.multipart_above_bytes, hub.part_bytes = parts
         hub.jobs.enabled = jobs and host in LOOPBACK
+        hub.upstream.open(upstream if host in LOOPBACK else None)
         hub.spaces.enabled = spaces and host in LOOPBACK
         try:
             hub.require_known_folders()
@@ -278,6 +280,7 @@ def _about(hub: Hub, url: str) -> bytes:
         "version": VERSION,
         "jobs": hub.jobs.enabled,
         "spaces": hub.spaces.enabled,
+        "upstream": hub.upstream.url,
     }
     return json.dumps(info).encode()
 

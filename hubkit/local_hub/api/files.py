@@ -30,7 +30,9 @@ def tree(call: Call, repo: Repo, tail: list[str]) -> Response:
         folder = trees.find(opened, opened.commit(commit).tree, path)
         if folder is None or folder.is_file:
             message = f"{path} does not exist on {revision[:200]!r}"
-            raise Refusal(404, message, "EntryNotFound", headers={"X-Repo-Commit": commit.decode()})
+            raise Refusal(
+                404, message, "EntryNotFound", headers={"X-Repo-Commit": opened.public_id(commit)}
+            )
         entries = (
             list(trees.walk(opened, folder))
             if call.flag("recursive")

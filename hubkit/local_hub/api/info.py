@@ -55,7 +55,7 @@ def _snapshot(path: Path, commit: bytes, tree: bytes) -> Snapshot:
         used = sum(trees.blob_info(repo, entry.sha).file_size for entry in entries.values())
         parsed = _config(_text(repo, config.sha)) if config else {}
         return Snapshot(
-            commit.decode(), date_of(repo.commit(commit)), card, list(entries), parsed, used
+            repo.public_id(commit), date_of(repo.commit(commit)), card, list(entries), parsed, used
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import mimetypes
 import os
@@ -15,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from hubkit.local_hub.api.http import Call, require_gate
+from hubkit.local_hub.apps.upstream import Transfer
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH
@@ -53,7 +55,7 @@ def find_file(
     with git(call.hub, repo) as opened:
         commit = commit_of(opened, revision)
         entry = trees.find(opened, opened.commit(commit).tree, path)
-        sha = commit.decode()
+        sha = opened.public_id(commit)
         if entry is None or not entry.is_file:
             raise Refusal(404, "Entry not found", "EntryNotFound", headers={"X-Repo-Commit": sha})
         info = trees.blob_info(opened, entry.sha)
@@ -80,6 +82,8 @@ def resolve(call: Call, repo: Repo, tail: list[str]) -> Response:
     }
     if file.pointer:
         headers |= {"X-Linked-ETag": f'"{file.etag}"', "X-Linked-Size": str(file.pointer.size)}
+        if repo.upstream and call.hub.objects.size(file.pointer.oid) is None:
+            return _transfer_response(call, repo, file, headers, media_type(name))
         return large_file_response(call, file.pointer.oid, headers, media_type(name))
     assert file.data is not None
     return _bytes_response(call, file.data, headers, media_type(name))
@@ -174,6 +178,54 @@ def large_file_response(
     whole = unchecked and status == 200
     blocks = _read_checked(call.hub.objects, oid, size) if whole else _read(path, start, end)
     return StreamingResponse(blocks, status, headers, media_type=kind)
+
+
+def _transfer_response(
+    call: Call, repo: Repo, file: RepoFile, headers: dict[str, str], kind: str
+) -> Response:
+    """A large file of a mirror that is not here yet: passed on as it comes from the upstream."""
+    assert file.pointer is not None  # the caller's look
+    if _not_modified(call, headers):
+        return Response(status_code=304, headers=headers)
+    status, start, end = _window(call, file.pointer.size, headers)
+    if call.method == "HEAD":
+        return Response(b"", status, headers, media_type=kind)
+    transfer = call.hub.upstream.transfer(repo, file.commit, file.path, file.pointer)
+    blocks = _follow(call.hub.objects, transfer, file.pointer.oid, start, end)
+    return StreamingResponse(blocks, status, headers, media_type=kind)
+
+
+async def _follow(
+    objects: Objects, transfer: Transfer, oid: str, start: int, end: int
+) -> AsyncIterator[bytes]:
+    """The bytes of a transfer as they arrive; the last ones once the whole has its hash."""
+    position, last = start, max(start, end - _BLOCK_BYTES)
+    while position < last and not transfer.finished and not transfer.error:
+        available = min(transfer.arrived, last)
+        if available <= position:
+            await asyncio.sleep(0.02)
+            continue
+        block = await run_in_threadpool(_part, transfer.path, position, available)
+        position += len(block)
+        yield block
+        if not block:
+            break
+    while not transfer.finished and not transfer.error:  # noqa: ASYNC110 - a thread ends it
+        await asyncio.sleep(0.02)
+    if transfer.error:
+        raise Refusal(502, transfer.error)
+    async for block in _read(objects.path(oid), position, end):
+        yield block
+
+
+def _part(path: Path, start: int, end: int) -> bytes:
+    """A piece of a file that may get its final name at any moment."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(min(end - start, _BLOCK_BYTES))
+    except FileNotFoundError:
+        return b""
 
 
 def damaged_file(oid: str) -> Refusal:

@@ -14,7 +14,7 @@ from hubkit.local_hub.api.files import date_of, title_of
 from hubkit.local_hub.api.http import Call, field, next_page
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import trees
-from hubkit.local_hub.storage.git import DEFAULT_BRANCH, NewObject, new_commit
+from hubkit.local_hub.storage.git import DEFAULT_BRANCH, GitRepo, NewObject, new_commit
 from hubkit.local_hub.storage.paths import checked_ref
 from hubkit.local_hub.storage.repos import Repo, commit_of, git
 
@@ -32,7 +32,7 @@ def refs(call: Call, repo: Repo, tail: list[str]) -> Response:
                 (name.decode("utf-8", "replace"), opened.peel(sha)) for name, sha in ids.items()
             ]
             return [
-                {"name": n, "ref": f"{prefix}/{n}", "targetCommit": sha.decode()}
+                {"name": n, "ref": f"{prefix}/{n}", "targetCommit": opened.public_id(sha)}
                 for n, sha in pairs
                 if sha
             ]
@@ -59,17 +59,17 @@ def commits(call: Call, repo: Repo, tail: list[str]) -> Response:
         headers = {}
         if len(history) > size:
             headers["Link"] = next_page(call, history[size].id.decode())
-        described = [_described(commit, formatted) for commit in history[:size]]
+        described = [_described(opened, commit, formatted) for commit in history[:size]]
         return JSONResponse(described, headers=headers)
 
 
-def _described(commit: Commit, formatted: bool) -> dict[str, Any]:
+def _described(repo: GitRepo, commit: Commit, formatted: bool) -> dict[str, Any]:
     from html import escape
 
     message = commit.message.decode("utf-8", "replace").partition("\n\n")[2]
     author = commit.author.decode("utf-8", "replace").partition(" <")[0]
     answer: dict[str, Any] = {
-        "id": commit.id.decode(),
+        "id": repo.public_id(commit.id),
         "title": title_of(commit),
         "message": message,
     }

@@ -130,6 +130,8 @@ def blob(call: Call, repo: Repo, tail: list[str]) -> Response:
 
 def _beginning(call: Call, pointer: trees.Pointer | None) -> bytes:
     assert pointer is not None  # a file without data is a large one
+    if call.hub.objects.size(pointer.oid) is None:
+        return b""  # of a mirror and not downloaded, or damaged
     with call.hub.objects.path(pointer.oid).open("rb") as file:
         return file.read(MAX_TEXT_BYTES)
 

@@ -141,6 +141,8 @@ def _preview(call: Call, repo: Repo, file: str, start: int) -> dict[str, Any]:
     kind = kind_of(file)
     assert kind is not None  # only such files are offered
     if repo_file.pointer:
+        if call.hub.objects.size(repo_file.pointer.oid) is None:
+            raise Refusal(404, f"{file} is not on this Hub's disk: not downloaded, or damaged.")
         return preview(call.hub.objects.path(repo_file.pointer.oid), kind, start)
     with _as_file(repo_file.data or b"", call.hub.objects.temporary) as path:
         return preview(path, kind, start)

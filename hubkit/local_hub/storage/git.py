@@ -34,6 +34,8 @@ BLOB, TREE, COMMIT, TAG = Blob.type_num, Tree.type_num, Commit.type_num, Tag.typ
 _KINDS = {BLOB: b"blob", TREE: b"tree", COMMIT: b"commit", TAG: b"tag"}
 _HEX = re.compile(r"[0-9a-f]{7,40}")
 DEFAULT_BRANCH = "main"
+UPSTREAM_COMMIT = "Upstream-Commit: "
+"""In the message of a mirror's commit: which one it mirrors. `refs/upstream/ID` proves it."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,9 @@ class GitRepo:
             sha = self.ref(name.encode("utf-8", "replace")) if name.startswith("refs/") else None
             if sha:
                 return self.peel(sha)
+        mirrored = self.ref(b"refs/upstream/" + revision.encode("utf-8", "replace"))
+        if mirrored:
+            return mirrored
         return self._by_prefix(revision.encode()) if _HEX.fullmatch(revision) else None
 
     def _by_prefix(self, prefix: bytes) -> bytes | None:
@@ -246,6 +251,14 @@ class GitRepo:
             sha = cast(bytes, item.object[1])
             item = self._read(sha)
         return sha if isinstance(item, Commit) else None
+
+    def public_id(self, sha: bytes) -> str:
+        """Return the id under which clients know a commit: a mirror's is that of the original."""
+        text = self.commit(sha).message.decode("utf-8", "replace")
+        original = text.rpartition(UPSTREAM_COMMIT)[2].encode("utf-8", "replace")
+        if UPSTREAM_COMMIT in text and self.ref(b"refs/upstream/" + original) == sha:
+            return str(original.decode())
+        return str(sha.decode())
 
     def history(self, head: bytes) -> Iterator[Commit]:
         """Commits from `head` back to the first, along first parents."""

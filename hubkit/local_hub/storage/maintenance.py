@@ -128,6 +128,7 @@ def collect(hub: Store, grace_s: float) -> GcResult:
             oid for oid in list(hub.objects) if _collect_large(hub, oid, used, before, result)
         ]
         _collect_damaged(hub, before, result)
+        _collect_partial(hub, before, result)
         if removed:
             with hub.settings.transaction() as connection:
                 connection.executemany("DELETE FROM held WHERE oid = ?", [(o,) for o in removed])
@@ -187,6 +188,15 @@ def _collect_damaged(hub: Store, before: float, result: GcResult) -> None:
     for path in hub.objects.folder.glob(f"??/??/*{DAMAGED_SUFFIX}"):
         stat = path.stat()
         if path.with_suffix("").exists() and stat.st_mtime < before:
+            path.unlink(missing_ok=True)
+            result.bytes += stat.st_size
+
+
+def _collect_partial(hub: Store, before: float, result: GcResult) -> None:
+    """Remove what arrived of large files of the upstream, and was not resumed for long."""
+    for path in (hub.root / "upstream").glob("*.partial"):
+        stat = path.stat()
+        if stat.st_mtime < before:
             path.unlink(missing_ok=True)
             result.bytes += stat.st_size
 

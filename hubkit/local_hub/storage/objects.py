@@ -163,6 +163,15 @@ class Objects:
         """Mark this file as about to be used, so that garbage collection keeps it for now."""
         os.utime(self.path(oid))
 
+    def take(self, path: Path, oid: str) -> None:
+        """Move a file that is on this disk, was synced, and has this hash, into place."""
+        target = self.path(oid)
+        make_durable_folder(target.parent)
+        path.chmod(0o444)
+        path.replace(target)
+        fsync_folder(target.parent)
+        self.note_intact(oid)
+
     def incoming(self) -> Incoming:
         """Start taking a new file."""
         return Incoming(self)

@@ -63,6 +63,11 @@ class Repo:
         return f"{self.namespace}/{self.name}"
 
     @property
+    def upstream(self) -> bool:
+        """Whether this mirrors a repository of the upstream, and is read-only."""
+        return "upstream" in self.extra
+
+    @property
     def web_path(self) -> str:
         """Path of its page, type prefix included."""
         return f"/{PREFIX[self.type]}{self.id}"

@@ -7,6 +7,7 @@ DIR/key             proves to the owner's clients that they talk to this Hub (mo
 DIR/endpoints/      engines' logs      DIR/jobs/           jobs' logs
 DIR/spaces/         apps' logs, and their files while they run
 DIR/server.json     address of the running server          DIR/lock, DIR/gc.lock
+DIR/upstream/       what arrived of large files of the upstream
 DIR/aside/          repositories moved aside on request    DIR/reserve         see `disk_space`
 """
 
