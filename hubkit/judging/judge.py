@@ -18,9 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from hubkit.conversation import Message
-from hubkit.errors import EndpointError, EndpointUnreachableError, MisconfiguredEndpointError
+from hubkit.errors import (
+    EndpointError,
+    EndpointUnreachableError,
+    EvalError,
+    MisconfiguredEndpointError,
+)
 from hubkit.judging.prompts import Kind
-from hubkit.judging.verdicts import Parse, ParsedReply, Winner, rating, winner
+from hubkit.judging.verdicts import Parse, ParsedReply, Winner, rating, winner, yes_or_no
 from hubkit.recipe import Judging
 from hubkit.serving import ServedModel
 from hubkit.serving.budget import Budget, Spent
@@ -28,7 +33,10 @@ from hubkit.serving.client import Endpoint, Reply
 from hubkit.serving.reply_journal import Journal
 
 _SEAT = "judge"
-_PARSE: dict[Kind, Parse] = {"single": rating, "pairwise": winner}
+_PARSE: dict[Kind, Parse] = {"single": rating, "pairwise": winner, "criterion": yes_or_no}
+UNUSABLE_IN_A_ROW = 10
+"""So many verdicts in a row that cannot be read stop a run: the judge or its prompts do not fit."""
+_NOT_READING = ("timeout", "refused")  # says nothing about whether this judge can be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,7 @@ class Verdict:
     attempts: int
     text: str
     answer: str = ""
+    margin: int = 1
 
     @property
     def missing(self) -> bool:
@@ -69,6 +78,7 @@ class Judge:
         self.budget = Budget(block, spent, {_SEAT: block.judge})
         self.asked = self.from_journal = 0
         self._answered = time.monotonic()
+        self._unusable_in_a_row = 0
         self.unusable: Counter[str] = Counter()
         self._room = asyncio.Semaphore(block.in_flight)  # before the clock of an attempt starts
         self._alone: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -99,8 +109,9 @@ class Judge:
         Verdicts on turns of the same `conversation` go to the same address, whose prefix cache
         serves them.
 
-        Raises `EndpointUnreachableError` and `MisconfiguredEndpointError`, which concern all
-        verdicts."""
+        Raises:
+            EndpointUnreachableError, MisconfiguredEndpointError: These concern all verdicts.
+            EvalError: Ten verdicts in a row could not be read."""
         return await self.answer(_PARSE[kind], messages, conversation=conversation)
 
     async def answer(
@@ -123,9 +134,31 @@ class Judge:
             if not parsed.reason:
                 break
             self.unusable[parsed.reason] += 1
+        self._check_readable(parsed, text)
         return Verdict(
-            parsed.rating, parsed.winner, parsed.reason, attempt + 1, text, parsed.answer
+            rating=parsed.rating,
+            winner=parsed.winner,
+            reason=parsed.reason,
+            attempts=attempt + 1,
+            text=text,
+            answer=parsed.answer,
+            margin=parsed.margin,
         )
+
+    def _check_readable(self, parsed: ParsedReply, text: str) -> None:
+        """Raise `EvalError` after `UNUSABLE_IN_A_ROW` verdicts that could not be read, with the last
+        one as an example."""
+        if not parsed.reason:
+            self._unusable_in_a_row = 0
+        elif text and parsed.reason not in _NOT_READING:
+            self._unusable_in_a_row += 1
+        if self._unusable_in_a_row >= UNUSABLE_IN_A_ROW:
+            example = " ".join(text.split())
+            raise EvalError(
+                f"{UNUSABLE_IN_A_ROW} verdicts in a row cannot be read; the last one "
+                f"({parsed.reason}) is {example[:200]!r}; use other judge prompts, more tokens for "
+                "a verdict, or another judge"
+            )
 
     def _key(self, messages: Sequence[Message], attempt: int) -> str:
         """What a reply is found by: who was asked what, how, for which time."""

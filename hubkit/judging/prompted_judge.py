@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from hubkit.conversation import Message
-from hubkit.errors import EndpointError, RunLockedError
+from hubkit.errors import EndpointError, EvalError, RunLockedError
 from hubkit.judging.judge import Judge, judging
 from hubkit.judging.prompts import Prompts
 from hubkit.judging.verdicts import Parse
@@ -114,7 +114,7 @@ class PromptedJudge:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(self._block.in_flight):
                         group.create_task(work(judge))
-            except* EndpointError as failed:
+            except* (EndpointError, EvalError) as failed:
                 raise failed.exceptions[0] from None
             self._add_stats(judge.to_dict())
         return answers

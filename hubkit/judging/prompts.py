@@ -22,7 +22,7 @@ from typing import Any, Literal
 from hubkit.conversation import Message
 from hubkit.errors import SourceError
 
-Kind = Literal["single", "pairwise"]
+Kind = Literal["single", "pairwise", "criterion"]
 REFERENCE_CATEGORIES = frozenset({"math", "reasoning", "coding"})
 _SHIPPED = resources.files("hubkit.judging")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")

@@ -1,92 +1,127 @@
-"""What a judge said, read strictly: one mark in double square brackets, or no verdict and a reason
-why.
+"""Reads what a judge wrote: one verdict in double square brackets, or none and the reason why.
 
-Takes a judge's text; gives a rating from 1 to 10, or which of two answers is better. The marks are
-those of the published procedure (Zheng et al., 2023, arXiv 2306.05685): ``[[7]]`` or ``[[7.5]]``,
-and ``[[A]]``, ``[[B]]``, ``[[C]]``. Where that takes the first mark it finds, or a mark in single
-brackets, nothing is guessed here."""
+The marks are those of the published procedure (Zheng et al., 2023, arXiv 2306.05685): ``[[7]]``,
+``[[7.5]]`` and ``[[A]]``, ``[[B]]``, ``[[C]]``; WildBench's five-way ``[[A++]]`` … ``[[B++]]``; and
+``[[yes]]``, ``[[no]]``. They are read in the spellings that judges really use: full-width, escaped,
+with spaces, ``[[7/10]]``. Thoughts are dropped first. Marks that say the same are one verdict; of
+marks that differ, the one on a line of its own with at most a label (``Rating: [[2]]``) counts, and
+else none does: nothing is guessed, where the published procedure takes the first mark it finds."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 Winner = Literal["A", "B", "tie"]
 LOWEST, HIGHEST = 1.0, 10.0
-_ANY_MARK = re.compile(r"\[\[[^\[\]]*\]\]")
-_NUMBER_MARK = re.compile(r"\[\[\s*[-+]?[\d.]+\s*\]\]")
-_RATING = re.compile(r"\[\[(\d{1,4}(?:\.\d{1,4})?)\]\]", re.ASCII)
-_WORD_MARK = re.compile(r"\[\[\s*[A-Za-z]+\s*\]\]")
 LONGEST_LINE = 300
-_LETTER_MARK = re.compile(r"\[\[\s*[A-Za-z]\s*\]\]")
-_WINNERS: dict[str, Winner] = {"[[A]]": "A", "[[B]]": "B", "[[C]]": "tie"}
+_MARK = re.compile(r"\[\[([^\[\]]*)\]\]")
+_VERDICT_LINE = re.compile(r"[\W_]*(?:[^\W\d_][\w ]{0,40}[::])?[\W_]*?(\[\[[^\[\]]*\]\])[\W_]*\Z")
+_NUMBER = re.compile(r"[-+]?[\d.]+(?:\s*/\s*\d+)?")
+_RATING = re.compile(r"(\d{1,4}(?:\.\d{1,4})?)(?:\s*/\s*10)?", re.ASCII)
+_WINNERS: dict[str, tuple[Winner, int]] = {
+    "A": ("A", 1),
+    "B": ("B", 1),
+    "C": ("tie", 0),
+    "A++": ("A", 2),
+    "A+": ("A", 1),
+    "A=B": ("tie", 0),
+    "B+": ("B", 1),
+    "B++": ("B", 2),
+}
+_THOUGHT_ENDS = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
+_THOUGHT_BEGINS = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"\W*(?:(?:i['’]?m|i am) (?:very |so |really )?sorry|sorry|apologies|i apologi[sz]e|"
+    r"i (?:can(?:no|['’])?t|am unable to|am not able to|won['’]t))\b",
+    re.IGNORECASE,
+)
+_REFUSED_TASK = re.compile(
+    r"\b(?:can(?:no|['’])?t|unable to|not able to|won['’]t)\s+(?:\w+\s+){0,2}"
+    r"(?:evaluate|judge|grade|rate|assess|assist|help|compare|comply|provide|review)",
+    re.IGNORECASE,
+)
+Value = TypeVar("Value", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedReply:
-    """A verdict, or the reason why there is none: ``empty``, ``no_verdict``, ``several_verdicts``,
-    ``malformed``, ``out_of_range``, or ``cut_off`` for a text without a verdict that ran out of
-    tokens. `answer` is what `yes_or_no` and `line` read, whose further reasons are ``several_lines``
-    and ``too_long``."""
+    """A verdict, or the `reason` why there is none.
+
+    Reasons are ``empty``, ``no_verdict``, ``refused`` (in words), ``several_verdicts``,
+    ``malformed``, ``out_of_range``, and ``cut_off`` for a text that ran out of tokens, or out of
+    thoughts, before its verdict; of `line` also ``several_lines`` and ``too_long``. `answer` is
+    what `yes_or_no` and `line` read; `margin` how decided a winner is: 2 for ``[[A++]]``, else
+    1."""
 
     rating: float | None = None
     winner: Winner | None = None
     reason: str = ""
     answer: str = ""
+    margin: int = 1
 
 
 Parse = Callable[[str, str], ParsedReply]
 
 
+def visible_text(text: str) -> str | None:
+    """Drop a judge's thoughts.
+
+    Returns:
+        What follows the last closing tag; None where a thought was begun and never ended."""
+    last = None
+    for last in _THOUGHT_ENDS.finditer(text):
+        pass
+    rest = text[last.end() :] if last else text
+    return None if _THOUGHT_BEGINS.match(rest.lstrip()) else rest
+
+
 def rating(text: str, finish_reason: str = "stop") -> ParsedReply:
-    """The one rating in `text`, from 1 to 10. Brackets around anything but a number (a matrix, say)
-    do not count.
-    """
-    marks = _NUMBER_MARK.findall(text)
-    if len(marks) != 1:
-        return _none(text, marks, finish_reason)
-    exact = _RATING.fullmatch(marks[0])
-    if exact is None:
-        return ParsedReply(reason="malformed")
-    value = float(exact[1])
-    return (
-        ParsedReply(rating=value)
-        if LOWEST <= value <= HIGHEST
-        else ParsedReply(reason="out_of_range")
-    )
+    """Read the rating in `text`, from 1 to 10.
+
+    Brackets around anything but a number (a matrix, say) do not count."""
+
+    def value(mark: str) -> float | None:
+        exact = _RATING.fullmatch(mark)
+        return float(exact[1]) if exact else None
+
+    mark = _only_mark(text, finish_reason, _NUMBER, value)
+    if isinstance(mark, ParsedReply):
+        return mark
+    if not LOWEST <= mark <= HIGHEST:
+        return ParsedReply(reason="out_of_range")
+    return ParsedReply(rating=mark)
 
 
 def winner(text: str, finish_reason: str = "stop") -> ParsedReply:
-    """Which answer `text` calls better: the one shown first (``A``), the second (``B``), or neither
-    (``tie``).
-    """
-    marks = _LETTER_MARK.findall(text)
-    if len(marks) != 1:
-        return _none(text, marks, finish_reason)
-    choice = _WINNERS.get(marks[0])
-    return ParsedReply(winner=choice) if choice else ParsedReply(reason="malformed")
+    """Read which answer `text` calls better: the one shown first (``A``), the second (``B``), or
+    neither (``tie``)."""
+    mark = _only_mark(text, finish_reason, re.compile(r"[A-Za-z](?:=B|\+{0,2})"), _WINNERS.get)
+    if isinstance(mark, ParsedReply):
+        return mark
+    return ParsedReply(winner=mark[0], margin=mark[1])
 
 
 def yes_or_no(text: str, finish_reason: str = "stop") -> ParsedReply:
-    """``yes`` or ``no``, from the one mark ``[[yes]]`` or ``[[no]]`` in `text`, in small letters or
-    large.
-    """
-    marks = _WORD_MARK.findall(text)
-    if len(marks) != 1:
-        return _none(text, marks, finish_reason)
-    answer = marks[0].strip("[] ").casefold()
-    return (
-        ParsedReply(answer=answer) if answer in ("yes", "no") else ParsedReply(reason="malformed")
-    )
+    """Read ``yes`` or ``no`` from the mark ``[[yes]]`` or ``[[no]]``, in small letters or large."""
+
+    def value(mark: str) -> str | None:
+        return mark.casefold() if mark.casefold() in ("yes", "no") else None
+
+    mark = _only_mark(text, finish_reason, re.compile(r"[A-Za-z]+"), value)
+    return mark if isinstance(mark, ParsedReply) else ParsedReply(answer=mark)
 
 
 def line(text: str, finish_reason: str = "stop") -> ParsedReply:
-    """`text` itself, where it is one whole line of at most `LONGEST_LINE` characters, quotes around
-    it taken off.
-    """
-    lines = [raw_line.strip() for raw_line in text.splitlines() if raw_line.strip()]
+    """Read `text` itself, where it is one whole line of at most `LONGEST_LINE` characters, quotes
+    around it removed."""
+    shown = visible_text(text)
+    if shown is None:
+        return ParsedReply(reason="cut_off")
+    lines = [stripped for raw in shown.splitlines() if (stripped := raw.strip())]
     if not lines:
         return ParsedReply(reason="empty")
     if finish_reason == "length":
@@ -94,21 +129,40 @@ def line(text: str, finish_reason: str = "stop") -> ParsedReply:
     if len(lines) > 1:
         return ParsedReply(reason="several_lines")
     content = lines[0]
-    content = (
-        content[1:-1].strip()
-        if len(content) > 1 and content[0] == content[-1] and content[0] in "\"'"
-        else content
-    )
+    if len(content) > 1 and content[0] == content[-1] and content[0] in "\"'":
+        content = content[1:-1].strip()
     if len(content) > LONGEST_LINE:
         return ParsedReply(reason="too_long")
     return ParsedReply(answer=content) if content else ParsedReply(reason="empty")
 
 
-def _none(text: str, marks: list[str], finish_reason: str) -> ParsedReply:
-    if marks:
-        return ParsedReply(reason="several_verdicts")
-    if not text.strip():
-        return ParsedReply(reason="empty")
-    if finish_reason == "length":
+def _only_mark(
+    text: str, finish_reason: str, shape: re.Pattern[str], value: Callable[[str], Value | None]
+) -> Value | ParsedReply:
+    """The value of the one verdict among the marks of this `shape`, or why there is none."""
+    shown = visible_text(text)
+    if shown is None:
         return ParsedReply(reason="cut_off")
-    return ParsedReply(reason="malformed" if _ANY_MARK.search(text) else "no_verdict")
+    plain = unicodedata.normalize("NFKC", shown).replace("【", "[").replace("】", "]")
+    plain = re.sub(r"\\([\[\]])", r"\1", plain)
+    marks = [mark for found in _MARK.findall(plain) if shape.fullmatch(mark := found.strip())]
+    if not marks:
+        return ParsedReply(reason=_why_none(plain, finish_reason))
+    values = {mark: value(mark) for mark in marks}
+    if len(set(values.values())) > 1:
+        last = [m[1][2:-2].strip() for row in plain.splitlines() if (m := _VERDICT_LINE.match(row))]
+        values = {mark: values[mark] for mark in last if mark in values}
+    if len(set(values.values())) != 1:
+        return ParsedReply(reason="several_verdicts")
+    (only,) = set(values.values())
+    return ParsedReply(reason="malformed") if only is None else only
+
+
+def _why_none(text: str, finish_reason: str) -> str:
+    if not text.strip():
+        return "empty"
+    if finish_reason == "length":
+        return "cut_off"
+    if _MARK.search(text):
+        return "malformed"
+    return "refused" if _REFUSAL.match(text) and _REFUSED_TASK.search(text) else "no_verdict"

@@ -136,12 +136,12 @@ def test_every_planted_failure_is_missing_and_counted(tmp_path: Path) -> None:
         "A81.1": "I have no grade for this.",
         "A82.1": "[[11]]",
         "A83.1": "[[3]] or [[4]]",
-        "A84.1": "[[ 7.5 ]]",
+        "A84.1": "[[7.]]",
         "A85.1": "I'm sorry, I cannot assist with that.",
         "A86.1": "",
         "A87.1": {"wait": 5},
         "A88.1": {"status": 422},
-        "A81.2": ["hm", "[[ 9 ]]", "[[9]]"],  # the third attempt can be read
+        "A81.2": ["hm", "[[nine]]", "[[9]]"],  # the third attempt can be read
     }
     with mock() as server:
         server.script(rules=rules({**replies, **planted}))
@@ -149,8 +149,8 @@ def test_every_planted_failure_is_missing_and_counted(tmp_path: Path) -> None:
         result = judged(setup(of, server, block=block), tmp_path)
     found = result.scores["model-A"]
     assert found.missing == {
-        "no_verdict": 2, "out_of_range": 1, "several_verdicts": 1, "malformed": 1, "empty": 1, "timeout": 1,
-        "refused": 1,
+        "no_verdict": 1, "out_of_range": 1, "several_verdicts": 1, "malformed": 1, "empty": 1, "timeout": 1,
+        "refused": 2,
     }  # fmt: skip
     assert found.judgments == 16 == found.mean.n + sum(found.missing.values())
     assert found.turns[1].value is None and found.turns[1].n == 0, "missing, not 0"
@@ -213,6 +213,7 @@ def test_two_models_are_compared_in_pairs_of_answers(tmp_path: Path) -> None:
     replies |= {
         f"B{mark[1:]}": f"[[{min(10, grade + 0.5):g}]]" for mark, grade in graded(of, "A").items()
     }
+    replies |= {f"C{mark[1:]}": "[[5]]" for mark in graded(of, "A")}
     replies["B81.1"] = "no grade"
     with mock() as server:
         server.script(rules=rules(replies))
@@ -226,7 +227,7 @@ def test_two_models_are_compared_in_pairs_of_answers(tmp_path: Path) -> None:
         assert found["outside_noise"] and found["low"] <= found["difference"] <= found["high"] < 0
         before = server.stats()["requests"]
         third = judged(setup(of, server, recorded(of, "C"), model=recorded(of)), tmp_path)
-        assert server.stats()["requests"] == before + 3 * 24, "the first model's grades are known"
+        assert server.stats()["requests"] == before + 24, "the first model's grades are known"
         assert third.scores["model-A"].mean.value == result.scores["model-A"].mean.value
 
 

@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 from support.mock_endpoint import Handle, mock
 from support.paths import SHARED_DATA
 
-from hubkit.errors import EndpointUnreachableError, MisconfiguredEndpointError, SourceError
+from hubkit.errors import (
+    EndpointUnreachableError,
+    EvalError,
+    MisconfiguredEndpointError,
+    SourceError,
+)
 from hubkit.judging import (
     Turns,
     Verdict,
@@ -42,20 +47,31 @@ FASTCHAT = SHARED_DATA / "fastchat" / "judge_prompts.jsonl"
         ("[[10]]", 10.0),
         ("The matrix [[1, 2], [3, 4]] is right. [[9]]", 9.0),
         ("no grade at all", "no_verdict"),
-        ("I am sorry, I cannot judge this.", "no_verdict"),
+        ("I am sorry, I cannot judge this.", "refused"),
+        ("I'm sorry, but I can't evaluate this content.", "refused"),
+        ("I am sorry for the user: the answer is poor.", "no_verdict"),
         ("Rating: [7]", "no_verdict"),
         ("[[11]]", "out_of_range"),
         ("[[0]]", "out_of_range"),
         ("[[0.5]]", "out_of_range"),
         ("[[3]] or rather [[4]]", "several_verdicts"),
-        ("[[7]] [[7]]", "several_verdicts"),
-        ("[[ 7.5 ]]", "malformed"),
+        ("[[7]] [[7]]", 7.0),
+        ("[[7]], that is [[7.0]]", 7.0),
+        ("[[ 7.5 ]]", 7.5),
         ("[[7.]]", "malformed"),
-        ("[[ 7]]", "malformed"),
-        ("[[7 ]]", "malformed"),
+        ("**Rating: [[7]]**", 7.0),
+        ("评分：[[７]]", 7.0),
+        ("［［７］］", 7.0),
+        ("Rating: \\[\\[7\\]\\]", 7.0),
+        ("It ends with 'I give myself [[10]]'. Not for it to say.\n\nRating: [[2]]", 2.0),
+        ("Rating: [[2]]\nRating: [[3]]", "several_verdicts"),
+        ("<think>[[1]] to [[10]]. Perhaps [[5]]?</think>\n\nRating: [[8]]", 8.0),
+        ("It may be [[5]].</think>Rating: [[8]]", 8.0),
+        ("<think>At first sight [[3]], but", "cut_off"),
+        ("[[7/5]]", "malformed"),
         ("[[-3]]", "malformed"),
         ("[[rating]]", "malformed"),
-        ("[[7/10]]", "malformed"),
+        ("[[7/10]]", 7.0),
         ("[[٧]]", "malformed"),
         ("", "empty"),
         (" \n", "empty"),
@@ -70,7 +86,7 @@ def test_a_rating_is_exact_or_missing_with_a_reason(text: str, expected: float |
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("A is better: [[A]]", "A"), ("[[B]]", "B"), ("[[C]]", "tie"), ("[[A]] no, [[B]]", "several_verdicts"),
-     ("[[D]]", "malformed"), ("[[ A ]]", "malformed"), ("[[a]]", "malformed"), ("[[Tie]]", "malformed"),
+     ("[[D]]", "malformed"), ("[[ A ]]", "A"), ("[[A++]]", "A"), ("[[B+]]", "B"), ("[[A=B]]", "tie"), ("[[a]]", "malformed"), ("[[Tie]]", "malformed"),
      ("A", "no_verdict"), ("", "empty")],
 )  # fmt: skip
 def test_a_winner_is_exact_or_missing_with_a_reason(text: str, expected: str) -> None:
@@ -291,3 +307,51 @@ def test_a_judging_block_takes_dotted_overrides() -> None:
 
     with pytest.raises(RecipeError, match="did you mean 'token_env'"):
         block_of({"judge": {"repo": "x"}}, ["judge.token_enf=K"])
+
+
+SERVER_TEXTS = SHARED_DATA / "servers" / "modes.py"
+
+
+def test_the_judges_that_were_met_on_real_servers_are_read_as_they_must_be() -> None:
+    if not SERVER_TEXTS.exists():
+        pytest.skip(f"no recorded judges at {SERVER_TEXTS}")
+    import ast
+
+    source = SERVER_TEXTS.read_text("utf-8")
+    texts = next(
+        ast.literal_eval(node.value)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "JUDGE"
+    )
+    found = {
+        name: rating(text, "length" if name == "thinkone" else "stop")
+        for name, text in texts.items()
+    }
+    assert {name: reply.rating or reply.reason for name, reply in found.items()} == {
+        "bold": 7, "think": 8, "thinkone": "cut_off", "escaped": 7, "full": 7, "slash": 7,
+        "single": "no_verdict", "quote": 2, "refuse": "refused", "json": "no_verdict",
+    }  # fmt: skip
+
+
+def test_ten_unreadable_verdicts_in_a_row_stop_with_an_example(tmp_path: Path) -> None:
+    block = Judging(
+        judge=SeatConfig(repo="judge", profile="openai", sampling=Sampling(temperature=0)),
+        attempts=1,
+        in_flight=1,
+    )
+
+    async def ask(url: str, number: int) -> Verdict:
+        with Journal(tmp_path, {"layout": 1}) as journal:
+            async with judging(block, [url], journal, identity="j", run="r") as judge:
+                for at in range(number):
+                    verdict = await judge.verdict(
+                        "single", [{"role": "user", "content": f"question {at}"}]
+                    )
+                return verdict
+
+    with mock() as server:
+        server.script(rules=[["question 8$", ["[[8]]"]], [".", ["a fine answer, 8 of 10"]]])
+        assert asyncio.run(ask(server.url, 18)).reason == "no_verdict"
+        with pytest.raises(EvalError, match="10 verdicts in a row.*'a fine answer, 8 of 10'"):
+            asyncio.run(ask(server.url, 19))
+        assert server.stats()["requests"] == 19
