@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,168 +11,262 @@ import typer
 
 from hubkit.cli import console
 from hubkit.cli.model_args import DEPLOYED, HARDWARE, show_endpoints
+from hubkit.cli.options import grouped
 from hubkit.cli.run import Json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from hubkit.cli.model_args import Names
     from hubkit.evaluation import Judged, Player, Setup
-    from hubkit.evaluation.benchmarks import Benchmark, Mode
-    from hubkit.judging import Prompts
-    from hubkit.recipe import Judging, Published
+    from hubkit.evaluation.items import Benchmark
 
 _WEAK_JUDGE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_IN_FLIGHT, _EMBEDDED_IN_FLIGHT = 8, 4
-_TOKENS, _EMBEDDED_TOKENS = 1024, 96
-_VERDICT_TOKENS, _EMBEDDED_VERDICT_TOKENS = 1024, 48
 _MODEL = "REPO_ID[@REV] (on our engine), deploy:REPO_ID[@REV] (on an endpoint made for it), URL[#MODEL], or a file"
 _SOURCE = "FILE or REPO_ID[@REV][:FILE]"
+_KINDS = "tgi, vllm, sglang, llamacpp, openai, …"
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL} of answers.")]
-Against = Annotated[
-    str | None, typer.Option("--against", "-a", metavar="MODEL", help="Compare with this one.")
-]
-Name = Annotated[
-    str,
-    typer.Option(
-        "--benchmark",
-        "-b",
-        help="offline-16, mt-bench, mt-bench-8, vicuna, alpaca, or a question file.",
-    ),
-]
-Questions = Annotated[str | None, typer.Option(metavar="SOURCE", help=f"Its questions: {_SOURCE}.")]
-Columns = Annotated[
-    list[str],
-    typer.Option(
-        "--column", metavar="OURS=THEIRS", help="E.g. turns=question: what its columns are called."
-    ),
-]
-References = Annotated[
-    str | None, typer.Option(metavar="SOURCE", help=f"Reference answers: {_SOURCE}.")
-]
-Way = Annotated[
-    str | None,
-    typer.Option(help="single (grades) or pairwise (both orders); default: the benchmark's."),
-]
-JudgeName = Annotated[
-    str, typer.Option(metavar="MODEL", help="Who judges: URL[#MODEL], REPO_ID, or deploy:REPO_ID.")
-]
-Wording = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SOURCE", help=f"default, small (both ours), or {_SOURCE} in FastChat's layout."
-    ),
-]
-Setting = Annotated[
-    list[str],
-    typer.Option(
-        "--set",
-        "-s",
-        metavar="KEY=VALUE",
-        help="E.g. judge.token_env=KEY, judge.usd_per_million_input=2.5.",
-    ),
-]
-Server = Annotated[
-    str, typer.Option(help="Kind of server at MODEL's URL: tgi, vllm, sglang, llamacpp, openai, …")
-]
-TokenEnv = Annotated[
-    str | None, typer.Option(metavar="VAR", help="Environment variable with MODEL's key.")
-]
 Engine = Annotated[
     str, typer.Option(help="What serves deploy: models there: tgi, vllm, sglang or llamacpp.")
 ]
 Place = Annotated[
     str, typer.Option("--hardware", help="What they run on, a row of the price table.")
 ]
-Usd = Annotated[float | None, typer.Option(min=0, help="Stop before the judge has cost more.")]
-Tokens = Annotated[int | None, typer.Option(min=1, help="Stop before the judge took more tokens.")]
-Limit = Annotated[
-    int | None, typer.Option(min=1, help="Only so many questions, spread over the categories.")
-]
-Turns = Annotated[int | None, typer.Option(min=1, help="Only the first turns of each.")]
-MaxTokens = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Most tokens of one answer; default 1024, or 96 where our own engine answers."
-    ),
-]
-InFlight = Annotated[int | None, typer.Option(min=1, help="Conversations at a time.")]
-LogDir = Annotated[
-    Path | None, typer.Option(help="Where journals, logs (for inspect view) and results go.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would be asked and cost at most; ask nothing.")
-]
 
 
-def chat(
-    model: Model,
-    against: Against = None,
-    benchmark: Name = "offline-16",
-    questions: Questions = None,
-    column: Columns = [],  # noqa: B006 - typer copies it
-    references: References = None,
-    mode: Way = None,
-    judge: JudgeName = _WEAK_JUDGE,
-    judge_prompts: Wording = None,
-    setting: Setting = [],  # noqa: B006 - typer copies it
-    server: Server = "tgi",
-    token_env: TokenEnv = None,
-    engine: Engine = "tgi",
-    hardware: Place = HARDWARE,
-    budget_usd: Usd = None,
-    budget_tokens: Tokens = None,
-    limit: Limit = None,
-    turns: Turns = None,
-    max_tokens: MaxTokens = None,
-    in_flight: InFlight = None,
-    log_dir: LogDir = None,
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> None:
-    """Put a chat model before a judge: grades or win rates, with intervals. Interrupted, it resumes
-    where it stopped.
+@dataclass(frozen=True)
+class Players:
+    """Who answers, and how they are reached."""
+
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{_MODEL} of answers.")]
+    against: Annotated[
+        str | None,
+        typer.Option("--against", "-a", metavar="MODEL", help="Compare with this one."),
+    ] = None
+    user: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Words and reveals tasks that are revealed in parts."),
+    ] = None
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Kind of server at MODEL's URL: {_KINDS}; default: openai at https, else tgi."
+        ),
+    ] = None
+    token_env: Annotated[
+        str | None, typer.Option(metavar="VAR", help="Environment variable with MODEL's key.")
+    ] = None
+    engine: Engine = "tgi"
+    hardware: Place = HARDWARE
+
+
+@dataclass(frozen=True)
+class Test:
+    """What they are asked, and how it is scored."""
+
+    benchmark: Annotated[
+        str,
+        typer.Option(
+            "--benchmark",
+            "-b",
+            help="offline-16, mt-bench, mt-bench-8, vicuna, alpaca, multichallenge, mt-bench-101, "
+            "wildbench, multi-if, lost-in-conversation, or a question file.",
+        ),
+    ] = "offline-16"
+    questions: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help=f"Its questions: {_SOURCE}.")
+    ] = None
+    column: Annotated[
+        list[str],
+        typer.Option(
+            "--column",
+            metavar="OURS=THEIRS",
+            help="E.g. turns=question: what its columns are called.",
+        ),
+    ] = field(default_factory=list)
+    references: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help=f"Reference answers: {_SOURCE}, or none."),
+    ] = None
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="single (grades), pairwise (both orders), criteria or checks; default: the benchmark's."
+        ),
+    ] = None
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only so many questions, spread over the categories."),
+    ] = None
+    turns: Annotated[int | None, typer.Option(min=1, help="Only the first turns of each.")] = None
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Most tokens of one answer; default 1024, or 96 where our own engine answers.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Who judges, with which prompts and caps."""
+
+    judge: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="Who judges: URL[#MODEL], REPO_ID, or deploy:REPO_ID."),
+    ] = _WEAK_JUDGE
+    judge_prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help=f"default, small (both ours), or {_SOURCE} in FastChat's layout.",
+        ),
+    ] = None
+    setting: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            help="E.g. judge.token_env=KEY, judge.usd_per_million_input=2.5.",
+        ),
+    ] = field(default_factory=list)
+    budget_usd: Annotated[
+        float | None, typer.Option(min=0, help="Stop before the judge has cost more.")
+    ] = None
+    budget_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Stop before the judge took more tokens.")
+    ] = None
+    in_flight: Annotated[int | None, typer.Option(min=1, help="Conversations at a time.")] = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where results go."""
+
+    log_dir: Annotated[
+        Path | None, typer.Option(help="Where journals, logs (for inspect view) and results go.")
+    ] = None
+    export: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FORM=FILE",
+            help="Also write the verdicts as fastchat, alpaca_eval, lm_eval or hubkit.",
+        ),
+    ] = field(default_factory=list)
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be asked and cost at most; ask nothing."),
+    ] = False
+    json: Json = False
+
+
+@grouped
+def chat(players: Players, test: Test, judge: Judge, output: Output) -> None:
+    """Put a chat model before a judge: grades, win rates or met criteria, with intervals.
+    Interrupted, it resumes where it stopped.
     """
-    from hubkit.cli.model_args import AddressOptions, Names, terms
-    from hubkit.evaluation import Setup, benchmarks
+    from hubkit.cli.model_args import Names
+    from hubkit.evaluation import chat as library
     from hubkit.hub import home
 
-    way = _mode(mode, benchmark)
-    with console.bars(quiet=json) as bar_for:
+    exports = _exports(output.export)
+    with console.bars(quiet=output.json) as bar_for:
         names = Names(bar_for("look up"))
-        found = benchmarks.load(
-            benchmark,
-            names.file,
-            questions=questions,
-            references=references,
-            columns=_columns(column),
-        ).part(questions=limit, turns=turns)
-        block = _block(
-            judge, setting, {"budget_usd": budget_usd, "budget_tokens": budget_tokens}, in_flight
-        )
-        on, spoken = terms(engine, hardware), AddressOptions(server, token_env)
-        players = [names.player(name, spoken, on) for name in (model, against) if name]
-        judging = names.player(judge, AddressOptions.of(block.judge), block.judge.deploy or on)
-        setup = Setup(
-            benchmark=found,
-            mode=way,
-            model=players[0],
-            against=players[1] if against else _beside(found, way),
-            judge=judging,
-            prompts=_prompts(judge_prompts, names, judging),
-            block=block,
-            max_tokens=max_tokens
-            or min(_EMBEDDED_TOKENS if p.embedded else _TOKENS for p in players),
-            in_flight=block.in_flight,
-        )
+        benchmark = _benchmark(test, names, quiet=output.json)
+        setup = _setup(players, test, judge, benchmark, names)
+        folder = output.log_dir or home() / "evals" / benchmark.name
         setup.check()
-        folder = log_dir or home() / "evals" / found.name
-        if not dry_run:
-            result = _judged(setup, names, folder, bar_for("judge"))
-    if dry_run:
-        plan = _plan(setup, folder, names.endpoints(block.judge.context))
-        console.data(plan) if json else _show_plan(plan)
+        if output.dry_run:
+            plan = library.plan(setup, folder, names.endpoints(setup.block.judge.context))
+        else:
+            result = library.run(
+                setup,
+                folder,
+                serve=_serve(names, setup, folder, bar_for("serve")),
+                exports=exports,
+                progress=bar_for("judge"),
+            )
+    if output.dry_run:
+        console.data(plan) if output.json else _show_plan(plan)
     else:
-        console.data(result.to_dict()) if json else _show(result)
+        console.data(result.to_dict()) if output.json else _show(result)
+
+
+def _benchmark(test: Test, names: Names, *, quiet: bool) -> Benchmark:
+    from hubkit.evaluation import benchmarks
+
+    entry = benchmarks.NAMED.get(test.benchmark)
+    if entry and entry.terms and not test.questions and not quiet:
+        console.say(f"{test.benchmark}: {entry.terms}")
+    return benchmarks.load(
+        test.benchmark,
+        names.file,
+        questions=test.questions,
+        references=test.references,
+        columns=_columns(test.column),
+    ).part(questions=test.limit, turns=test.turns)
+
+
+def _setup(players: Players, test: Test, judge: Judge, benchmark: Benchmark, names: Names) -> Setup:
+    from hubkit.cli.model_args import AddressOptions, terms
+    from hubkit.evaluation import Setup
+    from hubkit.evaluation import chat as library
+
+    mode = library.mode_for(test.mode, benchmark)
+    block = library.JudgeChoice(
+        judge.judge.removeprefix(DEPLOYED),
+        judge.judge.startswith(DEPLOYED),
+        judge.setting,
+        judge.budget_usd,
+        judge.budget_tokens,
+        judge.in_flight,
+    ).block()
+    deploy = terms(players.engine, players.hardware)
+
+    def player(name: str) -> Player:
+        dialect = players.server or library.dialect_of(name)
+        return names.player(name, AddressOptions(dialect, players.token_env), deploy, benchmark.questions)
+
+    model = player(players.model)
+    against = player(players.against) if players.against else None
+    user = player(players.user) if players.user else None
+    if mode == "checks":
+        judging = _no_judge()
+    else:
+        judging = names.player(judge.judge, AddressOptions.of(block.judge), block.judge.deploy or deploy)
+    answering = [one for one in (model, against) if one]
+    return Setup(
+        benchmark=benchmark,
+        mode=mode,
+        model=model,
+        against=against or library.recorded_opponent(benchmark, mode),
+        judge=judging,
+        prompts=library.prompts_for(judge.judge_prompts, names.file, judging),
+        block=block,
+        user=user,
+        max_tokens=test.max_tokens or library.answer_tokens(answering),
+        in_flight=block.in_flight,
+    )
+
+
+def _no_judge() -> Player:
+    from hubkit.evaluation import Player
+
+    return Player("no judge", "none")
+
+
+def _serve(names: Names, setup: Setup, folder: Path, progress: Any) -> Any:
+    from hubkit.cli.model_args import serving
+
+    @contextmanager
+    def serve(players: Sequence[Player]) -> Iterator[list[Player]]:
+        engine = {"context": setup.block.judge.context, "slots": 2 * setup.in_flight}
+        with serving(names, players, **engine, log_dir=folder, progress=progress) as served:
+            yield served
+
+    return serve
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:
@@ -185,100 +280,27 @@ def _columns(pairs: list[str]) -> dict[str, str]:
     return mapping
 
 
-def _block(judge: str, setting: list[str], caps: dict[str, Any], in_flight: int | None) -> Judging:
-    """The judging block: what suits the kind of judge, then --set, then the caps."""
-    from hubkit.errors import RecipeError
-    from hubkit.recipe import judging
+def _exports(pairs: list[str]) -> Any:
+    from hubkit.evaluation.verdict_files import FORMATS
 
-    served, deployed = judge.startswith(("http://", "https://")), judge.startswith(DEPLOYED)
-    name = judge.partition("#")[2] or "tgi"
-    longest = _VERDICT_TOKENS if served or deployed else _EMBEDDED_VERDICT_TOKENS
-    seat = {
-        "repo": judge.removeprefix(DEPLOYED),
-        "endpoints": ["deploy" if deployed else "embedded"],
-        "profile": "openai" if served else "tgi",
-        "model": name if served else "tgi",
-        "context": 8192,
-        "sampling": {"temperature": 0.0, "max_tokens": longest},
-    }
-    data = {
-        "judge": seat,
-        "in_flight": in_flight or (_IN_FLIGHT if served or deployed else _EMBEDDED_IN_FLIGHT),
-    }
-    block = judging(data, setting)
-    block = block.model_copy(update={name: cap for name, cap in caps.items() if cap is not None})
-    prices = (block.judge.usd_per_million_input, block.judge.usd_per_million_output)
-    if block.budget_usd is not None and served and not any(prices):
-        raise RecipeError(
-            "--budget-usd needs the judge's prices: --set judge.usd_per_million_input=… "
-            "--set judge.usd_per_million_output=…"
+    exports = {form: Path(file) for form, _, file in (pair.partition("=") for pair in pairs)}
+    if any(form not in FORMATS or file == Path() for form, file in exports.items()):
+        raise typer.BadParameter(
+            f"must be FORM=FILE, with FORM out of {', '.join(FORMATS)}", param_hint="--export"
         )
-    return block
-
-
-def _mode(mode: str | None, benchmark: str) -> Mode:
-    from hubkit.evaluation.benchmarks import NAMED
-
-    if mode in ("single", "pairwise"):
-        return mode  # type: ignore[return-value]
-    if mode is not None:
-        raise typer.BadParameter(f"{mode!r} is neither single nor pairwise", param_hint="--mode")
-    return NAMED[benchmark].mode if benchmark in NAMED else "single"
-
-
-def _beside(benchmark: Benchmark, mode: Mode) -> Player | None:
-    """In pairwise mode, answers that came with the questions stand in for a second model."""
-    from hubkit.evaluation import Player
-
-    if mode != "pairwise" or not benchmark.recorded:
-        return None
-    who, answers = next(iter(benchmark.recorded.items()))
-    return Player(who, f"answers in {benchmark.files[0]['name']}", recorded=answers)
-
-
-def _prompts(source: str | None, names: Names, judge: Player) -> Prompts:
-    """The prompts of `source`; without one our own: for a judge on the embedded engine, those for
-    small judges.
-    """
-    from hubkit.judging import default_prompts, read_prompts, small_prompts
-
-    ours = {"default": default_prompts, "small": small_prompts}
-    source = source or ("small" if judge.embedded else "default")
-    return ours[source]() if source in ours else read_prompts(*names.file(source))
-
-
-def _judged(setup: Setup, names: Names, folder: Path, progress: Any) -> Judged:
-    from hubkit.cli.model_args import serving
-    from hubkit.evaluation import judged, report
-
-    folder.mkdir(parents=True, exist_ok=True)
-    asked = [*setup.players, setup.judge]
-    engine = {"context": setup.block.judge.context, "slots": 2 * setup.in_flight}
-    with serving(names, asked, **engine, log_dir=folder, progress=progress) as (*answering, judge):
-        against = answering[1] if setup.against else None
-        served = replace(setup, model=answering[0], against=against, judge=judge)
-        result = judged(served, folder, progress=progress)
-    result.path.with_suffix(".md").write_text(report.markdown(result, _published()), "utf-8")
-    return result
-
-
-def _published() -> list[Published]:
-    """The tables of every recipe that ships."""
-    from hubkit.recipe import available, load
-
-    return [entry for name in available()["recipes"] for entry in load(name).eval.published]
+    return exports
 
 
 def _show(result: Judged) -> None:
     from hubkit.evaluation import report
+    from hubkit.evaluation.chat import published_tables
 
-    name = result.setup.benchmark.name
-    console.table(
-        f"{name}: {result.setup.mode}, judged by {result.setup.judge.name}", *report.table(result)
-    )
+    name, setup = result.setup.benchmark.name, result.setup
+    judge = f"judged by {setup.judge.name}" if setup.judged else "checked by code"
+    console.table(f"{name}: {setup.mode}, {judge}", *report.table(result))
     for sentence in report.sentences(result):
         console.line(sentence)
-    fitting = report.fitting(_published(), name)
+    fitting = report.fitting(published_tables(), name)
     for entry in fitting:
         console.table(
             f"As published, not measured here: {entry.title}", *report.published_table(entry)
@@ -291,45 +313,22 @@ def _show(result: Judged) -> None:
     )
 
 
-def _plan(setup: Setup, folder: Path, endpoints: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a run would ask, which endpoints it would make, and what the judge would take if every
-    answer and verdict were as long as it may be."""
-    prompt = completion = 0
-    answer = setup.max_tokens * (2 if setup.mode == "pairwise" else 1)
-    each = setup.judgments // setup.turns
-    for question in setup.benchmark.questions:
-        for turn in range(len(question.turns)):
-            said = sum(len(text) // 3 for text in question.turns[: turn + 1])
-            prompt += each * (said + (turn + 1) * answer + 500)
-            completion += each * setup.block.judge.reply_tokens
-    judge = setup.block.judge
-    usd = (prompt * judge.usd_per_million_input + completion * judge.usd_per_million_output) / 1e6
-    return {
-        **setup.to_dict(),
-        "answers": setup.answers,
-        "judgments": setup.judgments,
-        "at_most": {"prompt_tokens": prompt, "completion_tokens": completion, "usd": round(usd, 4)},
-        "endpoints": endpoints,
-        "log_dir": str(folder),
-    }
-
-
 def _show_plan(plan: dict[str, Any]) -> None:
-    limits = plan["at_most"]
+    limits, judge = plan["at_most"], plan["judge"]
     rows = [
         ["benchmark", f"{plan['benchmark']['name']}: {plan['benchmark']['questions']} questions"],
         ["answers to be played", plan["answers"]],
         ["judgments", plan["judgments"]],
-        [
-            "judge prompts",
-            f"{plan['judge']['prompts']['source']} ({plan['judge']['prompts']['sha256'][:12]})",
-        ],
-        [
-            "judge's tokens, at most",
-            f"{limits['prompt_tokens']:,} in, {limits['completion_tokens']:,} out",
-        ],
-        ["US dollars, at most, retries apart", f"{limits['usd']:,.2f}"],
-        ["folder", plan["log_dir"]],
     ]
-    console.table("what would be asked", ["", ""], rows)
+    if judge:
+        prompts = judge["prompts"]
+        rows += [
+            ["judge prompts", f"{prompts['source']} ({prompts['sha256'][:12]})"],
+            [
+                "judge's tokens, at most",
+                f"{limits['prompt_tokens']:,} in, {limits['completion_tokens']:,} out",
+            ],
+            ["maximum cost in USD, excluding retries", f"{limits['usd']:,.2f}"],
+        ]
+    console.table("what would be asked", ["", ""], [*rows, ["folder", plan["log_dir"]]])
     show_endpoints(plan["endpoints"])

@@ -15,6 +15,7 @@ from hubkit.errors import RecipeError, RepoMissingError, SourceError
 
 if TYPE_CHECKING:
     from hubkit.evaluation import Player
+    from hubkit.evaluation.items import Question
     from hubkit.hub import Hub, Ref
     from hubkit.progress import Progress
     from hubkit.recipe import Deploy, SeatConfig
@@ -155,11 +156,18 @@ class Names:
             raise SourceError(f"{ref} {said}, as {ref.repo_id}:FILE")
         return found[0]
 
-    def player(self, name: str, address: AddressOptions, terms: Deploy | None = None) -> Player:
+    def player(
+        self,
+        name: str,
+        address: AddressOptions,
+        terms: Deploy | None = None,
+        questions: Sequence[Question] | None = None,
+    ) -> Player:
         """Who `name` is: ``URL[#MODEL]``, a file of recorded answers, a model folder,
         ``REPO_ID[@REV]``, or ``deploy:REPO_ID[@REV]``, for which an endpoint is made on `terms`.
 
-        Repos and folders get their addresses from `serving`.
+        Repos and folders get their addresses from `serving`. Recorded answers are matched to
+        `questions` by id or instruction; without questions (of a judge) a file is refused.
         """
         from hubkit.evaluation import Player
         from hubkit.evaluation.benchmarks import recorded_answers
@@ -171,7 +179,12 @@ class Names:
         if name.startswith(DEPLOYED):
             return self._repo(name.removeprefix(DEPLOYED), terms or _default_terms())
         if Path(name).is_file():
-            answers, file = recorded_answers(name, self.file)
+            if questions is None:
+                raise SourceError(
+                    f"{name} is a file, and a judge must be asked; for verdicts that were given "
+                    f"before: hubkit eval report {name}"
+                )
+            answers, file = recorded_answers(name, self.file, questions)
             return Player(
                 Path(name).stem,
                 f"answers in {file['name']}, sha256 {file['sha256']}",

@@ -225,5 +225,6 @@ def _verdict(seat: dict[str, Any], turns: str) -> str:
     words = "outside the noise" if against["outside_noise"] else "within the noise"
     return (
         f"{losses['trained']:.3f} nats per {turns}-turn token on held-out conversations, {rival} {losses[rival]:.3f}: "
-        f"{against['difference']:+.3f} [{against['low']:+.3f}, {against['high']:+.3f}], {words}"
+        f"{against['difference']:+.3f} [{against['low']:+.3f}, {against['high']:+.3f}] "
+        f"over {against['conversations']} conversations, {words}"
     )

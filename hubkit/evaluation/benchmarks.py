@@ -1,107 +1,177 @@
-"""Questions of a benchmark: which user turns, in which category, with which reference answers.
+"""Benchmarks by name or from files: which user turns, after which history, scored by what.
 
-Takes a name that is known here, or files: questions in FastChat's layout (JSON lines of
-``question_id``, ``category``, ``turns``, optional ``reference``), follow-ups keyed by question id
-(``follow_ups``: objects with ``text``), reference answers or a model's recorded answers
-(``choices`` with ``turns``), AlpacaEval's JSON (``instruction``, ``output``), or parquet with such
-columns. Every file that went in is named in the result with its sha256."""
+Takes a name out of `NAMED`, or files: questions in FastChat's layout (JSON lines of
+``question_id``, ``category``, ``turns``, optional ``reference``) or in the form of
+`hubkit.evaluation.items` (also ``messages``, ``criteria``, ``checks``, ``checklist``), follow-ups
+keyed by question id (``follow_ups``: objects with ``text``), reference answers or a model's recorded
+answers (``choices`` with ``turns``), AlpacaEval's JSON (``instruction``, ``output``), CSV, or
+parquet with such columns. Every file that went in is named in the result with its sha256."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import compress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from hubkit.errors import SourceError
+from hubkit.errors import HubkitError, SourceError
+from hubkit.evaluation import suites
+from hubkit.evaluation.items import Benchmark, Check, Criterion, Mode, Question
+from hubkit.evaluation.records import (
+    Find,
+    Record,
+    answers_of,
+    check,
+    explicit_id,
+    match,
+    parse,
+    read,
+    texts,
+)
+from hubkit.judging import REFERENCE_CATEGORIES
+from hubkit.plugins import Registry
 
-Mode = Literal["single", "pairwise"]
-Find = Callable[[str], tuple[Path, str]]
-"""A named file → where it lies here, and what to call it (a repo's at its commit)."""
-
+__all__ = [
+    "COLUMNS",
+    "NAMED",
+    "NO_REFERENCES",
+    "Benchmark",
+    "NamedBenchmark",
+    "Question",
+    "load",
+    "recorded_answers",
+]
 SHIPPED = resources.files("hubkit.evaluation.questions")
-# Temperature of answers by category: FastChat's llm_judge (common.py, `temperature_config`); 0.7
-# elsewhere.
-TEMPERATURES: Mapping[str, float] = {
-    "extraction": 0.0,
-    "math": 0.0,
-    "coding": 0.0,
-    "reasoning": 0.0,
-    "stem": 0.1,
-    "humanities": 0.1,
-}
-OTHER_TEMPERATURE = 0.7
 COLUMNS = ("question_id", "category", "turns", "reference", "output", "generator")
 """What a question file's columns are called."""
-_PARQUET = b"PAR1"
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A conversation's user turns, in order. `reference` are correct answers to the first of
-    them.
-    """
-
-    id: str
-    category: str
-    turns: tuple[str, ...]
-    reference: tuple[str, ...] = ()
-
-    @property
-    def temperature(self) -> float:
-        """At which its answers are sampled."""
-        return TEMPERATURES.get(self.category, OTHER_TEMPERATURE)
-
-
-@dataclass(frozen=True, slots=True)
-class Benchmark:
-    """A set of questions; `files` are ``{name, sha256}`` of what it was read from. `recorded` are
-    answers that came with the questions: name of who answered → question id → answers."""
-
-    name: str
-    questions: list[Question]
-    files: list[dict[str, str]]
-    recorded: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
-
-    @property
-    def most_turns(self) -> int:
-        """Turns of its longest conversation."""
-        return max(len(question.turns) for question in self.questions)
-
-    def part(self, *, questions: int | None, turns: int | None) -> Benchmark:
-        """Only the first `questions`, spread over the categories in order, and only their first
-        `turns` turns.
-        """
-        chosen = _spread(self.questions, questions) if questions else self.questions
-        return replace(self, questions=[replace(q, turns=q.turns[:turns]) for q in chosen])
+NO_REFERENCES = "none"
+"""In place of a file of reference answers: judge without any, and say so."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedBenchmark:
-    """A benchmark by name: how it is judged by default, where its questions are (`only` those of
-    one category there), and follow-ups that ship."""
+    """A benchmark by name.
+
+    Attributes:
+        mode: How it is scored by default.
+        questions: Where its questions are; empty where only a file of the user's has them.
+        follow_ups: A file of ours whose turns follow those of the questions.
+        references: Where the reference answers are, for a benchmark that is judged with them.
+        only: Only the questions of this category.
+        read: Reads records of its own layout.
+        licence: Under which its files may be used, as their home says.
+        home: Where they come from.
+        macro: Whether its headline is the mean over categories.
+        length_margin: See `Benchmark`.
+        notes: What a reader must know beside its numbers."""
 
     mode: Mode
     questions: str
     follow_ups: str | None = None
+    references: str | None = None
     only: str = ""
+    read: suites.Read | None = None
+    licence: str = ""
+    home: str = ""
+    macro: bool = False
+    length_margin: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def terms(self) -> str:
+        """Where its files come from and under which licence, in one sentence; empty where all of it
+        ships with hubkit."""
+        if not self.home:
+            return ""
+        return f"its questions come from {self.home}; licence: {self.licence}"
 
 
-NAMED: Mapping[str, NamedBenchmark] = {
-    "offline-16": NamedBenchmark("single", "offline-16.jsonl"),
-    "mt-bench": NamedBenchmark("single", "HuggingFaceH4/mt_bench_prompts:raw/question.jsonl"),
-    "mt-bench-8": NamedBenchmark(
-        "single", "HuggingFaceH4/mt_bench_prompts:raw/question.jsonl", "mt-bench-8.jsonl"
-    ),
-    # AlpacaEval's 805 instructions hold the 80 of Vicuna-Bench, marked so, without FastChat's
-    # categories.
-    "vicuna": NamedBenchmark("pairwise", "tatsu-lab/alpaca_eval:alpaca_eval.json", only="vicuna"),
-    "alpaca": NamedBenchmark("pairwise", "tatsu-lab/alpaca_eval:alpaca_eval.json"),
-}
+_MT_BENCH = NamedBenchmark(
+    "single",
+    "HuggingFaceH4/mt_bench_prompts:raw/question.jsonl",
+    references="spaces/lmsys/mt-bench:data/mt_bench/reference_answer/gpt-4.jsonl",
+    licence="Apache-2.0 (lm-sys/FastChat)",
+    home="HuggingFaceH4/mt_bench_prompts, references from the Space lmsys/mt-bench",
+)
+_ALPACA = NamedBenchmark(
+    "pairwise",
+    "tatsu-lab/alpaca_eval:alpaca_eval.json",
+    licence="CC-BY-NC-4.0",
+    home="tatsu-lab/alpaca_eval",
+)
+NAMED: Registry[NamedBenchmark] = Registry("hubkit.benchmarks")
+"""Benchmarks by name: these, and those of installed plug-ins."""
+NAMED.update(
+    {
+        "offline-16": NamedBenchmark("single", "offline-16.jsonl"),
+        "mt-bench": _MT_BENCH,
+        "mt-bench-8": replace(_MT_BENCH, follow_ups="mt-bench-8.jsonl"),
+        # AlpacaEval's 805 instructions hold the 80 of Vicuna-Bench, marked so, without FastChat's
+        # categories.
+        "vicuna": replace(_ALPACA, only="vicuna"),
+        "alpaca": _ALPACA,
+        "multichallenge": NamedBenchmark(
+            "criteria",
+            "ScaleAI/MultiChallenge",
+            read=suites.multichallenge,
+            licence="CC-BY-4.0",
+            home="ScaleAI/MultiChallenge",
+            macro=True,
+            notes=("The headline is the mean over axes, as in MultiChallenge's own scoring.",),
+        ),
+        "mt-bench-101": NamedBenchmark(
+            "single",
+            "",
+            read=suites.mt_bench_101,
+            licence="Apache-2.0",
+            home="github.com/mtbench101/mt-bench-101 (data/subjective/mtbench101.jsonl)",
+            macro=True,
+            notes=(
+                "A dialogue counts as its lowest grade and an ability as the mean of its dialogues, "
+                "as in MT-Bench-101's own scoring; the judge's prompt is hubkit's, not theirs.",
+            ),
+        ),
+        "wildbench": NamedBenchmark(
+            "single",
+            "allenai/WildBench:v2/test-00000-of-00001.parquet",
+            read=suites.wildbench,
+            licence="as its dataset card says (not checked by hubkit)",
+            home="allenai/WildBench",
+            macro=True,
+            length_margin=500,
+            notes=(
+                "WildBench rescales grades to (grade - 5) x 2 and weighs an item once for each of "
+                "its tags; here grades are as given and an item counts for its primary tag.",
+                "In pairs, a slight win by an answer that is longer by more than 500 characters is "
+                "a tie.",
+            ),
+        ),
+        "multi-if": NamedBenchmark(
+            "checks",
+            "facebook/Multi-IF",
+            read=suites.multi_if,
+            licence="CC-BY-NC-2.0",
+            home="facebook/Multi-IF",
+            notes=(
+                "Strict accuracy of IFEval's checkers; Multi-IF's own headline also averages in the "
+                "loose one.",
+            ),
+        ),
+        "lost-in-conversation": NamedBenchmark(
+            "checks",
+            "",
+            read=suites.lost_in_conversation,
+            licence="MIT (code), CDLA-Permissive-2.0 (data)",
+            home="github.com/microsoft/lost_in_conversation (data/sharded_instructions_600.json)",
+            notes=(
+                "Only the tasks of the kind math; parts are revealed as written, or, with a "
+                "simulated user (--user), in its words.",
+            ),
+        ),
+    }
+)
 
 
 def load(
@@ -112,72 +182,96 @@ def load(
     references: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Benchmark:
-    """The benchmark `name` (one of `NAMED`, or a file), its questions from `questions` where given.
+    """Load the benchmark `name` (one of `NAMED`, or a file).
 
-    `find` says where a named file lies; `columns` which of its columns is read under which name.
-    Raises `SourceError` for a file that is not there or does not read as questions, a column that
-    it lacks, or follow-ups without their question."""
+    Args:
+        find: Says where a named file lies.
+        questions: A file of its questions, instead of the one from its home.
+        references: A file of reference answers, or ``none``.
+        columns: Which column of the questions is read under which name.
+
+    Raises:
+        SourceError: A file is not there or does not read as questions, lacks a column, or holds
+            follow-ups without their question; or a benchmark that is judged with references has
+            none for a category that needs them."""
     entry = NAMED.get(name)
     where = questions or (entry.questions if entry else name)
-    records, files = _open(where, find)
-    records = _mapped(records, columns or {}, files[0]["name"])
-    loaded = [
-        _question(record, number, files[0]["name"])
-        for number, record in enumerate(records, start=1)
-    ]
+    if not where:
+        raise SourceError(
+            f"{name} has no home on the Hub: get its file from {entry.home if entry else ''} and "
+            "give it with --questions FILE"
+        )
+    records, file = _open(where, find)
+    records, files = _mapped(records, columns or {}, file["name"]), [file]
+    items = _items(records, file["name"], entry)
     if entry and entry.only and not questions:
-        mask = [question.category == entry.only for question in loaded]
-        records, loaded = list(compress(records, mask)), list(compress(loaded, mask))
-    recorded = _outputs(records, loaded)
+        mask = [question.category == entry.only for question in items]
+        records, items = list(compress(records, mask)), list(compress(items, mask))
+    recorded = {} if entry and entry.read else _outputs(records, items)
     if entry and entry.follow_ups:
-        further, more_files = _open(entry.follow_ups, find)
-        loaded, files = _followed(loaded, further, more_files[0]["name"]), files + more_files
-    if references:
-        answers, more_files = _open(references, find)
-        loaded, files = _referenced(loaded, answers, more_files[0]["name"]), files + more_files
-    _check(loaded, files[0]["name"])
-    return Benchmark(name if entry else Path(files[0]["name"]).stem, loaded, files, recorded)
+        further, file = _open(entry.follow_ups, find)
+        items, files = _followed(items, further, file["name"]), [*files, file]
+    items, more, notes = _with_references(name, items, entry, references, find)
+    check(items, files[0]["name"])
+    return Benchmark(
+        name=name if entry else Path(files[0]["name"]).stem,
+        questions=items,
+        files=files + more,
+        recorded=recorded,
+        length_margin=entry.length_margin if entry else None,
+        macro=entry.macro if entry else False,
+        notes=(*(entry.notes if entry else ()), *notes),
+    )
 
 
-def recorded_answers(where: str, find: Find) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """A model's answers from a file (FastChat's ``model_answer`` layout, or AlpacaEval's outputs):
-    question id → answers, and the file's ``{name, sha256}``."""
-    records, files = _open(where, find)
-    answers = {}
-    for number, record in enumerate(records, start=1):
-        answers[_id(record, number)] = _answers(record, f"{files[0]['name']}, record {number}")
-    return answers, files[0]
+def recorded_answers(
+    where: str, find: Find, questions: Sequence[Question] | None = None
+) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """Read a model's answers from a file (FastChat's ``model_answer``, or AlpacaEval's outputs).
 
+    Args:
+        questions: What they answer: answers are matched by id, else by instruction. Without them,
+            every record must name its question's id.
 
-def _open(where: str, find: Find) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    shipped = SHIPPED / where
-    if "/" not in where and where in {
-        k for entry in NAMED.values() for k in (entry.questions, entry.follow_ups)
-    }:
-        if not shipped.is_file():
-            raise SourceError(
-                f"{where} does not ship with this version of hubkit; name a file with --questions"
-            )
-        raw, name = shipped.read_bytes(), where
+    Returns:
+        Question id → answers, and the file's ``{name, sha256}``.
+
+    Raises:
+        SourceError: As `hubkit.evaluation.records.match`."""
+    records, file = read(where, find)
+    name = file["name"]
+    if questions is None:
+        matched = {
+            explicit_id(record) or str(number): (number, record)
+            for number, record in enumerate(records, start=1)
+        }
     else:
-        path, name = find(where)
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise SourceError(f"{where!r} cannot be read: {error.strerror}") from None
-    return list(_records(raw, name)), [{"name": name, "sha256": hashlib.sha256(raw).hexdigest()}]
+        matched = match(records, questions, name)
+    return {
+        key: answers_of(record, f"{name}, record {number}")
+        for key, (number, record) in matched.items()
+    }, file
 
 
-def _mapped(
-    records: list[dict[str, Any]], columns: Mapping[str, str], name: str
-) -> list[dict[str, Any]]:
-    """`records` with those of `columns` (ours → theirs) under our names."""
+def _open(where: str, find: Find) -> tuple[list[Record], dict[str, str]]:
+    shipped = {"offline-16.jsonl", "mt-bench-8.jsonl"}
+    if where not in shipped:
+        return read(where, find)
+    if not (SHIPPED / where).is_file():
+        raise SourceError(
+            f"{where} does not ship with this version of hubkit; name a file with --questions"
+        )
+    return parse((SHIPPED / where).read_bytes(), where)
+
+
+def _mapped(records: list[Record], columns: Mapping[str, str], name: str) -> list[Record]:
+    """`records` with `columns` (target → source) under their target names."""
     for number, record in enumerate(records, start=1):
         for source in columns.values():
             if source not in record:
-                columns_found = ", ".join(map(str, record))
                 raise SourceError(
-                    f"{name}, record {number} has no column {source!r}, only {columns_found}; correct --column"
+                    f"{name}, record {number} has no column {source!r}, only "
+                    f"{', '.join(map(str, record))}; correct --column"
                 )
     return [
         record | {target: record[source] for target, source in columns.items()}
@@ -185,161 +279,135 @@ def _mapped(
     ]
 
 
-def _records(raw: bytes, name: str) -> Iterator[dict[str, Any]]:
-    """JSON lines, one JSON array, or the rows of a parquet file."""
-    if raw[:4] == _PARQUET:
-        yield from _rows(raw, name)
-        return
-    try:
-        whole = json.loads(raw) if raw.lstrip()[:1] == b"[" else None
-        rows = (
-            whole
-            if whole is not None
-            else [json.loads(line) for line in raw.splitlines() if line.strip()]
-        )
-    except ValueError as error:
-        raise SourceError(f"{name} is neither JSON lines nor a JSON array: {error}") from None
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise SourceError(
-                f"{name}, record {number} is not a JSON object but {type(row).__name__}"
-            )
-        yield row
+def _items(records: Sequence[Record], name: str, entry: NamedBenchmark | None) -> list[Question]:
+    if entry and entry.read:
+        return entry.read(records, name)
+    return [_question(record, number, name) for number, record in enumerate(records, start=1)]
 
 
-def _rows(raw: bytes, name: str) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(raw)).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SourceError(
-            f"{name} does not read as parquet ({type(error).__name__}); is it whole?"
-        ) from None
-    return rows
-
-
-def _id(record: dict[str, Any], number: int) -> str:
-    for key in ("question_id", "prompt_id", "id"):
-        if isinstance(record.get(key), int | str):
-            return str(record[key])
-    return str(number)
-
-
-def _texts(value: Any, where: str, column: str) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise SourceError(f"{where}: {column} must be a list of texts")
-    return tuple(texts)
-
-
-def _question(record: dict[str, Any], number: int, name: str) -> Question:
+def _question(record: Record, number: int, name: str) -> Question:
     where = f"{name}, record {number}"
     turns = next((record[key] for key in ("turns", "prompt", "instruction") if key in record), None)
     if turns is None:
-        columns_found = ", ".join(map(str, record))
         raise SourceError(
-            f"{where} has no user turns, only {columns_found}; name the column with --column turns=NAME"
+            f"{where} has no user turns, only {', '.join(map(str, record))}; name the column with "
+            "--column turns=NAME"
         )
     category = record.get("category") or record.get("dataset") or "all"
-    reference = _texts(record.get("reference") or [], where, "reference")
-    return Question(_id(record, number), str(category), _texts(turns, where, "turns"), reference)
-
-
-def _answers(record: dict[str, Any], where: str) -> tuple[str, ...]:
     try:
-        turns = record["choices"][0]["turns"] if "choices" in record else record["output"]
-    except (KeyError, IndexError, TypeError):
-        raise SourceError(
-            f"{where} holds no answers: it needs `choices` with `turns`, or `output`"
-        ) from None
-    return _texts(turns, where, "answers")
+        return Question(
+            id=explicit_id(record) or str(number),
+            category=str(category),
+            turns=texts(turns, where, "turns"),
+            reference=texts(record.get("reference") or [], where, "reference"),
+            messages=tuple(record.get("messages") or ()),
+            criteria=tuple(_criterion(c) for c in record.get("criteria") or ()),
+            checks=tuple(tuple(Check(**c) for c in one) for one in record.get("checks") or ()),
+            checklist=texts(record.get("checklist") or [], where, "checklist"),
+            group=str(record.get("group") or ""),
+        )
+    except (TypeError, KeyError) as error:
+        raise SourceError(f"{where}: criteria or checks are not in their form ({error})") from None
+
+
+def _criterion(value: Any) -> Criterion:
+    return Criterion(value) if isinstance(value, str) else Criterion(**value)
 
 
 def _outputs(
-    records: Sequence[dict[str, Any]], questions: Sequence[Question]
+    records: Sequence[Record], questions: Sequence[Question]
 ) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Answers in the question file itself, as in AlpacaEval's file, under the name of their
-    generator.
-    """
+    """Answers in the question file itself, as in AlpacaEval's, under the name of their
+    generator."""
     outputs: dict[str, dict[str, tuple[str, ...]]] = {}
     for record, question in zip(records, questions, strict=True):
         if isinstance(record.get("output"), str):
-            outputs.setdefault(str(record.get("generator", "baseline")), {})[question.id] = (
-                record["output"],
-            )
+            generator = str(record.get("generator", "baseline"))
+            outputs.setdefault(generator, {})[question.id] = (record["output"],)
     return outputs
 
 
-def _followed(
-    questions: list[Question], further: list[dict[str, Any]], name: str
-) -> list[Question]:
+def _followed(questions: list[Question], further: list[Record], name: str) -> list[Question]:
     """`questions` with the follow-ups that are keyed to them; those without any are left out."""
     by_id = {question.id: question for question in questions}
     extended = []
     for number, record in enumerate(further, start=1):
-        where = f"{name}, record {number}"
-        question = by_id.get(_id(record, number))
+        where, key = f"{name}, record {number}", explicit_id(record) or str(number)
+        question = by_id.get(key)
         if question is None:
-            raise SourceError(
-                f"{where} follows question {_id(record, number)}, which the questions do not hold"
-            )
+            raise SourceError(f"{where} follows question {key}, which the questions do not hold")
         if record.get("category", question.category) != question.category:
             raise SourceError(
-                f"{where} follows a question about {record['category']}, and question {question.id} is about "
-                f"{question.category}; the ids are not those of the questions that it was written for"
+                f"{where} follows a question about {record['category']}, and question "
+                f"{question.id} is about {question.category}; the ids are not those of the "
+                "questions that it was written for"
             )
-        texts = record.get("follow_ups")
-        if not isinstance(texts, list) or not all(
-            isinstance(t, dict) and isinstance(t.get("text"), str) for t in texts
+        rows = record.get("follow_ups")
+        if not isinstance(rows, list) or not all(
+            isinstance(t, dict) and isinstance(t.get("text"), str) for t in rows
         ):
             raise SourceError(f"{where}: follow_ups must be a list of objects with a text")
         after = record.get("after_turn", len(question.turns))
         if not isinstance(after, int) or not 1 <= after <= len(question.turns):
             raise SourceError(
-                f"{where}: after_turn is {after!r}; question {question.id} has {len(question.turns)} turns"
+                f"{where}: after_turn is {after!r}; question {question.id} has "
+                f"{len(question.turns)} turns"
             )
-        extended.append(
-            replace(question, turns=(*question.turns[:after], *(t["text"] for t in texts)))
-        )
+        turns = (*question.turns[:after], *(t["text"] for t in rows))
+        extended.append(replace(question, turns=turns))
     return extended
 
 
-def _referenced(
-    questions: list[Question], records: list[dict[str, Any]], name: str
-) -> list[Question]:
+def _with_references(
+    name: str,
+    questions: list[Question],
+    entry: NamedBenchmark | None,
+    references: str | None,
+    find: Find,
+) -> tuple[list[Question], list[dict[str, str]], tuple[str, ...]]:
+    """`questions` with reference answers, the files they came from, and what a reader must know.
+
+    Where a benchmark is judged with reference answers, the ``reference`` column of its questions
+    is not one: MT-Bench's holds its authors' notes ("Straightforward")."""
+    published = entry.references if entry else None
+    if published:
+        questions = [replace(question, reference=()) for question in questions]
+    if references == NO_REFERENCES:
+        questions = [replace(question, reference=()) for question in questions]
+        return questions, [], _without_references(questions)
+    needed = any(question.category in REFERENCE_CATEGORIES for question in questions)
+    if not (where := references or (published if needed else None)):
+        return questions, [], ()
+    try:
+        records, file = read(where, find)
+    except HubkitError as error:
+        if references:
+            raise
+        raise SourceError(
+            f"{name} is judged with reference answers in {', '.join(sorted(REFERENCE_CATEGORIES))}, "
+            f"and {where} cannot be had ({error}); give them with --references FILE, or judge "
+            "without any by --references none"
+        ) from None
     answers = {
-        _id(r, n): _answers(r, f"{name}, record {n}") for n, r in enumerate(records, start=1)
+        key: answers_of(record, f"{file['name']}, record {number}")
+        for key, (number, record) in match(records, questions, file["name"]).items()
     }
-    return [
-        replace(question, reference=answers.get(question.id, question.reference))
-        for question in questions
-    ]
+    questions = [replace(q, reference=answers.get(q.id, q.reference)) for q in questions]
+    missing = [q.id for q in questions if q.category in REFERENCE_CATEGORIES and not q.reference]
+    if published and missing:
+        raise SourceError(
+            f"{file['name']} has no reference answer to {len(missing)} questions of {name} that are "
+            f"judged with one (such as {missing[0]}); give the whole file, or --references none"
+        )
+    return questions, [file], ()
 
 
-def _check(questions: list[Question], name: str) -> None:
-    if not questions:
-        raise SourceError(f"{name} holds no questions")
-    ids: set[str] = set()
-    for question in questions:
-        if question.id in ids:
-            raise SourceError(f"{name}: question {question.id} is there twice; ids must differ")
-        if not question.turns or not all(turn.strip() for turn in question.turns):
-            raise SourceError(f"{name}: question {question.id} has no turns, or an empty one")
-        ids.add(question.id)
-
-
-def _spread(questions: list[Question], number: int) -> list[Question]:
-    """`number` questions, taken round by round from the categories, in the file's order."""
-    by_category: dict[str, list[Question]] = {}
-    for question in questions:
-        by_category.setdefault(question.category, []).append(question)
-    rounds = [
-        q
-        for position in range(len(questions))
-        for group in by_category.values()
-        for q in group[position : position + 1]
-    ]
-    chosen = {question.id for question in rounds[:number]}
-    return [question for question in questions if question.id in chosen]
+def _without_references(questions: Sequence[Question]) -> tuple[str, ...]:
+    turns = sum(len(q.turns) for q in questions if q.category in REFERENCE_CATEGORIES)
+    if not turns:
+        return ()
+    return (
+        f"{turns} of {sum(len(q.turns) for q in questions)} answers (about "
+        f"{', '.join(sorted(REFERENCE_CATEGORIES))}) were judged without reference answers; "
+        "published results were judged with them, so do not compare.",
+    )

@@ -43,11 +43,10 @@ class Contestant(Protocol):
     identity: str
 
     async def answer(
-        self, question: str, messages: Sequence[Message], temperature: float
+        self, question: str, turn: int, messages: Sequence[Message], temperature: float
     ) -> Answer:
-        """The answer to the last message of the question with this id. Raises `NoAnswerError` when
-        it has none.
-        """
+        """Answer the last message, which is turn `turn` (from 1) of the question with this id.
+        Raises `NoAnswerError` when it has no answer."""
         ...
 
 
@@ -70,9 +69,9 @@ class ServedContestant:
         self.requests = 0
 
     async def answer(
-        self, question: str, messages: Sequence[Message], temperature: float
+        self, question: str, turn: int, messages: Sequence[Message], temperature: float
     ) -> Answer:
-        """The journaled answer, or the model's; one seed for one conversation."""
+        """Give the journaled answer, or the model's; one seed for one conversation."""
         reply = await self._answer(question, messages, temperature)
         self._on_answer()
         return reply
@@ -109,13 +108,10 @@ class RecordedContestant:
         self.name, self.identity, self._answers = name, identity, answers
 
     async def answer(
-        self, question: str, messages: Sequence[Message], temperature: float
+        self, question: str, turn: int, messages: Sequence[Message], temperature: float
     ) -> Answer:
-        """What the file says."""
-        turn, answers = (
-            sum(message["role"] == "user" for message in messages),
-            self._answers.get(question, ()),
-        )
+        """Give what the file says."""
+        answers = self._answers.get(question, ())
         if turn > len(answers):
             raise NoAnswerError(
                 f"{self.name} holds no answer to turn {turn} of question {question}"

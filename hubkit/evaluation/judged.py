@@ -22,10 +22,11 @@ from filelock import FileLock, Timeout
 
 from hubkit import __version__
 from hubkit.errors import EvalError, RunInterruptedError, RunLockedError
-from hubkit.evaluation.aggregate import Compared, Rated, Scores, Wins, difference, scores, wins
+from hubkit.evaluation.aggregate import Passes, Scores, Wins
 from hubkit.evaluation.contestants import Contestant, RecordedContestant, ServedContestant
 from hubkit.evaluation.setup import Player, Setup
-from hubkit.judging import judging
+from hubkit.evaluation.verdict_files import VerdictSet, row_of, summarised, write_verdicts
+from hubkit.judging import Judge, judging
 from hubkit.progress import Progress, silent
 from hubkit.serving.reply_journal import Journal
 
@@ -40,17 +41,27 @@ _JOURNAL = {"layout": 1}
 
 @dataclass(frozen=True)
 class Judged:
-    """What came out. In mode ``single``, `scores` by model name and, for two models, their paired
-    `difference`; in ``pairwise``, `wins`. `judging` says what the judge was asked, and `path` where
-    all of it is written."""
+    """What came out.
+
+    Attributes:
+        scores: In mode ``single`` grades, in ``criteria`` and ``checks`` met criteria, by model.
+        difference: For two models, the paired difference of their scores.
+        wins: In mode ``pairwise``.
+        judging: What the judge was asked; empty where there is none.
+        path: Where all of it is written; the verdicts themselves are next to it."""
 
     setup: Setup
-    scores: dict[str, Scores]
+    scores: dict[str, Scores | Passes]
     difference: dict[str, Any] | None
     wins: Wins | None
     judging: dict[str, Any]
     path: Path
     logs: Path
+
+    @property
+    def verdicts(self) -> Path:
+        """The file of the verdicts that these numbers come from."""
+        return self.path.with_name(f"verdicts-{self.setup.digest[:12]}.jsonl")
 
     @property
     def missing(self) -> int:
@@ -113,27 +124,35 @@ class _Run:
                 for name in ("answers", "judgments")
             )
             players = [await self._contestant(player, answers, stack) for player in setup.players]
-            judge = await stack.enter_async_context(
-                judging(
-                    setup.block,
-                    setup.judge.served_model,
-                    replies,
-                    identity=setup.judge.identity,
-                    run=setup.digest,
-                )
-            )
+            user = await self._contestant(setup.user, answers, stack) if setup.user else None
+            judge = await self._judge(replies, stack) if setup.judged else None
             with _quiet_inspect(self._folder):
                 from hubkit.evaluation.tasks import Bench
 
-                bench = Bench(setup.benchmark, judge, setup.prompts, self._one_more)
+                bench = Bench(setup.benchmark, judge, setup.prompts, self._one_more, user)
+                if setup.user and setup.user.system:
+                    bench.user_system = setup.user.system
+                    bench.user_end_mark = setup.user.end_mark
                 logs = await self._evaluate(bench, players)
             self._done = setup.answers + setup.judgments - 1  # with what a missing answer left out
             self._one_more()
-            result = self._result(logs, judge.to_dict())
+            result = self._result(logs, judge.to_dict() if judge else {})
         result.path.write_text(
             json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8"
         )
         return result
+
+    async def _judge(self, replies: Journal, stack: AsyncExitStack) -> Judge:
+        setup = self._setup
+        return await stack.enter_async_context(
+            judging(
+                setup.block,
+                setup.judge.served_model,
+                replies,
+                identity=setup.judge.identity,
+                run=setup.digest,
+            )
+        )
 
     def _one_more(self) -> None:
         self._done += 1
@@ -171,9 +190,10 @@ class _Run:
 
         name, in_flight = self._setup.benchmark.name, self._setup.in_flight
         models = [tasks.model(player, bench, in_flight=in_flight) for player in players]
-        if self._setup.mode == "pairwise":
-            return [tasks.pairwise(bench, models[0], models[1], name=f"{name}-pairwise")]
-        return [tasks.single(bench, model, name=name) for model in models]
+        mode = self._setup.mode
+        if mode == "pairwise":
+            return [tasks.task(bench, mode, models, name=f"{name}-pairwise")]
+        return [tasks.task(bench, mode, [model], name=name) for model in models]
 
     async def _evaluate(self, bench: Bench, players: Sequence[Contestant]) -> list[EvalLog]:
         """The tasks' logs, in order. Older logs of the same run, which these hold too, are
@@ -217,21 +237,20 @@ class _Run:
         setup = self._setup
         path = self._folder / f"results-{setup.digest[:12]}.json"
         result = Judged(setup, {}, None, None, judge_stats, path, self._logs)
-        if setup.mode == "pairwise":
-            pairs = [
-                Compared(**{**row, "reasons": tuple(row["reasons"])}) for row in _rows(logs[0])
-            ]
-            return replace(result, wins=wins(pairs, setup.bootstrap))
-        rated = [[Rated(**row) for row in _rows(log)] for log in logs]
-        tables = {
-            player.name: scores(rows, setup.bootstrap)
-            for player, rows in zip(setup.players, rated, strict=True)
-        }
-        if len(rated) == 1:
-            return replace(result, scores=tables)
-        return replace(
-            result, scores=tables, difference=difference(rated[0], rated[1], setup.bootstrap)
-        )
+        sets = self._verdict_sets(logs)
+        write_verdicts(result.verdicts, sets)
+        return replace(result, **summarised(sets, setup.bootstrap))
+
+    def _verdict_sets(self, logs: Sequence[EvalLog]) -> list[VerdictSet]:
+        """The verdicts in `logs`, those on each model."""
+        setup = self._setup
+        judge = setup.judge.name if setup.judged else ""
+        name, sets = setup.benchmark.name, []
+        for player, log in zip(setup.players, logs, strict=False):
+            against = setup.against.name if setup.mode == "pairwise" and setup.against else ""
+            rows = [row_of(setup.mode, row) for row in _rows(log)]
+            sets.append(VerdictSet(name, setup.mode, player.name, judge, rows, against))
+        return sets
 
 
 def _rows(log: EvalLog) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from hubkit.evaluation.aggregate import Passes, Scores, Wins
 from hubkit.evaluation.judged import Judged
 from hubkit.metrics.statistics import Number
 from hubkit.recipe import Published
@@ -17,42 +18,63 @@ from hubkit.recipe import Published
 Table = tuple[list[str], list[list[str]]]
 _MEANINGS = (
     "Win rates count a tie as half. One order alone: as if only the order with this model shown first had been asked. "
-    "Flip rate: pairs whose two orders disagree. Equally long answers: what a logistic model of the verdicts, with "
-    "length as a term, says where both are as long."
+    "Flip rate: pairs whose two orders disagree. At equal length: what a logistic model of the verdicts, with length as "
+    "a term, says where both answers are as long; AlpacaEval's length-controlled win rate is another fit."
 )
 
 
 def table(result: Judged) -> Table:
-    """Columns and rows: per model the mean, each turn, each category; or, in pairs, the win
-    rates.
-    """
+    """Columns and rows: per model the headline, each turn, each category; or, in pairs, the win
+    rates."""
     if result.wins is None:
-        return _ratings(result)
-    wins, against = result.wins, result.setup.against
-    rows = [
-        ["all", _percent(wins.win_rate)],
-        *([f"turn {turn}", _percent(number)] for turn, number in sorted(wins.turns.items())),
-        *([name, _percent(number)] for name, number in sorted(wins.categories.items())),
-        ["equally long answers (approximation)", _percent(wins.length_controlled_win_rate)],
-        ["one order alone", _percent(wins.single_order_win_rate)],
-        ["flip rate", _percent(wins.flip_rate)],
-    ]
-    return [
-        "",
-        f"wins of {result.setup.model.name} against {against.name if against else ''}",
-    ], rows
+        return scores_table(result.scores)
+    against = result.setup.against
+    title = f"wins of {result.setup.model.name} against {against.name if against else ''}"
+    return wins_table({title: result.wins})
 
 
-def _ratings(result: Judged) -> Table:
-    models = list(result.scores)
-    turns = sorted({turn for table in result.scores.values() for turn in table.turns})
-    categories = sorted({name for table in result.scores.values() for name in table.categories})
-    tables = list(result.scores.values())
-    rows = [["mean", *(_grade(t.mean) for t in tables)]]
-    rows += [[f"turn {turn}", *(_grade(t.turns[turn]) for t in tables)] for turn in turns]
-    rows += [[name, *(_grade(t.categories[name]) for t in tables)] for name in categories]
-    rows.append(["judged", *(f"{t.mean.n} of {t.judgments}" for t in tables)])
-    return ["", *models], rows
+def wins_table(tables: Mapping[str, Wins]) -> Table:
+    """Columns and rows of comparisons, one a column."""
+    wins = list(tables.values())
+    turns = sorted({turn for one in wins for turn in one.turns})
+    categories = sorted({name for one in wins for name in one.categories})
+    rows = [["all", *(_percent(one.win_rate) for one in wins)]]
+    rows += [[f"turn {turn}", *(_percent(one.turns.get(turn)) for one in wins)] for turn in turns]
+    rows += [[name, *(_percent(one.categories.get(name)) for one in wins)] for name in categories]
+    rows.append(
+        ["at equal length (not AlpacaEval's)", *(_percent(w.equal_length_win_rate) for w in wins)]
+    )
+    rows.append(["one order alone", *(_percent(one.single_order_win_rate) for one in wins)])
+    rows.append(["flip rate", *(_percent(one.flip_rate) for one in wins)])
+    if any(one.reward for one in wins):
+        rows.append(["reward, -1 to 1", *(_grade(one.reward) for one in wins)])
+    rows.append(["pairs judged", *(f"{one.win_rate.n} of {one.pairs}" for one in wins)])
+    return ["", *tables], rows
+
+
+def scores_table(tables: Mapping[str, Scores | Passes]) -> Table:
+    """Columns and rows of grades or of met criteria, a model a column."""
+    values = list(tables.values())
+    turns = sorted({turn for one in values for turn in one.turns})
+    categories = sorted({name for one in values for name in one.categories})
+    graded = all(isinstance(one, Scores) for one in values)
+    cell = _grade if graded else _percent
+    rows = [["mean" if graded else "all criteria met", *(cell(_headline(t)) for t in values)]]
+    if len(categories) > 1:
+        form = "{:.2f}" if graded else "{:.1%}"
+        macros = ["–" if t.macro is None else form.format(t.macro) for t in values]
+        rows.append(["mean over categories", *macros])
+    if not graded:
+        parts = [t.parts if isinstance(t, Passes) else None for t in values]
+        rows.append(["criteria met", *(_percent(one) for one in parts)])
+    rows += [[f"turn {turn}", *(cell(t.turns.get(turn)) for t in values)] for turn in turns]
+    rows += [[name, *(cell(t.categories.get(name)) for t in values)] for name in categories]
+    rows.append(["judged", *(f"{_headline(t).n} of {t.judgments}" for t in values)])
+    return ["", *tables], rows
+
+
+def _headline(one: Scores | Passes) -> Number:
+    return one.mean if isinstance(one, Scores) else one.rate
 
 
 def sentences(result: Judged) -> list[str]:
@@ -66,8 +88,13 @@ def sentences(result: Judged) -> list[str]:
     lines.append(
         f"In brackets: {setup.bootstrap.confidence:.0%} bootstrap intervals over {number} questions."
     )
-    judge = f"Judged by {setup.judge.name}, prompts: {setup.prompts.source} (sha256 {setup.prompts.sha256[:12]})."
-    lines.append(judge)
+    lines += setup.benchmark.notes
+    if not setup.judged:
+        return [*lines, "Checked by code; no judge was asked.", *_missing(result)]
+    lines.append(
+        f"Judged by {setup.judge.name}, prompts: {setup.prompts.source} "
+        f"(sha256 {setup.prompts.sha256[:12]})."
+    )
     if setup.judge.embedded:
         lines.append(
             f"A weak judge: {setup.judge.name} ran on this machine's embedded engine. Its grades show that the "
@@ -123,23 +150,23 @@ def _missing(result: Judged) -> list[str]:
             lines.append(
                 f"{name}: {sum(missing.values())} without a verdict ({reasons}); missing, not counted as 0."
             )
-    if stopped := result.judging["stopped"]:
+    if stopped := result.judging.get("stopped"):
         lines.append(
             f"Stopped by {stopped}: raise it and run the same command, which judges the rest."
         )
     return lines
 
 
-def _grade(number: Number) -> str:
+def _grade(number: Number | None) -> str:
     return _with_interval(number, "{:.2f}")
 
 
-def _percent(number: Number) -> str:
+def _percent(number: Number | None) -> str:
     return _with_interval(number, "{:.1%}")
 
 
-def _with_interval(number: Number, form: str) -> str:
-    if number.value is None:
+def _with_interval(number: Number | None, form: str) -> str:
+    if number is None or number.value is None:
         return "–"
     low, high = (form.format(end) if end is not None else "–" for end in (number.low, number.high))
     return f"{form.format(number.value)} [{low}, {high}]"
@@ -186,6 +213,8 @@ def _inputs(result: Judged) -> list[list[str]]:
         for file in setup.benchmark.files
     ]
     rows += [["answers", player.identity] for player in setup.players]
+    if not setup.judged:
+        return [*rows, ["run", setup.digest[:12]]]
     judge = result.judging
     cost = f"{judge['asked']} asked, {judge['from_journal']} known before, ${judge['usd']:.2f}"
     return [

@@ -7,15 +7,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hubkit.errors import EvalError
-from hubkit.evaluation.benchmarks import Benchmark, Mode
-from hubkit.judging import Prompts
+from hubkit.evaluation.checkers import refuse_unknown
+from hubkit.evaluation.items import Benchmark, Mode
+from hubkit.judging import Kind, Prompts
 from hubkit.metrics.statistics import Bootstrap
 from hubkit.recipe import Judging
 from hubkit.serving import ServedModel
+
+_KINDS: dict[Mode, Kind] = {"single": "single", "pairwise": "pairwise", "criteria": "criterion"}
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,16 @@ class Player:
     commit, an address and a model, a file's sha256), and either where it is `served` or, for one
     who answers, `recorded` answers by question id.
 
-    `embedded` says that it runs on this machine for as long as the evaluation does."""
+    `system` and `end_mark` are an asker's, for one who plays the user. `embedded` says that it runs
+    on this machine for as long as the evaluation does."""
 
     name: str
     identity: str
     served: ServedModel | None = None
     recorded: Mapping[str, Sequence[str]] | None = None
     embedded: bool = False
+    system: str | None = None
+    end_mark: str | None = None
 
     @property
     def served_model(self) -> ServedModel:
@@ -47,7 +53,7 @@ class Player:
 @dataclass(frozen=True)
 class Setup:
     """One evaluation. `max_tokens` bounds an answer; `in_flight` conversations are played at a
-    time.
+    time; `user` words and reveals the parts of a task, in items that are revealed part by part.
     """
 
     benchmark: Benchmark
@@ -57,6 +63,7 @@ class Setup:
     judge: Player
     prompts: Prompts
     block: Judging
+    user: Player | None = None
     max_tokens: int = 1024
     in_flight: int = 8
     request_timeout_s: float = 600.0
@@ -74,19 +81,44 @@ class Setup:
 
     @property
     def answers(self) -> int:
-        """How many answers are to be played: those of a file are there."""
-        return self.turns * sum(player.recorded is None for player in self.players)
+        """How many answers are to be played, the simulated user's turns included: those of a file
+        are there."""
+        playing = sum(player.recorded is None for player in self.players)
+        revealed = sum(len(q.turns) for q in self.benchmark.questions if q.revealed)
+        return self.turns * playing + (revealed * len(self.players) if self.user else 0)
+
+    @property
+    def judged(self) -> bool:
+        """Whether a judge is asked: checkers in code need none."""
+        return self.mode != "checks"
 
     @property
     def judgments(self) -> int:
-        """How many verdicts there are to be: one an answer, or, pairwise, two a pair."""
+        """How many verdicts there are to be: one an answer or criterion, or, pairwise, two a
+        pair."""
+        questions = self.benchmark.questions
+        if self.mode == "criteria":
+            return len(self.players) * sum(len(question.criteria) for question in questions)
+        if self.mode == "checks":
+            return len(self.players) * sum(bool(one) for q in questions for one in q.checks)
         return self.turns * (2 if self.mode == "pairwise" else len(self.players))
 
     def check(self) -> None:
-        """Raise `EvalError` for a pair of one, or of twins, and `SourceError` for prompts that
-        cannot judge this.
-        """
-        self.prompts.check(self.mode, self.benchmark.most_turns)
+        """Refuse what a run would refuse.
+
+        Raises:
+            EvalError: A pair of one, or of twins; items without what this mode scores by; checkers
+                that are not known or not installed.
+            SourceError: Prompts that cannot judge this."""
+        self._check_items()
+        if self.mode in _KINDS:
+            for checklist in {bool(q.checklist) for q in self.benchmark.questions}:
+                by_checklist = checklist and self.mode != "criteria"
+                self.prompts.check(
+                    _KINDS[self.mode], self.benchmark.most_turns, checklist=by_checklist
+                )
+        if self.user and self.mode == "pairwise":
+            raise EvalError("a simulated user says other things to each model; compare by --mode")
         if self.mode == "pairwise" and self.against is None:
             raise EvalError(
                 "comparing in pairs needs two models; name the other one with --against"
@@ -94,8 +126,29 @@ class Setup:
         if self.against and self.against.name == self.model.name:
             raise EvalError(f"{self.model.name} cannot be compared with itself; name another model")
 
+    def _check_items(self) -> None:
+        questions = self.benchmark.questions
+        if self.mode == "criteria" and (bare := [q.id for q in questions if not q.criteria]):
+            raise EvalError(
+                f"{len(bare)} items of {self.benchmark.name} have no criteria (such as {bare[0]}); "
+                "use another --mode, or leave --turns out"
+            )
+        if self.mode == "checks":
+            if bare := [q.id for q in questions if not any(q.checks)]:
+                raise EvalError(
+                    f"{len(bare)} items of {self.benchmark.name} have nothing that code can check "
+                    f"(such as {bare[0]}); use another --mode"
+                )
+            refuse_unknown(questions)
+
     def to_dict(self) -> dict[str, Any]:
         """What identifies it, and what a result says of it."""
+        judge = {
+            **self.judge.to_dict(),
+            "prompts": self.prompts.to_dict(),
+            "sampling": self.block.judge.sampling.model_dump(),
+            "attempts": self.block.attempts,
+        }
         return {
             "benchmark": {
                 "name": self.benchmark.name,
@@ -106,19 +159,19 @@ class Setup:
             "mode": self.mode,
             "model": self.model.to_dict(),
             "against": self.against.to_dict() if self.against else None,
-            "judge": {
-                **self.judge.to_dict(),
-                "prompts": self.prompts.to_dict(),
-                "sampling": self.block.judge.sampling.model_dump(),
-                "attempts": self.block.attempts,
-            },
+            "judge": judge if self.judged else None,
             "max_tokens": self.max_tokens,
+            **({"user": self.user.to_dict()} if self.user else {}),
         }
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) over what identifies it and every turn that is played."""
-        turns = [[question.id, list(question.turns)] for question in self.benchmark.questions]
+        """sha256 (hex) over what identifies it and every item that is played."""
+        items: list[Any] = []
+        for question in self.benchmark.questions:
+            plain = replace(question.first_turns, reference=question.reference)
+            entry: list[Any] = [question.id, list(question.turns)]
+            items.append(entry if question == plain else [*entry, asdict(question)])
         return hashlib.sha256(
-            json.dumps([self.to_dict(), turns], sort_keys=True).encode()
+            json.dumps([self.to_dict(), items], sort_keys=True).encode()
         ).hexdigest()

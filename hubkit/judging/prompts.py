@@ -29,27 +29,42 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _NAMES: dict[Kind, tuple[str, str]] = {
     "single": ("single-v1", "single-math-v1"),
     "pairwise": ("pair-v2", "pair-math-v1"),
+    "criterion": ("criterion-v1", "criterion-v1"),
+}
+_WITH_CHECKLIST: dict[Kind, str] = {
+    "single": "single-checklist-v1",
+    "pairwise": "pair-checklist-v1",
 }
 _TWO_TURNS = frozenset({"question_1", "question_2"})
 
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """A conversation up to the answer that is judged: `questions`, one answer each of the model or
-    of both models, and reference answers where there are any (at most one a question)."""
+    """A conversation up to the answer that is judged.
+
+    Attributes:
+        questions: The user's turns, with one answer each of the model, or of both models.
+        against: The other model's answers, where two are compared.
+        references: Reference answers where there are any, at most one a question.
+        history: What was said before the first question, the same for both models.
+        checklist: What the judge is told to look at.
+        criterion: The question that a judge is to answer with yes or no."""
 
     category: str
     questions: Sequence[str]
     answers: Sequence[str]
     against: Sequence[str] = ()
     references: Sequence[str] = ()
+    history: Sequence[Message] = ()
+    checklist: Sequence[str] = ()
+    criterion: str = ""
 
     @property
     def with_reference(self) -> bool:
-        """Whether the judge is shown reference answers: in `REFERENCE_CATEGORIES`, where every turn
-        so far has one.
-        """
-        return self.category in REFERENCE_CATEGORIES and len(self.references) >= len(self.questions)
+        """Whether the judge is shown reference answers: in `REFERENCE_CATEGORIES` and after a fixed
+        history, where every turn so far has one."""
+        expected = self.category in REFERENCE_CATEGORIES or bool(self.history)
+        return expected and len(self.references) >= len(self.questions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +95,12 @@ class Prompts:
         """``{source, sha256}``: what a result says of them."""
         return {"source": self.source, "sha256": self.sha256}
 
-    def check(self, kind: Kind, turns: int) -> None:
+    def check(self, kind: Kind, turns: int, *, checklist: bool = False) -> None:
         """Raise `SourceError` unless these prompts can judge `kind` on conversations of `turns`
-        turns.
-        """
+        turns, by a `checklist` or without."""
+        if checklist:
+            self._template(_WITH_CHECKLIST[kind])
+            return
         for name in _names(kind, references=False, later=turns > 1):
             template = self._template(name)
             if turns > 2 and template.placeholders & _TWO_TURNS:
@@ -96,10 +113,12 @@ class Prompts:
         """The messages that ask for a verdict on the last answer of `turns`. ``pairwise`` shows
         `answers` as A.
         """
-        later = len(turns.questions) > 1
-        return self.fill(
-            _names(kind, references=turns.with_reference, later=later)[-1], _values(turns)
-        )
+        later = len(turns.questions) > 1 or bool(turns.history)
+        if turns.checklist and kind in _WITH_CHECKLIST:
+            name = _WITH_CHECKLIST[kind]
+        else:
+            name = _names(kind, references=turns.with_reference, later=later)[-1]
+        return self.fill(name, _values(turns))
 
     def fill(self, name: str, values: Mapping[str, str]) -> list[Message]:
         """The messages of the prompt `name`, with `values` in place of their names in braces."""
@@ -129,22 +148,27 @@ class Prompts:
 def _names(kind: Kind, *, references: bool, later: bool) -> list[str]:
     """Names of the prompts for first (and, with `later`, for later) turns."""
     base = _NAMES[kind][references]
+    if kind == "criterion":
+        return [base]
     return [base, f"{base}-multi-turn"] if later else [base]
 
 
 def _values(turns: Turns) -> dict[str, str]:
+    before = _script_of(turns.history)
     values = {
         "question": turns.questions[-1],
         "answer": turns.answers[-1],
         "answer_a": turns.answers[-1],
-        "conversation": _script(turns.questions, turns.answers),
-        "conversation_a": _script(turns.questions, turns.answers),
+        "conversation": before + _script(turns.questions, turns.answers),
+        "conversation_a": before + _script(turns.questions, turns.answers),
         "references": _script(turns.questions, turns.references),
+        "checklist": "\n".join(f"- {entry}" for entry in turns.checklist),
+        "criterion": turns.criterion,
     }
     if turns.against:
         values |= {
             "answer_b": turns.against[-1],
-            "conversation_b": _script(turns.questions, turns.against),
+            "conversation_b": before + _script(turns.questions, turns.against),
         }
     columns = {"question": turns.questions, "answer": turns.answers, "ref_answer": turns.references}
     columns |= {"answer_a": turns.answers, "answer_b": turns.against}
@@ -159,6 +183,14 @@ def _script(questions: Sequence[str], answers: Sequence[str]) -> str:
     return "\n\n".join(
         f"### User:\n{question}\n\n### Assistant:\n{answer}" for question, answer in pairs
     )
+
+
+_SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
+
+
+def _script_of(history: Sequence[Message]) -> str:
+    """What was said before, in the same form, to be followed by more."""
+    return "".join(f"### {_SPEAKERS[m['role']]}:\n{m['content']}\n\n" for m in history)
 
 
 def default_prompts() -> Prompts:
@@ -247,6 +279,8 @@ def _is_placeholder(placeholder: str) -> bool:
         "conversation",
         "conversation_a",
         "conversation_b",
+        "checklist",
+        "criterion",
     }
     return placeholder in plain | {"references"} or bool(
         re.fullmatch(r"(question|answer|answer_a|answer_b|ref_answer)_[12]", placeholder)

@@ -72,10 +72,7 @@ def visible_text(text: str) -> str | None:
 
     Returns:
         What follows the last closing tag; None where a thought was begun and never ended."""
-    last = None
-    for last in _THOUGHT_ENDS.finditer(text):
-        pass
-    rest = text[last.end() :] if last else text
+    rest = _THOUGHT_ENDS.split(text)[-1]
     return None if _THOUGHT_BEGINS.match(rest.lstrip()) else rest
 
 

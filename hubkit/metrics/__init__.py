@@ -28,6 +28,7 @@ from hubkit.metrics.lexical import (
     distinct,
     leans_on_context,
     mtld,
+    mtld_released,
     repeated_share,
     self_rouge,
     shuffled,
@@ -147,6 +148,7 @@ class StatsReport:
             *(d.name + (" (baseline)" if d.name == self.baseline else "") for d in ordered),
         ]
         rows = [["dialogues", *(f"{d.dialogues:,}" for d in ordered)]]
+        rows.append(["of them measured", *(f"{d.sampled:,}" for d in ordered)])
         for name, definition in definitions().items():
             if any(name in d.values for d in ordered):
                 title = definition.title.replace("{unit}", self.unit)
@@ -245,6 +247,8 @@ def _lengths(
         answers.append(fmean(answer_counts) if answer_counts else None)
         totals.append(float(sum(counts)))
         all_human += user_counts
+    pooled = sum(totals) / max(sum(len(dialogue.messages) for dialogue in dataset.dialogues), 1)
+    result.record("tokens_per_turn", pooled, len(totals))
     turns = [float(len(dialogue.human)) for dialogue in dataset.dialogues]
     result.human_turns = dict(sorted(Counter(map(int, turns)).items()))
     result.record_mean("human_turns", turns, seed)
@@ -259,6 +263,9 @@ def _words(result: Measured, dataset: Sample, seed: int) -> None:
     mixed = shuffled(human, seed)
     per_dialogue = [_mean_mtld(dialogue.followups) for dialogue in dataset.dialogues]
     result.record_mean("mtld", per_dialogue, seed)
+    every = [turn for dialogue in dataset.dialogues for turn in dialogue.human]
+    released = [value for turn in every if (value := mtld_released(turn)) is not None]
+    result.record("mtld_released", fmean(released) if released else None, len(released))
     result.record("distinct_1", distinct(mixed, 1), len(human))
     result.record("distinct_2", distinct(mixed, 2), len(human))
     result.record_mean(

@@ -164,7 +164,7 @@ def test_ctrl_c_keeps_every_verdict_and_says_so(tmp_path) -> None:
         run.send_signal(signal.SIGINT)
         said = run.communicate(timeout=60)[1]
         assert (
-            run.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
+            run.returncode == 130 and "the same command resumes" in said and "Traceback" not in said
         )
         before = judge.stats()["answered"]
         assert before < 60
@@ -194,7 +194,7 @@ def test_pairs_and_alpacas_own_baseline(cli, tmp_path, files) -> None:
     assert (
         "wins of mine against davinci" in done.stdout and "4 wins, 0 ties, 0 losses" in done.stdout
     )
-    assert "equally long answers (approximation)" in done.stdout
+    assert "at equal length (not AlpacaEval's)" in done.stdout
 
 
 def test_questions_and_prompts_come_from_the_hub(cli, hubkit_home, tmp_path, files) -> None:
@@ -255,7 +255,7 @@ def test_the_papers_benchmarks_come_from_hub_datasets(cli, hubkit_home, tmp_path
         done = cli(
             "eval",
             "chat",
-            str(files[1]),
+            "http://127.0.0.1:9#model",
             "--judge",
             "http://127.0.0.1:9#j",
             *args,
@@ -278,8 +278,12 @@ def test_the_papers_benchmarks_come_from_hub_datasets(cli, hubkit_home, tmp_path
     ref = hub.commit(
         "HuggingFaceH4/mt_bench_prompts", tmp_path / "mt", "MT-Bench", repo_type="dataset"
     )
+    refused = plan("-b", "mt-bench")["stderr"]
+    assert "is judged with reference answers" in refused and "--references none" in refused
+    references = str(fastchat / "mt_bench__reference_answer__gpt-4.jsonl")
     for name, turns in (("mt-bench", 160), ("mt-bench-8", 640)):
-        found = plan("-b", name)["benchmark"]
+        assert plan("-b", name, "--references", "none")["judgments"] == turns
+        found = plan("-b", name, "--references", references)["benchmark"]
         assert (found["questions"], found["turns"]) == (80, turns)
         assert found["files"][0]["name"] == f"{ref.repo_id}@{ref.revision[:12]}:raw/question.jsonl"
 
@@ -335,7 +339,7 @@ def _two_files(hub, folder: Path) -> str:
 @pytest.mark.parametrize(
     ("args", "why"),
     [(["no such model!"], "no model"), (["local/absent"], "no model 'local/absent'"),
-     (["x.jsonl"], "no file 'x.jsonl'"), (["a/b", "--mode", "both"], "neither"),
+     (["x.jsonl"], "no file 'x.jsonl'"), (["a/b", "--mode", "both"], "none of single"),
      (["a/b", "-b", "absent.jsonl"], "no file"),
      (["a/b", "--set", "attempts=0"], "attempts")],
 )  # fmt: skip

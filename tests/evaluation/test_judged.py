@@ -25,7 +25,6 @@ from hubkit.evaluation.aggregate import (
     Compared,
     Rated,
     difference,
-    length_controlled,
     scores,
     wins,
 )
@@ -501,7 +500,7 @@ def test_length_control_takes_out_what_length_bought() -> None:
     rows = [row(n) for n in range(200)]
     found = wins(rows, Bootstrap())
     assert found.win_rate.value == pytest.approx(0.75)
-    controlled = found.length_controlled_win_rate
+    controlled = found.equal_length_win_rate
     assert controlled.value < 0.6 and controlled.low < controlled.value < controlled.high
     import numpy as np
 
@@ -514,7 +513,7 @@ def test_length_control_takes_out_what_length_bought() -> None:
         Compared(str(n), "c", 1, "win" if n < 6 else "loss", "win" if n < 6 else "loss", (), 5, 5)
         for n in range(8)
     ]
-    assert length_controlled(equal, Bootstrap()).value == pytest.approx(0.75)
+    assert wins(equal, Bootstrap()).equal_length_win_rate.value == pytest.approx(0.75)
 
 
 def test_the_report_escapes_names_and_shows_what_was_published(tmp_path: Path) -> None:
