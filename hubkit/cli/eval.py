@@ -1,5 +1,5 @@
 """``hubkit eval``: a recipe's eval stage; a chat model before a judge (``chat``); an asker's
-scorecard (``asker``).
+scorecard (``asker``); a report from verdicts alone (``report``).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from hubkit.cli import eval_asker, eval_chat
+from hubkit.cli import eval_asker, eval_chat, eval_report
 from hubkit.cli.run import stage_verb
 
 _RECIPE = "recipe"
@@ -29,7 +29,8 @@ class _RecipeOrCommand(TyperGroup):
 app = typer.Typer(
     cls=_RecipeOrCommand,
     name="eval",
-    help="Judge what was trained: RECIPE (held-out loss), chat MODEL (benchmarks), asker REPO (scorecard).",
+    help="Judge what was trained: RECIPE (held-out loss), chat MODEL (benchmarks), asker REPO "
+    "(scorecard), report FILES (verdicts).",
     epilog="Example: hubkit eval parrot --profile laptop",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -45,5 +46,6 @@ def register(root: typer.Typer) -> None:
     )(stage_verb("eval"))
     epilog = "Example: hubkit eval chat parrot-chat --against HuggingFaceTB/SmolLM2-135M-Instruct --benchmark offline-16"
     app.command("chat", epilog=epilog)(eval_chat.chat)
+    app.command("report", epilog=eval_report.EXAMPLE)(eval_report.report)
     app.command("asker", epilog=eval_asker.EXAMPLE)(eval_asker.asker)
     root.add_typer(app)

@@ -171,7 +171,7 @@ def chat(players: Players, test: Test, judge: Judge, output: Output) -> None:
     from hubkit.evaluation import chat as library
     from hubkit.hub import home
 
-    exports = _exports(output.export)
+    exports = exports_of(output.export)
     with console.bars(quiet=output.json) as bar_for:
         names = Names(bar_for("look up"))
         benchmark = _benchmark(test, names, quiet=output.json)
@@ -280,7 +280,8 @@ def _columns(pairs: list[str]) -> dict[str, str]:
     return mapping
 
 
-def _exports(pairs: list[str]) -> Any:
+def exports_of(pairs: list[str]) -> Any:
+    """Form → file, of ``FORM=FILE`` pairs. Raises `typer.BadParameter`."""
     from hubkit.evaluation.verdict_files import FORMATS
 
     exports = {form: Path(file) for form, _, file in (pair.partition("=") for pair in pairs)}

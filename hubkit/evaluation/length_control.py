@@ -9,9 +9,11 @@ average."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import SourceError
+from hubkit.evaluation.records import parse
 from hubkit.metrics.statistics import Bootstrap, Number
 
 if TYPE_CHECKING:
@@ -82,6 +84,27 @@ def alpaca_eval_win_rate(
     )
     at_equal_length = np.column_stack([np.zeros(len(hard)), hard, np.ones(len(hard))])
     return float((1 / (1 + np.exp(-at_equal_length @ coefficients))).mean())
+
+
+def alpaca_eval_of(files: Sequence[Path], gamed: Path) -> dict[str, float]:
+    """Compute `alpaca_eval_win_rate` of each file of annotations among `files`, by model.
+
+    Args:
+        gamed: `GAMED_BASELINE` on this machine.
+
+    Raises:
+        SourceError: A file cannot be read, or none holds annotations."""
+    baseline, _ = parse(gamed.read_bytes(), gamed.name)
+    rates = {}
+    for file in files:
+        if file.suffix in (".json", ".jsonl"):
+            records, _ = parse(file.read_bytes(), file.name)
+            if records and "preference" in records[0] and "output_1" in records[0]:
+                name = str(records[0].get("generator_2", file.stem))
+                rates[name] = alpaca_eval_win_rate(records, baseline)
+    if not rates:
+        raise SourceError("none of the files holds AlpacaEval's annotations; leave --gamed out")
+    return rates
 
 
 def _probability(preference: Any) -> float:

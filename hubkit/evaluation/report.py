@@ -195,12 +195,12 @@ def markdown(result: Judged, published: Sequence[Published] = ()) -> str:
     """The whole report. Names from files and command lines are escaped."""
     setup = result.setup
     title = f"# {_safe(setup.benchmark.name)}: {' and '.join(_safe(player.name) for player in setup.players)}"
-    parts = [title, _grid(table(result)), *(_safe(sentence) for sentence in sentences(result))]
-    parts.append(_grid((["what", "which"], _inputs(result))))
+    parts = [title, grid(table(result)), *(_safe(sentence) for sentence in sentences(result))]
+    parts.append(grid((["what", "which"], _inputs(result))))
     for entry in fitting(published, setup.benchmark.name):
         parts += [
             f"## As published: {_safe(entry.title)}",
-            _grid(published_table(entry)),
+            grid(published_table(entry)),
             f"{_safe(origin(entry))} Not measured here.",
         ]
     return "\n\n".join(parts) + "\n"
@@ -225,7 +225,8 @@ def _inputs(result: Judged) -> list[list[str]]:
     ]
 
 
-def _grid(content: Table) -> str:
+def grid(content: Table) -> str:
+    """Columns and rows as a table in Markdown, their texts escaped."""
     columns, rows = content
     lines: list[list[Any]] = [[_safe(cell) for cell in row] for row in [columns, *rows]]
     lines.insert(1, ["---"] * len(columns))

@@ -86,7 +86,8 @@ def test_a_rating_is_exact_or_missing_with_a_reason(text: str, expected: float |
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("A is better: [[A]]", "A"), ("[[B]]", "B"), ("[[C]]", "tie"), ("[[A]] no, [[B]]", "several_verdicts"),
-     ("[[D]]", "malformed"), ("[[ A ]]", "A"), ("[[A++]]", "A"), ("[[B+]]", "B"), ("[[A=B]]", "tie"), ("[[a]]", "malformed"), ("[[Tie]]", "malformed"),
+     ("[[D]]", "malformed"), ("[[ A ]]", "A"), ("[[A++]]", "A"),
+     ("[[B+]]", "B"), ("[[A=B]]", "tie"), ("[[a]]", "malformed"), ("[[Tie]]", "malformed"),
      ("A", "no_verdict"), ("", "empty")],
 )  # fmt: skip
 def test_a_winner_is_exact_or_missing_with_a_reason(text: str, expected: str) -> None:
@@ -352,6 +353,6 @@ def test_ten_unreadable_verdicts_in_a_row_stop_with_an_example(tmp_path: Path) -
     with mock() as server:
         server.script(rules=[["question 8$", ["[[8]]"]], [".", ["a fine answer, 8 of 10"]]])
         assert asyncio.run(ask(server.url, 18)).reason == "no_verdict"
-        with pytest.raises(EvalError, match="10 verdicts in a row.*'a fine answer, 8 of 10'"):
+        with pytest.raises(EvalError, match=r"10 verdicts in a row.*'a fine answer, 8 of 10'"):
             asyncio.run(ask(server.url, 19))
         assert server.stats()["requests"] == 19

@@ -21,6 +21,7 @@ from hubkit.metrics.lexical import (
     distinct,
     leans_on_context,
     mtld,
+    mtld_released,
     repeated_share,
     self_rouge,
     words,
@@ -293,3 +294,30 @@ def test_clear_errors(tmp_path: Path) -> None:
         stats({"x": [tmp_path / "b"]})
     with pytest.raises(SourceError, match="cannot be read as parquet"):
         stats({"x": [tmp_path / "gone"]})
+
+
+@pytest.mark.parametrize(
+    ("text", "released"),
+    [  # what lexicalrichness 0.5.1 says of the same text
+        ("What is the capital of France?", 6.0),
+        ("well-known 42 the the", 3.0),
+        ("It's it's IT'S done", 5.25),
+    ],
+)
+def test_mtld_is_the_released_ones_under_its_own_name(text: str, released: float) -> None:
+    assert mtld_released(text) == pytest.approx(released, abs=0.01)
+    assert mtld(words(text)) != pytest.approx(released, abs=0.01), "ours is another measure"
+    assert mtld_released("42 -!") is None
+
+
+def test_pooled_lengths_weigh_long_dialogues_and_the_table_says_how_many_were_measured(
+    tmp_path: Path,
+) -> None:
+    rows = [["one two", "a b c d"], ["x", "y"] * 3]
+    files = {"x": [parquet(tmp_path / "p", rows)]}
+    report = stats(files, size=5)
+    values = report.datasets[0].values
+    assert values["tokens_per_turn"].value == pytest.approx((6 + 6) / 8)
+    assert values["tokens_per_answer"].value == pytest.approx((4 + 1) / 2)
+    table = dict((row[0], row[1]) for row in stats(files, size=1).table()[1])
+    assert table["dialogues"] == "2" and table["of them measured"] == "1"
