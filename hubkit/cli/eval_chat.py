@@ -227,7 +227,9 @@ def _setup(players: Players, test: Test, judge: Judge, benchmark: Benchmark, nam
 
     def player(name: str) -> Player:
         dialect = players.server or library.dialect_of(name)
-        return names.player(name, AddressOptions(dialect, players.token_env), deploy, benchmark.questions)
+        return names.player(
+            name, AddressOptions(dialect, players.token_env), deploy, benchmark.questions
+        )
 
     model = player(players.model)
     against = player(players.against) if players.against else None
@@ -235,7 +237,9 @@ def _setup(players: Players, test: Test, judge: Judge, benchmark: Benchmark, nam
     if mode == "checks":
         judging = _no_judge()
     else:
-        judging = names.player(judge.judge, AddressOptions.of(block.judge), block.judge.deploy or deploy)
+        judging = names.player(
+            judge.judge, AddressOptions.of(block.judge), block.judge.deploy or deploy
+        )
     answering = [one for one in (model, against) if one]
     return Setup(
         benchmark=benchmark,

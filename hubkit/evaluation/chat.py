@@ -134,7 +134,7 @@ def plan(setup: Setup, folder: Path, endpoints: Sequence[Mapping[str, Any]] = ()
             said = question.turns[:turn] + tuple(m["content"] for m in question.messages)
             answers = turn * setup.max_tokens * (2 if setup.mode == "pairwise" else 1)
             prompt += verdicts * (sum(len(text) // 3 for text in said) + answers + 500)
-            completion += verdicts * setup.block.judge.sampling.max_tokens
+            completion += verdicts * (setup.block.judge.sampling.max_tokens or VERDICT_TOKENS)
     judge = setup.block.judge
     usd = (prompt * judge.usd_per_million_input + completion * judge.usd_per_million_output) / 1e6
     return {

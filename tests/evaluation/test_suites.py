@@ -23,6 +23,7 @@ from hubkit.evaluation.items import Benchmark, Check, Criterion, Question
 from hubkit.evaluation.report import sentences, table
 from hubkit.judging import default_prompts
 from hubkit.recipe import Judging, Sampling, SeatConfig
+from hubkit.serving import ServedModel
 
 BLOCK = Judging(
     judge=SeatConfig(
@@ -50,7 +51,7 @@ def setup(of: Benchmark, judge: str, model: Player, **values: Any) -> Setup:
         mode=mode_for(values.pop("mode", None), of),
         model=model,
         against=values.pop("against", None),
-        judge=Player("the judge", "judge@1", [judge]),
+        judge=Player("the judge", "judge@1", ServedModel.at(judge)),
         prompts=default_prompts(),
         block=BLOCK,
         **values,
@@ -58,7 +59,7 @@ def setup(of: Benchmark, judge: str, model: Player, **values: Any) -> Setup:
 
 
 def served(server: Handle, name: str = "model") -> Player:
-    return Player(name, f"{name}@1", [server.url], profile="openai")
+    return Player(name, f"{name}@1", ServedModel.at(server.url))
 
 
 MULTICHALLENGE = [
@@ -335,11 +336,12 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[4])
 from test_suites import MULTICHALLENGE, loaded, served, setup
 from hubkit.evaluation import Player, judged
+from hubkit.serving import ServedModel
 folder = Path(sys.argv[1])
 rows = [MULTICHALLENGE[0] | {"QUESTION_ID": f"q{n}", "TARGET_QUESTION": f"Does {n} pass?"}
         for n in range(40)]
 of = loaded(folder, "multichallenge", rows)
-model = Player("model", "model@1", [sys.argv[3]], profile="openai")
+model = Player("model", "model@1", ServedModel.at(sys.argv[3]))
 print(judged(setup(of, sys.argv[2], model), folder / "log").scores["model"].rate.n)
 """
 

@@ -29,6 +29,7 @@ from hubkit.judging.quality import (
 )
 from hubkit.metrics.statistics import Bootstrap
 from hubkit.recipe import Judging, SeatConfig
+from hubkit.serving import ServedModel
 
 
 def here(name: str) -> tuple[Path, str]:
@@ -81,7 +82,7 @@ def test_a_short_reordered_file_shows_the_judge_only_its_own_questions(tmp_path:
                 mode="pairwise",
                 model=Player("m", "m@1", recorded=answers),
                 against=Player("davinci", "d@1", recorded=of.recorded["davinci"]),
-                judge=Player("j", "j@1", [judge.url]),
+                judge=Player("j", "j@1", ServedModel.at(judge.url)),
                 prompts=default_prompts(),
                 block=Judging(judge=SeatConfig(repo="j", profile="openai")),
             ),
@@ -270,7 +271,7 @@ def test_lm_evals_samples_and_inspects_logs_by_hand(tmp_path: Path) -> None:
                 mode="single",
                 model=Player("m", "m@1", recorded={str(n): [f"answer {n}"] for n in range(3)}),
                 against=None,
-                judge=Player("j", "j@1", [judge.url]),
+                judge=Player("j", "j@1", ServedModel.at(judge.url)),
                 prompts=default_prompts(),
                 block=Judging(judge=SeatConfig(repo="j", profile="openai")),
             ),

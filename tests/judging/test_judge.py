@@ -343,7 +343,7 @@ def test_ten_unreadable_verdicts_in_a_row_stop_with_an_example(tmp_path: Path) -
 
     async def ask(url: str, number: int) -> Verdict:
         with Journal(tmp_path, {"layout": 1}) as journal:
-            async with judging(block, [url], journal, identity="j", run="r") as judge:
+            async with judging(block, ServedModel.at(url), journal, identity="j", run="r") as judge:
                 for at in range(number):
                     verdict = await judge.verdict(
                         "single", [{"role": "user", "content": f"question {at}"}]
