@@ -14,9 +14,7 @@ from typing import Any
 from hubkit.data.parquet import disk_errors
 from hubkit.errors import SourceError
 from hubkit.evaluation.aggregate import POINTS, Compared, Passes, Rated, Scores, Wins
-from hubkit.evaluation.report import Table, grid, scores_table, wins_table
-from hubkit.evaluation.verdict_files import VerdictSet, read_verdicts, table_of
-from hubkit.judging.quality import (
+from hubkit.evaluation.judge_quality import (
     Agreement,
     agreement,
     length_slope,
@@ -24,6 +22,8 @@ from hubkit.judging.quality import (
     panel_weights,
     self_preference,
 )
+from hubkit.evaluation.report import Table, grid, scores_table, wins_table
+from hubkit.evaluation.verdict_files import VerdictSet, read_verdicts, table_of
 from hubkit.metrics.statistics import Bootstrap, Number, holm
 
 

@@ -16,17 +16,17 @@ from hubkit.errors import SourceError
 from hubkit.evaluation import Player, Setup, benchmarks, judged
 from hubkit.evaluation.aggregate import Compared, Rated
 from hubkit.evaluation.items import Benchmark, Question
-from hubkit.evaluation.length_control import alpaca_eval_of, alpaca_eval_win_rate
-from hubkit.evaluation.verdict_files import VerdictSet, read_verdicts, write_verdicts
-from hubkit.evaluation.verdict_report import report, result_tables, write
-from hubkit.judging import default_prompts
-from hubkit.judging.quality import (
+from hubkit.evaluation.judge_quality import (
     agreement,
     length_slope,
     panel_choice,
     panel_weights,
     self_preference,
 )
+from hubkit.evaluation.length_control import alpaca_eval_of, alpaca_eval_win_rate
+from hubkit.evaluation.verdict_files import VerdictSet, read_verdicts, write_verdicts
+from hubkit.evaluation.verdict_report import report, result_tables, write
+from hubkit.judging import default_prompts
 from hubkit.metrics.statistics import Bootstrap
 from hubkit.recipe import Judging, SeatConfig
 from hubkit.serving import ServedModel
