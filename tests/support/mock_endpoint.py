@@ -111,6 +111,8 @@ class Mock:
         try:
             if (refusal := await self.trouble(request, body)) is not None:
                 return refusal
+            if self.args.chaos:
+                return await self.chaotic(request, body)
             await asyncio.sleep(self.latency())
             said = self.ruled(body)
             if isinstance(said, dict):  # {"status": …}, or {"wait": seconds} and then nothing
@@ -119,6 +121,52 @@ class Mock:
             return web.json_response(self.answer(body, said))
         finally:
             self.in_flight -= 1
+
+    async def chaotic(self, request: web.Request, body: dict) -> web.StreamResponse:
+        """What the server of this moment does: it is another one every `chaos` requests.
+
+        Only an answer that arrives whole and can be used is in the ledger."""
+        phase = self.requests // self.args.chaos
+        kind = random.Random(f"{self.args.seed}/{phase}").choice(
+            [*["good"] * 9, "think", "stream", "bom", "think", "stream", "bom", "429", "500", "502", "503", "524", "529",
+             "error 429", "error 502", "empty", "abort", "filter", "cut", "drop", "402"]
+        )  # fmt: skip
+        errors = {"502": "<html><title>Bad gateway</title></html>", "402": "Insufficient credits"}
+        if kind.isdigit():
+            return web.Response(status=int(kind), text=errors.get(kind, "scripted"))
+        if kind.startswith("error "):
+            return web.json_response({"error": {"message": "upstream", "code": int(kind[6:])}})
+        if kind == "drop" and request.transport is not None:
+            request.transport.abort()
+            return web.Response()
+        if kind in ("empty", "abort", "filter", "cut"):
+            finish = {"abort": "abort", "filter": "content_filter"}.get(kind, "stop")
+            message = {"role": "assistant", "content": "" if kind == "empty" else "It is"}
+            answer = {"choices": [{"message": message, "finish_reason": finish}]}
+            if kind != "cut":
+                return web.json_response(answer)
+            part = web.StreamResponse(headers={"Content-Type": "application/json"})
+            part.enable_chunked_encoding()
+            await part.prepare(request)
+            await part.write(json.dumps(answer).encode()[:20])
+            if request.transport is not None:
+                request.transport.abort()
+            return part
+        await asyncio.sleep(self.latency())
+        answer = self.answer(body)
+        message = answer["choices"][0]["message"]
+        if kind == "think":
+            message["content"] = f"<think>\nA plan.\n</think>\n\n{message['content']}"
+        if kind == "stream":
+            event = {
+                "choices": [{"delta": {"content": message["content"]}, "finish_reason": "stop"}]
+            }
+            text = f": ping\n\ndata: {json.dumps(event)}\n\ndata: [DONE]\n\n"
+            return web.Response(text=text, content_type="text/event-stream")
+        start = b"\xef\xbb\xbf" if kind == "bom" else b""
+        return web.Response(
+            body=start + json.dumps(answer).encode(), content_type="application/json"
+        )
 
     async def trouble(self, request: web.Request, body: dict) -> web.StreamResponse | None:
         """What goes wrong with this request, if anything."""
@@ -298,6 +346,7 @@ def main() -> None:
     parser.add_argument("--poison", default="")
     parser.add_argument("--key", default="")
     parser.add_argument("--model", default="")
+    parser.add_argument("--chaos", type=int, default=0)  # requests until it is another server
     parser.add_argument("--renders", default="")  # same, or swapped: the labels of the seats
     parser.add_argument("--window", type=int, default=0)  # as /v1/models states it
     parser.add_argument("--answers-as", default="")  # the model's name in answers

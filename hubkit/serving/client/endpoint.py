@@ -256,7 +256,10 @@ class Endpoint:
             )
         if not self._ready:
             await self.prepare()
-        if not self._probation.proven:
+        if self._probation.is_full:
+            async with idle():  # those that are out may need what this caller holds
+                await self._probation.enter()
+        elif not self._probation.proven:
             await self._probation.enter()
         request = _Request(messages, seed, key, temperature)
         try:
@@ -268,7 +271,11 @@ class Endpoint:
             if isinstance(error, EndpointUnreachableError):
                 self._probation.leave()
                 raise
-            raise await self._probation.refused(error, self.name) from None
+            if self._probation.proven:
+                raise await self._probation.refused(error, self.name) from None
+            async with idle():
+                verdict = await self._probation.refused(error, self.name)
+            raise verdict from None
         except BaseException:
             self._probation.leave()
             raise

@@ -29,6 +29,11 @@ class Probation:
         self._verdict: asyncio.Future[None] | None = None
         self._condemned: MisconfiguredEndpointError | None = None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether a request would wait for a verdict."""
+        return not self.proven and self._condemned is None and self._out >= CANARIES
+
     async def enter(self) -> None:
         """Called before a request; waits while enough unproven ones are out."""
         if self.proven:
