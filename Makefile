@@ -42,7 +42,7 @@ asker chat: $(DEMO) ## likewise: one training
 	$(BIN)/hubkit train $@ $(RECIPE) --profile $(PROFILE)
 
 push: $(DEMO) ## final cards, Spaces, collection; HUB=https://… copies it all there (ARGS=--dry-run)
-	$(BIN)/hubkit publish $(RECIPE) --profile $(PROFILE) $(if $(HUB),--to $(HUB)) $(ARGS)
+	$(BIN)/hubkit push $(RECIPE) --profile $(PROFILE) $(if $(HUB),--to $(HUB)) $(ARGS)
 
 spaces: $(READY) ## both pushed Spaces on this machine, against the embedded Hub and engine
 	$(BIN)/hubkit spaces $(RECIPE) --profile $(PROFILE) $(ARGS)

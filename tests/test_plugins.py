@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,18 +25,10 @@ from hubkit.data.filters.parallel import SMALL_BYTES, workers_for
 from hubkit.errors import RecipeError
 from hubkit.recipe import Curate, Filter, load
 
-SHOUTING = '''
-from hubkit.data.filters import Drop, register
-
-@register
-def no_shouting(share: float = 0.5):
-    """Drops dialogues whose first turn is mostly in capitals."""
-    def decide(conversation):
-        text = conversation.messages[0]["content"]
-        capitals = sum(character.isupper() for character in text)
-        return Drop("shouting") if capitals > share * len(text) else None
-    return decide
-'''
+# The example of CONTRIBUTING.md.
+SHOUTING = re.search(
+    r"```python\n(.*?no_shouting.*?)```", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.S
+)[1]  # type: ignore[index]
 CHAIN = [Filter(name="no_shouting", args={"share": 0.4}), Filter(name="exact_duplicates")]
 
 

@@ -206,3 +206,24 @@ def test_every_dependency_has_its_licence_listed() -> None:
     wanted = [line for line in [*project["dependencies"], *extras] if project["name"] not in line]
     names = {re.split(r"[<>=;\[ ]", line)[0].lower().replace("_", "-") for line in wanted}
     assert names <= listed, f"run `make licences`: {names - listed}"
+
+
+def test_every_variable_of_the_environment_has_its_place() -> None:
+    """`hubkit.settings` names them all; the embedded Hub and engine, which import nothing, repeat
+    those that they read."""
+    from hubkit import settings
+
+    known = {value for name, value in vars(settings).items() if name.isupper()}
+    read = {
+        name
+        for path in _files()
+        for name in re.findall(r"[\"']?(HUBKIT_[A-Z_]*[A-Z])\b", path.read_text("utf-8"))
+    }
+    assert read <= known, f"add these to hubkit/settings.py: {read - known}"
+    literal = [
+        f"{path}: {found}"
+        for path in _files()
+        if _package_of(path) not in (*ALONE, "settings")
+        for found in re.findall(r"environ[^\n]*\"(HUBKIT_\w+)", path.read_text("utf-8"))
+    ]
+    assert literal == []

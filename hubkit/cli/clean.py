@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hubkit.cli import console
-from hubkit.cli.run import Json, Overrides, Profiles
+from hubkit.cli.options import Json, Overrides, Profiles
 from hubkit.errors import SourceError
 
 if TYPE_CHECKING:

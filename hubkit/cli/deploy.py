@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,7 +10,7 @@ from typer.core import TyperGroup
 
 from hubkit.cli import console
 from hubkit.cli.job_options import show_cleanup
-from hubkit.cli.run import Json
+from hubkit.cli.options import Json, OutputOptions, grouped
 from hubkit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -69,80 +70,85 @@ Adapters = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class EndpointOptions:
+    """What an endpoint serves, with what, on which hardware."""
+
+    repo: Repo
+    engine: EngineName = "tgi"
+    hardware: Place = "nvidia-l40s-x1"
+    adapter: Adapters = field(default_factory=list)
+    context: Context = None
+    gguf: Gguf = None
+    sleep_minutes: Sleep = 15
+
+    def spec(self, hub: Hub) -> EndpointSpec:
+        """The endpoint. Raises `RecipeError` for an engine that is not known, or an adapter of
+        another base.
+        """
+        from dataclasses import replace
+
+        from hubkit import cloud
+
+        if self.engine not in cloud.ENGINES:
+            raise RecipeError(f"no engine {self.engine!r}; take one of {', '.join(cloud.ENGINES)}")
+        options: dict[str, Any] = {"engine": self.engine, "hardware": self.hardware}
+        first, *others = (_named(hub, text) for text in (self.repo, *self.adapter))
+        spec = cloud.endpoint_spec(
+            hub,
+            first[0],
+            revision=first[1],
+            context=self.context,
+            gguf_file=self.gguf,
+            sleep_minutes=self.sleep_minutes,
+            **options,
+        )
+        for repo_id, revision in others:
+            other = cloud.endpoint_spec(hub, repo_id, revision=revision, **options)
+            if other.model != spec.model or not other.adapters:
+                raise RecipeError(
+                    f"{repo_id} is not an adapter of {spec.model}; deploy it by itself"
+                )
+            spec = replace(spec, adapters=(*spec.adapters, *other.adapters))
+        return spec
+
+
 @app.command(epilog="Example: hubkit deploy create local/parrot-chat --engine vllm --dry-run")
+@grouped
 def create(
-    repo: Repo,
-    engine: EngineName = "tgi",
-    hardware: Place = "nvidia-l40s-x1",
-    adapter: Adapters = [],  # noqa: B006 - typer copies it
+    endpoint: EndpointOptions,
+    output: OutputOptions,
     name: Annotated[
         str, typer.Option("--name", help="Its name; by default made of what it serves.")
     ] = "",
-    context: Context = None,
-    gguf: Gguf = None,
     replicas: Annotated[
         int, typer.Option("--replicas", min=1, help="At most so many at once.")
     ] = 1,
-    sleep_minutes: Sleep = 15,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Until it answers.")] = True,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Show what would be sent and its price; touch nothing."),
-    ] = False,
-    json: Json = False,
 ) -> None:
     """Create an endpoint for a model and wait until it answers. It stays until you pause or delete
     it.
     """
+    from dataclasses import replace
+
     from hubkit import cloud
     from hubkit.hub import connect
 
     hub = connect()
-    wanted = _wanted(hub, repo, engine, hardware, adapter, context, gguf)
-    from dataclasses import replace
-
-    wanted = replace(wanted, called=name, max_replica=replicas, sleep_minutes=sleep_minutes)
-    if dry_run:
-        _show_plan(hub, wanted, json)
+    spec = replace(endpoint.spec(hub), called=name, max_replica=replicas)
+    if output.dry_run:
+        _show_plan(hub, spec, output.json)
         return
     cloud.reap(hub)
-    made = cloud.make(hub, wanted)
-    console.say(f"creating {made.name} on {made.hardware}: {_price(wanted)}")
+    status = cloud.make(hub, spec)
+    console.say(f"creating {status.name} on {status.hardware}: {_price(spec)}")
     if wait:
-        with console.bars(quiet=json) as bar_for:
-            made = cloud.wait(hub, made.name, progress=bar_for("deploy"))
-    _show(made, json)
+        with console.bars(quiet=output.json) as bar_for:
+            status = cloud.wait(hub, status.name, progress=bar_for("deploy"))
+    _show(status, output.json)
     console.say(
-        f"`hubkit deploy pause {made.name}` or `hubkit deploy delete {made.name}` ends its cost"
+        f"`hubkit deploy pause {status.name}` or `hubkit deploy delete {status.name}` ends its cost"
     )
-
-
-def _wanted(
-    hub: Hub,
-    repo: str,
-    engine: str,
-    hardware: str,
-    adapters: list[str],
-    context: int | None,
-    gguf: str | None,
-) -> EndpointSpec:
-    from dataclasses import replace
-
-    from hubkit import cloud
-
-    if engine not in cloud.ENGINES:
-        raise RecipeError(f"no engine {engine!r}; take one of {', '.join(cloud.ENGINES)}")
-    first, *rest = (_named(hub, text) for text in (repo, *adapters))
-    options: dict[str, Any] = {"engine": engine, "hardware": hardware}
-    wanted = cloud.endpoint_spec(
-        hub, first[0], revision=first[1], context=context, gguf_file=gguf, **options
-    )
-    for repo_id, revision in rest:
-        more = cloud.endpoint_spec(hub, repo_id, revision=revision, **options)
-        if more.model != wanted.model or not more.adapters:
-            raise RecipeError(f"{repo_id} is not an adapter of {wanted.model}; deploy it by itself")
-        wanted = replace(wanted, adapters=(*wanted.adapters, *more.adapters))
-    return wanted
 
 
 def _named(hub: Hub, text: str) -> tuple[str, str]:
@@ -150,19 +156,19 @@ def _named(hub: Hub, text: str) -> tuple[str, str]:
     return hub.qualify(name), revision or "main"
 
 
-def _price(wanted: EndpointSpec) -> str:
+def _price(spec: EndpointSpec) -> str:
     from hubkit.cloud import prices
 
-    rate = wanted.hardware.usd_per_hour * wanted.max_replica
+    rate = spec.hardware.usd_per_hour * spec.max_replica
     return f"up to ${rate:,.2f} per hour while it is up (prices of {prices.date()})"
 
 
-def _show_plan(hub: Hub, wanted: EndpointSpec, json: bool) -> None:
+def _show_plan(hub: Hub, spec: EndpointSpec, json: bool) -> None:
     from hubkit import cloud
     from hubkit.cloud import prices
 
-    sent = cloud.payload(wanted)
-    rate = wanted.hardware.usd_per_hour
+    sent = cloud.payload(spec)
+    rate = spec.hardware.usd_per_hour
     if json:
         console.data(
             {"hub": hub.url, "payload": sent, "usd_per_hour": rate, "prices": prices.date()}
@@ -171,7 +177,7 @@ def _show_plan(hub: Hub, wanted: EndpointSpec, json: bool) -> None:
     console.table(
         f"would be sent to {hub.url}", ["", ""], [[key, value] for key, value in sent.items()]
     )
-    console.say(_price(wanted))
+    console.say(_price(spec))
 
 
 @app.command("list", epilog="Example: hubkit deploy list --json")
@@ -282,12 +288,9 @@ def update(
 
     hub = connect()
     place = hardware or cloud.describe(hub, name).hardware
-    wanted = replace(
-        _wanted(hub, repo, engine, place, [], context, gguf),
-        called=name,
-        sleep_minutes=sleep_minutes,
-    )
-    _show(cloud.update(hub, name, wanted), json)
+    options = EndpointOptions(repo, engine, place, [], context, gguf, sleep_minutes)
+    spec = replace(options.spec(hub), called=name)
+    _show(cloud.update(hub, name, spec), json)
 
 
 @app.command(epilog="Example: hubkit deploy delete parrot-chat-1a2b3c4d")

@@ -11,7 +11,7 @@ from hubkit.cli import console
 from hubkit.cli import dataset_args as names
 from hubkit.cli.eval_chat import Engine, Place
 from hubkit.cli.model_args import HARDWARE, show_endpoints, terms
-from hubkit.cli.run import Json
+from hubkit.cli.options import Json
 
 if TYPE_CHECKING:
     from hubkit.hub import Hub

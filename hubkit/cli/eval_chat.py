@@ -11,8 +11,7 @@ import typer
 
 from hubkit.cli import console
 from hubkit.cli.model_args import DEPLOYED, HARDWARE, show_endpoints
-from hubkit.cli.options import grouped
-from hubkit.cli.run import Json
+from hubkit.cli.options import Json, grouped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

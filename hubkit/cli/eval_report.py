@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hubkit.cli import console
-from hubkit.cli.run import Json
+from hubkit.cli.options import Json
 
 EXAMPLE = "Example: hubkit eval report gpt-4_single.jsonl annotations.json --out report"
 

@@ -18,7 +18,7 @@ MAP = {
         "prefer",
         "align",
         "eval",
-        "publish",
+        "push",
     ),
     "Look at what there is": ("clean", "lineage", "stats", "diff"),
     "Serve it": ("serve", "spaces", "deploy"),

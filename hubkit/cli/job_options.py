@@ -5,6 +5,7 @@ that would cost.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,40 +41,48 @@ Cancel = Annotated[
 ]
 
 
-def chosen(
-    recipe: Recipe, on: str, flavors: list[str], requirement: str, image: str, cancel: bool
-) -> OnJobs | None:
-    """How stages run as jobs, or None for here. Raises `RecipeError` for a place or flavor that is
-    not known.
-    """
-    if on == "here":
-        return None
-    if on != "jobs":
-        raise RecipeError(f"--on {on!r} is neither here nor jobs")
-    from hubkit import cloud
-    from hubkit.pipeline import OnJobs, costs
-    from hubkit.recipe import STAGES
+@dataclass(frozen=True)
+class JobOptions:
+    """Where stages run, and what jobs need."""
 
-    named = costs.flavors(recipe)
-    for text in flavors:
-        stage, _, name = text.rpartition("=")
-        if stage and stage not in STAGES:
-            raise RecipeError(
-                f"--flavor {text!r}: no stage {stage!r}; stages are {', '.join(STAGES)}"
-            )
-        if not stage:
-            named = {}
-        named[stage] = cloud.flavor(name).name
-    options: dict[str, Any] = {"requirement": requirement} if requirement else {}
-    return OnJobs(
-        flavors=named,
-        image=image or None,
-        cancel_on_interrupt=cancel,
-        on_line=lambda stage, line: (
-            None if line.startswith("{") else console.say(f"{stage} | {line}")
-        ),
-        **options,
-    )
+    on: On = "here"
+    flavor: Flavors = field(default_factory=list)
+    requirement: Requirement = ""
+    image: Image = ""
+    cancel_on_interrupt: Cancel = False
+
+    def executor(self, recipe: Recipe) -> OnJobs | None:
+        """How stages run as jobs, or None for here. Raises `RecipeError` for a place or flavor that
+        is not known.
+        """
+        if self.on == "here":
+            return None
+        if self.on != "jobs":
+            raise RecipeError(f"--on {self.on!r} is neither here nor jobs")
+        from hubkit import cloud
+        from hubkit.pipeline import OnJobs, costs
+        from hubkit.recipe import STAGES
+
+        named = costs.flavors(recipe)
+        for text in self.flavor:
+            stage, _, name = text.rpartition("=")
+            if stage and stage not in STAGES:
+                raise RecipeError(
+                    f"--flavor {text!r}: no stage {stage!r}; stages are {', '.join(STAGES)}"
+                )
+            if not stage:
+                named = {}
+            named[stage] = cloud.flavor(name).name
+        options: dict[str, Any] = {"requirement": self.requirement} if self.requirement else {}
+        return OnJobs(
+            flavors=named,
+            image=self.image or None,
+            cancel_on_interrupt=self.cancel_on_interrupt,
+            on_line=lambda stage, line: (
+                None if line.startswith("{") else console.say(f"{stage} | {line}")
+            ),
+            **options,
+        )
 
 
 def show_costs(

@@ -1,16 +1,25 @@
-"""``hubkit publish`` (to the configured Hub or another one), ``hubkit lineage`` and ``hubkit
+"""``hubkit push`` (to the configured Hub or another one), ``hubkit lineage`` and ``hubkit
 spaces``.
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hubkit.cli import console
-from hubkit.cli.run import DryRun, Json, Overrides, Profiles, RecipeName
+from hubkit.cli.options import (
+    Json,
+    OutputOptions,
+    Overrides,
+    Profiles,
+    RecipeName,
+    RecipeOptions,
+    grouped,
+)
 
 if TYPE_CHECKING:
     from hubkit.hub import Hub, Ref
@@ -34,6 +43,17 @@ Allow = Annotated[
         help="Let this kind of secret or personal data pass, e.g. email, or personal_data for all.",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """Where a push goes, and what may be in it."""
+
+    to: To = ""
+    public: Public = False
+    allow: Allow = field(default_factory=list)
+
+
 _LOOK_S = 60.0
 RepoType = Annotated[
     str, typer.Option("--type", help="model, dataset or space; asked of the Hub when not given.")
@@ -41,50 +61,41 @@ RepoType = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add ``publish``, ``lineage`` and ``spaces`` to `app`."""
-    app.command("publish", epilog="Example: hubkit publish parrot --profile laptop --dry-run")(
-        publish
-    )
+    """Add ``push`` (and ``publish``, its former name), ``lineage`` and ``spaces`` to `app`."""
+    epilog = "Example: hubkit push parrot --profile laptop --dry-run"
+    app.command("push", epilog=epilog)(grouped(push))
+    app.command("publish", epilog=epilog, hidden=True)(grouped(push))
     app.command("lineage", epilog="Example: hubkit lineage parrot-chat")(lineage)
     app.command("spaces", epilog="Example: hubkit spaces parrot --profile laptop")(spaces)
 
 
-def publish(
-    recipe: RecipeName,
-    profile: Profiles = [],  # noqa: B006 - typer copies it
-    overrides: Overrides = [],  # noqa: B006
-    to: To = "",
-    public: Public = False,
-    allow: Allow = [],  # noqa: B006
-    dry_run: DryRun = False,
-    json: Json = False,
+def push(
+    recipe: RecipeOptions,
+    target: TargetOptions,
+    output: OutputOptions,
 ) -> None:
     """Make all cards final, push the Spaces, tie the repos into a collection; with --to, copy it
     all to another Hub.
     """
     from hubkit import pipeline
     from hubkit.hub import connect
-    from hubkit.recipe import load
 
-    loaded = load(recipe, profiles=profile, overrides=overrides)
-    target = _target(to) if to else None
+    loaded, dry_run = recipe.load(), output.dry_run
+    other = _target(target.to) if target.to else None
     hub = connect()
-    with console.bars(quiet=json) as bar_for:
+    with console.bars(quiet=output.json) as bar_for:
         changes = pipeline.publish(
             loaded,
             hub,
-            target=target,
-            public=public,
-            allow=allow,
+            target=other,
+            public=target.public,
+            allow=target.allow,
             dry_run=dry_run,
-            progress=bar_for("publish"),
+            progress=bar_for("push"),
         )
-    url = (target or hub).url
-    if json:
-        console.data(
-            {"hub": url, "dry_run": dry_run, "changes": [change.to_dict() for change in changes]}
-        )
-    else:
+    url = (other or hub).url
+    rows = [change.to_dict() for change in changes]
+    if not output.print({"hub": url, "dry_run": dry_run, "changes": rows}):
         _show(changes, url, dry_run=dry_run)
 
 

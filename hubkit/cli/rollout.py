@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hubkit.cli import console, job_options
-from hubkit.cli.run import DryRun, Json, Overrides, Profiles, RecipeName, _walk
+from hubkit.cli.options import (
+    DryRun,
+    Json,
+    OutputOptions,
+    Overrides,
+    Profiles,
+    RecipeName,
+    RecipeOptions,
+)
+from hubkit.cli.run import walk
 
 if TYPE_CHECKING:
     from hubkit.rollout import Estimate
@@ -79,7 +88,7 @@ def rollout(
     }
     overrides = [*overrides, *_overrides(chosen)]
     if not estimate or dry_run:
-        _walk(recipe, profile, overrides, dry_run=dry_run, json=json, stage="rollout")
+        walk(RecipeOptions(recipe, profile, overrides), OutputOptions(dry_run, json), "rollout")
         return
     from hubkit.hub import connect
     from hubkit.pipeline.rollout_estimate import estimate as preflight

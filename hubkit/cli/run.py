@@ -4,13 +4,15 @@ own).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hubkit.cli import console, job_options
+from hubkit.cli.job_options import JobOptions
+from hubkit.cli.options import OutputOptions, RecipeOptions, grouped
 
 if TYPE_CHECKING:
     from hubkit.hub import Hub
@@ -19,25 +21,9 @@ if TYPE_CHECKING:
     from hubkit.recipe import Recipe
     from hubkit.training import Launch
 
-RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A shipped recipe (parrot, realm) or a YAML file.")
-]
-Profiles = Annotated[
-    list[str], typer.Option("--profile", "-p", help="Lay a profile over the recipe, e.g. laptop.")
-]
-Overrides = Annotated[
-    list[str], typer.Option("--set", "-s", metavar="KEY=VALUE", help="Change one value of it.")
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON on stdout, and no bars.")
-]
 FiltersOn = Annotated[
     str | None, typer.Option("--on", help="Where filters run: here, or ray (a cluster).")
 ]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what is done and what would run; touch nothing.")
-]
-
 VERBS = {
     "corpus": ("corpus", "Read, clean and split human conversations; commit them as a dataset."),
     "curate": ("curate", "Filter the raw dialogues; commit what is kept, tag it as a version."),
@@ -52,7 +38,7 @@ def register(app: typer.Typer) -> None:
     """Add ``run``, ``recipes`` and a command for most stages to `app`."""
     app.command(
         "run", epilog="Example: hubkit run parrot --profile laptop --set rollout.dialogues=48"
-    )(run)
+    )(grouped(run))
     for verb, (stage, help_text) in VERBS.items():
         more = " --profile capo-laptop" if stage == "prefer" else ""
         epilog = f"Example: hubkit {verb} parrot --profile laptop{more}"
@@ -60,51 +46,25 @@ def register(app: typer.Typer) -> None:
     app.command("recipes", epilog="Example: hubkit recipes")(recipes)
 
 
-def run(
-    recipe: RecipeName,
-    profile: Profiles = [],  # noqa: B006 - typer copies it
-    overrides: Overrides = [],  # noqa: B006
-    on: job_options.On = "here",
-    flavor: job_options.Flavors = [],  # noqa: B006
-    requirement: job_options.Requirement = "",
-    image: job_options.Image = "",
-    cancel_on_interrupt: job_options.Cancel = False,
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> None:
+def run(recipe: RecipeOptions, jobs: JobOptions, output: OutputOptions) -> None:
     """Walk all stages of a recipe: corpus, asker, rollout, curate, chat, (prefer, align,) eval,
     publish.
 
     What is done is skipped.
     """
-    place = (on, flavor, requirement, image, cancel_on_interrupt)
-    _walk(recipe, profile, overrides, dry_run=dry_run, json=json, stage=None, place=place)
+    walk(recipe, output, jobs=jobs)
 
 
 def stage_verb(stage: str) -> Callable[..., None]:
     """The command that walks to one stage of a recipe."""
 
-    def command(
-        recipe: RecipeName,
-        profile: Profiles = [],  # noqa: B006
-        overrides: Overrides = [],  # noqa: B006
-        dry_run: DryRun = False,
-        json: Json = False,
-    ) -> None:
-        _walk(recipe, profile, overrides, dry_run=dry_run, json=json, stage=stage)
+    def command(recipe: RecipeOptions, output: OutputOptions) -> None:
+        walk(recipe, output, stage)
 
-    def filtering(
-        recipe: RecipeName,
-        profile: Profiles = [],  # noqa: B006
-        overrides: Overrides = [],  # noqa: B006
-        on: FiltersOn = None,
-        dry_run: DryRun = False,
-        json: Json = False,
-    ) -> None:
-        where = [f"{stage}.on={on}"] if on else []
-        _walk(recipe, profile, [*overrides, *where], dry_run=dry_run, json=json, stage=stage)
+    def filtering(recipe: RecipeOptions, output: OutputOptions, on: FiltersOn = None) -> None:
+        walk(recipe, output, stage, values=[f"{stage}.on={on}"] if on else [])
 
-    return filtering if stage in ("corpus", "curate") else command
+    return grouped(filtering if stage in ("corpus", "curate") else command)
 
 
 def recipes() -> None:
@@ -115,31 +75,38 @@ def recipes() -> None:
         typer.echo(f"{kind}: {', '.join(names)}")
 
 
-def _walk(
-    name: str,
-    profiles: list[str],
-    overrides: list[str],
+def walk(
+    options: RecipeOptions,
+    output: OutputOptions,
+    stage: str | None = None,
     *,
-    dry_run: bool,
-    json: bool,
-    stage: str | None,
+    values: Sequence[str] = (),
     launch: Launch | None = None,
-    place: tuple[str, list[str], str, str, bool] = ("here", [], "", "", False),
+    jobs: JobOptions | None = None,
 ) -> None:
+    """Run the stages of a recipe, or `stage` alone, or say what would run, and print the result.
+
+    Args:
+        options: The recipe.
+        output: Whether anything is done, and how it is printed.
+        stage: Only this one.
+        values: Further values, laid over the recipe as ``key=value``.
+        launch: How training is spread over processes.
+        jobs: Where stages run.
+    """
     from hubkit import pipeline
     from hubkit.hub import connect
-    from hubkit.pipeline.executors import jobs
-    from hubkit.recipe import load
+    from hubkit.pipeline.executors.jobs import check
 
-    recipe = load(name, profiles=profiles, overrides=overrides)
-    on_jobs = job_options.chosen(recipe, *place)
+    recipe, dry_run, json = options.load(*values), output.dry_run, output.json
+    on_jobs = jobs.executor(recipe) if jobs else None
     hub = connect()
     if on_jobs and (dry_run or not json):
         job_options.show_costs(recipe, hub, on_jobs, json=json, only=stage)
     if on_jobs and dry_run:
         return
     if on_jobs:
-        jobs.check(hub, on_jobs)
+        check(hub, on_jobs)
     if dry_run:
         planned = pipeline.plan(recipe, hub, only=stage)
         if json:

@@ -12,7 +12,7 @@ import typer
 
 from hubkit.cli import console
 from hubkit.cli import dataset_args as names
-from hubkit.cli.run import Json
+from hubkit.cli.options import Json
 
 if TYPE_CHECKING:
     from hubkit.conversation import Message

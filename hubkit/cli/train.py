@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hubkit.cli import console
-from hubkit.cli.run import DryRun, Json, Overrides, Profiles, RecipeName, _walk
+from hubkit.cli.options import (
+    DryRun,
+    Json,
+    OutputOptions,
+    Overrides,
+    Profiles,
+    RecipeName,
+    RecipeOptions,
+)
+from hubkit.cli.run import walk
+from hubkit.settings import HOME
 
 if TYPE_CHECKING:
     from hubkit.training import Launch, TrainPlan
@@ -124,7 +134,9 @@ def _do(
     elif dry_run:
         _plan(stage, recipe, profiles, overrides, how, *device, json=json)
     else:
-        _walk(recipe, profiles, overrides, dry_run=False, json=json, stage=stage, launch=how)
+        walk(
+            RecipeOptions(recipe, profiles, overrides), OutputOptions(json=json), stage, launch=how
+        )
 
 
 def _how(strategy: str, processes: int | None, nodes: int) -> Launch | None:
@@ -185,7 +197,7 @@ def _write_job(
         for key in ("HUBKIT_HUB", "HUBKIT_NAMESPACE", "HF_HOME")
         if key in os.environ
     }
-    environment["HUBKIT_HOME"] = str(home())
+    environment[HOME] = str(home())
     text = script(
         command, how, name=f"hubkit-{name}-{stage}", home=str(home()), environment=environment
     )

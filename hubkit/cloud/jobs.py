@@ -11,10 +11,10 @@ from typing import Any
 
 from hubkit.errors import HubError, RunInterruptedError
 from hubkit.hub import Hub
+from hubkit.settings import INSIDE_JOB
 
 LOG_TAIL = 200
 OVER = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
-INSIDE = "HUBKIT_INSIDE_JOB"
 """Set in the jobs that we start: other schedulers have a ``JOB_ID`` too, which is none of a Hub
 Job.
 """
@@ -101,7 +101,7 @@ def cancel(hub: Hub, job_id: str) -> None:
 
 def inside() -> str | None:
     """The id of the job that this process runs in; None outside of one that `run_job` started."""
-    return (os.environ.get("JOB_ID") or None) if INSIDE in os.environ else None
+    return (os.environ.get("JOB_ID") or None) if INSIDE_JOB in os.environ else None
 
 
 def is_over(hub: Hub, job_id: str) -> bool:
@@ -129,7 +129,7 @@ def _under_way(hub: Hub, labels: Mapping[str, str]) -> Any | None:
 
 def _submit(hub: Hub, command: Command) -> Any:
     common: dict[str, Any] = {
-        "env": {**command.env, INSIDE: "1"},
+        "env": {**command.env, INSIDE_JOB: "1"},
         "secrets": dict(command.secrets),
         "flavor": command.flavor,
         "timeout": command.timeout_s,

@@ -26,6 +26,7 @@ from hubkit import extras
 from hubkit.errors import DiskFullError, HubError, HubUnreachableError
 from hubkit.hub.network import DIRECT, exempt_loopback
 from hubkit.hub.places import LOCAL, cache, local_root, make_private, settings, upstream
+from hubkit.settings import HUB_IDLE_S, value
 
 IDLE_S = 900
 START_TIMEOUT_S = 60.0
@@ -75,7 +76,7 @@ def ensure_running(*, jobs: bool = False, spaces: bool = False) -> str:
 def _start(root: Path, allowed: set[str]) -> dict[str, Any]:
     extras.require("local", "the embedded Hub")
     log = root / "server.log"
-    idle_s = os.environ.get("HUBKIT_HUB_IDLE_S", str(IDLE_S))
+    idle_s = value(HUB_IDLE_S, str(IDLE_S))
     command = [
         sys.executable,
         "-m",

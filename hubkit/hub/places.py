@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hubkit.errors import HubError
+from hubkit.settings import HOME, HUB, NAMESPACE, UPSTREAM, value
 
 LOCAL = "local"
 DEFAULT_UPSTREAM = "https://huggingface.co"
@@ -18,7 +19,7 @@ def home() -> Path:
     """``$HUBKIT_HOME``, else ``$XDG_DATA_HOME/hubkit``, else ``~/.local/share/hubkit``. Not created
     here.
     """
-    if chosen := os.environ.get("HUBKIT_HOME"):
+    if chosen := value(HOME):
         return Path(chosen).expanduser().resolve()
     data = os.environ.get("XDG_DATA_HOME")
     return (Path(data) if data else Path.home() / ".local" / "share") / "hubkit"
@@ -82,7 +83,7 @@ def upstream() -> str | None:
     """The Hub whose repositories the embedded one reads through: ``HUBKIT_UPSTREAM``, a URL or
     ``off``; huggingface.co by default, unless ``HF_HUB_OFFLINE`` is set. Raises `HubError`.
     """
-    text = os.environ.get("HUBKIT_UPSTREAM", "").strip()
+    text = value(UPSTREAM)
     if not text:
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
         return None if offline else DEFAULT_UPSTREAM
@@ -101,8 +102,8 @@ def settings() -> Settings:
     """Read ``HUBKIT_HUB`` and ``HUBKIT_NAMESPACE``. Raises `HubError` when the first is neither
     ``local`` nor a URL.
     """
-    where = os.environ.get("HUBKIT_HUB", LOCAL).strip() or LOCAL
-    namespace = os.environ.get("HUBKIT_NAMESPACE", "").strip() or None
+    where = value(HUB, LOCAL)
+    namespace = value(NAMESPACE) or None
     if where == LOCAL:
         return Settings(url=None, namespace=namespace)
     return Settings(url=hub_address(where, "HUBKIT_HUB"), namespace=namespace)

@@ -40,9 +40,10 @@ def recipe(hubkit_home: Path, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 @pytest.fixture(scope="module", autouse=True)
 def corpus(recipe: list[str]) -> None:
-    from hubkit.cli.run import _walk
+    from hubkit.cli.options import OutputOptions, RecipeOptions
+    from hubkit.cli.run import walk
 
-    _walk("parrot", [], recipe[2::2], dry_run=False, json=True, stage="corpus")
+    walk(RecipeOptions("parrot", [], recipe[2::2]), OutputOptions(json=True), "corpus")
 
 
 def options(server: Handle, temperature: float, **changes: Any) -> list[str]:

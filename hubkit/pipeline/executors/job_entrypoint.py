@@ -19,10 +19,9 @@ from hubkit.hub import connect
 from hubkit.pipeline.runner import run
 from hubkit.progress import Progress
 from hubkit.recipe import Recipe
+from hubkit.settings import PLUGINS, RECIPE, value
 from hubkit.training import Launch
 
-RECIPE = "HUBKIT_RECIPE"
-PLUGINS = "HUBKIT_PLUGINS"
 MARK = "hubkit"
 _EVERY_S = 5.0
 
@@ -30,7 +29,7 @@ _EVERY_S = 5.0
 def main() -> int:
     """Run the stage that the command line names; 0 when its commit is there."""
     try:
-        plugins.restore(json.loads(os.environ.get(PLUGINS, "[]")))
+        plugins.restore(json.loads(value(PLUGINS, "[]")))
         recipe = Recipe.model_validate_json(os.environ[RECIPE])
         stage = sys.argv[1]
         for made in run(

@@ -15,10 +15,11 @@ from hubkit import cloud, plugins
 from hubkit.cloud import own_wheel
 from hubkit.errors import HubError, RecipeError, StageError
 from hubkit.hub import Hub, Ref
-from hubkit.pipeline.executors.job_entrypoint import MARK, PLUGINS, RECIPE
+from hubkit.pipeline.executors.job_entrypoint import MARK
 from hubkit.pipeline.stage import RunContext, Stage, StageResult
 from hubkit.progress import Progress
 from hubkit.recipe import Recipe
+from hubkit.settings import HUB, NAMESPACE, PLUGINS, RECIPE
 
 ATTEMPTS = 2
 FLAVORS = {"corpus": "cpu-upgrade", "curate": "cpu-upgrade", "rollout": "cpu-upgrade"}
@@ -98,8 +99,8 @@ class OnJobs:
             "key": stage.key(context, inputs)[:12],
         }
         env = {
-            "HUBKIT_HUB": hub.url,
-            "HUBKIT_NAMESPACE": hub.namespace,
+            HUB: hub.url,
+            NAMESPACE: hub.namespace,
             RECIPE: _portable(context.recipe).model_dump_json(),
         }
         if loaded := plugins.snapshot():

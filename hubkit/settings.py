@@ -1,0 +1,34 @@
+"""Every ``HUBKIT_`` variable of the environment: its name, and what it is for.
+
+Values are read where they are used, when they are used; a name stands here alone."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+HUB: Final = "HUBKIT_HUB"
+"""``local`` (the embedded Hub, the default), or the URL of a Hub."""
+UPSTREAM: Final = "HUBKIT_UPSTREAM"
+"""The Hub that the embedded one reads through from: a URL, or ``off``."""
+UPSTREAM_TOKEN_PATH: Final = "HUBKIT_UPSTREAM_TOKEN_PATH"
+"""For the process of the embedded Hub: the file of the token for its upstream."""
+NAMESPACE: Final = "HUBKIT_NAMESPACE"
+"""Whose repos are made: ``local`` on the embedded Hub, else by default the token's owner."""
+HOME: Final = "HUBKIT_HOME"
+"""The folder of all of hubkit's files; by default ``~/.local/share/hubkit``."""
+HUB_IDLE_S: Final = "HUBKIT_HUB_IDLE_S"
+"""Seconds without a request after which the embedded Hub ends."""
+ENDPOINT_TOKEN: Final = "HUBKIT_ENDPOINT_TOKEN"
+"""The bearer token that clients of a local engine must send."""
+RECIPE: Final = "HUBKIT_RECIPE"
+"""In a Hub Job: the recipe, as JSON."""
+PLUGINS: Final = "HUBKIT_PLUGINS"
+"""In a Hub Job: the plug-ins that the driver had loaded, as JSON (`hubkit.plugins.snapshot`)."""
+INSIDE_JOB: Final = "HUBKIT_INSIDE_JOB"
+"""Set inside a Hub Job: the job's id is looked up and noted on what it makes."""
+
+
+def value(name: str, default: str = "") -> str:
+    """The value of a variable, without spaces around it; `default` where it is not set or empty."""
+    return os.environ.get(name, "").strip() or default
