@@ -88,7 +88,7 @@ def _start(root: Path, allowed: set[str]) -> dict[str, Any]:
     ]
     command += [f"--{name}" for name in sorted(allowed)]
     if url := upstream():
-        command += ["--upstream", url]
+        command += ["--upstream", url, "--own-namespace", default_namespace()]
     with log.open("ab") as out:
         server = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True

@@ -48,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
         "--upstream", help="read repositories that are not here through from the Hub at this URL"
     )
     parser.add_argument(
+        "--own-namespace",
+        action="append",
+        default=[],
+        help="never ask the upstream for what is in this namespace",
+    )
+    parser.add_argument(
         "--jobs",
         action="store_true",
         help="holders of a write token may run commands on this machine",
@@ -95,6 +101,7 @@ def main() -> int:
                 parts,
                 **allowed,
                 upstream=options.upstream,
+                own_namespaces=options.own_namespace,
                 stall_timeout_s=options.stall_timeout_s,
             )
             return 0

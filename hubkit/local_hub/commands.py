@@ -82,8 +82,9 @@ def _opened(root: Path, *, adopting: bool = False) -> Iterator[Store]:
 
 
 def _in_words(result: dict[str, Any]) -> str:
-    problems = result.pop("problems", [])
-    lines = [*problems, *(f"{key}: {value}" for key, value in result.items())]
+    problems = result.get("problems", [])
+    values = {key: value for key, value in result.items() if key != "problems"}
+    lines = [*problems, *(f"{key}: {value}" for key, value in values.items())]
     return "".join(f"{line}\n" for line in [*lines, f"{len(problems)} problems"])
 
 

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -125,6 +125,7 @@ def serve(
     jobs: bool = False,
     spaces: bool = False,
     upstream: str | None = None,
+    own_namespaces: Sequence[str] = (),
     stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> None:
     """Serve a folder until SIGTERM, SIGINT or idleness. `parts`: above how many bytes a file is
@@ -137,7 +138,7 @@ def serve(
         hub = Hub(root)
         hub.multipart_above_bytes, hub.part_bytes = parts
         hub.jobs.enabled = jobs and host in LOOPBACK
-        hub.upstream.open(upstream if host in LOOPBACK else None)
+        hub.upstream.open(upstream if host in LOOPBACK else None, own_namespaces)
         hub.spaces.enabled = spaces and host in LOOPBACK
         try:
             hub.require_known_folders()

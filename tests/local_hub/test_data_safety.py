@@ -364,6 +364,100 @@ def test_an_incomplete_copy_of_a_running_hub_is_refused(server: HubServer, tmp_p
         HubServer(torn).start()
 
 
+@pytest.mark.parametrize("action", ["gc", "verify"])
+def test_maintenance_that_is_killed_changes_nothing_by_halves(
+    server: HubServer, action: str
+) -> None:
+    _fill(server, tuple(f"r{number}" for number in range(8)))
+    client = RawClient(server)
+    for number in range(40):
+        client.upload("local/r1", b"orphan %d" % number * 1000)
+    command = [sys.executable, "-m", "hubkit.local_hub", action, "--root", str(server.root)]
+    options = ["--grace-s", "0"] if action == "gc" else []
+    for delay_s in (0.2, 0.3, 0.4, 0.5):
+        process = subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.DEVNULL)
+        threading.Event().wait(delay_s)
+        process.kill()
+        process.wait()
+    assert upkeep(server, "verify")[1]["problems"] == []
+    assert all(_read(server, f"r{number}").status_code == 200 for number in range(8))
+    code, result = upkeep(server, "gc", "--grace-s", "0")
+    assert (code, result["kept"]) == (0, 8)
+
+
+@pytest.mark.attack
+def test_a_flipped_bit_in_any_stored_file_is_named(server: HubServer) -> None:
+    _fill(server, ("one",))
+    client = RawClient(server)
+    files = {f"{number}.txt": b"%d" % number for number in range(40)}
+    client.commit("local/one", files).raise_for_status()
+    server.stop()
+    folder = next((server.root / "repos").iterdir())
+    kinds = {
+        "large file": _large_file(server, "one"),
+        "pack": next((folder / "objects" / "pack").glob("*.pack")),
+        "loose object": next(iter(sorted((folder / "objects").glob("??/*")))),
+        "reference": folder / "refs" / "heads" / "main",
+        "database": server.root / "hub.sqlite",
+    }
+    for kind, path in kinds.items():
+        good = path.read_bytes()
+        path.chmod(0o644)
+        if kind == "database":  # the pages of its tables, after the first one's header
+            path.write_bytes(good[:4096] + bytes(255 - byte for byte in good[4096:]))
+        else:
+            middle = len(good) // 2
+            path.write_bytes(good[:middle] + bytes([good[middle] ^ 64]) + good[middle + 1 :])
+        process = _run(server, "verify")
+        told = process.stdout + process.stderr
+        assert process.returncode == 1, kind
+        assert "Traceback" not in told, kind
+        assert "hubkit hub" in told, kind
+        path.unlink(missing_ok=True)
+        path.write_bytes(good)
+        for suffix in ("-wal", "-shm"):
+            (server.root / f"hub.sqlite{suffix}").unlink(missing_ok=True)
+        for aside in (server.root / "objects").rglob("*.damaged"):
+            aside.unlink()
+    assert _run(server, "verify").returncode == 0
+    server.start()
+    assert _read(server, "one").content == b"one" * 1000
+
+
+def test_backup_and_restore_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hubkit.hub import connect, embedded
+
+    monkeypatch.setenv("HUBKIT_HOME", str(tmp_path / "home"))
+
+    def hubkit(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "hubkit", "hub", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    try:
+        connect().make("local/kept")
+        saved = str(tmp_path / "saved")
+        backup = hubkit("backup", saved)
+        assert backup.returncode == 0, backup.stderr
+        assert "1 repositories" in backup.stdout
+        connect().make("local/later")
+        running = hubkit("restore", saved)
+        assert running.returncode == 1
+        assert "already running" in running.stderr
+        embedded.stop()
+        while embedded.running():
+            threading.Event().wait(0.05)
+        restored = hubkit("restore", saved)
+        assert restored.returncode == 0, restored.stderr
+        assert "the former one is now" in restored.stdout
+        assert [model.id for model in connect().api.list_models()] == ["local/kept"]
+        assert hubkit("verify").returncode == 0
+        assert "moved to nothing" in hubkit("set-aside").stdout
+    finally:
+        embedded.stop()
+
+
 # a full disk
 
 

@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -132,6 +132,7 @@ class Upstream:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.url: str | None = None
+        self.own_namespaces: frozenset[str] = frozenset()
         self._lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
         self._absent: dict[str, float] = {}
@@ -140,9 +141,12 @@ class Upstream:
         self._closed = threading.Event()
         self.folder = store.root / "upstream"
 
-    def open(self, url: str | None) -> None:
-        """Read through to `url` from now on."""
+    def open(self, url: str | None, own_namespaces: Iterable[str] = ()) -> None:
+        """Read through to `url` from now on, and never ask there for what is in a namespace of
+        ours.
+        """
         self.url = url.rstrip("/") if url else None
+        self.own_namespaces = frozenset(name.lower() for name in own_namespaces)
 
     def close(self) -> None:
         """Stop the transfers; what arrived is resumed by the next server."""
@@ -165,7 +169,7 @@ class Upstream:
         Raises:
             Refusal: The upstream cannot be reached, is not believed, or does not let us in.
         """
-        if self.url is None or kind not in MIRRORED or self._store.accounts.exists(namespace):
+        if self.url is None or kind not in MIRRORED or self._is_own(namespace):
             return None
         key = f"{kind}:{namespace}/{name}".lower()
         with self._lock:
@@ -176,6 +180,9 @@ class Upstream:
                 return repo
             return self._mirror(repo, kind, namespace, name, revision)
 
+    def _is_own(self, namespace: str) -> bool:
+        return namespace.lower() in self.own_namespaces or self._store.accounts.exists(namespace)
+
     def _has(self, repo: Repo, revision: str) -> bool:
         with opened(self._store.repo_path(repo.folder)) as git:
             return git.resolve(revision) is not None
@@ -185,8 +192,10 @@ class Upstream:
     ) -> Repo | None:
         repo_id = f"{checked_name(namespace, 'namespace')}/{checked_name(name)}"
         key = f"{kind}:{repo_id}@{revision}".lower()
-        if time.monotonic() - self._absent.get(key, -ABSENT_FOR_S) < ABSENT_FOR_S:
+        if time.monotonic() < self._absent.get(key, 0.0):
             return repo
+        if self._store.settings.read_only or self._store.disk.is_short():
+            raise Refusal(507, DISK_FULL)
         try:
             if repo is None:
                 info = self._info(kind, repo_id, "main")
@@ -204,7 +213,9 @@ class Upstream:
                 "RepoNotFound",
             ) from error
         if repo is None or not self._has(repo, revision):
-            self._absent[key] = time.monotonic()
+            if len(self._absent) > MAX_FILES:
+                self._absent.clear()
+            self._absent[key] = time.monotonic() + ABSENT_FOR_S
         return repo
 
     def _create(self, kind: str, namespace: str, name: str, info: dict[str, Any]) -> Repo:
@@ -273,10 +284,7 @@ class Upstream:
     @staticmethod
     def _pointer(file: RemoteFile) -> NewObject:
         assert file.sha256 is not None
-        blob = NewObject.blob(trees.Pointer(file.sha256, file.size).text())
-        if blob.sha.decode() != file.blob:
-            raise UpstreamError(f"the pointer of {file.path} does not have the id {file.blob}")
-        return blob
+        return NewObject.blob(trees.Pointer(file.sha256, file.size).text())
 
     def _content(self, kind: str, repo_id: str, sha: str, file: RemoteFile) -> NewObject:
         try:
@@ -349,8 +357,9 @@ class Upstream:
         self, transfer: Transfer, repo: Repo, sha: str, path: str, pointer: trees.Pointer
     ) -> None:
         try:
+            self._download(transfer, _file_path(repo.type, repo.id, sha, path), pointer)
             with self._store.using_objects():
-                self._download(transfer, _file_path(repo.type, repo.id, sha, path), pointer)
+                self._store.objects.take(transfer.path, pointer.oid)
                 link(self._store, repo, [pointer.oid])
             transfer.finished = True
         except (UpstreamError, urllib.error.HTTPError) as error:
@@ -383,7 +392,6 @@ class Upstream:
                 transfer.path.unlink()
                 raise UpstreamError(f"its bytes are not those of sha256 {pointer.oid}; removed")
             os.fsync(file.fileno())
-        self._store.objects.take(transfer.path, pointer.oid)
 
     def _receive(self, transfer: Transfer, path: str, file: Any, digest: Any) -> None:
         headers = {"Range": f"bytes={transfer.arrived}-"} if transfer.arrived else {}
@@ -414,8 +422,9 @@ class Upstream:
             raise UpstreamError(reason)
         request = urllib.request.Request(self.url + path, headers=headers or {})
         request.add_header("Accept-Encoding", "identity")
+        request.add_header("User-Agent", "hubkit")
         if token := self._token():
-            request.add_unredirected_header("Authorization", f"Bearer {token}")
+            request.add_header("Authorization", f"Bearer {token}")
         host = urlsplit(self.url).hostname or ""
         proxies = urllib.request.ProxyHandler({} if host in ("127.0.0.1", "localhost") else None)
         opener = urllib.request.build_opener(_Redirects(self.url), proxies)

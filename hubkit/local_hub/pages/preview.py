@@ -14,6 +14,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,9 @@ TIMEOUT_S = 20
 MEMORY_BYTES = 4 * 2**30
 MAX_LINE_BYTES = 8 * 2**20
 MAX_TEXT = 4000
+MAX_COLUMNS, MAX_OUTPUT_BYTES = 200, 8 * 2**20
+MAX_AT_ONCE = 2
+_slots = threading.BoundedSemaphore(MAX_AT_ONCE)
 KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 
 
@@ -44,7 +48,7 @@ def preview(path: Path, kind: str, start: int) -> dict[str, Any]:
         "OMP_NUM_THREADS": "1",
         "ARROW_DEFAULT_MEMORY_POOL": "system",
     }
-    with path.open("rb") as file:
+    with _slots, path.open("rb") as file:
         try:
             process = subprocess.run(
                 command, stdin=file, capture_output=True, timeout=TIMEOUT_S, env=env, check=False
@@ -129,11 +133,17 @@ def main() -> int:
     readers |= {"csv": lambda: _csv(start, ","), "tsv": lambda: _csv(start, "\t")}
     try:
         total, rows = readers[kind]()
-        shown = [[[str(name)[:200], _cell(value)] for name, value in row.items()] for row in rows]
+        cells = [
+            [[str(name)[:200], _cell(value)] for name, value in islice(row.items(), MAX_COLUMNS)]
+            for row in rows
+        ]
+        output = json.dumps({"total": total, "rows": cells})
+        if len(output) > MAX_OUTPUT_BYTES:
+            raise ValueError(f"its rows are larger than {MAX_OUTPUT_BYTES} bytes")
     except Exception as error:  # whatever the parser says of a stranger's file
         sys.stderr.write(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}\n")
         return 1
-    sys.stdout.write(json.dumps({"total": total, "rows": shown}))
+    sys.stdout.write(output)
     return 0
 
 

@@ -17,7 +17,7 @@ from hubkit.local_hub.storage.objects import DAMAGED_SUFFIX
 from hubkit.local_hub.storage.store import Store
 
 _BLOCK_BYTES = 4 * 2**20
-_UPLOAD_AGAIN = "upload the same file again, or restore a backup"
+_UPLOAD_AGAIN = "upload the same file again, or restore a backup with `hubkit hub restore`"
 _RESTORE = "restore a backup with `hubkit hub restore`"
 
 
