@@ -80,10 +80,24 @@ def add_chat_messages(row: Mapping[str, Any], draft: Draft) -> None:
         if isinstance(turn, dict):
             if any(turn.get(key) for key in ("attachments", "files")):
                 draft.note("attachments_left_out")
-            turn = {k: v for k, v in turn.items() if k in ("sender", "text", "content")}
+            same = _same_words(turn.get("text"), turn.get("content"))
+            turn = {k: v for k, v in turn.items() if k not in _CHAT_METADATA}
+            if same:
+                del turn["content"]
         add_turn(turn, draft)
-        draft.unread_fields.pop("content", None)  # the same words, in parts
-        draft.unread_fields.pop("text", None)
+
+
+_CHAT_METADATA = ("attachments", "files", "uuid", "created_at", "updated_at", "parent_message_uuid")
+
+
+def _same_words(text: Any, parts: Any) -> bool:
+    """Whether content parts hold no other words than `text`."""
+    if not isinstance(text, str) or not text.strip() or not isinstance(parts, list):
+        return False
+    return all(
+        isinstance(part, dict) and part.get("type") == "text" and str(part.get("text")) in text
+        for part in parts
+    )
 
 
 def add_best_path(prompt: Mapping[str, Any], draft: Draft) -> None:

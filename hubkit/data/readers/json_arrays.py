@@ -371,7 +371,7 @@ class _Reader:
             if whole and not holds_turns(values[0][1]):
                 return None
             self._scanner.values = []
-            tail = self._last[self._scanner.start :]
+            tail = self._last[self._scanner.start :].lstrip(b" \t\r\n,")
             self.since = [tail] if tail else []
             self.size = self._retained = len(tail)
         return values

@@ -9,7 +9,7 @@ from typing import Any
 
 from hubkit.data.readers.items import Item, PassedOver, Row
 from hubkit.data.readers.layouts import TURN_LISTS, holds_turns, is_row
-from hubkit.data.readers.turns import ROLE_KEYS, TEXT_KEYS
+from hubkit.data.readers.turns import ROLE_KEYS, TEXT_KEYS, is_turn
 
 _MAX_LEVELS = 3
 _TURN_KEYS = frozenset((*ROLE_KEYS, *TEXT_KEYS))
@@ -24,8 +24,8 @@ def unwrap(items: Iterable[Item]) -> Iterator[Item]:
             named = isinstance(item, Row) and item.label is not None
             yield PassedOver(str(item.label), "beside the rows") if named else item  # type: ignore[union-attr]
             continue
-        table = isinstance(item.value, dict) and _rows_by_column(item.value)
-        if (is_row(item.value) and not table) or not (rows := list(rows_in(item.value))):
+        whole = is_row(item.value) and not _holds_rows(item.value)
+        if whole or not (rows := list(rows_in(item.value))):
             beside = item.label is not None and not is_row(item.value)
             yield PassedOver(str(item.label), "beside the rows") if beside else item
             continue
@@ -34,6 +34,16 @@ def unwrap(items: Iterable[Item]) -> Iterator[Item]:
                 yield replace(item, value=value, place=f"{item.place}, {number}", label=label)
             else:
                 yield PassedOver(str(label), "beside the rows")
+
+
+def _holds_rows(value: Mapping[str, Any]) -> bool:
+    """Whether an object with the keys of a row holds rows under them."""
+    for inner in value.values():
+        if isinstance(inner, list):
+            first = inner[0] if inner else None
+            if isinstance(first, dict) and holds_turns(first) and not is_turn(first):
+                return True
+    return bool(_rows_by_column(value))
 
 
 def rows_in(value: Any, levels: int = _MAX_LEVELS) -> Iterator[tuple[str | None, Any]]:
