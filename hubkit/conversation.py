@@ -90,6 +90,8 @@ def compact(messages: Iterable[Mapping[str, Any]]) -> list[Message]:
 
 
 def _compact(message: Mapping[str, Any]) -> Message:
+    if len(message) == 2 and None not in message.values():  # nearly all
+        return cast("Message", message)
     values = {key: value for key, value in message.items() if value is not None}
     if calls := values.get("tool_calls"):
         values["tool_calls"] = [{k: v for k, v in call.items() if v is not None} for call in calls]
@@ -196,9 +198,9 @@ def filled_in(system: str, name: str, value: str) -> str:
     >>> filled_in("Ask.", "intent", "Bake bread.")
     'Ask.\\n\\nBake bread.'
     """
-    place = "{" + name + "}"
-    if place in system:
-        return system.replace(place, value)
+    placeholder = "{" + name + "}"
+    if placeholder in system:
+        return system.replace(placeholder, value)
     return f"{system}\n\n{value}".strip() if value else system
 
 

@@ -101,8 +101,10 @@ def clean(
         console.data(report.to_dict())
     else:
         own = {source.repo_id for source in chosen.corpus.sources if source.repo_id}
-        same = own == {source.repo_id for source in inputs}
-        _show(report, recipe if same else "")  # published numbers are about the recipe's own data
+        own_data = own == {source.repo_id for source in inputs}
+        _show(
+            report, recipe if own_data else ""
+        )  # published numbers are about the recipe's own data
 
 
 def _source(name: str, block: Corpus) -> tuple[Path, Source]:
@@ -187,14 +189,14 @@ def _questions(block: Corpus, named: list[str]) -> dict[str, Path]:
         raise SourceError(
             f"--questions {bad[0]!r} must look like NAME=FILE, for example mt_bench=question.jsonl"
         )
-    found = {name: Path(path) for name, _, path in pairs}
+    files = {name: Path(path) for name, _, path in pairs}
     if not named:
-        found = {name: Path(source.path) for name, source in block.questions.items() if source.path}
-        for name in sorted(block.questions.keys() - found.keys()):
+        files = {name: Path(source.path) for name, source in block.questions.items() if source.path}
+        for name in sorted(block.questions.keys() - files.keys()):
             console.say(
                 f"not looked for: the questions of {name}; give them with --questions {name}=FILE"
             )
-    return found
+    return files
 
 
 def _show(report: CorpusReport, recipe: str) -> None:

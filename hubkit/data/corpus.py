@@ -171,23 +171,23 @@ def build(
     splitter = Splitter(seed)
     try:
         fields: set[str] = set()
-        with ShardWriter(kept_file, "kept", _schema(block, (*OPTIONAL_FIELDS, TOOLS))) as kept:
+        with ShardWriter(kept_file, "kept", _schema(block, (*OPTIONAL_FIELDS, TOOLS))) as writer:
             names = _Names()
-            for conversation in _kept(results, report):
+            for conversation in _survivors(results, report):
                 splitter.add(conversation)
-                fields.update(*conversation.messages)
+                fields.update(*(m for m in conversation.messages if len(m) > 2))
                 row: dict[str, Any] = {"id": names.unique(conversation.id)}
                 row["messages"] = conversation.messages
                 row |= {"source": conversation.source, INTENT: conversation.meta.get(INTENT)}
                 if TOOLS in conversation.meta:
                     fields.add(TOOLS)
                     row[TOOLS] = conversation.meta[TOOLS]
-                kept.write(row)
+                writer.write(row)
             report.renamed = names.renamed
         if not splitter.rows:
             raise nothing_left(report)
         places = splitter.assign(openings=block.openings, test=block.test, few=few)
-        _write_splits(kept.paths, out / "data", places, _schema(block, fields), report)
+        _write_splits(writer.paths, out / "data", places, _schema(block, fields), report)
     finally:
         for path in kept_file.glob("*"):
             path.unlink()
@@ -229,24 +229,25 @@ def _read(
             if len(report.passed_over) < _MAX_NAMES:
                 report.passed_over[item.name] = item.reason
             continue
-        place = f"{_printable(path.name)}:{item.place}"
+        position = f"{_printable(path.name)}:{item.position}"
         if isinstance(item, Broken):
             report.rows += 1
-            count(report.unreadable, item.reason, item.row_id or place)
+            count(report.unreadable, item.reason, item.row_id or position)
             report.lost_bytes += item.lost_bytes
             report.likely_encoding = report.likely_encoding or item.encoding
             if item.reason == "cut_off":
-                report.cut_off_at = item.place
+                report.cut_off_at = item.position
             continue
         report.rows += item.rows
         report.joined += item.rows - 1
         try:
-            reading = read_row(item.value, report.source, place, rules, label=item.label)
+            reading = read_row(item.value, report.source, position, rules, label=item.label)
         except Unreadable as error:
-            count(report.unreadable, error.reason, id_of(item.value) or place)
+            count(report.unreadable, error.reason, id_of(item.value) or position)
             if error.detail is not None:
-                known = error.reason == "unknown_role"
-                _count_name(report.unknown_roles if known else report.unknown_keys, error.detail)
+                by_role = error.reason == "unknown_role"
+                names = report.unknown_roles if by_role else report.unknown_keys
+                _count_name(names, error.detail)
             continue
         _count_reading(item.value, reading, report, intent_column)
         yield reading.conversation
@@ -320,20 +321,20 @@ def _conversations(
     in `report`. Raises `SourceError` where there is none.
     """
     sizes = [path.stat().st_size for path, _ in inputs]
-    left = block.limit
+    remaining = block.limit
     conversations = 0
     for index, (path, source) in enumerate(inputs):
-        if left is not None and left <= 0:
+        if remaining is not None and remaining <= 0:
             break
         name = _printable(path.name)
         file = FileReport(name, source.repo_id or name, sizes[index])
         report.files.append(file)
         column = block.intents.column if block.intents else None
         on_bytes = _bytes_of(progress, sizes, index, path.name)
-        rows = islice(_read(path, file, on_bytes, _rules(block, source), column), left)
+        rows = islice(_read(path, file, on_bytes, _rules(block, source), column), remaining)
         for conversation, number in find_parts(rows, join=block.join_parts):
             file.joined += number - 1
-            left = None if left is None else left - number
+            remaining = None if remaining is None else remaining - number
             conversations += 1
             yield conversation
     report.rows_read = sum(file.rows for file in report.files)
@@ -348,7 +349,9 @@ def _conversations(
 def _bytes_of(progress: Progress, sizes: list[int], index: int, name: str) -> OnBytes:
     before, total = sum(sizes[:index]), sum(sizes)
     size, unit = (10**6, "MB") if total >= 10**7 else (10**3, "kB")
-    return lambda done: progress(-(-(before + done) // size), -(-total // size), f"{name}, {unit}")
+    return lambda count: progress(
+        -(-(before + count) // size), -(-total // size), f"{name}, {unit}"
+    )
 
 
 def _printable(name: str) -> str:
@@ -361,11 +364,11 @@ def _printable(name: str) -> str:
     )
 
 
-def _kept(
-    judged: Iterator[tuple[Conversation, Results]], report: CorpusReport
+def _survivors(
+    results: Iterator[tuple[Conversation, Results]], report: CorpusReport
 ) -> Iterator[Conversation]:
-    for _, results in judged:
-        for result in results:
+    for _, conversation_results in results:
+        for result in conversation_results:
             if isinstance(result, Dropped):
                 report.dropped += 1
             else:
@@ -388,30 +391,28 @@ def _schema(block: Corpus, fields: Collection[str]) -> Any:
 
 
 def _write_splits(
-    kept: list[Path], data: Path, places: list[int | None], schema: Any, report: CorpusReport
+    files: list[Path], data: Path, splits: list[int | None], schema: Any, report: CorpusReport
 ) -> None:
-    """Second pass: each kept row to its split, in order; the split is the last step of the
-    ledger.
-    """
+    """Write each kept row to its split, in order; the split is the last step of the ledger."""
     import pyarrow as pa
 
-    step = Step("split", rows_in=len(places))
+    step = Step("split", rows_in=len(splits))
     turns: Counter[int] = Counter()
     # A segment's id is its conversation's, followed by #2, #3, …
     conversations: set[int] = set()
     at = 0
     with ExitStack() as stack:
         writers = [stack.enter_context(ShardWriter(data, name, schema)) for name in SPLITS]
-        for batch in (batch for path in kept for batch in read_batches(path)):
-            here = places[at : at + batch.num_rows]
+        for batch in (batch for path in files for batch in read_batches(path)):
+            batch_splits = splits[at : at + batch.num_rows]
             at += batch.num_rows
             for split, writer in enumerate(writers):
-                if rows := [row for row, place in enumerate(here) if place == split]:
+                if rows := [row for row, index in enumerate(batch_splits) if index == split]:
                     table = pa.Table.from_batches([batch.take(pa.array(rows))])
                     writer.write_table(table.select(schema.names).cast(schema))
             for row, messages in enumerate(batch.column("messages").to_pylist()):
                 name = batch.column("id")[row].as_py()
-                if here[row] is None:
+                if batch_splits[row] is None:
                     count(step.dropped, "continues_an_opening", name)
                 else:
                     conversations.add(_hash64(name.partition("#")[0]))

@@ -27,7 +27,7 @@ from hubkit.recipe import Curate
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_META = ("finish_reasons", "error")  # the columns, beside the conversation, that filters may read
+_META = ("finish_reasons", "error")  # the other columns that filters may read
 _JUDGED = ("id", "messages", "source", *_META)
 _UNPACKED = 4  # how much bigger than its file a parquet table of text is, roughly
 
@@ -216,10 +216,10 @@ def _only(
     """The one verdict on a dialogue. Its per-turn columns describe its turns, so filters must leave
     their number be.
     """
-    same = all(
+    same_length = all(
         isinstance(r, Dropped) or len(r.messages) == len(conversation.messages) for r in results
     )
-    if len(results) != 1 or not same:
+    if len(results) != 1 or not same_length:
         raise RecipeError(
             "curate.filters: a filter cut a dialogue up or shortened it; only corpus.filters may do so"
         )

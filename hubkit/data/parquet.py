@@ -33,8 +33,8 @@ def conversation_schema(
 
     Args:
         extra: Arrow fields after ``id``, ``messages`` and ``source``.
-        optional_fields: Those of `hubkit.conversation.OPTIONAL_FIELDS` that messages carry beside
-            ``role`` and ``content``. What a message lacks of them is null in its row.
+        optional_fields: Those of `hubkit.conversation.OPTIONAL_FIELDS` that messages carry in
+            addition to ``role`` and ``content``. What a message lacks of them is null in its row.
     """
     import pyarrow as pa
 

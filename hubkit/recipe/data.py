@@ -81,7 +81,7 @@ class Corpus(Block):
 
 
 class Measure(Block):
-    """How dialogues are measured beside real people's."""
+    """How dialogues are measured and compared with real people's."""
 
     sample: Content[Annotated[int, Field(ge=1)]] = 1000
     """At most so many dialogues of each dataset."""

@@ -80,9 +80,9 @@ def add_chat_messages(row: Mapping[str, Any], draft: Draft) -> None:
         if isinstance(turn, dict):
             if any(turn.get(key) for key in ("attachments", "files")):
                 draft.note("attachments_left_out")
-            same = _same_words(turn.get("text"), turn.get("content"))
+            repeated = _same_words(turn.get("text"), turn.get("content"))
             turn = {k: v for k, v in turn.items() if k not in _CHAT_METADATA}
-            if same:
+            if repeated:
                 del turn["content"]
         add_turn(turn, draft)
 

@@ -58,13 +58,14 @@ def find_files(paths: Iterable[Path]) -> tuple[list[Path], list[PassedOver]]:
     passed: list[PassedOver] = []
     for path in paths:
         if path.is_dir():
-            inside, beside = _data_files(path)
+            inside, others = _data_files(path)
             if not inside:
                 raise SourceError(
-                    f"{path} holds no {', '.join(SUFFIXES)} file; give a file, or a folder with some"
+                    f"{path} holds no {', '.join(SUFFIXES)} file; give a file, or a folder with "
+                    "some"
                 )
             files.extend(inside)
-            passed.extend(beside)
+            passed.extend(others)
         elif path.exists():
             files.append(path)
         else:
@@ -150,8 +151,8 @@ def _parquet_rows(path: Path, on_bytes: OnBytes) -> Iterator[Item]:
                 except (pa.ArrowException, OSError) as error:
                     # A page of it is broken: what else the group holds is lost with it.
                     last = first + about.num_rows
-                    place = f"rows {number + 1} to {last}: {type(error).__name__}"
-                    yield Broken("broken_parquet", place, about.total_byte_size)
+                    position = f"rows {number + 1} to {last}: {type(error).__name__}"
+                    yield Broken("broken_parquet", position, about.total_byte_size)
                     number = last
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = "broken_parquet" if _ends_with(path, b"PAR1") else "cut_off"
@@ -273,7 +274,7 @@ def _tar_rows(stream: Iterator[bytes], blocks: Blocks, encoding: str | None) -> 
                     if isinstance(item, PassedOver):
                         yield replace(item, name=f"{name}:{item.name}")
                     else:
-                        yield replace(item, place=f"{name}:{item.place}")
+                        yield replace(item, position=f"{name}:{item.position}")
     except (tarfile.TarError, EOFError, ValueError) as error:
         reason, blocks.fault = blocks.fault or "broken_tar", None
         yield Broken(reason, f"after {name or 'the start'}: {type(error).__name__}", 0)
@@ -407,15 +408,15 @@ def _lines(stream: Iterator[bytes]) -> Iterator[bytes | None]:
     pieces: list[bytes] = []
     size = 0
     for block in stream:
-        *whole, rest = block.split(b"\n")
+        *whole, tail = block.split(b"\n")
         for line in whole:
             pieces.append(line + b"\n")
             yield b"".join(pieces) if size + len(line) <= MAX_ROW_BYTES else None
             pieces, size = [], 0
-        size += len(rest)
-        if rest and size <= MAX_ROW_BYTES:
-            pieces.append(rest)
-        elif rest:
+        size += len(tail)
+        if tail and size <= MAX_ROW_BYTES:
+            pieces.append(tail)
+        elif tail:
             pieces = []
     if size > MAX_ROW_BYTES:
         yield None

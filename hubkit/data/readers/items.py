@@ -17,7 +17,7 @@ class Row:
     """
 
     value: Any
-    place: str
+    position: str
     rows: int = 1
     label: str | None = None
 
@@ -29,7 +29,7 @@ class Broken:
     """
 
     reason: str
-    place: str
+    position: str
     lost_bytes: int
     row_id: str | None = None
     encoding: str | None = None

@@ -62,14 +62,19 @@ class Layout:
 
 
 def read_row(
-    row: Any, source: str, place: str, rules: ReadingRules = _NO_RULES, *, label: str | None = None
+    row: Any,
+    source: str,
+    position: str,
+    rules: ReadingRules = _NO_RULES,
+    *,
+    label: str | None = None,
 ) -> Reading:
     """Read the conversation that `row` holds.
 
     Args:
         row: The row's value.
         source: Where it came from, for `Conversation.source`.
-        place: Names the row ("file:17") where it has no id.
+        position: Names the row ("file:17") where it has no id.
         rules: What the recipe says about columns, roles and parts.
         label: The row's key in an object of rows; its id, where it has no other.
 
@@ -95,7 +100,7 @@ def read_row(
     if bare and (fault(messages, first=None) or "repeated_turns_merged" in draft.notes):
         raise Unreadable("list_of_turns_of_several_conversations")
     identity = id_of(row) or (clean_text(label) if label else None)
-    name = identity or f"{place}-{_digest(messages)}"
+    name = identity or f"{position}-{_digest(messages)}"
     first = next((m["role"] for m in messages if m["role"] != "system"), None)
     meta: dict[str, Any] = {"group": name, "is_start": first == "user"}
     if rules.tools == "keep" and (tools := _tools(row, draft)):
@@ -325,8 +330,8 @@ def _read_preference(row: Mapping[str, Any], draft: Draft) -> bool | None:
         elif len(chosen) == 1 and isinstance(prompt, str):
             add_content("user", prompt, draft)
         _add_turns(chosen, draft)
-        said = {m["content"] for m in draft.messages}
-        draft.used |= {"chosen"} | ({"prompt"} if isinstance(prompt, list) or prompt in said
+        words = {m["content"] for m in draft.messages}
+        draft.used |= {"chosen"} | ({"prompt"} if isinstance(prompt, list) or prompt in words
                                     else set())  # fmt: skip
         return None
     if isinstance(prompt, str | list) and isinstance(chosen, str):
@@ -458,7 +463,7 @@ PLACES = (
     ("JSON Lines", "every line, also with a comma after it; a line may be a list of turns", ""),
     ("JSON objects one after another", "each, over any number of lines", ""),
     ("object around the rows", "rows by name, in lists, or column by column as pandas writes them",
-     "values beside the rows"),
+     "other values around the rows"),
     ("parquet, Arrow stream, Arrow file", "every row", "a broken row or page"),
     ("gzip, zstd", "the JSON or the tar archive inside; up to 1 GiB or 200 times the packed size",
      "containers inside"),

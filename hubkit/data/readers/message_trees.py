@@ -65,7 +65,7 @@ def _log(rows: list[Row]) -> Iterator[Item]:
     value = {**header, "messages": turns}
     if len(turns) < len(lines):
         value["hidden lines"] = [line for line in lines if line.get("is_system") is True]
-    yield Row(value, rows[0].place, rows=len(rows))
+    yield Row(value, rows[0].position, rows=len(rows))
 
 
 def _nested(rows: list[Row]) -> Iterator[Item]:
@@ -74,9 +74,9 @@ def _nested(rows: list[Row]) -> Iterator[Item]:
     for row in rows:
         name = row.value["message_id"]
         if name in nodes:
-            yield Broken("duplicate_message", row.place, 0, name)
+            yield Broken("duplicate_message", row.position, 0, name)
             continue
-        nodes[name], places[name] = {**row.value, "replies": []}, row.place
+        nodes[name], places[name] = {**row.value, "replies": []}, row.position
     root = next((name for name, node in nodes.items() if node.get("parent_id") is None), None)
     for name, node in nodes.items():
         parent = node.get("parent_id")

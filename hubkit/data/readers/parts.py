@@ -1,7 +1,7 @@
 """Parts of one conversation, as pre-split ShareGPT exports hold them.
 
 Such an export cuts long conversations into rows ``ID_0``, ``ID_7``, … where the number is the
-index, in the original, of the row's first message; the answer at a cut often stands in both rows.
+index, in the original, of the row's first message; the answer at a cut is often in both rows.
 Other files number strangers' conversations in the same way, so a name proves nothing. Rows are
 parts only where their contents say so: the first is ``_0``, each next one begins where the rows
 before it end or repeats their end, and at least a third of the cuts are proven by a repeated answer
@@ -58,7 +58,7 @@ class _Run:
         return self._follows or (cuts > 0 and self._proven * _PROVEN_SHARE >= cuts)
 
     def takes(self, row: Conversation) -> bool:
-        """Take `row` in, where it goes on from the rows so far."""
+        """Take `row` in, where it continues the rows so far."""
         match = _NUMBERED.match(row.id) if self._starts else None
         if match is None or match[1] != self._prefix or not row.messages:
             return False

@@ -31,7 +31,7 @@ def turns_in(text: str) -> tuple[str, list[Message]] | None:
     """Take a transcript apart.
 
     Returns:
-        What stands before the first mark, and the turns; None where `text` is no transcript: it
+        What comes before the first mark, and the turns; None where `text` is no transcript: it
         has no style's marks of both seats, the person's first."""
     for _, mark, end in _STYLES:
         marks = list(mark.finditer(text))

@@ -94,19 +94,19 @@ def _think_apart(message: Message, draft: Draft) -> Message:
     content = message["content"]
     if message["role"] != "assistant":
         return message
-    thinking, rest = "", content
+    thinking, answer = "", content
     if match := _THINK.match(content):
         ends = [m.end() for m in _THINK_END.finditer(content)]
         end = ends[-1] if ends else len(content)
-        thinking, rest = content[match.start(2) : end], content[end:]
+        thinking, answer = content[match.start(2) : end], content[end:]
     elif (closing := list(_THINK_END.finditer(content))) and not _THINK_START.search(content):
         # The opening mark was in the prompt.
-        thinking, rest = content[: closing[-1].start()], content[closing[-1].end() :]
+        thinking, answer = content[: closing[-1].start()], content[closing[-1].end() :]
     else:
         return message
     thinking = re.sub(r"</?(?:think|thinking|thought)>", "", thinking).strip()
     draft.note("thinking_split_off")
-    split = _with_content(message, rest.strip())
+    split = _with_content(message, answer.strip())
     earlier = split.get("thinking")
     if thinking:
         split["thinking"] = f"{earlier}\n\n{thinking}" if earlier else thinking
@@ -127,8 +127,8 @@ def _one_system(messages: list[Message], draft: Draft) -> list[Message]:
     head = [m for m in first if m["role"] == "system"]
     text = "\n\n".join(m["content"] for m in [*head, *systems])
     draft.note("second_system_merged")
-    rest = [m for m in messages if m["role"] != "system"]
-    return [{"role": "system", "content": text}, *rest]
+    turns = [m for m in messages if m["role"] != "system"]
+    return [{"role": "system", "content": text}, *turns]
 
 
 def _merged(messages: list[Message], draft: Draft) -> list[Message]:

@@ -12,32 +12,35 @@ from hubkit.data.readers.layouts import TURN_LISTS, holds_turns, is_row
 from hubkit.data.readers.turns import ROLE_KEYS, TEXT_KEYS, is_turn
 
 _MAX_LEVELS = 3
+_NO_ROW = "a value in the object around the rows"
 _TURN_KEYS = frozenset((*ROLE_KEYS, *TEXT_KEYS))
 
 
 def unwrap(items: Iterable[Item]) -> Iterator[Item]:
-    """Replace each object that is no row but holds rows by these; a value beside rows is passed
-    over.
+    """Replace each object that is no row but holds rows by these; a value that is no row is
+    passed over.
     """
     for item in items:
         if not isinstance(item, Row) or not isinstance(item.value, dict | list):
             named = isinstance(item, Row) and item.label is not None
-            yield PassedOver(str(item.label), "beside the rows") if named else item  # type: ignore[union-attr]
+            yield PassedOver(str(item.label), _NO_ROW) if named else item  # type: ignore[union-attr]
             continue
         whole = is_row(item.value) and not _holds_rows(item.value)
         if whole or not (rows := list(rows_in(item.value))):
-            beside = item.label is not None and not is_row(item.value)
-            yield PassedOver(str(item.label), "beside the rows") if beside else item
+            named = item.label is not None and not is_row(item.value)
+            yield PassedOver(str(item.label), _NO_ROW) if named else item
             continue
         for number, (label, value) in enumerate(rows, 1):
             if isinstance(value, dict):
-                yield replace(item, value=value, place=f"{item.place}, {number}", label=label)
+                yield replace(item, value=value, position=f"{item.position}, {number}", label=label)
             else:
-                yield PassedOver(str(label), "beside the rows")
+                yield PassedOver(str(label), _NO_ROW)
 
 
-def _holds_rows(value: Mapping[str, Any]) -> bool:
+def _holds_rows(value: Any) -> bool:
     """Whether an object with the keys of a row holds rows under them."""
+    if not isinstance(value, dict):
+        return False
     for inner in value.values():
         if isinstance(inner, list):
             first = inner[0] if inner else None
@@ -47,7 +50,7 @@ def _holds_rows(value: Mapping[str, Any]) -> bool:
 
 
 def rows_in(value: Any, levels: int = _MAX_LEVELS) -> Iterator[tuple[str | None, Any]]:
-    """Find the rows in `value`, each with its key, and what stands beside them; nothing where there
+    """Find the rows in `value`, each with its key, and the other values; nothing where there
     are none.
     """
     if isinstance(value, list):
@@ -62,14 +65,14 @@ def rows_in(value: Any, levels: int = _MAX_LEVELS) -> Iterator[tuple[str | None,
     if any(map(is_row, value.values())):
         yield from ((str(key), row) for key, row in value.items())
         return
-    inner = {key: list(rows_in(held, levels - 1)) for key, held in value.items()}
+    inner = {key: list(rows_in(item, levels - 1)) for key, item in value.items()}
     if any(inner.values()):
         for key, rows in inner.items():
             yield from rows or [(str(key), None)]
 
 
 def _rows_by_column(value: Mapping[str, Any]) -> list[tuple[str | None, Any]]:
-    """The rows of a table: ``{column: {index: value}}``, or ``columns`` beside ``data``."""
+    """The rows of a table: ``{column: {index: value}}``, or ``columns`` and ``data``."""
     names, data = value.get("columns"), value.get("data")
     if isinstance(names, list) and isinstance(data, list):
         if not all(isinstance(row, list) and len(row) == len(names) for row in data):
