@@ -31,6 +31,7 @@ from hubkit.local_engine.repo import Snapshot, fetch, fetch_repo
 from hubkit.local_engine.service import BASE, ServedModel, Service
 from hubkit.local_engine.settings import Listen, Settings, bearer_token, check_addresses
 from hubkit.local_engine.templates import TemplateRenderer, read_template
+from hubkit.local_engine.tensors import check_plausible
 from hubkit.local_engine.text import TextCodec
 from hubkit.untrusted import repo_name
 
@@ -113,6 +114,7 @@ def load_engine(
         raise EngineError(f"{model.name} is a GGUF file, which only llama.cpp serves: {reason}")
     if settings.engine == "auto":
         _log.warning("serving with transformers: %s", reason)
+    check_plausible(model.folder, read_config(model.folder))
     from hubkit.local_engine.torch_engine import TransformersEngine
 
     loaded = TransformersEngine(

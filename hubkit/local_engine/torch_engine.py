@@ -1,40 +1,60 @@
-"""Plain transformers behind the same service: other architectures, CUDA, and the reference that
-fidelity is judged by.
+"""transformers behind the same service: other architectures, CUDA, and the reference that fidelity is
+judged by.
 
-float32 on a CPU, bfloat16 on CUDA. Jobs that wait are taken up together, as one batch per adapter;
-each sequence has its own sampling parameters, so a batch computes logits together and chooses
-tokens one by one. Prompts are not cached between requests."""
+float32 on a CPU, bfloat16 on CUDA. Sequences join and leave a running batch (continuous batching):
+a new one computes its prompt alone, without padding, and decodes with the others from then on; all
+tokens of a step are chosen at once on the device (`torch_sampling`). What a sequence computed is
+kept, for as many sequences as run at once, so the next turn of a dialogue computes only what is new.
+A model whose state is more than keys and values per token (Mamba, linear attention) runs one
+sequence at a time and keeps nothing."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import queue
+import threading
 import time
-from collections.abc import AsyncGenerator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import EngineError, RemoteCodeError, refusing_remote_code
-from hubkit.local_engine.engine import Event, Finish, GenerationError, Job, Sampling, Started, Step
+from hubkit.local_engine.engine import Event, Finish, GenerationError, Job, Started
+from hubkit.local_engine.torch_sampling import Draws, choose
 
 if TYPE_CHECKING:
     import torch
 
 _log = logging.getLogger("hubkit.local_engine")
+_SHORTEST_PREFIX = 16  # tokens, from which on copying a prefix is worth it
+_PER_TOKEN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+
+Layers = list[tuple[Any, Any]]  # keys and values of each layer, (1, heads, tokens, dimension)
 
 
 @dataclass(eq=False, slots=True)
 class _Running:
-    """One sequence: its job, where its events go, and how far it is."""
+    """One sequence: its job, where its events go, and how far it is.
+
+    Attributes:
+        tokens: Prompt and what was generated.
+        layers: Keys and values of all of `tokens` but the last, while it is in no batch.
+        cache: The model's own cache, where keys and values are not all of its state.
+    """
 
     job: Job
     loop: asyncio.AbstractEventLoop
     arrived: float
     events: asyncio.Queue[Event | GenerationError] = field(default_factory=asyncio.Queue)
-    generated: list[int] = field(default_factory=list)
-    random: Any = None
+    tokens: list[int] = field(default_factory=list)
+    draws: Draws | None = None
+    layers: Layers = field(default_factory=list)
+    cache: Any = None
     cancelled: bool = False
     done: bool = False
 
@@ -44,6 +64,29 @@ class _Running:
         """
         self.done = self.done or isinstance(event, Finish | GenerationError)
         self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to be computed."""
+        return self.done or self.cancelled
+
+
+@dataclass(slots=True)
+class _Prefix:
+    """What a sequence that has ended computed."""
+
+    adapter: str | None
+    tokens: list[int]
+    layers: Layers
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Sequences of one adapter that decode together. `mask`: (rows, tokens), 0 for padding."""
+
+    rows: list[_Running]
+    cache: Any
+    mask: torch.Tensor
 
 
 class TransformersEngine:
@@ -62,30 +105,28 @@ class TransformersEngine:
     ) -> None:
         """Load the model. Raises `EngineError` when transformers or PEFT cannot."""
         self.parallel, self.context = parallel, context
-        self._model, self._eos = _load(model, adapters, device)
-        self._waiting: list[_Running] = []
-        self._batch: list[_Running] = []
-        self._loop_task: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="transformers")
+        loaded, eos = _load(model, adapters, device)
+        self._decoder = _Decoder(loaded, eos, parallel)
+        self._arrivals: queue.SimpleQueue[_Running | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="transformers", daemon=True)
+        self._thread.start()
 
     @property
     def busy(self) -> int:
         """Sequences being computed."""
-        return len(self._batch)
+        return sum(not running.ended for running in list(self._decoder.active))
 
     @property
     def waiting(self) -> int:
-        """Requests waiting for the next batch."""
-        return len(self._waiting)
+        """Requests waiting for a place in the batch."""
+        return len(self._decoder.waiting) + self._arrivals.qsize()
 
     async def generate(self, job: Job) -> AsyncGenerator[Event, None]:
         """Yield `Started`, one `Step` per token, `Finish`. Raises `GenerationError`."""
         if job.sampling.grammar is not None:
             raise GenerationError("the transformers engine has no grammars")
         running = _Running(job, asyncio.get_running_loop(), time.monotonic())
-        self._waiting.append(running)
-        if self._loop_task is None or self._loop_task.done():
-            self._loop_task = asyncio.create_task(self._run_batches())
+        self._arrivals.put(running)
         try:
             while True:
                 event = await running.events.get()
@@ -96,27 +137,245 @@ class TransformersEngine:
                     return
         finally:
             running.cancelled = True
-            if running in self._waiting:
-                self._waiting.remove(running)
 
     def close(self) -> None:
-        """Free the model."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """Free the model, after the step that is being computed."""
+        self._arrivals.put(None)
+        self._thread.join()
 
-    async def _run_batches(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            first = self._waiting[0].job.adapter
-            self._batch = [item for item in self._waiting if item.job.adapter == first][
-                : self.parallel
-            ]
-            self._waiting = [item for item in self._waiting if item not in self._batch]
+    def _run(self) -> None:
+        """Take up what arrives and compute step after step, until `close`."""
+        decoder = self._decoder
+        while True:
+            idle = not (decoder.active or decoder.waiting)
             try:
-                await loop.run_in_executor(
-                    self._thread, _compute, self._model, self._eos, self._batch
-                )
-            finally:
-                self._batch = []
+                arrival = self._arrivals.get(block=idle)
+                if arrival is None:
+                    return
+                decoder.waiting.append(arrival)
+                continue
+            except queue.Empty:
+                decoder.step()
+
+
+class _Decoder:
+    """The batch: who waits, who runs, and what is kept. Used by the engine's thread alone."""
+
+    def __init__(self, model: Any, eos: frozenset[int], parallel: int) -> None:
+        self._model, self._eos = model, eos
+        self.waiting: deque[_Running] = deque()
+        self.active: list[_Running] = []
+        self._prefixes: deque[_Prefix] = deque(maxlen=parallel)
+        self._batches: dict[str | None, _Batch] = {}
+        config = model.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ())
+        self._per_token = not (kinds - _PER_TOKEN_LAYERS or getattr(model, "_is_stateful", False))
+        self._parallel = parallel if self._per_token else 1
+        base = getattr(model, "get_base_model", lambda: model)()
+        names = inspect.signature(base.forward).parameters
+        self._takes = {name for name in ("position_ids", "logits_to_keep") if name in names}
+
+    def step(self) -> None:
+        """Start what waits where there is a place; then one token for every sequence."""
+        while self.waiting and len(self.active) < self._parallel:
+            running = self.waiting.popleft()
+            if not running.cancelled:
+                self.active.append(running)
+                self._each([running], self._start)
+        groups: dict[str | None, list[_Running]] = {}
+        for running in self.active:
+            if not running.ended:
+                groups.setdefault(running.job.adapter, []).append(running)
+        for group in groups.values():
+            self._each(group, self._decode)
+        for adapter in {running.job.adapter for running in self.active if running.ended}:
+            self._split(adapter)
+        for running in self.active:
+            if running.ended and running.layers:
+                self._keep(running)
+        self.active = [running for running in self.active if not running.ended]
+
+    def _each(self, group: list[_Running], compute: Any) -> None:
+        """`compute` for sequences of one adapter; what a model's code raises ends these alone."""
+        import torch
+
+        try:
+            with torch.inference_mode(), self._adapter(group[0].job.adapter):
+                compute(group)
+        except Exception as error:
+            self._batches.pop(group[0].job.adapter, None)
+            for running in group:
+                running.layers = []
+                if not running.done:
+                    running.post(
+                        GenerationError(f"transformers failed: {type(error).__name__}: {error}")
+                    )
+
+    @contextmanager
+    def _adapter(self, name: str | None) -> Iterator[None]:
+        if name is not None:
+            if name not in getattr(self._model, "active_adapters", [name + " "]):
+                self._model.set_adapter(name)
+            yield
+        elif hasattr(self._model, "disable_adapter"):
+            with self._model.disable_adapter():
+                yield
+        else:
+            yield
+
+    def _start(self, group: list[_Running]) -> None:
+        """Compute a new sequence's prompt, or what of it no prefix holds, and its first token."""
+        import torch
+
+        (running,) = group
+        job = running.job
+        running.tokens = list(job.prompt_ids)
+        random = torch.Generator().manual_seed(job.sampling.seed)
+        running.draws = Draws(job.sampling, job.top_n, random)
+        shared, layers = self._shared_prefix(job)
+        running.post(Started(shared, time.monotonic() - running.arrived))
+        cache = self._new_cache(layers)
+        ids = torch.tensor([running.tokens[shared:]], device=self._model.device)
+        mask = torch.ones((1, len(running.tokens)), dtype=torch.long, device=ids.device)
+        positions = torch.arange(shared, len(running.tokens), device=ids.device).unsqueeze(0)
+        logits, running.cache = self._forward(ids, mask, positions, cache)
+        if self._per_token:
+            running.layers = _layers_of(running.cache)
+            running.cache = None
+        self._advance(group, logits)
+
+    def _decode(self, group: list[_Running]) -> None:
+        """The next token of sequences that all have computed their prompts."""
+        import torch
+
+        device = self._model.device
+        ids = torch.tensor([[running.tokens[-1]] for running in group], device=device)
+        lengths = [len(running.tokens) - 1 for running in group]
+        positions = torch.tensor(lengths, device=device).unsqueeze(1)
+        batch = self._batches.get(group[0].job.adapter)
+        if batch is None or batch.rows != group:
+            batch = self._joined(group, lengths)
+        batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(group), 1)], dim=1)
+        logits, batch.cache = self._forward(ids, batch.mask, positions, batch.cache)
+        self._advance(group, logits)
+
+    def _joined(self, group: list[_Running], lengths: list[int]) -> _Batch:
+        """A batch of these sequences, padded on the left; the adapter's former one is split."""
+        import torch
+
+        adapter, longest = group[0].job.adapter, max(lengths)
+        self._split(adapter)
+        mask = torch.zeros((len(group), longest), dtype=torch.long, device=self._model.device)
+        for row, length in enumerate(lengths):
+            mask[row, longest - length :] = 1
+        cache = group[0].cache
+        if self._per_token:
+            cache = self._new_cache(_padded([running.layers for running in group], longest))
+        for running in group:
+            running.layers = []
+        self._batches[adapter] = _Batch(list(group), cache, mask)
+        return self._batches[adapter]
+
+    def _split(self, adapter: str | None) -> None:
+        """Give the sequences of the adapter's batch their own keys and values back."""
+        batch = self._batches.pop(adapter, None)
+        if batch is None:
+            return
+        for row, running in enumerate(batch.rows):
+            running.cache = batch.cache
+            if self._per_token:
+                start = batch.mask.shape[1] - (len(running.tokens) - 1)
+                running.cache = None
+                running.layers = [
+                    (k[row : row + 1, :, start:], v[row : row + 1, :, start:])
+                    for k, v in _layers_of(batch.cache)
+                ]
+
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any
+    ) -> tuple[torch.Tensor, Any]:
+        """The logits after the last token, (rows, vocabulary), and the cache."""
+        options = {"position_ids": positions, "logits_to_keep": 1}
+        out = self._model(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **{name: value for name, value in options.items() if name in self._takes},
+        )
+        return out.logits[:, -1], out.past_key_values
+
+    def _advance(self, group: list[_Running], logits: torch.Tensor) -> None:
+        """Choose and report a token for each sequence."""
+        draws = [running.draws for running in group if running.draws is not None]
+        steps = choose(logits, draws, [running.tokens for running in group])
+        for running, step in zip(group, steps, strict=True):
+            running.tokens.append(step.token_id)
+            running.post(step)
+            generated = len(running.tokens) - len(running.job.prompt_ids)
+            if step.token_id in self._eos:
+                running.post(Finish("eos"))
+            elif generated >= running.job.max_new_tokens:
+                running.post(Finish("length"))
+
+    def _new_cache(self, layers: Layers) -> Any:
+        from transformers import DynamicCache
+
+        if not self._per_token:
+            return None
+        cache = DynamicCache()
+        for index, (keys, values) in enumerate(layers):
+            cache.update(keys, values, index)
+        return cache
+
+    def _shared_prefix(self, job: Job) -> tuple[int, Layers]:
+        """The longest beginning of the prompt that was computed before, by the same adapter."""
+        best, found = 0, None
+        for prefix in self._prefixes:
+            if prefix.adapter == job.adapter:
+                limit = min(len(prefix.tokens), len(job.prompt_ids) - 1)
+                shared = _common(prefix.tokens, job.prompt_ids, limit)
+                if shared > best:
+                    best, found = shared, prefix
+        if found is None or best < _SHORTEST_PREFIX:
+            return 0, []
+        return best, [(k[:, :, :best], v[:, :, :best]) for k, v in found.layers]
+
+    def _keep(self, running: _Running) -> None:
+        """Keep what was computed, in place of a shorter beginning of the same."""
+        computed = running.tokens[: running.layers[0][0].shape[2]]
+        for prefix in list(self._prefixes):
+            size = len(prefix.tokens)
+            if prefix.adapter == running.job.adapter and prefix.tokens == computed[:size]:
+                self._prefixes.remove(prefix)
+        layers = [(k.clone(), v.clone()) for k, v in running.layers]  # not views of a whole batch
+        self._prefixes.append(_Prefix(running.job.adapter, computed, layers))
+        running.layers = []
+
+
+def _common(first: list[int], second: list[int], limit: int) -> int:
+    """How many of the first `limit` items are equal from the start."""
+    if first[:limit] == second[:limit]:
+        return limit
+    return next(i for i in range(limit) if first[i] != second[i])
+
+
+def _layers_of(cache: Any) -> Layers:
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _padded(rows: list[Layers], longest: int) -> Layers:
+    """One batch out of sequences of unequal lengths, with zeros before the shorter ones."""
+    import torch
+    from torch.nn.functional import pad
+
+    def joined(tensors: list[Any]) -> Any:
+        return torch.cat([pad(t, (0, 0, longest - t.shape[2], 0)) for t in tensors])
+
+    return [
+        (joined([row[i][0] for row in rows]), joined([row[i][1] for row in rows]))
+        for i in range(len(rows[0]))
+    ]
 
 
 def _load(
@@ -155,129 +414,3 @@ def _with_adapter(model: Any, name: str, folder: Path) -> Any:
         model.load_adapter(str(folder), adapter_name=name)
         return model
     return PeftModel.from_pretrained(model, str(folder), adapter_name=name).eval()
-
-
-def _compute(model: Any, eos: frozenset[int], batch: list[_Running]) -> None:
-    """Generate every sequence of `batch` to its end. Runs in the engine's thread."""
-    try:
-        adapter = batch[0].job.adapter
-        if adapter is not None:
-            model.set_adapter(adapter)
-            _steps(model, eos, batch)
-        elif hasattr(model, "disable_adapter"):
-            with model.disable_adapter():
-                _steps(model, eos, batch)
-        else:
-            _steps(model, eos, batch)
-    except Exception as error:  # whatever a model's code raises ends this batch and no other
-        for running in batch:
-            if not running.done:
-                running.post(
-                    GenerationError(f"transformers failed: {type(error).__name__}: {error}")
-                )
-
-
-def _steps(model: Any, eos: frozenset[int], batch: list[_Running]) -> None:
-    """Prompts padded on the left, one token at a time for all; a finished sequence idles until the
-    last one ends.
-    """
-    import torch
-
-    longest = max(len(running.job.prompt_ids) for running in batch)
-    pad = min(eos)
-    rows = [[pad] * (longest - len(r.job.prompt_ids)) + r.job.prompt_ids for r in batch]
-    mask = [[0] * (longest - len(r.job.prompt_ids)) + [1] * len(r.job.prompt_ids) for r in batch]
-    ids, attention = (
-        torch.tensor(rows, device=model.device),
-        torch.tensor(mask, device=model.device),
-    )
-    positions = (attention.cumsum(-1) - 1).clamp(min=0)
-    now, cache = time.monotonic(), None
-    for running in batch:
-        running.random = torch.Generator().manual_seed(running.job.sampling.seed)
-        running.post(Started(0, now - running.arrived))
-    while not all(running.done or running.cancelled for running in batch):
-        with torch.inference_mode():
-            out = model(
-                input_ids=ids,
-                attention_mask=attention,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        cache = out.past_key_values
-        logits = out.logits[:, -1].float().cpu()
-        chosen = [_advance(r, row, eos, pad) for r, row in zip(batch, logits, strict=True)]
-        ids = torch.tensor(chosen, device=model.device).unsqueeze(1)
-        attention = torch.cat([attention, attention.new_ones(len(batch), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-
-
-def _advance(running: _Running, logits: torch.Tensor, eos: frozenset[int], pad: int) -> int:
-    """The next token of one sequence, reported; `pad` for one that is over. `logits`:
-    (vocabulary,).
-    """
-    if running.done or running.cancelled:
-        return pad
-    job = running.job
-    logprobs = logits.log_softmax(-1)
-    token = _choose(logits, running)
-    running.generated.append(token)
-    best = logprobs.topk(job.top_n) if job.top_n else None
-    top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)) if best else ()
-    running.post(Step(token, float(logprobs[token]), top))
-    if token in eos:
-        running.post(Finish("eos"))
-    elif len(running.generated) >= job.max_new_tokens:
-        running.post(Finish("length"))
-    return token
-
-
-def _choose(logits: torch.Tensor, running: _Running) -> int:
-    """TGI's chain: penalties, then (when sampling) temperature, top-k, top-p, typical-p, one
-    draw.
-    """
-    import torch
-
-    sampling = running.job.sampling
-    scores = _penalised(logits.unsqueeze(0), running)
-    if not sampling.do_sample:
-        return int(scores.argmax())
-    for warp in _warpers(sampling):
-        scores = warp(None, scores)
-    return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=running.random))
-
-
-def _penalised(scores: torch.Tensor, running: _Running) -> torch.Tensor:
-    import torch
-    from transformers import RepetitionPenaltyLogitsProcessor
-
-    sampling = running.job.sampling
-    seen = torch.tensor([running.job.prompt_ids + running.generated])
-    if sampling.repetition_penalty != 1.0:
-        scores = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(seen, scores)
-    if sampling.frequency_penalty:
-        counts = torch.bincount(seen[0], minlength=scores.shape[-1])[: scores.shape[-1]]
-        scores = scores - sampling.frequency_penalty * counts
-    return scores
-
-
-def _warpers(sampling: Sampling) -> list[Any]:
-    from transformers import (
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-        TypicalLogitsWarper,
-    )
-
-    warpers: list[Any] = []
-    if sampling.temperature != 1.0:
-        warpers.append(TemperatureLogitsWarper(sampling.temperature))
-    if sampling.top_k:
-        warpers.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1.0:
-        warpers.append(TopPLogitsWarper(sampling.top_p))
-    if sampling.typical_p < 1.0:
-        warpers.append(TypicalLogitsWarper(sampling.typical_p))
-    return warpers
