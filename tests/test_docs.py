@@ -130,11 +130,19 @@ def as_if_made(hub: Any, folder: Path) -> None:
     """
     from support.tiny_models import tiny_base, write_rows
 
+    from hubkit.chat_templates import for_base
     from hubkit.hub import Ref
 
-    base = hub.commit(
-        "HuggingFaceTB/SmolLM2-135M-Instruct", tiny_base(folder / "base"), "a tiny base"
+    weights = tiny_base(folder / "base")
+    config = weights / "config.json"  # rotary positions: a longer context needs no other weights
+    config.write_text(
+        config.read_text().replace(
+            '"max_position_embeddings": 512', '"max_position_embeddings": 4096'
+        )
     )
+    template = for_base(weights).source("assistant")
+    (weights / "chat_template.jinja").write_text(template, "utf-8")
+    base = hub.commit("HuggingFaceTB/SmolLM2-135M-Instruct", weights, "a tiny base")
 
     def add(
         repo: str, repo_type: str, stage: str, inputs: dict[str, Ref], splits: dict[str, int]
@@ -232,6 +240,39 @@ def test_commands_run(block: str, shell: dict[str, str], here: Path) -> None:
         or "--profile cloud" in block
         or "--launch" in block
     )
+
+
+def code_cells(path: Path) -> str:
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+PYTHON = {
+    **{
+        page: "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+        for page, text in PAGES.items()
+    },
+    **{
+        path.relative_to(ROOT).as_posix(): code_cells(path)
+        for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+    },
+}
+
+
+@pytest.mark.parametrize("page", [page for page, code in PYTHON.items() if code])
+def test_python_runs_as_printed(page: str, shell: dict[str, str], here: Path) -> None:
+    """All blocks of a page, or cells of a notebook, one after another in one process."""
+    env = {**shell, "HUBKIT_HOME": shell["HUBKIT_HOME"], "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", PYTHON[page]],
+        env=env,
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from hubkit.progress import Progress, silent
 from hubkit.recipe import Evals, Sampling, Scorecard, Training
 from hubkit.rollout.dialogue import split_end_mark
 from hubkit.serving import ModelSpec, ServedModel, serve
+from hubkit.training.loading import context_of
 from hubkit.training.rows import seat_view
 
 T = TypeVar("T")
@@ -107,9 +108,11 @@ class Asker:
             SourceError: The base or the data cannot be read.
             TrainingError: There is nothing to learn from, or the loss is not a number.
         """
-        settings = {"lora": dict(DEFAULT_LORA), "sft": dict(DEFAULT_SFT), **settings}
-        block = Training(base=base, base_revision=revision, seat="user", system=system, **settings)
         source, folder = _base(base, revision, progress)
+        longest = min(DEFAULT_SFT["max_length"], context_of(folder) or DEFAULT_SFT["max_length"])
+        defaults = {"lora": dict(DEFAULT_LORA), "sft": {**DEFAULT_SFT, "max_length": longest}}
+        settings = {**defaults, **settings}
+        block = Training(base=base, base_revision=revision, seat="user", system=system, **settings)
         data = conversations.parquet()
         ref = conversations.ref or file_ref("conversations", data)
         work = library_folder("asker", [block.model_dump(mode="json"), seed, ref.to_dict()])

@@ -92,13 +92,19 @@ def four_bits() -> Any:
 def require_context(key: str, base: Path, max_length: int | None, name: str) -> None:
     """Raise `RecipeError` where rows, whose most tokens the recipe's `key` says, outgrow what
     `base`, the model `name`, knows."""
+    positions = context_of(base)
+    if positions and max_length and max_length > positions:
+        raise RecipeError(over_context(key, max_length, positions, name))
+
+
+def context_of(base: Path) -> int | None:
+    """The most tokens that the model in `base` can read; None where its config does not say."""
     try:
         config = json.loads((base / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
-        return  # loading it says what is wrong with it
-    known = config.get("max_position_embeddings")
-    if isinstance(known, int) and max_length and max_length > known:
-        raise RecipeError(over_context(key, max_length, known, name))
+        return None  # loading it says what is wrong with it
+    positions = config.get("max_position_embeddings")
+    return positions if isinstance(positions, int) else None
 
 
 def over_context(key: str, max_length: int, known: int, name: str) -> str:
