@@ -73,8 +73,8 @@ def rollout(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Let the asker question the chat model; commit the raw dialogues. Stopped, it goes on where it
-    was.
+    """Let the asker question the chat model; commit the raw dialogues. Stopped, it resumes where
+    it was.
     """
     chosen = {
         "asker.endpoints": asker_url or None,
@@ -126,6 +126,7 @@ def _show(found: Estimate) -> None:
         rows,
     )
     console.say(
-        f"about {found.seconds / 3600:.1f} hours and ${found.usd:,.2f}, judged by {found.sampled} dialogues "
-        f"(tokens may be {found.spread:.0%} off); those are kept, and the rollout goes on from them"
+        f"about {found.seconds / 3600:.1f} hours and ${found.usd:,.2f}, judged by "
+        f"{found.sampled} dialogues (tokens may be {found.spread:.0%} off); those are kept, and "
+        "the rollout resumes from them"
     )

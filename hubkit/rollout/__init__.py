@@ -3,8 +3,8 @@ none lost.
 
 Takes the recipe's rollout block, openings and the two seats' addresses; gives parquet shards of
 dialogues, each with everything that says where it came from, and a report. Every acknowledged turn
-is on disk before its dialogue goes on, so a run may be stopped, killed, or moved: the same call
-goes on where it was and asks for nothing twice."""
+is on disk before its dialogue continues, so a run may be stopped, killed, or moved: the same call
+resumes where it was and asks for nothing twice."""
 
 from __future__ import annotations
 
@@ -64,23 +64,23 @@ def run(
     `openings` are read once, in order, as they are needed; give the same ones in the same order to
     resume a run. `journal` is the run's folder: keep it until the run is done. `asker` and `chat`
     answer in the two seats, whatever addresses the block names. `provenance` (``asker`` and
-    ``chat``, each with repo_id, revision, template hash) stands in every row and tells this run
+    ``chat``, each with repo_id, revision, template hash) is in every row and tells this run
     from others. `on_shard` is called in a thread with each finished shard's path
-    (for a Hub commit); with a lost machine's shards as `earlier_shards`, a fresh `journal` goes on
-    from those alone: what it had spent counts, and dialogues that a cap had ended go on. What
+    (for a Hub commit); with a lost machine's shards as `earlier_shards`, a fresh `journal` resumes
+    from those alone: what it had spent counts, and dialogues that a cap had ended are resumed. What
     `on_status` raises ends the run.
 
     With ``block.on`` "ray" it is the Ray cluster that RAY_ADDRESS names, or that runs here, or one
     begun for this run, that drives; hubkit must be installed on every node.
 
-    A run goes on under other caps and another number of dialogues. Where the caps end it, dialogues
+    A run resumes under other caps and another number of dialogues. Where the caps end it, dialogues
     that have an answer are rows with the cap's name as their end, and stay open in the journal.
 
     Raises `RecipeError` for a block that cannot run, `RunLockedError` when another process drives
     this run, `MisconfiguredEndpointError` / `EndpointUnreachableError` when a seat cannot be asked,
     `RunInterruptedError` after Ctrl-C or SIGTERM (once: answers on their way are taken; twice: they
     are not), `DiskFullError`; on a cluster, `MissingDependencyError` without Ray. After any of them
-    the same call goes on."""
+    the same call resumes."""
     check(block)
     digest = run_digest(block, seed, provenance)
     earlier_digest = run_digest_of_0_1(block, seed, provenance)
@@ -90,8 +90,9 @@ def run(
     with locked(journal):
         if block.on != "ray" and (journal / PARTS).exists():
             raise StageError(
-                f"a Ray cluster was driving the run in {journal} and did not end well: parts of it know dialogues that "
-                f"are not here. Go on with it there (--on ray), or remove {journal / PARTS} to ask for those again"
+                f"a Ray cluster was driving the run in {journal} and did not end well: parts "
+                "of it know dialogues that are not here. Resume it there (--on ray), or remove "
+                f"{journal / PARTS} to ask for those again"
             )
         state = load(journal, digest, earlier_shards)
         rows = shards.Rows(block, seed=seed, digest=digest, provenance=provenance)
@@ -128,13 +129,21 @@ def estimate(
     what `run` raises.
 
     `options` are those of `run` (addresses, seed, provenance, templates). The sample is kept in
-    `journal`: the run starts from it. Ends of a recipe other than its target turns (end mark, full
+    `journal`: the run starts from it; where it holds the sample already, one more dialogue is driven.
+    Ends of a recipe other than its target turns (end mark, full
     context) are not foreseen, so a run may come out smaller."""
-    sample = block.model_copy(update={"dialogues": min(dialogues, block.dialogues), "on": "here"})
+    openings = list(openings)
+    count = min(dialogues, block.dialogues)
     with tempfile.TemporaryDirectory() as scratch:
-        report = run(sample, openings, Path(scratch), journal=journal, **options)
-        shards = [Path(scratch) / path for path in report.paths]
-        return extrapolate(block, shards, seconds=report.seconds, in_flight=sample.in_flight)
+        while True:
+            sample = block.model_copy(update={"dialogues": count, "on": "here"})
+            report = run(sample, openings, Path(scratch), journal=journal, **options)
+            # What an earlier session found says nothing of the endpoint as it is now.
+            if report.session["requests"] or count >= block.dialogues or report.stopped:
+                break
+            count += 1
+        paths = [Path(scratch) / path for path in report.paths]
+        return extrapolate(block, paths, seconds=report.seconds, in_flight=sample.in_flight)
 
 
 class _CallablePackage(ModuleType):

@@ -130,14 +130,14 @@ def prompt(
     if block.context_full == "end":
         return None if total > room or more_exchanges else Prompt(system + view, trimmed, total)
     target = total if total <= room else int(_SHARE_AFTER_TRIM * room)
-    left = more_exchanges
+    exchanges_left = more_exchanges
     # More than must be: the next turns then begin with the same messages, and their prefix stays in
     # the cache.
-    while (total > target or left) and trimmed + 2 < len(view):
+    while (total > target or exchanges_left) and trimmed + 2 < len(view):
         total -= sizes[trimmed] + sizes[trimmed + 1]
         trimmed += 2
-        left = max(0, left - 1)
-    if left or total > hard_room:
+        exchanges_left = max(0, exchanges_left - 1)
+    if exchanges_left or total > hard_room:
         return None
     return Prompt(system + view[trimmed:], trimmed, total)
 
@@ -274,6 +274,6 @@ def _plain(text: str) -> str:
 
 def ended_on_answer(messages: Sequence[Message]) -> tuple[list[Message], str]:
     """`messages` up to the last assistant turn, and the human's unanswered words after it."""
-    answered = list(messages)
-    unanswered = answered.pop()["content"] if answered and answered[-1]["role"] == "user" else ""
-    return answered, unanswered
+    ending = list(messages)
+    unanswered = ending.pop()["content"] if ending and ending[-1]["role"] == "user" else ""
+    return ending, unanswered

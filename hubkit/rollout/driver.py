@@ -143,7 +143,7 @@ class Driver:
                 return
             task = asyncio.create_task(self._drive(dialogue, permit))
             self._tasks[task] = permit
-            task.add_done_callback(self._left)
+            task.add_done_callback(self._task_ended)
             while len(self._tasks) >= _OPEN_PER_PERMIT * self._block.in_flight and not self._halted:
                 self._room.clear()
                 await self._room.wait()
@@ -162,7 +162,7 @@ class Driver:
             self._journal.note(opened(plan))
             yield dialogue
 
-    def _left(self, task: asyncio.Task[None]) -> None:
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task).give_back()
         self._room.set()
         self.failed(task)
@@ -372,9 +372,9 @@ class Driver:
         if reply.thinking:
             self.state.count(f"thinking_{_SEAT_NAMES[seat]}")
         problem, end_reason = self._judge(dialogue, turn, reply)
-        again = end_reason != "" or problem in block.retry_on
-        again = again and attempts < block.retries_per_turn
-        if again or end_reason:
+        may_retry = end_reason != "" or problem in block.retry_on
+        may_retry = may_retry and attempts < block.retries_per_turn
+        if may_retry or end_reason:
             turn.failure, turn.closing = problem, False
             dialogue.failed_attempts.append(turn)
             self.state.count(f"retry_{problem}")
@@ -384,7 +384,7 @@ class Driver:
                     "message": f"{problem}: finish_reason {reply.finish_reason!r}, {content[:200]!r}",
                 }  # fmt: skip
             await self._journal.append(turn.to_record())
-            return (False, "") if again else (True, end_reason)
+            return (False, "") if may_retry else (True, end_reason)
         turn.flaw = problem
         turn.earlier_failures = [attempt.failure for attempt in dialogue.failed_attempts]
         dialogue.add(turn)

@@ -1,4 +1,4 @@
-"""The journal of a run: each acknowledged turn, on disk before its dialogue goes on.
+"""The journal of a run: each acknowledged turn, on disk before its dialogue continues.
 
 One append-only file of lines, ``crc32 (8 hex digits) SPACE json NEWLINE``. Appends from many
 dialogues are written and synced together by one thread, so that a sync costs each of them little.
@@ -54,12 +54,13 @@ def read(path: Path) -> Iterator[Record | None]:
                 yield decode(line[:-1]) if line.endswith(b"\n") else None
     except OSError as error:
         raise SourceError(
-            f"the journal {path} cannot be read: {error.strerror}; mend that, or remove it to ask for its turns again"
+            f"the journal {path} cannot be read: {error.strerror}; correct that, or "
+            "remove it to ask for its turns again"
         ) from None
 
 
 def newest(folder: Path) -> Path | None:
-    """The journal file in `folder` that counts, or None. Files of other names (a copy that somebody
+    """The journal file in `folder` that counts, or None. Files of other names (a copy that a user
     made) do not.
     """
     files = sorted(
@@ -159,16 +160,16 @@ class Journal:
             waiting, self._waiting = self._waiting, []
             self._unsynced = False
             task = asyncio.get_running_loop().run_in_executor(self._thread, self._commit, batch)
-            task.add_done_callback(lambda done: self._committed(done, waiting))
+            task.add_done_callback(lambda commit: self._committed(commit, waiting))
 
     def _commit(self, batch: bytes) -> None:
         _write(self._fd, batch)
         os.fdatasync(self._fd)
 
-    def _committed(self, done: asyncio.Future[None], waiting: list[asyncio.Future[None]]) -> None:
+    def _committed(self, commit: asyncio.Future[None], waiting: list[asyncio.Future[None]]) -> None:
         self._busy = False
         self._idle.set()
-        error = done.exception()
+        error = commit.exception()
         if error is not None:
             self._failure = (
                 _as_ours(error, self._folder)
@@ -227,6 +228,7 @@ def sync_folder(folder: Path) -> None:
 def _as_ours(error: OSError, folder: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(
-            f"no space left for the journal in {folder}; free some and run the same command: it goes on there"
+            f"no space left for the journal in {folder}; free some and run the same "
+            "command: it resumes there"
         )
     return SourceError(f"the journal in {folder} cannot be written: {error.strerror or error}")

@@ -84,15 +84,15 @@ def deliver(block: Rollout, state: State, rows: shards.Rows, out: Path, *, cap: 
         to = data / f"raw-{len(paths):05d}.parquet"
         if shards.copy(path, to, leave=lambda index, reason: index >= block.dialogues):
             paths.append(to)
-    answered = [
+    open_dialogues = [
         d
         for d in state.open_below(block.dialogues)
         if any(turn.seat == "assistant" for turn in d.turns)
     ]
-    if cap and answered:
-        answered = [
-            replace(dialogue, end_reason=cap, ended_at=time.time()) for dialogue in answered
+    if cap and open_dialogues:
+        open_dialogues = [
+            replace(dialogue, end_reason=cap, ended_at=time.time()) for dialogue in open_dialogues
         ]
         paths.append(data / f"raw-{len(paths):05d}.parquet")
-        shards.write([rows.row(dialogue) for dialogue in answered], paths[-1], state.ledger())
+        shards.write([rows.row(dialogue) for dialogue in open_dialogues], paths[-1], state.ledger())
     return paths

@@ -32,8 +32,8 @@ _SEAT_KEYS_OF_0_1 = {"profile", "repo", "model", "system", "sampling", "context"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One dialogue to come. `messages` is what it opens with (unswapped), `human_turns` how many it
-    shall reach.
+    """One dialogue to come. `messages` is what it opens with (unswapped), `human_turns` how many it is
+    to reach.
     """
 
     index: int
@@ -121,8 +121,8 @@ def _first_messages(
     if block.mode in ("free", "intent"):
         return (), None
     turns = [m for m in opening.messages if m.get("role") != "system"]
-    wanted = 2 if block.mode == "seeded_qa" else 1
-    first = tuple(turns[:wanted])
+    count = 2 if block.mode == "seeded_qa" else 1
+    first = tuple(turns[:count])
     if opening.meta.get("intent") == "":  # this asker was trained with one, always
         return (), "no_intent"
     if reason := fault(first):
@@ -176,8 +176,8 @@ def check(block: Rollout) -> None:
     check_prices(block.budget_usd, seats)
     if not (block.asker.system or "").strip():
         raise RecipeError(
-            "rollout.asker.system is missing: the asker's side must open with a system message, because its own first "
-            "turn may not come first on every server; say there who it is"
+            "rollout.asker.system is missing: the asker's side must open with a system "
+            "message, because its own first turn may not come first on every server; say there who it is"
         )
     if block.mode == "intent" and not block.intents:
         raise RecipeError(
@@ -192,5 +192,6 @@ def check(block: Rollout) -> None:
             or sum(weights.values()) <= 0
         ):
             raise RecipeError(
-                f"rollout.turns.weights must give counts of at least 1 positive weights, got {weights}"
+                f"rollout.turns.weights must give counts of at least 1 positive weights, got "
+                f"{weights}"
             )

@@ -1,7 +1,7 @@
 """What a run will ask, take and cost, judged from a small real sample of it.
 
 The sample is the run's own first dialogues, driven in its own journal: nothing of it is lost when
-the run goes on. What a dialogue of the sample took, per human turn, is held against the turns that
+the run continues. What a dialogue of the sample took, per human turn, is compared with the turns that
 the plan draws for all of them; later turns carry longer prompts, so prompts are fitted as a line
 over the turn's position, not as an average."""
 
@@ -20,8 +20,8 @@ from hubkit.serving.budget import Spent
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A run's size in whole: requests and tokens per seat, seconds, US dollars. `sampled` dialogues
-    stand behind it.
+    """A run's size in whole: requests and tokens per seat, seconds, US dollars. It is based on
+    `sampled` dialogues.
 
     `seconds` takes the sample's pace per request in flight, with the run's own number in flight.
     `spread` is the relative half width of a 95 % interval of the tokens per dialogue: how far a
@@ -53,10 +53,10 @@ def extrapolate(
     human = expected_human_turns(block)
     requests, prompts, completions = {}, {}, {}
     for seat, role in (("asker", "user"), ("chat", "assistant")):
-        made = [turn for row in sample for turn in _made(row, role)]
-        tries = sum(turn[3] for turn in made) / max(1, len(made))
+        turns = [turn for row in sample for turn in _generated_turns(row, role)]
+        tries = sum(turn[3] for turn in turns) / max(1, len(turns))
         per_dialogue = _turns_of(block, role, human)
-        slope, start = _line([(position, prompt) for position, prompt, _, _ in made])
+        slope, start = _line([(position, prompt) for position, prompt, _, _ in turns])
         positions = [_position(block, role, turn) for turn in range(math.ceil(per_dialogue))]
         config = block.asker if seat == "asker" else block.chat
         each = [min(max(0.0, start + slope * position), config.context) for position in positions]
@@ -64,7 +64,7 @@ def extrapolate(
         requests[seat] = round(block.dialogues * per_dialogue * tries)
         prompts[seat] = round(requests[seat] * mean_prompt)
         completions[seat] = round(
-            requests[seat] * sum(turn[2] for turn in made) / max(1, len(made))
+            requests[seat] * sum(turn[2] for turn in turns) / max(1, len(turns))
         )
     spent = Spent(
         {
@@ -72,9 +72,12 @@ def extrapolate(
             "assistant": [prompts["chat"], completions["chat"]],
         }
     )
-    done = sum(len(_made(row, "user")) + len(_made(row, "assistant")) for row in sample)
+    turn_count = sum(
+        len(_generated_turns(row, "user")) + len(_generated_turns(row, "assistant"))
+        for row in sample
+    )
     pace = (
-        seconds * min(in_flight, len(sample)) / max(1, done)
+        seconds * min(in_flight, len(sample)) / max(1, turn_count)
     )  # seconds of one request, at the sample's load
     return Estimate(
         dialogues=block.dialogues,
@@ -90,25 +93,28 @@ def extrapolate(
     )
 
 
-def _made(row: dict[str, Any], role: str) -> list[tuple[int, int, int, int]]:
+def _generated_turns(row: dict[str, Any], role: str) -> list[tuple[int, int, int, int]]:
     """(position, prompt tokens, completion tokens, attempts) of the turns that one seat generated
     in a row.
     """
-    found = []
+    turns = []
     for position, message in enumerate(row["messages"]):
         if message["role"] == role and row["seeds"][position] is not None:
             prompt, completion = row["prompt_tokens"][position], row["completion_tokens"][position]
             guess = len(message["content"]) // 4
             so_far = sum(len(m["content"]) for m in row["messages"][:position]) // 4
-            found.append((position, so_far if prompt is None else prompt, guess if completion is None else completion,
+            turns.append((position, so_far if prompt is None else prompt, guess if completion is None else completion,
                           row["attempts"][position]))  # fmt: skip
-    return found
+    return turns
 
 
 def _turns_of(block: Rollout, role: str, human: float) -> float:
     """How many turns of a dialogue one seat generates: the opening is given, not generated."""
-    given = {"seeded": {"user": 1, "assistant": 0}, "seeded_qa": {"user": 1, "assistant": 1}}
-    return max(0.0, human - given.get(block.mode, {}).get(role, 0))
+    opening_turns = {
+        "seeded": {"user": 1, "assistant": 0},
+        "seeded_qa": {"user": 1, "assistant": 1},
+    }
+    return max(0.0, human - opening_turns.get(block.mode, {}).get(role, 0))
 
 
 def _position(block: Rollout, role: str, turn: int) -> int:

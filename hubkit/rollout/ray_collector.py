@@ -10,8 +10,8 @@ from typing import Any
 
 
 class Collector:
-    """Shards on their way, how each part is doing, and whether all shall stop. Made an actor by
-    whoever needs it.
+    """Shards on their way, how each part is doing, and whether all are to stop. A Ray
+    actor.
     """
 
     def __init__(self) -> None:
@@ -40,16 +40,16 @@ class Collector:
 
     async def waiting(self) -> list[tuple[int, bytes]]:
         """The shards that the driver does not have yet, each once."""
-        found = list(self._shards.items())
+        shards = list(self._shards.items())
         self._shards.clear()
-        return found
+        return shards
 
     async def done(self, ticket: int) -> None:
         """The driver has a shard."""
         self._taken[ticket].set()
 
     async def note(self, part: int, attempt: int, status: dict[str, Any]) -> bool:
-        """How a part is doing. False when it shall stop."""
+        """How a part is doing. False when it is to stop."""
         if self._attempts.get(part) == attempt:
             self._statuses[part] = status
         return not self._halted and self._attempts.get(part) == attempt

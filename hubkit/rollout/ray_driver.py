@@ -1,10 +1,10 @@
-"""The same run over a Ray cluster: its dialogues are dealt out to parts, one task each, wherever
+"""The same run over a Ray cluster: its dialogues are divided into parts, one task each, wherever
 Ray has room.
 
 Each part is a session like any other, with a journal on its own machine. Its finished shards come
 to the driver, which keeps them and hands them on (to the Hub) before the part may forget them. A
-part whose worker is killed is begun again on the same machine where that still lives, and goes on
-from its journal; one whose machine is lost goes on from its shards alone. Caps hold over all parts
+part whose worker is killed is begun again on the same machine where that still lives, and resumes
+from its journal; one whose machine is lost resumes from its shards alone. Caps hold over all parts
 together: each gets an equal share of what is left."""
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def drive(
     job = Job(block, state.digest, rows.seed, rows.provenance, seats)
     with connected() as ray:
         _refuse_loopback_elsewhere(ray, seats)
-        return _Fleet(ray, job, state, journal, watch).drive(ray.put(list(openings)))
+        return _Parts(ray, job, state, journal, watch).drive(ray.put(list(openings)))
 
 
 def _refuse_loopback_elsewhere(ray: Any, seats: Seats) -> None:
@@ -57,12 +57,12 @@ def _refuse_loopback_elsewhere(ray: Any, seats: Seats) -> None:
     local = [url for url in (*seats.asker.urls, *seats.chat.urls) if on_loopback(url)]
     if len(hosts) > 1 and local:
         raise RecipeError(
-            f"{local[0]} is this machine alone, but the Ray cluster has {len(hosts)} machines; give addresses that all "
-            "of them reach as rollout.asker.endpoints and rollout.chat.endpoints"
+            f"{local[0]} is this machine alone, but the Ray cluster has {len(hosts)} machines; give addresses "
+            "that all of them reach as rollout.asker.endpoints and rollout.chat.endpoints"
         )
 
 
-class _Fleet:
+class _Parts:
     """The parts of one run, as its driver sees them."""
 
     def __init__(self, ray: Any, job: Job, state: State, journal: Path, watch: Watch) -> None:
@@ -106,8 +106,8 @@ class _Fleet:
             self._gather()
         if self._interrupted:
             raise RunInterruptedError(
-                f"stopped with {len(self._state.sharded)} of {self._job.block.dialogues} dialogues in shards and "
-                f"{len(self._state.live)} under way; run the same command again: it goes on there"
+                f"stopped with {len(self._state.sharded)} of {self._job.block.dialogues} dialogues in "
+                f"shards and {len(self._state.live)} under way; run the same command again: it resumes there"
             )
         return self._session()
 
@@ -115,11 +115,11 @@ class _Fleet:
         """As many as the run was begun with; for a new one, the recipe's number of workers, or one
         a node.
         """
-        place = self._journal / PARTS
+        path = self._journal / PARTS
         with suppress(OSError, ValueError, KeyError):
-            return int(json.loads(place.read_text("utf-8"))["of"])
+            return int(json.loads(path.read_text("utf-8"))["of"])
         of = self._job.block.workers or len(self._nodes)
-        place.write_text(json.dumps({"of": of}), "utf-8")
+        path.write_text(json.dumps({"of": of}), "utf-8")
         return of
 
     def _begin(self, openings: Any) -> None:
@@ -127,13 +127,13 @@ class _Fleet:
         looks = [self._at(looking, k, cpus=0).remote(self._job, k, self.of) for k in range(self.of)]
         for ledger in self._ray.get(looks):
             self._learn(ledger)
-        known = frozenset(self._state.sharded)
+        finished = frozenset(self._state.sharded)
         for number in range(self.of):
             live = [d for d in self._state.live.values() if d.plan.index % self.of == number]
-            self._start(Part(number, self.of, 0, known, tuple(live), self._caps()), openings)
+            self._start(Part(number, self.of, 0, finished, tuple(live), self._caps()), openings)
 
     def _at(self, task: Any, number: int, *, cpus: int = 1) -> Any:
-        """`task` on the node of part `number` while that lives: its journal is there."""
+        """`task` on the node of part `number` while that lives: it has the journal."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         _, node = self._nodes[number % len(self._nodes)]
@@ -173,12 +173,12 @@ class _Fleet:
             except self._ray.exceptions.RayError as error:
                 if part.attempt >= _DEATHS:
                     raise StageError(
-                        f"the worker of part {part.number} died {_DEATHS} times ({type(error).__name__}); see Ray's "
-                        "logs. Nothing is lost, and the same command goes on"
+                        f"the worker of part {part.number} died {_DEATHS} times ({type(error).__name__}); see "
+                        "Ray's logs. Nothing is lost, and the same command resumes"
                     ) from None
-                known = frozenset(self._state.sharded)
+                finished = frozenset(self._state.sharded)
                 self._start(
-                    Part(part.number, part.of, part.attempt + 1, known, part.live, part.caps),
+                    Part(part.number, part.of, part.attempt + 1, finished, part.live, part.caps),
                     openings,
                 )
 
@@ -195,7 +195,7 @@ class _Fleet:
             self._ray.get(self._collector.done.remote(ticket))
 
     def _keep(self, data: bytes) -> Path | None:
-        """A shard among the run's own, durably; None when all of it is there already (its worker
+        """A shard among the run's own, durably; None when all of it had arrived already (its worker
         died too early).
         """
         store, state = self._journal / "shards", self._state
@@ -205,9 +205,9 @@ class _Fleet:
         arrived.write_bytes(data)
         indices = shards.read_indices(arrived, state.digest)
         self._learn(shards.read_ledger(arrived))
-        kept = shards.copy(arrived, path, leave=lambda index, _: index in state.sharded)
+        row_count = shards.copy(arrived, path, leave=lambda index, _: index in state.sharded)
         arrived.unlink()
-        if not kept:
+        if not row_count:
             return None
         state.shard_paths.append(path)
         state.sharded.update(indices)
@@ -296,7 +296,7 @@ def _together(
     for status in statuses:
         for name, counts in counted.items():
             counts.update(status[name])
-    left = max(0, block.dialogues - before - gained)
+    remaining = max(0, block.dialogues - before - gained)
     return Status(
         dialogues=before + gained,
         wanted=block.dialogues,
@@ -310,5 +310,5 @@ def _together(
         usd=added("usd"),
         tokens=added("tokens"),
         seconds=seconds,
-        eta_s=seconds / gained * left if gained else None,
+        eta_s=seconds / gained * remaining if gained else None,
     )

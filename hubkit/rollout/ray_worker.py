@@ -97,15 +97,15 @@ def work(job: Job, openings: list[Conversation], part: Part, collector: Any) -> 
         began_with = len(state.sharded) + len(state.ended)
 
         def offer(path: Path) -> None:
-            taken = ray.get(collector.take.remote(part.number, part.attempt, path.read_bytes()))
-            if not taken:
+            is_taken = ray.get(collector.take.remote(part.number, part.attempt, path.read_bytes()))
+            if not is_taken:
                 raise RunLockedError(
-                    f"part {part.number} was begun anew elsewhere; this worker is not needed any more"
+                    f"part {part.number} was begun again elsewhere; this worker is not needed"
                 )
 
         def tell(status: Status) -> None:
-            said = {**asdict(status), "began_with": began_with}
-            if not ray.get(collector.note.remote(part.number, part.attempt, said)):
+            message = {**asdict(status), "began_with": began_with}
+            if not ray.get(collector.note.remote(part.number, part.attempt, message)):
                 raise RunInterruptedError("asked to stop")
 
         rows = shards.Rows(job.block, seed=job.seed, digest=job.digest, provenance=job.provenance)
@@ -121,12 +121,12 @@ def work(job: Job, openings: list[Conversation], part: Part, collector: Any) -> 
 
 
 def _with_caps(block: Rollout, caps: dict[str, Any], state: State) -> Rollout:
-    """The block with a part's share: what it may spend beside what its journal says it has."""
-    own, changes = state.spent, dict(caps)
+    """The block with a part's share: what it may spend in addition to what its journal says it has spent."""
+    spent, changes = state.spent, dict(caps)
     if "budget_tokens" in caps:
-        changes["budget_tokens"] += own.total
+        changes["budget_tokens"] += spent.total
     if "budget_usd" in caps:
-        changes["budget_usd"] += own.usd(block.seats)
+        changes["budget_usd"] += spent.usd(block.seats)
     if "max_hours" in caps:
-        changes["max_hours"] += own.seconds / 3600
+        changes["max_hours"] += spent.seconds / 3600
     return block.model_copy(update=changes)

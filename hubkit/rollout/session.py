@@ -184,7 +184,7 @@ def _status(
 ) -> Status:
     spent, counts = driver.state.spent, driver.state.counts
     gained = driver.finished - done_before
-    left = block.dialogues - driver.finished
+    remaining = block.dialogues - driver.finished
     return Status(
         dialogues=driver.finished,
         wanted=block.dialogues,
@@ -200,7 +200,7 @@ def _status(
         usd=spent.usd(block.seats),
         tokens=spent.total,
         seconds=driver.budget.seconds,
-        eta_s=seconds / gained * left if gained else None,
+        eta_s=seconds / gained * remaining if gained else None,
     )
 
 
@@ -213,9 +213,9 @@ def _signals(driver: Driver) -> Iterator[None]:
         yield
         return
     loop = asyncio.get_running_loop()
-    asked = iter([False])
+    is_repeated = iter([False])
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: driver.stop(now=next(asked, True)))
+        loop.add_signal_handler(number, lambda: driver.stop(now=next(is_repeated, True)))
     try:
         yield
     finally:

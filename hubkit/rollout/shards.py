@@ -172,10 +172,10 @@ class Rows:
             repo = config.repo or config.name or ""
             if not config.is_elsewhere or repo == "asker":
                 continue
-            others = sorted(n for n in names if is_another_model(n, repo, config.model))
-            if others:
+            names_of_others = sorted(n for n in names if is_another_model(n, repo, config.model))
+            if names_of_others:
                 seat = "asker" if role == "user" else "chat"
-                named[seat] = {"repo_id": ", ".join(others), "revision": None}
+                named[seat] = {"repo_id": ", ".join(names_of_others), "revision": None}
         return named
 
 
@@ -198,15 +198,15 @@ def write(rows: Sequence[Row], path: Path, ledger: Mapping[str, Mapping[str, flo
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with _put(path) as part:
+    with _replacing(path) as part:
         about = schema().with_metadata({_LEDGER: json.dumps(ledger, sort_keys=True)})
         table = pa.Table.from_pylist(sorted(rows, key=lambda row: int(row["index"])), schema=about)
         pq.write_table(table, part, compression="zstd")
 
 
 @contextmanager
-def _put(path: Path) -> Iterator[Path]:
-    """Where to write what shall stand at `path`: it is there, durably, when the block ends.
+def _replacing(path: Path) -> Iterator[Path]:
+    """Where to write what is to be at `path`: it is, durably, when the block ends.
 
     Raises `DiskFullError`, or `SourceError` for another failure to write.
     """
@@ -230,7 +230,7 @@ def _put(path: Path) -> Iterator[Path]:
 
 def standing(folder: Path) -> list[Path]:
     """The run's shards in `folder`, in order: ``raw-NUMBER``, made here, or with the driver or
-    commit that they came from behind it. Files of other names (a copy that somebody made) are
+    commit that they came from appended. Files of other names (a copy that a user made) are
     none."""
     return sorted(path for path in folder.glob("raw-*.parquet") if _SHARD.fullmatch(path.stem))
 
@@ -281,10 +281,10 @@ def read_ledger(path: Path) -> dict[str, dict[str, float]]:
     import pyarrow.parquet as pq
 
     try:
-        said = json.loads((pq.read_schema(path).metadata or {}).get(_LEDGER, b"{}"))
+        ledger = json.loads((pq.read_schema(path).metadata or {}).get(_LEDGER, b"{}"))
         return {
             str(driver): {str(k): float(v) for k, v in sums.items()}
-            for driver, sums in said.items()
+            for driver, sums in ledger.items()
         }
     except (ValueError, AttributeError, TypeError):
         return {}
@@ -306,16 +306,16 @@ def copy(path: Path, to: Path, *, leave: Callable[[int, str], bool]) -> int:
 
     table = pq.read_table(path, columns=["index", "end_reason"])
     named = zip(table["index"].to_pylist(), table["end_reason"].to_pylist(), strict=True)
-    kept = [place for place, (index, reason) in enumerate(named) if not leave(index, reason)]
-    if not kept:
+    places = [row for row, (index, reason) in enumerate(named) if not leave(index, reason)]
+    if not places:
         return 0
-    with _put(to) as part:
-        if len(kept) == table.num_rows and pq.read_schema(path).names == schema().names:
+    with _replacing(to) as part:
+        if len(places) == table.num_rows and pq.read_schema(path).names == schema().names:
             shutil.copyfile(path, part)
         else:
-            rows = _with_all_columns(pq.read_table(path).take(kept))
+            rows = _with_all_columns(pq.read_table(path).take(places))
             pq.write_table(rows, part, compression="zstd")
-    return len(kept)
+    return len(places)
 
 
 def _with_all_columns(table: pa.Table) -> pa.Table:
@@ -338,14 +338,14 @@ def totals(paths: Iterable[Path]) -> tuple[int, dict[str, int], int, int]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    dialogues = human = made = 0
+    dialogues = human = generated = 0
     ends: dict[str, int] = {}
     for path in paths:
         table = pq.read_table(path, columns=["end_reason", "human_turns", "seeds"])
         dialogues += table.num_rows
         human += pc.sum(table["human_turns"]).as_py() or 0
         seeds = pc.list_flatten(table["seeds"])
-        made += len(seeds) - seeds.null_count
+        generated += len(seeds) - seeds.null_count
         for entry in pc.value_counts(table["end_reason"]).to_pylist():
             ends[entry["values"]] = ends.get(entry["values"], 0) + entry["counts"]
-    return dialogues, ends, human, made
+    return dialogues, ends, human, generated

@@ -49,9 +49,9 @@ class State:
         default_factory=dict
     )  # what others spent; `spent` counts it too
 
-    def count(self, what: str) -> None:
+    def count(self, kind: str) -> None:
         """One more of `what`."""
-        self.counts[what] = self.counts.get(what, 0) + 1
+        self.counts[kind] = self.counts.get(kind, 0) + 1
 
     @property
     def ended(self) -> list[Dialogue]:
@@ -68,11 +68,11 @@ class State:
 
     def ledger(self) -> dict[str, dict[str, float]]:
         """What each driver of the run has spent and counted, by its id, this one included."""
-        own: dict[str, float] = {**self.spent.sums(), **self.counts}
-        for theirs in self.elsewhere.values():
-            for name, value in theirs.items():
-                own[name] = own.get(name, 0) - value
-        return {**self.elsewhere, self.id: own}
+        totals: dict[str, float] = {**self.spent.sums(), **self.counts}
+        for sums in self.elsewhere.values():
+            for name, value in sums.items():
+                totals[name] = totals.get(name, 0) - value
+        return {**self.elsewhere, self.id: totals}
 
     def learn(self, ledger: Mapping[str, Mapping[str, float]]) -> None:
         """Count what others spent since we last heard of them."""
@@ -80,10 +80,10 @@ class State:
             before = self.elsewhere.get(driver, {})
             if driver == self.id or sums.get("requests", 0) <= before.get("requests", 0):
                 continue
-            more = {name: value - before.get(name, 0) for name, value in sums.items()}
-            self.spent.gain(more)
-            for name in more.keys() - self.spent.sums().keys():
-                self.counts[name] = self.counts.get(name, 0) + int(more[name])
+            gain = {name: value - before.get(name, 0) for name, value in sums.items()}
+            self.spent.gain(gain)
+            for name in gain.keys() - self.spent.sums().keys():
+                self.counts[name] = self.counts.get(name, 0) + int(gain[name])
             self.elsewhere[driver] = dict(sums)
 
     def snapshot(self) -> Iterator[Record]:
@@ -162,17 +162,19 @@ def _adopt(store: Path, earlier: Sequence[Path], digest: str) -> None:
     """Copy what shards from elsewhere hold that is not here yet, but for dialogues that a cap
     ended: those go on.
     """
-    known: set[int] = set()
+    indices_here: set[int] = set()
     for path in shards.standing(store):
-        known.update(shards.read_indices(path, digest))
+        indices_here.update(shards.read_indices(path, digest))
     for path in sorted(earlier):
         indices = shards.read_indices(path, digest)
-        if (store / path.name).exists() or known.issuperset(indices):
+        if (store / path.name).exists() or indices_here.issuperset(indices):
             continue
         shards.copy(
-            path, store / path.name, leave=lambda index, reason: index in known or reason in CAPS
+            path,
+            store / path.name,
+            leave=lambda index, reason: index in indices_here or reason in CAPS,
         )
-        known.update(
+        indices_here.update(
             shards.read_indices(store / path.name, digest) if (store / path.name).exists() else ()
         )
 

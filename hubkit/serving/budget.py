@@ -68,7 +68,7 @@ class Seat(Protocol):
 
 
 def check_prices(budget_usd: float | None, seats: Mapping[str, Any]) -> None:
-    """Refuse a cap in dollars over seats whose prices nobody has given: it would cap nothing.
+    """Refuse a cap in dollars over seats without prices: it would cap nothing.
 
     A seat needs no price where it costs none: on this machine. A price of 0 counts as given.
 

@@ -2,7 +2,7 @@
 is asked for again.
 
 Takes a folder and what identifies the run; gives a mapping from key to (text, finish reason), and
-whatever was noted beside."""
+whatever else was noted with it."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class Journal:
         return self._known[key]["content"], self._known[key]["finish_reason"]
 
     def records(self) -> Iterable[dict[str, Any]]:
-        """Every reply with what was noted beside it, in the order in which they came."""
+        """Every reply with what else was noted, in the order in which they came."""
         return self._known.values()
 
-    def note(self, key: str, content: str, finish_reason: str, **beside: Any) -> None:
+    def note(self, key: str, content: str, finish_reason: str, **details: Any) -> None:
         """Keep a reply: on disk first. Raises `DiskFullError` when it cannot be written."""
-        record = {"key": key, "content": content, "finish_reason": finish_reason, **beside}
+        record = {"key": key, "content": content, "finish_reason": finish_reason, **details}
         self._append(record)
         self._known[key] = record
 
@@ -69,7 +69,7 @@ class Journal:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise DiskFullError(
-                f"{self._path} cannot be written: {error.strerror}; free some space and go on"
+                f"{self._path} cannot be written: {error.strerror}; free some space and run it again"
             ) from None
 
     def _read(self) -> int | None:

@@ -243,11 +243,14 @@ def test_two_machines_refuse_each_other_and_a_sleeper_that_lost_its_lease_stops(
         held = {
             index for path in shards_on(hub) for index in pq.read_table(path)["index"].to_pylist()
         }
+        count = server.stats()["answered"]
         two = start(*args, **machine("two"))
-        until(lambda: len(shards_on(hub)) >= 3, timeout_s=60)
+        until(lambda: server.stats()["answered"] > count or two.poll() is not None, timeout_s=60)
+        server.script(status=503)  # the second cannot end before the first has woken up
         assert two.poll() is None
         one.send_signal(signal.SIGCONT)
         _, said = one.communicate(timeout=60)
+        server.script()
         out, complaint = two.communicate(timeout=120)
         assert two.returncode == 0, complaint
         assert one.returncode == 1 and f"process {two.pid} on" in said, said

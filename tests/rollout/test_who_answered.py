@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rollout.test_rollout import block, roll, rows
+from rollout.test_rollout import PROVENANCE, block, openings, roll, rows
 from support.mock_endpoint import mock
 
 from hubkit.errors import RecipeError, StageError
+from hubkit.rollout import estimate
+from hubkit.serving import ServedModel
 from hubkit.serving.model_names import is_another_model
 
 ELSEWHERE = {"endpoints": ["http://127.0.0.1:1"]}
@@ -92,3 +94,16 @@ def test_cached_tokens_have_a_price_of_their_own() -> None:
     later = Spent({"assistant": [0, 0]})
     later.gain(spent.sums())
     assert later.usd({"assistant": seat}) == pytest.approx(0.64)
+
+
+def test_an_estimate_asks_the_endpoint_at_least_once(tmp_path: Path) -> None:
+    given = block(dialogues=9)
+    with mock() as server:
+        options = {
+            "asker": ServedModel.at(server.url), "chat": ServedModel.at(server.url), "seed": 7,
+            "provenance": PROVENANCE,
+        }  # fmt: skip
+        for sampled in (4, 5, 6):  # the sample is in the journal from the second time on
+            before = server.stats()["answered"]
+            guess = estimate(given, openings(), journal=tmp_path, dialogues=4, **options)
+            assert guess.sampled == sampled and server.stats()["answered"] > before

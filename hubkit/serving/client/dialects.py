@@ -131,18 +131,18 @@ def sent_sampling(profile: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
         raise RecipeError(
             f"{len(stops)} stop strings: {profile} takes at most {dialect.most_stops}; leave some out"
         )
-    sent = {
+    values_sent = {
         key: value
         for key, value in values.items()
         if value is not None and key not in dialect.refuses and not (key == "stop" and not value)
     }
-    if profile == "tgi" and sent.get("top_p", 0) >= 1:
-        del sent["top_p"]  # TGI refuses 1; without it, it samples from everything
-    if dialect.one_of_temperature_and_top_p and "temperature" in sent:
-        sent.pop("top_p", None)
-    if "stop" in sent:
-        sent["stop"] = list(sent["stop"])
-    return sent
+    if profile == "tgi" and values_sent.get("top_p", 0) >= 1:
+        del values_sent["top_p"]  # TGI refuses 1; without it, it samples from everything
+    if dialect.one_of_temperature_and_top_p and "temperature" in values_sent:
+        values_sent.pop("top_p", None)
+    if "stop" in values_sent:
+        values_sent["stop"] = list(values_sent["stop"])
+    return values_sent
 
 
 _KEYS = ("temperature", "top_p", "max_tokens", "stop", *_PENALTIES)
@@ -151,11 +151,11 @@ _KEYS = ("temperature", "top_p", "max_tokens", "stop", *_PENALTIES)
 def left_out(profile: str, sampling: Mapping[str, Any]) -> list[str]:
     """The keys of `sampling` whose values differ from OpenAI's defaults and are not sent."""
     defaults = {"temperature": 1.0, "top_p": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0}
-    sent = sent_sampling(profile, sampling)
+    values_sent = sent_sampling(profile, sampling)
     return [
         key
         for key, default in defaults.items()
-        if sampling.get(key) not in (None, default) and key not in sent
+        if sampling.get(key) not in (None, default) and key not in values_sent
     ]
 
 
@@ -186,21 +186,23 @@ def generate_fields(sampling: Mapping[str, Any], adapter: str | None) -> dict[st
     """The `parameters` of TGI's ``/generate`` for the same sampling. `adapter` is its
     `adapter_id`.
     """
-    sent = sent_sampling("tgi", sampling)
-    temperature = sent.get("temperature", 1.0)
+    values_sent = sent_sampling("tgi", sampling)
+    temperature = values_sent.get("temperature", 1.0)
     fields: dict[str, Any] = {
         "return_full_text": False,
         "details": True,
         "do_sample": temperature > 0,
     }
-    if "max_tokens" in sent:
-        fields["max_new_tokens"] = sent["max_tokens"]
+    if "max_tokens" in values_sent:
+        fields["max_new_tokens"] = values_sent["max_tokens"]
     if temperature > 0:
-        fields.update({key: sent[key] for key in ("temperature", "top_p") if key in sent})
-    if sent.get("frequency_penalty"):
-        fields["frequency_penalty"] = sent["frequency_penalty"]
-    if "stop" in sent:
-        fields["stop"] = sent["stop"]
+        fields.update(
+            {key: values_sent[key] for key in ("temperature", "top_p") if key in values_sent}
+        )
+    if values_sent.get("frequency_penalty"):
+        fields["frequency_penalty"] = values_sent["frequency_penalty"]
+    if "stop" in values_sent:
+        fields["stop"] = values_sent["stop"]
     if adapter:
         fields["adapter_id"] = adapter
     return fields
@@ -228,8 +230,8 @@ def folded(messages: Sequence[Message]) -> list[Message]:
     """
     if not messages or messages[0]["role"] != "system":
         return list(messages)
-    system, rest = messages[0]["content"], list(messages[1:])
-    if rest and rest[0]["role"] == "user":
-        first: Message = {"role": "user", "content": f"{system}\n\n{rest[0]['content']}"}
-        return [first, *rest[1:]]
-    return [{"role": "user", "content": system}, *rest]
+    system, turns = messages[0]["content"], list(messages[1:])
+    if turns and turns[0]["role"] == "user":
+        first: Message = {"role": "user", "content": f"{system}\n\n{turns[0]['content']}"}
+        return [first, *turns[1:]]
+    return [{"role": "user", "content": system}, *turns]

@@ -447,8 +447,10 @@ class Endpoint:
         if request.temperature is not None and "temperature" in fields:
             fields["temperature"] = request.temperature
         body = {**fields, "prompt": prompt}
-        more = self._name_dialogue(body, request)
-        answer, seconds, _ = await self._http.post(replica.address.route(COMPLETIONS), body, more)
+        session_headers = self._name_dialogue(body, request)
+        answer, seconds, _ = await self._http.post(
+            replica.address.route(COMPLETIONS), body, session_headers
+        )
         return read_chat(answer, latency_s=seconds, address=replica.url)
 
     # What is asked before the first request
@@ -486,10 +488,10 @@ class Endpoint:
         if all(comparison.same for comparison in comparisons):
             return
         if not self._dialect.text_route:
-            shown = next((c.difference for c in comparisons if c.difference), "")
+            difference = next((c.difference for c in comparisons if c.difference), "")
             raise MisconfiguredEndpointError(
                 f"{self.name}: {self._replicas[0].url} (profile {self._profile}) "
-                + (f"renders this model's prompts differently: {shown}" if shown else
+                + (f"renders this model's prompts differently: {difference}" if difference else
                    "cannot show how it renders this model's prompts")
                 + "; serve the model with its own chat_template.jinja on vLLM, SGLang, llama.cpp or "
                 "TGI, which take rendered prompts, and name that profile"
@@ -538,7 +540,7 @@ class Endpoint:
         return next((v for v in values if type(v) is int and v > 0), None)
 
     def _entry_of(self, listing: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What a list of models says of ours; of the only one, where ours is not named."""
+        """The entry of this model in a list of models; the only one, where none has its name."""
         data = listing.get("data")
         entries = [e for e in data if isinstance(e, dict)] if isinstance(data, list) else []
         named = [entry for entry in entries if entry.get("id") == self._model]

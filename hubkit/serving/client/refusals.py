@@ -250,9 +250,9 @@ def _retry_after(headers: Mapping[str, str], text: str) -> float | None:
         except (ValueError, OverflowError):
             seconds = None
     if seconds is None and (wait := _WAIT.search(text)) and any(wait.groups()):
-        hours, minutes, rest, unit = wait.groups()
+        hours, minutes, seconds_text, unit = wait.groups()
         seconds = 3600 * int(hours or 0) + 60 * int(minutes or 0)
-        seconds += (_number(rest or "0") or 0) / (1000 if unit == "ms" else 1)
+        seconds += (_number(seconds_text or "0") or 0) / (1000 if unit == "ms" else 1)
     return None if seconds is None else min(max(seconds, 0.0), 86_400.0)
 
 

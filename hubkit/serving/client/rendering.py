@@ -62,11 +62,13 @@ async def compare(
     """
     outcome = Comparison(None)
     for messages in SENTINELS:
-        ours = template.render(messages)
-        theirs = await _server_rendering(http, address, profile, model, messages, ours, kwargs)
-        if theirs is None:
+        prompt = template.render(messages)
+        renderings = await _server_rendering(
+            http, address, profile, model, messages, prompt, kwargs
+        )
+        if renderings is None:
             return Comparison(None)
-        expected, actual = theirs
+        expected, actual = renderings
         if _without_start(expected, template) != _without_start(actual, template):
             return Comparison(False, _difference(expected, actual))
         outcome = Comparison(True)
@@ -79,7 +81,7 @@ async def _server_rendering(
     profile: str,
     model: str,
     messages: Sequence[Message],
-    ours: str,
+    prompt: str,
     kwargs: Mapping[str, Any],
 ) -> tuple[Any, Any] | None:
     """(Ours, the server's) as texts or as tokens; None where the server cannot say."""
@@ -87,18 +89,22 @@ async def _server_rendering(
     if kwargs:
         chat["chat_template_kwargs"] = dict(kwargs)
     if profile == "tgi":
-        answer = await _asked(http, f"{address.root}/chat_tokenize", chat)
+        answer = await _json_from(http, f"{address.root}/chat_tokenize", chat)
         text = answer.get("templated_text")
-        return (ours, text) if isinstance(text, str) else None
+        return (prompt, text) if isinstance(text, str) else None
     if profile == "llamacpp":
-        answer = await _asked(http, f"{address.root}/apply-template", chat)
+        answer = await _json_from(http, f"{address.root}/apply-template", chat)
         text = answer.get("prompt")
-        return (ours, text) if isinstance(text, str) else None
+        return (prompt, text) if isinstance(text, str) else None
     chat |= {"add_generation_prompt": True, "add_special_tokens": False}
-    theirs = (await _asked(http, f"{address.root}/tokenize", chat)).get("tokens")
-    plain = {"model": model, "prompt": ours, "add_special_tokens": False}
-    mine = (await _asked(http, f"{address.root}/tokenize", plain)).get("tokens")
-    return (mine, theirs) if isinstance(theirs, list) and isinstance(mine, list) else None
+    chat_tokens = (await _json_from(http, f"{address.root}/tokenize", chat)).get("tokens")
+    plain = {"model": model, "prompt": prompt, "add_special_tokens": False}
+    prompt_tokens = (await _json_from(http, f"{address.root}/tokenize", plain)).get("tokens")
+    return (
+        (prompt_tokens, chat_tokens)
+        if isinstance(chat_tokens, list) and isinstance(prompt_tokens, list)
+        else None
+    )
 
 
 async def starts_twice(
@@ -112,7 +118,7 @@ async def starts_twice(
         body = {"inputs": prompt}
     elif profile == "llamacpp":
         body = {"content": prompt, "add_special": True, "parse_special": True}
-    answer = await _asked(http, f"{address.root}/tokenize", body)
+    answer = await _json_from(http, f"{address.root}/tokenize", body)
     tokens = answer.get("tokens")
     if not isinstance(tokens, list) or len(tokens) < 2:
         return False
@@ -120,7 +126,7 @@ async def starts_twice(
     return bool(first == second)
 
 
-async def _asked(http: HttpClient, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+async def _json_from(http: HttpClient, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON object at `url`, or ``{"tokens": […]}`` for a list; empty without one."""
     try:
         async with asyncio.timeout(_PROBE_S):
@@ -141,15 +147,19 @@ def _without_start(rendering: Any, template: ClientTemplate) -> Any:
     return rendering
 
 
-def _difference(ours: Any, theirs: Any) -> str:
+def _difference(expected: Any, actual: Any) -> str:
     """Both renderings, from a little before they part."""
     at = next(
-        (i for i, (mine, other) in enumerate(zip(ours, theirs, strict=False)) if mine != other),
-        min(len(ours), len(theirs)),
+        (
+            i
+            for i, (left_item, right_item) in enumerate(zip(expected, actual, strict=False))
+            if left_item != right_item
+        ),
+        min(len(expected), len(actual)),
     )
     start = max(0, at - 20)
-    kind = "characters" if isinstance(ours, str) else "tokens"
+    kind = "characters" if isinstance(expected, str) else "tokens"
     return (
-        f"from {kind[:-1]} {at} on it renders {theirs[start : at + 40]!r}, "
-        f"and the model was trained on {ours[start : at + 40]!r}"
+        f"from {kind[:-1]} {at} on it renders {actual[start : at + 40]!r}, "
+        f"and the model was trained on {expected[start : at + 40]!r}"
     )

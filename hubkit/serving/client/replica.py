@@ -171,16 +171,16 @@ class _Tuner:
         else:
             self._bad[outcome] += 1
         self._was_full = self._was_full or full
-        seen = len(self._latencies) + sum(self._bad.values())
-        if seen >= max(8, self.limit):
-            self._judge(seen)
+        outcomes = len(self._latencies) + sum(self._bad.values())
+        if outcomes >= max(8, self.limit):
+            self._judge(outcomes)
             self._clear()
         return self.limit
 
-    def _judge(self, seen: int) -> None:
+    def _judge(self, outcomes: int) -> None:
         refusals = self._bad["overloaded"] + self._bad["timeout"]
-        refused = refusals / seen
-        if (refusals >= _STRAY[0] and refused > _STRAY[1]) or self._bad["fault"] / seen > 0.5:
+        refused = refusals / outcomes
+        if (refusals >= _STRAY[0] and refused > _STRAY[1]) or self._bad["fault"] / outcomes > 0.5:
             keep = 1 - refused if not self._bad["timeout"] else 0.5
             self._settle(max(1, int(self.limit * max(0.5, min(keep, 0.9)))))
             return

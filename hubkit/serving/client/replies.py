@@ -276,9 +276,9 @@ def _joined(events: Iterable[Any]) -> dict[str, Any]:
             whole[key] = event.get(key) or whole.get(key)
         for choice in (event.get("choices") or [])[:1]:
             delta = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
-            answer, apart = _texts(delta.get("content"))
+            answer, thoughts = _texts(delta.get("content"))
             content += answer
-            thinking += apart + _thinking_of(delta)
+            thinking += thoughts + _thinking_of(delta)
             finish = choice.get("finish_reason") or finish
     if not complete and finish is None:
         raise ConnectionError("the stream ended before its answer did")
