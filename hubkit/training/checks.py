@@ -5,6 +5,7 @@ write instead, and notes."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import re
@@ -17,9 +18,8 @@ from typing import Any
 from hubkit.chat_templates import SeatTemplates
 from hubkit.errors import RecipeError, SourceError, refusing_remote_code
 from hubkit.recipe import Preference, Training
+from hubkit.training.config import lora_config
 
-_ENCODERS = r".*(vision|visual|image|audio|speech|multi_modal_projector|mm_projector|embed_vision|embed_audio).*"
-"""Modules of a multimodal model that conversations of text never pass through."""
 _MIN_NORM_SHARE = 0.02
 
 
@@ -131,20 +131,14 @@ def check_lora(block: Training | Preference, model: Any) -> Findings:
             "so a merged model would read differently too; leave it out, or train both with "
             "lora.modules_to_save: [embed_tokens, lm_head] and lora.ensure_weight_tying: true"
         )
+    if not findings.refusals and (reason := _not_adapted(block, model)):
+        findings.refusals.append(f"lora cannot be put on this base: {reason}")
     if lora.get("modules_to_save"):
         findings.notes.append(
             "lora.modules_to_save stores whole modules in the adapter; servers that take only "
             "low-rank weights need merge_adapter: true"
         )
     return findings
-
-
-def encoder_exclusion(lora: Mapping[str, Any], model: Any) -> dict[str, Any]:
-    """``exclude_modules`` that keeps LoRA off the vision and audio parts of a multimodal model."""
-    names = (name for name, _ in model.named_modules())
-    if "exclude_modules" in lora or not any(re.fullmatch(_ENCODERS, name) for name in names):
-        return {}
-    return {"exclude_modules": _ENCODERS}
 
 
 def check_steps(config: Any, steps: int | None) -> Findings:
@@ -265,6 +259,17 @@ def check_attention(options: Mapping[str, Any]) -> Findings:
             "write sdpa"
         )
     return findings
+
+
+def _not_adapted(block: Training | Preference, model: Any) -> str | None:
+    """Why PEFT cannot put the block's adapter on `model`, in its own words."""
+    from peft import get_peft_model
+
+    try:
+        get_peft_model(copy.deepcopy(model), lora_config(block, model))
+    except (ValueError, TypeError, NotImplementedError) as error:
+        return str(error)
+    return None
 
 
 def _linear_names(model: Any) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import Any
 from hubkit.errors import MissingDependencyError, RecipeError
 from hubkit.hub.places import home
 from hubkit.recipe import Preference, Training
-from hubkit.training.checks import encoder_exclusion
 
 # What hubkit decides itself, with the reason a recipe's author reads when they set it all the same.
 RESERVED = {
@@ -36,6 +36,10 @@ RESERVED = {
     "seed": "the recipe's own seed is used",
     "truncation_mode": "texts are cut at the end",
 }
+
+
+_ENCODERS = r".*(vision|visual|image|audio|speech|multi_modal_projector|mm_projector|embed_vision|embed_audio).*"
+"""Modules of a multimodal model that conversations of text never pass through."""
 
 
 def quiet_environment() -> None:
@@ -192,6 +196,14 @@ def lora_config(block: Training | Preference, model: Any = None) -> Any | None:
     check_keys("lora", block.lora, LoraConfig)
     extra = encoder_exclusion(block.lora, model) if model is not None else {}
     return _build("lora", LoraConfig, {"task_type": "CAUSAL_LM", **extra, **block.lora})
+
+
+def encoder_exclusion(lora: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """``exclude_modules`` that keeps LoRA off the vision and audio parts of a multimodal model."""
+    names = (name for name, _ in model.named_modules())
+    if "exclude_modules" in lora or not any(re.fullmatch(_ENCODERS, name) for name in names):
+        return {}
+    return {"exclude_modules": _ENCODERS}
 
 
 def _defaults() -> dict[str, Any]:

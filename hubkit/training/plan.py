@@ -388,7 +388,9 @@ def _size(
     if config is not None:
         from peft import get_peft_model
 
-        with suppress(ValueError, re.error):  # no module matches: a refusal says so
+        with suppress(
+            ValueError, TypeError, NotImplementedError, re.error
+        ):  # no module matches: a refusal says so
             model = get_peft_model(model, config)
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -97,6 +97,43 @@ def tiny_base(folder: Path, family: str = "chatml", *, seed: int = 0) -> Path:
     return folder
 
 
+ARCHITECTURES = (
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "gpt2",
+    "gpt_neox", "falcon", "olmo", "olmo2", "granite", "cohere", "stablelm", "starcoder2", "smollm3",
+    "mixtral", "bloom", "mpt", "glm", "glm4", "exaone4", "nemotron", "lfm2", "mamba", "helium",
+    "ernie4_5", "granitemoe", "gpt_bigcode", "arcee",
+)  # fmt: skip
+"""Model types that transformers loads as causal language models; a tiny one of each trains."""
+
+
+def tiny_model_of(folder: Path, model_type: str, *, seed: int = 0) -> Path:
+    """Save a two-layer model of an architecture, with random weights, into `folder`."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = tiny_tokenizer(folder)
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    values = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if model_type == "falcon":
+        del values["head_dim"]
+    config = AutoConfig.for_model(model_type, **values)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
 def write_rows(path: Path, rows: list[list[tuple[str, Any]]]) -> Path:
     """Write conversations, each a list of (role, content), as the parquet file that stages
     exchange.

@@ -89,6 +89,17 @@ def test_lora_that_names_what_is_not_there_is_refused(tmp_path, base, data, lora
     assert not (tmp_path / "out").exists()
 
 
+def test_lora_that_peft_refuses_is_refused_in_its_own_words(tmp_path, data):
+    from support.tiny_models import tiny_model_of
+
+    base = tiny_model_of(tmp_path / "mamba", "mamba")
+    training = block(lora={"r": 4, "target_modules": "all-linear"})
+    [refusal] = planned(training, base, data).refusals
+    assert "lora cannot be put on this base" in refusal and "out_proj" in refusal
+    with pytest.raises(RecipeError, match="out_proj"):
+        run(tmp_path, base, data, training)
+
+
 def test_a_base_that_is_stored_quantized_is_refused(tmp_path, base, data):
     stored = changed_base(base, tmp_path / "q", quantization_config={"quant_method": "gptq"})
     assert "stored quantized (gptq)" in planned(block(), stored, data).refusals[0]
