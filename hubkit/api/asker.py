@@ -312,7 +312,7 @@ class Asker:
         )
         hub = connect()
         base = self.base if isinstance(self.base, Ref) else None
-        own = AskerSpec(
+        spec = AskerSpec(
             self.name,
             self.ref,
             self.spec,
@@ -322,7 +322,7 @@ class Asker:
             self.intent_column,
             self.data,
         )
-        compared = askers.with_base([own]) if with_base else [own]
+        compared = askers.with_base([spec]) if with_base else [spec]
         losses = Evals(conversations=max(2, len(test))) if perplexity else None
         if losses is not None and not isinstance(self.source, Ref):
             raise SourceError("perplexity is measured of pushed askers: push it, then load it")

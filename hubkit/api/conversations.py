@@ -135,8 +135,8 @@ class Conversations:
             for conversation in corpus.read(path, source=path.name)
         )
         _, results = run_filters(self.filters, Context(), rows, workers=0)
-        for _, kept in results:
-            yield from (item for item in kept if not isinstance(item, Dropped))
+        for _, results_of_row in results:
+            yield from (item for item in results_of_row if not isinstance(item, Dropped))
 
     def __len__(self) -> int:
         """How many there are; this reads them."""

@@ -109,13 +109,13 @@ def push(
     records = {stage: history.records[stage] for stage in stages if stage in history.records}
     paths = [*files, *(f"{PROVENANCE}/{stage}.json" for stage in records)]
     facts = publishing.from_records(kind, repo_id, recipe, records, files=paths)
-    written = {
+    generated = {
         f"{PROVENANCE}/{stage}.json": json.dumps(record, indent=1, default=str).encode()
         for stage, record in records.items()
     } | {"README.md": publishing.render(facts).encode()}
     gate.check(
         f"{repo_type} {repo_id} was not pushed",
-        {**files, **written},
+        {**files, **generated},
         [repo_id],
         allowed=hub.allowed,
         kinds=gate.GROUPS["secrets"] if hub.embedded else gate.ALLOWABLE,
@@ -124,7 +124,7 @@ def push(
         folder = Path(name)
         for path, source in files.items():
             _link(source, folder / path)
-        for path, content in written.items():
+        for path, content in generated.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
         ref = hub.commit(

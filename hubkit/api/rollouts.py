@@ -154,8 +154,8 @@ def _answering(
     block: Rollout,
 ) -> Iterator[ServedModel]:
     if callable(chat):
-        with served_callable(chat) as served:
-            yield served
+        with served_callable(chat) as served_agent:
+            yield served_agent
         return
     text = str(chat)
     if text.startswith(("http://", "https://")):

@@ -26,7 +26,7 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
-    "GOMP_SPINCOUNT": "4000",  # wait for each other awake, but not for long: somebody else may want the core
+    "GOMP_SPINCOUNT": "4000",  # wait for each other awake, but not for long: another process may need the core
 }
 
 app = typer.Typer(
@@ -42,8 +42,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"hubkit {__version__}")
         raise typer.Exit
 
@@ -117,12 +117,12 @@ def main() -> None:
         if sentence is None:
             raise
         _fail(sentence, 1)
-    except SystemExit as leaving:  # typer makes a silent exit of Ctrl-C; why is said behind it
+    except SystemExit as leaving:  # typer makes a silent exit of Ctrl-C; the reason follows it
         reason = getattr(leaving.__context__, "__cause__", None)
         if isinstance(reason, KeyboardInterrupt):
             _fail(
                 str(reason)
-                or "stopped; nothing finished is lost, and the same command goes on from here",
+                or "stopped; nothing finished is lost, and the same command resumes from here",
                 130,
             )
         raise

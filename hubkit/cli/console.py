@@ -41,15 +41,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(box=box.SIMPLE_HEAD)
+    grid = Table(box=box.SIMPLE_HEAD)
     for column in columns:
-        shown.add_column(column, overflow="fold")
+        grid.add_column(column, overflow="fold")
     for row in rows:
-        shown.add_row(*("" if cell is None else printable(str(cell)) for cell in row))
+        grid.add_row(*("" if cell is None else printable(str(cell)) for cell in row))
     console = Console(file=sys.stdout, highlight=False, markup=False)
     console.width = max(console.width, 120 if not sys.stdout.isatty() else 0)
     console.print(printable(title), style="bold")
-    console.print(shown)
+    console.print(grid)
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def _lines(name: str) -> Progress:
 
 def short(note: str) -> str:
     """`note` with commit ids and digests cut to eight characters."""
-    return _DIGEST.sub(lambda found: found[0][:8], note)
+    return _DIGEST.sub(lambda match: match[0][:8], note)
 
 
 def _amount(value: float | None) -> str:

@@ -34,20 +34,20 @@ def find(name: str, hub: Hub | None, *, split: str = "train") -> Data:
 
     A split's files are those named ``SPLIT-…parquet``. Raises `SourceError`, `RepoMissingError`.
     """
-    here, _, part = name.partition(":")
-    if Path(here).exists():
-        return Data(name, _of(Path(here), part or split, name))
+    location, _, part = name.partition(":")
+    if Path(location).exists():
+        return Data(name, _of(Path(location), part or split, name))
     match = _REF.match(name)
     if match is None or hub is None:
         raise SourceError(
             f"{name!r} is neither here nor a dataset's name; give a path, or REPO[@REVISION][:SPLIT]"
         )
-    wanted = match["split"] or split
+    chosen_split = match["split"] or split
     ref = hub.resolve(
         hub.qualify(match["repo"]), repo_type="dataset", revision=match["revision"] or "main"
     )
-    folder = hub.snapshot(ref, allow_patterns=[f"*{wanted}-*.parquet"])
-    return Data(name, _of(folder, wanted, name), ref.revision)
+    folder = hub.snapshot(ref, allow_patterns=[f"*{chosen_split}-*.parquet"])
+    return Data(name, _of(folder, chosen_split, name), ref.revision)
 
 
 def needs_hub(names: list[str]) -> bool:
@@ -60,9 +60,9 @@ def _of(path: Path, split: str, name: str) -> list[Path]:
         return [path]
     files = sorted(path.rglob(f"{split}-*.parquet"))
     if not files:
-        known = sorted({p.name.rsplit("-", 3)[0] for p in path.rglob("*.parquet")})
+        splits = sorted({p.name.rsplit("-", 3)[0] for p in path.rglob("*.parquet")})
         raise SourceError(
             f"{name} has no split {split!r}"
-            + (f"; it has {', '.join(known)}" if known else " in parquet")
+            + (f"; it has {', '.join(splits)}" if splits else " in parquet")
         )
     return files

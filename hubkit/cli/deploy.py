@@ -48,7 +48,7 @@ Repo = Annotated[
     ),
 ]
 EngineName = Annotated[str, typer.Option("--engine", help="tgi, vllm, sglang or llamacpp.")]
-Place = Annotated[
+HardwareName = Annotated[
     str, typer.Option("--hardware", help="[VENDOR-[REGION-]]TYPE-SIZE of the price table.")
 ]
 Context = Annotated[
@@ -76,7 +76,7 @@ class EndpointOptions:
 
     repo: Repo
     engine: EngineName = "tgi"
-    hardware: Place = "nvidia-l40s-x1"
+    hardware: HardwareName = "nvidia-l40s-x1"
     adapter: Adapters = field(default_factory=list)
     context: Context = None
     gguf: Gguf = None
@@ -93,7 +93,7 @@ class EndpointOptions:
         if self.engine not in cloud.ENGINES:
             raise RecipeError(f"no engine {self.engine!r}; take one of {', '.join(cloud.ENGINES)}")
         options: dict[str, Any] = {"engine": self.engine, "hardware": self.hardware}
-        first, *others = (_named(hub, text) for text in (self.repo, *self.adapter))
+        first, *additions = (_named(hub, text) for text in (self.repo, *self.adapter))
         spec = cloud.endpoint_spec(
             hub,
             first[0],
@@ -103,13 +103,13 @@ class EndpointOptions:
             sleep_minutes=self.sleep_minutes,
             **options,
         )
-        for repo_id, revision in others:
-            other = cloud.endpoint_spec(hub, repo_id, revision=revision, **options)
-            if other.model != spec.model or not other.adapters:
+        for repo_id, revision in additions:
+            addition = cloud.endpoint_spec(hub, repo_id, revision=revision, **options)
+            if addition.model != spec.model or not addition.adapters:
                 raise RecipeError(
                     f"{repo_id} is not an adapter of {spec.model}; deploy it by itself"
                 )
-            spec = replace(spec, adapters=(*spec.adapters, *other.adapters))
+            spec = replace(spec, adapters=(*spec.adapters, *addition.adapters))
         return spec
 
 
@@ -167,15 +167,15 @@ def _show_plan(hub: Hub, spec: EndpointSpec, json: bool) -> None:
     from hubkit import cloud
     from hubkit.cloud import prices
 
-    sent = cloud.payload(spec)
+    arguments = cloud.payload(spec)
     rate = spec.hardware.usd_per_hour
     if json:
         console.data(
-            {"hub": hub.url, "payload": sent, "usd_per_hour": rate, "prices": prices.date()}
+            {"hub": hub.url, "payload": arguments, "usd_per_hour": rate, "prices": prices.date()}
         )
         return
     console.table(
-        f"would be sent to {hub.url}", ["", ""], [[key, value] for key, value in sent.items()]
+        f"would be sent to {hub.url}", ["", ""], [[key, value] for key, value in arguments.items()]
     )
     console.say(_price(spec))
 
@@ -191,12 +191,12 @@ def list_(json: Json = False) -> None:
 
     hub = connect()
     reaped = [*cloud.reap(hub), *cloud.reap_jobs(hub)]
-    found = cloud.listed(hub)
-    now = sum(one.usd_per_hour for one in found)
+    endpoints = cloud.listed(hub)
+    now = sum(item.usd_per_hour for item in endpoints)
     if json:
         console.data({
-            "endpoints": [one.to_dict() for one in found], "usd_per_hour": now, "prices": prices.date(),
-            "reaped": [one.to_dict() for one in reaped],
+            "endpoints": [item.to_dict() for item in endpoints], "usd_per_hour": now, "prices": prices.date(),
+            "reaped": [item.to_dict() for item in reaped],
         })  # fmt: skip
         return
     console.table(
@@ -211,7 +211,7 @@ def list_(json: Json = False) -> None:
                 f"{o.usd_per_hour:.2f}",
                 f"{o.usd_at_most:.2f}",
             ]
-            for o in found
+            for o in endpoints
         ],
     )
     show_cleanup(reaped)
@@ -229,22 +229,22 @@ def describe(name: Name, json: Json = False) -> None:
     _show(cloud.describe(connect(), name), json)
 
 
-def _show(found: EndpointStatus, json: bool) -> None:
+def _show(status: EndpointStatus, json: bool) -> None:
     if json:
-        console.data(found.to_dict())
+        console.data(status.to_dict())
     else:
         console.table(
-            found.name,
+            status.name,
             ["", ""],
-            [[key.replace("_", " "), value] for key, value in found.to_dict().items()],
+            [[key.replace("_", " "), value] for key, value in status.to_dict().items()],
         )
 
 
-def _change(name: str, what: Any, json: bool) -> None:
+def _change(name: str, action: Any, json: bool) -> None:
     from hubkit import cloud
     from hubkit.hub import connect
 
-    _show(cloud.change(connect(), name, what), json)
+    _show(cloud.change(connect(), name, action), json)
 
 
 @app.command(epilog="Example: hubkit deploy pause parrot-chat-1a2b3c4d")
@@ -287,8 +287,8 @@ def update(
     from hubkit.hub import connect
 
     hub = connect()
-    place = hardware or cloud.describe(hub, name).hardware
-    options = EndpointOptions(repo, engine, place, [], context, gguf, sleep_minutes)
+    hardware_name = hardware or cloud.describe(hub, name).hardware
+    options = EndpointOptions(repo, engine, hardware_name, [], context, gguf, sleep_minutes)
     spec = replace(options.spec(hub), called=name)
     _show(cloud.update(hub, name, spec), json)
 
@@ -314,7 +314,7 @@ def reap(json: Json = False) -> None:
     hub = connect()
     reaped = [*cloud.reap(hub), *cloud.reap_jobs(hub)]
     if json:
-        console.data([one.to_dict() for one in reaped])
+        console.data([item.to_dict() for item in reaped])
         return
     show_cleanup(reaped)
     if not reaped:

@@ -38,16 +38,16 @@ class Mapped(TyperGroup):
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """A list for each heading."""
-        others = tuple(
+        unmapped = tuple(
             name
             for name in self.list_commands(ctx)
             if not any(name in names for names in MAP.values())
         )
-        for heading, names in {**MAP, "Others": others}.items():
-            found = [(name, self.commands[name]) for name in names if name in self.commands]
+        for heading, names in {**MAP, "Others": unmapped}.items():
+            listed = [(name, self.commands[name]) for name in names if name in self.commands]
             if rows := [
                 (name, command.get_short_help_str(limit=200))
-                for name, command in found
+                for name, command in listed
                 if not command.hidden
             ]:
                 with formatter.section(heading):

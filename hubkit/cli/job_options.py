@@ -37,7 +37,10 @@ Image = Annotated[
     str, typer.Option("--image", help="Run jobs in this image instead, which has hubkit in it.")
 ]
 Cancel = Annotated[
-    bool, typer.Option("--cancel-on-interrupt", help="Ctrl-C cancels the job; else it goes on.")
+    bool,
+    typer.Option(
+        "--cancel-on-interrupt", help="Ctrl-C cancels the job; otherwise it keeps running."
+    ),
 ]
 
 
@@ -92,16 +95,16 @@ def show_costs(
     from hubkit.cloud import prices
     from hubkit.pipeline import costs, plan
 
-    found = costs.costs(
+    stage_costs = costs.costs(
         recipe,
         hub,
         on_jobs,
         planned=[p for p in plan(recipe, hub, only=only) if only in (None, p.stage)],
     )
-    hours, usd, whole = costs.total(found)
+    hours, usd, whole = costs.total(stage_costs)
     if json:
         console.data({
-            "stages": [cost.to_dict() for cost in found], "hours": hours, "usd": usd, "complete": whole,
+            "stages": [cost.to_dict() for cost in stage_costs], "hours": hours, "usd": usd, "complete": whole,
             "prices": prices.date(), "assumptions": costs.assumptions(),
         })  # fmt: skip
         return
@@ -114,7 +117,7 @@ def show_costs(
             _number(c.usd, "{:,.2f}"),
             c.note,
         ]
-        for c in found
+        for c in stage_costs
     ]
     rows.append(
         ["all", "", "", f"{hours:,.1f}", f"{usd:,.2f}" + ("" if whole else " and more"), ""]
@@ -124,16 +127,14 @@ def show_costs(
         ["stage", "state", "where", "hours", "USD", "what"],
         rows,
     )
-    for cost in found:
+    for cost in stage_costs:
         if ":" in cost.state:
             console.say(f"{cost.stage}: {cost.state}")
     console.say(costs.priced_on() + ("; the embedded Hub costs nothing" if hub.embedded else ""))
 
 
 def end_what_was_left(hub: Hub) -> None:
-    """Endpoints whose run was killed cost money until somebody comes: whoever comes next ends
-    them.
-    """
+    """End the endpoints of killed runs, which cost money until the next command does."""
     from hubkit import cloud
 
     show_cleanup(cloud.reap(hub))
@@ -149,12 +150,12 @@ def say_endpoints(recipe: Recipe, hub: Hub) -> None:
     for seat, config in (("asker", recipe.rollout.asker), ("chat", recipe.rollout.chat)):
         if DEPLOY in config.endpoints:
             terms = config.deploy or Deploy()
-            place = hardware(terms.hardware)
+            machine = hardware(terms.hardware)
             many = f"{terms.replicas} x " if terms.replicas > 1 else ""
-            here = "; the embedded Hub costs nothing" if hub.embedded else ""
+            local_note = "; the embedded Hub costs nothing" if hub.embedded else ""
             console.say(
-                f"{seat}: an endpoint ({terms.engine}) on {many}{place} while the rollout runs, then {terms.after}d; "
-                f"${place.usd_per_hour * terms.replicas:,.2f} an hour at most (prices of {prices.date()}{here})"
+                f"{seat}: an endpoint ({terms.engine}) on {many}{machine} while the rollout runs, then {terms.after}d; "
+                f"${machine.usd_per_hour * terms.replicas:,.2f} an hour at most (prices of {prices.date()}{local_note})"
             )
 
 

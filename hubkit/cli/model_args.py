@@ -90,7 +90,7 @@ def show_endpoints(rows: list[dict[str, Any]]) -> None:
 
 
 class Names:
-    """Looks names up, connecting to the Hub only when one of them is there. `models` are those that
+    """Looks names up, connecting to the Hub only when one of them is on it. `models` are those that
     have to be served, by the identity of who they are."""
 
     def __init__(self, progress: Progress) -> None:
@@ -146,15 +146,15 @@ class Names:
         return [file for file in files if file.endswith((".json", ".jsonl", ".parquet"))]
 
     def _only(self, ref: Ref) -> str:
-        found = self._tables(ref)
-        if len(found) != 1:
-            said = (
-                f"holds {', '.join(found)}; name one"
-                if found
+        tables = self._tables(ref)
+        if len(tables) != 1:
+            advice = (
+                f"holds {', '.join(tables)}; name one"
+                if tables
                 else "holds no JSON and no parquet; name a file"
             )
-            raise SourceError(f"{ref} {said}, as {ref.repo_id}:FILE")
-        return found[0]
+            raise SourceError(f"{ref} {advice}, as {ref.repo_id}:FILE")
+        return tables[0]
 
     def player(
         self,
@@ -174,8 +174,8 @@ class Names:
 
         if name.startswith(("http://", "https://")):
             url, _, model = name.partition("#")
-            shown = model or url
-            return Player(shown, f"{url} {model}".strip(), address.served(url, model or "tgi"))
+            label = model or url
+            return Player(label, f"{url} {model}".strip(), address.served(url, model or "tgi"))
         if name.startswith(DEPLOYED):
             return self._repo(name.removeprefix(DEPLOYED), terms or _default_terms())
         if Path(name).is_file():

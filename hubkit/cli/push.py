@@ -81,19 +81,19 @@ def push(
     from hubkit.hub import connect
 
     loaded, dry_run = recipe.load(), output.dry_run
-    other = _target(target.to) if target.to else None
+    destination = _target(target.to) if target.to else None
     hub = connect()
     with console.bars(quiet=output.json) as bar_for:
         changes = pipeline.publish(
             loaded,
             hub,
-            target=other,
+            target=destination,
             public=target.public,
             allow=target.allow,
             dry_run=dry_run,
             progress=bar_for("push"),
         )
-    url = (other or hub).url
+    url = (destination or hub).url
     rows = [change.to_dict() for change in changes]
     if not output.print({"hub": url, "dry_run": dry_run, "changes": rows}):
         _show(changes, url, dry_run=dry_run)
@@ -141,7 +141,7 @@ def lineage(
     hub = connect()
     name, _, revision = repo.partition("@")
     root = tree.trace(
-        _found(hub, hub.qualify(name), repo_type, revision or "main"),
+        _resolve(hub, hub.qualify(name), repo_type, revision or "main"),
         functools.partial(tree.records, hub),
     )
     if picture:
@@ -152,7 +152,7 @@ def lineage(
         console.line(tree.text(root))
 
 
-def _found(hub: Hub, repo_id: str, repo_type: str, revision: str) -> Ref:
+def _resolve(hub: Hub, repo_id: str, repo_type: str, revision: str) -> Ref:
     from hubkit.errors import RepoMissingError
 
     for kind in (repo_type,) if repo_type else ("model", "dataset", "space"):
@@ -193,9 +193,7 @@ def spaces(
         console.say("Ctrl-C stops them")
         while True:
             time.sleep(_LOOK_S)
-            for page in (
-                pages.values()
-            ):  # a Hub that is asked something does not think that nobody needs it
+            for page in pages.values():  # a Hub that is asked something does not end as idle
                 hub.api.get_space_runtime(page.repo_id)
 
 

@@ -35,11 +35,11 @@ def render(app: typer.Typer) -> str:
         "",
         "## Commands",
     ]
-    for path, found in commands(app):
-        context = found.context_class(
-            found, info_name=path, max_content_width=_WIDTH, terminal_width=_WIDTH
+    for path, entry in commands(app):
+        context = entry.context_class(
+            entry, info_name=path, max_content_width=_WIDTH, terminal_width=_WIDTH
         )
-        lines += ["", f"### `{path}`", "", "```text", _help(found, context), "```"]
+        lines += ["", f"### `{path}`", "", "```text", _help(entry, context), "```"]
     lines += ["", "## Recipe keys", "", *_recipe()]
     lines += ["", "## Conversations that are read", "", *_layouts()]
     return "\n".join(lines) + "\n"
@@ -69,15 +69,15 @@ def _recipe() -> Iterator[str]:
     yield "A recipe is YAML of this shape, a profile the same with any part left out; `--set key=value` sets one value."
     yield "The columns of the recipes show their values; *(ours)* marks what no source states."
     later: list[tuple[str, Any]] = []
-    seen: set[str] = set()
-    yield from _block(recipe.Recipe, "", shipped, seen, later)
+    printed: set[str] = set()
+    yield from _block(recipe.Recipe, "", shipped, printed, later)
     yield from _below(
-        later, shipped, seen, later
+        later, shipped, printed, later
     )  # no shipped recipe has these; the list grows as it is read
 
 
 def _block(
-    block: Any, path: str, shipped: dict[str, Any], seen: set[str], later: list[tuple[str, Any]]
+    block: Any, path: str, shipped: dict[str, Any], printed: set[str], later: list[tuple[str, Any]]
 ) -> Iterator[str]:
     import inspect
 
@@ -91,55 +91,59 @@ def _block(
         key = f"{path}.{name}" if path else name
         inner = block_of(field.annotation)
         nested = inner is not None and not _many(field.annotation)
-        values = [_value(made, key, nested) for made in shipped.values()]
+        values = [_value(loaded, key, nested) for loaded in shipped.values()]
         default = "" if nested else _code(field.get_default(call_default_factory=True))
         default = "required" if field.is_required() else default
         cells = (f"`{name}`", _type(field.annotation), default, _cell(field.description), *values)
         yield f"| {' | '.join(cells)} |"
         if inner is not None:
             (below if _somewhere(shipped, key) else later).append((key, inner))
-    yield from _below(below, shipped, seen, later)
+    yield from _below(below, shipped, printed, later)
 
 
 def _below(
     blocks: list[tuple[str, Any]],
     shipped: dict[str, Any],
-    seen: set[str],
+    printed: set[str],
     later: list[tuple[str, Any]],
 ) -> Iterator[str]:
     for key, inner in blocks:
-        if inner.__name__ in seen and inner.__name__ not in ("SeatConfig", "Training"):
+        if inner.__name__ in printed and inner.__name__ not in ("SeatConfig", "Training"):
             continue
-        seen.add(inner.__name__)
-        yield from _block(inner, key, shipped, seen, later)
+        printed.add(inner.__name__)
+        yield from _block(inner, key, shipped, printed, later)
 
 
 def _somewhere(shipped: dict[str, Any], key: str) -> bool:
     """Whether some shipped recipe sets the block at `key`."""
-    return any(_at(made, key) is not None for made in shipped.values())
+    return any(_at(loaded, key) is not None for loaded in shipped.values())
 
 
 def _many(annotation: Any) -> bool:
     return getattr(annotation, "__origin__", None) in (list, dict)
 
 
-def _value(made: Any, key: str, nested: bool) -> str:
+def _value(loaded: Any, key: str, nested: bool) -> str:
     """What a shipped recipe says under `key`, shortened; nothing for blocks, which have tables of
     their own.
     """
-    value = _at(made, key)
+    value = _at(loaded, key)
     if value is _NOWHERE:
         return ""
-    ours = " *(ours)*" if any(key == own or key.startswith(f"{own}.") for own in made.ours) else ""
-    return ("" if nested else _code(value)) + ours
+    mark = (
+        " *(ours)*"
+        if any(key == prefix or key.startswith(f"{prefix}.") for prefix in loaded.ours)
+        else ""
+    )
+    return ("" if nested else _code(value)) + mark
 
 
 _NOWHERE = object()
 
 
-def _at(made: Any, key: str) -> Any:
+def _at(loaded: Any, key: str) -> Any:
     """The value under `key`; `_NOWHERE` below a block that is not set, or one of many."""
-    value: Any = made
+    value: Any = loaded
     for part in key.split("."):
         if value is None or isinstance(value, list | dict):
             return _NOWHERE

@@ -40,8 +40,8 @@ def register(app: typer.Typer) -> None:
         "run", epilog="Example: hubkit run parrot --profile laptop --set rollout.dialogues=48"
     )(grouped(run))
     for verb, (stage, help_text) in VERBS.items():
-        more = " --profile capo-laptop" if stage == "prefer" else ""
-        epilog = f"Example: hubkit {verb} parrot --profile laptop{more}"
+        profiles = " --profile capo-laptop" if stage == "prefer" else ""
+        epilog = f"Example: hubkit {verb} parrot --profile laptop{profiles}"
         app.command(verb, help=help_text, epilog=epilog)(stage_verb(stage))
     app.command("recipes", epilog="Example: hubkit recipes")(recipes)
 
@@ -125,14 +125,14 @@ def walk(
         job_options.say_endpoints(recipe, hub)
     with console.bars(quiet=json) as bar_for:
         execute = on_jobs or pipeline.Stage.run
-        made = list(
+        results = list(
             pipeline.run(
                 recipe, hub, only=stage, launch=launch, progress_for=bar_for, execute=execute
             )
         )
         changes = [] if stage else pipeline.publish(recipe, hub, progress=bar_for("publish"))
     if json:
-        stages = [m.to_dict() for m in made]
+        stages = [m.to_dict() for m in results]
         console.data(
             {
                 "recipe": recipe.name,
@@ -142,12 +142,12 @@ def walk(
             }
         )
         return
-    _show(recipe, hub, made)
+    _show(recipe, hub, results)
     if stage is None:
-        _show_next(recipe, hub, made, changes)
+        _show_next(recipe, hub, results, changes)
 
 
-def _show(recipe: Recipe, hub: Hub, made: list[StageResult]) -> None:
+def _show(recipe: Recipe, hub: Hub, results: list[StageResult]) -> None:
     console.table(
         f"{recipe.name}: what was made on {hub.url}",
         ["stage", "repo", "commit", "from", "seconds"],
@@ -159,14 +159,14 @@ def _show(recipe: Recipe, hub: Hub, made: list[StageResult]) -> None:
                 ", ".join(f"{role} {ref.revision[:8]}" for role, ref in m.inputs.items()),
                 "done before" if m.skipped else f"{m.seconds:.0f}",
             ]
-            for m in made
+            for m in results
         ],
     )
 
 
-def _show_next(recipe: Recipe, hub: Hub, made: list[StageResult], changes: list[Change]) -> None:
+def _show_next(recipe: Recipe, hub: Hub, results: list[StageResult], changes: list[Change]) -> None:
     """What the held-out losses say, what was published, and three lines to paste."""
-    by_stage = {m.stage: m for m in made}
+    by_stage = {m.stage: m for m in results}
     for seat, turns in (("asker", "human"), ("chat", "assistant"), ("aligned", "assistant")):
         if seat in by_stage["eval"].report:
             console.line(f"{seat:<6} {_verdict(by_stage['eval'].report[seat], turns)}")

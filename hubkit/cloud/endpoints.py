@@ -72,61 +72,63 @@ def endpoint_spec(
     `options` are further fields of `EndpointSpec`. Raises `RepoMissingError`, and `RecipeError` for
     unknown hardware or an adapter that does not name its base."""
     ref = hub.resolve(repo_id, revision=revision)
-    place = prices.hardware(hardware)
+    flavor = prices.hardware(hardware)
     base = base_of(hub, ref)
     if base is None:
-        return EndpointSpec(ref, engine, place, **options)
-    return EndpointSpec(base, engine, place, adapters=(ref,), **options)
+        return EndpointSpec(ref, engine, flavor, **options)
+    return EndpointSpec(base, engine, flavor, adapters=(ref,), **options)
 
 
-def make(hub: Hub, wanted: EndpointSpec) -> EndpointStatus:
+def make(hub: Hub, spec: EndpointSpec) -> EndpointStatus:
     """Create the endpoint; it is not up yet. Raises `HubError` when the service refuses, 409 when
     the name is taken.
     """
     # An adapter's engine fetches repos besides the mounted one, with the rights of whoever deploys.
-    secrets = {"HF_TOKEN": hub.token} if wanted.adapters and hub.token else None
-    with hub.translated(f"creating endpoint {wanted.name}"), hub.inference() as api:
-        made = api.create_inference_endpoint(
-            **payload(wanted), secrets=secrets, namespace=hub.namespace, token=hub.token
+    secrets = {"HF_TOKEN": hub.token} if spec.adapters and hub.token else None
+    with hub.translated(f"creating endpoint {spec.name}"), hub.inference() as api:
+        created = api.create_inference_endpoint(
+            **payload(spec), secrets=secrets, namespace=hub.namespace, token=hub.token
         )
-    return _deployed(hub, made.raw)
+    return _deployed(hub, created.raw)
 
 
 def describe(hub: Hub, name: str) -> EndpointStatus:
     """The endpoint called `name` now. Raises `HubError` with status 404 when there is none."""
     with hub.translated(f"looking up endpoint {name}"), hub.inference() as api:
-        found = api.get_inference_endpoint(name, namespace=hub.namespace, token=hub.token)
-    return _deployed(hub, found.raw)
+        endpoint = api.get_inference_endpoint(name, namespace=hub.namespace, token=hub.token)
+    return _deployed(hub, endpoint.raw)
 
 
 def listed(hub: Hub) -> list[EndpointStatus]:
     """Every endpoint of our namespace, whoever made it."""
     with hub.translated("listing endpoints"), hub.inference() as api:
-        found = api.list_inference_endpoints(hub.namespace, token=hub.token)
-    return [_deployed(hub, endpoint.raw) for endpoint in found]
+        endpoints = api.list_inference_endpoints(hub.namespace, token=hub.token)
+    return [_deployed(hub, endpoint.raw) for endpoint in endpoints]
 
 
-def change(hub: Hub, name: str, what: Change) -> EndpointStatus:
+def change(hub: Hub, name: str, action: Change) -> EndpointStatus:
     """Pause, resume or scale to zero. Raises `HubError`."""
-    if what not in get_args(Change):
-        raise ValueError(what)
-    with hub.translated(f"{what.replace('_', ' ')} of endpoint {name}"), hub.inference() as api:
-        done = getattr(api, f"{what}_inference_endpoint")(
+    if action not in get_args(Change):
+        raise ValueError(action)
+    with hub.translated(f"{action.replace('_', ' ')} of endpoint {name}"), hub.inference() as api:
+        endpoint = getattr(api, f"{action}_inference_endpoint")(
             name, namespace=hub.namespace, token=hub.token
         )
-    return _deployed(hub, done.raw)
+    return _deployed(hub, endpoint.raw)
 
 
-def update(hub: Hub, name: str, wanted: EndpointSpec) -> EndpointStatus:
-    """Serve `wanted` under the name of an endpoint that is there; its engine cannot change. Raises
+def update(hub: Hub, name: str, spec: EndpointSpec) -> EndpointStatus:
+    """Serve `spec` under the name of an existing endpoint; its engine cannot change. Raises
     `HubError`.
     """
-    sent: dict[str, Any] = dict(payload(wanted))
+    body: dict[str, Any] = dict(payload(spec))
     for fixed in ("name", "region", "vendor", "type"):
-        del sent[fixed]
+        del body[fixed]
     with hub.translated(f"updating endpoint {name}"), hub.inference() as api:
-        done = api.update_inference_endpoint(name, **sent, namespace=hub.namespace, token=hub.token)
-    return _deployed(hub, done.raw)
+        endpoint = api.update_inference_endpoint(
+            name, **body, namespace=hub.namespace, token=hub.token
+        )
+    return _deployed(hub, endpoint.raw)
 
 
 def delete(hub: Hub, name: str) -> None:
@@ -158,16 +160,16 @@ def wait_for_all(
         for name, timeout_s in timeouts_s.items():
             if name in up:
                 continue
-            found = _look(hub, name, resumed)
-            if found.state == "running" and _healthy(hub, name):
-                up[name] = found
+            status = _look(hub, name, resumed)
+            if status.state == "running" and _healthy(hub, name):
+                up[name] = status
             elif time.monotonic() - started > timeout_s:
                 raise EndpointError(
-                    f"endpoint {name} is still {found.state} after {timeout_s:g} s ({found.message}); its hardware may "
+                    f"endpoint {name} is still {status.state} after {timeout_s:g} s ({status.message}); its hardware may "
                     "be taken: try other hardware, or wait longer"
                 )
             else:
-                states.append(f"endpoint {name} is {found.state}")
+                states.append(f"endpoint {name} is {status.state}")
         if not states:
             return up
         progress(time.monotonic() - started, None, ", ".join(states))
@@ -176,15 +178,15 @@ def wait_for_all(
 
 def _look(hub: Hub, name: str, resumed: set[str]) -> EndpointStatus:
     """The endpoint now; resumed, once, where it sleeps. Raises `EndpointError` where it failed."""
-    found = describe(hub, name)
-    if found.state in ("failed", "updateFailed"):
+    status = describe(hub, name)
+    if status.state in ("failed", "updateFailed"):
         raise EndpointError(
-            f"endpoint {name} failed: {found.message}. See its log, then `hubkit deploy delete`"
+            f"endpoint {name} failed: {status.message}. See its log, then `hubkit deploy delete`"
         )
-    if found.state in ("paused", "scaledToZero") and name not in resumed:
+    if status.state in ("paused", "scaledToZero") and name not in resumed:
         change(hub, name, "resume")
         resumed.add(name)
-    return found
+    return status
 
 
 def _healthy(hub: Hub, name: str) -> bool:
@@ -204,11 +206,11 @@ def _healthy(hub: Hub, name: str) -> bool:
 def _deployed(hub: Hub, raw: dict[str, Any]) -> EndpointStatus:
     status, model, compute, provider = raw["status"], raw["model"], raw["compute"], raw["provider"]
     variant, container = next(iter((model.get("image") or {"huggingface": {}}).items()))
-    place = f"{provider['vendor']}-{provider['region']}-{compute['instanceType']}-{compute['instanceSize']}"
+    hardware_name = f"{provider['vendor']}-{provider['region']}-{compute['instanceType']}-{compute['instanceSize']}"
     replicas = int(status.get("targetReplica") or (1 if status["state"] in COSTING else 0))
-    rate = usd_per_hour(hub, place) * replicas if status["state"] in COSTING else 0.0
-    made = datetime.fromisoformat(str(status["createdAt"]))
-    hours = (datetime.now(UTC) - made).total_seconds() / 3600
+    rate = usd_per_hour(hub, hardware_name) * replicas if status["state"] in COSTING else 0.0
+    created_at = datetime.fromisoformat(str(status["createdAt"]))
+    hours = (datetime.now(UTC) - created_at).total_seconds() / 3600
     return EndpointStatus(
         name=raw["name"],
         namespace=hub.namespace,
@@ -218,22 +220,22 @@ def _deployed(hub: Hub, raw: dict[str, Any]) -> EndpointStatus:
         repo_id=model["repository"],
         revision=model.get("revision"),
         image=str(container.get("url") or variant),
-        hardware=place,
+        hardware=hardware_name,
         replicas=replicas,
         created_at=str(status["createdAt"]),
         tags=tuple(raw.get("tags") or ()),
         usd_per_hour=rate,
-        usd_at_most=round(usd_per_hour(hub, place) * max(1, replicas) * hours, 4),
+        usd_at_most=round(usd_per_hour(hub, hardware_name) * max(1, replicas) * hours, 4),
     )
 
 
-def usd_per_hour(hub: Hub, place: str) -> float:
+def usd_per_hour(hub: Hub, hardware_name: str) -> float:
     """A replica's price there: the table's; nothing on the embedded Hub. 0 for hardware that the
     table lacks.
     """
     if hub.embedded:
         return 0.0
     try:
-        return prices.hardware(place).usd_per_hour
+        return prices.hardware(hardware_name).usd_per_hour
     except RecipeError:
         return 0.0

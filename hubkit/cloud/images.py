@@ -1,7 +1,7 @@
 """What is sent to create or update an endpoint: one container image per engine, and how each serves
 adapters.
 
-text-generation-inference is a custom image whose settings stand in its environment; it serves any
+text-generation-inference is a custom image configured through its environment; it serves any
 number of adapters of one base (``LORA_ADAPTERS``), each called by its repo's id in a request's
 ``adapter_id``. vLLM and SGLang are images that the service manages; for an adapter they are started
 by us, with the adapter's repo mounted at ``/repository``, so that its revision is pinned and its
@@ -72,7 +72,7 @@ class Payload(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class EndpointSpec:
-    """An endpoint as somebody wants it: `model` at a commit, with `adapters` of it, on `engine` and
+    """The endpoint that is wanted: `model` at a commit, with `adapters` of it, on `engine` and
     `hardware`.
 
     `context` is the most tokens of a sequence, `gguf_file` the file of a llama.cpp endpoint.
@@ -96,7 +96,7 @@ class EndpointSpec:
         """
         if self.called:
             return self.called
-        served = [*self.adapters, self.model][0]
+        main_repo = [*self.adapters, self.model][0]
         facts = [
             self.engine,
             str(self.hardware),
@@ -105,7 +105,7 @@ class EndpointSpec:
             *map(repr, self.refs),
         ]
         digest = hashlib.sha256("\0".join(map(str, facts)).encode()).hexdigest()[:8]
-        slug = re.sub(r"[^a-z0-9]+", "-", served.repo_id.rpartition("/")[2].lower()).strip("-")
+        slug = re.sub(r"[^a-z0-9]+", "-", main_repo.repo_id.rpartition("/")[2].lower()).strip("-")
         return f"{slug[: _LONGEST_NAME - 9].strip('-')}-{digest}"
 
     @property
@@ -114,66 +114,64 @@ class EndpointSpec:
         return (self.model, *self.adapters)
 
 
-def payload(wanted: EndpointSpec) -> Payload:
-    """The arguments that create `wanted`. Raises `RecipeError` for what its engine cannot serve."""
-    hardware = wanted.hardware
+def payload(spec: EndpointSpec) -> Payload:
+    """The arguments that create `spec`. Raises `RecipeError` for what its engine cannot serve."""
+    hardware = spec.hardware
     mounted = (
-        wanted.adapters[0]
-        if wanted.adapters and wanted.engine in ("vllm", "sglang")
-        else wanted.model
+        spec.adapters[0] if spec.adapters and spec.engine in ("vllm", "sglang") else spec.model
     )
-    made = Payload(
-        name=wanted.name,
+    arguments = Payload(
+        name=spec.name,
         repository=mounted.repo_id,
         revision=mounted.revision,
-        framework="llamacpp" if wanted.engine == "llamacpp" else "pytorch",
+        framework="llamacpp" if spec.engine == "llamacpp" else "pytorch",
         task="text-generation",
         accelerator=hardware.accelerator,
         instance_size=hardware.instance_size,
         instance_type=hardware.instance_type,
         region=hardware.region,
         vendor=hardware.vendor,
-        min_replica=0 if wanted.sleep_minutes else 1,
-        max_replica=wanted.max_replica,
+        min_replica=0 if spec.sleep_minutes else 1,
+        max_replica=spec.max_replica,
         type="authenticated",
-        tags=["hubkit", *wanted.tags],
+        tags=["hubkit", *spec.tags],
     )
-    if wanted.sleep_minutes:
-        made["scale_to_zero_timeout"] = wanted.sleep_minutes
-    build = {"tgi": _tgi, "vllm": _vllm, "sglang": _sglang, "llamacpp": _llamacpp}[wanted.engine]
-    return Payload(**made, **build(wanted))
+    if spec.sleep_minutes:
+        arguments["scale_to_zero_timeout"] = spec.sleep_minutes
+    build = {"tgi": _tgi, "vllm": _vllm, "sglang": _sglang, "llamacpp": _llamacpp}[spec.engine]
+    return Payload(**arguments, **build(spec))
 
 
-def _container(wanted: EndpointSpec) -> Container:
-    return Container(url=IMAGES[wanted.engine], port=PORTS[wanted.engine], healthRoute=HEALTH)
+def _container(spec: EndpointSpec) -> Container:
+    return Container(url=IMAGES[spec.engine], port=PORTS[spec.engine], healthRoute=HEALTH)
 
 
-def _tgi(wanted: EndpointSpec) -> Payload:
+def _tgi(spec: EndpointSpec) -> Payload:
     env = {"MODEL_ID": MOUNT}
-    if wanted.adapters:
-        env["LORA_ADAPTERS"] = ",".join(_at(adapter) for adapter in wanted.adapters)
-    if wanted.context:
+    if spec.adapters:
+        env["LORA_ADAPTERS"] = ",".join(_at(adapter) for adapter in spec.adapters)
+    if spec.context:
         env |= {
-            "MAX_TOTAL_TOKENS": str(wanted.context),
-            "MAX_INPUT_TOKENS": str(wanted.context - 1),
+            "MAX_TOTAL_TOKENS": str(spec.context),
+            "MAX_INPUT_TOKENS": str(spec.context - 1),
         }
-    if wanted.hardware.accelerators > 1:
-        env["NUM_SHARD"] = str(wanted.hardware.accelerators)
-    return Payload(custom_image=dict(_container(wanted)), env=env)
+    if spec.hardware.accelerators > 1:
+        env["NUM_SHARD"] = str(spec.hardware.accelerators)
+    return Payload(custom_image=dict(_container(spec)), env=env)
 
 
-def _vllm(wanted: EndpointSpec) -> Payload:
-    size = ["--served-model-name", wanted.model.repo_id]
-    size += ["--max-model-len", str(wanted.context)] if wanted.context else []
-    if wanted.hardware.accelerators > 1:
-        size += ["--tensor-parallel-size", str(wanted.hardware.accelerators)]
-    if not wanted.adapters:
-        return Payload(custom_image={"vLLM": dict(_container(wanted))}, container_args=size)
-    adapter = _only_adapter(wanted)
+def _vllm(spec: EndpointSpec) -> Payload:
+    size = ["--served-model-name", spec.model.repo_id]
+    size += ["--max-model-len", str(spec.context)] if spec.context else []
+    if spec.hardware.accelerators > 1:
+        size += ["--tensor-parallel-size", str(spec.hardware.accelerators)]
+    if not spec.adapters:
+        return Payload(custom_image={"vLLM": dict(_container(spec))}, container_args=size)
+    adapter = _only_adapter(spec)
     args = [
-        wanted.model.repo_id,
+        spec.model.repo_id,
         "--revision",
-        wanted.model.revision,
+        spec.model.revision,
         "--port",
         str(PORTS["vllm"]),
         "--enable-lora",
@@ -181,70 +179,70 @@ def _vllm(wanted: EndpointSpec) -> Payload:
     args += ["--max-lora-rank", "64", "--lora-modules", f"{adapter.repo_id}={MOUNT}"]
     args += ["--chat-template", f"{MOUNT}/chat_template.jinja", *size]
     return Payload(
-        custom_image=dict(_container(wanted)),
+        custom_image=dict(_container(spec)),
         container_command=["vllm", "serve"],
         container_args=args,
     )
 
 
-def _sglang(wanted: EndpointSpec) -> Payload:
-    size = ["--served-model-name", wanted.model.repo_id]
-    size += ["--context-length", str(wanted.context)] if wanted.context else []
-    if wanted.hardware.accelerators > 1:
-        size += ["--tp", str(wanted.hardware.accelerators)]
-    if not wanted.adapters:
-        return Payload(custom_image={"sGLang": dict(_container(wanted))}, container_args=size)
-    adapter = _only_adapter(wanted)
+def _sglang(spec: EndpointSpec) -> Payload:
+    size = ["--served-model-name", spec.model.repo_id]
+    size += ["--context-length", str(spec.context)] if spec.context else []
+    if spec.hardware.accelerators > 1:
+        size += ["--tp", str(spec.hardware.accelerators)]
+    if not spec.adapters:
+        return Payload(custom_image={"sGLang": dict(_container(spec))}, container_args=size)
+    adapter = _only_adapter(spec)
     command = ["python3", "-m", "sglang.launch_server"]
     args = [
         "--model-path",
-        wanted.model.repo_id,
+        spec.model.repo_id,
         "--revision",
-        wanted.model.revision,
+        spec.model.revision,
         "--host",
         "0.0.0.0",
     ]
     args += ["--port", str(PORTS["sglang"]), "--lora-paths", f"{adapter.repo_id}={MOUNT}"]
     args += ["--chat-template", f"{MOUNT}/chat_template.jinja", *size]
     return Payload(
-        custom_image=dict(_container(wanted)), container_command=command, container_args=args
+        custom_image=dict(_container(spec)), container_command=command, container_args=args
     )
 
 
-def _llamacpp(wanted: EndpointSpec) -> Payload:
-    if wanted.adapters:
+def _llamacpp(spec: EndpointSpec) -> Payload:
+    if spec.adapters:
         raise RecipeError(
-            f"llama.cpp serves one GGUF file, and {wanted.adapters[0].repo_id} is an adapter; take --engine tgi or "
+            f"llama.cpp serves one GGUF file, and {spec.adapters[0].repo_id} is an adapter; take --engine tgi or "
             "vllm, or merge it (merge_adapter: true) and convert the whole model"
         )
-    if not wanted.gguf_file:
+    if not spec.gguf_file:
         raise RecipeError(
-            f"llama.cpp needs a GGUF file of {wanted.model.repo_id}: name it with --gguf FILE"
+            f"llama.cpp needs a GGUF file of {spec.model.repo_id}: name it with --gguf FILE"
         )
-    container = _container(wanted)
-    container["modelPath"] = wanted.gguf_file
+    container = _container(spec)
+    container["modelPath"] = spec.gguf_file
     container["nParallel"] = 8
-    if wanted.context:
-        container["ctxSize"] = wanted.context * 8
+    if spec.context:
+        container["ctxSize"] = spec.context * 8
     return Payload(custom_image={"llamacpp": dict(container)})
 
 
-def _only_adapter(wanted: EndpointSpec) -> Ref:
-    if len(wanted.adapters) > 1:
-        names = ", ".join(adapter.repo_id for adapter in wanted.adapters)
+def _only_adapter(spec: EndpointSpec) -> Ref:
+    if len(spec.adapters) > 1:
+        names = ", ".join(adapter.repo_id for adapter in spec.adapters)
         raise RecipeError(
-            f"{wanted.engine} has one chat template per server and pins one mounted repo, so one adapter per endpoint; "
+            f"{spec.engine} has one chat template per server and pins one mounted repo, so one adapter per endpoint; "
             f"asked for: {names}. Deploy them one by one, or together with --engine tgi"
         )
-    return wanted.adapters[0]
+    return spec.adapters[0]
 
 
 def _at(ref: Ref) -> str:
     return f"{ref.repo_id}@{ref.revision}"
 
 
-def served_as(wanted: EndpointSpec, ref: Ref) -> str:
-    """The ``model`` (or adapter id) that a request for `ref` names at an endpoint of `wanted`."""
-    if ref in wanted.adapters:
+def served_as(spec: EndpointSpec, ref: Ref) -> str:
+    """The ``model`` (or adapter id) that a request for `ref` names at an endpoint of `spec`."""
+    if ref in spec.adapters:
         return ref.repo_id
-    return "tgi" if wanted.engine == "tgi" else wanted.model.repo_id
+    return "tgi" if spec.engine == "tgi" else spec.model.repo_id

@@ -64,7 +64,7 @@ def run_job(
     """Run `command` as a job and follow its log until it is over. Raises `HubError` when the
     service refuses.
 
-    Ctrl-C leaves the job running, unless it shall be cancelled; either way `RunInterruptedError`
+    Ctrl-C leaves the job running, unless it is to be cancelled; either way `RunInterruptedError`
     says which job it was."""
     job = _under_way(hub, command.labels) or _submit(hub, command)
     on_line(f"job {job.url}")
@@ -76,7 +76,7 @@ def run_job(
             ):
                 tail = [*tail[1 - LOG_TAIL :], line]
                 on_line(line)
-            done = hub.api.wait_for_job(job.id, namespace=hub.namespace, token=hub.token)
+            ended = hub.api.wait_for_job(job.id, namespace=hub.namespace, token=hub.token)
     except KeyboardInterrupt:
         if cancel_on_interrupt:
             cancel(hub, job.id)
@@ -84,12 +84,12 @@ def run_job(
                 f"stopped, and cancelled job {job.url}; the same command starts it again"
             ) from None
         raise RunInterruptedError(
-            f"stopped, but job {job.url} goes on and costs; the same command follows it again, and "
+            f"stopped, but job {job.url} still runs and costs; the same command follows it again, and "
             f"`hf jobs cancel {job.id}` ends it"
         ) from None
-    seconds = float((done.durations.running_secs if done.durations else None) or 0)
+    seconds = float((ended.durations.running_secs if ended.durations else None) or 0)
     return Outcome(
-        job.id, job.url, str(done.status.stage), done.status.message or "", seconds, tuple(tail)
+        job.id, job.url, str(ended.status.stage), ended.status.message or "", seconds, tuple(tail)
     )
 
 
@@ -108,23 +108,23 @@ def is_over(hub: Hub, job_id: str) -> bool:
     """Whether a job has ended; False for one that cannot be found. Raises `HubError`."""
     try:
         with hub.translated(f"looking up job {job_id}"):
-            found = hub.api.inspect_job(job_id=job_id, namespace=hub.namespace, token=hub.token)
+            status = hub.api.inspect_job(job_id=job_id, namespace=hub.namespace, token=hub.token)
     except HubError as error:
         if error.status == 404:
             return False
         raise
-    return found.status.stage in OVER
+    return status.status.stage in OVER
 
 
 def _under_way(hub: Hub, labels: Mapping[str, str]) -> Any | None:
     with hub.translated("listing jobs"):
-        found = hub.api.list_jobs(
+        listing = hub.api.list_jobs(
             namespace=hub.namespace,
             status=["SCHEDULING", "RUNNING"],
             labels=dict(labels),
             token=hub.token,
         )
-        return next(iter(found), None)
+        return next(iter(listing), None)
 
 
 def _submit(hub: Hub, command: Command) -> Any:
@@ -140,7 +140,7 @@ def _submit(hub: Hub, command: Command) -> Any:
     with hub.translated("starting a job"):
         if command.image:
             return hub.api.run_job(image=command.image, command=list(command.args), **common)
-        first, *rest = command.args
+        first, *arguments = command.args
         return hub.api.run_uv_job(
-            first, script_args=rest, dependencies=list(command.requirements), **common
+            first, script_args=arguments, dependencies=list(command.requirements), **common
         )

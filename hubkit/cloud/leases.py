@@ -91,14 +91,14 @@ class LeaseRequest:
     up.
     """
 
-    wanted: EndpointSpec
+    spec: EndpointSpec
     after: Literal["pause", "delete"] = "delete"
     wait_s: float = 1800.0
 
 
 @contextmanager
 def held(
-    hub: Hub, *terms: LeaseRequest, progress: Progress = silent
+    hub: Hub, *requests: LeaseRequest, progress: Progress = silent
 ) -> Iterator[list[LeasedEndpoint]]:
     """Find or make the endpoints, all at once, wait until they are up, and give them back when the
     block ends.
@@ -107,18 +107,18 @@ def held(
     first that does not come up ends the wait for all. Should one fail while they are held, the
     block is interrupted as by Ctrl-C, and `EndpointError` with the service's message comes out of
     it. Raises `EndpointError` and `HubError`."""
-    if not terms:
+    if not requests:
         yield []
         return
     reap(hub)
     reap_jobs(hub)
     with contextlib.ExitStack() as back:
         names = []
-        for one in terms:
-            lease = _take(hub, one.wanted, one.after)
+        for request in requests:
+            lease = _take(hub, request.spec, request.after)
             back.callback(_give_back, hub, lease)
             names.append(lease.endpoint)
-        waits = dict(zip(names, (one.wait_s for one in terms), strict=True))
+        waits = dict(zip(names, (request.wait_s for request in requests), strict=True))
         up = endpoints.wait_for_all(hub, waits, progress=progress)
         with _watched(hub, names):
             yield [LeasedEndpoint(name, str(up[name].url)) for name in names]
@@ -128,55 +128,61 @@ def reap(hub: Hub) -> list[CleanupResult]:
     """End what dead holders on this machine left on `hub`. Raises `HubError` when the service
     refuses.
     """
-    found = []
+    results = []
     for path, lease in _leases():
         if lease.alive or (lease.namespace, _same_hub(lease, hub)) != (hub.namespace, True):
             continue
         with _lock(lease.endpoint):
             if path.exists():
-                found.append(CleanupResult(lease.endpoint, _end(hub, lease, path)))
-    return found
+                results.append(CleanupResult(lease.endpoint, _end(hub, lease, path)))
+    return results
 
 
 def reap_jobs(hub: Hub) -> list[CleanupResult]:
-    """Delete endpoints that were made inside Hub Jobs which are over, and held by nobody on this
+    """Delete endpoints that were made inside Hub Jobs which are over, and not held on this
     machine.
 
-    One that its job would have paused is left: whether somebody resumed it since cannot be told.
+    One that its job would have paused is left: whether it was resumed since cannot be known.
     Raises `HubError`."""
     if hub.token is None:
         return []
-    found = []
-    for one in endpoints.listed(hub):
-        job_id = next((tag.removeprefix(_JOB) for tag in one.tags if tag.startswith(_JOB)), None)
-        if job_id is None or f"{_AFTER}delete" not in one.tags or not jobs.is_over(hub, job_id):
+    results = []
+    for endpoint in endpoints.listed(hub):
+        job_id = next(
+            (tag.removeprefix(_JOB) for tag in endpoint.tags if tag.startswith(_JOB)), None
+        )
+        if (
+            job_id is None
+            or f"{_AFTER}delete" not in endpoint.tags
+            or not jobs.is_over(hub, job_id)
+        ):
             continue
-        with _lock(one.name):
-            if one.name not in holders():
-                found.append(CleanupResult(one.name, _ended(hub, one.name, "delete")))
-    return found
+        with _lock(endpoint.name):
+            if endpoint.name not in holders():
+                results.append(CleanupResult(endpoint.name, _ended(hub, endpoint.name, "delete")))
+    return results
 
 
 def holders() -> dict[str, list[Lease]]:
     """Leases on this machine by endpoint, dead holders' too."""
-    found: dict[str, list[Lease]] = {}
+    by_endpoint: dict[str, list[Lease]] = {}
     for _, lease in _leases():
-        found.setdefault(lease.endpoint, []).append(lease)
-    return found
+        by_endpoint.setdefault(lease.endpoint, []).append(lease)
+    return by_endpoint
 
 
-def _take(hub: Hub, wanted: EndpointSpec, after: After) -> Lease:
+def _take(hub: Hub, spec: EndpointSpec, after: After) -> Lease:
     """Write the lease down, then find or make the endpoint."""
-    name = wanted.name
+    name = spec.name
     with _lock(name):
-        others = [lease for _, lease in _leases() if lease.endpoint == name]
-        there = _find(hub, name)
-        if there is None:
+        other_leases = [lease for _, lease in _leases() if lease.endpoint == name]
+        existing = _find(hub, name)
+        if existing is None:
             ends: After = after
-        elif others:
-            ends = others[0].after
+        elif other_leases:
+            ends = other_leases[0].after
         else:
-            ends = "leave" if there.up else "pause"
+            ends = "leave" if existing.up else "pause"
         lease = Lease(
             endpoint=name,
             hub="local" if hub.embedded else hub.url,
@@ -189,11 +195,11 @@ def _take(hub: Hub, wanted: EndpointSpec, after: After) -> Lease:
         )
         _write(lease)
         try:
-            if there is None:
+            if existing is None:
                 job = [f"{_JOB}{job_id}"] if (job_id := jobs.inside()) else []
-                tagged = (*wanted.tags, MARK, f"{MARK}-{lease.holder}", f"{_AFTER}{ends}", *job)
-                endpoints.make(hub, _with_tags(wanted, tagged))
-            elif there.state == "failed":
+                tagged = (*spec.tags, MARK, f"{MARK}-{lease.holder}", f"{_AFTER}{ends}", *job)
+                endpoints.make(hub, _with_tags(spec, tagged))
+            elif existing.state == "failed":
                 endpoints.change(hub, name, "resume")
         except BaseException:
             _end(hub, lease, _path(lease))
@@ -201,8 +207,8 @@ def _take(hub: Hub, wanted: EndpointSpec, after: After) -> Lease:
     return lease
 
 
-def _with_tags(wanted: EndpointSpec, tags: tuple[str, ...]) -> EndpointSpec:
-    return replace(wanted, called=wanted.name, tags=tags)
+def _with_tags(spec: EndpointSpec, tags: tuple[str, ...]) -> EndpointSpec:
+    return replace(spec, called=spec.name, tags=tags)
 
 
 def _find(hub: Hub, name: str) -> endpoints.EndpointStatus | None:
@@ -223,9 +229,9 @@ def _end(hub: Hub, lease: Lease, path: Path) -> str:
     """Do what the lease says unless others hold the endpoint too; the file goes last. What became
     of the endpoint.
     """
-    others = [p for p, other in _leases() if other.endpoint == lease.endpoint and p != path]
+    other_leases = [p for p, item in _leases() if item.endpoint == lease.endpoint and p != path]
     outcome = "left"
-    if not others and lease.after != "leave":
+    if not other_leases and lease.after != "leave":
         outcome = _ended(hub, lease.endpoint, lease.after)
     path.unlink(missing_ok=True)
     return outcome
@@ -255,9 +261,9 @@ def _watched(hub: Hub, names: Sequence[str]) -> Iterator[None]:
         while not over.wait(WATCH_S):
             for name in names:
                 with contextlib.suppress(HubError):
-                    found = endpoints.describe(hub, name)
-                    if found.state == "failed":
-                        failed.append((name, found.message))
+                    status = endpoints.describe(hub, name)
+                    if status.state == "failed":
+                        failed.append((name, status.message))
                         os.kill(os.getpid(), signal.SIGINT)
                         return
 
@@ -287,13 +293,13 @@ def _path(lease: Lease) -> Path:
 
 
 def _leases() -> list[tuple[Path, Lease]]:
-    found = []
+    leases = []
     for path in sorted(_folder().glob("*.json")):
         with contextlib.suppress(
             OSError, ValueError, TypeError
         ):  # given back meanwhile, or not ours
-            found.append((path, Lease(**json.loads(path.read_text("utf-8")))))
-    return found
+            leases.append((path, Lease(**json.loads(path.read_text("utf-8")))))
+    return leases
 
 
 def _write(lease: Lease) -> None:

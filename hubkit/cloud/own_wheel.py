@@ -25,7 +25,7 @@ from hubkit.hub import Hub
 REPO = "hubkit-wheels"
 EXTRAS = "demo"
 _PACKAGE = Path(__file__).resolve().parents[1]
-_BESIDE = ("cards", "spaces")
+_ASSET_FOLDERS = ("cards", "spaces")
 _KINDS = frozenset(
     (
         ".py",
@@ -128,7 +128,7 @@ def _files() -> Iterator[tuple[str, bytes]]:
         yield f"hubkit/{path.relative_to(_PACKAGE).as_posix()}", path.read_bytes()
     if (_PACKAGE / "_assets").is_dir():
         return
-    for name in _BESIDE:
+    for name in _ASSET_FOLDERS:
         folder = _PACKAGE.parent / name
         for path in folder.rglob("*"):
             if _belongs(path.relative_to(folder)):

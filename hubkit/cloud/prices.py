@@ -61,10 +61,10 @@ class Flavor:
 @functools.cache
 def table() -> dict[str, Any]:
     """The table as it ships: date, currency, endpoints, jobs."""
-    found: dict[str, Any] = yaml.safe_load(
+    values: dict[str, Any] = yaml.safe_load(
         (resources.files("hubkit.cloud") / "prices.yaml").read_text("utf-8")
     )
-    return found
+    return values
 
 
 def date() -> str:
@@ -78,13 +78,17 @@ def hardware(name: str) -> Hardware:
 
     Raises `RecipeError`, which names the nearest one, for what is not in the table.
     """
-    rest = name
-    vendor = next((vendor for vendor in REGIONS if rest.startswith(f"{vendor}-")), "aws")
-    rest = rest.removeprefix(f"{vendor}-")
+    remaining = name
+    vendor = next((vendor for vendor in REGIONS if remaining.startswith(f"{vendor}-")), "aws")
+    remaining = remaining.removeprefix(f"{vendor}-")
     for instance_type, sizes in table()["endpoints"]["hardware"][vendor].items():
         for size, (usd, devices, memory) in sizes.items():
-            if rest == f"{instance_type}-{size}" or rest.endswith(f"-{instance_type}-{size}"):
-                region = rest.removesuffix(f"{instance_type}-{size}").rstrip("-") or REGIONS[vendor]
+            if remaining == f"{instance_type}-{size}" or remaining.endswith(
+                f"-{instance_type}-{size}"
+            ):
+                region = (
+                    remaining.removesuffix(f"{instance_type}-{size}").rstrip("-") or REGIONS[vendor]
+                )
                 return Hardware(vendor, region, instance_type, size, devices, memory, usd)
     raise _unknown("hardware", name, [str(item) for item in all_hardware()])
 
@@ -108,10 +112,10 @@ def flavor(name: str) -> Flavor:
     return Flavor(name, device, devices, memory, usd)
 
 
-def _unknown(what: str, name: str, known: list[str]) -> RecipeError:
-    short = [one.removeprefix("aws-") for one in known if one.startswith("aws-")]
-    near = difflib.get_close_matches(name, [*short, *known], n=1, cutoff=0.3)
+def _unknown(kind: str, name: str, names: list[str]) -> RecipeError:
+    short = [full_name.removeprefix("aws-") for full_name in names if full_name.startswith("aws-")]
+    near = difflib.get_close_matches(name, [*short, *names], n=1, cutoff=0.3)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return RecipeError(
-        f"no {what} {name!r} in the price table of {date()}{hint} Known: {', '.join(known)}"
+        f"no {kind} {name!r} in the price table of {date()}{hint} Known: {', '.join(names)}"
     )

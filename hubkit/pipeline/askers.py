@@ -203,7 +203,9 @@ def compare(
     work = work or workplace(block, askers, data, seed)
     work.mkdir(parents=True, exist_ok=True)
     perplexities = _perplexities(hub, losses, askers, data, progress) if losses else {}
-    with served(hub, askers, work, progress, slots=block.in_flight, tokens=ENGINE_TOKENS) as models:
+    with serve_askers(
+        hub, askers, work, progress, slots=block.in_flight, tokens=ENGINE_TOKENS
+    ) as models:
         players = [asker.player(model, perplexities.get(asker.name)) for asker, model in models]
         return scorecard(
             block,
@@ -227,7 +229,7 @@ def workplace(
 
 
 @contextmanager
-def served(
+def serve_askers(
     hub: Hub, askers: Sequence[AskerSpec], log: Path, progress: Progress, *, slots: int, tokens: int
 ) -> Iterator[list[tuple[AskerSpec, ServedModel]]]:
     """Each asker where it answers, for the length of the block."""

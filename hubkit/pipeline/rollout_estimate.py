@@ -19,7 +19,7 @@ from hubkit.recipe import Recipe
 def estimate(
     recipe: Recipe, hub: Hub, *, dialogues: int = 8, progress: Progress = silent
 ) -> rollouts.Estimate:
-    """Drive the first `dialogues` dialogues and judge the rest by them; the rollout stage goes on
+    """Drive the first `dialogues` dialogues and judge the rest by them; the rollout stage resumes
     from there.
 
     Raises `StageError` when the stages before it have not run, and what `rollouts.run` raises.

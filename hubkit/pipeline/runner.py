@@ -1,5 +1,5 @@
-"""Walking the stages: skip what is done, run what is not, hand each commit to the stages behind
-it.
+"""Walking the stages: skip what is done, run what is not, hand each commit to the later
+stages.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def run(
     progress_for: Callable[[str], Progress] = lambda _: silent,
     execute: Execute = Stage.run,
 ) -> Iterator[StageResult]:
-    """Run the stages in order, yielding what each made as soon as it is there; with `only`, run
+    """Run the stages in order, yielding each result as soon as it exists; with `only`, run
     that stage alone.
 
     `launch` spreads training over processes; what it makes is keyed as if one process had made it.
@@ -39,7 +39,7 @@ def run(
     (`hubkit.pipeline.executors.jobs.OnJobs`). A stage whose commit exists for the same recipe
     values and input commits is skipped, not run. Raises `StageError` when `only` needs a stage that
     has not run, and what the stages raise; whatever was committed before stays, and the next run
-    goes on from there. Before the first stage that is not done, what all behind it read is looked
+    resumes from there. Before the first stage that is not done, what all later ones read is looked
     for."""
     context = RunContext(recipe, hub.allowing(recipe.publish.allow), launch=launch)
     stages, looked = stages_until(recipe, only), only is not None
@@ -49,17 +49,17 @@ def run(
             continue
         progress = progress_for(stage.name)
         inputs = stage.inputs(context, progress)
-        made = stage.find(context, inputs)
-        if made is None:
+        result = stage.find(context, inputs)
+        if result is None:
             for later in () if looked else stages[number:]:
                 _look_ahead(later, context)
             looked = True
-            made = execute(stage, context, inputs, progress)
+            result = execute(stage, context, inputs, progress)
         if stage.settle is not None:
             stage.settle(context, inputs)
-        context.made[stage.name] = made.ref
-        progress(1, 1, "done before" if made.skipped else f"done in {made.seconds:.0f} s")
-        yield made
+        context.commits[stage.name] = result.ref
+        progress(1, 1, "done before" if result.skipped else f"done in {result.seconds:.0f} s")
+        yield result
 
 
 def before(
@@ -87,7 +87,7 @@ def _look_ahead(stage: Stage, context: RunContext) -> None:
         s.name: Ref(s.repo_id(context), s.repo_type, "") for s in stages_of(context.recipe)
     }
     with suppress(WouldImport):
-        stage.inputs(replace(context, made=yet_to_come | context.made), refuse_import)
+        stage.inputs(replace(context, commits=yet_to_come | context.commits), refuse_import)
 
 
 def _note_if_done(stage: Stage, context: RunContext) -> None:
@@ -95,8 +95,8 @@ def _note_if_done(stage: Stage, context: RunContext) -> None:
     there is none.
     """
     with suppress(WouldImport):
-        if made := stage.find(context, stage.inputs(context, refuse_import)):
-            context.made[stage.name] = made.ref
+        if result := stage.find(context, stage.inputs(context, refuse_import)):
+            context.commits[stage.name] = result.ref
 
 
 def publish(
@@ -118,12 +118,12 @@ def publish(
     context = RunContext(recipe, hub)
     for stage in stages_of(recipe):
         _note_if_done(stage, context)
-        if stage.name not in context.made:
+        if stage.name not in context.commits:
             raise StageError(
                 f"stage {stage.name!r} of recipe {recipe.name!r} has not run for these values; "
                 f"run `hubkit run {recipe.name}` first, with the same --profile and --set"
             )
-        outputs[stage.name] = context.made[stage.name]
+        outputs[stage.name] = context.commits[stage.name]
     return push(
         target or hub,
         recipe,
@@ -155,24 +155,24 @@ def plan(recipe: Recipe, hub: Hub, *, only: str | None = None) -> list[Planned]:
     planned: list[Planned] = []
     for stage in stages_until(recipe, only):
         try:
-            made = _found(stage, context)
+            result = _existing_result(stage, context)
         except HubkitError as error:
             planned.append(Planned(stage.name, stage.repo_id(context), f"cannot run: {error}"))
             continue
-        if made:
-            context.made[stage.name] = made.ref
+        if result:
+            context.commits[stage.name] = result.ref
         planned.append(
             Planned(
                 stage.name,
                 stage.repo_id(context),
-                "done" if made else "to run",
-                str(made.ref) if made else "",
+                "done" if result else "to run",
+                str(result.ref) if result else "",
             )
         )
     return planned
 
 
-def _found(stage: Stage, context: RunContext) -> StageResult | None:
+def _existing_result(stage: Stage, context: RunContext) -> StageResult | None:
     """What `stage` has made already. Raises what `_look_ahead` raises when it could not be run."""
     try:
         return stage.find(context, stage.inputs(context, refuse_import))

@@ -42,12 +42,12 @@ class RunContext:
 
     recipe: Recipe
     hub: Hub
-    made: dict[str, Ref] = field(default_factory=dict)
+    commits: dict[str, Ref] = field(default_factory=dict)
     launch: Launch | None = None
 
     def before(self, stage: str) -> Ref:
         """The commit of an earlier stage. Raises `StageError` when that stage has not run."""
-        if ref := self.made.get(stage):
+        if ref := self.commits.get(stage):
             return ref
         verb = f"train {stage}" if stage in ("asker", "chat") else stage
         raise StageError(
@@ -128,7 +128,7 @@ class Stage:
     `outgrown` says of a recipe and a record whether a cap ended it that the recipe has raised since:
     then it is not done. `replace` are the repo paths that belong to this stage alone: those not built again are deleted
     by its commit. `settle` removes what the stage kept for itself while it was built; it is called
-    when the commit is there. `needs` names the block without which a recipe does not have this
+    when the commit exists. `needs` names the block without which a recipe does not have this
     stage."""
 
     name: str
@@ -156,10 +156,10 @@ class Stage:
 
     def find(self, context: RunContext, inputs: dict[str, Ref]) -> StageResult | None:
         """This stage's commit for exactly these inputs, or None when it has not been made."""
-        found = self._recorded(context, self.key(context, inputs))
-        if found is None:
+        match = self._recorded(context, self.key(context, inputs))
+        if match is None:
             return None
-        ref, record = found
+        ref, record = match
         if self.outgrown is not None and self.outgrown(context.recipe, record):
             return None
         tag = self._tag(context, ref) if self.tagged else None
@@ -168,7 +168,7 @@ class Stage:
     def _recorded(self, context: RunContext, key: str) -> tuple[Ref, dict[str, Any]] | None:
         """The newest commit of `key`, and its record.
 
-        Its key stands in a commit's title. Keys of earlier versions covered more than what decides
+        Its key is in a commit's title. Keys of earlier versions covered more than what decides
         the result, so where no title has `key`, the records of the stage's commits are read and
         their keys worked out anew."""
         repo_id, hub = self.repo_id(context), context.hub
@@ -196,7 +196,7 @@ class Stage:
             return None
 
     def run(self, context: RunContext, inputs: dict[str, Ref], progress: Progress) -> StageResult:
-        """Build and commit, or go on where a killed run stopped. Raises `StageError` when another
+        """Build and commit, or resume where a killed run stopped. Raises `StageError` when another
         process builds it.
         """
         key = self.key(context, inputs)
@@ -223,8 +223,8 @@ class Stage:
     def folder(self, context: RunContext, key: str) -> Path:
         """Where this stage builds what has `key` for the recipe's repos on this Hub."""
         hub = "local" if context.hub.embedded else context.hub.url
-        place = digest([key, hub, self.repo_id(context), context.recipe.repos.model_dump()])
-        return runs() / f"{context.recipe.name}-{self.name}-{place[:12]}"
+        identity = digest([key, hub, self.repo_id(context), context.recipe.repos.model_dump()])
+        return runs() / f"{context.recipe.name}-{self.name}-{identity[:12]}"
 
     def _built(
         self,
@@ -247,7 +247,7 @@ class Stage:
         scratch.mkdir(exist_ok=True)
         started = time.monotonic()
         report = self.build(context, inputs, StageDirs(part, scratch, progress))
-        (part / "report.json").unlink(missing_ok=True)  # it stands in the provenance
+        (part / "report.json").unlink(missing_ok=True)  # it is in the provenance
         seconds = time.monotonic() - started
         record = record_of(self.name, context.recipe, inputs, report, seconds)
         if self.card is not None:
@@ -261,9 +261,9 @@ class Stage:
 
     def _commit(self, context: RunContext, out: Path, key: str, before: Ref | None) -> Ref:
         repo_id = self.repo_id(context)
-        done = context.hub.find_commit(repo_id, self._mark(key), repo_type=self.repo_type)
-        if done is not None and done != before:
-            return done
+        committed = context.hub.find_commit(repo_id, self._mark(key), repo_type=self.repo_type)
+        if committed is not None and committed != before:
+            return committed
         title = f"{self.name.capitalize()} of recipe {context.recipe.name} {self._mark(key)}"
         return context.hub.commit(
             repo_id, out, title, repo_type=self.repo_type, replace=self.replace

@@ -45,7 +45,7 @@ def plan_training(
             notes.append(_without_data(block, recipe, stage))
         if launch is None and device is None:
             launch, device, device_gib = _elsewhere(block, device_gib, notes)
-        made = training.plan(
+        training_plan = training.plan(
             block,
             data,
             base,
@@ -56,9 +56,9 @@ def plan_training(
             device=device,
             device_gib=device_gib,
         )
-    made.notes = [*notes, *made.notes]
-    made.refusals = [*refusals, *made.refusals]
-    return made
+    training_plan.notes = [*notes, *training_plan.notes]
+    training_plan.refusals = [*refusals, *training_plan.refusals]
+    return training_plan
 
 
 def _shape(hub: Hub, block: Training, scratch: Path) -> tuple[Path, list[str], list[str]]:
@@ -106,14 +106,14 @@ def _data(recipe: Recipe, hub: Hub, name: str) -> list[Path]:
     context = RunContext(recipe, hub)
     for stage in stages_of(recipe):
         try:
-            made = stage.find(context, stage.inputs(context, refuse_import))
+            result = stage.find(context, stage.inputs(context, refuse_import))
         except (HubkitError, WouldImport):
             return []
-        if made is None:
+        if result is None:
             return []
-        context.made[stage.name] = made.ref
+        context.commits[stage.name] = result.ref
         if stage.name == _BEFORE[name]:
-            return parquet(hub, made.ref, "train")
+            return parquet(hub, result.ref, "train")
     return []
 
 

@@ -4,7 +4,7 @@ paper gave.
 Takes a recipe's name or path, profiles and ``key=value`` overrides; gives a frozen `Recipe`. A
 profile is YAML of the same shape, laid over the recipe key by key (mappings merge, everything else
 replaces). Unknown keys are errors that name the nearest known one. Each stage's digest covers only
-what that stage reads, so changing one value runs exactly the stages behind it again."""
+what that stage reads, so changing one value runs exactly the stages that depend on it again."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ def available() -> dict[str, list[str]]:
     """Names of the recipes and of the profiles that ship: ``{"recipes": [...], "profiles":
     [...]}``.
     """
-    found: dict[str, list[str]] = {"recipes": [], "profiles": []}
+    names: dict[str, list[str]] = {"recipes": [], "profiles": []}
     for entry in sorted(RECIPES.iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".yaml"):
             kind = "recipes" if "\nname:" in "\n" + entry.read_text("utf-8") else "profiles"
-            found[kind].append(entry.name.removesuffix(".yaml"))
-    return found
+            names[kind].append(entry.name.removesuffix(".yaml"))
+    return names
 
 
 def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = ()) -> Recipe:
@@ -184,8 +184,8 @@ def _read(name: str) -> dict[str, Any]:
     try:
         data = parse_yaml(path.read_text("utf-8"))
     except FileNotFoundError:
-        known = available()
-        names = known["recipes"] + known["profiles"]
+        shipped = available()
+        names = shipped["recipes"] + shipped["profiles"]
         hint = difflib.get_close_matches(name, names, n=1)
         raise RecipeError(
             f"no recipe or profile {name!r}; shipped are {', '.join(names)}"
@@ -202,11 +202,11 @@ def _read(name: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RecipeError(f"{path} must be a mapping of keys to values, not {type(data).__name__}")
     if isinstance(data.get("plugins"), list):
-        data["plugins"] = [_beside(path, name) for name in data["plugins"]]
+        data["plugins"] = [_relative_to_recipe(path, name) for name in data["plugins"]]
     return data
 
 
-def _beside(recipe: Any, plugin: Any) -> Any:
+def _relative_to_recipe(recipe: Any, plugin: Any) -> Any:
     """`plugin`, where it is a file's path, relative to the file of the recipe that names it."""
     if isinstance(recipe, Path) and isinstance(plugin, str) and plugin.endswith(".py"):
         return str(recipe.parent / Path(plugin).expanduser())
@@ -243,11 +243,11 @@ def _explain(name: str, error: ValidationError, root: type[BaseModel] = Recipe) 
     for issue in error.errors(include_url=False):
         where = ".".join(str(part) for part in issue["loc"])
         if issue["type"] == "extra_forbidden":
-            known = sorted(_block_at(issue["loc"][:-1], root).model_fields)
-            near = difflib.get_close_matches(str(issue["loc"][-1]), known, n=1)
+            keys = sorted(_block_at(issue["loc"][:-1], root).model_fields)
+            near = difflib.get_close_matches(str(issue["loc"][-1]), keys, n=1)
             lines.append(
                 f"{where} is not a key of a recipe"
-                + (f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known)}")
+                + (f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(keys)}")
             )
         elif issue["type"] == "value_error":  # our own words about a whole block
             lines.append(f"{where}: {issue['ctx']['error']}")

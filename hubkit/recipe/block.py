@@ -29,6 +29,6 @@ def block_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):
-        if found := block_of(inner):
-            return found
+        if block := block_of(inner):
+            return block
     return None

@@ -46,7 +46,7 @@ class Corpus(Block):
 
     sources: Content[list[Source]]
     """Where the conversations come from, read in this order."""
-    questions: Content[Annotated[dict[str, Source], BeforeValidator(lambda given: given or {})]] = (
+    questions: Content[Annotated[dict[str, Source], BeforeValidator(lambda value: value or {})]] = (
         Field(default_factory=dict)
     )
     """Files of benchmark questions, one file a source, for the filter ``decontaminate``, here and

@@ -83,7 +83,7 @@ class Training(Block):
     """Text that the seat learns to say when a conversation is over."""
     intent_column: Content[str | None] = None
     """Column that says what this conversation's human wants: it goes into the system message, in
-    place of ``{intent}`` or behind it."""
+    place of ``{intent}`` or after it."""
     holdout: Content[Annotated[float, Field(ge=0, lt=1)]] = 0.0
     """Share of rows kept for evaluation during training."""
     early_stopping: Content[Annotated[int, Field(ge=1)] | None] = None

@@ -33,7 +33,7 @@ _USES_PLUGINS = ("corpus", "curate", "eval")
 
 
 class Paper(Block):
-    """What a card says about the paper behind a recipe."""
+    """What a card says about the paper that a recipe follows."""
 
     title: Display[str]
     """As on its first page."""
@@ -107,7 +107,7 @@ class Recipe(Block):
     seed: Content[int] = 42
     """The one seed from which all others are drawn."""
     paper: Display[Paper | None] = None
-    """The paper behind it, if there is one."""
+    """The paper that it follows, if there is one."""
     names: Display[Names]
     """The paper's names."""
     repos: Execution[Repos]
@@ -153,11 +153,11 @@ class Recipe(Block):
     def read_by(self, stage: str) -> dict[str, Any]:
         """What `stage` reads of its block, as JSON; ``prefer`` and ``align`` share one."""
         block = self.block_of(stage)
-        others = _read_by_others(type(block), stage)
-        shown = {
+        unread = _read_by_others(type(block), stage)
+        display_keys = {
             name for name, field in type(block).model_fields.items() if decides(field) is DISPLAY
         }
-        return block.model_dump(mode="json", exclude=others | shown)
+        return block.model_dump(mode="json", exclude=unread | display_keys)
 
     def content(self, stage: str) -> dict[str, Any]:
         """What decides the result of `stage`: its seed, the content of its block, and the code of

@@ -101,19 +101,23 @@ def _endpoint_specs(hub: Hub, models: Mapping[str, HostedModel]) -> dict[str, cl
     base."""
     specs = {name: _endpoint_spec(hub, model) for name, model in models.items()}
     for name, spec in specs.items():
-        group = [other for other in specs.values() if _shareable(spec, other)]
-        adapters = tuple(dict.fromkeys(adapter for other in group for adapter in other.adapters))
-        context = max(other.context or 0 for other in group)
+        group = [peer for peer in specs.values() if _shareable(spec, peer)]
+        adapters = tuple(dict.fromkeys(adapter for peer in group for adapter in peer.adapters))
+        context = max(peer.context or 0 for peer in group)
         specs[name] = replace(spec, adapters=adapters, context=context)
     return specs
 
 
-def _shareable(one: cloud.EndpointSpec, other: cloud.EndpointSpec) -> bool:
+def _shareable(first: cloud.EndpointSpec, second: cloud.EndpointSpec) -> bool:
     """Whether one endpoint serves both: the same, or TGI with adapters of the same base on the same
     hardware.
     """
-    same = (one.model, one.engine, one.hardware) == (other.model, other.engine, other.hardware)
-    return same and (one.engine == "tgi" or one.adapters == other.adapters)
+    alike = (first.model, first.engine, first.hardware) == (
+        second.model,
+        second.engine,
+        second.hardware,
+    )
+    return alike and (first.engine == "tgi" or first.adapters == second.adapters)
 
 
 def _endpoint_spec(hub: Hub, model: HostedModel) -> cloud.EndpointSpec:

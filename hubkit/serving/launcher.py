@@ -78,7 +78,7 @@ def _engines(
     by_base: dict[str, list[str]] = {}
     for name, spec in specs.items():
         by_base.setdefault(_model_argument(spec.base or spec.source), []).append(name)
-    served: dict[str, ServedModel] = {}
+    models: dict[str, ServedModel] = {}
     with ExitStack() as running:
         for number, (base, names) in enumerate(by_base.items()):
             progress(0, None, f"starting the engine: {base}")
@@ -96,8 +96,8 @@ def _engines(
             )
             addresses = running.enter_context(engine).addresses
             labels = {name: label for label, name in adapters.items()}
-            served |= {name: ServedModel.at(addresses[labels.get(name, "base")]) for name in names}
-        yield served
+            models |= {name: ServedModel.at(addresses[labels.get(name, "base")]) for name in names}
+        yield models
 
 
 def _on_hub(spec: ModelSpec) -> bool:

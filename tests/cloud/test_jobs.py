@@ -214,7 +214,7 @@ def test_ctrl_c_leaves_the_job_for_the_next_command_or_cancels_it(hub: Hub) -> N
     url = _until_up(first)
     first.send_signal(signal.SIGINT)
     said, _ = first.communicate(timeout=30)
-    assert "goes on and costs" in said
+    assert "still runs and costs" in said
     second = _driver("leave", "cancel")
     assert _until_up(second) == url  # followed, not started again
     second.send_signal(signal.SIGINT)

@@ -86,7 +86,7 @@ def made(hub: Hub, endpoint: Handle, corpus: Ref) -> dict[str, Any]:
     for stage in STAGES:
         if stage.name in ("rollout", "curate"):
             found[stage.name] = stage.run(context, stage.inputs(context, silent), silent)
-            context.made[stage.name] = found[stage.name].ref
+            context.commits[stage.name] = found[stage.name].ref
     return found
 
 
@@ -160,7 +160,7 @@ def test_curation_measures_all_four_beside_each_other_and_the_card_shows_it(
         assert hub.read(made["curate"].ref, name)[:4] == b"\x89PNG"
     configs = [config["config_name"] for config in DatasetCard(card).data["configs"]]
     assert configs == ["default", "raw", "dropped", "baseline"]
-    assert made["curate"].inputs["corpus"] == made["context"].made["corpus"]
+    assert made["curate"].inputs["corpus"] == made["context"].commits["corpus"]
 
 
 def test_a_recipe_without_a_baseline_or_measures_makes_neither(
@@ -184,7 +184,7 @@ def test_a_recipe_without_a_baseline_or_measures_makes_neither(
     context = RunContext(load("parrot", overrides=settings), hub, {"corpus": corpus})
     for stage in [stage for stage in STAGES if stage.name in ("rollout", "curate")]:
         result = stage.run(context, stage.inputs(context, silent), silent)
-        context.made[stage.name] = result.ref
+        context.commits[stage.name] = result.ref
         assert "baseline" not in result.report and "measures" not in result.report
     assert set(result.inputs) == {"rollout"}
     files = hub.api.list_repo_files(result.ref.repo_id, repo_type="dataset")

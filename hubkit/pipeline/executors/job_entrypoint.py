@@ -27,15 +27,15 @@ _EVERY_S = 5.0
 
 
 def main() -> int:
-    """Run the stage that the command line names; 0 when its commit is there."""
+    """Run the stage that the command line names; 0 when its commit exists."""
     try:
         plugins.restore(json.loads(value(PLUGINS, "[]")))
         recipe = Recipe.model_validate_json(os.environ[RECIPE])
         stage = sys.argv[1]
-        for made in run(
-            recipe, connect(), only=stage, launch=spread(recipe, stage), progress_for=_spoken
+        for result in run(
+            recipe, connect(), only=stage, launch=spread(recipe, stage), progress_for=_log_progress
         ):
-            _say({MARK: "done", "stage": made.stage, "commit": made.ref.revision})
+            _say({MARK: "done", "stage": result.stage, "commit": result.ref.revision})
     except (HubUnreachableError, DiskFullError, MemoryError):
         raise  # the place's fault: without the mark, the driver tries once more
     except HubkitError as error:
@@ -62,7 +62,7 @@ def _say(line: dict[str, str]) -> None:
     print(json.dumps(line), flush=True)
 
 
-def _spoken(name: str) -> Progress:
+def _log_progress(name: str) -> Progress:
     """Progress as lines of the log, not more often than one looks there."""
     spoke = -_EVERY_S
 

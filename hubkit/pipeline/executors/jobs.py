@@ -1,6 +1,6 @@
 """Stages as Hub Jobs: the same stage, built by another machine, found on the Hub when it is done.
 
-The driver decides what runs (a stage whose commit is there is skipped), submits one job a stage,
+The driver decides what runs (a stage whose commit exists is skipped), submits one job a stage,
 follows its log, and then looks for the commit, as every run does. A job that the service lost is
 run once more; one whose stage failed is not, and its sentence becomes the driver's."""
 
@@ -66,12 +66,12 @@ class OnJobs:
                 cancel_on_interrupt=self.cancel_on_interrupt,
             )
             if not outcome.ok:
-                with suppress(HubError):  # why the job ended is what shall be said
+                with suppress(HubError):  # the reason why the job ended is what is reported
                     cloud.reap_jobs(hub)
-            if made := stage.find(context, inputs):
-                return replace(made, skipped=False)
-            if said := _failure(outcome):
-                raise StageError(f"stage {stage.name!r} failed in job {outcome.url}: {said}")
+            if result := stage.find(context, inputs):
+                return replace(result, skipped=False)
+            if reason := _failure(outcome):
+                raise StageError(f"stage {stage.name!r} failed in job {outcome.url}: {reason}")
             if outcome.stage == "CANCELED":
                 raise StageError(
                     f"job {outcome.url} of stage {stage.name!r} was cancelled; the same command starts it"
@@ -170,9 +170,9 @@ def _failure(outcome: cloud.Outcome) -> str | None:
     for line in reversed(outcome.tail):
         if line.startswith("{"):
             try:
-                said = json.loads(line)
+                entry = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(said, dict) and said.get(MARK) == "failed":
-                return str(said.get("message"))
+            if isinstance(entry, dict) and entry.get(MARK) == "failed":
+                return str(entry.get("message"))
     return None

@@ -1,7 +1,7 @@
-"""The rollout beside the rollout: the same openings, with nobody trained in the asker's seat.
+"""The baseline of a rollout: the same openings, with no trained model in the asker's seat.
 
 The chat model itself plays the user, from its own seat, because a system message tells it to. It
-goes on from the very exchanges with which the asker's dialogues open, so both are asked to continue
+continues the very exchanges with which the asker's dialogues open, so both are asked to continue
 the same. What comes out says what training an asker is good for, and is a config of the dialogues'
 dataset."""
 
@@ -17,7 +17,7 @@ from hubkit.conversation import Conversation
 from hubkit.data.parquet import read_batches
 from hubkit.hub import Ref
 from hubkit.pipeline.stage import RunContext, StageDirs
-from hubkit.pipeline.stages.rollout_run import provenance_of, served
+from hubkit.pipeline.stages.rollout_run import provenance_of, serve_seats
 from hubkit.progress import Progress
 from hubkit.recipe import Rollout
 
@@ -28,7 +28,7 @@ def drive(context: RunContext, inputs: dict[str, Ref], dirs: StageDirs) -> dict[
     """Write ``dirs.out/data/baseline-*.parquet`` and give its report; None for a recipe without a
     baseline.
 
-    Reads the asker's dialogues, ``raw-*.parquet`` beside it. Its journal is its own, below
+    Reads the asker's dialogues, ``raw-*.parquet`` in the same folder. Its journal is its own, below
     ``dirs.scratch``. Raises what `hubkit.rollouts.run` raises."""
     block = _block(context.recipe.rollout)
     if block is None:
@@ -37,7 +37,7 @@ def drive(context: RunContext, inputs: dict[str, Ref], dirs: StageDirs) -> dict[
     chat = inputs.get("chat")
     both = {**inputs, "asker": chat} if chat else dict(inputs)
     model = provenance_of(inputs, block)["chat"]
-    with served(context, both, StageDirs(scratch, scratch, dirs.progress), block) as seats:
+    with serve_seats(context, both, StageDirs(scratch, scratch, dirs.progress), block) as seats:
         report = rollouts.run(
             block,
             _openings(sorted(data.glob("raw-*.parquet")), block),

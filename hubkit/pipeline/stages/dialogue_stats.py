@@ -1,4 +1,4 @@
-"""Dialogues measured beside people's held-out conversations and beside the baseline: the table and
+"""Dialogues compared with people's held-out conversations and with the baseline: the table and
 plots of a card.
 """
 
@@ -28,8 +28,8 @@ def measure(
     Writes ``stats.json`` and plots into ``dirs.out``; gives what the card shows of them, or None
     where the recipe does not want it. An encoder that cannot be had leaves topics out and says why.
     Raises `SourceError`."""
-    wanted, hub = context.recipe.curate.measure, context.hub
-    if wanted is None:
+    block, hub = context.recipe.curate.measure, context.hub
+    if block is None:
         return None
     asker = context.recipe.names.asker
     datasets = {
@@ -40,7 +40,7 @@ def measure(
     }
     embedder, why = (
         _encoder(hub, dirs.progress)
-        if wanted.topics
+        if block.topics
         else (None, "the recipe does not ask for topics")
     )
     report = metrics.stats(
@@ -49,11 +49,11 @@ def measure(
         baseline=PEOPLE,
         tokenizer=hub.snapshot(inputs["tokenizer"], allow_patterns=["tokenizer.json"]),
         embedder=embedder,
-        size=wanted.sample,
+        size=block.sample,
         seed=context.recipe.seed,
         progress=dirs.progress,
     )
-    return _shown(report, why) | {
+    return _card_facts(report, why) | {
         "roles": {"asker": f"{asker}, raw", "baseline": ALONE, "people": PEOPLE}
     }
 
@@ -71,15 +71,17 @@ def _encoder(hub: Hub, progress: Progress) -> tuple[Path | None, str]:
         return None, f"no encoder could be had: {error}"
 
 
-def _shown(report: metrics.StatsReport, without_topics: str) -> dict[str, Any]:
+def _card_facts(report: metrics.StatsReport, without_topics: str) -> dict[str, Any]:
     columns, rows = report.table()
-    likeness = {one.name: one.values.get("likeness_auc") for one in report.datasets}
+    likeness = {dataset.name: dataset.values.get("likeness_auc") for dataset in report.datasets}
     return {
         "columns": columns,
         "rows": rows,
         "unit": report.unit,
-        "sampled": {one.name: one.sampled for one in report.datasets},
-        "missing": {one.name: one.missing for one in report.datasets if one.missing},
+        "sampled": {dataset.name: dataset.sampled for dataset in report.datasets},
+        "missing": {
+            dataset.name: dataset.missing for dataset in report.datasets if dataset.missing
+        },
         "likeness": {name: [v.value, v.low, v.high] for name, v in likeness.items() if v},
         "without_topics": without_topics,
         "files": report.files,

@@ -11,7 +11,7 @@ from hubkit import evaluation
 from hubkit.evaluation.scorecard import scorecard
 from hubkit.hub import Ref
 from hubkit.metrics import scorecards
-from hubkit.pipeline.askers import BASE, AskerSpec, served
+from hubkit.pipeline.askers import BASE, AskerSpec, serve_askers
 from hubkit.pipeline.inputs import base_model
 from hubkit.pipeline.stage import WEIGHTS, RunContext, Stage, StageDirs, parquet
 from hubkit.pipeline.stage_cards import card
@@ -87,7 +87,7 @@ def _scorecard(
     there."""
     recipe = context.recipe
     arms = {name: losses["arms"].get(arm) or {} for name, arm in _ARMS.items()}
-    with served(
+    with serve_askers(
         context.hub,
         _askers(context, block, refs),
         dirs.scratch,

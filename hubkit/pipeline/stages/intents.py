@@ -1,8 +1,8 @@
 """What each conversation's human wants, in one line of a judge's: a column of the corpus.
 
-It is a part of the corpus stage, and not of the asker's, because three stages behind it read the
+It is a part of the corpus stage, and not of the asker's, because three later stages read the
 same line: the asker is trained under it, dialogues open with that of their opening, and the
-scorecard asks for turns under it. So it stands beside the conversation, in the commit that all
+scorecard asks for turns under it. So it is kept with the conversation, in the commit that all
 three name, and is paid for once."""
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def add(
     block = context.recipe.corpus.intents
     if block is None:
         return report
-    told: dict[str, Any] = {"from": f"column {block.column}"}
+    facts: dict[str, Any] = {"from": f"column {block.column}"}
     if block.judging is not None:
         with prompted_judge(context, "corpus", block.judging, inputs, dirs, "intent-v1") as judge:
-            said = judge.ask(_turns(dirs.out / "data"), line, dirs.progress)
-        told = {"from": "judge", **judge.stats}
-        _write(dirs.out / "data", said)
+            wordings = judge.ask(_turns(dirs.out / "data"), line, dirs.progress)
+        facts = {"from": "judge", **judge.stats}
+        _write(dirs.out / "data", wordings)
     rows, named = _count(dirs.out / "data")
-    told |= {"rows": rows, "with_intent": named}
-    _check(block, told)
-    return report | {"intents": told}
+    facts |= {"rows": rows, "with_intent": named}
+    _check(block, facts)
+    return report | {"intents": facts}
 
 
 def outgrown(recipe: Recipe, record: Mapping[str, Any]) -> bool:
@@ -55,14 +55,14 @@ def outgrown(recipe: Recipe, record: Mapping[str, Any]) -> bool:
     return cap_raised(stopped, then, block.judging if block else None)
 
 
-def _check(block: Intents, told: dict[str, Any]) -> None:
-    rows, missing = told["rows"], told["rows"] - told["with_intent"]
+def _check(block: Intents, facts: dict[str, Any]) -> None:
+    rows, missing = facts["rows"], facts["rows"] - facts["with_intent"]
     if rows and missing / rows > block.max_missing_share:
         why = ", ".join(
-            f"{reason} {count}" for reason, count in sorted(told.get("missing", {}).items())
+            f"{reason} {count}" for reason, count in sorted(facts.get("missing", {}).items())
         )
         raise StageError(
-            f"{missing} of {rows} conversations have no intent ({why or told['from']}), more than max_missing_share of "
+            f"{missing} of {rows} conversations have no intent ({why or facts['from']}), more than max_missing_share of "
             f"{block.max_missing_share:.0%}; what a judge has said is kept, and the same command asks for the rest: "
             "raise its caps, look at its replies, or raise corpus.intents.max_missing_share"
         )
@@ -81,12 +81,12 @@ def _rows(data: Path) -> Iterator[dict[str, Any]]:
 def _turns(data: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Each conversation's id, and its person's turns as the judge sees them."""
     for row in _rows(data):
-        own = [message for message in row["messages"] if message["role"] == "user"]
-        yield row["id"], {"turns": clipped(own[:_TURNS], _TURN_CHARS)}
+        human_turns = [message for message in row["messages"] if message["role"] == "user"]
+        yield row["id"], {"turns": clipped(human_turns[:_TURNS], _TURN_CHARS)}
 
 
-def _write(data: Path, said: dict[str, str]) -> None:
-    """The shards anew, with the lines of `said` in the column."""
+def _write(data: Path, wordings: dict[str, str]) -> None:
+    """The shards anew, with the lines of `wordings` in the column."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -97,7 +97,7 @@ def _write(data: Path, said: dict[str, str]) -> None:
         with ShardWriter(worded, split, schema) as writer:
             for batch in (batch for shard in shards for batch in read_batches(shard)):
                 lines = pa.array(
-                    [said.get(name) for name in batch.column("id").to_pylist()], pa.string()
+                    [wordings.get(name) for name in batch.column("id").to_pylist()], pa.string()
                 )
                 table = pa.Table.from_batches([batch])
                 writer.write_table(table.set_column(schema.get_field_index(INTENT), INTENT, lines))

@@ -1,10 +1,10 @@
 """Driving a recipe's dialogues: the one way to do it, for the rollout stage, its estimate and
-rollouts beside it.
+the baseline.
 
 A run is known by what decides its dialogues (`rollouts.run_digest`), not by its size, its caps or
-its pace: a larger one goes on from what a smaller one made. What is finished goes to a branch of
+its pace: a larger one resumes from what a smaller one made. What is finished goes to a branch of
 the dialogues' repo while the run lasts, and stands on ``main`` when the stage is done; so any
-machine goes on from the Hub alone."""
+machine resumes from the Hub alone."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ def _call(
         "progress": dirs.progress,
     }
     with (
-        _kept(context, inputs, dirs, block, shared=shared) as where,
-        served(context, inputs, dirs, block) as seats,
+        _run_storage(context, inputs, dirs, block, shared=shared) as where,
+        serve_seats(context, inputs, dirs, block) as seats,
     ):
         yield openings, {**options, **where, **seats}
 
@@ -150,7 +150,7 @@ def seat_model(context: RunContext, repo: str, progress: Progress) -> Ref:
 
 
 @contextmanager
-def served(
+def serve_seats(
     context: RunContext, inputs: dict[str, Ref], dirs: StageDirs, block: Rollout
 ) -> Iterator[dict[str, ServedModel]]:
     """``asker`` and ``chat`` where they answer, for the length of the block. Seats that share a
@@ -158,8 +158,8 @@ def served(
     """
     recipe = context.recipe
     base = None
-    own = block.asker.repo == "asker" and is_adapter(recipe.asker)
-    if own and EMBEDDED in block.asker.endpoints:
+    is_own_adapter = block.asker.repo == "asker" and is_adapter(recipe.asker)
+    if is_own_adapter and EMBEDDED in block.asker.endpoints:
         base = require(context.hub, recipe.asker.base, revision=recipe.asker.base_revision)
     trained = {"asker", context.hub.qualify(recipe.repos.chat)}
     specs = {}
@@ -194,7 +194,7 @@ def _openings(shards: list[Path], intent_column: str | None) -> Iterator[Convers
 
 
 @contextmanager
-def _kept(
+def _run_storage(
     context: RunContext, inputs: dict[str, Ref], dirs: StageDirs, block: Rollout, *, shared: bool
 ) -> Iterator[dict[str, Any]]:
     """Where the run keeps what it has: on this machine, and when it is shared, on the Hub."""
@@ -211,7 +211,7 @@ def _kept(
                 *_superseded(context.hub, repo_id, _digests(context, inputs, block), dirs.scratch),
                 *branch.shards(),
             ],
-            "on_shard": branch.put,
+            "on_shard": branch.put_shard,
             "on_status": branch.check,
         }
 

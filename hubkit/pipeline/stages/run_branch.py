@@ -58,7 +58,7 @@ class RunBranch:
         """The shards that are on the branch, downloaded."""
         return self._branch.files(["shards/raw-*.parquet"])
 
-    def put(self, path: Path) -> None:
+    def put_shard(self, path: Path) -> None:
         """Commit a finished shard, and renew the lease. Raises `RunLockedError` when that is lost,
         or `HubError`.
         """
@@ -77,25 +77,27 @@ class RunBranch:
             self._write({}, "The run rests")
 
     @contextmanager
-    def held(self) -> Iterator[RunBranch]:
+    def leased(self) -> Iterator[RunBranch]:
         """Take the lease and keep renewing it for the length of the context; then release it."""
         self.take()
-        done = threading.Event()
-        keeper = threading.Thread(target=self._keep, args=(done,), daemon=True, name="hubkit-lease")
+        stopped = threading.Event()
+        keeper = threading.Thread(
+            target=self._keep, args=(stopped,), daemon=True, name="hubkit-lease"
+        )
         keeper.start()
         try:
             yield self
         finally:
-            done.set()
+            stopped.set()
             keeper.join()
             self.release()
 
-    def _keep(self, done: threading.Event) -> None:
+    def _keep(self, stopped: threading.Event) -> None:
         """Renew in good time. When the Hub takes no renewal until the lease has ended, the run may
         be another's.
         """
         lease_s = self._lease_s
-        while not done.wait(lease_s / 10):
+        while not stopped.wait(lease_s / 10):
             if self._until - time.time() > lease_s * 2 / 3:
                 continue
             try:
@@ -106,7 +108,7 @@ class RunBranch:
                 if time.time() > self._until:
                     self._lost = RunLockedError(
                         f"the lease on this run could not be renewed ({error}); nothing is lost, and the same command "
-                        "goes on from here when the Hub answers"
+                        "resumes from here when the Hub answers"
                     )
                     return
 
@@ -129,10 +131,10 @@ class RunBranch:
                 return
             except CommitConflictError:
                 self._branch.open()
-                self._refuse_if_held(ours=True)
+                self._refuse_if_held(was_held=True)
             except RepoMissingError:
                 raise RunLockedError(
-                    f"somebody else finished this run, or removed its branch {self._branch.name} of "
+                    f"another machine finished this run, or removed its branch {self._branch.name} of "
                     f"{self._branch.repo_id}; run the same command again to see"
                 ) from None
         raise CommitConflictError(f"branch {self._branch.name} moves on all the time", status=412)
@@ -148,8 +150,8 @@ class RunBranch:
         self._branch.commit({**files, LEASE: json.dumps(lease).encode()}, message)
         self._until = until
 
-    def _refuse_if_held(self, *, ours: bool = False) -> None:
-        """Raise when another holds the lease; with `ours`, also when another held it since we
+    def _refuse_if_held(self, *, was_held: bool = False) -> None:
+        """Raise when another holds the lease; with `was_held`, also when another held it since we
         did.
         """
         try:
@@ -157,7 +159,9 @@ class RunBranch:
             driver, until = str(lease.get("driver", "")), float(lease.get("until", 0.0))
         except (ValueError, AttributeError, TypeError):
             driver, until, lease = "", 0.0, {}
-        if driver == self._driver or (not ours and time.time() > until + _MARGIN * self._lease_s):
+        if driver == self._driver or (
+            not was_held and time.time() > until + _MARGIN * self._lease_s
+        ):
             return
         when = datetime.fromtimestamp(until, UTC).strftime("%H:%M:%S UTC")
         raise RunLockedError(
@@ -170,12 +174,12 @@ def driver_id(folder: Path) -> str:
     """The id of whoever drives from `folder`: made once, so that after a crash the same folder goes
     on at once.
     """
-    place = folder / "driver"
-    if not place.is_file():
+    path = folder / "driver"
+    if not path.is_file():
         part = folder / "driver.part"
         part.write_text(uuid.uuid4().hex[:8], "utf-8")
-        part.rename(place)
-    return place.read_text("utf-8")
+        part.rename(path)
+    return path.read_text("utf-8")
 
 
 @contextmanager
@@ -187,5 +191,5 @@ def claimed(
     """
     with rollouts.locked(folder):
         branch = RunBranch(hub, repo_id, name, driver=driver_id(folder), lease_s=lease_s)
-        with branch.held():
+        with branch.leased():
             yield branch
