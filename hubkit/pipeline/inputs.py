@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from hubkit.data.filters import needs
+from hubkit.data.readers.files import select_files
 from hubkit.data.wheel_assets import IMPORTS
 from hubkit.data.wheel_assets import encoder as offline_encoder
 from hubkit.errors import RepoMissingError, SourceError
@@ -135,7 +136,10 @@ def question_files(context: RunContext, refs: dict[str, Ref]) -> dict[str, Path]
 
 def files_of(hub: Hub, source: Source, ref: Ref) -> list[Path]:
     """Where a source's files are on this machine: in a snapshot of its repo, or at its path."""
-    if not source.repo_id:
-        return [Path(source.path)] if source.path else []
-    folder = hub.snapshot(ref, allow_patterns=source.files or None)
-    return [folder / name for name in source.files] or [folder]
+    if source.repo_id:
+        folder = hub.snapshot(ref, allow_patterns=source.files or None)
+    elif source.path:
+        folder = Path(source.path)
+    else:
+        return []
+    return select_files(folder, source.files)

@@ -34,7 +34,7 @@ class Source(Block):
     path: Content[str | None] = None
     """A local file or folder instead."""
     files: Content[list[str]] = Field(default_factory=list)
-    """Only these files of it."""
+    """Only these files of it, by their paths in it."""
     columns: Content[Columns] = Columns()
     """Its own names of columns and keys."""
     roles: Content[dict[str, Literal["user", "assistant", "system", "tool"]]] = Field(

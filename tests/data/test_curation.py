@@ -116,3 +116,21 @@ def test_clear_errors(tmp_path: Path) -> None:
     }
     with pytest.raises(RecipeError, match=r"only corpus\.filters may"):
         run(tmp_path, [continuation], [Filter(name="alternate_roles")])
+
+
+def test_tool_calls_thinking_and_loss_flags_travel_through(tmp_path: Path) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    nothing = {"thinking": None, "tool_calls": None, "tool_call_id": None, "train": None}
+    turns: list[dict[str, Any]] = [
+        {"role": "user", "content": " What is it? "},
+        {"role": "assistant", "content": "", "tool_calls": [call], "thinking": "Look."},
+        {"role": "tool", "content": "", "tool_call_id": "c"},
+        {"role": "assistant", "content": "It is 42.", "train": False},
+    ]
+    row = {"id": "a", "messages": [{**nothing, **turn} for turn in turns]}
+    chain = ("alternate_roles", "empty_turn", "clean_text", "exact_duplicates")
+    report = run(tmp_path, [row], [Filter(name=name) for name in chain])
+    assert (report.kept, report.dropped) == (1, 0)
+    (stored,) = rows_of(tmp_path, "train")
+    row["messages"][0]["content"] = "What is it?"  # type: ignore[index]
+    assert stored == row

@@ -17,6 +17,7 @@ from datasets import Dataset
 from hubkit.conversation import Conversation
 from hubkit.data.corpus import FileReport, build, read
 from hubkit.data.readers import containers
+from hubkit.data.readers.files import select_files
 from hubkit.data.readers.layouts import LAYOUTS
 from hubkit.data.readers.rules import ReadingRules
 from hubkit.data.readers.table import layout_tables
@@ -376,3 +377,15 @@ def test_everything_dropped_is_an_error_that_names_the_step(tmp_path: Path) -> N
         build(block, [path], tmp_path / "out", seed=1, few=True)
     with pytest.raises(SourceError, match="does not exist"):
         build(block, [tmp_path / "gone"], tmp_path / "out", seed=1, few=True)
+
+
+def test_files_by_name_and_pattern(tmp_path: Path) -> None:
+    for name in ("data/a.jsonl", "data/b.jsonl", "c.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = ["c.jsonl", "data/*.jsonl"]
+    selected = [p.relative_to(tmp_path).as_posix() for p in select_files(tmp_path, names)]
+    assert selected == ["c.jsonl", "data/a.jsonl", "data/b.jsonl"]
+    assert select_files(tmp_path, []) == [tmp_path]
+    with pytest.raises(SourceError, match="holds no file"):
+        select_files(tmp_path, ["*a" * 200 + "b"])

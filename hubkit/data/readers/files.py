@@ -13,8 +13,9 @@ import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
@@ -71,6 +72,27 @@ def find_files(paths: Iterable[Path]) -> tuple[list[Path], list[PassedOver]]:
         else:
             raise SourceError(f"{path} does not exist; check the path")
     return files, passed
+
+
+def select_files(folder: Path, names: Sequence[str]) -> list[Path]:
+    """Give the files of `folder` by their names or patterns, or `folder` itself without any.
+
+    Raises:
+        SourceError: No file has such a name."""
+    selected: list[Path] = []
+    for name in names:
+        matches = [folder / name]
+        if set(name) & set("*?["):
+            files = (p for p in folder.rglob("*") if p.is_file())
+            matches = [p for p in files if _matches(p.relative_to(folder), name)]
+            if not matches:
+                raise SourceError(f"{folder} holds no file {name}; check files: in the recipe")
+        selected += sorted(matches)
+    return selected or [folder]
+
+
+def _matches(path: Path, name: str) -> bool:
+    return path.as_posix() == name or fnmatchcase(path.as_posix(), name)
 
 
 def _data_files(folder: Path) -> tuple[list[Path], list[PassedOver]]:
