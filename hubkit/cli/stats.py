@@ -173,7 +173,7 @@ def _connect() -> Hub:
 
 def _judge(url: str, model: str, profile: str, token_env: str | None, progress: Progress) -> Judge:
     """The judge at `url`, its key read from the environment, never from the command line."""
-    from hubkit.hub.places import asked
+    from hubkit.hub.places import judge_replies
     from hubkit.judging import PromptedJudge, question_prompts, turn_values, yes_or_no
     from hubkit.recipe import judging
     from hubkit.serving import ServedModel
@@ -193,7 +193,7 @@ def _judge(url: str, model: str, profile: str, token_env: str | None, progress: 
         "context-v1",
         identity=f"{url} {model}",
         run="stats",
-        folder=asked(),
+        folder=judge_replies(),
     )
     means = {"yes": True, "no": False}
 

@@ -78,7 +78,8 @@ def connect_to(url: str) -> Hub:
     token = get_token()
     if token is None:
         raise HubError(
-            f"there is no token for {url}: log in with `hf auth login` or set HF_TOKEN, to one that may write",
+            f"there is no token for {url}: log in with `hf auth login` or set HF_TOKEN, to one "
+            f"that may write",
             status=401,
         )
     return Hub(url, token, settings().namespace, embedded=False)
@@ -135,13 +136,13 @@ class Hub:
         from huggingface_hub import constants
 
         with _REDIRECTING:
-            theirs = constants.INFERENCE_ENDPOINTS_ENDPOINT
+            default = constants.INFERENCE_ENDPOINTS_ENDPOINT
             if self.url != constants._HF_DEFAULT_ENDPOINT:
                 constants.INFERENCE_ENDPOINTS_ENDPOINT = f"{self.url}/v2"
             try:
                 yield self.api
             finally:
-                constants.INFERENCE_ENDPOINTS_ENDPOINT = theirs
+                constants.INFERENCE_ENDPOINTS_ENDPOINT = default
 
     @property
     def namespace(self) -> str:
@@ -152,7 +153,8 @@ class Hub:
             if self.token is None:
                 self._greet()  # where nothing answers, a login mends nothing
                 raise HubError(
-                    f"no namespace for {self.url}: log in with `hf auth login`, or set HUBKIT_NAMESPACE",
+                    f"no namespace for {self.url}: log in with `hf auth login`, or set "
+                    f"HUBKIT_NAMESPACE",
                     status=401,
                 )
             with self.translated("asking whose token this is"):
@@ -190,7 +192,8 @@ class Hub:
             except RevisionNotFoundError:
                 tags = ", ".join(self.tags(repo_id, repo_type=repo_type)) or "none"
                 raise RepoMissingError(
-                    f"{repo_type} {repo_id} of {self.url} has no revision {revision!r}; its tags: {tags}",
+                    f"{repo_type} {repo_id} of {self.url} has no revision {revision!r}; its "
+                    f"tags: {tags}",
                     status=404,
                 ) from None
         return Ref(repo_id, repo_type, str(info.sha))
@@ -263,7 +266,8 @@ class Hub:
             if outcome.conflict:
                 time.sleep(random.uniform(0.1, 1.0) * min(0.05 * 2**attempt, BACKOFF_CAP_S))
         raise CommitConflictError(
-            f"{repo_type} {repo_id}: {COMMIT_ATTEMPTS} commits lost against others'; try again when they are done",
+            f"{repo_type} {repo_id}: {COMMIT_ATTEMPTS} commits lost against others'; try again "
+            f"when they are done",
             status=412,
         )
 
@@ -337,13 +341,15 @@ class Hub:
             )
         return Ref(repo_id, repo_type, str(commit.oid))
 
-    def check(self, what: str, files: Mapping[str, gate.Content], texts: Iterable[str] = ()) -> str:
+    def check(
+        self, doing: str, files: Mapping[str, gate.Content], texts: Iterable[str] = ()
+    ) -> str:
         """What `gate.check` says of something that is to go to this Hub; all passes to a local one.
 
         Raises:
             PublishError: It must not leave.
         """
-        return "" if self.embedded else gate.check(what, files, texts, allowed=self.allowed)
+        return "" if self.embedded else gate.check(doing, files, texts, allowed=self.allowed)
 
     def find_commit(self, repo_id: str, mark: str, *, repo_type: str = "model") -> Ref | None:
         """The newest commit on ``main`` whose title contains `mark`, or None (also when the repo
@@ -413,13 +419,13 @@ class Hub:
             Exception
         ) as error:  # the HTTP client's errors share no narrower class; what is not theirs goes on
             cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
-            ours = self._translate(doing, cause)
-            if ours is None:
+            translated = self._translate(doing, cause)
+            if translated is None:
                 raise
-            if conflicts and getattr(ours, "status", None) in (409, 412):
+            if conflicts and getattr(translated, "status", None) in (409, 412):
                 outcome.conflict = True
                 return
-            raise ours from error
+            raise translated from error
 
     def _translate(self, doing: str, error: BaseException) -> HubkitError | None:
         import httpx2
@@ -451,9 +457,10 @@ class Hub:
                 f"{doing}: {self.url} answers, but not as a Hub does; check HUBKIT_HUB", status=200
             )
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            place = self.cache_dir or "the Hugging Face cache"
+            folder = self.cache_dir or "the Hugging Face cache"
             return DiskFullError(
-                f"{doing}: no space left on the disk of {place}; free some, then the same command again"
+                f"{doing}: no space left on the disk of {folder}; free some, then the same "
+                f"command again"
             )
         return None
 
@@ -467,20 +474,24 @@ class Hub:
 
     def _http_error(self, doing: str, error: HfHubHTTPError) -> HubkitError:
         status = error.response.status_code
-        said = error.server_message or str(error).splitlines()[0]
+        reason = error.server_message or str(error).splitlines()[0]
         if status == 507:
             return DiskFullError(
-                f"{doing}: the disk of {self.url} is full; free some space, then the same command again"
+                f"{doing}: the disk of {self.url} is full; free some space, then the same "
+                f"command again"
             )
         if status in (401, 403):
             mend = "Log in with a token that may write there: `hf auth login`."
             if self.embedded:
-                mend = f"It is the one in {embedded.token_path()}; `hubkit hub stop`, and remove it: a new one is made."
+                mend = (
+                    f"It is the one in {embedded.token_path()}; `hubkit hub stop`, and "
+                    f"remove it: a new one is made."
+                )
             return HubError(
-                f"{doing}: {self.url} refuses this token ({status}: {said}). {mend}",
+                f"{doing}: {self.url} refuses this token ({status}: {reason}). {mend}",
                 status=status,
             )
-        return HubError(f"{doing}: {self.url} answered {status}: {said}", status=status)
+        return HubError(f"{doing}: {self.url} answered {status}: {reason}", status=status)
 
 
 class _Outcome:

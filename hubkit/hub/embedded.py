@@ -62,7 +62,8 @@ def ensure_running(*, jobs: bool = False, spaces: bool = False) -> str:
             return str((running() or _start(root, required))["url"])
     except Timeout:
         raise HubUnreachableError(
-            f"another process has been starting the embedded Hub in {root} for {START_TIMEOUT_S:.0f} s; see server.log"
+            f"another process has been starting the embedded Hub in {root} for "
+            f"{START_TIMEOUT_S:.0f} s; see server.log"
         ) from None
     except HubError:
         raise
@@ -102,7 +103,8 @@ def _start(root: Path, allowed: set[str]) -> dict[str, Any]:
         if server.poll() == _ALREADY_RUNNING and time.monotonic() > deadline - START_TIMEOUT_S + 10:
             raise HubUnreachableError(
                 f"a process holds {root / 'lock'} and does not prove that it is the Hub of this "
-                f"folder (an older version of hubkit?): {_description(root)}; end it and try again"
+                f"folder (an older version of hubkit?): {_description(root)}; end it and try "
+                f"again"
             )
         time.sleep(0.05)
     else:

@@ -17,8 +17,8 @@ from hubkit.sensitive_data.files import UNREADABLE
 Content = bytes | Path
 ALLOWABLE = KINDS | {UNREADABLE}
 GROUPS = {"personal_data": PERSONAL, "secrets": SECRETS}
-_SHOWN = 5  # files in a message
-_KEPT = 512  # scanned contents whose findings are remembered
+_LISTED_FILES = 5  # files in a message
+_REMEMBERED = 512  # scanned contents whose findings are remembered
 _scanned: dict[tuple[str, str], FileFindings] = {}
 
 
@@ -40,7 +40,7 @@ def allowed_kinds(names: Iterable[str]) -> frozenset[str]:
 
 
 def check(
-    what: str,
+    action: str,
     files: Mapping[str, Content],
     texts: Iterable[str] = (),
     *,
@@ -69,14 +69,18 @@ def check(
         if refused.counts:
             problems.append(f"{mask(path)} holds {refused}")
     for text in texts:
-        found = {f.kind for f in scan_text(text, kinds)} - allowed
-        if found:
-            problems.append(f"a name or message of the commit holds {', '.join(sorted(found))}")
+        text_kinds = {f.kind for f in scan_text(text, kinds)} - allowed
+        if text_kinds:
+            problems.append(
+                f"a name or message of the commit holds {', '.join(sorted(text_kinds))}"
+            )
     if problems:
-        more = len(problems) - _SHOWN
-        shown = "; ".join(problems[:_SHOWN]) + (f"; and {more} more files" if more > 0 else "")
+        unlisted = len(problems) - _LISTED_FILES
+        listed = "; ".join(problems[:_LISTED_FILES]) + (
+            f"; and {unlisted} more files" if unlisted > 0 else ""
+        )
         raise PublishError(
-            f"{what}: {shown}. Mask it with the recipe's filters `secrets` and `personal_data`, "
+            f"{action}: {listed}. Mask it with the recipe's filters `secrets` and `personal_data`, "
             f"or allow a kind by name: --allow KIND, or publish.allow in the recipe"
         )
     return ", ".join(f"{kind} {count}" for kind, count in sorted(passed.items()))
@@ -86,7 +90,7 @@ def findings_in(path: str, content: Content, kinds: frozenset[str] = KINDS) -> F
     """The findings in one file; a content that was scanned before is not scanned again."""
     key = (_digest(path, content), ",".join(sorted(kinds)))
     if key not in _scanned:
-        if len(_scanned) >= _KEPT:
+        if len(_scanned) >= _REMEMBERED:
             _scanned.clear()
         _scanned[key] = scan_file(path, content, kinds)
     return _scanned[key]

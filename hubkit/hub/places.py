@@ -42,7 +42,7 @@ def runs() -> Path:
     return _private("runs")
 
 
-def asked() -> Path:
+def judge_replies() -> Path:
     """Where answers of judges are kept, so that each is paid for once."""
     return _private("asked")
 

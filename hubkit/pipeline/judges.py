@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hubkit.hub import Ref
-from hubkit.hub.places import asked
+from hubkit.hub.places import judge_replies
 from hubkit.judging import PromptedJudge, question_prompts
 from hubkit.pipeline.inputs import require
 from hubkit.pipeline.stage import RunContext, StageDirs
@@ -65,5 +65,5 @@ def prompted_judge(
             prompt,
             identity=identity,
             run=hashlib.sha256(facts.encode()).hexdigest(),
-            folder=asked(),
+            folder=judge_replies(),
         )

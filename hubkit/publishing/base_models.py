@@ -24,9 +24,9 @@ def needed(
     if source.url == target.url or not on_loopback(target.url):
         return []
     inputs = [
-        record.get("inputs", {}).get("base") for found in records for record in found.values()
+        record.get("inputs", {}).get("base") for stages in records for record in stages.values()
     ]
-    return list(dict.fromkeys(Ref(**given) for given in inputs if given))
+    return list(dict.fromkeys(Ref(**ref) for ref in inputs if ref))
 
 
 def plan(source: Hub, target: Hub, base: Ref, *, private: bool) -> RepoPlan:
@@ -40,7 +40,7 @@ def plan(source: Hub, target: Hub, base: Ref, *, private: bool) -> RepoPlan:
         if path.is_file()
     }
     files.pop(".gitattributes", None)
-    wanted = compare(target, base.repo_id, base.repo_type, files, private=private)
-    if any(change.action == "update" for change in wanted.changes):
-        return replace(wanted, write={}, changes=(), left=True)
-    return wanted
+    changes_plan = compare(target, base.repo_id, base.repo_type, files, private=private)
+    if any(change.action == "update" for change in changes_plan.changes):
+        return replace(changes_plan, write={}, changes=(), is_kept=True)
+    return changes_plan

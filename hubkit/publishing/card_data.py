@@ -36,18 +36,18 @@ Report = Mapping[str, Any]
 class Input:
     """One repo that went into another: its role there, and the commit (40 hex) that was read.
 
-    `here` is False for a commit that the Hub which shows the card does not have, such as weights
+    `is_present` is False for a commit that the Hub which shows the card does not have, such as weights
     imported elsewhere."""
 
     role: str
     repo_id: str
     repo_type: str
     revision: str
-    here: bool = True
+    is_present: bool = True
 
     @property
     def path(self) -> str:
-        """The commit's page on whatever Hub shows the card: a path from that Hub's root. `here`
+        """The commit's page on whatever Hub shows the card: a path from that Hub's root. `is_present`
         says whether it is.
         """
         prefix = {"model": "", "dataset": "datasets/", "space": "spaces/"}[self.repo_type]
@@ -108,7 +108,7 @@ def from_records(
                 key = (ref["repo_id"], ref["revision"])
                 # A model whose tokenizer only counted somewhere is first of all what else it was.
                 if key not in inputs or inputs[key].role == "tokenizer":
-                    inputs[key] = Input(role, **ref, here=ref["repo_type"] != "file")
+                    inputs[key] = Input(role, **ref, is_present=ref["repo_type"] != "file")
     reports = {stage: record.get("report") or {} for stage, record in records.items()}
     return CardFacts(
         kind, repo_id, recipe, list(inputs.values()), reports, results, versions, files
@@ -158,20 +158,26 @@ class HeldOut:
         if self.low is None or self.high is None:
             return "no interval was recorded, so no claim is made"
         if self.high < 0:
-            return "the interval lies below zero: the trained model predicts these turns better than its base"
+            return (
+                "the interval lies below zero: the trained model predicts these turns better "
+                "than its base"
+            )
         if self.low > 0:
-            return "the interval lies above zero: the trained model predicts these turns worse than its base"
+            return (
+                "the interval lies above zero: the trained model predicts these turns worse "
+                "than its base"
+            )
         return "the interval contains zero: this run does not show a difference from the base"
 
 
 def first(report: Mapping[str, Any] | None, *paths: str) -> Any:
     """The first of the dotted `paths` that leads to something in `report`, else None."""
     for path in paths:
-        found: Any = report
+        value: Any = report
         for key in path.split("."):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        if found is not None:
-            return found
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None:
+            return value
     return None
 
 
@@ -193,8 +199,8 @@ def drops(report: Report) -> list[tuple[str, int]]:
 
 
 def _mappings(report: Report, key: str) -> list[Mapping[str, Any]]:
-    found = report.get(key)
-    return [item for item in found if isinstance(item, Mapping)] if isinstance(found, list) else []
+    items = report.get(key)
+    return [item for item in items if isinstance(item, Mapping)] if isinstance(items, list) else []
 
 
 def _count(reasons: Any, counts: Counter[str]) -> None:
@@ -207,7 +213,7 @@ def _count(reasons: Any, counts: Counter[str]) -> None:
 def funnel(report: Report) -> list[tuple[str, int]]:
     """(step, rows left behind it), in the order in which a stage took its steps."""
     rows = [(step.get("name"), step.get("rows_out")) for step in _mappings(report, "steps")]
-    return [(str(name), left) for name, left in rows if isinstance(left, int)]
+    return [(str(name), count) for name, count in rows if isinstance(count, int)]
 
 
 def lost(report: Report) -> list[str]:
@@ -222,11 +228,11 @@ def lost(report: Report) -> list[str]:
     return sentences
 
 
-def held_out(results: Report | None, who: str) -> HeldOut | None:
+def held_out(results: Report | None, stage: str) -> HeldOut | None:
     """The held-out comparison of ``asker`` or ``chat`` in a results file, or None when it was not
     measured.
     """
-    part = first(results, who) or {}
+    part = first(results, stage) or {}
     arms, trained = first(part, "arms") or {}, first(part, "trained") or "trained"
     loss = first(arms, f"{trained}.loss")
     if not isinstance(loss, int | float):
@@ -236,11 +242,11 @@ def held_out(results: Report | None, who: str) -> HeldOut | None:
         Against(
             arm,
             first(arms, f"{arm}.loss"),
-            found.get("difference"),
-            found.get("low"),
-            found.get("high"),
+            interval.get("difference"),
+            interval.get("low"),
+            interval.get("high"),
         )
-        for arm, found in compared.items()
+        for arm, interval in compared.items()
     ]
     tokens = first(arms, f"{trained}.tokens")
     return HeldOut(
@@ -268,7 +274,7 @@ def settings(recipe: Recipe, stage: Literal["asker", "chat"]) -> list[tuple[str,
     run: Training = getattr(recipe, stage)
     full = _flat(getattr(_unshrunk(recipe), stage))
     return [
-        (name, value, full.get(name), _ours(recipe, f"{stage}.{name}"))
+        (name, value, full.get(name), _is_own_choice(recipe, f"{stage}.{name}"))
         for name, value in _flat(run).items()
     ]
 
@@ -277,7 +283,7 @@ def optimisation(recipe: Recipe) -> list[tuple[str, Any, Any, bool]]:
     """`settings` of the preference optimisation."""
     run, full = (_flat_preference(r) for r in (recipe, _unshrunk(recipe)))
     return [
-        (name, value, full.get(name), _ours(recipe, f"preference.{name}"))
+        (name, value, full.get(name), _is_own_choice(recipe, f"preference.{name}"))
         for name, value in run.items()
     ]
 
@@ -302,8 +308,8 @@ def _flat(run: Training) -> dict[str, Any]:
     return {k: v for k, v in flat.items() if v is not None}
 
 
-def _ours(recipe: Recipe, key: str) -> bool:
-    return any(key == own or key.startswith(own + ".") for own in recipe.ours)
+def _is_own_choice(recipe: Recipe, key: str) -> bool:
+    return any(key == choice or key.startswith(choice + ".") for choice in recipe.ours)
 
 
 def _unshrunk(recipe: Recipe) -> Recipe:

@@ -48,60 +48,68 @@ def steps(report: Mapping[str, Any], recipe: str) -> Steps | None:
     ledger = report.get("steps")
     if not isinstance(ledger, list) or not all("conversations_out" in step for step in ledger):
         return None
-    theirs = published()["steps"].get(recipe, {})
-    return Steps(*step_table(report, recipe), theirs.get("source", ""), theirs.get("caution", ""))
+    paper_steps = published()["steps"].get(recipe, {})
+    return Steps(
+        *step_table(report, recipe), paper_steps.get("source", ""), paper_steps.get("caution", "")
+    )
 
 
 def of(report: Mapping[str, Any]) -> Measures | None:
     """The measures in a curate stage's report, or None where nothing was measured."""
-    found = report.get("measures")
-    if not isinstance(found, Mapping) or not found.get("rows"):
+    measures = report.get("measures")
+    if not isinstance(measures, Mapping) or not measures.get("rows"):
         return None
-    unit = str(found.get("unit", "words"))
-    shown = {str(row[0]) for row in found["rows"]}
+    unit = str(measures.get("unit", "words"))
+    row_names = {str(row[0]) for row in measures["rows"]}
     formulas = [
-        (title, one.formula, one.source)
-        for one in definitions().values()
-        if (title := one.title.replace("{unit}", unit)) in shown
+        (title, definition.formula, definition.source)
+        for definition in definitions().values()
+        if (title := definition.title.replace("{unit}", unit)) in row_names
     ]
-    files = found.get("files") or []
+    files = measures.get("files") or []
     return Measures(
-        columns=found["columns"],
-        rows=found["rows"],
+        columns=measures["columns"],
+        rows=measures["rows"],
         formulas=formulas,
-        missing=_missing(found),
+        missing=_missing(measures),
         plots=[(name, text) for name, text in PLOTS.items() if name in files],
-        verdict=_verdict(found),
+        verdict=_verdict(measures),
         published=published()["measures"],
         caution=published()["caution"],
     )
 
 
-def _missing(found: Mapping[str, Any]) -> list[str]:
+def _missing(measures: Mapping[str, Any]) -> list[str]:
     """One sentence a measure that is not in the table, or not for every dataset."""
     titles = {
-        name: one.title.replace("{unit}", str(found.get("unit")))
-        for name, one in definitions().items()
+        name: definition.title.replace("{unit}", str(measures.get("unit")))
+        for name, definition in definitions().items()
     }
     sentences = [
         f"{titles.get(measure, measure)}: not measured of {name} ({why})"
-        for name, gaps in (found.get("missing") or {}).items()
+        for name, gaps in (measures.get("missing") or {}).items()
         for measure, why in gaps.items()
     ]
-    if why := found.get("without_topics"):
+    if why := measures.get("without_topics"):
         sentences.append(f"topics: not measured ({why})")
     return sentences
 
 
-def _verdict(found: Mapping[str, Any]) -> str:
+def _verdict(measures: Mapping[str, Any]) -> str:
     """What the intervals of the human-likeness AUC allow one to say about training an asker."""
-    roles = found.get("roles") or {}
-    likeness = found.get("likeness") or {}
+    roles = measures.get("roles") or {}
+    likeness = measures.get("likeness") or {}
     asker, alone = likeness.get(roles.get("asker")), likeness.get(roles.get("baseline"))
     if not asker or not alone:
         return "This run does not test it: one of the two was not measured."
     if asker[2] < alone[1]:
-        return "In this run it holds: the trained asker's turns are harder to tell from people's; the intervals part."
+        return (
+            "In this run it holds: the trained asker's turns are harder to tell from "
+            "people's; the intervals part."
+        )
     if asker[1] > alone[2]:
-        return "In this run it does not hold: the trained asker's turns are easier to tell from people's."
+        return (
+            "In this run it does not hold: the trained asker's turns are easier to tell from "
+            "people's."
+        )
     return "This run does not show a difference: the two intervals overlap."

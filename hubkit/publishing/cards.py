@@ -29,8 +29,10 @@ _SEATS = {"chat": "chat model"}
 _INTENT = "plan two days in Lisbon for somebody who does not like museums"
 _STRATEGY_HELP = {
     "neglect": "context neglect: the question alone, as if it opened a conversation",
-    "hallucination": "context hallucination: the question alone, with the order to guess what it refers to",
-    "misunderstanding": "context misunderstanding: the question behind another dialogue's first exchange",
+    "hallucination": "context hallucination: the question alone, with the order to guess what "
+    "it refers to",
+    "misunderstanding": "context misunderstanding: the question behind another dialogue's first "
+    "exchange",
 }
 _CONFIG_HELP = {
     "default": "the dialogues that were kept (split `train`)",
@@ -60,15 +62,15 @@ def import_card(repo_id: str) -> str:
     """The card of a repo that hubkit imports from a wheel (`hubkit.data.wheel_assets`). Raises
     `KeyError` for any other repo.
     """
-    known = wheel_assets.IMPORTS[repo_id]
-    wheel = known.wheel
+    wheel_import = wheel_assets.IMPORTS[repo_id]
+    wheel = wheel_import.wheel
     report = {
         "package": wheel.name,
         "version": wheel.version,
         "member": wheel.member,
         "sha256": wheel.sha256,
     }
-    kind: Kind = "base" if known.repo_type == "model" else "source"
+    kind: Kind = "base" if wheel_import.repo_type == "model" else "source"
     return render(CardFacts(kind, repo_id, reports={"import": report}))
 
 
@@ -84,8 +86,8 @@ def _tidy(card: str) -> str:
 
 
 def _bibtex(value: object) -> Markup:
-    kept = "".join(c for c in str(value) if c not in "{}\\`\n")
-    return Markup(kept)
+    cleaned = "".join(c for c in str(value) if c not in "{}\\`\n")
+    return Markup(cleaned)
 
 
 def _context(facts: CardFacts) -> dict[str, Any]:
@@ -105,7 +107,9 @@ def _context(facts: CardFacts) -> dict[str, Any]:
         "laptop": bool(facts.recipe.profile),
         "arms": _ARMS,
         "held_out_data": facts.input("held-out", "corpus"),
-        "scorecard": scorecard.shown(card) if (card := scorecard.found(facts.results)) else None,
+        "scorecard": scorecard.view_of(card)
+        if (card := scorecard.from_results(facts.results))
+        else None,
     }
     if facts.kind in ("asker", "chat", "aligned"):
         return common | _model(facts, facts.recipe, facts.kind)
@@ -223,7 +227,7 @@ def _counts(report: Mapping[str, Any], key: str) -> list[tuple[str, int]]:
 def _corpus(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
     report = facts.report("corpus")
     names = ("rows_read", "kept", "dropped", "unreadable", "joined", "added")
-    counts = {name: found for name in names if isinstance(found := report.get(name), int)}
+    counts = {name: rows for name in names if isinstance(rows := report.get(name), int)}
     return {
         "looked_for": _looked_for(recipe, recipe.corpus.filters),
         "cap": recipe.asker.sft.get("max_length"),
@@ -238,14 +242,14 @@ def _corpus(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
 
 def _dialogues(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
     rolled, curated = facts.report("rollout"), facts.report("curate")
-    spoken = read.first(rolled, "tokens") or {}
+    tokens = read.first(rolled, "tokens") or {}
     numbers = [
         ("dialogues rolled out", rolled.get("dialogues")),
         ("dialogues kept", metadata.rows_of(facts)),
         ("human turns per kept dialogue (mean)", read.mean_turns(curated)),
         *(
             (f"{kind} tokens of the {_SEATS.get(seat, seat)}", count)
-            for seat, kinds in spoken.items()
+            for seat, kinds in tokens.items()
             for kind, count in kinds.items()
         ),
         ("seconds of rollout", rolled.get("seconds")),
@@ -295,7 +299,8 @@ def _seats(facts: CardFacts, recipe: Recipe) -> list[tuple[str, str, str]]:
 
 def _results(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
     return {
-        who + "_held_out": read.held_out(facts.results, who) for who in ("asker", "chat", "aligned")
+        stage + "_held_out": read.held_out(facts.results, stage)
+        for stage in ("asker", "chat", "aligned")
     }
 
 

@@ -17,10 +17,10 @@ def plan(hub: Hub, recipe: Recipe, items: Sequence[Item]) -> list[Change]:
     """What `push` would change, touching nothing. Raises `HubError`."""
     if not supported(hub):
         return []
-    found = _find(hub, recipe)
+    existing = _find(hub, recipe)
     name = title(recipe)
-    changes = [] if found else [Change(name, "collection", "create")]
-    missing = [item for item in items if item not in _held(found)]
+    changes = [] if existing else [Change(name, "collection", "create")]
+    missing = [item for item in items if item not in _items_of(existing)]
     return changes + [
         Change(name, "collection", "add", f"{repo_type} {repo_id}")
         for repo_id, repo_type in missing
@@ -36,21 +36,21 @@ def push(hub: Hub, recipe: Recipe, items: Sequence[Item], *, private: bool) -> l
     changes = plan(hub, recipe, items)
     if not changes:
         return []
-    found = _find(hub, recipe)
+    existing = _find(hub, recipe)
     with hub.translated(f"making the collection {title(recipe)!r}"):
-        if found is None:
+        if existing is None:
             words = {
                 "title": title(recipe),
                 "description": _description(recipe),
                 "namespace": hub.namespace,
             }
             hub.check("the collection was not made", {}, words.values())
-            found = hub.api.create_collection(**words, private=private, exists_ok=True)
+            existing = hub.api.create_collection(**words, private=private, exists_ok=True)
         for repo_id, repo_type in items:
-            if (repo_id, repo_type) not in _held(found):
+            if (repo_id, repo_type) not in _items_of(existing):
                 kind: Any = repo_type  # a literal in the client's signature
                 hub.api.add_collection_item(
-                    found.slug, item_id=repo_id, item_type=kind, exists_ok=True
+                    existing.slug, item_id=repo_id, item_type=kind, exists_ok=True
                 )
     return changes
 
@@ -62,19 +62,19 @@ def title(recipe: Recipe) -> str:
 
 def _description(recipe: Recipe) -> str:
     # The Hub takes at most 150 characters.
-    what = (
+    origin = (
         f"Rebuilt with hubkit from arXiv:{recipe.paper.arxiv}"
         if recipe.paper
         else "Made with hubkit"
     )
-    return f"{what}; lineage in every card."[:150]
+    return f"{origin}; lineage in every card."[:150]
 
 
 def _find(hub: Hub, recipe: Recipe) -> Any | None:
     with hub.translated("looking for the collection"):
-        for found in hub.api.list_collections(owner=hub.namespace):
-            if found.title == title(recipe):
-                return hub.api.get_collection(found.slug)
+        for candidate in hub.api.list_collections(owner=hub.namespace):
+            if candidate.title == title(recipe):
+                return hub.api.get_collection(candidate.slug)
     return None
 
 
@@ -92,5 +92,5 @@ def supported(hub: Hub) -> bool:
     return True
 
 
-def _held(found: Any | None) -> set[Item]:
-    return {(item.item_id, item.item_type) for item in found.items} if found else set()
+def _items_of(existing: Any | None) -> set[Item]:
+    return {(item.item_id, item.item_type) for item in existing.items} if existing else set()

@@ -22,14 +22,14 @@ _COLOURS = {"model": "#ffe9b8", "dataset": "#d5e8ff", "space": "#e3d9ff", "file"
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A repo at a commit, the role in which it was read, and what it was made from. `seen`: drawn
+    """A repo at a commit, the role in which it was read, and what it was made from. `is_repeated`: drawn
     in full elsewhere.
     """
 
     ref: Ref
     role: str = ""
     made_from: list[Node] = field(default_factory=list)
-    seen: bool = False
+    is_repeated: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for ``--json``."""
@@ -45,7 +45,7 @@ def records(hub: Hub, ref: Ref) -> dict[str, dict[str, Any]]:
 
     A record that is not JSON of a record's shape is left out: somebody else's file of that name is
     not ours."""
-    found: dict[str, dict[str, Any]] = {}
+    records_by_stage: dict[str, dict[str, Any]] = {}
     for path in _record_paths(hub, ref) if ref.repo_type != "file" else ():
         try:
             record = json.loads(hub.read(ref, path))
@@ -56,8 +56,8 @@ def records(hub: Hub, ref: Ref) -> dict[str, dict[str, Any]]:
             and isinstance(record.get("inputs"), dict)
             and isinstance(record.get("stage"), str)
         ):
-            found[record["stage"]] = record
-    return found
+            records_by_stage[record["stage"]] = record
+    return records_by_stage
 
 
 def _record_paths(hub: Hub, ref: Ref) -> list[str]:
@@ -82,26 +82,28 @@ def trace(ref: Ref, read: Callable[[Ref], Mapping[str, Mapping[str, Any]]]) -> N
 
 
 def _trace(
-    ref: Ref, role: str, read: Callable[[Ref], Mapping[str, Mapping[str, Any]]], seen: set[Ref]
+    ref: Ref, role: str, read: Callable[[Ref], Mapping[str, Mapping[str, Any]]], visited: set[Ref]
 ) -> Node:
-    if ref in seen:
-        return Node(ref, role, seen=True)
-    seen.add(ref)
+    if ref in visited:
+        return Node(ref, role, is_repeated=True)
+    visited.add(ref)
     return Node(
-        ref, role, [_trace(source, name, read, seen) for name, source in _inputs(read(ref), ref)]
+        ref, role, [_trace(source, name, read, visited) for name, source in _inputs(read(ref), ref)]
     )
 
 
-def _inputs(found: Mapping[str, Mapping[str, Any]], made: Ref) -> Iterator[tuple[str, Ref]]:
+def _inputs(
+    records_by_stage: Mapping[str, Mapping[str, Any]], commit: Ref
+) -> Iterator[tuple[str, Ref]]:
     """What the stages behind a commit read. Its own repo's earlier commits are left out: their
     records are in it.
     """
-    told = set()
-    for record in found.values():
+    yielded = set()
+    for record in records_by_stage.values():
         for role, source in record["inputs"].items():
             ref = Ref(str(source["repo_id"]), str(source["repo_type"]), str(source["revision"]))
-            if ref not in told and ref.repo_id != made.repo_id:
-                told.add(ref)
+            if ref not in yielded and ref.repo_id != commit.repo_id:
+                yielded.add(ref)
                 yield role, ref
 
 
@@ -119,10 +121,12 @@ def text(node: Node) -> str:
 
 def _lines(node: Node, lead: str, below: str) -> Iterator[str]:
     role = f"{node.role}: " if node.role else ""
-    again = " (above)" if node.seen and node.role else ""
-    yield f"{lead}{role}{node.ref.repo_type} {node.ref.repo_id} @ {node.ref.revision[:12]}{again}"
-    for place, child in enumerate(node.made_from, start=1):
-        last = place == len(node.made_from)
+    suffix = " (above)" if node.is_repeated and node.role else ""
+    yield (
+        f"{lead}{role}{node.ref.repo_type} {node.ref.repo_id} @ {node.ref.revision[:12]}{suffix}"
+    )
+    for number, child in enumerate(node.made_from, start=1):
+        last = number == len(node.made_from)
         yield from _lines(
             child, below + ("└─ " if last else "├─ "), below + ("   " if last else "│  ")
         )
@@ -184,22 +188,22 @@ def _layout(root: Node) -> tuple[list[list[Slot]], list[list[Slot]]]:
     walk(root)
     depth[root.ref] = 0
     for _ in edges:  # longest path: as many rounds as there are arrows are enough
-        for source, made in edges:
-            if made in depth:
-                depth[source] = max(depth.get(source, 0), min(depth[made] + 1, len(edges)))
+        for source, target in edges:
+            if target in depth:
+                depth[source] = max(depth.get(source, 0), min(depth[target] + 1, len(edges)))
     deepest = max(depth.values())
     columns: list[list[Slot]] = [[] for _ in range(deepest + 1)]
     for ref, steps in depth.items():
         columns[deepest - steps].append(ref)
     paths: list[list[Slot]] = []
-    for source, made in dict.fromkeys(edges):
+    for source, target in dict.fromkeys(edges):
         between: list[Slot] = [
-            (source, x) for x in range(deepest - depth[source] + 1, deepest - depth[made])
+            (source, x) for x in range(deepest - depth[source] + 1, deepest - depth[target])
         ]
         for slot, column in zip(between, columns[deepest - depth[source] + 1 :], strict=False):
             if slot not in column:
                 column.append(slot)
-        paths.append([source, *between, made])
+        paths.append([source, *between, target])
     return columns, paths
 
 

@@ -106,10 +106,13 @@ def _files(data: Mapping[str, Any], body: str, kind: Kind, files: Sequence[str])
     claimed: set[str] = set()
     for config in data.get("configs") or ():
         for entry in config.get("data_files") or ():
-            found = fnmatch.filter(files, str(entry.get("path")))
-            claimed.update(found)
-            if not found:
-                yield f"config {config.get('config_name')!r} names {entry.get('path')!r}, and the repo has no such file"
+            matches = fnmatch.filter(files, str(entry.get("path")))
+            claimed.update(matches)
+            if not matches:
+                yield (
+                    f"config {config.get('config_name')!r} names {entry.get('path')!r}, and "
+                    f"the repo has no such file"
+                )
     if kind in ("corpus", "dialogues"):
         for path in sorted({*fnmatch.filter(files, "data/*.parquet")} - claimed):
             yield f"{path} belongs to no config, so the Hub's viewer would not show it"
@@ -122,7 +125,10 @@ def _metadata(data: Mapping[str, Any], kind: Kind) -> Iterator[str]:
     if "licence" in data:
         yield "the key is `license`, not `licence`: the Hub ignores the other spelling"
     if data.get("license") not in LICENSES:
-        yield f"license {data.get('license')!r} is not one that the Hub knows; use its id, or `other` with license_name"
+        yield (
+            f"license {data.get('license')!r} is not one that the Hub knows; use its id, or "
+            f"`other` with license_name"
+        )
     if data.get("license") == "other" and not data.get("license_name"):
         yield "license `other` needs license_name"
     languages = data.get("language")
@@ -144,7 +150,10 @@ def _model(data: Mapping[str, Any], kind: Kind) -> Iterator[str]:
         if not data.get(key):
             yield f"{key} is missing: the Hub draws the lineage from it"
     if data.get("base_model_relation") not in RELATIONS:
-        yield f"base_model_relation {data.get('base_model_relation')!r} is not one of {', '.join(sorted(RELATIONS))}"
+        yield (
+            f"base_model_relation {data.get('base_model_relation')!r} is not one of "
+            f"{', '.join(sorted(RELATIONS))}"
+        )
     if "model-index" in data:
         try:
             model_index_to_eval_results(data["model-index"])
@@ -167,9 +176,14 @@ def _dataset(data: Mapping[str, Any], kind: Kind) -> Iterator[str]:
             isinstance(f, dict) and f.get("split") and f.get("path")
             for f in config.get("data_files") or [{}]
         ):
-            yield f"config {config.get('config_name')!r} does not name split and path of its files"
+            yield (
+                f"config {config.get('config_name')!r} does not name split and path of its files"
+            )
     if "default" not in names:
-        yield "configs have no `default`, so load_dataset without a config would not know what to load"
+        yield (
+            "configs have no `default`, so load_dataset without a config would not know what "
+            "to load"
+        )
 
 
 def _body(body: str, kind: Kind, data: Mapping[str, Any]) -> Iterator[str]:
@@ -186,7 +200,7 @@ def _body(body: str, kind: Kind, data: Mapping[str, Any]) -> Iterator[str]:
         for n in papers
         if f"arxiv:{n}" not in (data.get("tags") or ())
     )
-    yield from (f"the card holds {what}" for pattern, what in _NEVER if pattern.search(body))
+    yield from (f"the card holds {problem}" for pattern, problem in _NEVER if pattern.search(body))
     snippets = [m["code"] for m in _FENCE.finditer(body) if m["language"] == "python"]
     if not snippets:
         yield "no Python snippet says how to use it"

@@ -22,7 +22,7 @@ annotations_creators base_model base_model_relation configs dataset_info dataset
 license_link license_name model-index model_name pipeline_tag pretty_name size_categories source_datasets tags
 task_categories
 """
-OURS = frozenset(_OUR_KEYS.split())
+OWN_KEYS = frozenset(_OUR_KEYS.split())
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?\n", re.DOTALL)
 
 
@@ -30,11 +30,11 @@ def with_existing(card: str, existing: str) -> str:
     """`card` with the keys and the text that people added to `existing`, and the line below which
     text is theirs.
     """
-    theirs = {key: value for key, value in metadata(existing).items() if key not in OURS}
+    added = {key: value for key, value in metadata(existing).items() if key not in OWN_KEYS}
     match = _FRONT_MATTER.match(card)
-    if theirs and match:
-        ours = yaml.safe_load(match[1])
-        card = f"---\n{CardData(**{**ours, **theirs}).to_yaml()}\n---\n{card[match.end() :]}"
+    if added and match:
+        rendered = yaml.safe_load(match[1])
+        card = f"---\n{CardData(**{**rendered, **added}).to_yaml()}\n---\n{card[match.end() :]}"
     _, mark, below = existing.partition(KEEP)
     return f"{card.rstrip()}\n\n{KEEP}\n" + (below.lstrip("\n") if mark else "")
 

@@ -58,7 +58,7 @@ def configs(facts: CardFacts) -> list[dict[str, Any]]:
     """The dataset's configs as the Hub wants them, only those whose files are there (all when no
     file is named).
     """
-    made = []
+    entries = []
     curated = (
         facts.kind != "dialogues"
         or bool(facts.files)
@@ -74,13 +74,13 @@ def configs(facts: CardFacts) -> list[dict[str, Any]]:
             and not read.first(facts.report("rollout"), "baseline")
         ):
             continue
-        there = {
+        splits = {
             s: p for s, p in splits.items() if not facts.files or fnmatch.filter(facts.files, p)
         }
-        if there:
-            data_files = [{"split": split, "path": path} for split, path in there.items()]
-            made.append({"config_name": name, "data_files": data_files})
-    return made
+        if splits:
+            data_files = [{"split": split, "path": path} for split, path in splits.items()]
+            entries.append({"config_name": name, "data_files": data_files})
+    return entries
 
 
 def license_of(facts: CardFacts) -> str:
@@ -154,13 +154,15 @@ def base_of(facts: CardFacts, kind: TrainedKind) -> Input:
 
 
 def _eval_results(facts: CardFacts, kind: TrainedKind) -> list[EvalResult] | None:
-    held, corpus = read.held_out(facts.results, kind), facts.input("held-out", "corpus")
-    if held is None or corpus is None:
+    comparison, corpus = read.held_out(facts.results, kind), facts.input("held-out", "corpus")
+    if comparison is None or corpus is None:
         return None
     turn = "human" if kind == "asker" else "assistant"
-    card = scorecard.found(facts.results) if kind == "asker" else None
+    card = scorecard.from_results(facts.results) if kind == "asker" else None
     return [
-        scorecard.held_out_result(corpus, "loss", f"Loss per {turn}-turn token (nats)", held.model),
+        scorecard.held_out_result(
+            corpus, "loss", f"Loss per {turn}-turn token (nats)", comparison.model
+        ),
         *(scorecard.model_index(card, corpus) if card else ()),
     ]
 
@@ -235,18 +237,18 @@ _ANNOTATED_BY = {
 def rows_of(facts: CardFacts) -> int | None:
     """Rows in the dataset's default config, as its report has them."""
     if facts.kind == "corpus":
-        found = read.first(facts.report("corpus"), "kept")
+        rows = read.first(facts.report("corpus"), "kept")
     elif facts.kind == "dialogues":
-        found = read.first(facts.report("curate"), "kept")
+        rows = read.first(facts.report("curate"), "kept")
     elif facts.kind == "preference":
-        found = read.first(facts.report("prefer"), "pairs")
+        rows = read.first(facts.report("prefer"), "pairs")
     elif facts.kind == "source":
-        found = read.first(facts.report("import"), "conversations")
+        rows = read.first(facts.report("import"), "conversations")
     elif facts.kind == "benchmark":
-        found = read.first(facts.report("benchmark"), "questions")
+        rows = read.first(facts.report("benchmark"), "questions")
     else:
-        found = None
-    return found if isinstance(found, int) else None
+        rows = None
+    return rows if isinstance(rows, int) else None
 
 
 def _tags(recipe: Recipe | None, *tags: str) -> list[str]:
@@ -273,13 +275,13 @@ def answering_model(facts: CardFacts) -> str:
     seat = _recipe(facts).rollout.chat
     source = facts.input("chat model", "chat")
     name = source.repo_id if source else seat.model_name
-    served = facts.reports.get("rollout", {}).get("models", {}).get("chat", {})
+    models = facts.reports.get("rollout", {}).get("models", {}).get("chat", {})
     if not seat.is_elsewhere:
         return name
     repo = seat.repo or seat.name or ""
-    others = [said for said in served if is_another_model(said, repo, seat.model)]
-    if others:
-        return f"{', '.join(others)} (so named by the server; the recipe names {name})"
+    other_models = [model for model in models if is_another_model(model, repo, seat.model)]
+    if other_models:
+        return f"{', '.join(other_models)} (so named by the server; the recipe names {name})"
     return name
 
 
@@ -297,14 +299,16 @@ def license_notes(facts: CardFacts, sources: Sequence[str] = ()) -> list[str]:
         notes.append(f"It derives from {base}, whose licence and use policy go with it.")
     if facts.kind == "dialogues":
         notes.append(
-            f"Its answers were written by {answering_model(facts)}; that model's terms on the use of "
+            f"Its answers were written by {answering_model(facts)}; that model's terms on the "
+            f"use of "
             "its output go with them."
         )
     if facts.kind == "preference":
         made_wrong = facts.input("answers")
         rejected = made_wrong.repo_id if made_wrong else "a chat model"
         notes.append(
-            f"Its chosen answers were written by {answering_model(facts)}, its rejected ones by {rejected}; the "
+            f"Its chosen answers were written by {answering_model(facts)}, its rejected ones by "
+            f"{rejected}; the "
             "models' terms on the use of their output go with them."
         )
     for source in recipe.corpus.sources if facts.kind != "results" else ():

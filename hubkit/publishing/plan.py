@@ -45,7 +45,7 @@ class RepoPlan:
     """One repo's changes: `write` and `delete` make up one commit on top of `parent` (None: the
     repo is to be made).
 
-    `files` are the paths that the repo holds behind that commit. `left`: it holds others than those
+    `files` are the paths that the repo holds behind that commit. `is_kept`: it holds others than those
     that were wanted, and stays as it is."""
 
     repo_id: str
@@ -56,34 +56,36 @@ class RepoPlan:
     delete: Sequence[str] = ()
     changes: Sequence[Change] = ()
     files: Sequence[str] = ()
-    left: bool = False
+    is_kept: bool = False
 
 
 def compare(
     hub: Hub,
     repo_id: str,
     repo_type: str,
-    wanted: Mapping[str, Content],
+    files: Mapping[str, Content],
     *,
     private: bool,
-    ours: Sequence[str] = (),
+    owned: Sequence[str] = (),
 ) -> RepoPlan:
-    """Hold `wanted` (path → bytes or file) against ``main`` of a repo. Files there that match
-    `ours` and are not wanted go; any other file of the repo stays. Raises `HubError`."""
+    """Compare `files` (path → bytes or file) with ``main`` of a repo.
+
+    Files of the repo that match `owned` and are not among `files` are deleted; any other file
+    stays. Raises `HubError`."""
     try:
         head = hub.resolve(repo_id, repo_type=repo_type).revision
-        there = _hashes(hub, repo_id, repo_type, head)
+        hashes = _hashes(hub, repo_id, repo_type, head)
     except RepoMissingError:
-        head, there = None, {}
+        head, hashes = None, {}
     write = {
         path: content
-        for path, content in wanted.items()
-        if there.get(path) not in _digests(content)
+        for path, content in files.items()
+        if hashes.get(path) not in _digests(content)
     }
     delete = [
         path
-        for path in there
-        if path not in wanted and any(fnmatch(path, pattern) for pattern in ours)
+        for path in hashes
+        if path not in files and any(fnmatch(path, pattern) for pattern in owned)
     ]
     changes = (
         []
@@ -91,11 +93,11 @@ def compare(
         else [Change(repo_id, repo_type, "create", "(private)" if private else "(public)")]
     )
     for path, content in write.items():
-        action: Action = "update" if path in there else "add"
+        action: Action = "update" if path in hashes else "add"
         changes.append(Change(repo_id, repo_type, action, path, _size(content)))
     changes += [Change(repo_id, repo_type, "delete", path) for path in delete]
-    files = sorted({*there, *wanted} - {*delete})
-    return RepoPlan(repo_id, repo_type, head, private, write, delete, changes, files)
+    paths = sorted({*hashes, *files} - {*delete})
+    return RepoPlan(repo_id, repo_type, head, private, write, delete, changes, paths)
 
 
 def _hashes(hub: Hub, repo_id: str, repo_type: str, revision: str) -> dict[str, str]:
@@ -104,12 +106,12 @@ def _hashes(hub: Hub, repo_id: str, repo_type: str, revision: str) -> dict[str, 
         entries = list(
             hub.api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type=repo_type)
         )
-    found = {}
+    hashes = {}
     for entry in entries:
         if blob := getattr(entry, "blob_id", None):
             lfs = getattr(entry, "lfs", None)
-            found[entry.path] = str(lfs.sha256 if lfs else blob)
-    return found
+            hashes[entry.path] = str(lfs.sha256 if lfs else blob)
+    return hashes
 
 
 def _digests(content: Content) -> tuple[str, str]:

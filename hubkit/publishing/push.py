@@ -48,7 +48,13 @@ ARTIFACTS: tuple[tuple[str, Kind, str], ...] = (
 BENCHMARK = "mt-bench-8"  # the same whatever the recipe
 UNKNOWN = "0" * 40  # stands for a commit that a push will make, while it is only planned
 _FORMERLY_WRITTEN = ("croissant.json",)  # by earlier versions; a push removes it
-_OWN = ("README.md", lineage.PICTURE, scorecard.PICTURE, scorecard.ENTRIES, *_FORMERLY_WRITTEN)
+_CARD_FILES = (
+    "README.md",
+    lineage.PICTURE,
+    scorecard.PICTURE,
+    scorecard.ENTRIES,
+    *_FORMERLY_WRITTEN,
+)
 _FROM_ELSEWHERE = (
     "data/*",
     "*.safetensors",
@@ -76,7 +82,7 @@ class _Push:
     recipe: Recipe
     outputs: Mapping[str, Ref]
     public: bool
-    moved: dict[tuple[str, str], Ref] = field(default_factory=dict)
+    commits_there: dict[tuple[str, str], Ref] = field(default_factory=dict)
     _records: dict[Ref, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     def records(self, ref: Ref) -> dict[str, dict[str, Any]]:
@@ -86,7 +92,7 @@ class _Push:
         return self._records[ref]
 
     @property
-    def across(self) -> bool:
+    def is_copy(self) -> bool:
         """Whether files move from one Hub to another."""
         return self.source.url != self.target.url
 
@@ -119,25 +125,25 @@ def publish(
     `CommitConflictError` when others keep committing, `HubError` otherwise."""
     hub = hub.allowing(allow)
     push = _Push(source or hub, hub, recipe, outputs, public)
-    along = list(_base_steps(push))
-    steps = [*along, *_artifact_steps(push), *(_space_steps(push) if with_spaces else ())]
+    base_steps = list(_base_steps(push))
+    steps = [*base_steps, *_artifact_steps(push), *(_space_steps(push) if with_spaces else ())]
     if benchmark:
         steps.append(_benchmark_step(push, benchmark))
     planned = [_plan_all(push, step, progress, at, len(steps)) for at, step in enumerate(steps)]
     changes = [change for plan in planned for change in plan.changes]
-    tied = [(step.repo_id, step.repo_type) for step in steps[len(along) :]]
+    items = [(step.repo_id, step.repo_type) for step in steps[len(base_steps) :]]
     if dry_run:
-        return changes + collection.plan(hub, recipe, tied)
-    done: list[Change] = []
-    push.moved.clear()
+        return changes + collection.plan(hub, recipe, items)
+    changes_made: list[Change] = []
+    push.commits_there.clear()
     for at, (step, plan) in enumerate(zip(steps, planned, strict=True)):
         progress(at, len(steps) + 1, f"pushing {step.repo_id}")
         # Across Hubs a card names commits that this push makes, so it is planned again once they
         # are known.
-        done += _carry_out(push, step, None if push.across and step.kind else plan)
-    done += collection.push(hub, recipe, tied, private=push.private)
+        changes_made += _carry_out(push, step, None if push.is_copy and step.kind else plan)
+    changes_made += collection.push(hub, recipe, items, private=push.private)
     progress(len(steps) + 1, len(steps) + 1, "pushed")
-    return done
+    return changes_made
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +162,7 @@ def _plan_all(push: _Push, step: _Step, progress: Progress, at: int, total: int)
     progress(at, total, f"checking {step.repo_id}")
     plan = step.plan()
     safety_checks.check(plan, step.kind, push.target)
-    if push.across:
+    if push.is_copy:
         step.after(UNKNOWN, plan)
     return plan
 
@@ -175,7 +181,8 @@ def _carry_out(push: _Push, step: _Step, planned: RepoPlan | None) -> list[Chang
             return changes + step.after(commit, plan)
         time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
     raise CommitConflictError(
-        f"{step.repo_type} {step.repo_id}: others committed {_ATTEMPTS} times in between; push again later",
+        f"{step.repo_type} {step.repo_id}: others committed {_ATTEMPTS} times in between; push "
+        f"again later",
         status=412,
     )
 
@@ -216,8 +223,8 @@ def _base_steps(push: _Push) -> Iterator[_Step]:
             return base_models.plan(push.source, push.target, base, private=push.private)
 
         def after(commit: str, plan: RepoPlan, base: Ref = base) -> list[Change]:
-            if not plan.left:
-                push.moved[base.repo_id, base.revision] = replace(base, revision=commit)
+            if not plan.is_kept:
+                push.commits_there[base.repo_id, base.revision] = replace(base, revision=commit)
             return []
 
         yield _Step(base.repo_id, base.repo_type, plan, after=after)
@@ -250,45 +257,45 @@ def _artifact_steps(push: _Push) -> Iterator[_Step]:
 
 
 def _plan_artifact(push: _Push, kind: Kind, ref: Ref, repo_id: str, repo_type: str) -> RepoPlan:
-    found = push.records(ref)
+    records = push.records(ref)
     files: dict[str, Content] = {}
-    if push.across:
+    if push.is_copy:
         folder = push.source.snapshot(ref)
         files = {
             p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()
         }
-    here = _listing(push.source, ref)
-    shown = [*here, lineage.PICTURE, scorecard.PICTURE]
-    made = card_data.from_records(
-        kind, repo_id, push.recipe, found, results=_results(push), files=shown
+    source_files = _listing(push.source, ref)
+    card_files = [*source_files, lineage.PICTURE, scorecard.PICTURE]
+    facts = card_data.from_records(
+        kind, repo_id, push.recipe, records, results=_results(push), files=card_files
     )
-    made = replace(made, inputs=_inputs_there(push, kind, made.inputs))
+    facts = replace(facts, inputs=_inputs_there(push, kind, facts.inputs))
     if (
         kind == "preference" and "align" in push.outputs
     ):  # its card also says what training on it had to leave out
         trained = push.records(push.outputs["align"])["align"]["report"]
-        made = replace(made, reports={**made.reports, "align": trained})
-    card = merge.with_existing(cards.render(made), _card_there(push.target, repo_id, repo_type))
+        facts = replace(facts, reports={**facts.reports, "align": trained})
+    card = merge.with_existing(cards.render(facts), _card_there(push.target, repo_id, repo_type))
     tree = lineage.relabelled(
         lineage.trace(ref, push.records), lambda old: _picture_ref(push, kind, ref, old)
     )
-    wanted: dict[str, Content] = {
+    contents: dict[str, Content] = {
         **files,
         "README.md": card.encode(),
         lineage.PICTURE: lineage.picture(tree),
     }
-    wanted |= _scored(made)
-    wanted.pop(".gitattributes", None)
-    ours = (*_FORMERLY_WRITTEN, *(_FROM_ELSEWHERE if push.across else ()))
-    return compare(push.target, repo_id, repo_type, wanted, private=push.private, ours=ours)
+    contents |= _scored(facts)
+    contents.pop(".gitattributes", None)
+    owned = (*_FORMERLY_WRITTEN, *(_FROM_ELSEWHERE if push.is_copy else ()))
+    return compare(push.target, repo_id, repo_type, contents, private=push.private, owned=owned)
 
 
-def _scored(made: card_data.CardFacts) -> dict[str, Content]:
+def _scored(facts: card_data.CardFacts) -> dict[str, Content]:
     """The picture of an asker's scorecard and its entries for the Hub, where the results hold
     one.
     """
-    card, data = scorecard.found(made.results), made.input("corpus")
-    if made.kind != "asker" or card is None or data is None:
+    card, data = scorecard.from_results(facts.results), facts.input("corpus")
+    if facts.kind != "asker" or card is None or data is None:
         return {}
     return {
         scorecard.PICTURE: scorecards.picture(card),
@@ -300,45 +307,48 @@ def _inputs_there(push: _Push, kind: Kind, inputs: Sequence[Input]) -> list[Inpu
     """The inputs as the target Hub knows them; models are also told which conversations they were
     held against.
     """
-    there = []
-    for given in inputs:
-        old = Ref(given.repo_id, given.repo_type, given.revision)
-        new = push.moved.get((old.repo_id, old.revision))
+    inputs_there = []
+    for item in inputs:
+        old = Ref(item.repo_id, item.repo_type, item.revision)
+        new = push.commits_there.get((old.repo_id, old.revision))
         if new is not None:
-            there.append(replace(given, repo_id=new.repo_id, revision=new.revision))
+            inputs_there.append(replace(item, repo_id=new.repo_id, revision=new.revision))
         else:
-            there.append(
-                replace(given, here=given.here and (not push.across or _exists(push.target, old)))
+            inputs_there.append(
+                replace(
+                    item,
+                    is_present=item.is_present and (not push.is_copy or _exists(push.target, old)),
+                )
             )
     corpus = push.outputs.get("corpus")
     if (
         kind in ("chat", "aligned")
         and corpus is not None
-        and not any(i.role == "held-out" for i in there)
+        and not any(i.role == "held-out" for i in inputs_there)
     ):
-        at = push.moved.get((corpus.repo_id, corpus.revision), corpus)
-        there.append(Input("held-out", at.repo_id, at.repo_type, at.revision))
-    return there
+        at = push.commits_there.get((corpus.repo_id, corpus.revision), corpus)
+        inputs_there.append(Input("held-out", at.repo_id, at.repo_type, at.revision))
+    return inputs_there
 
 
 def _picture_ref(push: _Push, kind: Kind, ref: Ref, old: Ref) -> Ref:
     """What the picture calls a commit. Its own card is drawn before it is committed, so the root
     names the data's.
     """
-    if old == ref and push.across:
+    if old == ref and push.is_copy:
         return Ref(push.target.qualify(getattr(push.recipe.repos, kind)), ref.repo_type, "")
-    return push.moved.get((old.repo_id, old.revision), old)
+    return push.commits_there.get((old.repo_id, old.revision), old)
 
 
 def _settle(push: _Push, kind: Kind, ref: Ref, commit: Ref) -> list[Change]:
     """Remember what `ref` has become on the target, and tag it there when it is a version."""
-    if not push.across:
+    if not push.is_copy:
         return []
     if commit.revision == UNKNOWN:
-        push.moved[ref.repo_id, ref.revision] = commit
+        push.commits_there[ref.repo_id, ref.revision] = commit
         return []
     data = data_commit(push.target, commit)
-    push.moved[ref.repo_id, ref.revision] = data
+    push.commits_there[ref.repo_id, ref.revision] = data
     return _tag(push.target, data) if kind in ("dialogues", "preference") else []
 
 
@@ -353,7 +363,7 @@ def data_commit(hub: Hub, ref: Ref) -> Ref:
         touched = {
             entry.last_commit.oid
             for entry in tree
-            if entry.last_commit is not None and entry.path not in (*_OWN, ".gitattributes")
+            if entry.last_commit is not None and entry.path not in (*_CARD_FILES, ".gitattributes")
         }
         history = hub.api.list_repo_commits(
             ref.repo_id, repo_type=ref.repo_type, revision=ref.revision
@@ -409,8 +419,8 @@ def _space_steps(push: _Push) -> Iterator[_Step]:
         repo_id = push.target.qualify(getattr(push.recipe.repos, space.named_after))
 
         def plan(space: spaces.Space = space, repo_id: str = repo_id) -> RepoPlan:
-            wanted = spaces.files(space, push.recipe, push.target.qualify)
-            return compare(push.target, repo_id, "space", wanted, private=push.private)
+            contents = spaces.files(space, push.recipe, push.target.qualify)
+            return compare(push.target, repo_id, "space", contents, private=push.private)
 
         yield _Step(repo_id, "space", plan)
 
@@ -419,9 +429,11 @@ def _benchmark_step(push: _Push, benchmark: Benchmark) -> _Step:
     repo_id = push.target.qualify(BENCHMARK)
 
     def plan() -> RepoPlan:
-        made = card_data.CardFacts("benchmark", repo_id, reports={"benchmark": benchmark.report})
-        card = merge.with_existing(cards.render(made), _card_there(push.target, repo_id, "dataset"))
-        wanted: dict[str, Content] = {**benchmark.files, "README.md": card.encode()}
-        return compare(push.target, repo_id, "dataset", wanted, private=push.private)
+        facts = card_data.CardFacts("benchmark", repo_id, reports={"benchmark": benchmark.report})
+        card = merge.with_existing(
+            cards.render(facts), _card_there(push.target, repo_id, "dataset")
+        )
+        contents: dict[str, Content] = {**benchmark.files, "README.md": card.encode()}
+        return compare(push.target, repo_id, "dataset", contents, private=push.private)
 
     return _Step(repo_id, "dataset", plan, "benchmark")

@@ -15,13 +15,13 @@ def check(plan: RepoPlan, kind: Kind | None, target: Hub) -> None:
 
     Secrets go to no Hub; personal data goes to this machine's own Hub alone. What `target` allows
     by kind passes. `kind` says which card the README.md is; None for a Space."""
-    what = f"{plan.repo_type} {plan.repo_id} was not pushed"
+    action = f"{plan.repo_type} {plan.repo_id} was not pushed"
     kinds = SECRETS if target.embedded else KINDS
-    gate.check(what, plan.write, [plan.repo_id], allowed=target.allowed, kinds=kinds)
+    gate.check(action, plan.write, [plan.repo_id], allowed=target.allowed, kinds=kinds)
     card = plan.write.get("README.md")
     if card is not None and kind is not None:
         text = (card if isinstance(card, bytes) else card.read_bytes()).decode("utf-8", "replace")
         if problems := list(lint(text, kind, plan.files)):
             listed = "; ".join(f"README.md: {problem}" for problem in problems[:5])
-            more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-            raise PublishError(f"{what}: {listed}{more}")
+            unlisted = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise PublishError(f"{action}: {listed}{unlisted}")

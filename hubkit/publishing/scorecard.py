@@ -25,7 +25,7 @@ _PLAYER = "asker"  # the row that is the repo's own model
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ScorecardView:
     """What the template prints: the table, what is missing and why, each measure's definition, and
     how it was asked.
     """
@@ -37,7 +37,7 @@ class Shown:
     settings: Mapping[str, Any]
 
 
-def found(results: Mapping[str, Any] | None) -> scorecards.Scorecard | None:
+def from_results(results: Mapping[str, Any] | None) -> scorecards.Scorecard | None:
     """The scorecard in a results file, or None where there is none, or none that can be read."""
     try:
         return scorecards.of(results["scorecard"]) if results and results.get("scorecard") else None
@@ -45,11 +45,11 @@ def found(results: Mapping[str, Any] | None) -> scorecards.Scorecard | None:
         return None
 
 
-def shown(card: scorecards.Scorecard) -> Shown:
+def view_of(card: scorecards.Scorecard) -> ScorecardView:
     """`card` as text for a template."""
     columns, rows = scorecards.table(card)
     defined = [(e.title, e.formula, e.source) for e in scorecards.measured(card).values()]
-    return Shown(columns, rows, scorecards.notes(card), defined, card.settings)
+    return ScorecardView(columns, rows, scorecards.notes(card), defined, card.settings)
 
 
 def section(card: scorecards.Scorecard, *, picture: bool = True) -> str:
@@ -58,7 +58,7 @@ def section(card: scorecards.Scorecard, *, picture: bool = True) -> str:
     template = env.from_string(
         '{% import "_scorecard.md.jinja" as part with context %}{{ part.scorecard(s, picture) }}'
     )
-    return template.render(s=shown(card), picture=PICTURE if picture else None).strip() + "\n"
+    return template.render(s=view_of(card), picture=PICTURE if picture else None).strip() + "\n"
 
 
 def model_index(card: scorecards.Scorecard, data: Input, player: str = _PLAYER) -> list[EvalResult]:
@@ -88,15 +88,15 @@ def held_out_result(data: Input, metric: str, title: str, value: float) -> EvalR
 
 def model_index_yaml(card: scorecards.Scorecard, data: Input, player: str = _PLAYER) -> str:
     """The same as the ``model-index`` of a card's front matter."""
-    made = eval_results_to_model_index(player, model_index(card, data, player))
-    return yaml.safe_dump({"model-index": made}, sort_keys=False, allow_unicode=True, width=120)
+    index = eval_results_to_model_index(player, model_index(card, data, player))
+    return yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True, width=120)
 
 
 def entries(card: scorecards.Scorecard, data: Input, player: str = _PLAYER) -> str:
     """The content of `ENTRIES`: the same values as a list of entries, each with its number of turns
     and interval.
     """
-    made = [
+    results = [
         EvalResultEntry(
             dataset_id=data.repo_id,
             task_id=name,
@@ -107,7 +107,7 @@ def entries(card: scorecards.Scorecard, data: Input, player: str = _PLAYER) -> s
         for name, value in _values(card, player).items()
     ]
     return yaml.safe_dump(
-        eval_result_entries_to_yaml(made), sort_keys=False, allow_unicode=True, width=120
+        eval_result_entries_to_yaml(results), sort_keys=False, allow_unicode=True, width=120
     )
 
 
@@ -119,14 +119,14 @@ def _values(card: scorecards.Scorecard, player: str) -> Mapping[str, Mapping[str
 
 
 def _note(card: scorecards.Scorecard, name: str, value: Mapping[str, Any]) -> str:
-    said = [card_definitions()[name].title]
+    parts = [card_definitions()[name].title]
     if name != "perplexity":
-        said.append(f"n = {value['n']}")
+        parts.append(f"n = {value['n']}")
     if value.get("low") is not None and value.get("high") is not None:
-        said.append(f"95% interval {value['low']:.3f} to {value['high']:.3f}")
+        parts.append(f"95% interval {value['low']:.3f} to {value['high']:.3f}")
     people = next(
         (row.values.get(name) for row in card.rows if row.name == scorecards.PEOPLE), None
     )
     if people:
-        said.append(f"people {people['value']:.3f}")
-    return "; ".join(said)
+        parts.append(f"people {people['value']:.3f}")
+    return "; ".join(parts)

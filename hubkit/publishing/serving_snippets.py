@@ -97,7 +97,7 @@ def _page(hub: Hub, repo_id: str) -> Page:
 def _engines(stack: contextlib.ExitStack, hub: Hub, recipe: Recipe) -> dict[str, str]:
     """Addresses of asker, chat and base, from one engine when both are adapters of one base."""
     repos = {"asker": hub.qualify(recipe.repos.asker), "chat": hub.qualify(recipe.repos.chat)}
-    env, place = environment(), cache("engine")
+    env, cache_dir = environment(), cache("engine")
     shared = (
         recipe.asker.base == recipe.chat.base
         and is_adapter(recipe.asker)
@@ -105,7 +105,7 @@ def _engines(stack: contextlib.ExitStack, hub: Hub, recipe: Recipe) -> dict[str,
     )
     if shared:
         engine = client.start_engine(
-            recipe.chat.base, repos, listen=["asker", "chat", "base"], env=env, cache_dir=place
+            recipe.chat.base, repos, listen=["asker", "chat", "base"], env=env, cache_dir=cache_dir
         )
         return stack.enter_context(engine).addresses
     addresses = {}
@@ -113,10 +113,10 @@ def _engines(stack: contextlib.ExitStack, hub: Hub, recipe: Recipe) -> dict[str,
         adapters = {role: repos[role]} if is_adapter(training) else {}
         model = training.base if adapters else repos[role]
         listen = [role, "base"] if adapters else ["base"]
-        found = stack.enter_context(
-            client.start_engine(model, adapters, listen=listen, env=env, cache_dir=place)
+        started = stack.enter_context(
+            client.start_engine(model, adapters, listen=listen, env=env, cache_dir=cache_dir)
         ).addresses
-        addresses[role] = found[role] if adapters else found["base"]
+        addresses[role] = started[role] if adapters else started["base"]
         if role == "chat" and adapters:
-            addresses["base"] = found["base"]
+            addresses["base"] = started["base"]
     return addresses

@@ -19,7 +19,7 @@ from hubkit.publishing.plan import Content
 from hubkit.recipe import Recipe, SeatConfig, Training
 
 SETTINGS = "space.json"
-_OWN = ("README.md", "app.py", "preview.png", "requirements.txt")
+_SPACE_FILES = ("README.md", "app.py", "preview.png", "requirements.txt")
 _COMMON = ("models.py", "page.py")
 
 
@@ -52,8 +52,8 @@ def files(space: Space, recipe: Recipe, qualify: Callable[[str], str]) -> dict[s
 def sources(name: str) -> dict[str, Path]:
     """Path in the repo → file, of the Space `name`: its own files and those that all share."""
     root = assets.folder("spaces")
-    own = {path: root / name / path for path in _OWN}
-    return own | {path: root / "common" / path for path in _COMMON}
+    space_files = {path: root / name / path for path in _SPACE_FILES}
+    return space_files | {path: root / "common" / path for path in _COMMON}
 
 
 def write_sources(name: str, folder: Path) -> Path:
@@ -99,13 +99,13 @@ def _model(name: str, repo_id: str, training: Training, seat: SeatConfig) -> dic
 def _card(readme: Path, space: Space, recipe: Recipe, values: dict[str, Any]) -> str:
     """The Space's own README with the metadata of this recipe: title, models, datasets."""
     card = SpaceCard(readme.read_text("utf-8"))
-    shown = ("chat",) if space.folder == "chat" else ("asker", "chat")
+    stages = ("chat",) if space.folder == "chat" else ("asker", "chat")
     name = values[space.named_after]["name"]
     card.data["title"] = (
         f"Chat with {name}" if space.folder == "chat" else f"{name}: be the assistant"
     )
     card.data["models"] = list(
-        dict.fromkeys(values[who][key] for who in shown for key in ("repo_id", "base"))
+        dict.fromkeys(values[stage][key] for stage in stages for key in ("repo_id", "base"))
     )
     card.data["datasets"] = [
         values["dialogues" if space.folder == "chat" else "conversations"]["repo_id"]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from hubkit.sensitive_data.scanner import KINDS, scan_text
+from hubkit.sensitive_data.scanner import KINDS, mask, scan_text
 
 UNREADABLE = "unreadable"  # the kind of a member that is too deep or too large to be looked into
 _BLOCK_CHARS = 1 << 20
@@ -41,10 +41,10 @@ class FileFindings:
     counts: Counter[str] = field(default_factory=Counter)
     places: dict[str, str] = field(default_factory=dict)
 
-    def add(self, kind: str, place: str) -> None:
+    def add(self, kind: str, location: str) -> None:
         """Count one finding."""
         self.counts[kind] += 1
-        self.places.setdefault(kind, place)
+        self.places.setdefault(kind, location)
 
     def without(self, kinds: frozenset[str]) -> FileFindings:
         """The findings of all other kinds."""
@@ -87,12 +87,12 @@ def scan_file(name: str, content: Path | bytes, kinds: Iterable[str] = KINDS) ->
         content: The file, or its bytes.
         kinds: What is looked for.
     """
-    wanted = frozenset(kinds)
+    kinds_set = frozenset(kinds)
     findings = FileFindings()
     plain = name.replace("/", " / ")
-    for finding in scan_text(plain, wanted) or scan_text(plain.rpartition(".")[0], wanted):
+    for finding in scan_text(plain, kinds_set) or scan_text(plain.rpartition(".")[0], kinds_set):
         findings.add(finding.kind, "the file's name")
-    scanner = _Scanner(wanted, findings)
+    scanner = _Scanner(kinds_set, findings)
     if isinstance(content, bytes):
         scanner.binary(io.BytesIO(content), "", 0)
     else:
@@ -107,61 +107,63 @@ class _Scanner:
     def __init__(self, kinds: frozenset[str], findings: FileFindings) -> None:
         self._kinds, self._findings = kinds, findings
 
-    def binary(self, file: IO[bytes], place: str, depth: int) -> None:
-        """Scan a file of any kind; `place` says where inside the outer file it is."""
+    def binary(self, file: IO[bytes], location: str, depth: int) -> None:
+        """Scan a file of any kind; `location` says where inside the outer file it is."""
         if depth > _NESTING:
-            self._findings.add(UNREADABLE, place or "nested too deeply")
+            self._findings.add(UNREADABLE, location or "nested too deeply")
             return
         head = file.read(8192)
         file.seek(0)
         if head[:4] == b"PAR1":
-            self._guarded(self._parquet, file, place, depth)
+            self._guarded(self._parquet, file, location, depth)
         elif head[:6] == b"ARROW1" or head[:4] == b"\xff\xff\xff\xff":
-            self._guarded(self._arrow, file, place, depth)
+            self._guarded(self._arrow, file, location, depth)
         elif head[:4] == b"PK\x03\x04":
-            self._guarded(self._zip, file, place, depth)
+            self._guarded(self._zip, file, location, depth)
         elif head[257:262] == b"ustar":
-            self._guarded(self._tar, file, place, depth)
+            self._guarded(self._tar, file, location, depth)
         elif opener := _compression(head):
-            self._guarded(lambda f, p, d: self._compressed(opener, f, p, d), file, place, depth)
+            self._guarded(lambda f, p, d: self._compressed(opener, f, p, d), file, location, depth)
         elif length := _safetensors_header(head):
             file.seek(8)
-            self.text(file.read(length).decode("utf-8", "replace"), _join(place, "header"), depth)
+            self.text(
+                file.read(length).decode("utf-8", "replace"), _join(location, "header"), depth
+            )
         elif encoding := _encoding(head):
-            self._lines(file, encoding, place, depth)
+            self._lines(file, encoding, location, depth)
         else:
-            self._printable(file, place)
+            self._printable(file, location)
 
-    def _guarded(self, scan: Any, file: IO[bytes], place: str, depth: int) -> None:
+    def _guarded(self, scan: Any, file: IO[bytes], location: str, depth: int) -> None:
         """`scan`, and where the file is damaged its printable runs instead."""
         try:
-            scan(file, place, depth)
+            scan(file, location, depth)
         except Exception:  # damaged files raise whatever their libraries like
             file.seek(0)
-            self._printable(file, place)
+            self._printable(file, location)
 
-    def text(self, text: str, place: str, depth: int) -> None:
+    def text(self, text: str, location: str, depth: int) -> None:
         """Scan text that is in memory."""
         for finding in scan_text(text, self._kinds):
-            self._findings.add(finding.kind, place)
-        self._hidden(text, place, depth)
+            self._findings.add(finding.kind, location)
+        self._hidden(text, location, depth)
 
-    def _hidden(self, text: str, place: str, depth: int) -> None:
+    def _hidden(self, text: str, location: str, depth: int) -> None:
         """What JSON's escapes and base64 hide."""
         if "\\u00" in text and (plain := _unescaped(text)) != text:
-            known = Counter(f.kind for f in scan_text(text, self._kinds))
+            plain_counts = Counter(f.kind for f in scan_text(text, self._kinds))
             for finding in scan_text(plain, self._kinds):
-                if known[finding.kind] > 0:
-                    known[finding.kind] -= 1
+                if plain_counts[finding.kind] > 0:
+                    plain_counts[finding.kind] -= 1
                 else:
-                    self._findings.add(finding.kind, _join(place, "escaped"))
+                    self._findings.add(finding.kind, _join(location, "escaped"))
         if depth >= _NESTING:
             return
         for match in _BASE64.finditer(text):
             if (data := _decoded(match[0])) is not None:
-                self.binary(io.BytesIO(data), _join(place, "base64"), depth + 1)
+                self.binary(io.BytesIO(data), _join(location, "base64"), depth + 1)
 
-    def _lines(self, file: IO[bytes], encoding: str, place: str, depth: int) -> None:
+    def _lines(self, file: IO[bytes], encoding: str, location: str, depth: int) -> None:
         """Text in blocks that overlap; what starts in the overlap belongs to the next block."""
         decoder = codecs.getincrementaldecoder(encoding)("replace")
         lead, block, line = "", "", 1
@@ -174,57 +176,57 @@ class _Scanner:
                 start = finding.start - len(lead)
                 if 0 <= start < cut:
                     number = line + block.count("\n", 0, start)
-                    self._findings.add(finding.kind, _join(place, f"line {number}"))
-            self._hidden(block if not data else block[:cut], _join(place, f"line {line}"), depth)
+                    self._findings.add(finding.kind, _join(location, f"line {number}"))
+            self._hidden(block if not data else block[:cut], _join(location, f"line {line}"), depth)
             if not data:
                 return
             line += block.count("\n", 0, cut)
             lead, block = (lead + block[:cut])[-_LEAD_CHARS:], block[cut:]
 
-    def _printable(self, file: IO[bytes], place: str) -> None:
+    def _printable(self, file: IO[bytes], location: str) -> None:
         """The printable runs of a binary file; of a model's weights, those of its header."""
         is_model = file.read(4) == b"GGUF"
         file.seek(0)
-        left = _MODEL_HEADER_BYTES if is_model else -1
+        remaining = _MODEL_HEADER_BYTES if is_model else -1
         while data := file.read(_BLOCK_CHARS):
             runs = [match[0].decode("ascii") for match in _BINARY_RUN.finditer(data)]
             runs += [match[0].decode("utf-16-le") for match in _BINARY_WIDE_RUN.finditer(data)]
             if runs:
-                self.text("\n\n".join(runs), _join(place, "binary content"), _NESTING)
-            left -= len(data)
-            if is_model and left <= 0:
+                self.text("\n\n".join(runs), _join(location, "binary content"), _NESTING)
+            remaining -= len(data)
+            if is_model and remaining <= 0:
                 return
 
-    def _zip(self, file: IO[bytes], place: str, depth: int) -> None:
+    def _zip(self, file: IO[bytes], location: str, depth: int) -> None:
         import zipfile
 
         with zipfile.ZipFile(file) as archive:
             for member in archive.infolist():
                 if not member.is_dir():
                     self._member(
-                        archive.open(member), member.filename, member.file_size, place, depth
+                        archive.open(member), member.filename, member.file_size, location, depth
                     )
 
-    def _tar(self, file: IO[bytes], place: str, depth: int) -> None:
+    def _tar(self, file: IO[bytes], location: str, depth: int) -> None:
         import tarfile
 
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 if member.isfile() and (opened := archive.extractfile(member)):
-                    self._member(opened, member.name, member.size, place, depth)
+                    self._member(opened, member.name, member.size, location, depth)
 
-    def _member(self, file: IO[bytes], name: str, size: int, place: str, depth: int) -> None:
+    def _member(self, file: IO[bytes], name: str, size: int, location: str, depth: int) -> None:
         inner = _join(
-            place, f"member {len(name)} characters" if scan_text(name) else f"member {name}"
+            location, f"member {len(name)} characters" if scan_text(name) else f"member {name}"
         )
-        self.text(name.replace("/", " / "), _join(place, "a member's name"), _NESTING)
+        self.text(name.replace("/", " / "), _join(location, "a member's name"), _NESTING)
         if size > _UNPACKED_BYTES:
             self._findings.add(UNREADABLE, inner)
             return
         with file:
             self.binary(io.BytesIO(file.read(_UNPACKED_BYTES)), inner, depth + 1)
 
-    def _compressed(self, opener: Any, file: IO[bytes], place: str, depth: int) -> None:
+    def _compressed(self, opener: Any, file: IO[bytes], location: str, depth: int) -> None:
         import tempfile
 
         with opener(file) as unpacked, tempfile.SpooledTemporaryFile(max_size=64 << 20) as copy:
@@ -232,30 +234,30 @@ class _Scanner:
             while block := unpacked.read(1 << 20):
                 total += len(block)
                 if total > _UNPACKED_BYTES:
-                    self._findings.add(UNREADABLE, _join(place, "compressed"))
+                    self._findings.add(UNREADABLE, _join(location, "compressed"))
                     break
                 copy.write(block)
             copy.seek(0)
-            self.binary(copy, _join(place, "compressed"), depth + 1)
+            self.binary(copy, _join(location, "compressed"), depth + 1)
 
-    def _parquet(self, file: IO[bytes], place: str, depth: int) -> None:
+    def _parquet(self, file: IO[bytes], location: str, depth: int) -> None:
         import pyarrow.parquet as pq
 
         # Without a small buffer it keeps all that it has read.
         with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as table:
-            self._schema(table.schema_arrow, place)
+            self._schema(table.schema_arrow, location)
             row = 0
             for batch in table.iter_batches(batch_size=1000):
-                self._batch(batch, row, place, depth)
+                self._batch(batch, row, location, depth)
                 row += batch.num_rows
 
-    def _arrow(self, file: IO[bytes], place: str, depth: int) -> None:
+    def _arrow(self, file: IO[bytes], location: str, depth: int) -> None:
         import pyarrow as pa
 
         data = pa.py_buffer(file.read())
         is_file = bytes(data[:6]) == b"ARROW1"
         with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(data) as reader:
-            self._schema(reader.schema, place)
+            self._schema(reader.schema, location)
             row = 0
             batches = (
                 (reader.get_batch(n) for n in range(reader.num_record_batches))
@@ -263,24 +265,26 @@ class _Scanner:
                 else reader
             )
             for batch in batches:
-                self._batch(batch, row, place, depth)
+                self._batch(batch, row, location, depth)
                 row += batch.num_rows
 
-    def _schema(self, schema: Any, place: str) -> None:
+    def _schema(self, schema: Any, location: str) -> None:
         for key, value in (schema.metadata or {}).items():
             if key != b"ARROW:schema":
                 text = f"{key.decode('utf-8', 'replace')}: {value.decode('utf-8', 'replace')}"
-                self.text(text, _join(place, "metadata"), 0)
-        self.text("\n".join(schema.names), _join(place, "column names"), _NESTING)
+                self.text(text, _join(location, "metadata"), 0)
+        self.text("\n".join(schema.names), _join(location, "column names"), _NESTING)
         for column in schema:
             for key, value in (column.metadata or {}).items():
                 text = f"{key.decode('utf-8', 'replace')}: {value.decode('utf-8', 'replace')}"
-                self.text(text, _join(place, "metadata"), _NESTING)
+                self.text(text, _join(location, "metadata"), _NESTING)
 
-    def _batch(self, batch: Any, row: int, place: str, depth: int) -> None:
+    def _batch(self, batch: Any, row: int, location: str, depth: int) -> None:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             for path, values in _leaves(name, column):
-                where = _join(place, f"column {path}, rows {row} to {row + batch.num_rows - 1}")
+                where = _join(
+                    location, f"column {mask(path)}, rows {row} to {row + batch.num_rows - 1}"
+                )
                 for value in values:
                     if isinstance(value, bytes):
                         self.binary(io.BytesIO(value), where, depth + 1)
@@ -328,8 +332,8 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | bytes | int) else json.dumps(value, default=str)
 
 
-def _join(place: str, inner: str) -> str:
-    return f"{place}, {inner}" if place else inner
+def _join(outer: str, inner: str) -> str:
+    return f"{outer}, {inner}" if outer else inner
 
 
 def _compression(head: bytes) -> Any:

@@ -83,7 +83,7 @@ def _email_rules() -> tuple[Rule, ...]:
     bracketed = (
         rf"(?<![\w.])[\w.+-]{{1,64}}{at}[A-Za-z0-9-]{{1,63}}(?:{dot}[A-Za-z0-9-]{{2,63}}){{1,4}}"
     )
-    spoken = (
+    in_words = (
         r"(?<![\w.])[\w.+-]{1,64}(?: dot [\w+-]{1,40}){0,3} at [A-Za-z0-9-]{1,63}"
         r"(?: dot [A-Za-z0-9-]{2,63}){1,4}(?![A-Za-z0-9])"
     )
@@ -99,7 +99,7 @@ def _email_rules() -> tuple[Rule, ...]:
             check=_obfuscated,
             gate=r"[\[({<] ?(?:[aA][tT]|@|ät) ?[\])}>]|_at_| AT ",
         ),
-        rule("email", "", spoken, check=_obfuscated, folded=True, gate=r" dot [a-z]{2,24}\b"),
+        rule("email", "", in_words, check=_obfuscated, folded=True, gate=r" dot [a-z]{2,24}\b"),
         rule("email", "", spaced, check=_obfuscated, gate=" @ "),
     )
 

@@ -165,10 +165,10 @@ def _is_phone(value: str, regions: tuple[str, ...], named: bool) -> bool:
     if re.fullmatch(r"\d{3}[ .-]\d{4}|\d{1,4} \d{3,4}", value):
         return False
     for region in regions:
-        for found in PhoneNumberMatcher(
+        for candidate in PhoneNumberMatcher(
             value, region, leniency=Leniency.EXACT_GROUPING, max_tries=2
         ):
-            if found.end - found.start >= len(value) - 1 and _plausible(value, region):
+            if candidate.end - candidate.start >= len(value) - 1 and _plausible(value, region):
                 return True
     return False
 

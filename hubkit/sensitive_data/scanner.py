@@ -23,8 +23,8 @@ def scan_text(text: str, kinds: Iterable[str] = KINDS) -> list[Finding]:
     Raises:
         ValueError: A kind is unknown.
     """
-    wanted = frozenset(kinds)
-    if unknown := wanted - KINDS:
+    kinds_set = frozenset(kinds)
+    if unknown := kinds_set - KINDS:
         raise ValueError(
             f"no kind of secret or personal data is called {', '.join(sorted(unknown))}; "
             f"known: {', '.join(sorted(KINDS))}"
@@ -33,7 +33,7 @@ def scan_text(text: str, kinds: Iterable[str] = KINDS) -> list[Finding]:
     findings: list[Finding] = []
     for rules in (secret_rules.secret_rules(), personal_rules.personal_rules()):
         for rule in rules:
-            if rule.kind in wanted:
+            if rule.kind in kinds_set:
                 findings.extend(rule.findings(subject))
     return _without_overlaps(findings) if findings else findings
 
@@ -56,7 +56,7 @@ def masked(text: str, findings: Iterable[Finding]) -> str:
 def _without_overlaps(findings: list[Finding]) -> list[Finding]:
     starts: list[int] = []
     ends: list[int] = []
-    apart: list[Finding] = []
+    separate: list[Finding] = []
     for finding in sorted(findings, key=lambda f: (f.kind in PERSONAL, f.start - f.end, f.start)):
         at = bisect_left(starts, finding.start)
         free_before = at == 0 or ends[at - 1] <= finding.start
@@ -64,5 +64,5 @@ def _without_overlaps(findings: list[Finding]) -> list[Finding]:
         if free_before and free_after:
             starts.insert(at, finding.start)
             ends.insert(at, finding.end)
-            apart.append(finding)
-    return sorted(apart, key=lambda f: f.start)
+            separate.append(finding)
+    return sorted(separate, key=lambda f: f.start)

@@ -259,9 +259,9 @@ def secret_rules() -> tuple[Rule, ...]:
 
 
 def _prefixed(kind: str, hints: str, pattern: str) -> Rule:
-    left = "" if pattern.startswith("(?<=") else _L
+    boundary = "" if pattern.startswith("(?<=") else _L
     check = _twitter_token if kind == "twitter_token" else _random_enough
-    return rule(kind, hints, f"{left}(?:{pattern}){_R}", check=check, needs_run=True)
+    return rule(kind, hints, f"{boundary}(?:{pattern}){_R}", check=check, needs_run=True)
 
 
 def _twitter_token(match: Match) -> bool:

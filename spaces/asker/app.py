@@ -25,30 +25,30 @@ ASKER, CHAT = model("asker", SETTINGS), model("chat", SETTINGS)
 LIMIT = RateLimit(PER_MINUTE)
 MAX_TURNS = 12
 PAUSED: dict[str | None, bool] = {}
-KEPT = Path(tempfile.mkdtemp(prefix="dialogues-"))
+DOWNLOADS = Path(tempfile.mkdtemp(prefix="dialogues-"))
 TOPICS = [
     "What should I cook for four friends, one of whom is vegan?",
     "How do I get better at chess?",
     "Why is the sky blue?",
 ]
 Messages = list[dict[str, str]]
-OTHER = {"user": "assistant", "assistant": "user", "system": "system"}
+SWAPPED_ROLE = {"user": "assistant", "assistant": "user", "system": "system"}
 
 
 def swapped(messages: Messages) -> Messages:
     """The conversation from the other seat: what the asker writes is `assistant` there."""
-    return [{"role": OTHER[m["role"]], "content": m["content"]} for m in messages]
+    return [{"role": SWAPPED_ROLE[m["role"]], "content": m["content"]} for m in messages]
 
 
 def turn(who: Model, messages: Messages, temperature: float) -> Iterator[tuple[str, str]]:
     """(text so far, status) of `who`'s next turn in `messages`, where the asker is `user`. Raises
     `gr.Error`.
     """
-    seen = swapped(messages) if who.role == "asker" else messages
+    seat_messages = swapped(messages) if who.role == "asker" else messages
     text = ""
     try:
         for piece in stream(
-            who, seen, temperature=temperature, top_p=who.top_p, max_tokens=who.max_tokens
+            who, seat_messages, temperature=temperature, top_p=who.top_p, max_tokens=who.max_tokens
         ):
             text += piece.text
             yield text, piece.status
@@ -105,12 +105,12 @@ def answer_it(
     if not messages:
         raise gr.Error("Let the asker speak first: press Start.")
     before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
-    taken: Any = ""
+    box: Any = ""
     for step in _asker_speaks(
         [*before, {"role": "assistant", "content": checked(answer)}], temperature
     ):
-        yield *step, taken
-        taken = gr.skip()
+        yield *step, box
+        box = gr.skip()
 
 
 def ask_again(
@@ -125,11 +125,11 @@ def ask_again(
 
 def take_back(messages: Messages) -> tuple[Messages, Messages, str]:
     """Take back the person's last answer, and what the asker made of it."""
-    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
-    kept = messages[: answers[-1]] if answers else messages
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    remaining = messages[: answers[-1]] if answers else messages
     return (
-        swapped(kept),
-        kept,
+        swapped(remaining),
+        remaining,
         "Taken back. Answer again." if answers else "There is no answer to take back.",
     )
 
@@ -171,12 +171,14 @@ def converse(
     """Let them talk (see `_talking`); what goes wrong is said under the conversation, which stays
     as it is.
     """
-    kept = messages
+    messages_state = messages
     try:
-        for shown, kept, status in _talking(messages, opening, turns, temperature, request, steps):
-            yield shown, kept, status
+        for chat_view, messages_state, status in _talking(
+            messages, opening, turns, temperature, request, steps
+        ):
+            yield chat_view, messages_state, status
     except gr.Error as error:
-        yield kept, kept, f"**{error.message}** To try again, press *Go on*."
+        yield messages_state, messages_state, f"**{error.message}** To try again, press *Go on*."
 
 
 def _talking(
@@ -257,7 +259,7 @@ def exported(messages: Messages, how: str) -> str:
         "be": {"user": ASKER.repo_id},
     }[how]
     _forget_old_files()
-    path = Path(tempfile.mkdtemp(dir=KEPT)) / "dialogue.json"
+    path = Path(tempfile.mkdtemp(dir=DOWNLOADS)) / "dialogue.json"
     path.write_text(
         json.dumps({"messages": messages, "written_by": people}, indent=1, ensure_ascii=False),
         "utf-8",
@@ -267,7 +269,7 @@ def exported(messages: Messages, how: str) -> str:
 
 def _forget_old_files() -> None:
     """Remove what was written to be fetched an hour ago and more; the page has its own copy."""
-    for folder in KEPT.iterdir():
+    for folder in DOWNLOADS.iterdir():
         if time.time() - folder.stat().st_mtime > 3600:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -282,10 +284,10 @@ def real_conversations() -> list[Messages]:
 
     source = SETTINGS["conversations"]
     rows = load_dataset(source["repo_id"], split=source["split"], streaming=True)
-    found = [list(row["messages"]) for row in itertools.islice(rows, 400)]
+    conversations = [list(row["messages"]) for row in itertools.islice(rows, 400)]
     return [
         m
-        for m in found
+        for m in conversations
         if _human_turns(m) >= 2 and all(len(turn["content"]) < 1500 for turn in m[:3])
     ]
 
@@ -329,8 +331,8 @@ def guess(
         raise gr.Error("Press New round first.")
     right = current["answer"][place] == "human"
     score = [score[0] + right, score[1] + 1]
-    said = "Right: a person wrote that." if right else "No: the asker wrote that one."
-    return f"**{said}** {score[0]} of {score[1]} so far; guessing blindly gives half.", score, {}
+    verdict = "Right: a person wrote that." if right else "No: the asker wrote that one."
+    return f"**{verdict}** {score[0]} of {score[1]} so far; guessing blindly gives half.", score, {}
 
 
 # For programs
@@ -348,7 +350,8 @@ def next_turn(conversation: list[dict[str, str]], temperature: float = 0.7) -> s
     messages = messages_of(conversation)
     if messages and messages[-1]["role"] == "user":
         raise gr.Error(
-            "The last message is the person's own; the asker has nothing to ask until it is answered."
+            "The last message is the person's own; the asker has nothing to ask until it is "
+            "answered."
         )
     return ended(whole_turn(ASKER, messages, temperature))[0]
 
@@ -357,7 +360,8 @@ AFTER = ", after [{title}]({url})".format(**SETTINGS["paper"]) if SETTINGS["pape
 
 with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200)) as demo:
     gr.Markdown(
-        f"# {ASKER.name}\nA model of the *human* side of conversations{AFTER}. It asks; it does not answer. "
+        f"# {ASKER.name}\nA model of the *human* side of conversations{AFTER}. It asks; it does "
+        f"not answer. "
         f"It runs {ASKER.where}."
     )
     # The line under a conversation says what goes on; Gradio's own marks would hide the
@@ -368,7 +372,8 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
     with tabs, gr.Tab("Be the assistant", id="be"):
         mine = gr.State([])
         talk = TextChatbot(label="You are the assistant", elem_id="be", height="45vh", buttons=["copy"],
-                           placeholder="Press Start, and the asker opens. Or give it a topic first.")  # fmt: skip
+                           placeholder="Press Start, and the asker opens. Or give it a topic "
+                                       "first.")  # fmt: skip
         status = gr.Markdown("", elem_id="be-status")
         with gr.Row(elem_classes="stack-on-phone"):
             topic = gr.Textbox(
@@ -433,7 +438,8 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         fresh.click(lambda: ([], [], ""), None, scene, cancels=talking, api_visibility="private")
     with tabs, gr.Tab("Who is human?", id="blind"):
         gr.Markdown(
-            "A real conversation, cut off. One of the two next turns is the person's own, one is the asker's."
+            "A real conversation, cut off. One of the two next turns is the person's own, one "
+            "is the asker's."
         )
         current, score = gr.State({}), gr.State([0, 0])
         scene_before = TextChatbot(

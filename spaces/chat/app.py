@@ -40,7 +40,7 @@ def answer(
     try:
         LIMIT.check(request)
         messages = [*messages_of(history), {"role": "user", "content": checked(message)}]
-        yield from _written(
+        yield from _streamed(
             MODELS[who], _with_system(messages, system), temperature, top_p, max_tokens
         )
     except gr.Error as error:
@@ -73,7 +73,7 @@ def chat(
             f"There is no model {who[:40]!r} here, only {' and '.join(map(repr, MODELS))}."
         )
     messages = [*messages_of(history), {"role": "user", "content": checked(message)}]
-    for piece in _written(
+    for piece in _streamed(
         MODELS[who], _with_system(messages, system), temperature, top_p, max_tokens
     ):
         if isinstance(piece, str):
@@ -86,7 +86,7 @@ def _with_system(messages: list[dict[str, str]], system: str) -> list[dict[str, 
     )
 
 
-def _written(
+def _streamed(
     who: Model, messages: list[dict[str, str]], temperature: float, top_p: float, max_tokens: float
 ) -> Iterator[str | dict[str, Any]]:
     """What is written so far, again and again; an `aside` stands there until the first word. Raises
@@ -124,7 +124,7 @@ def compare(
     for side, who in enumerate((CHAT, BASE)):
         asked = sides[side]
         try:
-            for piece in _written(who, messages_of(asked), temperature, top_p, max_tokens):
+            for piece in _streamed(who, messages_of(asked), temperature, top_p, max_tokens):
                 sides[side] = [
                     *asked,
                     piece if isinstance(piece, dict) else {"role": "assistant", "content": piece},
@@ -149,7 +149,7 @@ def complete(
     LIMIT.check(None)
     messages = _with_system([{"role": "user", "content": checked(message)}], system)
     return text_of(
-        deque(_written(CHAT, messages, temperature, CHAT.top_p, max_tokens), maxlen=1)[0]
+        deque(_streamed(CHAT, messages, temperature, CHAT.top_p, max_tokens), maxlen=1)[0]
     )
 
 

@@ -80,15 +80,15 @@ def settings() -> dict[str, Any]:
     return dict(json.loads(Path(__file__).with_name("space.json").read_text("utf-8")))
 
 
-def model(role: str, wanted: dict[str, Any] | None = None) -> Model:
+def model(role: str, values: dict[str, Any] | None = None) -> Model:
     """The model of ``space.json`` in `role`; ``base`` is what the chat model was trained from, in
     its seat.
     """
-    wanted = wanted or settings()
+    values = values or settings()
     if role == "base":
-        trained = model("chat", wanted)
+        trained = model("chat", values)
         return replace(trained, role="base", name="its base", repo_id=trained.base, adapter=False)
-    return Model(role=role, **wanted[role])
+    return Model(role=role, **values[role])
 
 
 def stream(
@@ -133,7 +133,8 @@ def _from_endpoint(
                 ) from None
             if waited_s + pause_s > WAIT_S:
                 raise ModelError(
-                    f"{model.name}'s endpoint does not answer ({reason}), after {waited_s:.0f} seconds. "
+                    f"{model.name}'s endpoint does not answer ({reason}), after {waited_s:.0f} "
+                    f"seconds. "
                     "It may be paused or switched off; try again later."
                 ) from None
             yield Piece(
@@ -191,9 +192,11 @@ def _base_url(model: Model) -> str:
 def _token(model: Model) -> str:
     """The endpoint's own token; HF_TOKEN goes to Hugging Face's endpoints and nowhere else."""
     host = urlsplit(model.endpoint).hostname or ""
-    ours = host.endswith((".huggingface.cloud", ".huggingface.co", ".hf.jobs"))
+    is_hugging_face = host.endswith((".huggingface.cloud", ".huggingface.co", ".hf.jobs"))
     return (
-        os.environ.get("ENDPOINT_TOKEN") or (os.environ.get("HF_TOKEN") if ours else None) or "none"
+        os.environ.get("ENDPOINT_TOKEN")
+        or (os.environ.get("HF_TOKEN") if is_hugging_face else None)
+        or "none"
     )
 
 
@@ -201,7 +204,10 @@ def _refusal(model: Model, status: int | None) -> str:
     if status in (401, 403):
         return f"{model.name}'s endpoint wants a token; set the secret ENDPOINT_TOKEN."
     if status == 413 or status == 422:
-        return f"{model.name} cannot take this conversation: it is too long, or a setting is out of range."
+        return (
+            f"{model.name} cannot take this conversation: it is too long, or a setting is "
+            f"out of range."
+        )
     return f"{model.name}'s endpoint answered with an error ({status})."
 
 
@@ -287,7 +293,8 @@ def _from_here(model: Model, messages: list[dict[str, str]], **sampling: Any) ->
         tokenizer = AutoTokenizer.from_pretrained(model.repo_id, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{model.name} could not be loaded from {model.repo_id}; is the repo public, or HF_TOKEN set?"
+            f"{model.name} could not be loaded from {model.repo_id}; is the repo public, or "
+            f"HF_TOKEN set?"
         ) from error
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
         "input_ids"
@@ -327,7 +334,9 @@ def _generate(model: Model, prompt: list[int], **sampling: Any) -> Iterator[Piec
         tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=120
     )
     greedy = sampling["temperature"] <= 0
-    drawn = {} if greedy else {"temperature": sampling["temperature"], "top_p": sampling["top_p"]}
+    sampling_options = (
+        {} if greedy else {"temperature": sampling["temperature"], "top_p": sampling["top_p"]}
+    )
     failure: list[Exception] = []
 
     def run() -> None:
@@ -336,7 +345,7 @@ def _generate(model: Model, prompt: list[int], **sampling: Any) -> Iterator[Piec
                 weights.model.generate(
                     inputs,
                     attention_mask=torch.ones_like(inputs),
-                    **drawn,
+                    **sampling_options,
                     do_sample=not greedy,
                     max_new_tokens=sampling["max_tokens"],
                     streamer=streamer,

@@ -80,12 +80,18 @@ class TextChatbot(gr.Chatbot):
     def _postprocess_content(self, chat_message: Any) -> Any:
         if isinstance(chat_message, dict) and chat_message.get("type") == "text":
             chat_message = chat_message["text"]
-        made = super()._postprocess_content(chat_message)
-        return TextMessage(text=shown(made.text)) if isinstance(made, TextMessage) else made
+        content = super()._postprocess_content(chat_message)
+        return (
+            TextMessage(text=shown(content.text)) if isinstance(content, TextMessage) else content
+        )
 
     def _preprocess_content(self, chat_message: Any) -> Any:
-        made = super()._preprocess_content(chat_message)
-        return {**made, "text": typed(made["text"])} if made.get("type") == "text" else made
+        content = super()._preprocess_content(chat_message)
+        return (
+            {**content, "text": typed(content["text"])}
+            if content.get("type") == "text"
+            else content
+        )
 
 
 def text_of(content: Any) -> str:
@@ -108,13 +114,13 @@ def messages_of(history: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
     """Plain ``{role, content}`` messages out of a chatbot's history, without an `aside` and what it
     stands below.
     """
-    said: list[dict[str, str]] = []
+    messages: list[dict[str, str]] = []
     for message in history:
         if (message.get("metadata") or {}).get("id") != _ASIDE:
-            said.append({"role": str(message["role"]), "content": text_of(message["content"])})
-        elif said and said[-1]["role"] == "user":  # it got no answer
-            said.pop()
-    return said
+            messages.append({"role": str(message["role"]), "content": text_of(message["content"])})
+        elif messages and messages[-1]["role"] == "user":  # it got no answer
+            messages.pop()
+    return messages
 
 
 class RateLimit:
@@ -130,16 +136,16 @@ class RateLimit:
         many.
         """
         now = time.monotonic()
-        who = address(request)
+        visitor = address(request)
         with self._lock:
-            left, then = self._left.pop(who, (float(self.per_minute), now))
-            left = min(float(self.per_minute), left + (now - then) * self.per_minute / 60)
-            allowed = left >= 1
-            self._left[who] = (left - 1 if allowed else left, now)
+            tokens, then = self._left.pop(visitor, (float(self.per_minute), now))
+            tokens = min(float(self.per_minute), tokens + (now - then) * self.per_minute / 60)
+            allowed = tokens >= 1
+            self._left[visitor] = (tokens - 1 if allowed else tokens, now)
             while len(self._left) > _PEOPLE:
                 self._left.popitem(last=False)
         if not allowed:
-            wait_s = (1 - left) * 60 / self.per_minute
+            wait_s = (1 - tokens) * 60 / self.per_minute
             raise gr.Error(
                 f"That is more than {self.per_minute} messages a minute. Wait {wait_s:.0f} seconds."
             )

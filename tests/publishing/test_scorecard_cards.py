@@ -92,7 +92,10 @@ def test_the_hub_reads_its_model_index_and_its_entries() -> None:
 
 @pytest.mark.parametrize("broken", [{}, {"rows": 3}, {"rows": [{"name": "x"}], "settings": {}}, []])
 def test_results_without_a_readable_scorecard_have_none(broken: Any) -> None:
-    assert scorecard.found({"scorecard": broken}) is None and scorecard.found(None) is None
+    assert (
+        scorecard.from_results({"scorecard": broken}) is None
+        and scorecard.from_results(None) is None
+    )
     assert "Scorecard" not in render(facts("asker", results=RESULTS | {"scorecard": broken}))
 
 

@@ -65,8 +65,10 @@ def decontaminate(
 
     def decide(conversation: Conversation) -> Verdict:
         everything = "\n".join(m["content"] for m in conversation.messages)
-        asked = (m["content"] for m in conversation.messages if m["role"] == "user")
-        name = index.holding(everything) or next(filter(None, map(index.near_copy, asked)), None)
+        human_turns = (m["content"] for m in conversation.messages if m["role"] == "user")
+        name = index.holding(everything) or next(
+            filter(None, map(index.near_copy, human_turns)), None
+        )
         return Drop(f"contains_{name}") if name else None
 
     return decide
@@ -117,22 +119,26 @@ class _Index:
         hits = _common(runs, self._short)
         if len(hits) < self._similarity * len(runs) - 1:
             return None
-        mine = frozenset(runs.tolist())
+        turn_runs = frozenset(runs.tolist())
         for question in {question for run in hits.tolist() for question in self._with[run]}:
-            name, theirs = self._questions[question]
-            if mine and len(mine & theirs) >= self._similarity * len(mine | theirs):
+            name, question_runs = self._questions[question]
+            if turn_runs and len(turn_runs & question_runs) >= self._similarity * len(
+                turn_runs | question_runs
+            ):
                 return name
         return None
 
 
-def _common(runs: npt.NDArray[np.uint64], known: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def _common(
+    runs: npt.NDArray[np.uint64], indexed: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.uint64]:
     import numpy as np
 
-    if not len(known) or not len(runs):
+    if not len(indexed) or not len(runs):
         return runs[:0]
-    at = np.searchsorted(known, runs)
-    at[at == len(known)] = 0
-    hits: npt.NDArray[np.uint64] = runs[known[at] == runs]
+    at = np.searchsorted(indexed, runs)
+    at[at == len(indexed)] = 0
+    hits: npt.NDArray[np.uint64] = runs[indexed[at] == runs]
     return hits
 
 
@@ -142,13 +148,13 @@ def read_questions(path: Path) -> Iterator[str]:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"{path} cannot be read as questions: {error}") from None
-    found = False
+    has_questions = False
     for entry in _entries(text):
         for question in _questions_in(entry):
             if question.strip():
-                found = True
+                has_questions = True
                 yield question
-    if not found:
+    if not has_questions:
         raise SourceError(
             f"{path} holds no questions; expected one of the keys {', '.join(_QUESTION_KEYS)}, or lines"
         )

@@ -174,15 +174,18 @@ class Step:
     dropped: dict[str, Tally] = field(default_factory=dict)
     changed: dict[str, Tally] = field(default_factory=dict)
 
-    def merge(self, other: dict[str, Any]) -> None:
+    def merge(self, counts: dict[str, Any]) -> None:
         """Add what another process counted in the same step (a `to_dict` of its own), later rows'
         counts after ours.
         """
         for key in ("rows_in", "rows_out", "conversations_out", "added"):
-            setattr(self, key, getattr(self, key) + other[key])
-        for mine, theirs in ((self.dropped, other["dropped"]), (self.changed, other["changed"])):
-            for reason, tally in theirs.items():
-                target = mine.setdefault(reason, Tally())
+            setattr(self, key, getattr(self, key) + counts[key])
+        for target_tallies, tallies in (
+            (self.dropped, counts["dropped"]),
+            (self.changed, counts["changed"]),
+        ):
+            for reason, tally in tallies.items():
+                target = target_tallies.setdefault(reason, Tally())
                 target.count += tally["count"]
                 target.examples += tally["examples"][: EXAMPLES - len(target.examples)]
 
@@ -242,45 +245,45 @@ class Chain:
 
         `keys` holds, for each row, what the first filters compare of it, where that is known.
         """
-        gone: list[Conversation | Dropped] = []
-        known = {id(row): found for row, found in zip(rows, keys, strict=bool(keys))}
+        dropped: list[Conversation | Dropped] = []
+        keys_of = {id(row): row_keys for row, row_keys in zip(rows, keys, strict=bool(keys))}
         for at, (step, decide) in enumerate(zip(self.steps, self._filters, strict=True)):
             if keys and at < len(keys[0]):
-                decide = _by_key(decide, at, known)
-            rows = _pass(step, decide, rows, gone)
+                decide = _by_key(decide, at, keys_of)
+            rows = _pass(step, decide, rows, dropped)
             if not rows:
                 break
-        return [*gone, *rows]
+        return [*dropped, *rows]
 
 
-def _by_key(decide: FilterFn, at: int, known: dict[int, list[bytes]]) -> FilterFn:
+def _by_key(decide: FilterFn, at: int, keys_of: dict[int, list[bytes]]) -> FilterFn:
     assert isinstance(decide, StatefulFilter)
-    return lambda row: decide.decide(known[id(row)][at])
+    return lambda row: decide.decide(keys_of[id(row)][at])
 
 
 def _pass(
-    step: Step, decide: FilterFn, rows: list[Conversation], gone: list[Conversation | Dropped]
+    step: Step, decide: FilterFn, rows: list[Conversation], dropped: list[Conversation | Dropped]
 ) -> list[Conversation]:
     """What `step` keeps of `rows`, which all come from one conversation; what it drops goes to
-    `gone`.
+    `dropped`.
     """
-    kept: list[Conversation] = []
+    rows_out: list[Conversation] = []
     for row in rows:
         verdict = decide(row)
         if verdict is None:
-            kept.append(row)
+            rows_out.append(row)
         elif isinstance(verdict, Drop):
             count(step.dropped, verdict.reason, row.id)
-            gone.append(Dropped(row, step.name, verdict.reason))
+            dropped.append(Dropped(row, step.name, verdict.reason))
         else:
             for note in (verdict.note,) if isinstance(verdict.note, str) else verdict.note:
                 count(step.changed, note, row.id)
             step.added += len(verdict.rows) - 1
-            kept.extend(verdict.rows)
+            rows_out.extend(verdict.rows)
     step.rows_in += len(rows)
-    step.rows_out += len(kept)
-    step.conversations_out += bool(kept)
-    return kept
+    step.rows_out += len(rows_out)
+    step.conversations_out += bool(rows_out)
+    return rows_out
 
 
 def _build(spec: Spec, context: Context) -> FilterFn:
@@ -290,10 +293,10 @@ def _build(spec: Spec, context: Context) -> FilterFn:
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(FILTERS))}"
         raise RecipeError(f"no filter {spec.name!r}; {hint}")
     parameters = inspect.signature(factory).parameters
-    known = [name for name in parameters if name != "context"]
+    arguments = [name for name in parameters if name != "context"]
     for name in spec.args:
-        if name not in known:
-            takes = f"it takes {', '.join(known)}" if known else "it takes no arguments"
+        if name not in arguments:
+            takes = f"it takes {', '.join(arguments)}" if arguments else "it takes no arguments"
             raise RecipeError(f"filter {spec.name!r} has no argument {name!r}; {takes}")
     if wrong := mistake(factory, spec.args):
         raise RecipeError(f"filter {spec.name!r}: {wrong}")

@@ -76,8 +76,8 @@ class _Near(StatefulFilter):
         self._kept = RMinHashDeduplicator(threshold, permutations, True, seed=seed)
 
     def key(self, conversation: Conversation) -> bytes:
-        said = (m["content"] for m in conversation.messages if self._seat in ("both", m["role"]))
-        runs = shingles("\n".join(said)[:_CHARS], self._words)
+        turns = (m["content"] for m in conversation.messages if self._seat in ("both", m["role"]))
+        runs = shingles("\n".join(turns)[:_CHARS], self._words)
         if not len(runs):
             return b""
         packed = runs.tobytes()

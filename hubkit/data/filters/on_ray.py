@@ -68,7 +68,7 @@ def decide(digest: str, shared: list[Any], chunk: list[Any]) -> dict[str, Any]:
         import ray
 
         _workers.clear()
-        _workers[digest] = _made(*ray.get(shared[0]))
+        _workers[digest] = _worker_of(*ray.get(shared[0]))
     reply: dict[str, Any] = _workers[digest](chunk)
     return reply
 
@@ -80,18 +80,21 @@ def _paths(settings: dict[str, Any]) -> list[str]:
     return [*filter(None, [tokenizer]), *settings["questions"].values()]
 
 
-def _made(settings: dict[str, Any], files: dict[str, bytes]) -> Any:
+def _worker_of(settings: dict[str, Any], files: dict[str, bytes]) -> Any:
     """The worker, its files laid down for as long as it reads them."""
     from hubkit.data.filters.worker import FilterWorker
 
     with tempfile.TemporaryDirectory() as folder:
-        there: dict[str, str] = {}
+        written_paths: dict[str, str] = {}
         for number, (path, data) in enumerate(files.items()):
-            place = Path(folder, str(number), Path(path).name)
-            place.parent.mkdir()
-            place.write_bytes(data)
-            there[path] = str(place)
-        questions = {name: there.get(path, path) for name, path in settings["questions"].items()}
+            target = Path(folder, str(number), Path(path).name)
+            target.parent.mkdir()
+            target.write_bytes(data)
+            written_paths[path] = str(target)
+        questions = {
+            name: written_paths.get(path, path) for name, path in settings["questions"].items()
+        }
         return FilterWorker(
-            settings | {"tokenizer": there.get(settings["tokenizer"]), "questions": questions}
+            settings
+            | {"tokenizer": written_paths.get(settings["tokenizer"]), "questions": questions}
         )

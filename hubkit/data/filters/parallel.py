@@ -49,17 +49,17 @@ def run(
     `MissingDependencyError` without Ray."""
     specs = list(specs)
     cut = next((at for at, spec in enumerate(specs) if is_stateful(spec)), len(specs))
-    front, rest = Chain(specs[:cut], context), Chain(specs[cut:], context)
-    steps = [*front.steps, *rest.steps]
+    front, remainder = Chain(specs[:cut], context), Chain(specs[cut:], context)
+    steps = [*front.steps, *remainder.steps]
     if on == "here" and workers < 2:
-        return steps, ((c, _onwards(front(c), rest)) for c in conversations)
+        return steps, ((c, _onwards(front(c), remainder)) for c in conversations)
     from hubkit.data.filters import on_ray
     from hubkit.data.filters.worker import worker_settings
 
     settings = worker_settings(specs[:cut], list(takewhile(is_stateful, specs[cut:])), context)
     worker_pool = on_ray.worker_pool(settings) if on == "ray" else _processes(settings, workers)
-    found = _spread(front, worker_pool, conversations)
-    return steps, ((c, _onwards(results, rest, keys)) for c, results, keys in found)
+    spread = _spread(front, worker_pool, conversations)
+    return steps, ((c, _onwards(results, remainder, keys)) for c, results, keys in spread)
 
 
 def workers_for(size: int) -> int:
@@ -71,18 +71,18 @@ def workers_for(size: int) -> int:
     )
 
 
-def _onwards(results: Results, rest: Chain, keys: list[list[bytes]] | None = None) -> Results:
-    """`rest` over what the front kept; `keys` of each result, empty for what it dropped."""
-    if not rest.steps:
+def _onwards(results: Results, remainder: Chain, keys: list[list[bytes]] | None = None) -> Results:
+    """`remainder` over what the front kept; `keys` of each result, empty for what it dropped."""
+    if not remainder.steps:
         return results
     rows = [result for result in results if not isinstance(result, Dropped)]
-    gone: Results = [result for result in results if isinstance(result, Dropped)]
-    known = [
+    dropped: Results = [result for result in results if isinstance(result, Dropped)]
+    row_keys = [
         key
         for key, result in zip(keys or [], results, strict=False)
         if not isinstance(result, Dropped)
     ]
-    return [*gone, *rest.walk(rows, known)] if rows else gone
+    return [*dropped, *remainder.walk(rows, row_keys)] if rows else dropped
 
 
 def _spread(

@@ -31,7 +31,7 @@ def personal_data(action: Action = "mask", kinds: Iterable[str] = PERSONAL) -> F
     return _findings(action, frozenset(kinds), "personal")
 
 
-def _findings(action: str, kinds: frozenset[str], what: str) -> FilterFn:
+def _findings(action: str, kinds: frozenset[str], group: str) -> FilterFn:
     if action not in ("mask", "drop"):
         raise ValueError(f"action must be mask or drop, not {action!r}")
     if unknown := kinds - KINDS:
@@ -42,19 +42,19 @@ def _findings(action: str, kinds: frozenset[str], what: str) -> FilterFn:
     def decide(conversation: Conversation) -> Verdict:
         if not scan_text("\n\n".join(m["content"] for m in conversation.messages), kinds):
             return None  # nearly all are clean, and one long text is cheaper to scan than many short ones
-        found: set[str] = set()
+        found_kinds: set[str] = set()
         messages: list[Message] = []
         for message in conversation.messages:
             findings = scan_text(message["content"], kinds)
-            found.update(finding.kind for finding in findings)
+            found_kinds.update(finding.kind for finding in findings)
             messages.append({**message, "content": masked(message["content"], findings)})
-        if not found:
+        if not found_kinds:
             return None
         if action == "drop":
-            return Drop(f"{what}_{min(found)}")
+            return Drop(f"{group}_{min(found_kinds)}")
         return Edit(
             [replace(conversation, messages=messages)],
-            tuple(f"masked_{kind}" for kind in sorted(found)),
+            tuple(f"masked_{kind}" for kind in sorted(found_kinds)),
         )
 
     return decide

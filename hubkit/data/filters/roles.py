@@ -120,11 +120,11 @@ def _leak(text: str, role: str) -> str | None:
 def _echo(text: str, before: str, role: str, share: float) -> str | None:
     if not share * len(before) * 0.9 <= len(text) <= len(before) / share / 0.9 or len(text) < 10:
         return None  # too different in length to be an echo; splitting into words is the dear part
-    mine, theirs = words_of(text), words_of(before)
-    if len(mine) < 5 or not theirs:
+    words, earlier_words = words_of(text), words_of(before)
+    if len(words) < 5 or not earlier_words:
         return None
-    common = sum(one == other for one, other in zip(mine, theirs, strict=False))
-    return f"{role}_echoes" if common >= share * max(len(mine), len(theirs)) else None
+    common = sum(word == earlier for word, earlier in zip(words, earlier_words, strict=False))
+    return f"{role}_echoes" if common >= share * max(len(words), len(earlier_words)) else None
 
 
 @register

@@ -87,10 +87,10 @@ def max_tokens(tokens: int, per_turn_tokens: int = 2, *, context: Context) -> Fi
         for at, size in enumerate(sizes(conversation.messages)):
             total += size
             if total > tokens:
-                kept = conversation.messages[:at]
+                messages = conversation.messages[:at]
                 return (
-                    Edit([replace(conversation, messages=kept)], "cut_to_max_tokens")
-                    if kept
+                    Edit([replace(conversation, messages=messages)], "cut_to_max_tokens")
+                    if messages
                     else Drop("too_long")
                 )
         return None

@@ -78,12 +78,12 @@ def provider_mentions(words: Iterable[str] = ("openai", "chatgpt")) -> FilterFn:
 
     Source: the released code of arXiv 2308.11534 (``remove_html.py``) drops sessions that mention
     these two."""
-    found = re.compile("|".join(re.escape(word) for word in words), re.IGNORECASE)
+    pattern = re.compile("|".join(re.escape(word) for word in words), re.IGNORECASE)
 
     def decide(conversation: Conversation) -> Verdict:
         return (
             Drop("provider_mention")
-            if any(found.search(m["content"]) for m in conversation.messages)
+            if any(pattern.search(m["content"]) for m in conversation.messages)
             else None
         )
 

@@ -10,7 +10,7 @@ from hubkit.conversation import Conversation, Seat, blank, fault
 from hubkit.data.filters.chain import Drop, Edit, FilterFn, Verdict, register
 from hubkit.data.filters.shingles import words_of
 
-Which = Literal["user", "assistant", "both"]
+SeatChoice = Literal["user", "assistant", "both"]
 _SENTENCE_END = re.compile(
     r"[^\s\d.!?][.!?…]+[\"')\]*”’]*(?=\s|\Z)|[。！？｡।۔؟]+[\"')\]*”’」』）]*"
 )  # not the "2." that opens a list item
@@ -92,7 +92,7 @@ def failed() -> FilterFn:
 
 
 @register
-def cut_off_turn(seat: Which = "both") -> FilterFn:
+def cut_off_turn(seat: SeatChoice = "both") -> FilterFn:
     """Drop dialogues in which a turn of `seat` ran into its token limit (recorded finish reason
     ``length``).
 
@@ -114,7 +114,7 @@ def cut_off_turn(seat: Which = "both") -> FilterFn:
 
 
 @register
-def whole_sentences(seat: Which = "both") -> FilterFn:
+def whole_sentences(seat: SeatChoice = "both") -> FilterFn:
     """Cut turns of `seat` that ran into their token limit back to their last whole sentence, and
     count the dialogues.
 
@@ -153,7 +153,7 @@ def to_sentence_end(text: str) -> str:
 
 
 @register
-def repeated_turn(seat: Which = "both", min_words: int = 1) -> FilterFn:
+def repeated_turn(seat: SeatChoice = "both", min_words: int = 1) -> FilterFn:
     """Drop dialogues in which `seat` says the same thing twice (case, spacing and punctuation
     aside).
 
@@ -161,18 +161,18 @@ def repeated_turn(seat: Which = "both", min_words: int = 1) -> FilterFn:
     """
 
     def decide(conversation: Conversation) -> Verdict:
-        said: set[tuple[str, bytes]] = set()
+        earlier_turns: set[tuple[str, bytes]] = set()
         for message in conversation.messages:
             role = message["role"]
             if role == "system" or seat not in ("both", role):
                 continue
-            found = words_of(message["content"])
-            if len(found) < min_words:
+            turn_words = words_of(message["content"])
+            if len(turn_words) < min_words:
                 continue
-            words = b" ".join(found) or message["content"].strip().encode("utf-8", "replace")
-            if (role, words) in said:
+            words = b" ".join(turn_words) or message["content"].strip().encode("utf-8", "replace")
+            if (role, words) in earlier_turns:
                 return Drop(f"repeated_{role}_turn")
-            said.add((role, words))
+            earlier_turns.add((role, words))
         return None
 
     return decide
