@@ -6,8 +6,10 @@ explicit endpoint. The embedded Hub is one more URL here: `connect` starts it wh
 points to it, and it stops when idle.
 
     HUBKIT_HUB        ``local`` (default: the embedded Hub), or a URL such as https://huggingface.co
-    HUBKIT_NAMESPACE  whose repos we make; default: ``local`` on the embedded Hub, else the token's owner
-    HUBKIT_UPSTREAM   the Hub that the embedded one reads through (default: https://huggingface.co), or ``off``
+    HUBKIT_NAMESPACE  the owner of new repos; default: ``local`` on the embedded Hub, else the
+                      token's owner
+    HUBKIT_UPSTREAM   the Hub that the embedded one reads through, or ``off``; default:
+                      https://huggingface.co
     HUBKIT_HOME       where hubkit keeps its files; default ~/.local/share/hubkit
 """
 

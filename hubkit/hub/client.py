@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 COMMIT_ATTEMPTS = 100
 _REDIRECTING = threading.RLock()
 BACKOFF_CAP_S = 2.0
-GREETING_S = 20.0  # how long somebody who only answers "here I am" may take
+GREETING_S = 20.0  # for a request that any Hub answers at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class Hub:
         """
         if self._namespace is None:
             if self.token is None:
-                self._greet()  # where nothing answers, a login mends nothing
+                self._greet()  # where nothing answers, a login does not help
                 raise HubError(
                     f"no namespace for {self.url}: log in with `hf auth login`, or set "
                     f"HUBKIT_NAMESPACE",
@@ -253,7 +253,7 @@ class Hub:
         and are not in `folder` are deleted by it. The repo is created when missing: private on a
         real Hub unless `private` is False.
 
-        When somebody else commits in between, the commit is made again on top of theirs, never over
+        When another commit comes in between, this one is made again on top of it, never over
         it. Raises `CommitConflictError` when that happens too often, `HubError` otherwise."""
         below = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
         self.check(
@@ -415,9 +415,8 @@ class Hub:
         outcome = _Outcome()
         try:
             yield outcome
-        except (
-            Exception
-        ) as error:  # the HTTP client's errors share no narrower class; what is not theirs goes on
+        except Exception as error:
+            # The HTTP client's errors share no narrower class; all other ones are raised again.
             cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
             translated = self._translate(doing, cause)
             if translated is None:

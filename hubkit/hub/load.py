@@ -1,5 +1,4 @@
-"""`load_dataset` by bare name: stock `datasets`, pointed at the configured Hub for the length of the
-call.
+"""`load_dataset` by bare name: stock `datasets`, pointed at the configured Hub during the call.
 
 No server can make a bare name work with the stock function (its client insists on
 ``namespace/name``), and `datasets` fixes its endpoint when it is imported; both are changed here,
@@ -19,7 +18,7 @@ _SWAP = threading.RLock()
 
 def load_dataset(path: str, name: str | None = None, **kwargs: Any) -> Any:
     """`datasets.load_dataset` from the configured Hub; `path` is ``namespace/name``, or a bare
-    ``name`` of ours.
+    ``name`` in the configured namespace.
 
     Takes everything that `datasets.load_dataset` takes (``split``, ``revision``, ``streaming``, …)
     and returns what it returns: a DatasetDict, or with ``split`` a Dataset, or with ``streaming``

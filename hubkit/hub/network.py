@@ -2,9 +2,9 @@
 environment says, and a gateway's passing fault once more.
 
 Proxy variables never govern loopback, so the embedded Hub is found behind any proxy.
-``HF_HUB_OFFLINE=1`` turns the internet off, not the embedded Hub. A read that a gateway answers with
-502, 503 or 504 is sent again: by every call of `huggingface_hub`, polls of jobs and endpoints
-included."""
+``HF_HUB_OFFLINE=1`` turns the internet off, not the embedded Hub. A read that a gateway answers
+with 502, 503 or 504 is sent again: by every call of `huggingface_hub`, polls of jobs and
+endpoints included."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The real Hub has the bases that people train from. An embedded Hub has what was pushed to it and
 nothing else, so a push to one brings the base under its own name, unless a repo of that name with
-other files is there already."""
+other files exists already."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ Report = Mapping[str, Any]
 class Input:
     """One repo that went into another: its role there, and the commit (40 hex) that was read.
 
-    `is_present` is False for a commit that the Hub which shows the card does not have, such as weights
-    imported elsewhere."""
+    `is_present` is False for a commit that the Hub which shows the card does not have, such as
+    weights imported elsewhere."""
 
     role: str
     repo_id: str
@@ -47,8 +47,9 @@ class Input:
 
     @property
     def path(self) -> str:
-        """The commit's page on whatever Hub shows the card: a path from that Hub's root. `is_present`
-        says whether it is.
+        """The commit's page on whatever Hub shows the card: a path from that Hub's root.
+
+        `is_present` says whether the page exists.
         """
         prefix = {"model": "", "dataset": "datasets/", "space": "spaces/"}[self.repo_type]
         return f"/{prefix}{self.repo_id}/tree/{self.revision}"
@@ -117,7 +118,7 @@ def from_records(
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """The trained model beside another arm: that arm's loss, and the paired difference's
+    """The trained model compared with another arm: that arm's loss, and the paired difference's
     interval.
     """
 
@@ -211,7 +212,7 @@ def _count(reasons: Any, counts: Counter[str]) -> None:
 
 
 def funnel(report: Report) -> list[tuple[str, int]]:
-    """(step, rows left behind it), in the order in which a stage took its steps."""
+    """(step, rows left after it), in the order in which a stage took its steps."""
     rows = [(step.get("name"), step.get("rows_out")) for step in _mappings(report, "steps")]
     return [(str(name), count) for name, count in rows if isinstance(count, int)]
 

@@ -1,5 +1,5 @@
-"""What a card says about dialogues beside people's: the table that curation measured, its plots,
-and one verdict.
+"""What a card says about dialogues compared with people's: the table that curation measured, its
+plots, and one verdict.
 
 Takes the curate stage's report; gives rows that a template prints. The verdict follows from
 intervals alone."""

@@ -191,7 +191,7 @@ def _preference(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
     report = facts.report("prefer")
     numbers = [
         ("dialogues looked at", report.get("dialogues")),
-        ("human turns behind the first", report.get("turns")),
+        ("human turns after the first", report.get("turns")),
         *(
             (f"of them in need of their context, by {kind}", n)
             for kind, n in _counts(report, "dependent")

@@ -22,8 +22,9 @@ _COLOURS = {"model": "#ffe9b8", "dataset": "#d5e8ff", "space": "#e3d9ff", "file"
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A repo at a commit, the role in which it was read, and what it was made from. `is_repeated`: drawn
-    in full elsewhere.
+    """A repo at a commit, the role in which it was read, and what it was made from.
+
+    `is_repeated`: drawn in full elsewhere.
     """
 
     ref: Ref
@@ -43,7 +44,7 @@ class Node:
 def records(hub: Hub, ref: Ref) -> dict[str, dict[str, Any]]:
     """The provenance records that a commit holds, by stage; none for a repo that no stage made.
 
-    A record that is not JSON of a record's shape is left out: somebody else's file of that name is
+    A record that is not JSON of a record's shape is left out: another tool's file of that name is
     not ours."""
     records_by_stage: dict[str, dict[str, Any]] = {}
     for path in _record_paths(hub, ref) if ref.repo_type != "file" else ():
@@ -95,7 +96,7 @@ def _trace(
 def _inputs(
     records_by_stage: Mapping[str, Mapping[str, Any]], commit: Ref
 ) -> Iterator[tuple[str, Ref]]:
-    """What the stages behind a commit read. Its own repo's earlier commits are left out: their
+    """What the stages that led to a commit read. Its own repo's earlier commits are left out: their
     records are in it.
     """
     yielded = set()
@@ -176,7 +177,7 @@ def _layout(root: Node) -> tuple[list[list[Slot]], list[list[Slot]]]:
     it goes through.
 
     An arrow over several columns has a slot of its own in those between, so that it passes behind
-    nobody's box."""
+    a box."""
     depth: dict[Ref, int] = {}
     edges: list[tuple[Ref, Ref]] = []
 

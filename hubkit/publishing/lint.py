@@ -34,30 +34,78 @@ RELATIONS = frozenset({"adapter", "finetune", "merge", "quantized"})
 # Licence ids that the Hub knows; a typo shows there as no licence at all. `other` and `unknown` ask
 # for words.
 _LICENSE_IDS = """
-apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0
-bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0
-cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
-cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0
-etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc intel-research lppl-1.3c
-ms-pl mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr
-deepfloyd-if-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 gemma fair-noncommercial-research-license unknown
-other
+apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigcode-openrail-m afl-3.0
+artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0
+cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0
+cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
+cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0
+etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc intel-
+research lppl-1.3c ms-pl mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1
+ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license llama2 llama3 llama3.1 llama3.2 llama3.3
+llama4 gemma fair-noncommercial-research-license unknown other
 """
 LICENSES = frozenset(_LICENSE_IDS.split())
 HEADINGS: dict[str, tuple[str, ...]] = {
-    "corpus": ("Use it", "Data and lineage", "What was dropped, and why", "Limits", "Licence", "Paper"),
-    "asker": ("Use it", "Held-out result", "Data and lineage", "How it was trained", "Limits", "Licence", "Paper"),
-    "dialogues": ("Use it", "Beside real people", "Data and lineage", "How it was made", "What was dropped, and why",
-                  "Limits", "Licence", "Paper"),
-    "chat": ("Use it", "Held-out result", "Data and lineage", "How it was trained", "Limits", "Licence", "Paper"),
-    "preference": ("Use it", "In numbers", "Data and lineage", "How it was made", "What was dropped, and why", "Limits",
-                   "Licence", "Paper"),
-    "aligned": ("Use it", "Held-out result", "Data and lineage", "How it was trained", "Limits", "Licence", "Paper"),
+    "corpus": (
+        "Use it",
+        "Data and lineage",
+        "What was dropped, and why",
+        "Limits",
+        "Licence",
+        "Paper",
+    ),
+    "asker": (
+        "Use it",
+        "Held-out result",
+        "Data and lineage",
+        "How it was trained",
+        "Limits",
+        "Licence",
+        "Paper",
+    ),
+    "dialogues": (
+        "Use it",
+        "Beside real people",
+        "Data and lineage",
+        "How it was made",
+        "What was dropped, and why",
+        "Limits",
+        "Licence",
+        "Paper",
+    ),
+    "chat": (
+        "Use it",
+        "Held-out result",
+        "Data and lineage",
+        "How it was trained",
+        "Limits",
+        "Licence",
+        "Paper",
+    ),
+    "preference": (
+        "Use it",
+        "In numbers",
+        "Data and lineage",
+        "How it was made",
+        "What was dropped, and why",
+        "Limits",
+        "Licence",
+        "Paper",
+    ),
+    "aligned": (
+        "Use it",
+        "Held-out result",
+        "Data and lineage",
+        "How it was trained",
+        "Limits",
+        "Licence",
+        "Paper",
+    ),
     "results": ("Use it", "Data and lineage", "Limits", "Licence", "Paper"),
     "base": ("Use it", "Data and lineage", "Limits", "Licence"),
     "source": ("Use it", "Data and lineage", "Limits", "Licence"),
     "benchmark": ("Use it", "How it was written", "Limits", "Licence"),
-}  # fmt: skip
+}
 _NEVER = (
     (re.compile(r"\{\{|\}\}(?!\})|\{%"), "an unfilled template mark"),
     (re.compile(r"\[More Information Needed\]|\bTODO\b|\bFIXME\b"), "a placeholder"),

@@ -1,4 +1,4 @@
-"""Text from strangers, made safe to stand in Markdown; and the Jinja environment in which that is
+"""Text from strangers, made safe to use in Markdown; and the Jinja environment in which that is
 the default.
 
 Takes any value, gives `Markup`: Markdown that means exactly the characters it was made from. A
@@ -33,7 +33,7 @@ def text(value: object) -> Markup:
 
 
 def _escape_line_start(match: re.Match[str]) -> str:
-    # "1." is escaped behind the number, as "1\.".
+    # "1." is escaped after the number, as "1\.".
     return f"{match[1]}{match[2]}\\" if match[2].isdigit() else f"{match[1]}\\{match[2]}"
 
 

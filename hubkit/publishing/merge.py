@@ -18,9 +18,9 @@ KEEP = "<!-- What you write below this line stays when the card is published aga
 # Every key that this room ever writes; one of these that is missing from the new card is gone on
 # purpose.
 _OUR_KEYS = """
-annotations_creators base_model base_model_relation configs dataset_info datasets language library_name license
-license_link license_name model-index model_name pipeline_tag pretty_name size_categories source_datasets tags
-task_categories
+annotations_creators base_model base_model_relation configs dataset_info datasets language
+library_name license license_link license_name model-index model_name pipeline_tag pretty_name
+size_categories source_datasets tags task_categories
 """
 OWN_KEYS = frozenset(_OUR_KEYS.split())
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?\n", re.DOTALL)

@@ -45,8 +45,8 @@ class RepoPlan:
     """One repo's changes: `write` and `delete` make up one commit on top of `parent` (None: the
     repo is to be made).
 
-    `files` are the paths that the repo holds behind that commit. `is_kept`: it holds others than those
-    that were wanted, and stays as it is."""
+    `files` are the paths that the repo holds after that commit. `is_kept`: the repo holds
+    other files of these names, and stays as it is."""
 
     repo_id: str
     repo_type: str

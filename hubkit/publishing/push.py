@@ -3,8 +3,8 @@ nothing to do.
 
 Takes the commits that the stages made; gives the list of changes. Everything is rendered, linted
 and scanned before the first byte leaves. One commit per repo on top of the commit that was looked
-at; when somebody else commits in between, the repo is looked at again. What is there is compared by
-hash, so an interrupted push goes on where it stopped."""
+at; when another commit comes in between, the repo is looked at again. What is there is compared by
+hash, so an interrupted push resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ def publish(
     are tagged there. On the same Hub only cards, Spaces, `benchmark` and the collection change.
     Returns what was changed, or with `dry_run` what would be, touching nothing. New repos are
     private on a real Hub unless `public`; secrets and personal data go there only where their
-    kind is in `allow` or the recipe's ``publish.allow``. Raises `PublishError` when a card or a file must not leave,
-    `CommitConflictError` when others keep committing, `HubError` otherwise."""
+    kind is in `allow` or the recipe's ``publish.allow``. Raises `PublishError`
+    when a card or a file must not leave, `CommitConflictError` when others keep committing, `HubError` otherwise."""
     hub = hub.allowing(allow)
     push = _Push(source or hub, hub, recipe, outputs, public)
     base_steps = list(_base_steps(push))

@@ -1,5 +1,5 @@
 """Runs the pushed Spaces on this machine: by the embedded Hub, from their repos, with the embedded
-engine behind them.
+engine serving their models.
 
 Takes the embedded `Hub` and a recipe whose models and Spaces are pushed there; gives the addresses
 of the pages."""

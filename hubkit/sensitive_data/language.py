@@ -26,13 +26,14 @@ def _detector() -> Any:
 
 # The labels of lid.176, as its authors list them.
 LANGUAGES = frozenset(
-    """af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb ckb
-    co cs cv cy da de diq dsb dty dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom gu gv he
-    hi hif hr hsb ht hu hy ia id ie ilo io is it ja jbo jv ka kk km kn ko krc ku kv kw ky la lb lez
-    li lmo lo lrc lt lv mai mg mhr min mk ml mn mr mrj ms mt mwl my myv mzn nah nap nds ne new nl nn
-    no oc or os pa pam pfl pl pms pnb ps pt qu rm ro ru rue sa sah sc scn sco sd sh si sk sl so sq sr
-    su sv sw ta te tg th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo wa war wuu xal xmf yi yo yue
-    zh""".split()  # noqa: SIM905
+    """af als am
+    an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb ckb
+    co cs cv cy da de diq dsb dty dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom gu gv
+    he hi hif hr hsb ht hu hy ia id ie ilo io is it ja jbo jv ka kk km kn ko krc ku kv kw ky la
+    lb lez li lmo lo lrc lt lv mai mg mhr min mk ml mn mr mrj ms mt mwl my myv mzn nah nap nds
+    ne new nl nn no oc or os pa pam pfl pl pms pnb ps pt qu rm ro ru rue sa sah sc scn sco sd sh
+    si sk sl so sq sr su sv sw ta te tg th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo wa war
+    wuu xal xmf yi yo yue zh""".split()  # noqa: SIM905
 )
 _NAMES = {
     "english": "en", "german": "de", "french": "fr", "spanish": "es", "italian": "it",
@@ -57,7 +58,8 @@ _SCRIPTS = {
     "latin": re.compile("[A-Za-z\u00c0-\u024f]"),
 }
 _WRITTEN_IN = {
-    "kana": "ja", "hangul": "ko", "han": "zh yue wuu", "arabic": "ar arz azb ckb fa lrc mzn pnb ps sd ug ur",
+    "kana": "ja", "hangul": "ko", "han": "zh yue wuu", 
+    "arabic": "ar arz azb ckb fa lrc mzn pnb ps sd ug ur",
     "cyrillic": "av ba be bg bxr ce cv kk krc kv ky lez mhr mk mn mrj myv os ru rue sah sr tg "
                 "tt tyv uk xal",
     "hebrew": "he yi", "greek": "el", "thai": "th", "devanagari": "bh dty gom hi mai mr ne new sa",
@@ -67,7 +69,7 @@ _OTHER_SCRIPTS = frozenset("am bo dv gu hy ka km kn lo ml my or pa si ta te xmf"
 
 
 def check_languages(codes: Iterable[str]) -> None:
-    """Raise `ValueError` for a code that the identifier does not know, with the one that is meant."""
+    """Raise `ValueError` for a code that the identifier does not know; it names the likely one."""
     for code in codes:
         if code not in LANGUAGES:
             near = _NAMES.get(code.lower()) or next(

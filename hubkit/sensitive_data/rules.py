@@ -188,7 +188,7 @@ _PLACEHOLDER = re.compile(
 
 
 def not_a_placeholder(match: Match) -> bool:
-    """Examples in documentation ("your-key", "xxxx…", ``${KEY}``) are nobody's secret."""
+    """Examples in documentation ("your-key", "xxxx…", ``${KEY}``) are no secrets."""
     return not is_placeholder(value_of(match))
 
 

@@ -1,4 +1,4 @@
-"""Chat with the trained model, and beside the base that it was trained from."""
+"""Chat with the trained model, and compare it with the base that it was trained from."""
 
 from __future__ import annotations
 
@@ -213,7 +213,8 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
             save_history=True,
             editable=True,
             api_visibility="private",
-            show_progress="hidden",  # which would hide the conversation behind "Error"; a sentence says what went wrong
+            # Shown, it would hide the conversation behind "Error"; a sentence says what went wrong.
+            show_progress="hidden",
             concurrency_limit=4,
         )
     with tabs, gr.Tab("Beside its base", id="compare"):

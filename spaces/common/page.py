@@ -152,7 +152,7 @@ class RateLimit:
 
 
 def address(request: gr.Request | None) -> str:
-    """Who asks. Behind a Space's proxy the client's address is the last one that the proxy itself
+    """Who asks. After a Space's proxy the client's address is the last one that the proxy itself
     has added.
     """
     if request is None:

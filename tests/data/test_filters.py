@@ -512,3 +512,19 @@ def test_what_a_filter_needs_is_declared_where_it_is_written() -> None:
             register(needs={"a_gpu"})
     finally:
         del FILTERS["needy_filter"]
+
+
+def test_ids_thinking_tool_calls_and_what_reports_name_are_masked_too() -> None:
+    email = "jane.doe@" + "university.edu"
+    talked = talk("hello there", "fine", name=f"chat of {email}", title=f"for {email}")
+    talked.messages[1]["thinking"] = f"it is {email}"
+    call = {"type": "function", "function": {"name": "send", "arguments": {"to": [email]}}}
+    talked.messages[1]["tool_calls"] = [call]
+    chain = Chain([Filter(name="personal_data")])
+    (row,) = chain(talked)
+    assert isinstance(row, Conversation) and email not in repr(row)
+    assert row.id.startswith("chat of [EMAIL]-") and row.messages[0] == talked.messages[0]
+    assert row.messages[1]["tool_calls"][0]["function"]["arguments"] == {"to": ["[EMAIL]"]}
+    assert email not in json.dumps([step.to_dict() for step in chain.steps])
+    (other,) = chain(talk("hello there", "fine", name="chat of john.roe@" + "university.edu"))
+    assert other.id != row.id

@@ -52,7 +52,8 @@ def decontaminate(
         path = context.questions.get(name, Path(name))
         if not path.is_file():
             raise RecipeError(
-                f"decontaminate: {name!r} names no known question file and no file here; give a path"
+                f"decontaminate: {name!r} names no known question file and no file here; "
+                "give a path"
             )
         known_as = (
             name
@@ -156,7 +157,8 @@ def read_questions(path: Path) -> Iterator[str]:
                 yield question
     if not has_questions:
         raise SourceError(
-            f"{path} holds no questions; expected one of the keys {', '.join(_QUESTION_KEYS)}, or lines"
+            f"{path} holds no questions; expected one of the keys "
+            f"{', '.join(_QUESTION_KEYS)}, or lines"
         )
 
 

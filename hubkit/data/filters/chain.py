@@ -18,6 +18,7 @@ from hubkit.conversation import Conversation
 from hubkit.data.filters.arguments import mistake
 from hubkit.errors import RecipeError
 from hubkit.plugins import Registry
+from hubkit.sensitive_data import mask
 
 EXAMPLES = 5  # ids kept per reason: enough to look one up, few enough for a card
 
@@ -33,7 +34,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A filter's verdict: `rows` stand in for the conversation (one when changed, several when cut
+    """A filter's verdict: `rows` replace the conversation (one when changed, several when cut
     up).
 
     `note` is the word that reports count the change by; several, where several things were changed.
@@ -143,10 +144,10 @@ class Tally:
     examples: list[str] = field(default_factory=list)
 
     def add(self, example: str) -> None:
-        """Count one more; keep its id while there is room."""
+        """Count one more; keep its id while there is room, masked where it is somebody's address."""
         self.count += 1
-        if len(self.examples) < EXAMPLES and example not in self.examples:
-            self.examples.append(example)
+        if len(self.examples) < EXAMPLES and (label := mask(example)) not in self.examples:
+            self.examples.append(label)
 
     def to_dict(self) -> dict[str, Any]:
         """``{"count": int, "examples": [id, …]}``"""
@@ -163,7 +164,7 @@ class Step:
     """One filter of a chain and what it did: ``rows_in + added == rows_out + dropped``, always.
 
     `conversations_out` counts the conversations that entered the chain and still have a row here,
-    which differs from `rows_out` only behind a filter that cuts conversations up."""
+    which differs from `rows_out` only after a filter that cuts conversations up."""
 
     name: str
     args: dict[str, Any] = field(default_factory=dict)

@@ -36,7 +36,7 @@ def near_duplicates(
     """Drop conversations whose runs of `words` words are similar to a kept one's: estimated Jaccard
     ≥ `threshold`.
 
-    MinHash with `permutations` values behind a locality-sensitive index, both rensa's; about 2 KB a
+    MinHash with `permutations` values in a locality-sensitive index, both rensa's; about 2 KB a
     kept row. `seat` says whose turns are compared. Conversations without words are kept: there is
     nothing to compare."""
     if not 0 < threshold <= 1:

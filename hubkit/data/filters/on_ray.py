@@ -1,5 +1,6 @@
-"""Filters as tasks of a Ray cluster: the same `FilterWorker`, on whichever node has room; one that is lost
-is tried again.
+"""Filters as tasks of a Ray cluster: the same `FilterWorker`, on whichever node has room.
+
+A task that is lost is tried again.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ def worker_pool(settings: dict[str, Any]) -> Iterator[list[Callable[[list[Any]],
                 raise
             except ray.exceptions.RayError as error:
                 raise StageError(
-                    f"a chunk of {len(chunk)} conversations ended {_RETRIES + 1} workers of the cluster "
-                    f"({type(error).__name__}); is memory short there? See Ray's logs, and run again"
+                    f"a chunk of {len(chunk)} conversations ended {_RETRIES + 1} workers of the "
+                    f"cluster ({type(error).__name__}); is memory short there? See Ray's logs, and "
+                    "run again"
                 ) from None
             finally:
                 under_way.discard(task)

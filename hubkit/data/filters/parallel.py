@@ -170,8 +170,8 @@ class _Worker:
             line = b""
         if not line.endswith(b"\n"):
             raise StageError(
-                f"a filter process ended early (exit status {self._process.wait()}); is memory short? "
-                f"Run again, or with one worker"
+                f"a filter process ended early (exit status {self._process.wait()}); is memory "
+                "short? Run again, or with one worker"
             )
         reply: dict[str, Any] = orjson.loads(line)
         return reply

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
+from hashlib import blake2b
+from typing import Any, Literal
 
-from hubkit.conversation import Conversation, Message
+from hubkit.conversation import Conversation
 from hubkit.data.filters.chain import Drop, Edit, FilterFn, Verdict, register
 from hubkit.sensitive_data import KINDS, PERSONAL, SECRETS, masked, scan_text
 
@@ -40,21 +41,54 @@ def _findings(action: str, kinds: frozenset[str], group: str) -> FilterFn:
         )
 
     def decide(conversation: Conversation) -> Verdict:
-        if not scan_text("\n\n".join(m["content"] for m in conversation.messages), kinds):
-            return None  # nearly all are clean, and one long text is cheaper to scan than many short ones
+        fields = [conversation.id, conversation.messages, conversation.meta]
+        if not scan_text("\n\n".join(_texts(fields)), kinds):
+            # Nearly all are clean, and one long text is cheaper to scan than many short ones.
+            return None
         found_kinds: set[str] = set()
-        messages: list[Message] = []
-        for message in conversation.messages:
-            findings = scan_text(message["content"], kinds)
+
+        def mask_text(text: str) -> str:
+            findings = scan_text(text, kinds)
             found_kinds.update(finding.kind for finding in findings)
-            messages.append({**message, "content": masked(message["content"], findings)})
+            return masked(text, findings)
+
+        messages, meta = (_mapped(value, mask_text) for value in fields[1:])
+        name = mask_text(conversation.id)
         if not found_kinds:
             return None
         if action == "drop":
             return Drop(f"{group}_{min(found_kinds)}")
+        if name != conversation.id:  # two ids must not become one
+            name += "-" + blake2b(conversation.id.encode(), digest_size=8).hexdigest()
         return Edit(
-            [replace(conversation, messages=messages)],
+            [replace(conversation, id=name, messages=messages, meta=meta)],
             tuple(f"masked_{kind}" for kind in sorted(found_kinds)),
         )
 
     return decide
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text inside lists and mappings, names of roles left out."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if key != "role":
+                yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """`value` with `change` applied to every text that `_texts` gives."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {
+            key: item if key == "role" else _mapped(item, change) for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_mapped(item, change) for item in value]
+    return value

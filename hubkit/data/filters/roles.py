@@ -71,10 +71,11 @@ _OTHER_SCRIPT = re.compile(
 )
 # English words of four letters and more that say nothing about a topic.
 _PLAIN = frozenset(
-    b"""about after again also because been before being both could does doing done each even from give good have help
-    here into just like make many more most much need only other over please same should some such tell than that their
-    them then there these they thing things this those through very want well were what when where which while will
-    with would your""".split()
+    b"""about after again also because been before being both could does doing done each even from
+    give
+    good have help here into just like make many more most much need only other over please same
+    should some such tell than that their them then there these they thing things this those
+    through very want well were what when where which while will with would your""".split()
 )
 
 
@@ -119,7 +120,7 @@ def _leak(text: str, role: str) -> str | None:
 
 def _echo(text: str, before: str, role: str, share: float) -> str | None:
     if not share * len(before) * 0.9 <= len(text) <= len(before) / share / 0.9 or len(text) < 10:
-        return None  # too different in length to be an echo; splitting into words is the dear part
+        return None  # too different in length to be an echo; splitting into words costs most
     words, earlier_words = words_of(text), words_of(before)
     if len(words) < 5 or not earlier_words:
         return None

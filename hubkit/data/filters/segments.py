@@ -63,7 +63,7 @@ def _pieces(messages: list[Message], sizes: list[int], limit: int) -> Iterator[l
             continue
         answer = message["role"] == "assistant"
         # An overflowing answer closes a segment with itself in it; a human turn closes it before
-        # itself, behind the answer that the next segment starts with.
+        # itself, after the answer that the next segment starts with.
         end = at + 1 if answer else at
         if end - start > 1:
             yield messages[start:end]
@@ -77,7 +77,7 @@ def _pieces(messages: list[Message], sizes: list[int], limit: int) -> Iterator[l
 
 @register(needs={"tokenizer"})
 def max_tokens(tokens: int, per_turn_tokens: int = 2, *, context: Context) -> FilterFn:
-    """Cut conversations off behind the last whole turn within `tokens`; drop those whose first turn
+    """Cut conversations off after the last whole turn within `tokens`; drop those whose first turn
     is longer.
     """
     sizes = _sizes("max_tokens", context, per_turn_tokens)

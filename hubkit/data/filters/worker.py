@@ -1,4 +1,4 @@
-"""The part of a chain that any process can run: its front, and what the filters behind it compare
+"""The part of a chain that any process can run: its front, and what the filters after it compare
 of each row.
 
 `hubkit.data.filters.parallel` starts this module as a subprocess that speaks JSON Lines and ends
@@ -25,8 +25,10 @@ class _Spec(NamedTuple):
 
 
 def worker_settings(front: list[Spec], comparing: list[Spec], context: Context) -> dict[str, Any]:
-    """What a `FilterWorker` is made of, as JSON: `front` runs there, `comparing` are the filters that come
-    next.
+    """What a `FilterWorker` is made of, as JSON.
+
+    `front` runs in the worker; `comparing` are the stateful filters that come next, whose keys are
+    computed there.
     """
     return {
         "front": [[spec.name, dict(spec.args)] for spec in front],
@@ -75,8 +77,9 @@ class FilterWorker:
 
 
 def unpack(packed: list[Any], original: Conversation) -> tuple[Conversation | Dropped, list[bytes]]:
-    """A result of `FilterWorker`, and the keys of what was kept. A dropped conversation comes back as it
-    went in.
+    """A result of `FilterWorker`, and the keys of what was kept.
+
+    A dropped conversation comes back as it went in.
     """
     if packed[0] == "dropped":
         return Dropped(original, packed[1], packed[2]), []
