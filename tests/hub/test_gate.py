@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.paths import ROOT
 
 from hubkit.errors import PublishError
 from hubkit.hub import Hub, connect, embedded
@@ -113,3 +115,17 @@ def test_messages_and_tags_are_no_way_round(remote_hub: Hub, tmp_path: Path) -> 
     ref = remote_hub.commit("local/repo", folder, "A commit")
     with pytest.raises(PublishError, match="holds github_token"):
         remote_hub.tag(ref, "v1", f"with {TOKEN}")
+
+
+def test_files_leave_at_one_place_only() -> None:
+    uploads = re.compile(
+        r"api\.(?:create_commit|upload_file|upload_folder|upload_large_folder|preupload_lfs_files)\("
+        r"|CommitOperationAdd\(|\.super_squash|[a-z_]+\.(?:model|dataset|trainer)\.push_to_hub\("
+    )
+    package = ROOT / "hubkit"
+    places = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if "local_hub" not in path.parts and uploads.search(path.read_text("utf-8"))
+    }
+    assert places == {"hub/client.py"}
