@@ -123,11 +123,20 @@ def test_a_mirror_is_read_only_and_nothing_is_written_upstream(
         client.post("/api/models/qwen/base/branch/b", {}),
         client.post("/api/models/qwen/base/discussions", {"title": "t"}),
         client.http.put("/api/models/qwen/base/settings", json={"visibility": "private"}),
+        client.post("/api/repos/move", {"fromRepo": "qwen/base", "toRepo": "local/base"}),
     ]
     assert {answer.status_code for answer in answers} == {403}
     assert "read-only" in answers[0].json()["error"]
     assert upstream.api().repo_info("qwen/base").sha == before
+    copy = {"repository": "local/copy"}
+    answer = client.post("/api/models/qwen/base/duplicate", copy)
+    assert answer.status_code == 409
+    assert "download" in answer.json()["error"]
+    client.http.get("/qwen/base/resolve/main/sub/model.safetensors").raise_for_status()
+    client.post("/api/models/qwen/base/duplicate", copy).raise_for_status()
+    assert client.commit("local/copy", {"t.txt": b"mine"}).status_code == 200
     hub.api().delete_repo("qwen/base")
+    assert upkeep(hub, "verify")[1]["problems"] == []
     assert upstream.api().repo_exists("qwen/base")
     assert hub.api().repo_info("qwen/base").sha == before, "and can be read again"
 

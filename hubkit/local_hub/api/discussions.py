@@ -60,7 +60,8 @@ def _open(
         number = int(newest["n"] or 0) + 1
         connection.execute(
             "INSERT INTO discussions"
-            " (repo, num, title, status, is_pull, author, created_at, target) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            " (repo, num, title, status, is_pull, author, created_at, target)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 repo.pk,
                 number,
@@ -268,7 +269,6 @@ def change(call: Call, repo: Repo, tail: list[str]) -> Response:
         "status": set_status,
         "title": set_title,
         "merge": merge,
-        "pin": _ignore,
     }
     if len(tail) == 4 and tail[1] == "comment" and tail[3] in ("edit", "hide"):
         return _change_comment(call, repo, row, tail[2], tail[3])
@@ -283,10 +283,6 @@ def change(call: Call, repo: Repo, tail: list[str]) -> Response:
 def _require_say(call: Call, repo: Repo, identity: Identity, row: sqlite3.Row) -> None:
     if identity.user != row["author"]:
         call.require_write(repo)
-
-
-def _ignore(call: Call, repo: Repo, row: sqlite3.Row) -> Response:
-    return JSONResponse({})
 
 
 def add_comment(call: Call, repo: Repo, row: sqlite3.Row) -> Response:

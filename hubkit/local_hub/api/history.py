@@ -15,7 +15,7 @@ from hubkit.local_hub.storage import trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH, GitRepo, NewObject, new_commit
 from hubkit.local_hub.storage.object_owners import link
 from hubkit.local_hub.storage.paths import checked_name, checked_ref
-from hubkit.local_hub.storage.repos import PREFIX, Repo, git, lookup, make
+from hubkit.local_hub.storage.repos import PREFIX, Repo, commit_of, git, lookup, make
 
 
 def super_squash(call: Call, repo: Repo, tail: list[str]) -> Response:
@@ -162,6 +162,8 @@ def duplicate(call: Call, repo: Repo, tail: list[str]) -> Response:
             f"A {repo.type} repository called {namespace}/{name} already exists",
             extra={"url": url},
         )
+    if repo.upstream:
+        _require_downloaded(call, repo)
     private = (body.get("visibility") or ("private" if repo.private else "public")) == "private"
     copy = make(call.hub, repo.type, namespace, name, identity, private=private, sdk=repo.sdk)
     with (
@@ -180,6 +182,19 @@ def duplicate(call: Call, repo: Repo, tail: list[str]) -> Response:
     if repo.type == "space":
         set_up(call.hub, copy, body)
     return JSONResponse({"url": url, "filesCopyPending": False})
+
+
+def _require_downloaded(call: Call, repo: Repo) -> None:
+    """Raises `Refusal` 409 where large files of a mirror are not here yet."""
+    with git(call.hub, repo) as opened:
+        tree = opened.commit(commit_of(opened, DEFAULT_BRANCH)).tree
+        for entry in trees.files(opened, tree):
+            pointer = trees.blob_info(opened, entry.sha).pointer
+            if pointer and call.hub.objects.size(pointer.oid) is None:
+                message = (
+                    f"{entry.path} of {repo.id} is not downloaded yet: download the repository"
+                )
+                raise Refusal(409, f"{message} from this Hub first, then duplicate it.")
 
 
 def _all_objects(repo: GitRepo, tree: bytes) -> list[NewObject]:

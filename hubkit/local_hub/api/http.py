@@ -109,7 +109,7 @@ def field(values: Mapping[str, Any], name: str, kind: type[T], default: T | None
 def page(
     call: Call, items: list[T], size: int, show: Callable[[list[T]], Any] | None = None
 ) -> Response:
-    """One page of a list, described by `show`; the `Link` header holds the address of the next page (an
+    """One page of a list, described by `show`; the `Link` header names the next page (an
     offset as cursor).
     """
     text = call.query("cursor") or "0"
@@ -143,7 +143,7 @@ def error_response(refusal: Refusal) -> Response:
 
 
 def header_safe(text: str) -> str:
-    """Return text that is valid in a header: one line of printable latin-1, at most 400 characters, no
+    """Return text that is valid in a header: one line of latin-1, at most 400 characters, no
     space at its ends.
     """
     return "".join(c if " " <= c <= "~" or "\xa0" <= c <= "\xff" else "?" for c in text)[

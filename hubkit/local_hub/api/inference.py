@@ -37,8 +37,14 @@ _REQUEST_TIMEOUT_S = 3600
 
 # What can be asked for: this machine, under the names that people use for the real ones. It costs
 # nothing here.
-_HARDWARE = (("cpu", "intel-spr", "x1"), ("cpu", "intel-spr", "x2"), ("gpu", "nvidia-l4", "x1"),
-             ("gpu", "nvidia-l40s", "x1"), ("gpu", "nvidia-a100", "x1"), ("gpu", "nvidia-h200", "x1"))  # fmt: skip
+_HARDWARE = (
+    ("cpu", "intel-spr", "x1"),
+    ("cpu", "intel-spr", "x2"),
+    ("gpu", "nvidia-l4", "x1"),
+    ("gpu", "nvidia-l40s", "x1"),
+    ("gpu", "nvidia-a100", "x1"),
+    ("gpu", "nvidia-h200", "x1"),
+)
 
 
 def route(call: Call) -> Response:
@@ -129,8 +135,12 @@ def _checked(call: Call, body: dict[str, Any]) -> dict[str, Any]:
     """
     model, compute = field(body, "model", dict), field(body, "compute", dict)
     provider, image = field(body, "provider", dict), field(model, "image", dict)
-    for part, names in ((model, ("repository", "framework")), (compute, ("accelerator", "instanceSize")),
-                        (compute, ("instanceType",)), (provider, ("region", "vendor"))):  # fmt: skip
+    for part, names in (
+        (model, ("repository", "framework")),
+        (compute, ("accelerator", "instanceSize")),
+        (compute, ("instanceType",)),
+        (provider, ("region", "vendor")),
+    ):
         for name in names:
             field(part, name, str)
     if len(image) != 1 or not isinstance(next(iter(image.values())), dict):
@@ -215,12 +225,22 @@ def hardware(call: Call) -> Response:
     if call.method not in ("GET", "HEAD") or len(call.segments) != 3:
         raise Refusal(404, "Not found: this Hub has nothing at this address.")
     computes = [
-        {"id": f"aws-us-east-1-{kind}-{size}", "accelerator": accelerator, "instanceType": kind, "instanceSize": size,
-         "architecture": "this machine", "numAccelerators": int(accelerator == "gpu"), "numCpus": 1, "memoryGb": 2,
-         "gpuMemoryGb": None, "pricePerHour": 0.0, "status": "available",
-         "quota": {"maxAccelerators": 8, "usedAccelerators": 0}}
+        {
+            "id": f"aws-us-east-1-{kind}-{size}",
+            "accelerator": accelerator,
+            "instanceType": kind,
+            "instanceSize": size,
+            "architecture": "this machine",
+            "numAccelerators": int(accelerator == "gpu"),
+            "numCpus": 1,
+            "memoryGb": 2,
+            "gpuMemoryGb": None,
+            "pricePerHour": 0.0,
+            "status": "available",
+            "quota": {"maxAccelerators": 8, "usedAccelerators": 0},
+        }
         for accelerator, kind, size in _HARDWARE
-    ]  # fmt: skip
+    ]
     regions = [{"name": "us-east-1", "label": "this machine", "computes": computes}]
     return JSONResponse({"vendors": [{"name": "aws", "regions": regions}], "asOf": now()})
 

@@ -21,8 +21,8 @@ from hubkit.local_hub.storage.repos import Repo, can_read, commit_of, git
 
 _ALWAYS = ("id", "_id")
 _LISTED = """
-    id author sha lastModified private gated disabled tags downloads likes createdAt cardData siblings
-    pipeline_tag library_name sdk modelId description
+    id author sha lastModified private gated disabled tags downloads likes createdAt cardData
+    siblings pipeline_tag library_name sdk modelId description
     """.split()  # noqa: SIM905 - one word a word
 MAX_LIST_PAGE = 1000
 

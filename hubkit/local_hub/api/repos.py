@@ -69,6 +69,8 @@ def move(call: Call) -> Response:
     if repo is None or not can_read(identity, repo):
         raise missing(identity)
     require_writer(call, repo.namespace)
+    if repo.upstream:
+        raise Refusal(403, f"{repo.id} mirrors a repository of the upstream and keeps its name.")
     namespace, name = checked_name(new[0], "namespace"), checked_name(new[1])
     require_writer(call, namespace)
     if not call.hub.accounts.exists(namespace):

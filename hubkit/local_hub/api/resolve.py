@@ -249,17 +249,17 @@ async def _read(path: Path, start: int, end: int) -> AsyncIterator[bytes]:
 async def _read_checked(objects: Objects, oid: str, size: int) -> AsyncIterator[bytes]:
     """The whole object, hashed on its first way out; of one that is damaged the end is held back,
     so that the client sees a broken transfer and not wrong bytes."""
-    digest, held = hashlib.sha256(), b""
+    digest, pending = hashlib.sha256(), b""
     async for block in _read(objects.path(oid), 0, size):
-        if held:
-            yield held
+        if pending:
+            yield pending
         await run_in_threadpool(digest.update, block)
-        held = block
+        pending = block
     if digest.hexdigest() != oid:
         objects.set_aside(oid)
         raise damaged_file(oid)
     objects.note_intact(oid)
-    yield held
+    yield pending
 
 
 def _blocks(start: int, end: int) -> Iterator[tuple[int, int]]:

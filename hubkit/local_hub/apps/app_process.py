@@ -2,10 +2,10 @@
 
 As on the real Hub the app finds its secrets and variables in its environment, and who it is in
 ``SPACE_ID`` and its like (but no ``SYSTEM=spaces``, on which Gradio counts on packages that only
-the real Hub's image has); and also the address of this Hub and
-(``HF_TOKEN_PATH``) a token for as long as the app runs: it reads what is public, the Space itself,
-and what the Space's card names. What its ``requirements.txt`` asks for is not installed: the app runs in
-this Python environment, and the build log names what is missing there."""
+the real Hub's image has); and also the address of this Hub and (``HF_TOKEN_PATH``) a token for as
+long as the app runs: it reads what is public, the Space itself, and what the Space's card names.
+What its ``requirements.txt`` asks for is not installed: the app runs in this Python environment, and
+the build log names what is missing there."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Checkout:
 
 
 def check_out(hub: Store, repo: Repo, sha: str, work: Path, log: Path) -> Checkout:
-    """Check the Space's files out below `work`. Raises `SpaceError` for what this Hub cannot run."""
+    """Check a Space's files out below `work`. Raises `SpaceError` where this Hub cannot run it."""
     log.unlink(missing_ok=True)
     logs.note(log, f"===== Build started at commit {sha[:12]} =====")
     folder = work / "app"
@@ -139,8 +139,12 @@ class AppProcess:
         write_durably(token_path, token.encode(), mode=0o600)
         env = _environment(hub, repo, files, hub_url, token_path, self.port, public_port)
         (files.folder.parent / "tmp").mkdir(exist_ok=True)
-        command = supervised([sys.executable, files.app_file], timeout_s=float("inf"), memory_mib=MEMORY_MIB,
-                          verdict=self._verdict)  # fmt: skip
+        command = supervised(
+            [sys.executable, files.app_file],
+            timeout_s=float("inf"),
+            memory_mib=MEMORY_MIB,
+            verdict=self._verdict,
+        )
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
         self._child = ChildProcess(command, env=env, cwd=files.folder, output=subprocess.PIPE)
@@ -150,8 +154,8 @@ class AppProcess:
         self._keeper.start()
 
     def wait_until_ready(self, timeout_s: float, superseded: Callable[[], bool]) -> bool:
-        """Return True when it answers, False when it was superseded. Raises `SpaceError` when it ends
-        or does not answer in time.
+        """Return True when it answers, False when it was superseded. Raises `SpaceError` when it
+        ends or does not answer in time.
         """
         deadline = time.monotonic() + timeout_s
         while not superseded():
@@ -221,8 +225,12 @@ def _environment(
         "CPU_CORES": str(os.cpu_count() or 1),
         "MEMORY": f"{MEMORY_MIB // 1024}Gi",
     }
-    configured = {row["key"]: row["value"] for row in hub.settings.rows(
-        "SELECT key, value FROM space_env WHERE repo = ? ORDER BY kind DESC", repo.pk)}  # fmt: skip
+    configured = {
+        row["key"]: row["value"]
+        for row in hub.settings.rows(
+            "SELECT key, value FROM space_env WHERE repo = ? ORDER BY kind DESC", repo.pk
+        )
+    }
     space_variables = {
         "SPACE_ID": repo.id,
         "SPACE_AUTHOR_NAME": repo.namespace,

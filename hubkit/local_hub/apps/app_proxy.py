@@ -41,9 +41,7 @@ class ProxyTarget:
 
 
 class AppProxy:
-    """One listening port. `find_target` is asked at each connection, `note_use` is told whenever bytes
-    pass.
-    """
+    """One listening port. `find_target` is called at each connection, `note_use` for all bytes."""
 
     def __init__(
         self, title: str, find_target: Callable[[], ProxyTarget], note_use: Callable[[], None]

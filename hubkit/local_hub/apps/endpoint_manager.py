@@ -66,6 +66,7 @@ class EndpointManager:
         """Start what should run; from now on endpoints can be made. `url` is this Hub's address."""
         self.url = url
         self._hub.accounts.revoke("endpoint:%")
+        shutil.rmtree(self._hub.root / "endpoints" / "cache", ignore_errors=True)  # once, for all
         for row in self._hub.settings.rows("SELECT * FROM inference_endpoints"):
             if row["state"] in ALIVE:
                 self._launch(row["id"], "pending")
@@ -257,7 +258,7 @@ class EndpointManager:
         token = accounts.add_token(
             user, "read", name=name, scope=scope_of_models(self._hub, spec.repos)
         )
-        cache = self._hub.root / "endpoints" / "cache" / user.lower()
+        cache = self._hub.root / "endpoints" / "caches" / user.lower()
         try:
             return Engine(
                 spec, self._folder(row["id"]), cache, self.url, token, lambda: accounts.revoke(name)

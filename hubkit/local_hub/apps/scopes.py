@@ -41,8 +41,8 @@ def _key(kind: str, name: str) -> str:
 
 
 def _bases(store: Store, name: str) -> list[str]:
-    namespace, slash, rest = name.partition("/")
-    repo = lookup(store, "model", namespace, rest, None)[0] if slash else None
+    namespace, slash, model = name.partition("/")
+    repo = lookup(store, "model", namespace, model, None)[0] if slash else None
     if repo is None:
         return []
     config = _json(store, repo, "adapter_config.json")

@@ -41,7 +41,7 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 def supervised(
     command: Sequence[str], *, timeout_s: float, memory_mib: float, verdict: Path
 ) -> list[str]:
-    """`command` under limits: what ended it, when they did, is written to `verdict` (see `job_supervisor`)."""
+    """`command` under limits; which of them ended it is written to `verdict` (`job_supervisor`)."""
     guard = [
         sys.executable,
         "-m",

@@ -1,7 +1,7 @@
 """Read through: repositories of another Hub, under their own names, read-only.
 
-A repository that this Hub does not have is looked up at its upstream and mirrored at one commit: its
-small files at once, into git; its large files when they are first read, each streamed once into the
+A repository that this Hub does not have is looked up at its upstream and mirrored at one commit:
+its small files at once, into git; its large files when they are first read, each streamed once into the
 store of large files. What the upstream says is checked before anything of it is kept: paths, sizes
 and hashes. Nothing is ever written upstream, and the names of namespaces that exist here are never
 asked for there."""
@@ -54,7 +54,7 @@ ABSENT_FOR_S, DOWN_FOR_S = 300.0, 10.0
 
 _BLOCK_BYTES = 2**20
 _DELIVERY_HOSTS = {"huggingface.co": (".huggingface.co", ".hf.co")}
-"""Where an upstream may send us for the bytes of a file, besides to itself. Never with the token."""
+"""Where an upstream may redirect for the bytes of a file, besides to itself; without the token."""
 
 log = logging.getLogger("hubkit.local_hub")
 

@@ -100,12 +100,8 @@ def blob(call: Call, repo: Repo, tail: list[str]) -> Response:
         revisions = _revisions(opened)
     data = repo_file.data if repo_file.data is not None else _beginning(call, repo_file.pointer)
     text = _as_text(data)
-    base = (
-        f"{repo.web_path}/{{}}/{quote(revision, safe='')}/{_quoted(path.rpartition('/')[0])}".rstrip(
-            "/"
-        )
-        + "/"
-    )
+    folder = f"{quote(revision, safe='')}/{_quoted(path.rpartition('/')[0])}".rstrip("/")
+    base = f"{repo.web_path}/{{}}/{folder}/"
     is_markdown = text is not None and path.lower().endswith(".md")
     return repo_page(
         call,

@@ -19,8 +19,8 @@ from hubkit.local_hub.api.http import Call
 HEADERS = {
     # No script at all, and nothing loaded from anywhere else: a card of a stranger can only be
     # looked at.
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Frame-Options": "DENY",
     "Cache-Control": "no-store",
 }

@@ -40,7 +40,7 @@ def app_details(call: Call, repo: Repo) -> dict[str, Any]:
 
 def _log(call: Call, repo: Repo) -> list[str]:
     tails = (
-        logs.last_lines(call.hub.spaces.log(repo, which), LOG_LINES) for which in ("build", "run")
+        logs.last_lines(call.hub.spaces.log(repo, kind), LOG_LINES) for kind in ("build", "run")
     )
     return [line for lines in tails for line in lines]
 

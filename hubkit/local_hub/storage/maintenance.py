@@ -1,4 +1,4 @@
-"""Maintenance of a store: finish what a crash interrupted, collect garbage, adopt lost repositories.
+"""Maintenance of a store: clear up after a crash, collect garbage, adopt lost repositories.
 
 Nothing that a person made is deleted on a guess: what the database does not know is kept, listed by
 `verification`, and adopted or moved aside on request."""

@@ -18,7 +18,8 @@ MAX_NAME_BYTES = 255
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 _RESERVED_NAMESPACES = frozenset(
     """
-    api models datasets spaces kernels buckets collections login logout healthz static xet settings v2
+    api models datasets spaces kernels buckets collections login logout healthz static xet
+    settings v2
     """.split()  # noqa: SIM905 - one word a word
 )
 

@@ -33,8 +33,9 @@ CREATING, DELETING = ".creating", ".deleting"
 SDKS = ("gradio", "docker", "static", "streamlit")
 
 _BINARY = """
-    7z arrow bin bz2 ckpt ftz gguf gz h5 joblib lfs.* mlmodel model msgpack npy npz onnx ot parquet pb
-    pickle pkl pt pth rar safetensors saved_model/**/* tar.* tar tflite tgz wasm xz zip zst
+    7z arrow bin bz2 ckpt ftz gguf gz h5 joblib lfs.* mlmodel model msgpack npy npz onnx ot
+    parquet pb pickle pkl pt pth rar safetensors saved_model/**/* tar.* tar tflite tgz wasm xz
+    zip zst
     """.split()  # noqa: SIM905 - one word a word
 _MEDIA = """
     pcm sam raw aac flac mp3 ogg wav bmp gif png tiff jpg jpeg webp mp4 webm
@@ -75,7 +76,8 @@ class Repo:
     @classmethod
     def of(cls, row: sqlite3.Row) -> Repo:
         """From a row."""
-        values = {key: row[key] for key in row.keys() if key not in ("private", "extra")}  # noqa: SIM118
+        keys = set(row.keys()) - {"private", "extra"}
+        values = {key: row[key] for key in keys}
         return cls(**values, private=bool(row["private"]), extra=json.loads(row["extra"]))
 
 
@@ -206,7 +208,8 @@ def _create(
             )
             connection.execute(
                 "INSERT INTO repos"
-                " (type, namespace, name, folder, private, sdk, created_at, created_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                " (type, namespace, name, folder, private, sdk, created_at, created_by)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (kind, namespace, name, folder, private, sdk, now(), identity.user),
             )
         path.rename(hub.repo_path(folder))

@@ -44,7 +44,8 @@ CREATE TABLE IF NOT EXISTS space_env (
     value TEXT NOT NULL, description TEXT, updated_at TEXT NOT NULL, PRIMARY KEY (repo, kind, key));
 CREATE TABLE IF NOT EXISTS discussions (
     repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE, num INTEGER NOT NULL,
-    title TEXT NOT NULL, status TEXT NOT NULL, is_pull INTEGER NOT NULL, author TEXT NOT NULL, created_at TEXT NOT NULL,
+    title TEXT NOT NULL, status TEXT NOT NULL, is_pull INTEGER NOT NULL, author TEXT NOT NULL,
+    created_at TEXT NOT NULL,
     target TEXT NOT NULL DEFAULT 'refs/heads/main', merged TEXT, PRIMARY KEY (repo, num));
 CREATE TABLE IF NOT EXISTS events (
     pk INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE,
@@ -52,11 +53,13 @@ CREATE TABLE IF NOT EXISTS events (
     type TEXT NOT NULL, author TEXT NOT NULL, created_at TEXT NOT NULL, data TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS collections (
     id TEXT PRIMARY KEY, namespace TEXT NOT NULL COLLATE NOCASE, slug TEXT NOT NULL,
-    title TEXT NOT NULL, description TEXT, private INTEGER NOT NULL, theme TEXT NOT NULL, position INTEGER NOT NULL,
+    title TEXT NOT NULL, description TEXT, private INTEGER NOT NULL, theme TEXT NOT NULL,
+    position INTEGER NOT NULL,
     updated_at TEXT NOT NULL, owner TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS collection_items (
     id TEXT PRIMARY KEY, collection TEXT NOT NULL REFERENCES collections ON DELETE CASCADE,
-    type TEXT NOT NULL, item TEXT NOT NULL, note TEXT, position INTEGER NOT NULL, UNIQUE (collection, type, item));
+    type TEXT NOT NULL, item TEXT NOT NULL, note TEXT, position INTEGER NOT NULL,
+    UNIQUE (collection, type, item));
 CREATE TABLE IF NOT EXISTS likes (
     user TEXT NOT NULL COLLATE NOCASE, repo INTEGER NOT NULL REFERENCES repos ON DELETE CASCADE,
     created_at TEXT NOT NULL, PRIMARY KEY (user, repo));
@@ -67,7 +70,8 @@ CREATE TABLE IF NOT EXISTS access (
 CREATE TABLE IF NOT EXISTS inference_endpoints (
     id TEXT PRIMARY KEY, namespace TEXT NOT NULL COLLATE NOCASE, name TEXT NOT NULL COLLATE NOCASE,
     spec TEXT NOT NULL, state TEXT NOT NULL, message TEXT NOT NULL DEFAULT '',
-    created_at TEXT NOT NULL, created_by TEXT NOT NULL, updated_at TEXT NOT NULL, UNIQUE (namespace, name));
+    created_at TEXT NOT NULL, created_by TEXT NOT NULL, updated_at TEXT NOT NULL,
+    UNIQUE (namespace, name));
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, namespace TEXT NOT NULL COLLATE NOCASE, spec TEXT NOT NULL,
     stage TEXT NOT NULL, message TEXT, created_at TEXT NOT NULL, started_at TEXT, finished_at TEXT,
@@ -118,7 +122,7 @@ class Settings:
 
     @staticmethod
     def _open_to_read(path: Path, error: sqlite3.Error) -> sqlite3.Connection:
-        """Without its log a file can be read as it is, and nothing is written beside it."""
+        """Without its log a file can be read as it is, and nothing is written."""
         log = path.with_name(path.name + "-wal")
         if not path.exists() or (log.exists() and log.stat().st_size):
             raise DiskFullError(DISK_FULL) from error

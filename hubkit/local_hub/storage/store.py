@@ -98,8 +98,8 @@ class Store:
     def unknown_folders(self) -> list[str]:
         """Return the names of repository folders that the database does not know."""
         folders = repo_folders(self.root)  # first: a row is made before its folder has its name
-        known = {row["folder"] for row in self.settings.rows("SELECT folder FROM repos")}
-        return [name for name in folders if name not in known and self.repo_path(name).exists()]
+        rows = {row["folder"] for row in self.settings.rows("SELECT folder FROM repos")}
+        return [name for name in folders if name not in rows and self.repo_path(name).exists()]
 
     def require_known_folders(self) -> None:
         """Refuse a database that was lost and made again.
@@ -189,7 +189,7 @@ def repo_folders(root: Path) -> list[str]:
 
 
 def require_database(root: Path) -> None:
-    """Refuse to make a new database beside the repositories of another.
+    """Refuse to make a new database for the repositories of another.
 
     Raises:
         HubError: There are folders of repositories and no database.
@@ -206,7 +206,7 @@ def require_database(root: Path) -> None:
 
 def _database_lost(root: Path, problem: str, count: int) -> HubError:
     return HubError(
-        f"The settings database {root / 'hub.sqlite'} {problem}, but there are {count} repositories "
-        f"in {root / 'repos'}. Nothing was changed. Put the database back, restore a backup with "
-        "`hubkit hub restore`, or take the repositories in again with `hubkit hub adopt`."
+        f"The settings database {root / 'hub.sqlite'} {problem}, but there are {count} "
+        f"repositories in {root / 'repos'}. Nothing was changed. Put the database back, restore a "
+        "backup with `hubkit hub restore`, or take the repositories in again with `hubkit hub adopt`."
     )

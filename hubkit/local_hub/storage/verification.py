@@ -36,8 +36,8 @@ def check(hub: Store, *, hash_files: bool = True) -> VerifyResult:
 
     Args:
         hub: The store.
-        hash_files: Hash large files, and unreferenced git objects, too. Damaged large files are then
-            moved to ``<sha256>.damaged``, so that uploading them again repairs them.
+        hash_files: Hash large files, and unreferenced git objects, too. Damaged large files are
+            then moved to ``<sha256>.damaged``, so that uploading them again repairs them.
     """
     result = VerifyResult()
     result.problems += [
@@ -90,9 +90,9 @@ def _large_files(hub: Store, result: VerifyResult, *, hash_files: bool) -> dict[
             result.problems.append(f"large file {oid}: {error.strerror}; {_UPLOAD_AGAIN}")
             continue
         if size is None:
-            moved = path.rename(path.with_name(oid + DAMAGED_SUFFIX))
+            damaged = path.rename(path.with_name(oid + DAMAGED_SUFFIX))
             result.problems.append(
-                f"large file {oid}: its bytes do not have this sha256, moved to {moved.name}; "
+                f"large file {oid}: its bytes do not have this sha256, moved to {damaged.name}; "
                 f"{_UPLOAD_AGAIN}"
             )
         else:

@@ -93,8 +93,8 @@ class XetStore:
         for file in files:
             if file.sha256:
                 self._pending[file.sha256] = future
-        done, _ = wait_for([future], timeout=SHARD_PATIENCE_S)
-        if done:
+        finished, _ = wait_for([future], timeout=SHARD_PATIENCE_S)
+        if finished:
             self._forget(future)
             future.result()
 
