@@ -53,7 +53,7 @@ def main(job: Path) -> int:
     except KeyboardInterrupt:
         said = [
             "RunInterruptedError",
-            "training stopped behind a checkpoint; the same command goes on from there",
+            "training stopped after saving a checkpoint; the same command resumes from there",
         ]
         (job.parent / "launch.error").write_text(json.dumps(said), "utf-8")
         return 130

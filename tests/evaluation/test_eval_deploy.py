@@ -200,7 +200,7 @@ def test_stopped_in_the_middle_it_is_given_back(
         run.send_signal(how)
         said = run.communicate(timeout=60)[1]
         if how == signal.SIGINT:
-            assert run.returncode == 130 and "the same command goes on" in said
+            assert run.returncode == 130 and "the same command resumes" in said
         else:
             reaped = [sys.executable, "-m", "hubkit", "deploy", "reap", "--json"]
             done = subprocess.run(reaped, capture_output=True, text=True, check=True)
