@@ -15,7 +15,9 @@ from hubkit.cli import console
 def serve(
     repo: Annotated[
         str,
-        typer.Argument(help="REPO_ID[@REVISION] or a folder: a model, or an adapter on its base."),
+        typer.Argument(
+            help="REPO_ID[@REVISION][:FILE.gguf], a folder or a GGUF file: a model, or an adapter."
+        ),
     ],
     adapter: Annotated[
         list[str] | None,
@@ -43,13 +45,14 @@ def serve(
     from hubkit.serving.client import start_engine
 
     adapters = dict(_named(text) for text in adapter or [])
-    env = environment() if not all(map(os.path.isdir, (repo, *adapters.values()))) else {}
-    console.say(
-        f"starting {repo}{''.join(f' with {name}' for name in adapters)} (the first time converts its weights)"
-    )
+    env = environment() if not all(map(os.path.exists, (repo, *adapters.values()))) else {}
+    names = "".join(f" with {name}" for name in adapters)
+    console.say(f"starting {repo}{names} (the first time converts its weights)")
     options = {"engine": engine, "dtype": dtype, "context": context, "slots": slots}
-    with start_engine(repo, adapters, env=env, port=port, **options) as running:  # type: ignore[arg-type]
+    serving = start_engine(repo, adapters, env=env, port=port, **options)  # type: ignore[arg-type]
+    with serving as running:
         url = next(iter(running.addresses.values()))
+        console.say(f"engine: {running.name} ({running.reason})")
         if json:
             console.data({"url": url, "pid": running.pid, "adapters": list(adapters)})
         else:
@@ -57,7 +60,7 @@ def serve(
             console.say(
                 f"chat: POST {url}/v1/chat/completions, metrics: {url}/metrics, Ctrl-C stops it"
             )
-        _until_told()
+        _wait_for_signal()
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -66,10 +69,10 @@ def _named(text: str) -> tuple[str, str]:
     return (name, repo) if equals else (text.partition("@")[0].rstrip("/").rpartition("/")[2], text)
 
 
-def _until_told() -> None:
-    """Until SIGINT or SIGTERM; the engine is then stopped by the block around."""
-    told = threading.Event()
+def _wait_for_signal() -> None:
+    """Wait for SIGINT or SIGTERM; the surrounding block then stops the engine."""
+    stopped = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: told.set())
-    while not told.wait(1.0):
+        signal.signal(signum, lambda *_: stopped.set())
+    while not stopped.wait(1.0):
         pass

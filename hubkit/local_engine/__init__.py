@@ -1,19 +1,19 @@
-"""The embedded engine: a model and its adapters behind text-generation-inference's API, in one
-process on a laptop.
+"""The embedded engine: serves a model and its adapters with text-generation-inference's API, in
+one process on a laptop.
 
 Run as ``python -m hubkit.local_engine``; everything else sees it as addresses only. Inside, a
 request goes
 
-    app → service → validation, templates → generation → an engine (llama.cpp or transformers)
+    app → service → validation, templates → generation → engine (llama.cpp or transformers)
 
-`repo` fetches a model at a commit and `gguf_*` convert it, once per commit. The engine is behind
-one small protocol (`engine`), so that either can be replaced.
+`engine_choice` says which engine a model gets and why. `repo` fetches a model at a commit and
+`conversion` converts it, once per commit. Both engines implement one small protocol (`engine`).
 
 **What differs from TGI 3.3.** An unknown adapter is an error (422), where TGI takes the base model
 in silence. Log-probabilities are the model's own, before temperature and filters; the prompt's are
-null. A stop sequence that ends in the middle of a token is found, and the text ends right behind
-it. Tools, regular-expression grammars, images, `suffix` and `watermark` are refused (422) instead
-of served. A request that cannot start is answered with its status even where a stream was asked
+null. A stop sequence that ends in the middle of a token is recognised, and the text ends right
+after it. Tools, regular-expression grammars, images, `suffix` and `watermark` are refused (422)
+instead of served. A request that cannot start is answered with its status even where a stream was asked
 for.
 
 **When the same seed and the same request give the same text.** Always with the transformers engine

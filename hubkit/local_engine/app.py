@@ -36,7 +36,7 @@ def build_app(
     Args:
         service: What answers.
         token: The bearer token that every route but /health requires; None requires none.
-        hosts: Host names, beside IP addresses and localhost, under which the server is addressed.
+        hosts: Host names, besides IP addresses and localhost, under which the server is addressed.
     """
 
     def route(path: str, handler: Handler, method: str) -> Route:

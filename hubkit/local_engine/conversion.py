@@ -6,7 +6,7 @@ Everything else is converted by llama.cpp's own converter (`llamacpp_source`).
 
 - *Fidelity*: a conversion is right if it matches what llama.cpp's graph for that architecture
   expects (permutations, norms stored as w - 1, fused experts, rotary factors, scales). Its authors
-  change both together; a second implementation of ours would follow behind.
+  change both together; a second implementation would lag behind.
 - *Breadth*: 199 architectures that write text, LoRA for all of them, and weights stored as FP8,
   GPTQ, MXFP4 or compressed tensors. Widening ours by hand gained eight.
 - *Upkeep*: one pinned version and hash, against a table of ours per architecture and release.
@@ -17,7 +17,7 @@ Only its tensors and hyper-parameters are used. Vocabularies are ours in either 
 (`gguf_vocab`): llama.cpp here reads and writes token ids, its converter would refuse every
 tokenizer whose hash it has not been told, and for some of them it asks for remote code.
 
-**Limits.** Weights and configurations are strangers' files. `tensors.check_plausible` refuses what
+**Limits.** Weights and configurations are untrusted input. `tensors.check_plausible` refuses what
 contradicts itself; then a child (`conversion_worker`) converts without network, without further
 processes and without this process's environment, within limits on memory, written bytes and time
 that follow from the size of the files. It loads what it wrote into llama.cpp and computes a token,
@@ -133,7 +133,7 @@ def model_to_gguf(folder: Path, out: Path, *, dtype: Dtype, context: int, cache_
     size = check_plausible(folder, config)
     check_convertible(config, context)
     task = {"kind": "model", "folder": str(folder), "out": str(out), "dtype": dtype}
-    _either(converts_here(config), task, size, cache_dir)
+    _convert(converts_here(config), task, size, cache_dir)
 
 
 def adapter_to_gguf(adapter: Path, base: Path, base_gguf: Path, out: Path, cache_dir: Path) -> None:
@@ -152,12 +152,12 @@ def adapter_to_gguf(adapter: Path, base: Path, base_gguf: Path, out: Path, cache
         "out": str(out),
         "alpha": alpha,
     }
-    _either(converts_here(config), task, size + base_gguf.stat().st_size, cache_dir)
+    _convert(converts_here(config), task, size + base_gguf.stat().st_size, cache_dir)
 
 
-def _either(here: bool, task: dict[str, Any], size: int, cache_dir: Path) -> None:
-    """By this package where it can, else by llama.cpp's converter."""
-    if here:
+def _convert(built_in: bool, task: dict[str, Any], size: int, cache_dir: Path) -> None:
+    """Convert with this package where it can, else with llama.cpp's converter."""
+    if built_in:
         try:
             return run_limited({**task, "converter": None}, size)
         except UnsupportedModelError:
@@ -228,10 +228,10 @@ def _judge(task: dict[str, Any], outcome: dict[str, Any], child: Any, cpu_s: int
 
 def _environment() -> dict[str, str]:
     """What the child needs and nothing else: no token of any kind."""
-    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    inherited = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     package = str(Path(hubkit.__file__).resolve().parent.parent)
     return {
-        **kept,
+        **inherited,
         "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
         "PYTHONDONTWRITEBYTECODE": "1",
         "HF_HUB_OFFLINE": "1",

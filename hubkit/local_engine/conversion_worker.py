@@ -189,7 +189,7 @@ def _model_by_llamacpp(task: dict[str, Any], out: Path) -> None:
         with torch.inference_mode():
             Model(folder, kind, out, model_name="model", hparams=hparams).write()
 
-    _guarded(convert, task)
+    _call_converter(convert, task)
 
 
 def _adapter_by_llamacpp(task: dict[str, Any], out: Path) -> None:
@@ -203,7 +203,7 @@ def _adapter_by_llamacpp(task: dict[str, Any], out: Path) -> None:
     script = f"{task['converter']}/convert_lora_to_gguf.py"
     sys.argv = [script, "--base", task["base"], "--outfile", str(out), "--outtype", "f32"]
     sys.argv.append(str(copy))
-    _guarded(lambda: runpy.run_path(script, run_name="__main__"), task)
+    _call_converter(lambda: runpy.run_path(script, run_name="__main__"), task)
 
 
 def _gguf(task: dict[str, Any], out: Path) -> None:
@@ -212,7 +212,7 @@ def _gguf(task: dict[str, Any], out: Path) -> None:
     serve_folder(Path(task["folder"]), out)
 
 
-def _guarded(convert: Any, task: dict[str, Any]) -> None:
+def _call_converter(convert: Any, task: dict[str, Any]) -> None:
     """Whatever llama.cpp's converter raises means that it cannot convert this."""
     try:
         convert()

@@ -1,8 +1,8 @@
-"""What the service asks of an engine: token ids in, token ids out. Two engines sit behind it.
+"""The protocol between the service and its two engines: token ids in, token ids out.
 
-The service renders, tokenizes, detokenizes, validates and counts; an engine only computes. It yields
-`Started`, then `Step`s, then `Finish`. Closing the iterator early cancels the work and frees what
-it held."""
+The service renders, tokenizes, detokenizes, validates and counts; an engine only computes. It
+yields `Started`, then `Step`s, then `Finish`. Closing the iterator early cancels the work and
+releases its resources."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The engine took the job up: after how long a wait, and how many prompt tokens it need not
-    compute again.
+    """The engine has started the job: after how long a wait, and how many prompt tokens it takes
+    from its cache.
     """
 
     cached_tokens: int
@@ -83,7 +83,7 @@ class UnsupportedModelError(EngineError):
 
 
 class GenerationError(EngineError):
-    """The engine gave up on one request; others go on."""
+    """The engine failed on one request; others continue."""
 
 
 class Engine(Protocol):
@@ -95,12 +95,12 @@ class Engine(Protocol):
 
     @property
     def busy(self) -> int:
-        """Sequences being computed."""
+        """Return the number of sequences being computed."""
         ...
 
     @property
     def waiting(self) -> int:
-        """Requests waiting for their turn."""
+        """Return the number of requests that wait for their turn."""
         ...
 
     def generate(self, job: Job) -> AsyncGenerator[Event, None]:

@@ -54,26 +54,26 @@ class Work:
 
 
 class Ticket:
-    """The right to be in flight. Given back when the `with` block ends, unless a sequence has taken
+    """One admitted request. It is released when the `with` block ends, unless a sequence has taken
     it over.
     """
 
     def __init__(self, generator: Generator) -> None:
-        self._generator, self._kept, self._open = generator, False, True
+        self._generator, self._transferred, self._open = generator, False, True
 
     def __enter__(self) -> Ticket:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._kept:
-            self.give_back()
+        if not self._transferred:
+            self.release()
 
-    def keep(self) -> None:
-        """Leave it to the sequence to give the ticket back."""
-        self._kept = True
+    def transfer(self) -> None:
+        """Leave the release to the sequence."""
+        self._transferred = True
 
-    def give_back(self) -> None:
-        """Let another request in. Once."""
+    def release(self) -> None:
+        """Admit another request; a second call does nothing."""
         if self._open:
             self._open = False
             self._generator.in_flight -= 1
@@ -100,7 +100,7 @@ class Generator:
 
     def start(self, work: Work, ticket: Ticket) -> Sequence:
         """Begin to generate; iterate over what comes back, and close it."""
-        ticket.keep()
+        ticket.transfer()
         return Sequence(self, work, ticket)
 
 
@@ -114,7 +114,7 @@ class Sequence:
         self._queue: asyncio.Queue[TokenText | Ending | RequestError] = asyncio.Queue()
         self._task = asyncio.create_task(self._run())
         # Not in `_run`: a task cancelled before its first step never gets there.
-        self._task.add_done_callback(lambda _: ticket.give_back())
+        self._task.add_done_callback(lambda _: ticket.release())
 
     async def __aiter__(self) -> AsyncIterator[TokenText | Ending]:
         while True:
@@ -214,14 +214,15 @@ class _Spelling:
         """`text`, cut right after the first stop sequence that it completes; TGI keeps the sequence
         in the text.
         """
-        seen = len(self._text)
+        old_length = len(self._text)
         whole = self._text + text
         ends = []
         for stop in self._work.stop:
-            found = whole.find(stop, max(0, seen - len(stop) + 1)) if text else -1
-            if found >= 0:
-                ends.append(found + len(stop))
+            start = max(0, old_length - len(stop) + 1)
+            position = whole.find(stop, start) if text else -1
+            if position >= 0:
+                ends.append(position + len(stop))
         if not ends:
             return text
         self._reason = "stop_sequence"
-        return whole[seen : min(ends)]
+        return whole[old_length : min(ends)]

@@ -31,7 +31,7 @@ _PROBES = (
 
 
 def serve_folder(source: Path, out: Path) -> None:
-    """Write `out`, the GGUF file `source` with this package's vocabulary, and beside it what a
+    """Write `out`, the GGUF file `source` with this package's vocabulary, and next to it what a
     model repo has: tokenizer files, chat template, config.json.
 
     Raises:
@@ -42,7 +42,7 @@ def serve_folder(source: Path, out: Path) -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         reader = GGUFReader(source)
-        fields = {name: field for name, field in reader.fields.items()}
+        fields = dict(reader.fields)
         architecture = str(fields["general.architecture"].contents())
         tokens = fields["tokenizer.ggml.tokens"]
         end = int(fields["tokenizer.ggml.eos_token_id"].contents())
@@ -65,8 +65,8 @@ def serve_folder(source: Path, out: Path) -> None:
 def _ends(fields: dict[str, Any], end: int) -> list[int]:
     """The ids that end a generation: end of sequence, of turn, of message."""
     names = ("eot", "eom")
-    others = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in names]
-    return [end, *(int(field.contents()) for field in others if field is not None)]
+    turn_ends = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in names]
+    return [end, *(int(field.contents()) for field in turn_ends if field is not None)]
 
 
 def _tokenizer(source: Path, folder: Path) -> Any:
@@ -88,9 +88,11 @@ def _check(source: Path, tokenizer: Any) -> None:
     from hubkit.local_engine.llamacpp import count_tokens
 
     counts = count_tokens(source, ["a", *_PROBES])
-    own = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("a", *_PROBES)]
-    added = counts[0] - own[0]  # BOS
-    for text, count, expected in zip(_PROBES, counts[1:], own[1:], strict=True):
+    lengths = [
+        len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("a", *_PROBES)
+    ]
+    added = counts[0] - lengths[0]  # BOS
+    for text, count, expected in zip(_PROBES, counts[1:], lengths[1:], strict=True):
         if count - added != expected:
             raise EngineError(
                 f"{source}: its tokenizer cannot be reproduced ({text!r} has {count - added} "

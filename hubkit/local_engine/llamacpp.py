@@ -1,13 +1,15 @@
-"""llama.cpp, out of the `xllamacpp` wheel, called in-process: one base model and its LoRA adapters
-in one memory.
+"""llama.cpp from the `xllamacpp` wheel, called in-process: one base model and its LoRA adapters in
+one process.
 
 Every parameter is sent with every request, because llama.cpp's server defaults (temperature 0.8,
 top-k 40, min-p 0.05) are not TGI's. Four more things are set for a reason:
 
-- `id_slot` explicitly: its own slot choice mixes dialogues, and with per-request adapters finds no prefix at all;
+- `id_slot` explicitly: its own slot choice mixes dialogues, and with per-request adapters it finds
+  no prefix at all;
 - `cache_ram_mib` 0: its second-level prompt cache hands one adapter's keys and values to another;
-- `cache_prompt` off whenever a slot changes adapter, so that nothing another adapter computed can be read;
-- `n_probs` 1: the only way to get token ids through this door, at no cost that could be measured.
+- `cache_prompt` off whenever a slot changes adapter, so that nothing that another adapter computed
+  can be read;
+- `n_probs` 1: the only way to get token ids from this API, at no measurable cost.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ class LlamaCppEngine:
                 if isinstance(event, Finish):
                     await asyncio.shield(
                         finished
-                    )  # the slot is free before the caller hears of the end
+                    )  # the slot is released before the caller sees the end
                 yield (
                     Started(event.cached_tokens, queued_s) if isinstance(event, Started) else event
                 )
@@ -152,15 +154,15 @@ def _load(model: Path, adapters: list[Path], parallel: int, context: int, thread
     params.lora_init_without_apply = True
     params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(path), 1.0) for path in adapters]
     params.verbosity = 1
-    # The wheel always opens an HTTP port as well; nobody but this process gets its key.
+    # The wheel always opens an HTTP port as well; only this process knows its key.
     params.hostnames = ["127.0.0.1"]
     params.api_keys = [secrets.token_urlsafe()]
     params.ui = params.endpoint_slots = False
     params.endpoint_metrics = True
     try:
         server = xllamacpp.Server(params)
-        # The loop behind it answers this, so it turns. One that is told to end before its first
-        # turn never does, and whoever frees the model would wait for it for ever.
+        # The server's loop answers this, so it runs. A loop that is told to end before its first
+        # iteration never does, and freeing the model would wait for it forever.
         server.handle_metrics()
         return server
     except RuntimeError as error:

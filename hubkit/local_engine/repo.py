@@ -123,8 +123,8 @@ def _download(repo_id: str, revision: str | None, file: str | None) -> Snapshot:
         HFValidationError,
     ) as error:
         raise RepoMissingError(
-            f"{repo_id}@{revision or 'main'} is not at {endpoint or 'the Hub'} for this token, nor a local folder; "
-            "check its name and your token"
+            f"{repo_id}@{revision or 'main'} is not at {endpoint or 'the Hub'} for this token, "
+            "nor a local folder; check its name and your token"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError) as error:
         raise HubUnreachableError(

@@ -243,7 +243,8 @@ def _bind(address: Listen) -> socket.socket:
         sock.bind((address.host.strip("[]"), address.port))
     except OSError as error:
         raise EngineError(
-            f"cannot listen on {address.host}:{address.port} ({error.strerror}); take another port, or 0 for any"
+            f"cannot listen on {address.host}:{address.port} ({error.strerror}); "
+            "take another port, or 0 for any"
         ) from error
     return sock
 

@@ -46,7 +46,7 @@ class ServedModel:
 
 
 class Service:
-    """The state behind the routes."""
+    """What the routes share."""
 
     def __init__(
         self,
@@ -191,11 +191,11 @@ async def unless_gone(
     slots freed.
     """
 
-    async def gone() -> None:
+    async def disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(disconnect())
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -267,15 +267,15 @@ async def close_all(sequences: list[Sequence]) -> None:
 
 async def with_ending(sequence: Sequence) -> AsyncIterator[tuple[TokenText, Ending | None]]:
     """Each token, the last one together with the ending."""
-    held: TokenText | None = None
+    previous: TokenText | None = None
     async for item in sequence:
         if isinstance(item, Ending):
-            if held is not None:
-                yield held, item
+            if previous is not None:
+                yield previous, item
             return
-        if held is not None:
-            yield held, None
-        held = item
+        if previous is not None:
+            yield previous, None
+        previous = item
 
 
 def error_json(error: RequestError) -> str:

@@ -80,8 +80,8 @@ def check_addresses(listen: list[Listen], adapters: dict[str, str]) -> None:
     for address in listen:
         if address.serves != BASE and address.serves not in adapters:
             raise EngineError(
-                f"--listen {address.host}:{address.port}={address.serves} names an adapter that no --adapter loads; "
-                f"there are: {', '.join([BASE, *adapters])}"
+                f"--listen {address.host}:{address.port}={address.serves} names an adapter that "
+                f"no --adapter loads; there are: {', '.join([BASE, *adapters])}"
             )
 
 
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--model",
         required=True,
-        help="REPO_ID[@REVISION] or a folder: a model, or an adapter on its base",
+        help="REPO_ID[@REVISION][:FILE.gguf], a folder or a GGUF file",
     )
     add(
         "--adapter",

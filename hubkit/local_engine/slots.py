@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from hubkit.local_engine.engine import Job
 
 # Tokens at the end of a prompt that the next turn may render otherwise (the opening of the
-# assistant's turn). Fewer than every user message adds behind a shared system message: its text,
+# assistant's turn). Fewer than every user message adds after a shared system message: its text,
 # its end, and that opening.
 _TAIL_TOKENS = 4
 

@@ -1,12 +1,12 @@
 """Renders chat templates in a process of its own, with bounded memory, that may be killed at any
 time.
 
-A model repo is a stranger's file and its chat template is a program: jinja's sandbox keeps it away
-from Python's objects, but not from looping for an hour or from multiplying a string until memory is
-gone. So the server starts this file as a script, sends one JSON object per line and kills the
-process when an answer takes too long.
+A chat template is an untrusted program: jinja's sandbox keeps it away from Python's objects, but
+not from looping for an hour or from multiplying a string until memory is gone. So the server starts
+this file as a script, sends one JSON object per line and kills the process when an answer takes too
+long.
 
-First line: {"templates": {name: {"template": str, "bos_token": str | null, "eos_token": str | null}}}.
+First line: {"templates": {name: {"template": str, "bos_token": str | null, "eos_token": … }}}.
 Then {"name": str, "messages": [...], "tools": [...] | null} → {"text": str} or {"error": str}.
 """
 
@@ -73,7 +73,7 @@ def render(template: Any, variables: dict[str, Any]) -> dict[str, str]:
         return {"error": f"the template needs more than {MEMORY_LIMIT_BYTES >> 20} MiB"}
     except RecursionError:
         return {"error": "the template recurses too deeply"}
-    except Exception as error:  # whatever a stranger's program raises is its error, not ours
+    except Exception as error:  # whatever the template raises is its own error
         return {"error": f"{type(error).__name__}: {error}"[:500]}
     return {"text": "".join(pieces)}
 

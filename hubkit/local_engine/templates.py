@@ -113,8 +113,9 @@ class TemplateRenderer:
             except TemplateError as error:
                 if str(error).startswith("TemplateSyntaxError"):
                     raise EngineError(
-                        f"the chat template of {name!r} does not compile ({error}); mark the assistant's turns as "
-                        "exactly {% generation %} and {% endgeneration %}"
+                        f"the chat template of {name!r} does not compile ({error}); "
+                        "mark the assistant's turns as exactly {% generation %} and "
+                        "{% endgeneration %}"
                     ) from error
 
     async def close(self) -> None:

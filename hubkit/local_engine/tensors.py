@@ -1,7 +1,7 @@
 """Reads safetensors files without torch: names, shapes, and values as float32 arrays.
 
-A model repo is a stranger's file: the header's size, offsets and shapes are checked before anything
-is believed. bfloat16, which numpy lacks, is widened by placing its 16 bits in the upper half of a
+A model repo is untrusted input: the header's size, offsets and shapes are checked before they are
+used. bfloat16, which numpy lacks, is widened by placing its 16 bits in the upper half of a
 float32 (exact)."""
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def check_plausible(folder: Path, config: dict[str, Any]) -> int:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineError(f"{index} is malformed ({error}); download it again") from error
         if outside:
-            raise EngineError(f"{index} names {outside[0][:80]!r}, which is not beside it")
+            raise EngineError(f"{index} names {outside[0][:80]!r}, which is in another folder")
     text = config.get("text_config")
     merged = {**config, **(text if isinstance(text, dict) else {})}
     for key in ("num_hidden_layers", "n_layers", "n_layer", "num_layers"):

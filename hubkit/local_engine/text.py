@@ -1,4 +1,6 @@
-"""Text ↔ token ids with the repo's own tokenizer, and the incremental half that streaming needs."""
+"""Text ↔ token ids with the repo's own tokenizer, and the incremental decoding that streaming
+needs.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,7 @@ class TextCodec:
     ) -> Tokens:
         """Tokenize `text` with only the `trusted` control tokens (id, start, stop) recognised.
 
-        They are replaced by stand-ins which nobody can type, in a tokenizer that takes the control
+        They are replaced by stand-ins that cannot be guessed, in a tokenizer that takes the control
         tokens' own spelling for ordinary text; so every other token is cut as it would be."""
         pieces, at = [], 0
         anchors = [(0, 0)]  # (offset in the replaced text, offset in `text`)

@@ -1,10 +1,10 @@
-"""transformers behind the same service: other architectures, CUDA, and the reference that fidelity is
-judged by.
+"""The transformers engine: other architectures, CUDA, and the reference for fidelity.
 
 float32 on a CPU, bfloat16 on CUDA. Sequences join and leave a running batch (continuous batching):
 a new one computes its prompt alone, without padding, and decodes with the others from then on; all
 tokens of a step are chosen at once on the device (`torch_sampling`). What a sequence computed is
-kept, for as many sequences as run at once, so the next turn of a dialogue computes only what is new.
+kept, for as many sequences as run at once, so the next turn of a dialogue computes only what is
+new.
 A model whose state is more than keys and values per token (Mamba, linear attention) runs one
 sequence at a time and keeps nothing."""
 

@@ -153,7 +153,7 @@ def _typical(scores: torch.Tensor, rows: Sequence[Draws]) -> torch.Tensor:
 
 
 def _column(like: torch.Tensor, values: Sequence[float]) -> torch.Tensor:
-    """`values` as a column beside the rows of `like`."""
+    """`values` as a column, of the type and on the device of `like`."""
     import torch
 
     return torch.tensor(values, device=like.device, dtype=like.dtype).unsqueeze(-1)

@@ -60,7 +60,8 @@ def check_limits(p: GenerateParameters, max_input_tokens: int) -> None:
         )
     if p.truncate is not None and not 0 < p.truncate <= max_input_tokens:
         raise invalid(
-            f"`truncate` must be strictly positive and less than {max_input_tokens}. Given: {p.truncate}"
+            f"`truncate` must be strictly positive and less than {max_input_tokens}. "
+            f"Given: {p.truncate}"
         )
     if p.watermark:
         raise invalid("`watermark` is not supported by this engine")

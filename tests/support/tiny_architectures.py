@@ -57,14 +57,16 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_model(architecture: str, folder: Path) -> Any:
-    """Save a random model of `architecture` in `folder`; return it."""
+def tiny_model(architecture: str, folder: Path, **size: Any) -> Any:
+    """Save a random model of `architecture` in `folder`; return it. `size` overrides the tiny
+    configuration.
+    """
     import torch
     import transformers
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    options = {**_COMMON, **ARCHITECTURES[architecture]}
+    options = {**_COMMON, **ARCHITECTURES[architecture], **size}
     config = getattr(transformers, f"{architecture}Config")(**options)
     model = transformers.AutoModelForCausalLM.from_config(config).eval().float()
     for name, values in model.named_parameters():

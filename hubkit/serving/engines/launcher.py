@@ -152,8 +152,8 @@ class EngineKind:
 
     def find(self) -> tuple[str, ...]:
         """Its command on this machine; empty where it is not installed."""
-        beside = str(Path(sys.executable).parent)
-        path = shutil.which(self.program[0]) or shutil.which(self.program[0], path=beside)
+        scripts = str(Path(sys.executable).parent)
+        path = shutil.which(self.program[0]) or shutil.which(self.program[0], path=scripts)
         return (path, *self.program[1:]) if path else ()
 
 
@@ -328,8 +328,8 @@ def _started(
         except BaseException as error:
             ended = child.poll() is not None
             stop(child)
-            taken = any(words in tail(log).lower() for words in _PORT_TAKEN)
-            if isinstance(error, EngineError) and ended and taken and attempt < _PORT_ATTEMPTS:
+            conflict = any(words in tail(log).lower() for words in _PORT_TAKEN)
+            if isinstance(error, EngineError) and ended and conflict and attempt < _PORT_ATTEMPTS:
                 continue
             raise
         return child, task

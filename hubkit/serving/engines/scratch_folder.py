@@ -1,8 +1,9 @@
-"""A folder for what an engine and its starter say to each other. Those that a kill left behind go
-at the next start.
+"""A folder for the state file of an engine. Folders left by a killed process are removed at the
+next start.
 
-The lock in a folder belongs to whoever holds the open file, here the starter and its engine, and
-the kernel gives it up with the last of them. So a lock that can be taken is nobody's any more."""
+The lock in a folder belongs to the processes that hold the open file, here the starter and its
+engine, and the kernel releases it with the last of them. So a lock that can be taken has no owner
+any more."""
 
 from __future__ import annotations
 
@@ -25,13 +26,11 @@ def scratch_folder() -> Iterator[tuple[Path, int]]:
     _sweep()
     with (
         tempfile.TemporaryDirectory(prefix=_PREFIX) as name,
-        (Path(name) / "new").open("wb") as held,
+        (Path(name) / "new").open("wb") as lock,
     ):
-        fcntl.flock(held, fcntl.LOCK_EX)
-        Path(held.name).rename(
-            Path(name) / _LOCK
-        )  # so nobody ever finds it free while it is in use
-        yield Path(name), held.fileno()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        Path(lock.name).rename(Path(name) / _LOCK)  # so it is never free while it is in use
+        yield Path(name), lock.fileno()
 
 
 def _sweep() -> None:
