@@ -1,7 +1,7 @@
 """Any base's chat template, for either seat, proven to print what the base itself prints.
 
 `for_base` takes a model folder and gives its `SeatTemplates`: texts and prompts, token ids with
-loss on the seat's own turns, stop texts, and Jinja source to publish beside trained weights.
+loss on the seat's own turns, stop texts, and Jinja source to publish with trained weights.
 
 A row is always in the seat's own view: the seat's turns have role ``assistant`` (for the asker
 that is `hubkit.conversation.swap_roles` of the recorded conversation). What changes per seat is

@@ -121,13 +121,13 @@ class BaseTemplate:
         turns = [{"role": "user", "content": "x"}]
         turns = [_in_parts(m) for m in turns] if self.content_parts else turns
         try:
-            here, there = (
+            text, other_text = (
                 self._render(turns, {"add_generation_prompt": True}, clock)
                 for clock in (FROZEN_CLOCK, _OTHER_CLOCK)
             )
         except TemplateError:
             return False
-        return here != there
+        return text != other_text
 
 
 def compile_template(source: str, origin: str = "the chat template") -> Any:

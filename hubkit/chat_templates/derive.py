@@ -155,9 +155,9 @@ def _closing(closed: str, links: Sequence[str], tokens: Collection[str]) -> str:
 
 def _first_token(text: str, tokens: Collection[str]) -> str | None:
     """The token, or else the tag, that `text` begins with."""
-    known = [token for token in tokens if text.startswith(token)]
+    matches = [token for token in tokens if text.startswith(token)]
     tag = _TAG.match(text)
-    return max(known, key=len, default=tag[0] if tag else None)
+    return max(matches, key=len, default=tag[0] if tag else None)
 
 
 def _common_prefix(texts: Sequence[str]) -> str:
@@ -173,8 +173,8 @@ def _common_suffix(first: str, second: str) -> str:
     suffix = _common_prefix([first[::-1], second[::-1]])[::-1]
     for text in (first, second):  # not from the middle of a tag
         before = text[: len(text) - len(suffix)]
-        if _OPEN_TAG.search(before) and (rest := _REST_OF_TAG.match(suffix)):
-            suffix = suffix[rest.end() :]
+        if _OPEN_TAG.search(before) and (remainders := _REST_OF_TAG.match(suffix)):
+            suffix = suffix[remainders.end() :]
     return suffix
 
 
@@ -182,8 +182,10 @@ def _whole_tags(prefix: str, texts: Sequence[str], tokens: Collection[str]) -> s
     """`prefix`, less a token or tag such as ``<|im_end|>`` that it holds only a part of."""
     for token in tokens:
         for size in range(min(len(token) - 1, len(prefix)), 0, -1):
-            rest = (text[len(prefix) :] for text in texts)
-            if prefix.endswith(token[:size]) and any(r.startswith(token[size:]) for r in rest):
+            remainders = (text[len(prefix) :] for text in texts)
+            if prefix.endswith(token[:size]) and any(
+                r.startswith(token[size:]) for r in remainders
+            ):
                 return prefix[: len(prefix) - size]
     if any(prefix.endswith(token) for token in tokens):
         return prefix
@@ -226,11 +228,11 @@ def _printed_system(template: BaseTemplate, layout: Layout, cuts: _Cuts) -> Layo
         link = cuts.assistant_to_user
         if not opening.startswith(link):
             raise TemplateError("it changes what stands before the last human turn")
-        place: SystemPlace = "last_user"
+        system_place: SystemPlace = "last_user"
         return replace(
             layout,
-            system_place=place,
-            system_prefix=_other(pieces[0], layout.user, layout.prefix),
+            system_place=system_place,
+            system_prefix=_prefix_unless(pieces[0], layout.user, layout.prefix),
             system=(opening[len(link) :], after),
         )
     if before:
@@ -252,7 +254,7 @@ def _printed_system(template: BaseTemplate, layout: Layout, cuts: _Cuts) -> Layo
     )
 
 
-def _other(opening: str, header: str, prefix: str) -> str | None:
+def _prefix_unless(opening: str, header: str, prefix: str) -> str | None:
     opened = opening[: len(opening) - len(header)]
     return None if opened == prefix else opened
 

@@ -117,7 +117,7 @@ def plain_layout(base_dir: Path, tokens: set[str] | None = None) -> Layout:
 
 
 def added_tokens(base_dir: Path) -> set[str]:
-    """Every token that the tokenizer in `base_dir` declares beside its vocabulary.
+    """Every token that the tokenizer in `base_dir` declares in addition to its vocabulary.
 
     Raises:
         SourceError: The folder holds no tokenizer, or an unreadable one."""

@@ -1,7 +1,7 @@
 """What stands around the turns of a conversation: the printed form that a base was trained on.
 
 A `Layout` is data. It prints a conversation for either seat as pieces of text, each known to be
-either a mark of the layout or somebody's words, and to carry loss or not."""
+either a mark of the layout or a message's content, and to carry loss or not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hubkit.errors import TemplateError
 SystemPlace = Literal["own", "first_user", "last_user"]
 OTHER_SEAT: dict[Seat, Seat] = {"user": "assistant", "assistant": "user"}
 PREAMBLE_END = "\n\n"
-"""Between a system text that stands in nobody's turn and the first turn."""
+"""Between a system text that is part of no turn and the first turn."""
 
 
 class Segment(NamedTuple):
@@ -84,7 +84,7 @@ class Layout:
         return self.assistant_end if self.answer_end is None else self.answer_end
 
     def header(self, speaker: Seat) -> str:
-        """What stands before a turn of `speaker` in a conversation that goes on."""
+        """What stands before a turn of `speaker` that another turn follows."""
         return self.user if speaker == "user" else self.assistant
 
     def end(self, seat: Seat) -> str:
@@ -159,14 +159,14 @@ class _Printer:
         turns = list(messages[1:] if has_system else messages)
         folded = self.head(messages[0]["content"].strip() if has_system else None)
         speakers = [self.speaker(message) for message in turns]
-        place = -1
+        fold_index = -1
         if folded is not None and "user" in speakers:
-            place = speakers.index("user")
+            fold_index = speakers.index("user")
             if self.layout.system_place == "last_user":
-                place = len(speakers) - 1 - speakers[::-1].index("user")
+                fold_index = len(speakers) - 1 - speakers[::-1].index("user")
         for index, (speaker, message) in enumerate(zip(speakers, turns, strict=True)):
             last = index == len(turns) - 1
-            system = folded if index == place else None
+            system = folded if index == fold_index else None
             loss = (
                 message["role"] == "assistant"
                 and message.get("train", True)
@@ -188,8 +188,8 @@ class _Printer:
                 f"a message of role {message['role']!r} at this place cannot be printed: roles are "
                 "user and assistant, with at most one system message at the start"
             )
-        own = message["role"] == "assistant"
-        return self.seat if own else OTHER_SEAT[self.seat]
+        is_own = message["role"] == "assistant"
+        return self.seat if is_own else OTHER_SEAT[self.seat]
 
     def head(self, system: str | None) -> str | None:
         """Print what opens the text; returns the system text where it goes into a human turn."""
@@ -225,7 +225,7 @@ class _Printer:
             layout.user_gap,
             layout.open_user,
             last=last,
-            own=self.seat == "user",
+            is_own=self.seat == "user",
             loss=loss,
         )
 
@@ -251,18 +251,18 @@ class _Printer:
             layout.assistant_gap,
             layout.open_answer,
             last=last,
-            own=self.seat == "assistant",
+            is_own=self.seat == "assistant",
             loss=loss,
         )
 
     def close(
-        self, end: str, gap: str, is_open: bool, *, last: bool, own: bool, loss: bool
+        self, end: str, gap: str, is_open: bool, *, last: bool, is_own: bool, loss: bool
     ) -> None:
         """Close a turn. A last turn that the base leaves open is closed only where the seat wrote
         it: that is how it learns to end."""
         left_open = is_open and last and not self.generation
-        self.closed_by_seat = left_open and own
-        if not left_open or own:
+        self.closed_by_seat = left_open and is_own
+        if not left_open or is_own:
             self.mark(end, loss=loss)
         if not left_open:
             self.mark(gap)

@@ -52,7 +52,7 @@ def prove(layout: Layout, template: BaseTemplate, seat: Seat) -> Proof:
 def _conversations(layout: Layout, seat: Seat) -> Iterator[list[Message]]:
     """One to three rounds, ending on either seat, with a system message and without."""
     head: Message = {"role": "system", "content": _SYSTEM}
-    # a folded system text is nobody's turn for an asker, and the base prints no such text
+    # for an asker a folded system text is in no turn, and the base prints no such text
     with_system = layout.takes_system and (seat == "assistant" or layout.system_place == "own")
     for opening in ([], [head]) if with_system else ([],):
         for rounds in range(1, len(_TURNS) + 1):
@@ -79,8 +79,8 @@ def compare(
     """What `layout` prints of `messages` (as recorded) differently from `template`, or None."""
     view = swap_roles(messages) if seat == "user" else list(messages)
     printed = text_of(layout.segments(view, seat))
-    own = view[-1]["role"] == "assistant"
-    if own and layout.system_place == "last_user" and messages[0]["role"] == "system":
+    is_own = view[-1]["role"] == "assistant"
+    if is_own and layout.system_place == "last_user" and messages[0]["role"] == "system":
         # printed only while an answer is to follow: the answer's text goes after that prompt
         prompted = template.render(messages[:-1], add_generation_prompt=True)
         lead = layout.last_header[len(layout.seat_prompt(seat)) :]
@@ -89,7 +89,7 @@ def compare(
     else:
         expected = template.render(messages)
     is_open = layout.open_user if messages[-1]["role"] == "user" else layout.open_answer
-    if own and is_open:  # the seat learns to end its turn where the base prints no end
+    if is_own and is_open:  # the seat learns to end its turn where the base prints no end
         tail = layout.tail[messages[-1]["role"] == "user"]
         expected = expected.removesuffix(tail) + layout.end(seat)
     if printed != expected:
@@ -97,7 +97,7 @@ def compare(
     if compiled is not None and compiled.render(messages=view) != printed:
         rendered = compiled.render(messages=view)
         return f"the source renders {_difference(rendered, printed)}"
-    if own and (layout.thinking is None or view[-1].get("thinking")):
+    if is_own and (layout.thinking is None or view[-1].get("thinking")):
         prompt = text_of(layout.segments(view[:-1], seat, add_generation_prompt=True))
         if not printed.startswith(prompt):
             return f"prompts with {_difference(prompt, printed)}"

@@ -107,7 +107,7 @@ class SeatTemplates:
         return text_of(self.segments(messages, seat, add_generation_prompt=True))
 
     def encode_prompt(self, tokenizer: Any, messages: Sequence[Message], seat: Seat) -> list[int]:
-        """The prompt as token ids; control tokens that stand in contents are read as text."""
+        """The prompt as token ids; control tokens in contents are read as text."""
         segments = self.segments(messages, seat, add_generation_prompt=True)
         return text_tokenizer(tokenizer).encode(segments).ids
 
@@ -157,11 +157,11 @@ class SeatTemplates:
         return tool_segments(self.base, messages, tools)
 
     def source(self, seat: Seat, *, marks: bool = False) -> str:
-        """Jinja source for `seat`, to publish beside its weights.
+        """Jinja source for `seat`, to publish with its weights.
 
         Args:
             seat: Who is served.
-            marks: Whether own turns stand inside ``{% generation %}`` marks, as TRL reads them.
+            marks: Whether own turns are inside ``{% generation %}`` marks, as TRL reads them.
 
         Raises:
             TemplateError: The layout is not proven for `seat`."""
@@ -196,12 +196,12 @@ class SeatTemplates:
         plain = replace(self.base, variables={})
         turn = [{"role": "user", "content": "x"}]
         try:
-            same = plain.render(turn, add_generation_prompt=True) == self.base.render(
+            is_equal = plain.render(turn, add_generation_prompt=True) == self.base.render(
                 turn, add_generation_prompt=True
             )
         except TemplateError:
-            same = False
-        return {} if same else dict(self.base.variables)
+            is_equal = False
+        return {} if is_equal else dict(self.base.variables)
 
     def same_as_base(self, messages: Sequence[Message], seat: Seat) -> bool | None:
         """Whether the base prints this conversation (as recorded) the same; None: nothing to
@@ -247,13 +247,13 @@ def _for_base(
                 f"({', '.join(FAMILIES)}, {PLAIN}) or the path of a Jinja file"
             )
     else:
-        base = _given(template, base_dir)
+        base = _from_recipe(template, base_dir)
     if base is None:
         return _without_template(family_layout(base_dir), tokens, thinking)
     return _derived(base, tokens, thinking)
 
 
-def _given(template: str, base_dir: Path) -> BaseTemplate:
+def _from_recipe(template: str, base_dir: Path) -> BaseTemplate:
     """The template that a recipe names or holds."""
     if "{%" in template or "{{" in template:
         return BaseTemplate(template, special_tokens(base_dir), origin="the recipe's template")

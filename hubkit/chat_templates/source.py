@@ -23,7 +23,7 @@ def jinja_source(layout: Layout, seat: Seat) -> str:
     """Write the Jinja source of `layout` for `seat`.
 
     Every tag and expression trims its surroundings, so the source's own lines never reach the
-    text. Turns may stand in any order and start with either seat; a role that is none of the three
+    text. Turns may come in any order and start with either seat; a role that is none of the three
     is an error. Texts are stripped, so that the border between a header and its text is the same
     in training and in serving."""
     fold = layout.system_place != "own" and seat == "assistant"
@@ -35,9 +35,15 @@ def jinja_source(layout: Layout, seat: Seat) -> str:
     if fold:
         lines += _fold_place(layout, users)
     lines += ["{%- for message in messages -%}"]
-    own, other = seat, OTHER_SEAT[seat]
-    lines += ["{%- if message['role'] == 'assistant' -%}", *_turn(layout, own, own=True, fold=fold)]
-    lines += ["{%- elif message['role'] == 'user' -%}", *_turn(layout, other, own=False, fold=fold)]
+    is_own, other_seat = seat, OTHER_SEAT[seat]
+    lines += [
+        "{%- if message['role'] == 'assistant' -%}",
+        *_turn(layout, is_own, is_own=True, fold=fold),
+    ]
+    lines += [
+        "{%- elif message['role'] == 'user' -%}",
+        *_turn(layout, other_seat, is_own=False, fold=fold),
+    ]
     lines += [
         "{%- elif message['role'] != 'system' or not loop.first -%}",
         "{{- raise_exception('roles are user and assistant, with at most one system message "
@@ -49,7 +55,7 @@ def jinja_source(layout: Layout, seat: Seat) -> str:
     ]
     tails = [
         (role, layout.tail[speaker == "user"])
-        for role, speaker in (("assistant", own), ("user", other))
+        for role, speaker in (("assistant", is_own), ("user", other_seat))
         if layout.tail[speaker == "user"] and not (speaker == seat and _is_open(layout, seat))
     ]
     for role, tail in tails:
@@ -95,25 +101,27 @@ def _fold_place(layout: Layout, role: str) -> list[str]:
     ]
 
 
-def _turn(layout: Layout, speaker: Seat, *, own: bool, fold: bool) -> list[str]:
+def _turn(layout: Layout, speaker: Seat, *, is_own: bool, fold: bool) -> list[str]:
     lines = (
-        _user_turn(layout, own=own, fold=fold) if speaker == "user" else _answer(layout, own=own)
+        _user_turn(layout, is_own=is_own, fold=fold)
+        if speaker == "user"
+        else _answer(layout, is_own=is_own)
     )
     return [line for line in lines if line]
 
 
-def _user_turn(layout: Layout, *, own: bool, fold: bool) -> list[str]:
+def _user_turn(layout: Layout, *, is_own: bool, fold: bool) -> list[str]:
     prompt = layout.seat_prompt("user")
     lead, text = layout.user[len(prompt) :], "(message['content'] | trim)"
     if fold:
         text = f"(ns.system if loop.index0 == ns.place else '') + {text}"
     body = f"{{{{- {_q(lead)} + {text} -}}}}" if lead else f"{{{{- {text} -}}}}"
-    end = _end(_q(layout.user_end), is_open=layout.open_user, own=own)
+    end = _end(_q(layout.user_end), is_open=layout.open_user, is_own=is_own)
     gap = _gap(layout.user_gap, is_open=layout.open_user)
-    return [_print(prompt), *_marked([body, end], own=own), gap]
+    return [_print(prompt), *_marked([body, end], is_own=is_own), gap]
 
 
-def _answer(layout: Layout, *, own: bool) -> list[str]:
+def _answer(layout: Layout, *, is_own: bool) -> list[str]:
     """A model's turn; its last one may be opened and closed differently."""
     plain = (layout.assistant, layout.last_header)
     final = "loop.last and not add_generation_prompt"
@@ -142,14 +150,16 @@ def _answer(layout: Layout, *, own: bool) -> list[str]:
     text = "(message['content'] | trim)"
     body = f"{{{{- {text} -}}}}" if lead == '""' else f"{{{{- {lead} + {text} -}}}}"
     end = _end(
-        choose(_q(layout.assistant_end), _q(layout.last_end)), is_open=layout.open_answer, own=own
+        choose(_q(layout.assistant_end), _q(layout.last_end)),
+        is_open=layout.open_answer,
+        is_own=is_own,
     )
     gap = _gap(layout.assistant_gap, is_open=layout.open_answer)
-    return [_print(prompt), *_marked([body, end], own=own), gap]
+    return [_print(prompt), *_marked([body, end], is_own=is_own), gap]
 
 
-def _end(end: str, *, is_open: bool, own: bool) -> str:
-    if is_open and not own:
+def _end(end: str, *, is_open: bool, is_own: bool) -> str:
+    if is_open and not is_own:
         return f"{{{{- '' if loop.last and not add_generation_prompt else {end} -}}}}"
     return f"{{{{- {end} -}}}}"
 
@@ -160,8 +170,8 @@ def _gap(gap: str, *, is_open: bool) -> str:
     return _print(gap)
 
 
-def _marked(lines: list[str], *, own: bool) -> list[str]:
-    return ["{%- generation -%}", *lines, "{%- endgeneration -%}"] if own else lines
+def _marked(lines: list[str], *, is_own: bool) -> list[str]:
+    return ["{%- generation -%}", *lines, "{%- endgeneration -%}"] if is_own else lines
 
 
 def _print(text: str) -> str:

@@ -123,14 +123,14 @@ def _with_aliases(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]
 
 
 def _keeps(pair: Any, aliases: dict[str, str]) -> bool:
-    left, right = pair if isinstance(pair, list) else pair.split(" ", 1)
-    return not {left, right, left + right} & aliases.keys()
+    first, second = pair if isinstance(pair, list) else pair.split(" ", 1)
+    return not {first, second, first + second} & aliases.keys()
 
 
 def text_tokenizer(tokenizer: Any) -> TextTokenizer:
     """The `TextTokenizer` of `tokenizer`, made once."""
-    made = getattr(tokenizer, "_hubkit_text_tokenizer", None)
-    if made is None:
-        made = TextTokenizer(tokenizer)
-        tokenizer._hubkit_text_tokenizer = made
-    return made
+    wrapper = getattr(tokenizer, "_hubkit_text_tokenizer", None)
+    if wrapper is None:
+        wrapper = TextTokenizer(tokenizer)
+        tokenizer._hubkit_text_tokenizer = wrapper
+    return wrapper

@@ -66,7 +66,7 @@ def train(
     """Train the asker (on human turns) or the chat model (on assistant turns); push it with its
     card.
 
-    With --dry-run: steps, tokens, memory, hours, and what stands against it (then the exit status
+    With --dry-run: steps, tokens, memory, hours, and what would make it fail (then the exit status
     is 1)."""
     if seat not in ("asker", "chat"):
         raise typer.BadParameter(f"{seat!r} is neither asker nor chat", param_hint="SEAT")
@@ -96,9 +96,9 @@ def align(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Optimise the chat model on the preference pairs (DPO); push it beside the chat model.
+    """Optimise the chat model on the preference pairs (DPO); push it next to the chat model.
 
-    With --dry-run: steps, tokens, memory, hours, and what stands against it (then the exit status
+    With --dry-run: steps, tokens, memory, hours, and what would make it fail (then the exit status
     is 1)."""
     spread = (launch, processes, nodes, slurm)
     _do(
@@ -221,10 +221,10 @@ def _plan(
     from hubkit.recipe import load
 
     recipe = load(name, profiles=profiles, overrides=overrides)
-    made = plan_training(recipe, connect(), stage, launch=how, device=device, device_gib=device_gib)
-    what = "optimising the chat model" if stage == "align" else f"training the {stage}"
-    console.data(made.to_dict()) if json else _show(f"{recipe.name}: {what}", made)
-    if made.refusals:
+    plan = plan_training(recipe, connect(), stage, launch=how, device=device, device_gib=device_gib)
+    title = "optimising the chat model" if stage == "align" else f"training the {stage}"
+    console.data(plan.to_dict()) if json else _show(f"{recipe.name}: {title}", plan)
+    if plan.refusals:
         raise typer.Exit(1)
 
 
@@ -237,50 +237,52 @@ def _template_rows(template: TemplatePlan | None) -> list[list[str]]:
         ["ends of the seat's turns", ", ".join(repr(text) for text in template.stop_texts)],
     ]
     if template.rows_compared:
-        same = template.rows_compared - template.rows_differing
-        rows.append(["rows that the base prints the same", f"{same} of {template.rows_compared}"])
+        equal_rows = template.rows_compared - template.rows_differing
+        rows.append(
+            ["rows that the base prints the same", f"{equal_rows} of {template.rows_compared}"]
+        )
     if template.examples_per_row > 1:
         rows.append(["examples of each row", f"{template.examples_per_row:.1f}, one an answer"])
     return rows
 
 
-def _show(title: str, made: TrainPlan) -> None:
+def _show(title: str, plan: TrainPlan) -> None:
     def count(value: float | None) -> str:
         return "not known yet" if value is None else f"{value:,.0f}"
 
-    tokens, rows_are = count(made.tokens), "rows" if made.kind == "sft" else "pairs"
-    devices = f"{made.processes} x {made.device}" + (
-        f", {made.device_gib:g} GiB" if made.device_gib else ""
+    tokens, rows_are = count(plan.tokens), "rows" if plan.kind == "sft" else "pairs"
+    devices = f"{plan.processes} x {plan.device}" + (
+        f", {plan.device_gib:g} GiB" if plan.device_gib else ""
     )
     memory = ", ".join(
-        f"{part} {gib:.1f}" for part, gib in made.memory_gib.items() if gib and part != "total"
+        f"{part} {gib:.1f}" for part, gib in plan.memory_gib.items() if gib and part != "total"
     )
     hours = (
         "not known"
-        if made.hours is None
-        else f"{made.hours:,.2f}, at {made.utilisation:.0%} of its peak"
+        if plan.hours is None
+        else f"{plan.hours:,.2f}, at {plan.utilisation:.0%} of its peak"
     )
     rows = [
         [
             "base",
-            f"{made.base}, {made.parameters:,} parameters, {made.trainable_parameters:,} of them trained",
+            f"{plan.base}, {plan.parameters:,} parameters, {plan.trainable_parameters:,} of them trained",
         ],
         [
             "data",
-            f"{count(made.rows)} {rows_are}, {tokens} tokens an epoch, {count(made.loss_tokens)} with loss",
+            f"{count(plan.rows)} {rows_are}, {tokens} tokens an epoch, {count(plan.loss_tokens)} with loss",
         ],
-        ["steps", f"{count(made.steps)} of {made.batch} {rows_are}, {made.epochs or '?'} epochs"],
-        ["devices", devices + (f", {made.launch}" if made.launch else "")],
-        ["memory, GiB a device", f"{made.memory_gib['total']:.1f} ({memory})"],
+        ["steps", f"{count(plan.steps)} of {plan.batch} {rows_are}, {plan.epochs or '?'} epochs"],
+        ["devices", devices + (f", {plan.launch}" if plan.launch else "")],
+        ["memory, GiB a device", f"{plan.memory_gib['total']:.1f} ({memory})"],
         ["hours", hours],
-        *_template_rows(made.template),
-        *([f"{made.kind}.{key}", str(value)] for key, value in made.config.items()),
+        *_template_rows(plan.template),
+        *([f"{plan.kind}.{key}", str(value)] for key, value in plan.config.items()),
     ]
     console.table(title, ["what", "planned"], rows)
-    if made.template and made.template.row:
+    if plan.template and plan.template.row:
         console.say("one row as it is trained on, what carries loss between « and »:")
-        console.say(made.template.row[:2000])
-    for note in [*(made.template.notes if made.template else []), *made.notes]:
+        console.say(plan.template.row[:2000])
+    for note in [*(plan.template.notes if plan.template else []), *plan.notes]:
         console.say(f"note: {note}")
-    for refusal in made.refusals:
+    for refusal in plan.refusals:
         console.say(f"would not run: {refusal}")

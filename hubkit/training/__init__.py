@@ -4,8 +4,8 @@ can be pushed out.
 Takes a recipe's `Training` block, parquet files with ``messages`` as recorded, and a base model's
 folder; gives a folder with adapter or weights, tokenizer, served chat template,
 ``training_report.json`` and ``loss.png``. Loss falls on the seat's own turns and their end tokens,
-on nothing else. `train_dpo` takes a `Preference` block and pairs instead and goes on from a chat
-model. A run that was killed goes on from its last complete checkpoint when it is called again with
+on nothing else. `train_dpo` takes a `Preference` block and pairs instead and continues from a chat
+model. A run that was killed resumes from its last complete checkpoint when it is called again with
 the same inputs. One process or many, both are carried out, planned and launched by the same code.
 """
 
@@ -46,7 +46,7 @@ def train(
 ) -> TrainReport:
     """Train `block` on `data` from the model in `base`; write a pushable model folder to `out`.
 
-    `work` keeps checkpoints and survives a kill: the same call goes on where the last one stopped.
+    `work` keeps checkpoints and survives a kill: the same call resumes where the last one stopped.
     `base_repo_id` (and `base_revision`; by default read off a snapshot folder's name) is what the
     adapter will name as its base. With `launch` the run is spread over processes through
     ``accelerate launch``; `block` holds for each of them.
@@ -55,16 +55,16 @@ def train(
     data or base, `TrainingError` when there is nothing to learn from, too much would be dropped, or
     the loss is not a number."""
     quiet_environment()
-    more: Any = {
+    facts: Any = {
         "base_repo_id": base_repo_id,
         "seed": seed,
         "base_revision": base_revision or revision_of(base),
     }
     if launch is not None:
         return launched(
-            launch, "train", block, data, [base, out], more, work=work, progress=progress
+            launch, "train", block, data, [base, out], facts, work=work, progress=progress
         )
-    return run_in_process(SFTTask(block, base), data, out, work, progress, **more)
+    return run_in_process(SFTTask(block, base), data, out, work, progress, **facts)
 
 
 def train_dpo(
@@ -104,17 +104,17 @@ def train_dpo(
         template: As in the chat model's own block.
         thinking: As in the chat model's own block.
         launch: How the run is spread over processes.
-        progress: Called as the run goes on."""
+        progress: Called with how far the run is."""
     quiet_environment()
     task = DPOTask(block, base, chat, system, template, thinking)
-    more: Any = {
+    facts: Any = {
         "base_repo_id": base_repo_id,
         "seed": seed,
         "base_revision": base_revision or revision_of(task.start),
     }
     if launch is not None:
-        call = {**more, "system": system, "template": template, "thinking": thinking}
+        call = {**facts, "system": system, "template": template, "thinking": thinking}
         return launched(
             launch, "train_dpo", block, data, [base, chat, out], call, work=work, progress=progress
         )
-    return run_in_process(task, data, out, work, progress, **more)
+    return run_in_process(task, data, out, work, progress, **facts)

@@ -27,7 +27,7 @@ RESERVED = {
     "resume_from_checkpoint": "hubkit resumes by itself",
     "push_to_hub": "publishing is a stage of its own",
     "hub_model_id": "publishing is a stage of its own",
-    "hub_token": "tokens never stand in recipes",
+    "hub_token": "recipes never hold tokens",
     "assistant_only_loss": "only the seat's own turns ever carry loss",
     "completion_only_loss": "only the seat's own turns ever carry loss",
     "dataset_text_field": "rows are conversations",
@@ -108,26 +108,26 @@ def model_options(block: Training | Preference) -> dict[str, Any]:
     return dict(settings.get("model_init_kwargs") or {})
 
 
-def _without_model_options(given: Mapping[str, Any]) -> dict[str, Any]:
+def _without_model_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     """TRL takes them only for models that it loads itself."""
-    return {key: value for key, value in given.items() if key != "model_init_kwargs"}
+    return {key: value for key, value in settings.items() if key != "model_init_kwargs"}
 
 
-def check_keys(where: str, given: Mapping[str, Any], config_class: type) -> None:
+def check_keys(where: str, settings: Mapping[str, Any], config_class: type) -> None:
     """Refuse keys that `config_class` (a dataclass) does not have, naming the nearest, and those in
     `RESERVED`.
     """
-    known = {f.name for f in dataclasses.fields(config_class) if f.init}
-    for key in given:
+    field_names = {f.name for f in dataclasses.fields(config_class) if f.init}
+    for key in settings:
         if key in RESERVED:
             raise RecipeError(f"{where}.{key} is not for recipes: {RESERVED[key]}; remove it")
-        if key not in known:
-            near = difflib.get_close_matches(key, sorted(known - RESERVED.keys()), n=1)
+        if key not in field_names:
+            near = difflib.get_close_matches(key, sorted(field_names - RESERVED.keys()), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise RecipeError(f"{where}.{key} is not a key of {config_class.__name__}{hint}")
 
 
-def fit_to_machine(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def fit_to_machine(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """`given` as this machine can run it, and a sentence per change. Without an accelerator bf16
     and fp16 are off.
 
@@ -135,7 +135,7 @@ def fit_to_machine(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
     default."""
     import torch
 
-    values = dict(given)
+    values = dict(settings)
     notes: list[str] = []
     if torch.cuda.is_available():
         values.setdefault("bf16", torch.cuda.is_bf16_supported())

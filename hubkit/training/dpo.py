@@ -3,7 +3,7 @@ pushed out.
 
 Takes a recipe's `Preference` block, parquet files with ``prompt``, ``chosen`` and ``rejected``
 (TRL's conversational format), the base and the chat model to start from; gives the same folder as
-supervised training does. A chat model that is an adapter goes on being trained as that adapter,
+supervised training does. A chat model that is an adapter is trained further as that adapter,
 with a frozen copy of it as the reference; a whole one is its own base, below a new adapter (`lora`)
 or as a whole."""
 

@@ -49,25 +49,31 @@ class Size:
 
 
 def duration(
-    config: Any, found: dict[str, Any], batch: int, flops: float, device: str, processes: int
+    config: Any, amounts: dict[str, Any], batch: int, flops: float, device: str, processes: int
 ) -> dict[str, Any]:
     """Steps, epochs, operations and hours, as far as they can be known."""
     peak = peak_tflops(device)
     share = _EXPECTED_UTILISATION_CPU if device == "cpu" else _EXPECTED_UTILISATION
-    known: dict[str, Any] = {"peak_tflops": peak, "utilisation": share}
-    if found["rows"] is None:
-        return {**known, "steps": None, "epochs": None, "flops": None, "hours": None}
-    packed = getattr(config, "packing", False) and found["tokens"] is not None
-    units = math.ceil(found["tokens"] / config.max_length) if packed else found["rows"]
+    device_facts: dict[str, Any] = {"peak_tflops": peak, "utilisation": share}
+    if amounts["rows"] is None:
+        return {**device_facts, "steps": None, "epochs": None, "flops": None, "hours": None}
+    packed = getattr(config, "packing", False) and amounts["tokens"] is not None
+    units = math.ceil(amounts["tokens"] / config.max_length) if packed else amounts["rows"]
     steps = (
         config.max_steps
         if config.max_steps > 0
         else math.ceil(units / batch) * math.ceil(config.num_train_epochs)
     )
     epochs = steps * batch / max(units, 1) if config.max_steps > 0 else config.num_train_epochs
-    total = None if found["tokens"] is None else flops * found["tokens"] * epochs
+    total = None if amounts["tokens"] is None else flops * amounts["tokens"] * epochs
     hours = total / (peak * 1e12 * processes * share) / 3600 if peak and total else None
-    return {**known, "steps": steps, "epochs": round(epochs, 3), "flops": total, "hours": hours}
+    return {
+        **device_facts,
+        "steps": steps,
+        "epochs": round(epochs, 3),
+        "flops": total,
+        "hours": hours,
+    }
 
 
 def peak_tflops(device: str) -> float | None:
@@ -115,7 +121,7 @@ def memory_gib(
     half = 1 if gpu else 2
     layer = 34 * text.hidden_size * tokens * half
     layers = text.num_hidden_layers
-    kept = (
+    activation_bytes = (
         2 * text.hidden_size * tokens * half * layers + layer
         if config.gradient_checkpointing
         else layer * layers
@@ -130,8 +136,8 @@ def memory_gib(
         "reference": 4
         * {"adapter": trained, "model": size.total}.get(size.reference or "", 0)
         / sharded,
-        "activations": float(kept),
+        "activations": float(activation_bytes),
         "head": float(head),
     }
-    found = {name: round(value / GIB, 3) for name, value in parts.items()}
-    return {**found, "total": round(sum(parts.values()) / GIB, 3)}
+    amounts = {name: round(value / GIB, 3) for name, value in parts.items()}
+    return {**amounts, "total": round(sum(parts.values()) / GIB, 3)}

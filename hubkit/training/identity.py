@@ -25,7 +25,7 @@ def fingerprint_of(
     base_repo_id: str,
     seed: int,
     *,
-    more: str = "",
+    task: str = "",
 ) -> str:
     """sha256 (hex) over the block, the bytes of `data`, the base's name and snapshot, the seed and
     the versions.
@@ -33,7 +33,7 @@ def fingerprint_of(
     facts = {
         "block": content_of(type(block), block.model_dump(mode="json")),
         "data": [[path.name, _sha256(path)] for path in data],
-        "base": [base_repo_id, base.name, more],
+        "base": [base_repo_id, base.name, task],
         "seed": seed,
         "versions": versions(),
     }
@@ -43,8 +43,8 @@ def fingerprint_of(
 def finished(out: Path, fingerprint: str) -> TrainReport | None:
     """The report in `out`, when that folder is the finished outcome of these very inputs."""
     try:
-        known = json.loads((out / "training_report.json").read_text("utf-8"))
-        return TrainReport(**known) if known.get("fingerprint") == fingerprint else None
+        report = json.loads((out / "training_report.json").read_text("utf-8"))
+        return TrainReport(**report) if report.get("fingerprint") == fingerprint else None
     except (OSError, ValueError, TypeError):
         return None
 

@@ -66,7 +66,7 @@ def launch(
     block: Training | Preference,
     data: Sequence[Path],
     folders: Sequence[Path],
-    more: dict[str, Any],
+    facts: dict[str, Any],
     *,
     work: Path,
     progress: Progress,
@@ -75,8 +75,8 @@ def launch(
     the rest in `more`.
 
     Raises `RecipeError` where the strategy cannot run here, `TrainingError` (with the end of the
-    log) when a process dies without a word, `RunInterruptedError` when somebody else stopped them
-    behind a checkpoint."""
+    log) when a process dies without a word, `RunInterruptedError` when they were stopped from
+    outside, after a checkpoint."""
     import torch
 
     gpus = torch.cuda.device_count()
@@ -88,7 +88,7 @@ def launch(
         "data": [str(path.resolve()) for path in data],
         "folders": [str(path.resolve()) for path in folders],
         "work": str(work.resolve()),
-        "more": more,
+        "more": facts,
     }
     job = work / "launch.json"
     job.write_text(json.dumps(call), "utf-8")
@@ -197,11 +197,11 @@ def _watch(child: subprocess.Popen[bytes], work: Path, progress: Progress) -> No
     """Hand on what the first process says until all are gone; Ctrl-C lets them write a checkpoint
     first.
     """
-    said = 0
+    position = 0
     try:
         while child.poll() is None:
             time.sleep(_POLL_S)
-            said = _hand_on(work / "launch.progress", said, progress)
+            position = _hand_on(work / "launch.progress", position, progress)
     except BaseException:
         # Told by a file, not by a signal: the launcher would pass a signal on a second time, which
         # means "at once".
@@ -213,27 +213,31 @@ def _watch(child: subprocess.Popen[bytes], work: Path, progress: Progress) -> No
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
         raise
-    _hand_on(work / "launch.progress", said, progress)
+    _hand_on(work / "launch.progress", position, progress)
 
 
-def _hand_on(path: Path, said: int, progress: Progress) -> int:
+def _hand_on(path: Path, position: int, progress: Progress) -> int:
     if not path.exists():
-        return said
-    text = path.read_bytes()[said:]
+        return position
+    text = path.read_bytes()[position:]
     whole = text.rpartition(b"\n")[0]
     for line in whole.splitlines():
-        done, total, note = json.loads(line)
-        progress(done, total, note)
-    return said + len(whole) + (1 if whole else 0)
+        steps, total, note = json.loads(line)
+        progress(steps, total, note)
+    return position + len(whole) + (1 if whole else 0)
 
 
 def _failure(work: Path) -> Exception:
-    """The error that a process left behind, as its own class; else the end of the log."""
-    left = work / "launch.error"
-    if left.exists():
-        kind, message = json.loads(left.read_text("utf-8"))
-        found = getattr(errors, kind, TrainingError)
-        return found(message) if issubclass(found, errors.HubkitError) else TrainingError(message)
+    """The error that a process wrote down, as its own class; else the end of the log."""
+    error_file = work / "launch.error"
+    if error_file.exists():
+        kind, message = json.loads(error_file.read_text("utf-8"))
+        error_class = getattr(errors, kind, TrainingError)
+        return (
+            error_class(message)
+            if issubclass(error_class, errors.HubkitError)
+            else TrainingError(message)
+        )
     tail = (work / "launch.log").read_text("utf-8", "replace").strip().splitlines()[-8:]
     return TrainingError(
         f"a training process died; the end of {work / 'launch.log'}: " + " | ".join(tail)

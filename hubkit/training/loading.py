@@ -107,6 +107,6 @@ def context_of(base: Path) -> int | None:
     return positions if isinstance(positions, int) else None
 
 
-def over_context(key: str, max_length: int, known: int, name: str) -> str:
+def over_context(key: str, max_length: int, context: int, name: str) -> str:
     """The sentence for rows that outgrow a model."""
-    return f"{key} {max_length} is more than the {known} positions that {name} knows"
+    return f"{key} {max_length} is more than the {context} positions that {name} knows"

@@ -77,8 +77,8 @@ def sampled(
     `seed`.
     """
     pairs = _pairs(data)
-    drawn = random.Random(seed).sample(pairs, min(count, len(pairs)))
-    return len(pairs), fitted(drawn, encoder, max_length, system=system)[1]
+    sample = random.Random(seed).sample(pairs, min(count, len(pairs)))
+    return len(pairs), fitted(sample, encoder, max_length, system=system)[1]
 
 
 def fitted(
@@ -175,14 +175,14 @@ class PairEncoder:
 
         Where a tokenizer joins the prompt's last characters with an answer's first, the prompt ends
         before them."""
-        asked = self.templates.encode_prompt(self.tokenizer, prompt, "assistant")
+        prompt_ids = self.templates.encode_prompt(self.tokenizer, prompt, "assistant")
         texts = [
             self.templates.encode(self.tokenizer, [*prompt, *answer], "assistant").input_ids
             for answer in (chosen, rejected)
         ]
-        size = min(_common(asked, text) for text in texts)
+        size = min(_common(prompt_ids, text) for text in texts)
         return {
-            "prompt_ids": asked[:size],
+            "prompt_ids": prompt_ids[:size],
             "chosen_ids": texts[0][size:],
             "rejected_ids": texts[1][size:],
         }

@@ -97,7 +97,7 @@ class TrainPlan:
 
 
 @dataclass(frozen=True)
-class _What:
+class _Subject:
     """What differs between the two kinds of training: `sequences` of ``max_length`` are on a device
     at a time.
     """
@@ -107,7 +107,7 @@ class _What:
     config: Any
     findings: Findings
     settings: dict[str, Any]
-    found: dict[str, Any]
+    amounts: dict[str, Any]
     size: Size
     sequences: int
     template: TemplatePlan | None
@@ -131,49 +131,51 @@ def plan(
     `chat` is the block by which the chat model is trained that preferences start from. Without
     `data`, ``block.expected`` says how much there will be. `device` is a part of a GPU's name (by
     default this machine's); `device_gib` its memory, against which the need is held. Raises
-    `RecipeError` and `SourceError` as `train` does; what else would stop it stands in `refusals`.
+    `RecipeError` and `SourceError` as `train` does; `refusals` say what else would stop it.
     """
     if isinstance(block, Training):
-        what = _supervised(block, data, base, seed)
+        subject = _supervised(block, data, base, seed)
     else:
-        what = _pairwise(block, chat, data, base, seed)
-    config, found = what.config, what.found
-    elsewhere = device is not None and device not in _here()[0]
-    name, memory = (device, device_gib) if device else (_here()[0], device_gib or _here()[1])
+        subject = _pairwise(block, chat, data, base, seed)
+    config, amounts = subject.config, subject.amounts
+    elsewhere = device is not None and device not in _local_device()[0]
+    name, memory = (
+        (device, device_gib) if device else (_local_device()[0], device_gib or _local_device()[1])
+    )
     processes = launch.per_node() * launch.nodes if launch else 1
     sharded = processes if launch and launch.shards else 1
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
-    flops = what.size.flops_per_token(recompute=config.gradient_checkpointing)
-    made = TrainPlan(
+    flops = subject.size.flops_per_token(recompute=config.gradient_checkpointing)
+    planned = TrainPlan(
         base=base_repo_id,
-        kind=what.kind,
-        seat=what.seat,
+        kind=subject.kind,
+        seat=subject.seat,
         batch=batch,
         launch=launch.strategy if launch else None,
         nodes=launch.nodes if launch else 1,
         processes=processes,
         device=name,
         device_gib=memory,
-        parameters=what.size.total,
-        trainable_parameters=what.size.trained,
-        memory_gib=memory_gib(what.size, config, what.sequences, sharded, gpu=name != "cpu"),
-        config=what.settings,
-        template=what.template,
-        notes=[] if elsewhere else what.findings.notes,
-        **duration(config, found, batch, flops, name, processes),
-        **found,
+        parameters=subject.size.total,
+        trainable_parameters=subject.size.trained,
+        memory_gib=memory_gib(subject.size, config, subject.sequences, sharded, gpu=name != "cpu"),
+        config=subject.settings,
+        template=subject.template,
+        notes=[] if elsewhere else subject.findings.notes,
+        **duration(config, amounts, batch, flops, name, processes),
+        **amounts,
     )
-    steps = check_steps(config, made.steps)
-    made.notes += steps.notes
-    made.refusals = [
-        *what.findings.refusals,
-        *_refusals(what, made, block.max_drop_share, memory),
+    steps = check_steps(config, planned.steps)
+    planned.notes += steps.notes
+    planned.refusals = [
+        *subject.findings.refusals,
+        *_refusals(subject, planned, block.max_drop_share, memory),
         *steps.refusals,
     ]
-    return made
+    return planned
 
 
-def _supervised(block: Training, data: Sequence[Path], base: Path, seed: int) -> _What:
+def _supervised(block: Training, data: Sequence[Path], base: Path, seed: int) -> _Subject:
     config, notes = sft_config(block, Path("unused"), seed=seed)
     model = meta_model(base)
     findings = check_all(block, base, options=model_options(block), model=model)
@@ -181,18 +183,18 @@ def _supervised(block: Training, data: Sequence[Path], base: Path, seed: int) ->
     size = _size(model, block, four_bits=bool(block.quantize))
     template = template_plan(block, base, block.seat, findings)
     if data and template is not None:
-        found = _sample(block, data, base, config.max_length, seed, template)
+        amounts = _sample(block, data, base, config.max_length, seed, template)
     else:
-        found = _expected(block, config.max_length)
+        amounts = _expected(block, config.max_length)
     sequences = config.per_device_train_batch_size
-    return _What(
-        "sft", block.seat, config, findings, dict(block.sft), found, size, sequences, template
+    return _Subject(
+        "sft", block.seat, config, findings, dict(block.sft), amounts, size, sequences, template
     )
 
 
 def _pairwise(
     block: Preference, chat: Training | None, data: Sequence[Path], base: Path, seed: int
-) -> _What:
+) -> _Subject:
     """Both answers of a pair go through the model together. An adapter is held against a frozen
     copy of itself, a new one on a whole model against that model without it, and a whole model
     against a second one."""
@@ -207,12 +209,14 @@ def _pairwise(
     size = _size(model, trained, reference=held)
     template = template_plan(chat, base, "assistant", findings)
     if data and template is not None:
-        found = _sample_pairs(block, chat, data, base, config, seed)
+        amounts = _sample_pairs(block, chat, data, base, config, seed)
     else:
-        found = _expected_pairs(block, config.max_length)
+        amounts = _expected_pairs(block, config.max_length)
     sequences = 2 * config.per_device_train_batch_size
     settings = dict(block.dpo)
-    return _What("dpo", "assistant", config, findings, settings, found, size, sequences, template)
+    return _Subject(
+        "dpo", "assistant", config, findings, settings, amounts, size, sequences, template
+    )
 
 
 def write_shape(repo_id: str, folder: Path) -> bool:
@@ -226,25 +230,25 @@ def write_shape(repo_id: str, folder: Path) -> bool:
 
 def _expected(block: Training, max_length: int | None) -> dict[str, Any]:
     """What `_sample` gives, out of the recipe."""
-    found: dict[str, Any] = {**dict.fromkeys(_FOUND), "sampled_rows": 0}
+    amounts: dict[str, Any] = {**dict.fromkeys(_FOUND), "sampled_rows": 0}
     if (expected := block.expected) is None:
-        return found
+        return amounts
     each = min(expected.tokens, max_length or expected.tokens)
     rows = min(expected.conversations, block.max_conversations or expected.conversations)
     if block.max_tokens is not None:
         rows = min(rows, math.ceil(block.max_tokens / each))
-    return {**found, "rows": rows, "tokens": rows * each}
+    return {**amounts, "rows": rows, "tokens": rows * each}
 
 
 def _expected_pairs(block: Preference, max_length: int | None) -> dict[str, Any]:
     """What `_sample_pairs` gives, out of the recipe."""
-    found: dict[str, Any] = {**dict.fromkeys(_FOUND), "sampled_rows": 0}
+    amounts: dict[str, Any] = {**dict.fromkeys(_FOUND), "sampled_rows": 0}
     expected = block.expected
     rows = min((n for n in (block.pairs, expected and expected.conversations) if n), default=None)
     if rows is None or expected is None:
-        return {**found, "rows": rows}
+        return {**amounts, "rows": rows}
     return {
-        **found,
+        **amounts,
         "rows": rows,
         "tokens": rows * min(expected.tokens, 2 * (max_length or expected.tokens)),
     }
@@ -398,26 +402,26 @@ def _size(
 
 
 def _refusals(
-    what: _What, made: TrainPlan, max_drop_share: float, memory: float | None
+    subject: _Subject, planned: TrainPlan, max_drop_share: float, memory: float | None
 ) -> list[str]:
-    context = getattr(what.size.config, "max_position_embeddings", None)
-    longest, need = what.config.max_length, made.memory_gib["total"]
-    found = []
+    context = getattr(subject.size.config, "max_position_embeddings", None)
+    longest, need = subject.config.max_length, planned.memory_gib["total"]
+    refusals = []
     if context and longest and longest > context:
-        found.append(over_context(f"{made.kind}.max_length", longest, context, made.base))
-    if (made.dropped_share or 0) > max_drop_share:
-        found.append(
-            f"{made.dropped_share:.0%} of rows would be dropped, more than {max_drop_share:.0%}"
+        refusals.append(over_context(f"{planned.kind}.max_length", longest, context, planned.base))
+    if (planned.dropped_share or 0) > max_drop_share:
+        refusals.append(
+            f"{planned.dropped_share:.0%} of rows would be dropped, more than {max_drop_share:.0%}"
         )
     if memory and need > memory:
-        found.append(
-            f"about {need:.0f} GiB per device are needed and {memory:.0f} are there; shard it (--launch fsdp2), use "
-            f"lora, gradient_checkpointing, or a smaller {made.kind}.max_length"
+        refusals.append(
+            f"about {need:.0f} GiB per device are needed and {memory:.0f} are there; shard it "
+            f"(--launch fsdp2), use lora, gradient_checkpointing, or a smaller {planned.kind}.max_length"
         )
-    return found
+    return refusals
 
 
-def _here() -> tuple[str, float | None]:
+def _local_device() -> tuple[str, float | None]:
     """This machine's device: its name and memory in GiB."""
     import torch
 
@@ -427,7 +431,7 @@ def _here() -> tuple[str, float | None]:
     return facts.name, facts.total_memory / GIB
 
 
-def require_runnable(made: TrainPlan) -> None:
+def require_runnable(planned: TrainPlan) -> None:
     """Raise `RecipeError` with every refusal, if there is one."""
-    if made.refusals:
-        raise RecipeError("; ".join(made.refusals))
+    if planned.refusals:
+        raise RecipeError("; ".join(planned.refusals))

@@ -109,10 +109,12 @@ def run_in_process(
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     # the template is part of the base: another version of how it is derived is another training
     printed = hashlib.sha256(task.template.encode()).hexdigest()
-    more = f"{task.identity}{processes} processes {printed}"
-    fingerprint = fingerprint_of(task.block, data, task.start, base_repo_id, seed, more=more)
-    if (known := finished(out, fingerprint)) is not None:
-        return known
+    task_identity = f"{task.identity}{processes} processes {printed}"
+    fingerprint = fingerprint_of(
+        task.block, data, task.start, base_repo_id, seed, task=task_identity
+    )
+    if (report := finished(out, fingerprint)) is not None:
+        return report
     work = work / fingerprint[:16]
     run = Run(work)
     config, notes = task.configure(work, seed=seed)

@@ -126,8 +126,8 @@ def _everywhere(trainer: Any) -> int:
     """Tokens trained on in all processes together."""
     import torch
 
-    mine = torch.tensor(trainer.tokens_trained, device=trainer.args.device)
-    return int(trainer.accelerator.reduce(mine, reduction="sum"))
+    tokens = torch.tensor(trainer.tokens_trained, device=trainer.args.device)
+    return int(trainer.accelerator.reduce(tokens, reduction="sum"))
 
 
 def _device(device: Any) -> str:

@@ -119,7 +119,7 @@ def seat_view(
     a conversation's own system message, and gets `system` where there is none. With `end_mark` and
     a conversation that ends on the partner's turn, the seat's last turn is that mark: how it learns
     to stop. `intent` goes into `system`, in place of ``{intent}`` or, without that, as a paragraph
-    behind it, just as a rollout writes it."""
+    after it, just as a rollout writes it."""
     if intent:
         system = filled_in(system or "", "intent", intent)
     turns = [m for m in messages if m["role"] != "system"]

@@ -109,19 +109,19 @@ def _merged(model: Any, base: Path) -> Any:
 
 
 def _untied(model: Any, state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """`state`, gathered from shards, without what is there a second time: a head that is the
+    """`state`, gathered from shards, without what it holds a second time: a head that is the
     embedding.
     """
     import torch
 
-    tied = getattr(model, "_tied_weights_keys", None)
-    tied = (
-        tied
-        if isinstance(tied, dict) and model.config.get_text_config().tie_word_embeddings
+    tied_names = getattr(model, "_tied_weights_keys", None)
+    tied_names = (
+        tied_names
+        if isinstance(tied_names, dict) and model.config.get_text_config().tie_word_embeddings
         else {}
     )
     for name, tensor in state.items():
-        twin = state.get(tied.get(name, ""))
+        twin = state.get(tied_names.get(name, ""))
         if twin is None or not torch.equal(tensor, twin):
             yield name, tensor
 
@@ -134,8 +134,14 @@ def _write_generation_config(
     config: dict[str, Any] = (
         json.loads(path.read_text("utf-8")) if path.exists() else {"_from_model_config": True}
     )
-    known = config.get("eos_token_id")
-    ends: list[int] = [] if known is None else known if isinstance(known, list) else [known]
+    stored_ends = config.get("eos_token_id")
+    ends: list[int] = (
+        []
+        if stored_ends is None
+        else stored_ends
+        if isinstance(stored_ends, list)
+        else [stored_ends]
+    )
     for text in templates.stop_texts(seat):
         token = tokenizer.convert_tokens_to_ids(text)
         if isinstance(token, int) and token != tokenizer.unk_token_id and token not in ends:
@@ -145,7 +151,7 @@ def _write_generation_config(
 
 
 def _name_base(path: Path, base_repo_id: str, base_revision: str | None) -> None:
-    """Name the base by its Hub repo. Done behind PEFT's back: it would ask the Hub for that repo's
+    """Name the base by its Hub repo. Done after PEFT has saved: it would ask the Hub for that repo's
     config on saving.
     """
     config = json.loads(path.read_text("utf-8"))

@@ -58,5 +58,5 @@ def script(
 
 
 def _line(text: str) -> str:
-    """`text` as it may stand in a comment: on one line."""
+    """`text` as a comment may hold it: on one line."""
     return " ".join(text.split())

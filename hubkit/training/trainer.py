@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COMPLETE = "hubkit-complete"
 STOP = (
-    "launch.stop"  # beside the work folder: all processes of a launched run end behind a checkpoint
+    "launch.stop"  # next to the work folder: all processes of a launched run end after a checkpoint
 )
 
 
@@ -71,14 +71,14 @@ def trainer_class() -> type[SFTTrainer]:
             if return_outputs or not self.sparse_head:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             labels = inputs["labels"][:, 1:]
-            kept = (labels != -100).any(dim=0).nonzero()[:, 0]
-            rest = {k: v for k, v in inputs.items() if k != "labels"}
-            logits = model(**rest, logits_to_keep=kept, use_cache=False).logits
-            wanted = labels[:, kept]
+            positions = (labels != -100).any(dim=0).nonzero()[:, 0]
+            model_inputs = {k: v for k, v in inputs.items() if k != "labels"}
+            logits = model(**model_inputs, logits_to_keep=positions, use_cache=False).logits
+            targets = labels[:, positions]
             total = cross_entropy(
-                logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=-100, reduction="sum"
+                logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum"
             )
-            count = (wanted != -100).sum() if num_items_in_batch is None else num_items_in_batch
+            count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
             loss = total / torch.as_tensor(count).clamp(min=1)
             if self.args.average_tokens_across_devices and num_items_in_batch is not None:
                 loss = loss * self.accelerator.num_processes
@@ -128,8 +128,8 @@ def watcher(progress: Progress, checkpoint_minutes: float, run: Run) -> Any:
                 args.save_strategy == "no"
                 and time.monotonic() - self.saved_at > checkpoint_minutes * 60
             )
-            asked = self.stopping or (Path(args.output_dir).parent / STOP).exists()
-            due, self.stopping = _agreed((due, asked))
+            stop_requested = self.stopping or (Path(args.output_dir).parent / STOP).exists()
+            due, self.stopping = _agreed((due, stop_requested))
             if state.global_step < state.max_steps and (due or self.stopping):
                 control.should_save = True
 
@@ -171,7 +171,7 @@ def stopping_gently(watch: Any) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
         watch.stopping, watch.note = (
             True,
-            "stopping behind a checkpoint; Ctrl-C again to stop at once",
+            "stopping after a checkpoint; Ctrl-C again to stop at once",
         )
 
     signal.signal(signal.SIGINT, interrupt)
@@ -181,27 +181,27 @@ def stopping_gently(watch: Any) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _agreed(mine: tuple[bool, bool]) -> tuple[bool, bool]:
+def _agreed(decision: tuple[bool, bool]) -> tuple[bool, bool]:
     """What the first process decides, in every process: clocks differ, and a checkpoint is
     everybody's work.
     """
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
-        return mine
-    box = [mine]
+        return decision
+    box = [decision]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
 def last_complete(work: Path) -> Path | None:
     """The newest checkpoint below `work` that was written to its end, or None."""
-    found = [path.parent for path in work.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    checkpoints = [path.parent for path in work.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 class Run:
-    """A run in its work folder: the checkpoint it goes on from, and how long it has taken in all
+    """A run in its work folder: the checkpoint it resumes from, and how long it has taken in all
     its processes.
     """
 

@@ -2,7 +2,7 @@
 ``accelerate launch``.
 
 Takes a job file that `launch` wrote; gives progress lines and, where it fails, the error, in files
-beside it."""
+next to it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def main(job: Path) -> int:
     call = json.loads(job.read_text("utf-8"))
     first = os.environ.get("RANK", "0") == "0"
 
-    def progress(done: float, total: float | None = None, note: str = "") -> None:
+    def progress(steps: float, total: float | None = None, note: str = "") -> None:
         if first:
             with (job.parent / "launch.progress").open("a", encoding="utf-8") as file:
-                file.write(json.dumps([done, total, note]) + "\n")
+                file.write(json.dumps([steps, total, note]) + "\n")
 
     try:
         block, run = _RUNS[call["run"]]
@@ -51,11 +51,11 @@ def main(job: Path) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        said = [
+        error_record = [
             "RunInterruptedError",
             "training stopped after saving a checkpoint; the same command resumes from there",
         ]
-        (job.parent / "launch.error").write_text(json.dumps(said), "utf-8")
+        (job.parent / "launch.error").write_text(json.dumps(error_record), "utf-8")
         return 130
     return 0
 
