@@ -24,6 +24,7 @@ from hubkit.errors import (
 )
 from hubkit.recipe import Sampling
 from hubkit.rollout import RolloutReport, run
+from hubkit.serving import ServedModel
 from hubkit.serving.client import Endpoint, Reply
 
 NULLS = dict.fromkeys(("temperature", "top_p", "frequency_penalty", "presence_penalty"))
@@ -44,13 +45,13 @@ def roll(
     **changes: Any,
 ) -> RolloutReport:
     """A rollout whose chat seat is at `address`."""
-    changes = {"turns": {"value": 2}, "patience_s": 30, **changes}
+    recipe = block(**{"turns": {"value": 2}, "patience_s": 30, **changes})
     return run(
-        block(**changes),
+        recipe,
         texts or openings(),
         folder / "out",
-        asker_urls=[asker_address or servers.at("asker")],
-        chat_urls=[address],
+        asker=ServedModel.of(recipe.asker, [asker_address or servers.at("asker")]),
+        chat=ServedModel.of(recipe.chat, [address]),
         seed=7,
         provenance=PROVENANCE,
         journal=folder / "journal",
