@@ -1,7 +1,8 @@
-"""``hubkit eval asker``: a scorecard of askers compared with people, on held-out real conversations."""
+"""``hubkit eval asker``: a scorecard of askers compared with people, on held-out conversations."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,212 +12,139 @@ from hubkit.cli import console
 from hubkit.cli import dataset_args as names
 from hubkit.cli.eval_chat import Engine, Place
 from hubkit.cli.model_args import HARDWARE, show_endpoints, terms
-from hubkit.cli.options import Json
+from hubkit.cli.options import Json, grouped
 
 if TYPE_CHECKING:
-    from hubkit.hub import Hub
     from hubkit.metrics.scorecards import Scorecard
-    from hubkit.pipeline.askers import AskerSpec
-    from hubkit.progress import Progress
-    from hubkit.recipe import Deploy
+    from hubkit.pipeline.asker_scorecards import AskerComparison
 
-DEPLOY = "deploy"
 EXAMPLE = "Example: hubkit eval asker parrot-ask --against usergpt --out scorecard"
 
-Against = Annotated[
-    list[str],
-    typer.Option(
-        "--against", "-a", metavar="REPO[@REV]", help="Another asker, on the same contexts."
-    ),
-]
-System = Annotated[
-    str | None,
-    typer.Option(
-        help="Tells repos that no asker stage made to play; default: as the first asker is told."
-    ),
-]
-Endpoints = Annotated[
-    list[str],
-    typer.Option(
-        "--endpoint",
-        metavar="REPO=URL",
-        help="Served there, not by our engine; REPO=deploy: by an endpoint made for it. `base=…`: its base.",
-    ),
-]
-Folder = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Write data, picture, card section, Hub entries.")
-]
 
+@dataclass(frozen=True)
+class Askers:
+    """Who is compared, and where they answer."""
 
-def asker(
-    repo: Annotated[str, typer.Argument(metavar="REPO[@REV]", help="The asker.")],
-    against: Against = [],  # noqa: B006 - typer copies it
-    data: Annotated[
-        str, typer.Option("--data", metavar="REPO[@REV][:SPLIT]", help="Held-out conversations.")
-    ] = "",
-    conversations: Annotated[
-        int, typer.Option("--conversations", "-n", min=2, help="Contexts to go on at.")
-    ] = 100,
-    openings: Annotated[int, typer.Option(min=0, help="First turns to ask for.")] = 50,
+    repo: Annotated[str, typer.Argument(metavar="REPO[@REV]", help="The asker.")]
+    against: Annotated[
+        list[str],
+        typer.Option(
+            "--against", "-a", metavar="REPO[@REV]", help="Another asker, on the same contexts."
+        ),
+    ] = field(default_factory=list)
     base: Annotated[
         bool, typer.Option("--base/--no-base", help="Also its base, only told to play the user.")
-    ] = True,
+    ] = True
+    system: Annotated[
+        str | None,
+        typer.Option(
+            help="Tells repos that no asker stage made to play; default: as the first asker is told."
+        ),
+    ] = None
+    endpoint: Annotated[
+        list[str],
+        typer.Option(
+            "--endpoint",
+            metavar="REPO=URL",
+            help="Served there, not by our engine; REPO=deploy: by an endpoint made for it. `base=…`: its base.",
+        ),
+    ] = field(default_factory=list)
+    engine: Engine = "tgi"
+    hardware: Place = HARDWARE
+
+
+@dataclass(frozen=True)
+class Sample:
+    """On what, and how turns are sampled."""
+
+    data: Annotated[
+        str, typer.Option("--data", metavar="REPO[@REV][:SPLIT]", help="Held-out conversations.")
+    ] = ""
+    conversations: Annotated[
+        int, typer.Option("--conversations", "-n", min=2, help="Contexts to go on at.")
+    ] = 100
+    openings: Annotated[int, typer.Option(min=0, help="First turns to ask for.")] = 50
     perplexity: Annotated[
         bool, typer.Option(help="Also the perplexity of people's turns (loads the weights).")
-    ] = True,
-    system: System = None,
-    endpoint: Endpoints = [],  # noqa: B006
-    engine: Engine = "tgi",
-    hardware: Place = HARDWARE,
-    temperature: Annotated[float, typer.Option(min=0, help="Of both players' sampling.")] = 0.7,
-    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens a turn, at most.")] = 256,
+    ] = True
+    temperature: Annotated[float, typer.Option(min=0, help="Of both players' sampling.")] = 0.7
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens a turn, at most.")] = 256
     context_chars: Annotated[
         int, typer.Option(min=100, help="Characters of a context, at most.")
-    ] = 6000,
-    seed: Annotated[int, typer.Option(help="Draws contexts and turns.")] = 42,
-    folder: Folder = None,
+    ] = 6000
+    seed: Annotated[int, typer.Option(help="Draws contexts and turns.")] = 42
+
+
+@grouped
+def asker(
+    askers: Askers,
+    sample: Sample,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write data, picture, card section, Hub entries."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be asked, and ask nothing.")
     ] = False,
     json: Json = False,
 ) -> None:
     """How like people an asker plays: its turns at real contexts, next to its base's, other askers'
-    and people.
+    and people's.
     """
     from hubkit.hub import connect
-    from hubkit.pipeline import askers
-    from hubkit.recipe import Evals, Sampling, Scorecard
+    from hubkit.pipeline.asker_scorecards import prepare
 
     hub = connect()
+
+    def locate(name: str) -> tuple[list[Path], str | None]:
+        located = names.find(name, hub, split="test")
+        return located.files, located.revision
+
     with console.bars(quiet=json) as bar_for:
         progress = bar_for("eval")
-        urls = _urls([repo, *against], endpoint)
-        on = terms(engine, hardware)
-        found = _found(hub, [repo, *against], system, progress)
-        found = [_reached(one, urls.get(one.name), on) for one in found]
-        held_out, source = _held_out(hub, data, found)
-        players = _with_base(found, urls.get("base"), on) if base else found
-        block = Scorecard(
-            contexts=conversations,
-            openings=openings,
-            context_chars=context_chars,
-            sampling=Sampling(temperature=temperature, max_tokens=max_tokens),
-        )
+        prepared = prepare(hub, _comparison(askers, sample), locate, progress=progress)
         if dry_run:
-            plan = {
-                "data": source,
-                "players": askers.plan(block, players, held_out, seed=seed),
-                "endpoints": askers.endpoints(hub, players),
-            }
+            plan = prepared.plan(hub)
             console.data(plan) if json else _show_plan(plan)
             return
-        losses = Evals(conversations=conversations) if perplexity else None
-        work = askers.workplace(block, players, held_out, seed)
-        card = askers.compare(
-            hub,
-            block,
-            players,
-            held_out,
-            seed=seed,
-            losses=losses,
-            source=source,
-            work=work,
-            progress=progress,
-        )
-    files = _write(folder, card, source, work, found[0].name) if folder else []
-    _clear(work)
+        card, files = prepared.run(hub, folder, progress=progress)
     _show(card, files, json=json)
 
 
-def _show(card: Scorecard, files: list[Any], *, json: bool) -> None:
+def _comparison(askers: Askers, sample: Sample) -> AskerComparison:
+    from hubkit.pipeline.asker_scorecards import AskerComparison, addresses
+    from hubkit.recipe import Sampling, Scorecard
+
+    repos = [askers.repo, *askers.against]
+    return AskerComparison(
+        repos=repos,
+        block=Scorecard(
+            contexts=sample.conversations,
+            openings=sample.openings,
+            context_chars=sample.context_chars,
+            sampling=Sampling(temperature=sample.temperature, max_tokens=sample.max_tokens),
+        ),
+        data=sample.data,
+        system=askers.system,
+        served_at=addresses(repos, askers.endpoint),
+        deploy=terms(askers.engine, askers.hardware),
+        with_base=askers.base,
+        perplexity=sample.perplexity,
+        seed=sample.seed,
+    )
+
+
+def _show(card: Scorecard, files: list[Path], *, json: bool) -> None:
+    from hubkit.metrics.scorecards import notes, table
+
     if json:
         console.data(card.to_dict())
         return
-    console.table(
-        f"Askers and people, at {card.settings['contexts']} held-out contexts", *_table(card)
-    )
+    title = f"Askers and people, at {card.settings['contexts']} held-out contexts"
+    console.table(title, *table(card))
     hints = [] if files else ["what each measure is, a picture, and every turn: --out FOLDER"]
-    for note in (*_notes(card), *(f"wrote {file}" for file in files), *hints):
+    for note in (*notes(card), *(f"wrote {file}" for file in files), *hints):
         console.say(note)
-
-
-def _urls(repos: list[str], pairs: list[str]) -> dict[str, list[str]]:
-    """Repo, or ``base``, → the addresses that were given for it."""
-    from hubkit.errors import RecipeError
-
-    urls: dict[str, list[str]] = {}
-    for pair in pairs:
-        name, equals, url = pair.partition("=")
-        if not equals or name not in (*repos, "base"):
-            raise RecipeError(
-                f"--endpoint {pair!r} must be NAME=URL, with a NAME out of {', '.join([*repos, 'base'])}"
-            )
-        urls.setdefault(name, []).append(url)
-    return urls
-
-
-def _found(hub: Hub, repos: list[str], system: str | None, progress: Progress) -> list[AskerSpec]:
-    """The askers; one that no asker stage made is told to play by `system`, else by the first one's
-    system message.
-    """
-    from hubkit.pipeline import askers
-
-    first = askers.find(hub, repos[0], system=system, progress=progress)
-    system_message = system or first.system
-    return [
-        first,
-        *(askers.find(hub, name, system=system_message, progress=progress) for name in repos[1:]),
-    ]
-
-
-def _reached(asker: AskerSpec, urls: list[str] | None, terms: Deploy) -> AskerSpec:
-    """`asker` where ``--endpoint`` says: at these addresses, or at an endpoint on these terms."""
-    from dataclasses import replace
-
-    from hubkit.serving import ModelSpec, ServedModel
-
-    if not urls:
-        return asker
-    if urls == [DEPLOY]:
-        return replace(asker, model=ModelSpec(asker.ref, asker.base, terms))
-    return replace(asker, model=ModelSpec(ServedModel.at(*urls)))
-
-
-def _with_base(
-    askers_found: list[AskerSpec], urls: list[str] | None, terms: Deploy
-) -> list[AskerSpec]:
-    from hubkit.pipeline import askers
-
-    players = askers.with_base(askers_found)
-    return [
-        *players[: len(askers_found)],
-        *(_reached(base, urls, terms) for base in players[len(askers_found) :]),
-    ]
-
-
-def _held_out(
-    hub: Hub, name: str, askers_found: list[AskerSpec]
-) -> tuple[list[Path], dict[str, Any]]:
-    """The parquet files of the held-out conversations, and what they are."""
-    from hubkit.errors import SourceError
-
-    if name:
-        located = names.find(name, hub, split="test")
-        repo, _, split = name.partition(":")
-        return located.files, {
-            "repo_id": repo.partition("@")[0],
-            "revision": located.revision,
-            "split": split or "test",
-        }
-    ref = next((asker.data for asker in askers_found if asker.data), None)
-    if ref is None:
-        raise SourceError(
-            f"{askers_found[0].name} does not say what it was held out from; give conversations with --data REPO:SPLIT"
-        )
-    return names.find(f"{ref.repo_id}@{ref.revision}:test", hub).files, {
-        **ref.to_dict(),
-        "split": "test",
-    }
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
@@ -225,54 +153,3 @@ def _show_plan(plan: dict[str, Any]) -> None:
     rows = [[row[column] for column in columns] for row in plan["players"]]
     console.table(title, [column.replace("_", " ") for column in columns], rows)
     show_endpoints(plan["endpoints"])
-
-
-def _table(card: Scorecard) -> tuple[list[str], list[list[str]]]:
-    from hubkit.metrics.scorecards import table
-
-    return table(card)
-
-
-def _notes(card: Scorecard) -> list[str]:
-    from hubkit.metrics.scorecards import notes
-
-    return notes(card)
-
-
-def _write(
-    folder: Path, card: Scorecard, source: dict[str, Any], work: Path, player: str
-) -> list[Path]:
-    """The result in every form: data, picture, card section, the Hub's entries for `player`, the
-    turns themselves.
-    """
-    import json
-    import shutil
-
-    from hubkit.data.parquet import disk_errors
-    from hubkit.metrics.scorecards import picture
-    from hubkit.publishing import scorecard as shown
-    from hubkit.publishing.card_data import Input
-
-    data = Input("held-out", source["repo_id"], "dataset", source["revision"] or "")
-    contents = {
-        "scorecard.json": (
-            json.dumps(card.to_dict(), indent=1, ensure_ascii=False) + "\n"
-        ).encode(),
-        shown.PICTURE: picture(card),
-        "scorecard.md": shown.section(card).encode(),
-        shown.ENTRIES: shown.entries(card, data, player).encode(),
-        "model-index.yaml": shown.model_index_yaml(card, data, player).encode(),
-    }
-    with disk_errors(folder):
-        for name, content in contents.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-        shutil.copyfile(work / "turns.jsonl", folder / "turns.jsonl")
-    return [folder / name for name in (*contents, "turns.jsonl")]
-
-
-def _clear(work: Path) -> None:
-    """What was unfinished is finished."""
-    import shutil
-
-    shutil.rmtree(work, ignore_errors=True)

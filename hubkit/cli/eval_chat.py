@@ -232,7 +232,7 @@ def _setup(players: Players, test: Test, judge: Judge, benchmark: Benchmark, nam
 
     model = player(players.model)
     against = player(players.against) if players.against else None
-    user = player(players.user) if players.user else None
+    user = _user(player(players.user), names) if players.user else None
     if mode == "checks":
         judging = _no_judge()
     else:
@@ -252,6 +252,18 @@ def _setup(players: Players, test: Test, judge: Judge, benchmark: Benchmark, nam
         max_tokens=test.max_tokens or library.answer_tokens(answering),
         in_flight=block.in_flight,
     )
+
+
+def _user(player: Player, names: Names) -> Player:
+    """A trained asker with the system message and the end mark that it was trained on."""
+    from dataclasses import replace
+
+    from hubkit.pipeline import askers
+
+    if player.identity not in names.models or "@" not in player.identity:
+        return player
+    found = askers.find(names.hub, player.identity.partition(" on ")[0])
+    return replace(player, system=found.system, end_mark=found.end_mark)
 
 
 def _no_judge() -> Player:

@@ -15,6 +15,7 @@ from hubkit.judging.prompts import (
     question_prompts,
     read_prompts,
     small_prompts,
+    turing_prompts,
 )
 from hubkit.judging.verdicts import Parse, ParsedReply, Winner, line, rating, winner, yes_or_no
 
@@ -37,6 +38,7 @@ __all__ = [
     "rating",
     "read_prompts",
     "small_prompts",
+    "turing_prompts",
     "turn_values",
     "winner",
     "yes_or_no",

@@ -212,6 +212,12 @@ def question_prompts() -> Prompts:
     return _read((_SHIPPED / "questions.jsonl").read_bytes(), "hubkit's own questions")
 
 
+def turing_prompts() -> Prompts:
+    """Our own wording of ``turing-v1``: which of two messages (`turn_a`, `turn_b`) a person wrote
+    after a `conversation`."""
+    return _read((_SHIPPED / "turing.jsonl").read_bytes(), "hubkit's own Turing question")
+
+
 def read_prompts(path: Path, source: str | None = None) -> Prompts:
     """Prompts from a file in FastChat's layout; `source` is what results call it.
 

@@ -54,7 +54,7 @@ class ParsedReply:
     Reasons are ``empty``, ``no_verdict``, ``refused`` (in words), ``several_verdicts``,
     ``malformed``, ``out_of_range``, and ``cut_off`` for a text that ran out of tokens, or out of
     thoughts, before its verdict; of `line` also ``several_lines`` and ``too_long``. `answer` is
-    what `yes_or_no` and `line` read; `margin` how decided a winner is: 2 for ``[[A++]]``, else
+    what was read, as text; `margin` how decided a winner is: 2 for ``[[A++]]``, else
     1."""
 
     rating: float | None = None
@@ -99,7 +99,7 @@ def winner(text: str, finish_reason: str = "stop") -> ParsedReply:
     mark = _only_mark(text, finish_reason, re.compile(r"[A-Za-z](?:=B|\+{0,2})"), _WINNERS.get)
     if isinstance(mark, ParsedReply):
         return mark
-    return ParsedReply(winner=mark[0], margin=mark[1])
+    return ParsedReply(winner=mark[0], margin=mark[1], answer=mark[0])
 
 
 def yes_or_no(text: str, finish_reason: str = "stop") -> ParsedReply:

@@ -1,0 +1,178 @@
+"""The scorecard of a Hub's askers, from Python: who is compared, on which held-out conversations,
+what it would ask, the comparison itself, and its files.
+
+``hubkit eval asker`` is argument parsing and printing over this module."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hubkit.data.parquet import disk_errors
+from hubkit.errors import RecipeError, SourceError
+from hubkit.hub import Hub
+from hubkit.metrics.scorecards import Scorecard as Result
+from hubkit.metrics.scorecards import picture
+from hubkit.pipeline import askers
+from hubkit.pipeline.askers import AskerSpec
+from hubkit.progress import Progress, silent
+from hubkit.publishing import scorecard as shown
+from hubkit.publishing.card_data import Input
+from hubkit.recipe import Deploy, Evals, Scorecard
+from hubkit.serving import ModelSpec, ServedModel
+
+DEPLOY, BASE = "deploy", "base"
+Locate = Callable[[str], tuple[list[Path], str | None]]
+"""``REPO[@REV]:SPLIT`` → parquet files here, and the commit they are of."""
+
+
+@dataclass(frozen=True)
+class AskerComparison:
+    """Askers that are to be compared.
+
+    Attributes:
+        repos: ``REPO[@REVISION]`` of each; the first one's base joins them, with `with_base`.
+        system: Tells repos that no asker stage made to play; None: as the first asker is told.
+        served_at: Repo, or ``base``, → addresses, or ``[deploy]``.
+        data: ``REPO[@REV][:SPLIT]`` of held-out conversations; empty: what the first was held out
+            from.
+        perplexity: Whether people's turns are also scored under each (loads the weights)."""
+
+    repos: Sequence[str]
+    block: Scorecard
+    data: str = ""
+    system: str | None = None
+    served_at: Mapping[str, list[str]] = field(default_factory=dict)
+    deploy: Deploy = field(default_factory=Deploy)
+    with_base: bool = True
+    perplexity: bool = True
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A comparison whose askers and conversations were looked up."""
+
+    comparison: AskerComparison
+    askers: list[AskerSpec]
+    files: list[Path]
+    source: dict[str, Any]
+
+    def plan(self, hub: Hub) -> dict[str, Any]:
+        """Say what would be asked of whom, and which endpoints would be made."""
+        block, seed = self.comparison.block, self.comparison.seed
+        return {
+            "data": self.source,
+            "players": askers.plan(block, self.askers, self.files, seed=seed),
+            "endpoints": askers.endpoints(hub, self.askers),
+        }
+
+    def run(
+        self, hub: Hub, folder: Path | None = None, *, progress: Progress = silent
+    ) -> tuple[Result, list[Path]]:
+        """Compare the askers, or resume, and write the scorecard in every form into `folder`."""
+        made = self.comparison
+        work = askers.workplace(made.block, self.askers, self.files, made.seed)
+        card = askers.compare(
+            hub,
+            made.block,
+            self.askers,
+            self.files,
+            seed=made.seed,
+            losses=Evals(conversations=made.block.contexts) if made.perplexity else None,
+            source=self.source,
+            work=work,
+            progress=progress,
+        )
+        written = write(folder, card, self.source, work, self.askers[0].name) if folder else []
+        shutil.rmtree(work, ignore_errors=True)  # all of it is in the card
+        return card, written
+
+
+def addresses(repos: Sequence[str], pairs: Sequence[str]) -> dict[str, list[str]]:
+    """Read ``NAME=URL`` pairs. Raises `RecipeError` for a name that is none of `repos` or base."""
+    served: dict[str, list[str]] = {}
+    for pair in pairs:
+        name, equals, url = pair.partition("=")
+        if not equals or name not in (*repos, BASE):
+            raise RecipeError(
+                f"--endpoint {pair!r} must be NAME=URL, with a NAME out of "
+                f"{', '.join([*repos, BASE])}"
+            )
+        served.setdefault(name, []).append(url)
+    return served
+
+
+def prepare(
+    hub: Hub, comparison: AskerComparison, locate: Locate, *, progress: Progress = silent
+) -> Prepared:
+    """Look up the askers and the held-out conversations.
+
+    Raises:
+        SourceError: The first asker does not say what it was held out from, and no data is
+            named."""
+    first = askers.find(hub, comparison.repos[0], system=comparison.system, progress=progress)
+    system = comparison.system or first.system
+    others = [
+        askers.find(hub, name, system=system, progress=progress) for name in comparison.repos[1:]
+    ]
+    specs = [_at(one, comparison.served_at.get(one.name), comparison) for one in (first, *others)]
+    files, source = _held_out(comparison.data, specs, locate)
+    if comparison.with_base:
+        added = askers.with_base(specs)[len(specs) :]
+        specs += [_at(one, comparison.served_at.get(BASE), comparison) for one in added]
+    return Prepared(comparison, specs, files, source)
+
+
+def _at(asker: AskerSpec, urls: list[str] | None, comparison: AskerComparison) -> AskerSpec:
+    """`asker` at these addresses, or at an endpoint that is made for it."""
+    if not urls:
+        return asker
+    if urls == [DEPLOY]:
+        return replace(asker, model=ModelSpec(asker.ref, asker.base, comparison.deploy))
+    return replace(asker, model=ModelSpec(ServedModel.at(*urls)))
+
+
+def _held_out(
+    name: str, specs: Sequence[AskerSpec], locate: Locate
+) -> tuple[list[Path], dict[str, Any]]:
+    if name:
+        files, revision = locate(name)
+        repo, _, split = name.partition(":")
+        source = {"repo_id": repo.partition("@")[0], "revision": revision}
+        return files, {**source, "split": split or "test"}
+    ref = next((asker.data for asker in specs if asker.data), None)
+    if ref is None:
+        raise SourceError(
+            f"{specs[0].name} does not say what it was held out from; give conversations with "
+            "--data REPO:SPLIT"
+        )
+    files, _ = locate(f"{ref.repo_id}@{ref.revision}:test")
+    return files, {**ref.to_dict(), "split": "test"}
+
+
+def write(
+    folder: Path, card: Result, source: Mapping[str, Any], work: Path, player: str
+) -> list[Path]:
+    """Write a scorecard in every form: data, picture, card section, the Hub's entries for `player`,
+    the turns themselves."""
+    data = Input("held-out", source["repo_id"], "dataset", source["revision"] or "")
+    contents = {
+        "scorecard.json": (
+            json.dumps(card.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        ).encode(),
+        shown.PICTURE: picture(card),
+        "scorecard.md": shown.section(card).encode(),
+        shown.ENTRIES: shown.entries(card, data, player).encode(),
+        "model-index.yaml": shown.model_index_yaml(card, data, player).encode(),
+    }
+    with disk_errors(folder):
+        for name, content in contents.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        shutil.copyfile(work / "turns.jsonl", folder / "turns.jsonl")
+    return [folder / name for name in (*contents, "turns.jsonl")]
