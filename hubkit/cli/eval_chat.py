@@ -239,7 +239,7 @@ def _setup(players: Players, test: Test, judge: Judge, benchmark: Benchmark, nam
         judging = names.player(
             judge.judge, AddressOptions.of(block.judge), block.judge.deploy or deploy
         )
-    answering = [one for one in (model, against) if one]
+    answering = [entry for entry in (model, against) if entry]
     return Setup(
         benchmark=benchmark,
         mode=mode,
@@ -262,8 +262,8 @@ def _user(player: Player, names: Names) -> Player:
 
     if player.identity not in names.models or "@" not in player.identity:
         return player
-    found = askers.find(names.hub, player.identity.partition(" on ")[0])
-    return replace(player, system=found.system, end_mark=found.end_mark)
+    asker = askers.find(names.hub, player.identity.partition(" on ")[0])
+    return replace(player, system=asker.system, end_mark=asker.end_mark)
 
 
 def _no_judge() -> Player:
@@ -278,8 +278,8 @@ def _serve(names: Names, setup: Setup, folder: Path, progress: Any) -> Any:
     @contextmanager
     def serve(players: Sequence[Player]) -> Iterator[list[Player]]:
         engine = {"context": setup.block.judge.context, "slots": 2 * setup.in_flight}
-        with serving(names, players, **engine, log_dir=folder, progress=progress) as served:
-            yield served
+        with serving(names, players, **engine, log_dir=folder, progress=progress) as served_players:
+            yield served_players
 
     return serve
 

@@ -58,20 +58,20 @@ def report(
     from hubkit.evaluation.verdict_files import read_verdicts, write_verdicts
 
     exports = exports_of(export)
-    own = dict(pair.split("=", 1) for pair in kin if "=" in pair)
-    made = library.report(files, votes=votes, kin=own)
+    own_models = dict(pair.split("=", 1) for pair in kin if "=" in pair)
+    result = library.report(files, votes=votes, kin=own_models)
     rates = alpaca_eval_of(files, gamed) if gamed else {}
     for form, path in exports.items():
-        write_verdicts(path, [one for file in files for one in read_verdicts(file)], form)
-    written = library.write(made, folder) if folder else []
+        write_verdicts(path, [verdicts for file in files for verdicts in read_verdicts(file)], form)
+    paths = library.write(result, folder) if folder else []
     if json:
-        console.data({**made.to_dict(), "length_controlled_win_rate": rates})
+        console.data({**result.to_dict(), "length_controlled_win_rate": rates})
         return
-    for title, content in library.result_tables(made).items():
+    for title, content in library.result_tables(result).items():
         console.table(title, *content)
-    for line in library.notes(made):
+    for line in library.notes(result):
         console.line(line)
     for name, rate in rates.items():
         console.line(f"{name}: length-controlled win rate {rate:.1%} (AlpacaEval's method).")
-    for path in (*written, *exports.values()):
+    for path in (*paths, *exports.values()):
         console.say(f"wrote {path}")

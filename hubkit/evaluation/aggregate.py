@@ -198,7 +198,7 @@ def passes(rows: Sequence[Checked], bootstrap: Bootstrap) -> Passes:
             [(row.question, row.all_passed) for row in part if row.all_passed is not None]
         )
 
-    each = [(r.question, float(one)) for r in rows if not r.reason for one in r.passed]
+    each = [(r.question, float(met)) for r in rows if not r.reason for met in r.passed]
     return Passes(
         rate=rate(rows),
         parts=bootstrap.mean(each),

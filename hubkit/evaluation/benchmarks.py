@@ -211,12 +211,12 @@ def load(
     if entry and entry.follow_ups:
         further, file = _open(entry.follow_ups, find)
         items, files = _followed(items, further, file["name"]), [*files, file]
-    items, more, notes = _with_references(name, items, entry, references, find)
+    items, reference_files, notes = _with_references(name, items, entry, references, find)
     check(items, files[0]["name"])
     return Benchmark(
         name=name if entry else Path(files[0]["name"]).stem,
         questions=items,
-        files=files + more,
+        files=files + reference_files,
         recorded=recorded,
         length_margin=entry.length_margin if entry else None,
         macro=entry.macro if entry else False,
@@ -302,7 +302,9 @@ def _question(record: Record, number: int, name: str) -> Question:
             reference=texts(record.get("reference") or [], where, "reference"),
             messages=tuple(record.get("messages") or ()),
             criteria=tuple(_criterion(c) for c in record.get("criteria") or ()),
-            checks=tuple(tuple(Check(**c) for c in one) for one in record.get("checks") or ()),
+            checks=tuple(
+                tuple(Check(**c) for c in turn_checks) for turn_checks in record.get("checks") or ()
+            ),
             checklist=texts(record.get("checklist") or [], where, "checklist"),
             group=str(record.get("group") or ""),
         )

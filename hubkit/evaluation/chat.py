@@ -91,9 +91,9 @@ class JudgeChoice:
 def mode_for(mode: str | None, benchmark: Benchmark) -> Mode:
     """The scoring kind `mode`; without one the named benchmark's own, or what the items of a file
     are made for. Raises `EvalError` for a mode that is not known."""
-    for known in MODES:
-        if mode == known:
-            return known
+    for candidate in MODES:
+        if mode == candidate:
+            return candidate
     if mode is not None:
         raise EvalError(f"--mode {mode!r} is none of {', '.join(MODES)}")
     if entry := NAMED.get(benchmark.name):
@@ -131,9 +131,9 @@ def plan(setup: Setup, folder: Path, endpoints: Sequence[Mapping[str, Any]] = ()
     prompt = completion = 0
     for question in setup.benchmark.questions if setup.judged else ():
         for turn, verdicts in _verdicts(setup, question):
-            said = question.turns[:turn] + tuple(m["content"] for m in question.messages)
+            texts = question.turns[:turn] + tuple(m["content"] for m in question.messages)
             answers = turn * setup.max_tokens * (2 if setup.mode == "pairwise" else 1)
-            prompt += verdicts * (sum(len(text) // 3 for text in said) + answers + 500)
+            prompt += verdicts * (sum(len(text) // 3 for text in texts) + answers + 500)
             completion += verdicts * (setup.block.judge.sampling.max_tokens or VERDICT_TOKENS)
     judge = setup.block.judge
     usd = (prompt * judge.usd_per_million_input + completion * judge.usd_per_million_output) / 1e6
@@ -180,10 +180,10 @@ def run(
     Raises:
         As `hubkit.evaluation.judged.judged` does."""
     folder.mkdir(parents=True, exist_ok=True)
-    asked = [*setup.players, *([setup.user] if setup.user else [])]
-    asked += [setup.judge] if setup.judged else []
-    with serve(asked) as served:
-        seats = iter(served)
+    players = [*setup.players, *([setup.user] if setup.user else [])]
+    players += [setup.judge] if setup.judged else []
+    with serve(players) as served_players:
+        seats = iter(served_players)
         seated = replace(
             setup,
             model=next(seats),

@@ -68,9 +68,9 @@ def refuse_unknown(questions: Sequence[Question]) -> None:
     """Raise `EvalError` for a checker that is not known or a package that is not installed."""
     names = {check.name for q in questions for checks in q.checks for check in checks}
     if any(name.startswith(_IFEVAL) for name in names):
-        known = _ifeval_registry()
+        registry = _ifeval_registry()
         unknown = sorted(
-            n for n in names if n.startswith(_IFEVAL) and n[len(_IFEVAL) :] not in known
+            n for n in names if n.startswith(_IFEVAL) and n[len(_IFEVAL) :] not in registry
         )
     else:
         unknown = []

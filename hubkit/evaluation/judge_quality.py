@@ -91,13 +91,13 @@ def length_slope(values: Iterable[tuple[Hashable, float, float]], bootstrap: Boo
 
 
 def self_preference(
-    judges: Mapping[str, Mapping[str, float]], same: Mapping[str, str]
+    judges: Mapping[str, Mapping[str, float]], kin: Mapping[str, str]
 ) -> dict[str, float]:
     """Say how much better each judge rates its own kin than the other judges do.
 
     Args:
         judges: Judge → model → its mean verdict on that model.
-        same: Judge → the model that it is, or is of the family of.
+        kin: Judge → the model that it is, or is of the family of.
 
     Returns:
         Judge → its verdict on its own model, less that of the others, each judge's verdicts taken
@@ -112,10 +112,12 @@ def self_preference(
         for judge, verdicts in judges.items()
     }
     preference = {}
-    for judge, own in same.items():
-        others = [relative[other][own] for other in judges if other != judge and own in common]
-        if judge in judges and others:
-            preference[judge] = relative[judge][own] - sum(others) / len(others)
+    for judge, model in kin.items():
+        other_verdicts = [
+            relative[peer][model] for peer in judges if peer != judge and model in common
+        ]
+        if judge in judges and other_verdicts:
+            preference[judge] = relative[judge][model] - sum(other_verdicts) / len(other_verdicts)
     return preference
 
 
@@ -124,9 +126,9 @@ def panel_weights(agreements: Mapping[str, Agreement]) -> dict[str, float]:
     best weighting of independent judges (Nitzan & Paroush 1982); one that is no better than chance
     gets 0. They sum to 1, or are all equal where none is better than chance."""
     odds = {}
-    for judge, one in agreements.items():
-        n = one.decided.n
-        rate = ((one.decided.value or 0.0) * n + 0.5) / (n + 1)  # never 0 or 1
+    for judge, measured in agreements.items():
+        n = measured.decided.n
+        rate = ((measured.decided.value or 0.0) * n + 0.5) / (n + 1)  # never 0 or 1
         odds[judge] = max(0.0, math.log(rate / (1 - rate)))
     total = sum(odds.values())
     if not total:

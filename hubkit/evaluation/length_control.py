@@ -63,24 +63,24 @@ def alpaca_eval_win_rate(
     hard = np.array([difficulty[index] for index in indices])
     preference = np.array([_probability(row.get("preference")) for row in annotations])
     model = np.column_stack([np.tanh(scaled), hard, np.ones(len(hard))])
-    known = ~np.isnan(preference)
-    if known.sum() < _FOLDS:
+    has_preference = ~np.isnan(preference)
+    if has_preference.sum() < _FOLDS:
         raise SourceError(
-            f"only {known.sum()} annotations have a preference; nothing can be fitted"
+            f"only {has_preference.sum()} annotations have a preference; nothing can be fitted"
         )
-    others = np.array(
+    gamed_features = np.array(
         [
-            (np.tanh(float(r["std_delta_len"])), float(r["instruction_difficulty"]), _own(r))
+            (np.tanh(float(r["std_delta_len"])), float(r["instruction_difficulty"]), _is_ungamed(r))
             for r in gamed
         ]
     )
     targets = np.array([float(r["preference"]) for r in gamed])
-    weights = np.where(others[:, 2] > 0, 1.0, _GAMED_WEIGHT)
-    features = np.concatenate([others, model[known]])
+    weights = np.where(gamed_features[:, 2] > 0, 1.0, _GAMED_WEIGHT)
+    features = np.concatenate([gamed_features, model[has_preference]])
     coefficients = _fit(
         features,
-        np.concatenate([targets, preference[known]]),
-        np.concatenate([weights, np.ones(int(known.sum()))]),
+        np.concatenate([targets, preference[has_preference]]),
+        np.concatenate([weights, np.ones(int(has_preference.sum()))]),
     )
     at_equal_length = np.column_stack([np.zeros(len(hard)), hard, np.ones(len(hard))])
     return float((1 / (1 + np.exp(-at_equal_length @ coefficients))).mean())
@@ -114,7 +114,7 @@ def _probability(preference: Any) -> float:
     return (float(preference) or 1.5) - 1
 
 
-def _own(row: Mapping[str, Any]) -> float:
+def _is_ungamed(row: Mapping[str, Any]) -> float:
     return float(str(row["not_gamed_baseline"]).casefold() in ("true", "1", "1.0"))
 
 

@@ -109,22 +109,24 @@ def match(
     first_turn = {question.id: _plain(question.turns[0]) for question in questions}
     matched: dict[str, tuple[int, Record]] = {}
     for number, record in enumerate(records, start=1):
-        own, text = explicit_id(record), record.get("instruction")
+        record_id, text = explicit_id(record), record.get("instruction")
         where = f"{name}, record {number}"
-        if own is None and not isinstance(text, str):
+        if record_id is None and not isinstance(text, str):
             raise SourceError(
                 f"{where} names neither a question_id nor its instruction, so nothing says which "
                 "question it answers; add one of them"
             )
-        if own is not None and own in ids:
-            target = own
-            if isinstance(text, str) and _plain(text) != first_turn[own]:
+        if record_id is not None and record_id in ids:
+            target = record_id
+            if isinstance(text, str) and _plain(text) != first_turn[record_id]:
                 raise SourceError(
-                    f"{where} has the id {own} and another instruction than that question "
+                    f"{where} has the id {record_id} and another instruction than that question "
                     f"({text[:60]!r}); is it a file of other questions?"
                 )
         elif isinstance(text, str) and _plain(text) in by_text:
-            open_ids = [one for one in by_text[_plain(text)] if one not in matched]
+            open_ids = [
+                question_id for question_id in by_text[_plain(text)] if question_id not in matched
+            ]
             target = (open_ids or by_text[_plain(text)])[0]
         else:
             continue

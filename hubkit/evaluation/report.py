@@ -36,28 +36,32 @@ def table(result: Judged) -> Table:
 def wins_table(tables: Mapping[str, Wins]) -> Table:
     """Columns and rows of comparisons, one a column."""
     wins = list(tables.values())
-    turns = sorted({turn for one in wins for turn in one.turns})
-    categories = sorted({name for one in wins for name in one.categories})
-    rows = [["all", *(_percent(one.win_rate) for one in wins)]]
-    rows += [[f"turn {turn}", *(_percent(one.turns.get(turn)) for one in wins)] for turn in turns]
-    rows += [[name, *(_percent(one.categories.get(name)) for one in wins)] for name in categories]
+    turns = sorted({turn for entry in wins for turn in entry.turns})
+    categories = sorted({name for entry in wins for name in entry.categories})
+    rows = [["all", *(_percent(entry.win_rate) for entry in wins)]]
+    rows += [
+        [f"turn {turn}", *(_percent(entry.turns.get(turn)) for entry in wins)] for turn in turns
+    ]
+    rows += [
+        [name, *(_percent(entry.categories.get(name)) for entry in wins)] for name in categories
+    ]
     rows.append(
         ["at equal length (not AlpacaEval's)", *(_percent(w.equal_length_win_rate) for w in wins)]
     )
-    rows.append(["one order alone", *(_percent(one.single_order_win_rate) for one in wins)])
-    rows.append(["flip rate", *(_percent(one.flip_rate) for one in wins)])
-    if any(one.reward for one in wins):
-        rows.append(["reward, -1 to 1", *(_grade(one.reward) for one in wins)])
-    rows.append(["pairs judged", *(f"{one.win_rate.n} of {one.pairs}" for one in wins)])
+    rows.append(["one order alone", *(_percent(entry.single_order_win_rate) for entry in wins)])
+    rows.append(["flip rate", *(_percent(entry.flip_rate) for entry in wins)])
+    if any(entry.reward for entry in wins):
+        rows.append(["reward, -1 to 1", *(_grade(entry.reward) for entry in wins)])
+    rows.append(["pairs judged", *(f"{entry.win_rate.n} of {entry.pairs}" for entry in wins)])
     return ["", *tables], rows
 
 
 def scores_table(tables: Mapping[str, Scores | Passes]) -> Table:
     """Columns and rows of grades or of met criteria, a model a column."""
     values = list(tables.values())
-    turns = sorted({turn for one in values for turn in one.turns})
-    categories = sorted({name for one in values for name in one.categories})
-    graded = all(isinstance(one, Scores) for one in values)
+    turns = sorted({turn for entry in values for turn in entry.turns})
+    categories = sorted({name for entry in values for name in entry.categories})
+    graded = all(isinstance(entry, Scores) for entry in values)
     cell = _grade if graded else _percent
     rows = [["mean" if graded else "all criteria met", *(cell(_headline(t)) for t in values)]]
     if len(categories) > 1:
@@ -66,15 +70,15 @@ def scores_table(tables: Mapping[str, Scores | Passes]) -> Table:
         rows.append(["mean over categories", *macros])
     if not graded:
         parts = [t.parts if isinstance(t, Passes) else None for t in values]
-        rows.append(["criteria met", *(_percent(one) for one in parts)])
+        rows.append(["criteria met", *(_percent(entry) for entry in parts)])
     rows += [[f"turn {turn}", *(cell(t.turns.get(turn)) for t in values)] for turn in turns]
     rows += [[name, *(cell(t.categories.get(name)) for t in values)] for name in categories]
     rows.append(["judged", *(f"{_headline(t).n} of {t.judgments}" for t in values)])
     return ["", *tables], rows
 
 
-def _headline(one: Scores | Passes) -> Number:
-    return one.mean if isinstance(one, Scores) else one.rate
+def _headline(table: Scores | Passes) -> Number:
+    return table.mean if isinstance(table, Scores) else table.rate
 
 
 def sentences(result: Judged) -> list[str]:

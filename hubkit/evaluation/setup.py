@@ -100,7 +100,9 @@ class Setup:
         if self.mode == "criteria":
             return len(self.players) * sum(len(question.criteria) for question in questions)
         if self.mode == "checks":
-            return len(self.players) * sum(bool(one) for q in questions for one in q.checks)
+            return len(self.players) * sum(
+                bool(turn_checks) for q in questions for turn_checks in q.checks
+            )
         return self.turns * (2 if self.mode == "pairwise" else len(self.players))
 
     def check(self) -> None:

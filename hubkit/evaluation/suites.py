@@ -40,10 +40,10 @@ def multichallenge(records: Sequence[Record], name: str) -> list[Question]:
         where = f"{name}, record {number}"
         row = {key.lower(): value for key, value in record.items()}
         history, last = _split(_field(row, "conversation", where), where)
-        wanted = str(row.get("pass_criteria", "YES")).strip().casefold()
-        if wanted not in ("yes", "no"):
-            raise SourceError(f"{where}: pass_criteria is {wanted!r}, neither YES nor NO")
-        passes: Literal["yes", "no"] = "yes" if wanted == "yes" else "no"
+        criterion = str(row.get("pass_criteria", "YES")).strip().casefold()
+        if criterion not in ("yes", "no"):
+            raise SourceError(f"{where}: pass_criteria is {criterion!r}, neither YES nor NO")
+        passes: Literal["yes", "no"] = "yes" if criterion == "yes" else "no"
         questions.append(
             Question(
                 id=str(row.get("question_id", number)),
@@ -130,8 +130,8 @@ def multi_if(records: Sequence[Record], name: str) -> list[Question]:
             turns.append(str(prompt["content"]))
             checks.append(
                 tuple(
-                    Check(f"ifeval:{one}", _json(given, where) or {})
-                    for one, given in zip(ids, arguments, strict=True)
+                    Check(f"ifeval:{instruction}", _json(keywords, where) or {})
+                    for instruction, keywords in zip(ids, arguments, strict=True)
                 )
             )
         questions.append(

@@ -85,13 +85,13 @@ class Bench:
         self.judged()
         return verdict
 
-    async def user_turn(self, question: Question, turn: int, said: Sequence[Message]) -> str:
+    async def user_turn(self, question: Question, turn: int, history: Sequence[Message]) -> str:
         """What the user says next: the turn as written, or, of a task that is revealed part by
         part, in the simulated user's words. Raises `NoAnswerError` when it says nothing."""
         text = question.turns[turn - 1]
         if self.user is None or not question.revealed:
             return text
-        view = seat_view(said, "user", self.user_system, intent=text)
+        view = seat_view(history, "user", self.user_system, intent=text)
         try:
             answer = await self.user.answer(f"{question.id}/user", turn, view, 0.7)
         except NoAnswerError:
@@ -127,9 +127,9 @@ class ContestantAPI(ModelAPI):
         """
         messages: list[Any] = [{"role": message.role, "content": message.text} for message in input]
         try:
-            asked = input[-1].metadata or {}
+            metadata = input[-1].metadata or {}
             answer = await self._contestant.answer(
-                str(asked[_QUESTION]), int(asked[_TURN]), messages, config.temperature or 0.0
+                str(metadata[_QUESTION]), int(metadata[_TURN]), messages, config.temperature or 0.0
             )
         except NoAnswerError:
             raise
@@ -229,11 +229,11 @@ async def _play(
     """The model's answers, the user's turns as they were said, and the whole conversation."""
     answers: list[str] = []
     turns: list[str] = []
-    said: list[Message] = list(question.messages)
-    messages: list[ChatMessage] = [_MESSAGES[m["role"]](content=m["content"]) for m in said]
+    history: list[Message] = list(question.messages)
+    messages: list[ChatMessage] = [_MESSAGES[m["role"]](content=m["content"]) for m in history]
     for turn in range(1, len(question.turns) + 1):
         try:
-            text = await bench.user_turn(question, turn, said)
+            text = await bench.user_turn(question, turn, history)
             turns.append(text)
             messages.append(
                 ChatMessageUser(content=text, metadata={_QUESTION: question.id, _TURN: turn})
@@ -245,7 +245,7 @@ async def _play(
             break
         answers.append(output.completion)
         messages.append(output.message)
-        said += [
+        history += [
             {"role": "user", "content": text},
             {"role": "assistant", "content": output.completion},
         ]
@@ -255,8 +255,8 @@ async def _play(
 def _as_played(bench: Bench, state: TaskState) -> Question:
     """The item with the user's turns as they were said."""
     question = bench.questions[str(state.sample_id)]
-    said = tuple(state.metadata["user_turns"])
-    return replace(question, turns=(*said, *question.turns[len(said) :]))
+    turns = tuple(state.metadata["user_turns"])
+    return replace(question, turns=(*turns, *question.turns[len(turns) :]))
 
 
 @scorer(metrics=[mean(), stderr()])
@@ -312,8 +312,8 @@ def judged_by_criteria(bench: Bench) -> Scorer:
             return _score([replace(row, reason="no_answer")], [""], [])
         met, reasons, words = [], [], []
         for criterion in question.criteria:
-            shown = replace(_turns(question, turn - 1, answers), criterion=criterion.text)
-            verdict = await bench.verdict("criterion", shown, f"{question.id}/{_mark(answers)}")
+            turns = replace(_turns(question, turn - 1, answers), criterion=criterion.text)
+            verdict = await bench.verdict("criterion", turns, f"{question.id}/{_mark(answers)}")
             met.append(verdict.answer == criterion.passes)
             reasons += [verdict.reason] if verdict.reason else []
             words.append(f"{criterion.text}\n{verdict.text}")
@@ -348,8 +348,8 @@ def checked_by_code(bench: Bench) -> Scorer:
                 met = tuple(passed(check, answer, prompt) for check in checks)
                 row = replace(row, passed=met, length=len(answer))
                 text = ", ".join(
-                    f"{check.name}: {'passed' if one else 'failed'}"
-                    for check, one in zip(checks, met, strict=True)
+                    f"{check.name}: {'passed' if passes else 'failed'}"
+                    for check, passes in zip(checks, met, strict=True)
                 )
             bench.judged()
             rows.append(row)

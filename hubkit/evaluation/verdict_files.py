@@ -78,10 +78,10 @@ def summarised(sets: Sequence[VerdictSet], bootstrap: Bootstrap) -> dict[str, An
     first = sets[0]
     if first.mode == "pairwise":
         return {"wins": wins([r for r in first.rows if isinstance(r, Compared)], bootstrap)}
-    tables = {one.model: table_of(one, bootstrap) for one in sets}
+    tables = {entry.model: table_of(entry, bootstrap) for entry in sets}
     if len(sets) != 2:
         return {"scores": tables}
-    graded: list[Any] = [one.rows for one in sets]
+    graded: list[Any] = [entry.rows for entry in sets]
     return {"scores": tables, "difference": difference(graded[0], graded[1], bootstrap)}
 
 
@@ -117,7 +117,7 @@ def read_verdicts(path: Path) -> list[VerdictSet]:
         raise SourceError(f"{path.name} holds no verdicts; is it the right file?")
     first = records[0]
     if first.get("kind") == _KIND:
-        return _own(records, file["name"])
+        return _hubkit(records, file["name"])
     if "preference" in first and "output_1" in first:
         return _alpaca_eval(records, file["name"])
     if "judge" in first and ("score" in first or "g1_winner" in first):
@@ -130,7 +130,7 @@ def read_verdicts(path: Path) -> list[VerdictSet]:
     )
 
 
-def _own(records: Sequence[Record], name: str) -> list[VerdictSet]:
+def _hubkit(records: Sequence[Record], name: str) -> list[VerdictSet]:
     groups: dict[tuple[str, ...], dict[tuple[str, int], Row]] = {}
     for number, record in enumerate(records, start=1):
         try:
@@ -240,8 +240,8 @@ def _lm_eval(records: Sequence[Record], path: Path) -> list[VerdictSet]:
     wrong."""
     metric = next(iter(records[0].get("metrics") or []), None)
     if metric is None:
-        known = [k for k, v in records[0].items() if k in ("acc", "exact_match", "acc_norm")]
-        metric = known[0] if known else None
+        metrics = [k for k, v in records[0].items() if k in ("acc", "exact_match", "acc_norm")]
+        metric = metrics[0] if metrics else None
     if metric is None:
         raise SourceError(f"{path.name} names no metric; is it a samples file of lm-eval's?")
     task = path.stem.removeprefix("samples_").rpartition("_")[0] or path.stem
@@ -281,20 +281,20 @@ def _inspect(path: Path) -> list[VerdictSet]:
     mode: Mode = "checks"
     for sample in log.samples or []:
         for score in list((sample.scores or {}).values())[:1]:
-            own = (score.metadata or {}).get("rows")
-            if own:
-                mode = _mode_of(own[0])
-                rows += [row_of(mode, row) for row in own]
+            row_data = (score.metadata or {}).get("rows")
+            if row_data:
+                mode = _mode_of(row_data[0])
+                rows += [row_of(mode, row) for row in row_data]
             else:
                 value = {"C": 1.0, "I": 0.0, "P": 0.5}.get(str(score.value), score.value)
-                known = isinstance(value, int | float) and value == value
+                is_number = isinstance(value, int | float) and value == value
                 rows.append(
                     Checked(
                         question=str(sample.id),
                         category=str((sample.metadata or {}).get("category", "all")),
                         turn=1,
-                        passed=(bool(value),) if known else (),
-                        reason="" if known else "no_verdict",
+                        passed=(bool(value),) if is_number else (),
+                        reason="" if is_number else "no_verdict",
                     )
                 )
     if not rows:
@@ -319,7 +319,7 @@ def write_verdicts(
         SourceError: The form has no place for this scoring kind."""
     count = 0
     with path.open("w", encoding="utf-8") as file:
-        records = [record for one in sets for record in _as(one, form)]
+        records = [record for verdicts in sets for record in _as(verdicts, form)]
         if form == "alpaca_eval":
             file.write(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
             return len(records)

@@ -66,12 +66,12 @@ class VerdictReport:
                 {
                     "benchmark": benchmark,
                     "judge": judge,
-                    "results": {label: one.to_dict() for label, one in tables.items()},
+                    "results": {label: entry.to_dict() for label, entry in tables.items()},
                     "differences": self.differences.get((benchmark, judge), {}),
                 }
                 for (benchmark, judge), tables in self.tables.items()
             ],
-            "judges": {name: asdict(one) for name, one in self.judges.items()},
+            "judges": {name: asdict(entry) for name, entry in self.judges.items()},
             "panel": asdict(self.panel) if self.panel else None,
             "files": self.files,
         }
@@ -95,12 +95,12 @@ def report(
     Raises:
         SourceError: A file holds no verdicts."""
     bootstrap = bootstrap or Bootstrap()
-    sets = [one for path in paths for one in read_verdicts(path)]
+    sets = [verdicts for path in paths for verdicts in read_verdicts(path)]
     grouped: dict[tuple[str, str], list[VerdictSet]] = {}
-    for one in sets:
-        grouped.setdefault((one.benchmark, one.judge), []).append(one)
+    for verdicts in sets:
+        grouped.setdefault((verdicts.benchmark, verdicts.judge), []).append(verdicts)
     tables: dict[tuple[str, str], dict[str, Scores | Passes | Wins]] = {
-        key: {one.label: table_of(one, bootstrap) for one in group}
+        key: {verdicts.label: table_of(verdicts, bootstrap) for verdicts in group}
         for key, group in grouped.items()
     }
     human = read_verdicts(votes) if votes else []
@@ -118,15 +118,23 @@ def _differences(group: Sequence[VerdictSet], bootstrap: Bootstrap) -> dict[str,
     """Paired differences of every model from the first, p-values adjusted for their number."""
     from hubkit.evaluation.aggregate import difference
 
-    graded: list[Any] = [one for one in group if one.mode != "pairwise"]
-    found = {
-        f"{other.model} less {graded[0].model}": difference(other.rows, graded[0].rows, bootstrap)
-        for other in graded[1:]
-        if other.mode == graded[0].mode
+    graded: list[Any] = [entry for entry in group if entry.mode != "pairwise"]
+    differences = {
+        f"{compared.model} less {graded[0].model}": difference(
+            compared.rows, graded[0].rows, bootstrap
+        )
+        for compared in graded[1:]
+        if compared.mode == graded[0].mode
     }
-    p_values = {name: one["p_value"] for name, one in found.items() if one["p_value"] is not None}
+    p_values = {
+        name: entry["p_value"]
+        for name, entry in differences.items()
+        if entry["p_value"] is not None
+    }
     adjusted = holm(p_values)
-    return {name: {**one, "p_adjusted": adjusted.get(name)} for name, one in found.items()}
+    return {
+        name: {**entry, "p_adjusted": adjusted.get(name)} for name, entry in differences.items()
+    }
 
 
 def _judges(
@@ -136,25 +144,25 @@ def _judges(
     kin: Mapping[str, str],
     bootstrap: Bootstrap,
 ) -> dict[str, JudgeQuality]:
-    names = list(dict.fromkeys(one.judge for one in sets))
+    names = list(dict.fromkeys(entry.judge for entry in sets))
     means: dict[str, dict[str, float]] = {name: {} for name in names}
     for (_, judge), group in tables.items():
-        for label, one in group.items():
-            if isinstance(one, Scores) and one.mean.value is not None:
-                means[judge][label] = one.mean.value
-    models = {one.model for one in sets}
-    own = {name: kin.get(name, name) for name in names if kin.get(name, name) in models}
-    preference = self_preference({n: m for n, m in means.items() if m}, own)
+        for label, entry in group.items():
+            if isinstance(entry, Scores) and entry.mean.value is not None:
+                means[judge][label] = entry.mean.value
+    models = {entry.model for entry in sets}
+    own_models = {name: kin.get(name, name) for name in names if kin.get(name, name) in models}
+    preference = self_preference({n: m for n, m in means.items() if m}, own_models)
     people = _choices(human)
     agreements = {
         name: agreement(_choices([s for s in sets if s.judge == name]), people, bootstrap)
         for name in names
     }
-    agreements = {name: one for name, one in agreements.items() if one.n}
+    agreements = {name: entry for name, entry in agreements.items() if entry.n}
     weights = panel_weights(agreements)
     return {
         name: _judge(
-            [one for one in sets if one.judge == name],
+            [entry for entry in sets if entry.judge == name],
             bootstrap,
             people=agreements.get(name),
             preference=preference.get(name),
@@ -172,7 +180,7 @@ def _judge(
     preference: float | None,
     weight: float | None,
 ) -> JudgeQuality:
-    rows = [row for one in sets for row in one.rows]
+    rows = [row for verdicts in sets for row in verdicts.rows]
     pairs = [row for row in rows if isinstance(row, Compared)]
     missing: Counter[str] = Counter()
     for row in rows:
@@ -210,11 +218,11 @@ def _slope(rows: Sequence[Any], bootstrap: Bootstrap) -> Number | None:
 def _choices(sets: Sequence[VerdictSet]) -> dict[Any, str]:
     """(both models in order, question, turn) → who is preferred, ``A`` the first by name."""
     choices: dict[Any, str] = {}
-    for one in sets:
-        for row in one.rows:
+    for verdicts in sets:
+        for row in verdicts.rows:
             if isinstance(row, Compared) and row.outcome:
-                ahead = {"win": one.model, "loss": one.against, "tie": ""}[row.outcome]
-                first, second = sorted((one.model, one.against))
+                ahead = {"win": verdicts.model, "loss": verdicts.against, "tie": ""}[row.outcome]
+                first, second = sorted((verdicts.model, verdicts.against))
                 names = {first: "A", second: "B", "": "tie"}
                 choices[first, second, row.question, row.turn] = names[ahead]
     return choices
@@ -228,7 +236,7 @@ def _panel(
 ) -> Agreement | None:
     """How a panel of all judges agrees with people. Each item is decided by weights that were
     learnt without it: in two halves, each weighed by the other."""
-    weighed = [name for name, one in judges.items() if one.weight is not None]
+    weighed = [name for name, quality in judges.items() if quality.weight is not None]
     if len(weighed) < 2:
         return None
     people = _choices(human)
@@ -236,52 +244,55 @@ def _panel(
     keys = sorted((key for key in people if any(key in c for c in by_judge.values())), key=str)
     halves = [set(keys[::2]), set(keys[1::2])]
     decided: dict[Any, str] = {}
-    for mine, other in (halves, halves[::-1]):
-        seen = {key: people[key] for key in other}
+    for decided_here, learnt_from in (halves, halves[::-1]):
+        known_choices = {key: people[key] for key in learnt_from}
         weights = panel_weights(
-            {name: agreement(choices, seen, bootstrap) for name, choices in by_judge.items()}
+            {
+                name: agreement(choices, known_choices, bootstrap)
+                for name, choices in by_judge.items()
+            }
         )
-        for key in mine:
+        for key in decided_here:
             votes = {name: c[key] for name, c in by_judge.items() if key in c}
             decided[key] = panel_choice(votes, weights)
     return agreement(decided, people, bootstrap)
 
 
-def result_tables(made: VerdictReport) -> dict[str, Table]:
+def result_tables(report: VerdictReport) -> dict[str, Table]:
     """Title → columns and rows: the results of each benchmark and judge, then the judges."""
     titled: dict[str, Table] = {}
-    for (benchmark, judge), group in made.tables.items():
+    for (benchmark, judge), group in report.tables.items():
         title = f"{benchmark}, judged by {judge}" if judge else benchmark
-        wins = {label: one for label, one in group.items() if isinstance(one, Wins)}
-        grades = {label: one for label, one in group.items() if not isinstance(one, Wins)}
+        wins = {label: entry for label, entry in group.items() if isinstance(entry, Wins)}
+        grades = {label: entry for label, entry in group.items() if not isinstance(entry, Wins)}
         if wins:
             titled[title] = wins_table(wins)
         for kind in (Scores, Passes):
-            if some := {label: one for label, one in grades.items() if isinstance(one, kind)}:
+            if some := {label: entry for label, entry in grades.items() if isinstance(entry, kind)}:
                 titled[f"{title}, pairs apart" if wins else title] = scores_table(some)
-    titled["judges"] = _judges_table(made)
+    titled["judges"] = _judges_table(report)
     return titled
 
 
-def _judges_table(made: VerdictReport) -> Table:
+def _judges_table(report: VerdictReport) -> Table:
     columns = ["judge", "verdicts", "missing", "flip rate", "twice as long", "own model",
                "agrees with people", "weight"]  # fmt: skip
     rows = [
         [
             name or "(not named)",
-            f"{one.verdicts:,}",
-            ", ".join(f"{count} {reason}" for reason, count in one.missing.items()) or "0",
-            _cell(one.flip_rate, "{:.1%}"),
-            _cell(one.length_slope, "{:+.2f}"),
-            "–" if one.self_preference is None else f"{one.self_preference:+.2f}",
-            _cell(one.people.rate if one.people else None, "{:.1%}"),
-            "–" if one.weight is None else f"{one.weight:.2f}",
+            f"{quality.verdicts:,}",
+            ", ".join(f"{count} {reason}" for reason, count in quality.missing.items()) or "0",
+            _cell(quality.flip_rate, "{:.1%}"),
+            _cell(quality.length_slope, "{:+.2f}"),
+            "–" if quality.self_preference is None else f"{quality.self_preference:+.2f}",
+            _cell(quality.people.rate if quality.people else None, "{:.1%}"),
+            "–" if quality.weight is None else f"{quality.weight:.2f}",
         ]
-        for name, one in made.judges.items()
+        for name, quality in report.judges.items()
     ]
-    if made.panel:
+    if report.panel:
         rows.append(
-            ["panel", "", "", "", "", "", _cell(made.panel.rate, "{:.1%}"), f"n {made.panel.n}"]
+            ["panel", "", "", "", "", "", _cell(report.panel.rate, "{:.1%}"), f"n {report.panel.n}"]
         )
     return columns, rows
 
@@ -294,19 +305,23 @@ def _cell(number: Number | None, form: str) -> str:
     return f"{form.format(number.value)} [{form.format(number.low)}, {form.format(number.high)}]"
 
 
-def notes(made: VerdictReport) -> list[str]:
+def notes(report: VerdictReport) -> list[str]:
     """The paired differences in words, and what the judges' table means."""
     lines = []
-    for group in made.differences.values():
-        for name, one in group.items():
-            if one["difference"] is None:
+    for group in report.differences.values():
+        for name, difference in group.items():
+            if difference["difference"] is None:
                 lines.append(f"{name}: no answer that both have a verdict for.")
                 continue
-            noise = "outside the noise" if one["outside_noise"] else "within the noise"
-            interval = "" if one["low"] is None else f" [{one['low']:+.3f}, {one['high']:+.3f}]"
+            noise = "outside the noise" if difference["outside_noise"] else "within the noise"
+            interval = (
+                ""
+                if difference["low"] is None
+                else f" [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+            )
             lines.append(
-                f"{name}, paired: {one['difference']:+.3f}{interval} over {one['n']} answers, "
-                f"p {one['p_adjusted']:.3g} (Holm), {noise}."
+                f"{name}, paired: {difference['difference']:+.3f}{interval} over {difference['n']} answers, "
+                f"p {difference['p_adjusted']:.3g} (Holm), {noise}."
             )
     lines.append(
         "Twice as long: how a verdict changes when an answer's length doubles. Own model: how much "
@@ -317,20 +332,20 @@ def notes(made: VerdictReport) -> list[str]:
     return lines
 
 
-def section(made: VerdictReport) -> str:
+def section(report: VerdictReport) -> str:
     """The report as a section of a card, in Markdown."""
     parts = []
-    for title, content in result_tables(made).items():
+    for title, content in result_tables(report).items():
         parts += [f"## {title}", grid(content)]
-    return "\n\n".join([*parts, *notes(made)]) + "\n"
+    return "\n\n".join([*parts, *notes(report)]) + "\n"
 
 
-def write(made: VerdictReport, folder: Path) -> list[Path]:
+def write(report: VerdictReport, folder: Path) -> list[Path]:
     """Write ``report.json``, ``report.md`` (a card's section) and ``report.png`` into `folder`."""
     contents = {
-        "report.json": (json.dumps(made.to_dict(), indent=1, ensure_ascii=False) + "\n").encode(),
-        "report.md": section(made).encode(),
-        "report.png": picture(made),
+        "report.json": (json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n").encode(),
+        "report.md": section(report).encode(),
+        "report.png": picture(report),
     }
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -339,7 +354,7 @@ def write(made: VerdictReport, folder: Path) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def picture(made: VerdictReport) -> bytes:
+def picture(report: VerdictReport) -> bytes:
     """A dot with its interval for each set of verdicts, one panel a benchmark and judge, as a PNG.
 
     Raises `SourceError` where there is nothing to draw."""
@@ -349,8 +364,8 @@ def picture(made: VerdictReport) -> bytes:
     from hubkit.metrics.plots import COLOURS
 
     panels = [
-        (key, {label: _headline(one) for label, one in group.items()})
-        for key, group in made.tables.items()
+        (key, {label: _headline(entry) for label, entry in group.items()})
+        for key, group in report.tables.items()
     ]
     panels = [(k, {n: v for n, v in g.items() if v.value is not None}) for k, g in panels]
     panels = [(key, group) for key, group in panels if group]
@@ -376,7 +391,7 @@ def picture(made: VerdictReport) -> bytes:
     return buffer.getvalue()
 
 
-def _headline(one: Scores | Passes | Wins) -> Number:
-    if isinstance(one, Scores):
-        return one.mean
-    return one.rate if isinstance(one, Passes) else one.win_rate
+def _headline(table: Scores | Passes | Wins) -> Number:
+    if isinstance(table, Scores):
+        return table.mean
+    return table.rate if isinstance(table, Passes) else table.win_rate

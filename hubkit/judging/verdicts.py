@@ -72,8 +72,8 @@ def visible_text(text: str) -> str | None:
 
     Returns:
         What follows the last closing tag; None where a thought was begun and never ended."""
-    rest = _THOUGHT_ENDS.split(text)[-1]
-    return None if _THOUGHT_BEGINS.match(rest.lstrip()) else rest
+    remainder = _THOUGHT_ENDS.split(text)[-1]
+    return None if _THOUGHT_BEGINS.match(remainder.lstrip()) else remainder
 
 
 def rating(text: str, finish_reason: str = "stop") -> ParsedReply:
@@ -115,10 +115,10 @@ def yes_or_no(text: str, finish_reason: str = "stop") -> ParsedReply:
 def line(text: str, finish_reason: str = "stop") -> ParsedReply:
     """Read `text` itself, where it is one whole line of at most `LONGEST_LINE` characters, quotes
     around it removed."""
-    shown = visible_text(text)
-    if shown is None:
+    visible = visible_text(text)
+    if visible is None:
         return ParsedReply(reason="cut_off")
-    lines = [stripped for raw in shown.splitlines() if (stripped := raw.strip())]
+    lines = [stripped for raw in visible.splitlines() if (stripped := raw.strip())]
     if not lines:
         return ParsedReply(reason="empty")
     if finish_reason == "length":
@@ -137,12 +137,12 @@ def _only_mark(
     text: str, finish_reason: str, shape: re.Pattern[str], value: Callable[[str], Value | None]
 ) -> Value | ParsedReply:
     """The value of the one verdict among the marks of this `shape`, or why there is none."""
-    shown = visible_text(text)
-    if shown is None:
+    visible = visible_text(text)
+    if visible is None:
         return ParsedReply(reason="cut_off")
-    plain = unicodedata.normalize("NFKC", shown).replace("【", "[").replace("】", "]")
+    plain = unicodedata.normalize("NFKC", visible).replace("【", "[").replace("】", "]")
     plain = re.sub(r"\\([\[\]])", r"\1", plain)
-    marks = [mark for found in _MARK.findall(plain) if shape.fullmatch(mark := found.strip())]
+    marks = [mark for raw_mark in _MARK.findall(plain) if shape.fullmatch(mark := raw_mark.strip())]
     if not marks:
         return ParsedReply(reason=_why_none(plain, finish_reason))
     values = {mark: value(mark) for mark in marks}

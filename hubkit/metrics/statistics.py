@@ -134,7 +134,7 @@ class Bootstrap:
         if not len(values):
             return Number(None, 0)
         data = np.asarray(values, float)
-        low, high = self.interval(len(data), lambda drawn: np.median(data[drawn], axis=1))
+        low, high = self.interval(len(data), lambda indices: np.median(data[indices], axis=1))
         value = float(np.median(data))
         return Number(value, len(data)) if math.isnan(low) else Number(value, len(data), low, high)
 

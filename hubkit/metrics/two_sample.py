@@ -124,11 +124,11 @@ def coverage(model: Matrix, people: Matrix, neighbours: int = NEIGHBOURS) -> Cov
     n = min(len(model), len(people))
     if n <= neighbours:
         return None
-    ours, real = model[:n].astype(float), people[:n].astype(float)
+    generated, real = model[:n].astype(float), people[:n].astype(float)
     among = 1 - real @ real.T
     np.fill_diagonal(among, np.inf)
     radius = np.partition(among, neighbours - 1, axis=1)[:, neighbours - 1]
-    inside = (1 - real @ ours.T) <= radius[:, None]
+    inside = (1 - real @ generated.T) <= radius[:, None]
     return Coverage(
         density=float(inside.sum() / (neighbours * n)), coverage=float(inside.any(1).mean()), n=n
     )

@@ -67,14 +67,14 @@ def length_matched(
 
     Returns:
         The pairs, and how many were left out."""
-    kept, left_out = [], 0
+    matched, left_out = [], 0
     for pair in pairs:
         short, long = sorted((1 + len(words(pair.person)), 1 + len(words(pair.model))))
         if long <= ratio * short:
-            kept.append(pair)
+            matched.append(pair)
         else:
             left_out += 1
-    return kept, left_out
+    return matched, left_out
 
 
 def turing(
@@ -92,12 +92,16 @@ def turing(
     matched, unmatched = length_matched(pairs, ratio)
     questions: list[tuple[str, dict[str, str]]] = []
     for number, pair in enumerate(matched):
-        shown = clipped(pair.context.messages[-_MESSAGES:], _CHARS)
+        conversation = clipped(pair.context.messages[-_MESSAGES:], _CHARS)
         for order, (first, second) in (
             ("model first", (pair.model, pair.person)),
             ("person first", (pair.person, pair.model)),
         ):
-            values = {"conversation": shown, "turn_a": first[:_CHARS], "turn_b": second[:_CHARS]}
+            values = {
+                "conversation": conversation,
+                "turn_a": first[:_CHARS],
+                "turn_b": second[:_CHARS],
+            }
             questions.append((f"{number}/{order}", values))
     answers = judge.ask(questions, winner, progress)
     first_outcomes: dict[str, Outcome] = {"A": "win", "B": "loss", "tie": "tie"}
