@@ -4,7 +4,7 @@ changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +12,9 @@ import typer
 
 from hubkit.cli import console
 from hubkit.cli import dataset_args as names
-from hubkit.cli.options import Json
+from hubkit.cli.options import Json, grouped
 
 if TYPE_CHECKING:
-    from hubkit.conversation import Message
     from hubkit.hub import Hub
     from hubkit.metrics import Judge
     from hubkit.progress import Progress
@@ -29,45 +28,67 @@ Tokenizer = Annotated[
 ]
 
 
-def stats(
+@dataclass(frozen=True)
+class Datasets:
+    """What is measured, and how."""
+
     dataset: Annotated[
         str, typer.Argument(metavar="REPO[@REV][:SPLIT]", help="A dataset, or parquet files here.")
-    ],
+    ]
     against: Annotated[
         list[str],
         typer.Option("--against", "-a", metavar="REPO[@REV][:SPLIT]", help="Measure this one too."),
-    ] = [],  # noqa: B006 - typer copies it
+    ] = field(default_factory=list)
     baseline: Annotated[
         str | None,
         typer.Option(
             "--baseline", "-b", metavar="REPO[@REV][:SPLIT]", help="Real people's conversations."
         ),
-    ] = None,
-    tokenizer: Tokenizer = None,
+    ] = None
+    tokenizer: Tokenizer = None
     topics: Annotated[
         bool, typer.Option(help="Embed turns to measure topics (an 84 MB model at first use).")
-    ] = True,
+    ] = True
+    size: Size = 1000
+    seed: Annotated[int, typer.Option(help="Draws the sample.")] = 42
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, the baseline last."""
+        return [self.dataset, *self.against, *([self.baseline] if self.baseline else [])]
+
+
+@dataclass(frozen=True)
+class ContextJudge:
+    """Who says which turns need their context."""
+
     judge: Annotated[
         str | None,
         typer.Option(
             "--judge", metavar="URL", help="Ask this endpoint which turns need their context."
         ),
-    ] = None,
-    judge_model: Annotated[
-        str, typer.Option("--judge-model", help="The model's name there.")
-    ] = "tgi",
+    ] = None
+    judge_model: Annotated[str, typer.Option("--judge-model", help="The model's name there.")] = (
+        "tgi"
+    )
     judge_profile: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--judge-profile", help="Who speaks there: tgi, vllm, sglang, llamacpp, openai, …"
+            "--judge-profile",
+            help="Who speaks there: tgi, vllm, sglang, llamacpp, openai, …; default: openai at "
+            "https, else tgi.",
         ),
-    ] = "tgi",
+    ] = None
     judge_token_env: Annotated[
         str | None,
         typer.Option("--judge-token-env", metavar="NAME", help="The variable that holds its key."),
-    ] = None,
-    size: Size = 1000,
-    seed: Annotated[int, typer.Option(help="Draws the sample.")] = 42,
+    ] = None
+
+
+@grouped
+def stats(
+    datasets: Datasets,
+    judge: ContextJudge,
     folder: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write stats.json and plots there.")
     ] = None,
@@ -79,26 +100,24 @@ def stats(
     from hubkit.metrics import stats as measure
     from hubkit.pipeline.inputs import encoder
 
-    sources = [dataset, *against, *([baseline] if baseline else [])]
-    hub = _hub(sources)
-    located = [names.find(name, hub) for name in sources]
+    hub = _hub(datasets.names)
+    located = [names.find(name, hub) for name in datasets.names]
+    tokenizer = datasets.tokenizer
     with console.bars(quiet=json) as bar_for:
         progress = bar_for("stats")
         report = measure(
             {entry.name: entry.files for entry in located},
             folder,
-            baseline=baseline,
+            baseline=datasets.baseline,
             tokenizer=_tokenizer(hub, tokenizer, progress) if tokenizer else None,
-            judge=_judge(judge, judge_model, judge_profile, judge_token_env, progress)
-            if judge
-            else None,
-            embedder=encoder(hub or _connect(), progress=progress) if topics else None,
-            size=size,
-            seed=seed,
+            judge=_judge(judge, progress) if judge.judge else None,
+            embedder=encoder(hub or _connect(), progress=progress) if datasets.topics else None,
+            size=datasets.size,
+            seed=datasets.seed,
             progress=progress,
         )
     result = report.to_dict() | {"revisions": {entry.name: entry.revision for entry in located}}
-    result |= {"judge": judge_model} if judge else {}
+    result |= {"judge": judge.judge_model} if judge.judge else {}
     if json:
         console.data(result)
         return
@@ -108,7 +127,8 @@ def stats(
         if entry.judged:
             number, gaps = entry.judged["turns"], entry.judged["without_verdict"]
             console.say(
-                f"{entry.name}: judged {number:,} turns by {judge_model}, {gaps:,} of them without a verdict"
+                f"{entry.name}: judged {number:,} turns by {judge.judge_model}, {gaps:,} of them "
+                "without a verdict"
             )
         for measure_name, why in entry.missing.items():
             console.say(f"{entry.name}: no {measure_name} ({why})")
@@ -171,14 +191,17 @@ def _connect() -> Hub:
     return connect()
 
 
-def _judge(url: str, model: str, profile: str, token_env: str | None, progress: Progress) -> Judge:
-    """The judge at `url`, its key read from the environment, never from the command line."""
+def _judge(options: ContextJudge, progress: Progress) -> Judge:
+    """The judge at its address, its key read from the environment, never from the command line."""
+    from hubkit.evaluation.chat import dialect_of
     from hubkit.hub.places import judge_replies
-    from hubkit.judging import PromptedJudge, question_prompts, turn_values, yes_or_no
+    from hubkit.judging import PromptedJudge, context_judge, question_prompts
     from hubkit.recipe import judging
     from hubkit.serving import ServedModel
     from hubkit.serving.client import key_in
 
+    url, model = options.judge or "", options.judge_model
+    profile, token_env = options.judge_profile or dialect_of(url), options.judge_token_env
     seat = {
         "repo": url,
         "endpoints": [url],
@@ -195,17 +218,7 @@ def _judge(url: str, model: str, profile: str, token_env: str | None, progress: 
         run="stats",
         folder=judge_replies(),
     )
-    means = {"yes": True, "no": False}
-
-    def verdicts(conversations: Sequence[Sequence[Message]]) -> list[bool | None]:
-        about = [
-            (str(n), turn_values(before, turn["content"]))
-            for n, (*before, turn) in enumerate(conversations)
-        ]
-        answers = judge.ask(about, yes_or_no, progress)
-        return [means.get(answers.get(key, "")) for key, _ in about]
-
-    return verdicts
+    return context_judge(judge, progress)
 
 
 def _tokenizer(hub: Hub | None, name: str, progress: Progress) -> Path:

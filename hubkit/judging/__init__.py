@@ -5,7 +5,7 @@ Takes a recipe's `Judging` block and an endpoint; gives verdicts. A verdict that
 missing, with a reason; it is never a low grade and never left out of the count."""
 
 from hubkit.judging.judge import Judge, Verdict, judging
-from hubkit.judging.prompted_judge import PromptedJudge, clipped, turn_values
+from hubkit.judging.prompted_judge import PromptedJudge, clipped, context_judge, turn_values
 from hubkit.judging.prompts import (
     REFERENCE_CATEGORIES,
     Kind,
@@ -31,6 +31,7 @@ __all__ = [
     "Verdict",
     "Winner",
     "clipped",
+    "context_judge",
     "default_prompts",
     "judging",
     "line",

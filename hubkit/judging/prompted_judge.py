@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from hubkit.conversation import Message
 from hubkit.errors import EndpointError, EvalError, RunLockedError
 from hubkit.judging.judge import Judge, judging
 from hubkit.judging.prompts import Prompts
-from hubkit.judging.verdicts import Parse
+from hubkit.judging.verdicts import Parse, yes_or_no
 from hubkit.progress import Progress
 from hubkit.recipe import Judging
 from hubkit.serving import ServedModel
@@ -133,6 +133,24 @@ class PromptedJudge:
             "judge": self._who,
             "prompts": {**self._prompts.to_dict(), "name": self._name},
         }
+
+
+def context_judge(
+    judge: PromptedJudge, progress: Progress
+) -> Callable[[Sequence[Sequence[Message]]], list[bool | None]]:
+    """Make `judge`, asked ``context-v1``, a judge of `hubkit.metrics.stats`: of conversations that
+    end in a human turn, whether that turn needs its context; None where it does not say."""
+    meanings = {"yes": True, "no": False}
+
+    def verdicts(conversations: Sequence[Sequence[Message]]) -> list[bool | None]:
+        about = [
+            (str(number), turn_values(before, turn["content"]))
+            for number, (*before, turn) in enumerate(conversations)
+        ]
+        answers = judge.ask(about, yes_or_no, progress)
+        return [meanings.get(answers.get(key, "")) for key, _ in about]
+
+    return verdicts
 
 
 def clipped(messages: Sequence[Message], chars: int) -> str:

@@ -22,7 +22,14 @@ from hubkit.data.parquet import disk_errors
 from hubkit.errors import SourceError
 from hubkit.metrics import plots
 from hubkit.metrics.dataset_diff import Difference, diff
-from hubkit.metrics.definitions import definitions, published, step_table
+from hubkit.metrics.definitions import (
+    METRICS,
+    Metric,
+    definitions,
+    definitions_with_plugins,
+    published,
+    step_table,
+)
 from hubkit.metrics.human_likeness import FEWEST, available, human_likeness
 from hubkit.metrics.lexical import (
     distinct,
@@ -51,9 +58,11 @@ if TYPE_CHECKING:
     from hubkit.metrics.topics import Matrix
 
 __all__ = [
+    "METRICS",
     "Difference",
     "Judge",
     "Measured",
+    "Metric",
     "StatsReport",
     "Value",
     "definitions",
@@ -134,7 +143,9 @@ class StatsReport:
         used = {name for dataset in self.datasets for name in (*dataset.values, *dataset.missing)}
         return asdict(self) | {
             "definitions": {
-                name: asdict(entry) for name, entry in definitions().items() if name in used
+                name: asdict(entry)
+                for name, entry in definitions_with_plugins().items()
+                if name in used
             },
             "published": published()["measures"],
             "published_caution": published()["caution"],
@@ -149,7 +160,7 @@ class StatsReport:
         ]
         rows = [["dialogues", *(f"{d.dialogues:,}" for d in ordered)]]
         rows.append(["of them measured", *(f"{d.sampled:,}" for d in ordered)])
-        for name, definition in definitions().items():
+        for name, definition in definitions_with_plugins().items():
             if any(name in d.values for d in ordered):
                 title = definition.title.replace("{unit}", self.unit)
                 rows.append(
@@ -206,6 +217,7 @@ def stats(
         if embedder:
             vectors[name] = _topics(result, dataset, embedder, seed)
         _likeness(result, dataset, real, alike, seed)
+        _plugins(result, dataset, seed)
         measured.append(result)
     progress(len(samples), len(samples), "")
     unit = "tokens" if tokenizer else "words"
@@ -376,6 +388,11 @@ def _likeness(
         result.values["likeness_auc"] = Value(
             likeness.auc, likeness.turns, likeness.low, likeness.high
         )
+
+
+def _plugins(result: Measured, dataset: Sample, seed: int) -> None:
+    for name, metric in METRICS.items():
+        result.record_mean(name, [metric(dialogue) for dialogue in dataset.dialogues], seed)
 
 
 def _write(

@@ -4,11 +4,13 @@ it. Both are data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
+
+from hubkit.plugins import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,23 @@ def published() -> dict[str, Any]:
     recipe.
     """
     return _data("published.yaml")
+
+
+Metric = Callable[[Any], float | None]
+"""A measure of one dialogue (`hubkit.metrics.sampling.Dialogue`); None where it cannot be taken.
+The first line of its docstring is its title, the rest its formula."""
+METRICS: Registry[Metric] = Registry("hubkit.metrics")
+"""Measures of installed plug-ins, and those registered by a recipe's own modules."""
+
+
+def definitions_with_plugins() -> dict[str, Definition]:
+    """`definitions`, and those of plug-ins."""
+    plugins = {}
+    for name, metric in METRICS.items():
+        title, _, formula = (metric.__doc__ or name).strip().partition("\n")
+        source = f"plug-in {metric.__module__}"
+        plugins[name] = Definition(title.rstrip("."), " ".join(formula.split()), source)
+    return definitions() | plugins
 
 
 @cache

@@ -321,3 +321,25 @@ def test_pooled_lengths_weigh_long_dialogues_and_the_table_says_how_many_were_me
     assert values["tokens_per_answer"].value == pytest.approx((4 + 1) / 2)
     table = dict((row[0], row[1]) for row in stats(files, size=1).table()[1])
     assert table["dialogues"] == "2" and table["of them measured"] == "1"
+
+
+def test_a_metric_of_ones_own_is_measured_like_the_others(tmp_path: Path) -> None:
+    from hubkit.metrics import METRICS
+
+    def questions(dialogue: Any) -> float:
+        """questions per dialogue
+
+        human turns that end with a question mark"""
+        return float(sum(turn.endswith("?") for turn in dialogue.human))
+
+    METRICS["questions"] = questions
+    try:
+        rows = [["why?", "so", "and?", "ok"], ["hm", "yes"], ["what?", "that"]]
+        report = stats({"x": [parquet(tmp_path / "p", rows)]}, size=5)
+        table, data = report.table()[1], report.to_dict()
+    finally:
+        del METRICS["questions"]
+    value = report.datasets[0].values["questions"]
+    assert value.value == 1.0 and value.n == 3 and value.low is not None
+    assert any(row[0] == "questions per dialogue" for row in table)
+    assert "end with a question mark" in data["definitions"]["questions"]["formula"]
