@@ -78,7 +78,8 @@ class Judge:
         self.budget = Budget(block, spent, {_SEAT: block.judge})
         self.asked = self.from_journal = 0
         self._answered = time.monotonic()
-        self._unusable_in_a_row = 0
+        self._verdicts = 0
+        self._unreadable: set[int] = set()
         self.unusable: Counter[str] = Counter()
         self._room = asyncio.Semaphore(block.in_flight)  # before the clock of an attempt starts
         self._alone: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -119,6 +120,8 @@ class Judge:
     ) -> Verdict:
         """What `read` finds in the judge's reply to `messages`; else as `verdict`."""
         parsed, text, attempt = ParsedReply(reason="no_verdict"), "", 0
+        self._verdicts += 1
+        number = self._verdicts
         for attempt in range(self._block.attempts):
             key = self._key(messages, attempt)
             async with self._alone[key]:  # the same question twice at once is asked once
@@ -134,7 +137,7 @@ class Judge:
             if not parsed.reason:
                 break
             self.unusable[parsed.reason] += 1
-        self._check_readable(parsed, text)
+        self._check_readable(number, parsed, text)
         return Verdict(
             rating=parsed.rating,
             winner=parsed.winner,
@@ -145,14 +148,19 @@ class Judge:
             margin=parsed.margin,
         )
 
-    def _check_readable(self, parsed: ParsedReply, text: str) -> None:
-        """Raise `EvalError` after `UNUSABLE_IN_A_ROW` verdicts that could not be read, with the last
-        one as an example."""
-        if not parsed.reason:
-            self._unusable_in_a_row = 0
-        elif text and parsed.reason not in _NOT_READING:
-            self._unusable_in_a_row += 1
-        if self._unusable_in_a_row >= UNUSABLE_IN_A_ROW:
+    def _check_readable(self, number: int, parsed: ParsedReply, text: str) -> None:
+        """Raise `EvalError` after `UNUSABLE_IN_A_ROW` verdicts that could not be read, with this one
+        as an example. They are counted as they were asked for: unreadable ones are asked for again,
+        so they arrive later than others."""
+        if not (parsed.reason and text) or parsed.reason in _NOT_READING:
+            return
+        self._unreadable.add(number)
+        first = last = number
+        while first - 1 in self._unreadable:
+            first -= 1
+        while last + 1 in self._unreadable:
+            last += 1
+        if last - first + 1 >= UNUSABLE_IN_A_ROW:
             example = " ".join(text.split())
             raise EvalError(
                 f"{UNUSABLE_IN_A_ROW} verdicts in a row cannot be read; the last one "

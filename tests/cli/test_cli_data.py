@@ -143,9 +143,13 @@ def test_stats_asks_a_judge(cli, tmp_path: Path) -> None:  # type: ignore[no-unt
         )
         assert cli(*given, judge.url, *named, JUDGE_KEY="k").returncode == 0
         assert len(judge.ledger()) == 20, "what was answered is not asked again"
+        judge.script(rules=[[number.format(2), ["Who can say?"]], [".", ["Which? [[yes]]"]]])
+        done = cli(*given, judge.url, "--judge-model", "half-a-judge")
+        assert "10 of them without a verdict" in done.stderr and "(judged)" not in done.stdout
         judge.script(texts=["Who can say?"])
-        done = cli(*given, judge.url)
-        assert "20 of them without a verdict" in done.stderr and "(judged)" not in done.stdout
+        stopped = cli(*given, judge.url)
+        assert stopped.returncode == 1 and "'Who can say?'" in stopped.stderr
+        assert "10 verdicts in a row cannot be read" in stopped.stderr
         unset = cli(*given, judge.url, "--judge-token-env", "NOT_SET_ANYWHERE")
         assert (
             unset.returncode == 2
