@@ -108,7 +108,7 @@ def _model_with_code(folder: Path, marker: Path) -> Path:
 LOADERS = {
     "tokenizer": "from hubkit.training.loading import load_tokenizer as f; f(path)",
     "weights": "from hubkit.training.loading import load_base as f; f(path, adapter=False)",
-    "plan": "from hubkit.training.plan import _size as f; f(path, None)",
+    "plan": "from hubkit.training.checks import meta_model as f; f(path)",
     "encoder": "from hubkit.metrics.topics import embed as f; f(['x'], path)",
     "engine": "from hubkit.local_engine.torch_engine import _load as f; f(path, {}, 'cpu')",
 }
@@ -139,8 +139,7 @@ def test_a_model_that_brings_code_runs_nothing_and_nobody_is_asked(
 
 @pytest.mark.parametrize("base", ["/etc", "../base", "./base", "a/b/c", "a/.."])
 def test_an_adapter_s_base_is_a_repo(base: str, hubkit_home: Path, tmp_path: Path) -> None:
-    from hubkit.pipeline.askers import base_of
-    from hubkit.progress import silent
+    from hubkit.hub.adapters import base_of
 
     hub: Hub = connect()
     (tmp_path / "adapter").mkdir()
@@ -148,5 +147,5 @@ def test_an_adapter_s_base_is_a_repo(base: str, hubkit_home: Path, tmp_path: Pat
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     ref = hub.commit("local/adapter", tmp_path / "adapter", "An adapter")
     with pytest.raises(SourceError, match="is no repo's name"):
-        base_of(hub, ref, silent)
+        base_of(hub, ref)
     assert issubclass(RemoteCodeError, RuntimeError)

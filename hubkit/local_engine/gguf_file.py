@@ -73,7 +73,9 @@ def _tokenizer(source: Path, folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(source.parent), gguf_file=source.name, trust_remote_code=False
+        )
         tokenizer.save_pretrained(folder)
     except Exception as error:  # whatever a file makes the library raise
         raise EngineError(
