@@ -115,3 +115,11 @@ def test_a_composed_space_is_whole_and_holds_nothing_else(
         assert "hubkit" not in "".join(
             line for line in code.open() if line.startswith(("import ", "from "))
         )
+
+
+def test_the_former_name_of_push_is_still_taken(cli) -> None:  # type: ignore[no-untyped-def]
+    push, publish = (cli(verb, "--help").stdout for verb in ("push", "publish"))
+    assert push.replace("hubkit push", "") == publish.replace("hubkit publish", "").replace(
+        "hubkit push", ""
+    )
+    assert "\n  publish" not in cli("--help").stdout
