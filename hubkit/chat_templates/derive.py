@@ -260,7 +260,7 @@ def _prefix_unless(opening: str, header: str, prefix: str) -> str | None:
 
 
 def _with_thinking(template: BaseTemplate, layout: Layout) -> Layout:
-    """Where an answer's thinking is printed: around it, for the last answer and for earlier ones."""
+    """Find what is printed around an answer's thinking, in the last answer and in earlier ones."""
     messages = _rounds(2, last_user=False)
     for index, message in enumerate(m for m in messages if m["role"] == "assistant"):
         message["thinking"] = _THINKING[index]

@@ -14,7 +14,7 @@ IGNORE = -100
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids and, position by position, the id again where it carries loss and -100 elsewhere."""
+    """Token ids and, for each, its label: the id again where it carries loss, -100 elsewhere."""
 
     input_ids: list[int]
     labels: list[int]

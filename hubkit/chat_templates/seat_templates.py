@@ -111,6 +111,21 @@ class SeatTemplates:
         segments = self.segments(messages, seat, add_generation_prompt=True)
         return text_tokenizer(tokenizer).encode(segments).ids
 
+    def prompt_with_typed_spans(
+        self, messages: Sequence[Message], seat: Seat
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The prompt, and the ``[start, stop)`` character ranges of it that are contents.
+
+        For engines that take text: a control token inside these ranges was typed by a person."""
+        spans, position = [], 0
+        segments = self.segments(messages, seat, add_generation_prompt=True)
+        for segment in segments:
+            end = position + len(segment.text)
+            if not segment.is_mark:
+                spans.append((position, end))
+            position = end
+        return text_of(segments), spans
+
     def encode(
         self,
         tokenizer: Any,
@@ -293,7 +308,8 @@ def _derived(base: BaseTemplate, tokens: frozenset[str], thinking: Thinking) -> 
 def _without_template(layout: Layout, tokens: frozenset[str], thinking: Thinking) -> SeatTemplates:
     if thinking == "keep":
         raise TemplateError(
-            f"thinking: keep, but the template {layout.name} prints no thinking; write thinking: off"
+            f"thinking: keep, but the template {layout.name} prints no thinking; write "
+            "thinking: off"
         )
     method: Method = "plain" if layout.name == PLAIN else "family"
     return SeatTemplates(layout, method, None, tokens)

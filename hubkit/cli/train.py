@@ -265,11 +265,13 @@ def _show(title: str, plan: TrainPlan) -> None:
     rows = [
         [
             "base",
-            f"{plan.base}, {plan.parameters:,} parameters, {plan.trainable_parameters:,} of them trained",
+            f"{plan.base}, {plan.parameters:,} parameters, "
+            f"{plan.trainable_parameters:,} of them trained",
         ],
         [
             "data",
-            f"{count(plan.rows)} {rows_are}, {tokens} tokens an epoch, {count(plan.loss_tokens)} with loss",
+            f"{count(plan.rows)} {rows_are}, {tokens} tokens an epoch, "
+            f"{count(plan.loss_tokens)} with loss",
         ],
         ["steps", f"{count(plan.steps)} of {plan.batch} {rows_are}, {plan.epochs or '?'} epochs"],
         ["devices", devices + (f", {plan.launch}" if plan.launch else "")],

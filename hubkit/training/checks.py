@@ -323,7 +323,8 @@ def _embedding_norms(base: Path, ids: Mapping[str, int]) -> tuple[dict[str, floa
     for path in sorted(base.glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as weights:
-                names = [n for n in weights.keys() if n.endswith("embed_tokens.weight")]  # noqa: SIM118
+                keys = weights.keys()
+                names = [name for name in keys if name.endswith("embed_tokens.weight")]
                 if not names:
                     continue
                 rows = weights.get_slice(names[0])

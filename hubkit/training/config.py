@@ -38,7 +38,10 @@ RESERVED = {
 }
 
 
-_ENCODERS = r".*(vision|visual|image|audio|speech|multi_modal_projector|mm_projector|embed_vision|embed_audio).*"
+_ENCODERS = (
+    r".*(vision|visual|image|audio|speech|multi_modal_projector|mm_projector|embed_vision"
+    r"|embed_audio).*"
+)
 """Modules of a multimodal model that conversations of text never pass through."""
 
 
@@ -211,7 +214,8 @@ def _defaults() -> dict[str, Any]:
     return {
         "report_to": "none",
         "project": "hubkit",
-        "trackio_static_space_id": False,  # a Space only where a recipe names one: curves stay on this machine
+        # a Space only where a recipe names one: curves stay on this machine
+        "trackio_static_space_id": False,
         "logging_steps": 0.02,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
@@ -256,7 +260,8 @@ def _check_quantize(block: Training) -> None:
         raise RecipeError("quantize is for adapters: 4-bit weights cannot be trained; set lora")
     if not torch.cuda.is_available():
         raise RecipeError(
-            "quantize: 4bit needs a CUDA GPU, and this machine has none; remove it to train in float32"
+            "quantize: 4bit needs a CUDA GPU, and this machine has none; remove it to train in "
+            "float32"
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingDependencyError("quantize: 4bit needs bitsandbytes: pip install bitsandbytes")

@@ -98,7 +98,7 @@ def launch(
         child = subprocess.Popen(
             command(how, job, gpus),
             env=_environment(),
-            stdin=subprocess.PIPE,  # held open for as long as we live; its end is the processes' sign to exit
+            stdin=subprocess.PIPE,  # open for as long as this process lives; at its end they exit
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -118,7 +118,8 @@ def refuse(how: Launch, block: Training | Preference, gpus: int) -> None:
         raise RecipeError(f"--launch {strategy} is none of ddp, fsdp2, deepspeed")
     if processes < 1:
         raise RecipeError(
-            "--launch needs a number of processes on a machine without GPUs, for example --processes 2"
+            "--launch needs a number of processes on a machine without GPUs, for example "
+            "--processes 2"
         )
     if (
         not gpus and strategy != "ddp"
@@ -134,8 +135,8 @@ def refuse(how: Launch, block: Training | Preference, gpus: int) -> None:
         )
     if how.nodes > int(os.environ.get("SLURM_JOB_NUM_NODES", "1")):
         raise RecipeError(
-            f"--nodes {how.nodes} runs in a Slurm allocation of as many nodes; write a job for one with "
-            "--slurm FILE, and submit that with sbatch"
+            f"--nodes {how.nodes} runs in a Slurm allocation of as many nodes; write a job for one "
+            "with --slurm FILE, and submit that with sbatch"
         )
     if strategy == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         raise MissingDependencyError(
@@ -167,7 +168,10 @@ def command(how: Launch, job: Path, gpus: int) -> list[str]:
     ]
     options += ["--main_process_port", str(_free_port())]
     # Each node's rank is known only there, so a shell on each node puts it in.
-    ranked = 'python=$1; shift; exec "$python" -m accelerate.commands.launch --machine_rank "$SLURM_NODEID" "$@"'
+    ranked = (
+        'python=$1; shift; exec "$python" -m accelerate.commands.launch '
+        '--machine_rank "$SLURM_NODEID" "$@"'
+    )
     srun = [
         "srun",
         f"--nodes={how.nodes}",

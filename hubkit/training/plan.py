@@ -1,8 +1,9 @@
 """What a training run would take, before anything is loaded: steps, tokens, memory per device,
 hours; and refusals.
 
-Takes the arguments of `train` or `train_dpo`; gives a `TrainPlan`. Sizes come from shapes on torch's
-meta device, so a 13B base needs its ``config.json`` only, and its tokenizer to look at data.
+Takes the arguments of `train` or `train_dpo`; gives a `TrainPlan`. Sizes come from shapes on
+torch's meta device, so a 13B base needs its ``config.json`` only, and its tokenizer to look at
+data.
 Without data, rows and tokens are what the recipe expects."""
 
 from __future__ import annotations
@@ -416,7 +417,8 @@ def _refusals(
     if memory and need > memory:
         refusals.append(
             f"about {need:.0f} GiB per device are needed and {memory:.0f} are there; shard it "
-            f"(--launch fsdp2), use lora, gradient_checkpointing, or a smaller {planned.kind}.max_length"
+            f"(--launch fsdp2), use lora, gradient_checkpointing, or a smaller "
+            f"{planned.kind}.max_length"
         )
     return refusals
 

@@ -1,5 +1,5 @@
-"""Conversations in parquet → token rows that are ready to train on; every row that is not used has
-a counted reason.
+"""Conversations in parquet → token rows to train on; every row that is not used has a counted
+reason.
 
 Takes parquet files with a ``messages`` column (as recorded, never swapped); gives an Arrow file of
 ``input_ids`` and ``labels`` below the work folder, memory-mapped, so that a corpus larger than
@@ -338,6 +338,7 @@ def _refuse_if_too_few(block: Training, stats: RowStats) -> None:
     share = stats.dropped.total / looked_at
     if share > block.max_drop_share:
         raise TrainingError(
-            f"{stats.dropped.total} of {looked_at} rows ({share:.0%}) would be dropped ({why}), more than the recipe's "
-            f"max_drop_share of {block.max_drop_share:.0%}; clean the data set or raise max_drop_share"
+            f"{stats.dropped.total} of {looked_at} rows ({share:.0%}) would be dropped ({why}), "
+            f"more than the recipe's max_drop_share of {block.max_drop_share:.0%}; clean the data "
+            "set or raise max_drop_share"
         )

@@ -151,7 +151,7 @@ def _write_generation_config(
 
 
 def _name_base(path: Path, base_repo_id: str, base_revision: str | None) -> None:
-    """Name the base by its Hub repo. Done after PEFT has saved: it would ask the Hub for that repo's
+    """Name the base by its Hub repo, after PEFT has saved: it would ask the Hub for that repo's
     config on saving.
     """
     config = json.loads(path.read_text("utf-8"))

@@ -51,7 +51,7 @@ class NoTelemetry:
 
 
 def trainer_class() -> type[SFTTrainer]:
-    """TRL's ``SFTTrainer``, `NoTelemetry`, and with a head that skips loss-free positions on CPU."""
+    """TRL's ``SFTTrainer``, `NoTelemetry`, with a head that skips loss-free positions on CPU."""
     import torch
     from torch.nn.functional import cross_entropy
     from trl import SFTTrainer

@@ -26,7 +26,7 @@ from hubkit.errors import TemplateError
 
 CONTROL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "<think>"]
 CHATML = FAMILIES["chatml"]
-WORDS = [*TEXT[0].split(), "x\ny", "é", "🍞", "a  b", "<", "|>", "</", "[/INST]", "<|endoftext|>"]
+WORDS = [*TEXT[0].split(), "x\ny", "é", "🍞", "a  b", "<", "|>", "</", "[/INST]"]
 MODELS = ["byte level", "metaspace first", "metaspace always", "unigram", "prepended"]
 
 
@@ -106,6 +106,9 @@ def test_typed_control_tokens_are_text_and_loss_is_exact(kind, seat):
             text = tokenizer.decode(labels, skip_special_tokens=False)
             assert text == "".join(content + "<|im_end|>" for content in own)
         prompt = templates.encode_prompt(tokenizer, view[:-1], seat)
+        text, spans = templates.prompt_with_typed_spans(view[:-1], seat)
+        assert text == templates.prompt(view[:-1], seat)
+        assert [text[a:b] for a, b in spans] == [m["content"] for m in view[:-1]]
         if view[-1]["role"] == "assistant":
             assert encoded.input_ids[: len(prompt)] == prompt
             assert encoded.labels[len(prompt)] != IGNORE, "the first token that is generated"
