@@ -105,8 +105,8 @@ def _is_local(url: str, hosts: Collection[str]) -> bool:
 def _authorise(request: Request, token: str | None) -> None:
     if token is None or request.url.path in _OPEN_PATHS:
         return
-    sent = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if not hmac.compare_digest(sent.encode(), token.encode()):
+    credential = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if not hmac.compare_digest(credential.encode(), token.encode()):
         raise RequestError(401, "unauthorized", "this endpoint requires a bearer token")
 
 
@@ -131,10 +131,10 @@ async def _health(service: Service, request: Request) -> Response:
 
 
 async def _info(service: Service, request: Request) -> Response:
-    served, engine = service.served, service.generator.engine
+    model, engine = service.model, service.generator.engine
     info: dict[str, Any] = {
-        "model_id": served.model_id,
-        "model_sha": served.revision,
+        "model_id": model.model_id,
+        "model_sha": model.revision,
         "model_pipeline_tag": "text-generation",
         "max_concurrent_requests": service.generator.max_concurrent,
         "max_best_of": MAX_BEST_OF,
@@ -144,10 +144,10 @@ async def _info(service: Service, request: Request) -> Response:
         "validation_workers": 1,
         "max_client_batch_size": 4,
         "router": "hubkit.local_engine",
-        "version": served.version,
+        "version": model.version,
         "engine": engine.name,
         "max_batch_size": engine.parallel,
-        "adapters": dict(served.adapters),
+        "adapters": dict(model.adapters),
     }
     return JSONResponse(info)
 
@@ -159,9 +159,9 @@ async def _metrics(service: Service, request: Request) -> Response:
 async def _models(service: Service, request: Request) -> Response:
     """TGI's fields of one model, and OpenAI's list of all of them, in one object."""
     now = int(time.time())
-    names = [service.served.model_id, *service.served.adapters]
+    names = [service.model.model_id, *service.model.adapters]
     models = [
-        {"id": name, "object": "model", "created": now, "owned_by": service.served.model_id}
+        {"id": name, "object": "model", "created": now, "owned_by": service.model.model_id}
         for name in names
     ]
     return JSONResponse({**models[0], "object": "list", "data": models})

@@ -148,8 +148,8 @@ def _envelope(service: Service, adapter: str) -> dict[str, Any]:
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": service.served.adapters.get(adapter, service.served.model_id),
-        "system_fingerprint": service.served.version,
+        "model": service.model.adapters.get(adapter, service.model.model_id),
+        "system_fingerprint": service.model.version,
     }
 
 

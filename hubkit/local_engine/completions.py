@@ -79,8 +79,8 @@ async def answer(service: Service, request: Request, body: CompletionRequest) ->
     envelope = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
-        "model": service.served.adapters.get(adapter, service.served.model_id),
-        "system_fingerprint": service.served.version,
+        "model": service.model.adapters.get(adapter, service.model.model_id),
+        "system_fingerprint": service.model.version,
         "object": "text_completion",
     }
     if body.stream:

@@ -153,7 +153,7 @@ def build_service(
         templates[name] = read_template(adapter.folder, base_template)
         own = (adapter.folder / "generation_config.json").exists()
         eos[name] = frozenset(eos_token_ids(adapter.folder, {})) if own else base_eos
-    served = ServedModel(
+    info = ServedModel(
         model_id=model.name,
         revision=model.key,
         adapters={name: adapter.name for name, adapter in adapters.items()},
@@ -164,7 +164,7 @@ def build_service(
         {name: template for name, template in templates.items() if template}
     )
     generator = Generator(engine, codec, Metrics(), max_concurrent=settings.max_concurrent)
-    return Service(served, codec, renderer, generator, default_adapters=ports)
+    return Service(info, codec, renderer, generator, default_adapters=ports)
 
 
 class _Server(uvicorn.Server):

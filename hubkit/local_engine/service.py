@@ -50,14 +50,14 @@ class Service:
 
     def __init__(
         self,
-        served: ServedModel,
+        model: ServedModel,
         codec: TextCodec,
         renderer: TemplateRenderer,
         generator: Generator,
         *,
         default_adapters: Mapping[int, str] | None = None,
     ) -> None:
-        self.served, self.codec, self.renderer, self.generator = served, codec, renderer, generator
+        self.model, self.codec, self.renderer, self.generator = model, codec, renderer, generator
         self._default_adapters = dict(
             default_adapters or {}
         )  # port → adapter served there by default
@@ -81,15 +81,15 @@ class Service:
         here = self._default_adapters.get((request.scope.get("server") or ("", 0))[1], BASE)
         if name in _UNNAMED:
             return here
-        if name in self.served.adapters:
+        if name in self.model.adapters:
             return str(name)
-        if name in (BASE, self.served.model_id):
+        if name in (BASE, self.model.model_id):
             return BASE
-        by_repo = {repo: adapter for adapter, repo in self.served.adapters.items()}
+        by_repo = {repo: adapter for adapter, repo in self.model.adapters.items()}
         if name in by_repo:
             return by_repo[str(name)]
-        known = ", ".join([BASE, *self.served.adapters])
-        raise invalid(f"model or adapter {str(name)[:200]!r} is not served here; served: {known}")
+        names = ", ".join([BASE, *self.model.adapters])
+        raise invalid(f"model or adapter {str(name)[:200]!r} is not served here; served: {names}")
 
     async def read(self, request: Request, kind: type[Body]) -> Body:
         """The request's body as `kind`. Raises `RequestError` (413, 422)."""
@@ -172,7 +172,7 @@ class Service:
             dialogue=request.headers.get(_DIALOGUE_HEADER) or dialogue,
         )
         self.metrics.accepted(job.max_new_tokens)
-        return Work(job, tuple(stop for stop in p.stop if stop), self.served.eos_ids[adapter])
+        return Work(job, tuple(stop for stop in p.stop if stop), self.model.eos_ids[adapter])
 
 
 def _first_fault(error: ValidationError) -> str:
