@@ -65,14 +65,6 @@ class History:
         return replace(self, records={**self.records, stage: record})
 
 
-def merged(*histories: History) -> dict[str, dict[str, Any]]:
-    """The records of all of them."""
-    records: dict[str, dict[str, Any]] = {}
-    for history in histories:
-        records |= history.records
-    return records
-
-
 def library_folder(kind: str, facts: Any) -> Path:
     """Where unpushed work of `facts` is kept: the same call finds or resumes it."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
