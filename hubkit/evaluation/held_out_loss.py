@@ -81,6 +81,7 @@ def heldout_loss(
     seat: Seat,
     system: str | None,
     printed_as: Seat | None = None,
+    templates: chat_templates.SeatTemplates | None = None,
     progress: Progress = silent,
 ) -> HeldOut:
     """Loss of `seat`'s turns under the model in `base`, with `adapter` (an adapter or a whole model
@@ -89,18 +90,17 @@ def heldout_loss(
     The first ``block.conversations`` usable rows of `data` are scored, each cut to
     ``block.max_tokens``. Every model is given the same text: the seat's template on the base,
     `system` in front. `printed_as` prints the seat's turns under the other speaker's label: a base
-    that is *told* to play the user, instead of sitting in the user's seat.
+    that is *told* to play the user, instead of sitting in the user's seat. `templates` are how the
+    base prints conversations, where the recipe says more of that than the base does.
 
     Raises `SourceError` when data or models cannot be read, or when no row is usable.
     """
     quiet_environment()
     tokenizer = load_tokenizer(base)
     skipped: dict[str, int] = {}
-    rows = list(
-        _encoded(
-            block, data, _Printer(tokenizer, base, seat, printed_as or seat, block), system, skipped
-        )
-    )
+    templates = templates or chat_templates.for_base(base)
+    printer = _Printer(tokenizer, templates, seat, printed_as or seat, block)
+    rows = list(_encoded(block, data, printer, system, skipped))
     if not rows:
         raise SourceError(
             f"none of the held-out rows has a turn of seat {seat!r} ({skipped}); check the test split"
@@ -183,7 +183,8 @@ def _judge(
     scored: dict[tuple[Any, ...], HeldOut],
     progress: Progress,
 ) -> dict[str, Any]:
-    seat, system = candidate.training.seat, candidate.training.system
+    training = candidate.training
+    seat, system = training.seat, training.system
     plans: dict[str, tuple[Path | None, Seat]] = {
         "base": (None, seat),
         "trained": (candidate.trained, seat),
@@ -194,7 +195,8 @@ def _judge(
     arms: dict[str, HeldOut] = {}
     for number, (arm, (folder, printed_as)) in enumerate(plans.items()):
         part = _part(progress, number, len(plans), arm)
-        key = (candidate.base, folder, seat, system, printed_as)
+        printed = (training.template, training.thinking)
+        key = (candidate.base, folder, seat, system, printed_as, printed)
         if key not in scored:
             scored[key] = heldout_loss(
                 block,
@@ -204,6 +206,11 @@ def _judge(
                 seat=seat,
                 system=system,
                 printed_as=printed_as,
+                templates=chat_templates.for_base(
+                    candidate.base,
+                    template=training.template,
+                    thinking=training.thinking or "off",
+                ),
                 progress=part,
             )
         arms[arm] = scored[key]
@@ -240,10 +247,15 @@ class _Printer:
     """
 
     def __init__(
-        self, tokenizer: Any, base: Path, seat: Seat, printed_as: Seat, block: Evals
+        self,
+        tokenizer: Any,
+        templates: chat_templates.SeatTemplates,
+        seat: Seat,
+        printed_as: Seat,
+        block: Evals,
     ) -> None:
         self.tokenizer, self.seat, self.max_length = tokenizer, seat, block.max_tokens
-        self.templates = chat_templates.for_base(base)
+        self.templates = templates
         self.printed_as = printed_as
 
     def __call__(self, view: list[Message]) -> chat_templates.Encoded:
