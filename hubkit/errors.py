@@ -71,7 +71,8 @@ class EndpointError(HubkitError, OSError):
     """A generation endpoint answered with an error.
 
     Attributes:
-        status: The HTTP status (of the body, where a 200 holds an error), or None without an answer.
+        status: The HTTP status (of the body, where a 200 holds an error), or None without an
+            answer.
         kind: What the refusal is, one of `hubkit.serving.client.refusals.KINDS`; empty when nothing
             is known beyond the status.
         window: The most tokens of a sequence, where the server names them.

@@ -1,6 +1,8 @@
-"""Optional dependencies: which extra of the distribution brings a package, and one sentence where it is missing.
+"""Optional dependencies: which extra of the distribution brings a package, and one sentence where
+it is missing.
 
-What an extra holds is read from the installed distribution's own metadata, so that `pyproject.toml` says it once.
+What an extra holds is read from the installed distribution's own metadata, so that `pyproject.toml`
+says it once.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ def require(extra: str, purpose: str) -> None:
         purpose: What needs it, as the subject of a sentence: "the embedded Hub".
 
     Raises:
-        MissingDependencyError: At least one package is missing; the message holds the command that installs it.
+        MissingDependencyError: At least one package is missing; the message holds the command that
+            installs it.
     """
     absent = [
         name for module, name in modules().get(extra, {}).items() if util.find_spec(module) is None

@@ -1,4 +1,5 @@
-"""Text that strangers wrote, read within bounds: YAML, paths inside a repo, lines for a terminal."""
+"""Text that strangers wrote, read within bounds: YAML, paths inside a repo,
+lines for a terminal."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""README and docs say what is so: its figures stand in the file that commands wrote, and its commands do
-what they say.
+"""README and docs say what is so: its figures stand in the file that commands wrote, and its
+commands do what they say.
 
 Every `hubkit` command is parsed down to where it would begin to work. Those that need no model, no
 key and no network run, block by block in a shell, on a small home: a tiny base, and repos as `make
@@ -52,8 +52,8 @@ ELSEWHERE = {
 
 
 def commands() -> list[str]:
-    """Every `hubkit` command of the shell blocks in README and docs, without comments, pipes and variables
-    before it.
+    """Every `hubkit` command of the shell blocks in README and docs, without comments, pipes and
+    variables before it.
     """
     lines = [
         line.split("  #")[0].strip()

@@ -1,4 +1,5 @@
-"""Optional packages: one sentence with the command where one is missing; extras are what pyproject says."""
+"""Optional packages: one sentence with the command where one is missing;
+extras are what pyproject says."""
 
 from __future__ import annotations
 

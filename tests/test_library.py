@@ -1,5 +1,5 @@
-"""The library's face: the loop in a few lines of Python, its docstrings' examples, and what it costs
-to import.
+"""The library's face: the loop in a few lines of Python, its docstrings' examples, and what it
+costs to import.
 """
 
 from __future__ import annotations

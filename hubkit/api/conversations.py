@@ -22,7 +22,8 @@ from hubkit.pipeline.inputs import files_of, locate
 from hubkit.recipe import Corpus, Filter, Source
 
 FilterLike = str | Mapping[str, Any] | Filter
-"""A filter by its name, or with arguments: ``{"name": "min_turns", "args": {"human_turns": 2}}``."""
+"""A filter by its name, or with arguments:
+``{"name": "min_turns", "args": {"human_turns": 2}}``."""
 
 
 def filters_of(filters: Iterable[FilterLike]) -> list[Filter]:

@@ -48,7 +48,8 @@ _LICENSE_KEYS = {
 
 @dataclass(frozen=True)
 class History:
-    """What made something: `recipe` holds the blocks, `records` what each step read and reported."""
+    """What made something: `recipe` holds the blocks,
+    `records` what each step read and reported."""
 
     recipe: Recipe = field(default_factory=lambda: Recipe.model_validate(_ANYTHING))
     records: Mapping[str, dict[str, Any]] = field(default_factory=dict)

@@ -60,8 +60,8 @@ def bars(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
         quiet: Show nothing.
 
     Yields:
-        A function from a name to the `Progress` that draws its bar. A bar ends when ``done`` reaches ``total``; a call
-        with 1 of 1 ends any bar.
+        A function from a name to the `Progress` that draws its bar. A bar ends when ``done``
+        reaches ``total``; a call with 1 of 1 ends any bar.
     """
     if quiet:
         yield lambda _: silent
@@ -73,7 +73,8 @@ def bars(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
 
 
 def _lines(name: str) -> Progress:
-    """Without a terminal: the first note, its changes every `_LINE_EVERY_S` seconds, and the last one; no line twice."""
+    """Without a terminal: the first note, its changes every `_LINE_EVERY_S` seconds,
+    and the last one; no line twice."""
     last_time, last_line = -_LINE_EVERY_S, ""
 
     def progress(done: float, total: float | None = None, note: str = "") -> None:

@@ -1,4 +1,5 @@
-"""``hubkit deploy REPO`` and ``hubkit deploy list|describe|pause|…``: Inference Endpoints from the command line."""
+"""``hubkit deploy REPO`` and ``hubkit deploy list|describe|pause|…``:
+Inference Endpoints from the command line."""
 
 from __future__ import annotations
 

@@ -107,7 +107,8 @@ class Names:
         return self._hub
 
     def file(self, name: str) -> tuple[Path, str]:
-        """Where ``FILE`` or ``[datasets/|spaces/|models/]REPO_ID[@REV][:FILE]`` lies here, and what to call it.
+        """Where ``FILE`` or ``[datasets/|spaces/|models/]REPO_ID[@REV][:FILE]`` lies here, and what
+        to call it.
 
         Without a file, a repo's only JSON or parquet file is meant.
         """

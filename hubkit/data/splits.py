@@ -52,8 +52,8 @@ class Splitter:
         self._starts.append(bool(conversation.meta.get("is_start", True)))
 
     def assign(self, *, openings: int, test: int, few: bool = False) -> list[int | None]:
-        """Give the split of each row (an index into `SPLITS`), or None: a continuation of a conversation
-        that opens one.
+        """Give the split of each row (an index into `SPLITS`), or None: a continuation of a
+        conversation that opens one.
 
         `test` and `openings` are numbers of rows, met exactly where groups allow and never missed;
         openings are rows that begin with a person's real first turn. A group of more than ten rows

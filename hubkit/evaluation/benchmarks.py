@@ -3,9 +3,9 @@
 Takes a name out of `NAMED`, or files: questions in FastChat's layout (JSON lines of
 ``question_id``, ``category``, ``turns``, optional ``reference``) or in the form of
 `hubkit.evaluation.items` (also ``messages``, ``criteria``, ``checks``, ``checklist``), follow-ups
-keyed by question id (``follow_ups``: objects with ``text``), reference answers or a model's recorded
-answers (``choices`` with ``turns``), AlpacaEval's JSON (``instruction``, ``output``), CSV, or
-parquet with such columns. Every file that went in is named in the result with its sha256."""
+keyed by question id (``follow_ups``: objects with ``text``), reference answers or a model's
+recorded answers (``choices`` with ``turns``), AlpacaEval's JSON (``instruction``, ``output``), CSV,
+or parquet with such columns. Every file that went in is named in the result with its sha256."""
 
 from __future__ import annotations
 

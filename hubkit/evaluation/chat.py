@@ -42,7 +42,8 @@ class JudgeChoice:
     """Who judges, and what it may take.
 
     Attributes:
-        name: ``URL[#MODEL]``, ``REPO_ID``, or, with `deployed`, a repo that an endpoint is made for.
+        name: ``URL[#MODEL]``, ``REPO_ID``, or, with `deployed`, a repo that an endpoint is made
+            for.
         settings: ``KEY=VALUE`` pairs of the judging block, such as ``judge.token_env=KEY``.
         in_flight: Most requests at once; None: what suits the judge."""
 

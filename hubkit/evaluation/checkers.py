@@ -1,7 +1,7 @@
 """Checkers in code: whether an answer keeps to what its prompt asked for.
 
-A checker is looked up by name in `CHECKERS`, which plug-ins may add to; ``ifeval:…`` names are those
-of IFEval and Multi-IF, checked by the package ``if-verifiable``."""
+A checker is looked up by name in `CHECKERS`, which plug-ins may add to; ``ifeval:…`` names are
+those of IFEval and Multi-IF, checked by the package ``if-verifiable``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What is asked of a model, in one form for all tests: a fixed history, user turns to come, and what
-its answers are scored by."""
+"""What is asked of a model, in one form for all tests: a fixed history, user turns to come, and
+what its answers are scored by."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Literal
 from hubkit.conversation import Message
 
 Mode = Literal["single", "pairwise", "criteria", "checks"]
-"""How answers are scored: a judge's grade, a judge's choice between two, a judge's yes or no to each
-criterion, or checkers in code."""
+"""How answers are scored: a judge's grade, a judge's choice between two, a judge's yes or no to
+each criterion, or checkers in code."""
 MODES: tuple[Mode, ...] = ("single", "pairwise", "criteria", "checks")
 
 # Temperature of answers by category: FastChat's llm_judge (common.py, `temperature_config`); 0.7
@@ -104,8 +104,8 @@ class Benchmark:
         return max(len(q.turns) + (2 if q.messages else 0) for q in self.questions)
 
     def part(self, *, questions: int | None, turns: int | None) -> Benchmark:
-        """Keep only the first `questions`, spread over the categories in order, and only their first
-        `turns` turns."""
+        """Keep only the first `questions`, spread over the categories in order, and only their
+        first `turns` turns."""
         chosen = _spread(self.questions, questions) if questions else self.questions
         cut = [
             q

@@ -204,7 +204,8 @@ _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "
 
 
 def _split(conversation: Any, where: str) -> tuple[tuple[Message, ...], str]:
-    """A conversation's messages before its last, and the last one's text, which must be a user's."""
+    """A conversation's messages before its last, and the last one's text,
+    which must be a user's."""
     conversation = _json(conversation, where)
     if not isinstance(conversation, list) or not all(isinstance(m, dict) for m in conversation):
         raise SourceError(f"{where}: the conversation must be a list of messages")

@@ -41,11 +41,11 @@ _NOT_READING = ("timeout", "refused")  # says nothing about whether this judge c
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A rating (``single``), a winner (``pairwise``) or what was `answer`; or none, and the reason of
-    the last attempt.
+    """A rating (``single``), a winner (``pairwise``) or what was `answer`; or none, and the reason
+    of the last attempt.
 
-    Reasons are those of `ParsedReply`, and ``timeout``, ``refused``, and the name of the cap that forbade
-    asking."""
+    Reasons are those of `ParsedReply`, and ``timeout``, ``refused``, and the name of the cap that
+    forbade asking."""
 
     rating: float | None
     winner: Winner | None
@@ -149,9 +149,9 @@ class Judge:
         )
 
     def _check_readable(self, number: int, parsed: ParsedReply, text: str) -> None:
-        """Raise `EvalError` after `UNUSABLE_IN_A_ROW` verdicts that could not be read, with this one
-        as an example. They are counted as they were asked for: unreadable ones are asked for again,
-        so they arrive later than others."""
+        """Raise `EvalError` after `UNUSABLE_IN_A_ROW` verdicts that could not be read, with this
+        one as an example. They are counted as they were asked for: unreadable ones are asked for
+        again, so they arrive later than others."""
         if not (parsed.reason and text) or parsed.reason in _NOT_READING:
             return
         self._unreadable.add(number)

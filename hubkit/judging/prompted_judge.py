@@ -32,8 +32,8 @@ _SHOWN_MESSAGES, _SHOWN_CHARS = (
 
 
 class PromptedJudge:
-    """The judge of `block`, which is `model`, asked the prompt `name` about one thing after another;
-    `who` it is, and `run` whose money it is.
+    """The judge of `block`, which is `model`, asked the prompt `name` about one thing after
+    another; `who` it is, and `run` whose money it is.
 
     Its replies are in a journal below `folder`, one for each `who` and set of prompts, that
     outlives it: a run with larger caps, or another one over the same conversations, asks for
@@ -162,8 +162,8 @@ def clipped(messages: Sequence[Message], chars: int) -> str:
 
 
 def turn_values(history: Sequence[Message], turn: str) -> dict[str, str]:
-    """The values of the prompt ``context-v1`` for a human `turn` that follows `history`: the end of it,
-    long messages clipped."""
+    """The values of the prompt ``context-v1`` for a human `turn` that follows `history`: the end of
+    it, long messages clipped."""
     return {
         "conversation": clipped(history[-_SHOWN_MESSAGES:], _SHOWN_CHARS),
         "question": turn[:_SHOWN_CHARS],

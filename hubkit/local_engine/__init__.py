@@ -13,8 +13,8 @@ request goes
 in silence. Log-probabilities are the model's own, before temperature and filters; the prompt's are
 null. A stop sequence that ends in the middle of a token is recognised, and the text ends right
 after it. Tools, regular-expression grammars, images, `suffix` and `watermark` are refused (422)
-instead of served. A request that cannot start is answered with its status even where a stream was asked
-for.
+instead of served. A request that cannot start is answered with its status even where a stream was
+asked for.
 
 **When the same seed and the same request give the same text.** Always with the transformers engine
 when one request runs at a time. With llama.cpp, when nothing else is computed at the same time and

@@ -1,8 +1,8 @@
 """The stages in order: each reads repos at a commit and ends in one commit; what is done for its
 inputs is skipped.
 
-Takes a `Recipe` and a `Hub`; gives a `StageResult` per stage. The key of a stage is a digest over what it
-reads of the recipe and the commits of its inputs. The key is in the title of the stage's
+Takes a `Recipe` and a `Hub`; gives a `StageResult` per stage. The key of a stage is a digest over
+what it reads of the recipe and the commits of its inputs. The key is in the title of the stage's
 commit, so that lineage, resume and "is this done?" are one look at a repo's history, on any Hub,
 from any machine."""
 

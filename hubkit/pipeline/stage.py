@@ -122,14 +122,14 @@ def cap_raised(stopped: str | None, then: Mapping[str, Any], now: Caps | None) -
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage. `inputs` resolves what it reads, `build` writes `StageDirs.out` and returns its report,
-    `card` its card.
+    """One stage. `inputs` resolves what it reads, `build` writes `StageDirs.out` and returns its
+    report, `card` its card.
 
-    `outgrown` says of a recipe and a record whether a cap ended it that the recipe has raised since:
-    then it is not done. `replace` are the repo paths that belong to this stage alone: those not built again are deleted
-    by its commit. `settle` removes what the stage kept for itself while it was built; it is called
-    when the commit exists. `needs` names the block without which a recipe does not have this
-    stage."""
+    `outgrown` says of a recipe and a record whether a cap ended it that the recipe has raised
+    since: then it is not done. `replace` are the repo paths that belong to this stage alone: those
+    not built again are deleted by its commit. `settle` removes what the stage kept for itself while
+    it was built; it is called when the commit exists. `needs` names the block without which a
+    recipe does not have this stage."""
 
     name: str
     repo: str

@@ -103,10 +103,10 @@ def build(
     """Make up to ``block.pairs`` preference pairs and write them to ``out``/data and
     ``out``/report.json.
 
-    `chat` is the model that answers wrongly on order; `journal` is a folder that survives a kill. `choose`
-    finds the questions that need their context; without it, `dependence` does. A pair whose
-    rejected answer is empty, cut off, refused by the server or equal to the chosen one is dropped
-    by reason.
+    `chat` is the model that answers wrongly on order; `journal` is a folder that survives a kill.
+    `choose` finds the questions that need their context; without it, `dependence` does. A pair
+    whose rejected answer is empty, cut off, refused by the server or equal to the chosen one is
+    dropped by reason.
 
     Raises `SourceError` for unreadable dialogues or none with a question that needs its context,
     `RecipeError` for an unknown strategy, `EndpointError` when the model cannot be asked at all.

@@ -28,8 +28,8 @@ def hallucination(question: str, unrelated: Sequence[Message]) -> list[Message]:
 
 
 def misunderstanding(question: str, unrelated: Sequence[Message]) -> list[Message]:
-    """Context misunderstanding: the question after `unrelated`, the history of a conversation it does
-    not belong to.
+    """Context misunderstanding: the question after `unrelated`, the history of a conversation it
+    does not belong to.
     """
     return [*unrelated, {"role": "user", "content": question}]
 

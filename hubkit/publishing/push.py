@@ -120,9 +120,9 @@ def publish(
     `source` is the Hub that holds `outputs`; when it is another one, all files move, and versions
     are tagged there. On the same Hub only cards, Spaces, `benchmark` and the collection change.
     Returns what was changed, or with `dry_run` what would be, touching nothing. New repos are
-    private on a real Hub unless `public`; secrets and personal data go there only where their
-    kind is in `allow` or the recipe's ``publish.allow``. Raises `PublishError`
-    when a card or a file must not leave, `CommitConflictError` when others keep committing, `HubError` otherwise."""
+    private on a real Hub unless `public`; secrets and personal data go there only where their kind
+    is in `allow` or the recipe's ``publish.allow``. Raises `PublishError` when a card or a file
+    must not leave, `CommitConflictError` when others keep committing, `HubError` otherwise."""
     hub = hub.allowing(allow)
     push = _Push(source or hub, hub, recipe, outputs, public)
     base_steps = list(_base_steps(push))

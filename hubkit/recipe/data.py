@@ -76,8 +76,8 @@ class Corpus(Block):
     limit: Content[int | None] = None
     """At most this many rows are read."""
     on: Execution[Literal["here", "ray"]] = "here"
-    """Whether filters run on this machine, or as tasks of a Ray cluster (``hubkit-simulators[ray]``); what
-    they keep is the same."""
+    """Whether filters run on this machine, or as tasks of a Ray cluster
+    (``hubkit-simulators[ray]``); what they keep is the same."""
 
 
 class Measure(Block):

@@ -12,8 +12,8 @@ from hubkit.recipe.identity import Content, Display, Execution
 
 
 class Scorecard(Block):
-    """How like people an asker plays: its next turns at real held-out contexts, compared with what people
-    said there.
+    """How like people an asker plays: its next turns at real held-out contexts, compared with what
+    people said there.
     """
 
     contexts: Content[Annotated[int, Field(ge=2)]] = 400

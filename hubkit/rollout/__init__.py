@@ -129,9 +129,9 @@ def estimate(
     what `run` raises.
 
     `options` are those of `run` (addresses, seed, provenance, templates). The sample is kept in
-    `journal`: the run starts from it; where it holds the sample already, one more dialogue is driven.
-    Ends of a recipe other than its target turns (end mark, full
-    context) are not foreseen, so a run may come out smaller."""
+    `journal`: the run starts from it; where it holds the sample already, one more dialogue is
+    driven. Ends of a recipe other than its target turns (end mark, full context) are not foreseen,
+    so a run may come out smaller."""
     openings = list(openings)
     count = min(dialogues, block.dialogues)
     with tempfile.TemporaryDirectory() as scratch:

@@ -32,8 +32,8 @@ _SEAT_KEYS_OF_0_1 = {"profile", "repo", "model", "system", "sampling", "context"
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One dialogue to come. `messages` is what it opens with (unswapped), `human_turns` how many it is
-    to reach.
+    """One dialogue to come. `messages` is what it opens with (unswapped), `human_turns` how many it
+    is to reach.
     """
 
     index: int

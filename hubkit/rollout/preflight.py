@@ -1,9 +1,9 @@
 """What a run will ask, take and cost, judged from a small real sample of it.
 
 The sample is the run's own first dialogues, driven in its own journal: nothing of it is lost when
-the run continues. What a dialogue of the sample took, per human turn, is compared with the turns that
-the plan draws for all of them; later turns carry longer prompts, so prompts are fitted as a line
-over the turn's position, not as an average."""
+the run continues. What a dialogue of the sample took, per human turn, is compared with the turns
+that the plan draws for all of them; later turns carry longer prompts, so prompts are fitted as a
+line over the turn's position, not as an average."""
 
 from __future__ import annotations
 

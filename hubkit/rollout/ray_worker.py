@@ -121,7 +121,8 @@ def work(job: Job, openings: list[Conversation], part: Part, collector: Any) -> 
 
 
 def _with_caps(block: Rollout, caps: dict[str, Any], state: State) -> Rollout:
-    """The block with a part's share: what it may spend in addition to what its journal says it has spent."""
+    """The block with a part's share: what it may spend in addition to what its journal says it has
+    spent."""
     spent, changes = state.spent, dict(caps)
     if "budget_tokens" in caps:
         changes["budget_tokens"] += spent.total

@@ -247,7 +247,8 @@ def read_runs(path: Path) -> set[str]:
 
 
 def is_of_commit(path: Path) -> bool:
-    """Whether a shard was copied from a commit on ``main``, whose revision its name then ends on."""
+    """Whether a shard was copied from a commit on ``main``,
+    whose revision its name then ends on."""
     return re.fullmatch(r"raw-\d+-[0-9a-f]{8}", path.stem) is not None
 
 

@@ -1,6 +1,7 @@
 """A generated turn, and a failed attempt at one, as the driver keeps them and as the journal does.
 
-The journal's records have short keys, which stay as they are: journals of earlier versions are read."""
+The journal's records have short keys, which stay as they are: journals of earlier versions are
+read."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from hubkit.serving.models import ModelSpec, ServedModel
 
 
 def with_own_template(spec: ModelSpec, hub: Hub, ref: Ref) -> ModelSpec:
-    """`spec`, its prompts rendered here with the template of `ref` where it is served at an address:
-    that server may hold another's, unless it proves that it renders the same.
+    """`spec`, its prompts rendered here with the template of `ref` where it is served at an
+    address: that server may hold another's, unless it proves that it renders the same.
     """
     if isinstance(spec.source, ServedModel) and spec.source.template is None:
         with suppress(RepoMissingError):

@@ -1,7 +1,8 @@
 """Gather ``results/*.json`` into bench.json, and write its figures down: ``python
 tests/bench/readme.py``.
 
-They go into README.md and docs/*.md, between markers, and into BENCHMARKS.md, which is nothing else.
+They go into README.md and docs/*.md, between markers, and into BENCHMARKS.md, which is nothing
+else.
 """
 
 from __future__ import annotations

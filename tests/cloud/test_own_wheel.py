@@ -1,4 +1,5 @@
-"""Jobs and clusters install this very hubkit: its wheel by URL and hash, never a namesake from an index."""
+"""Jobs and clusters install this very hubkit: its wheel by URL and hash,
+never a namesake from an index."""
 
 from __future__ import annotations
 

@@ -121,7 +121,8 @@ def test_coverage_falls_where_little_is_said_and_density_where_it_is_unlike() ->
     assert people.density > copies.density and coverage(real[:4], real) is None
 
 
-# A judge that sees: copies of what was said, an assistant's opening, another topic than the answer's.
+# A judge that sees: copies of what was said, an assistant's opening, another topic than the
+# answer's.
 def perceptive() -> list[list[Any]]:
     rules: list[list[Any]] = []
     for mark, verdict in (("message_a", "[[B]]"), ("message_b", "[[A]]")):

@@ -1,5 +1,5 @@
-"""Other people's multi-turn tests in the one form: each is read, asked and scored as its authors do;
-small files of our own in the same shape."""
+"""Other people's multi-turn tests in the one form: each is read, asked and scored as its authors
+do; small files of our own in the same shape."""
 
 from __future__ import annotations
 

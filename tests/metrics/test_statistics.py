@@ -1,5 +1,5 @@
-"""Statistics: known effects are recovered, intervals cover, tests keep their level, power is what it
-says."""
+"""Statistics: known effects are recovered, intervals cover, tests keep their level, power is what
+it says."""
 
 from __future__ import annotations
 

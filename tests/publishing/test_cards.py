@@ -156,7 +156,8 @@ def test_cards_without_any_report_say_so_and_make_no_number_up(kind: Kind) -> No
     numbers = set(re.findall(r"\b\d[\d,]*\.\d+\b", card.split("---\n", 2)[2]))
     shown = [bare.recipe, recipes.load(bare.recipe.name)] if bare.recipe else []
     stated = {n for r in shown for n in re.findall(r"\d[\d.e-]*", r.model_dump_json())}
-    # The recipe's own numbers, with its profile and without, licences' versions, and a benchmark's paper.
+    # The recipe's own numbers, with its profile and without, licences' versions, and a benchmark's
+    # paper.
     allowed = stated | {"2.0", "4.0", "2306.05685"}
     assert numbers <= allowed, numbers - allowed
 

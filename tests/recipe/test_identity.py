@@ -1,4 +1,5 @@
-"""What identifies a result is said on the recipe's keys: pace, place and price make nothing again."""
+"""What identifies a result is said on the recipe's keys: pace,
+place and price make nothing again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A server that becomes another one again and again: no dialogue is lost, no answer paid for twice."""
+"""A server that becomes another one again and again: no dialogue is lost,
+no answer paid for twice."""
 
 from __future__ import annotations
 

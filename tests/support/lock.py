@@ -1,6 +1,8 @@
-"""A lock without torch and what only torch brings: ``python tests/support/lock.py COMPILED > demo.lock`` (``make lock``).
+"""A lock without torch and what only torch brings: ``python tests/support/lock.py COMPILED >
+demo.lock`` (``make lock``).
 
-Which build of torch fits (CUDA, CPU, which index) is decided where it is installed, so no hash of one build is kept.
+Which build of torch fits (CUDA, CPU, which index) is decided where it is installed, so no hash of
+one build is kept.
 """
 
 from __future__ import annotations

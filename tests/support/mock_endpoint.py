@@ -1,10 +1,10 @@
 """A chat-completions server that lies below everything under test: its own process, scripted
 faults, and a ledger.
 
-Run as ``python tests/support/mock_endpoint.py --port-file PATH [options]``. Each answer is unique (it holds
-a number), and the ledger appends one line per answered request: what was asked for and what was
-said, so that a test can tell a turn that was asked for twice. `latency` is seconds; `faults` is the
-share of requests that go wrong."""
+Run as ``python tests/support/mock_endpoint.py --port-file PATH [options]``. Each answer is unique
+(it holds a number), and the ledger appends one line per answered request: what was asked for and
+what was said, so that a test can tell a turn that was asked for twice. `latency` is seconds;
+`faults` is the share of requests that go wrong."""
 
 from __future__ import annotations
 

@@ -144,7 +144,8 @@ class Tally:
     examples: list[str] = field(default_factory=list)
 
     def add(self, example: str) -> None:
-        """Count one more; keep its id while there is room, masked where it is somebody's address."""
+        """Count one more; keep its id while there is room,
+        masked where it is somebody's address."""
         self.count += 1
         if len(self.examples) < EXAMPLES and (label := mask(example)) not in self.examples:
             self.examples.append(label)

@@ -87,7 +87,8 @@ def looks_wrapped(head: bytes) -> bool:
 
 
 class _Gap:
-    """What could not be read since the last whole row: why at first, how many bytes, and which row."""
+    """What could not be read since the last whole row: why at first, how many bytes,
+    and which row."""
 
     def __init__(self) -> None:
         self.open, self.reason, self.lost = False, "", 0

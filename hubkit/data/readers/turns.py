@@ -1,4 +1,5 @@
-"""One turn of a source's own making to messages: roles, content parts, tools, thinking, loss flags."""
+"""One turn of a source's own making to messages: roles, content parts, tools, thinking,
+loss flags."""
 
 from __future__ import annotations
 

@@ -38,9 +38,9 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """`next`: where people went on, one a conversation, and where players are asked. `reference`: as
-    many of other conversations, whose people everybody is held against. `ends`: where people ended.
-    `first`: people's first turns."""
+    """`next`: where people went on, one a conversation, and where players are asked. `reference`:
+    as many of other conversations, whose people everybody is held against. `ends`: where people
+    ended. `first`: people's first turns."""
 
     next: list[Context]
     reference: list[Context] = field(default_factory=list)

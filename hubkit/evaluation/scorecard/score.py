@@ -1,4 +1,5 @@
-"""What the turns of a player are like, measure by measure, compared with people's at the same contexts.
+"""What the turns of a player are like, measure by measure, compared with people's at the same
+contexts.
 
 Takes contexts and played turns; gives rows of a `Scorecard`. Each function's docstring holds its
 formula and source; `hubkit/metrics/scorecard.yaml` says the same to readers of a card."""
@@ -151,7 +152,8 @@ def _first(row: Measured, turns: Sequence[str], seed: int, why: str) -> None:
 
 
 def first_turn_diversity(turns: Sequence[str]) -> list[float]:
-    """Per turn, its mean distance to the others: 1 − |words in both| / |words in either| (Jaccard 1912).
+    """Per turn, its mean distance to the others: 1 − |words in both| / |words in either| (Jaccard
+    1912).
 
     Their mean is the mean over pairs. That user models should differ in how they begin is from
     arXiv 2510.06552."""
@@ -227,7 +229,8 @@ def length_distance(sample: Floats, reference: Floats) -> float:
 
 
 def style_distance(sample: Floats, reference: Floats, spread: Floats | None = None) -> float:
-    """Mean over the surface features of |difference of means| / standard deviation of people's, `other`'s by default.
+    """Mean over the surface features of |difference of means| / standard deviation of people's,
+    `other`'s by default.
 
     Burrows's Delta (2002, doi 10.1093/llc/17.3.267) on the features of `style` instead of frequent
     words. A feature that does not vary among people is left out."""

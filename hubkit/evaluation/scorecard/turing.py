@@ -1,5 +1,5 @@
-"""A Turing judge: shown a person's next turn and a model's at the same real context, in both orders,
-a judge says which one the person wrote."""
+"""A Turing judge: shown a person's next turn and a model's at the same real context, in both
+orders, a judge says which one the person wrote."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ As on the real Hub the app finds its secrets and variables in its environment, a
 ``SPACE_ID`` and its like (but no ``SYSTEM=spaces``, on which Gradio counts on packages that only
 the real Hub's image has); and also the address of this Hub and (``HF_TOKEN_PATH``) a token for as
 long as the app runs: it reads what is public, the Space itself, and what the Space's card names.
-What its ``requirements.txt`` asks for is not installed: the app runs in this Python environment, and
-the build log names what is missing there."""
+What its ``requirements.txt`` asks for is not installed: the app runs in this Python environment,
+and the build log names what is missing there."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Read through: repositories of another Hub, under their own names, read-only.
 
 A repository that this Hub does not have is looked up at its upstream and mirrored at one commit:
-its small files at once, into git; its large files when they are first read, each streamed once into the
-store of large files. What the upstream says is checked before anything of it is kept: paths, sizes
-and hashes. Nothing is ever written upstream, and the names of namespaces that exist here are never
-asked for there."""
+its small files at once, into git; its large files when they are first read, each streamed once into
+the store of large files. What the upstream says is checked before anything of it is kept: paths,
+sizes and hashes. Nothing is ever written upstream, and the names of namespaces that exist here are
+never asked for there."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ class OnJobs:
         """
         _require_elsewhere(context, stage)
         hub = context.hub
-        # StageResult here, as a run on this machine would: a job cannot know whether a Hub's repos are
-        # private by default.
+        # StageResult here, as a run on this machine would: a job cannot know whether a Hub's repos
+        # are private by default.
         hub.make(stage.repo_id(context), repo_type=stage.repo_type)
         command = self.command(stage, context, inputs)
         for attempt in range(ATTEMPTS):

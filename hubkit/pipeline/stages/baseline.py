@@ -90,7 +90,8 @@ def _openings(shards: list[Path], block: Rollout) -> Iterator[Conversation]:
 
 
 def _of_baseline(progress: Progress) -> Progress:
-    """`progress` without counts: the bar is the rollout's, and the baseline is a small part of it."""
+    """`progress` without counts: the bar is the rollout's,
+    and the baseline is a small part of it."""
 
     def noted(done: float, total: float | None = None, note: str = "") -> None:
         counted = f" {done:.0f} of {total:.0f}" if total else ""

@@ -1,8 +1,8 @@
 """Where an endpoint answers: its routes, and the proxy through which it is reached.
 
-An address is used as given when it names a version or a route (``/v1beta/openai/``, ``/api/paas/v4/``,
-``…/chat/completions?api-version=…``); a bare server gets ``/v1``. Proxy variables of the environment
-never govern loopback."""
+An address is used as given when it names a version or a route (``/v1beta/openai/``,
+``/api/paas/v4/``, ``…/chat/completions?api-version=…``); a bare server gets ``/v1``. Proxy
+variables of the environment never govern loopback."""
 
 from __future__ import annotations
 

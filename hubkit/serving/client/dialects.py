@@ -1,8 +1,8 @@
 """How each kind of server is asked: what its dialect of OpenAI's API takes, and what it refuses.
 
 Pure functions over plain data. Sampling values are sent rather than left to servers' own defaults,
-which differ (vLLM takes the model's generation_config, llama.cpp top_k 40 and min_p 0.05). A value of
-None is not sent; nor is a key that the dialect refuses."""
+which differ (vLLM takes the model's generation_config, llama.cpp top_k 40 and min_p 0.05). A value
+of None is not sent; nor is a key that the dialect refuses."""
 
 from __future__ import annotations
 

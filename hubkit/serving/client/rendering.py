@@ -141,7 +141,8 @@ async def _json_from(http: HttpClient, url: str, body: Mapping[str, Any]) -> dic
 
 
 def _without_start(rendering: Any, template: ClientTemplate) -> Any:
-    """A text without its beginning-of-text token, which some servers add only when they tokenize."""
+    """A text without its beginning-of-text token,
+    which some servers add only when they tokenize."""
     if isinstance(rendering, str) and template.bos_token:
         return rendering.removeprefix(template.bos_token)
     return rendering

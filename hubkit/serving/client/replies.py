@@ -1,8 +1,8 @@
 """What a reply is: the answer that a server's JSON or event stream holds, apart from its thinking.
 
-Pure functions. Thinking (between tags, before a closing tag alone, in fields or parts of its own) is
-never part of an answer. `finish_reason` is a closed set, ``stop`` and ``length``; any other value
-keeps the server's own word and marks a failed attempt."""
+Pure functions. Thinking (between tags, before a closing tag alone, in fields or parts of its own)
+is never part of an answer. `finish_reason` is a closed set, ``stop`` and ``length``; any other
+value keeps the server's own word and marks a failed attempt."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ class Reply:
         thinking: What the model thought before it answered; empty where it did not.
         model: The model's name as the server gives it; empty where it gives none.
         refused: Whether `content` is the model's refusal, which the server marked as one.
-        opened_in_prompt: Whether the thinking was closed but not opened: the chat template opens it.
+        opened_in_prompt: Whether the thinking was closed but not opened: the chat template opens
+            it.
     """
 
     content: str

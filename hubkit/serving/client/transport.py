@@ -1,8 +1,9 @@
-"""One HTTP request to one address: sends a body, gives the decoded answer, or raises `EndpointError`.
+"""One HTTP request to one address: sends a body, gives the decoded answer, or raises
+`EndpointError`.
 
 Knows nothing of retries; those are in `endpoint`. aiohttp, because it was the fastest client
-measured by a factor of two. Redirects are not followed (they would carry the key elsewhere), ``.netrc``
-is not read, and an answer larger than `LARGEST_ANSWER` is refused."""
+measured by a factor of two. Redirects are not followed (they would carry the key elsewhere),
+``.netrc`` is not read, and an answer larger than `LARGEST_ANSWER` is refused."""
 
 from __future__ import annotations
 
