@@ -61,20 +61,24 @@ def _snapshots(settings: Settings) -> tuple[Settings, Snapshot, dict[str, Snapsh
     model = fetch(settings.model)
     if model.is_adapter:
         config = read_adapter_config(model.folder)
-        try:
-            base = repo_name(config.get("base_model_name_or_path"))
-        except ValueError as error:
-            raise EngineError(f"the base of adapter {model.name}: {error}") from None
+        base = str(config.get("base_model_name_or_path") or "")
+        # An adapter in a folder of this machine's owner may have its base beside it; one from a Hub may not.
+        base_in_folder = Path(settings.model).is_dir() and Path(base).is_dir()
+        if not base_in_folder:
+            try:
+                base = repo_name(base)
+            except ValueError as error:
+                raise EngineError(f"the base of adapter {model.name}: {error}") from None
         name, revision = Path(model.name).name, config.get("revision")
         settings = replace(
             settings,
-            model=f"{base}@{revision}" if revision else base,
+            model=f"{base}@{revision}" if revision and not base_in_folder else base,
             adapters={name: settings.model, **settings.adapters},
             listen=[
                 replace(at, serves=name) if at.serves == BASE else at for at in settings.listen
             ],
         )
-        model = fetch_repo(settings.model)
+        model = fetch(base) if base_in_folder else fetch_repo(settings.model)
     model = prepared(model, settings.cache_dir)
     adapters = {name: fetch(spec) for name, spec in settings.adapters.items()}
     for name, adapter in adapters.items():

@@ -201,5 +201,5 @@ def test_without_ray_a_sentence_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'hubkit\[ray\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'hubkit-simulators\[ray\]'"):
         curate(Curate(filters=FRONT[:2], on="ray"), raw(tmp_path, 30), tmp_path / "out")
