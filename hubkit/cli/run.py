@@ -4,7 +4,7 @@ own).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,9 +17,10 @@ from hubkit.cli.options import OutputOptions, RecipeOptions, grouped
 if TYPE_CHECKING:
     from hubkit.hub import Hub
     from hubkit.pipeline import StageResult
+    from hubkit.pipeline.runner import Planned
     from hubkit.publishing import Change
     from hubkit.recipe import Recipe
-    from hubkit.training import Launch
+    from hubkit.training import Launch, TrainPlan
 
 FiltersOn = Annotated[
     str | None, typer.Option("--on", help="Where filters run: here, or ray (a cluster).")
@@ -108,17 +109,7 @@ def walk(
     if on_jobs:
         check(hub, on_jobs)
     if dry_run:
-        planned = pipeline.plan(recipe, hub, only=stage)
-        if json:
-            console.data([asdict(p) for p in planned])
-        else:
-            console.table(
-                f"{recipe.name}: what would run on {hub.url}",
-                ["stage", "repo", "state", "commit"],
-                [[p.stage, p.repo_id, p.state, p.commit] for p in planned],
-            )
-            if stage in (None, "rollout"):
-                job_options.say_endpoints(recipe, hub)
+        _show_plan(recipe, hub, stage, json=json)
         return
     job_options.end_what_was_left(hub)
     if stage in (None, "rollout"):
@@ -145,6 +136,73 @@ def walk(
     _show(recipe, hub, results)
     if stage is None:
         _show_next(recipe, hub, results, changes)
+
+
+def _show_plan(recipe: Recipe, hub: Hub, stage: str | None, *, json: bool) -> None:
+    """What would run, with hours and memory of trainings; exit status 1 where something cannot run."""
+    from hubkit import pipeline
+
+    planned = pipeline.plan(recipe, hub, only=stage)
+    if stage is not None:
+        planned = [p for p in planned if p.stage == stage]
+    trainings = pipeline.plan_trainings(recipe, hub, planned)
+    refusals = {
+        name: [found] if isinstance(found, str) else found.refusals
+        for name, found in trainings.items()
+    }
+    if json:
+        console.data(
+            [
+                asdict(p)
+                | {key: _planned(trainings.get(p.stage), key) for key in ("hours", "memory_gib")}
+                | {"refusals": refusals.get(p.stage, [])}
+                for p in planned
+            ]
+        )
+    else:
+        rows = [
+            [
+                p.stage,
+                p.repo_id,
+                p.state.partition(":")[0],
+                console.short(p.commit),
+                _rounded(_planned(trainings.get(p.stage), "hours")),
+                _rounded(_planned(trainings.get(p.stage), "memory_gib")),
+            ]
+            for p in planned
+        ]
+        title = f"{recipe.name}: what would run on {hub.url}"
+        console.table(title, ["stage", "repo", "state", "commit", "hours", "GiB"], rows)
+        for sentence, names in _reasons(planned, refusals).items():
+            console.say(f"{', '.join(names)} cannot run: {sentence}")
+        if stage in (None, "rollout"):
+            job_options.say_endpoints(recipe, hub)
+    if any(refusals.values()) or any(p.state.startswith("cannot run") for p in planned):
+        raise typer.Exit(1)
+
+
+def _reasons(
+    planned: Sequence[Planned], refusals: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    """Each sentence once, with the stages that it keeps from running."""
+    reasons: dict[str, list[str]] = {}
+    for stage in planned:
+        _, _, sentence = stage.state.partition("cannot run: ")
+        for reason in dict.fromkeys([sentence, *refusals.get(stage.stage, [])]):
+            if reason:
+                reasons.setdefault(reason, []).append(stage.stage)
+    return reasons
+
+
+def _planned(plan: TrainPlan | str | None, key: str) -> float | None:
+    """Hours, or GiB on each device, of a training."""
+    if plan is None or isinstance(plan, str):
+        return None
+    return plan.hours if key == "hours" else plan.memory_gib["total"]
+
+
+def _rounded(value: float | None) -> str:
+    return "" if value is None else f"{value:,.2f}"
 
 
 def _show(recipe: Recipe, hub: Hub, results: list[StageResult]) -> None:

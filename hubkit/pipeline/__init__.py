@@ -11,7 +11,7 @@ from hubkit.pipeline.inputs import require
 from hubkit.pipeline.runner import plan, publish, run
 from hubkit.pipeline.stage import RunContext, Stage, StageResult
 from hubkit.pipeline.stage_table import STAGES, stages_of
-from hubkit.pipeline.training_plan import plan_training
+from hubkit.pipeline.training_plan import plan_training, plan_trainings
 
 __all__ = [
     "STAGES",
@@ -21,6 +21,7 @@ __all__ = [
     "StageResult",
     "plan",
     "plan_training",
+    "plan_trainings",
     "publish",
     "require",
     "run",

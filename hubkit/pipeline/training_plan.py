@@ -7,13 +7,14 @@ shape is read off the Hub, or off the table that ships."""
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from hubkit import training
 from hubkit.data.wheel_assets import IMPORTS
 from hubkit.errors import HubkitError, HubUnreachableError, RepoMissingError
 from hubkit.hub import Hub
-from hubkit.pipeline.runner import WouldImport, refuse_import, stages_until
+from hubkit.pipeline.runner import Planned, WouldImport, refuse_import, stages_until
 from hubkit.pipeline.stage import WEIGHTS, RunContext, parquet
 from hubkit.pipeline.stage_table import stages_of
 from hubkit.recipe import Preference, Recipe, Training
@@ -59,6 +60,29 @@ def plan_training(
     training_plan.notes = [*notes, *training_plan.notes]
     training_plan.refusals = [*refusals, *training_plan.refusals]
     return training_plan
+
+
+def plan_trainings(
+    recipe: Recipe, hub: Hub, planned: Sequence[Planned]
+) -> dict[str, training.TrainPlan | str]:
+    """Plan every training that a run would do.
+
+    Args:
+        recipe: The recipe.
+        hub: Where its inputs are.
+        planned: What the run would do, as `hubkit.pipeline.plan` says.
+
+    Returns:
+        Stage to its plan, or to the sentence that says why it cannot be planned.
+    """
+    plans: dict[str, training.TrainPlan | str] = {}
+    for stage in planned:
+        if stage.stage in _BEFORE and stage.state == "to run":
+            try:
+                plans[stage.stage] = plan_training(recipe, hub, stage.stage)
+            except HubkitError as error:
+                plans[stage.stage] = str(error)
+    return plans
 
 
 def _shape(hub: Hub, block: Training, scratch: Path) -> tuple[Path, list[str], list[str]]:

@@ -1,0 +1,66 @@
+"""``hubkit run --dry-run`` refuses what the run would refuse, and says what its trainings take."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from support.tiny_models import tiny_base
+
+from hubkit.hub import connect
+
+Cli = Callable[..., CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def base(hubkit_home: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A base of two layers on the embedded Hub."""
+    folder = tiny_base(tmp_path_factory.mktemp("base"))
+    return connect().commit("plans/base", folder, "A base").repo_id
+
+
+def dry_run(cli: Cli, base: str, *values: str) -> CompletedProcess[str]:
+    bases = [f"asker.base={base}", f"chat.base={base}", f"rollout.chat.repo={base}"]
+    options = [word for value in (*bases, *values) for word in ("--set", value)]
+    return cli("run", "parrot", "--profile", "laptop", "--dry-run", *options)
+
+
+SHORT = ("asker.sft.max_length=256", "chat.sft.max_length=256")
+
+
+def test_trainings_have_hours_and_memory(cli: Cli, base: str) -> None:
+    bases = ["--set", f"asker.base={base}", "--set", f"chat.base={base}"]
+    lengths = [word for value in SHORT for word in ("--set", value)]
+    done = cli("run", "parrot", "--profile", "laptop", "--dry-run", "--json", *bases, *lengths)
+    assert done.returncode == 0, done.stderr
+    stages = {stage["stage"]: stage for stage in json.loads(done.stdout)}
+    assert stages["asker"]["memory_gib"] > 0 and stages["asker"]["refusals"] == []
+    assert stages["corpus"]["hours"] is None
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("asker.lora.target_modules=[no_such_module]", "no_such_module"),
+        ("asker.sft.max_length=100000", "512 positions"),
+    ],
+)
+def test_what_a_training_would_refuse_is_refused(
+    cli: Cli, base: str, value: str, sentence: str
+) -> None:
+    done = dry_run(cli, base, *SHORT, value)
+    assert done.returncode == 1
+    assert "asker cannot run: " in done.stderr and sentence in done.stderr
+
+
+def test_a_base_that_is_nowhere_is_one_sentence_for_all_its_stages(cli: Cli, base: str) -> None:
+    done = dry_run(cli, "nobody/nothing")
+    assert done.returncode == 1
+    sentences = [line for line in done.stderr.splitlines() if "nobody/nothing" in line]
+    assert len(sentences) == 1 and sentences[0].startswith(
+        "asker, rollout, curate, chat, eval cannot run"
+    )
+    assert "HUBKIT_UPSTREAM" in sentences[0]
