@@ -41,7 +41,10 @@ ELSEWHERE = {
     r"\. \.venv/bin/activate": "the shell of these tests has it already",
     r"make ": "targets are looked up below; what they start is started by the tests named here",
     r"hf auth login": "asks a person for a key",
-    r"HUBKIT_HUB=https": "huggingface.co is not reached from tests; a second embedded Hub stands in (test_publish.py)",
+    r"HUBKIT_HUB=https": (
+        "huggingface.co is not reached from tests; "
+        "a second embedded Hub stands in (test_publish.py)"
+    ),
     r"hubkit run (?!.*--dry-run)": "whole loops: tests/e2e/test_loop.py, and below",
     r"hubkit rollout ": "needs servers in the seats: test_rollout_cli.py, test_rollout_ray.py",
     r"hubkit eval asker ": "needs a second asker and an engine: test_scorecard_cli.py",

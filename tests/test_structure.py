@@ -144,7 +144,10 @@ def _lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    code = "import sys; sys.argv=['hubkit','--help']; from hubkit.cli import main\ntry: main()\nexcept SystemExit: pass\n"
+    code = (
+        "import sys; sys.argv=['hubkit','--help']; from hubkit.cli import main\ntry: main()\n"
+        "except SystemExit: pass\n"
+    )
     code += f"print('HEAVY', [m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Usage" in done.stdout

@@ -32,7 +32,10 @@ QUIET = {
 app = typer.Typer(
     name="hubkit",
     cls=Mapped,
-    help="Train an asker, roll out dialogues, train and judge a chat model, all through the Hugging Face Hub.",
+    help=(
+        "Train an asker, roll out dialogues, train and judge a chat model, "
+        "all through the Hugging Face Hub."
+    ),
     epilog="Start with: hubkit run parrot --profile laptop",
     no_args_is_help=True,
     add_completion=True,  # bash, zsh, fish, PowerShell: hubkit --install-completion
@@ -136,7 +139,8 @@ def main() -> None:
         if not error.filename or not error.strerror:
             raise
         _fail(
-            f"{error.filename}: {error.strerror.lower()}; name another path, or make this one yours to use",
+            f"{error.filename}: {error.strerror.lower()}; name another path, "
+            "or make this one yours to use",
             1,
         )
 

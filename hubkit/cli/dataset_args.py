@@ -40,7 +40,8 @@ def find(name: str, hub: Hub | None, *, split: str = "train") -> Data:
     match = _REF.match(name)
     if match is None or hub is None:
         raise SourceError(
-            f"{name!r} is neither here nor a dataset's name; give a path, or REPO[@REVISION][:SPLIT]"
+            f"{name!r} is neither here nor a dataset's name; give a path, "
+            "or REPO[@REVISION][:SPLIT]"
         )
     chosen_split = match["split"] or split
     ref = hub.resolve(

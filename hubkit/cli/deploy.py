@@ -32,7 +32,10 @@ class _RepoOrVerb(TyperGroup):
 app = typer.Typer(
     name="deploy",
     cls=_RepoOrVerb,
-    help="Serve a model with Hugging Face Inference Endpoints: hubkit deploy REPO[@REV], and what is deployed.",
+    help=(
+        "Serve a model with Hugging Face Inference Endpoints: "
+        "hubkit deploy REPO[@REV], and what is deployed."
+    ),
     epilog="Example: hubkit deploy local/parrot-chat --engine vllm --hardware nvidia-l4-x1 --dry-run",
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -41,10 +41,15 @@ def register(root: typer.Typer) -> None:
     """Add ``eval`` with its commands to `root`."""
     app.command(
         _RECIPE,
-        help="Held-out loss of asker and chat model, compared with their bases; commit the results.",
+        help=(
+            "Held-out loss of asker and chat model, compared with their bases; commit the results."
+        ),
         epilog="Example: hubkit eval parrot --profile laptop (the word `recipe` may be left out)",
     )(stage_verb("eval"))
-    epilog = "Example: hubkit eval chat parrot-chat --against HuggingFaceTB/SmolLM2-135M-Instruct --benchmark offline-16"
+    epilog = (
+        "Example: hubkit eval chat parrot-chat --against HuggingFaceTB/SmolLM2-135M-Instruct "
+        "--benchmark offline-16"
+    )
     app.command("chat", epilog=epilog)(eval_chat.chat)
     app.command("report", epilog=eval_report.EXAMPLE)(eval_report.report)
     app.command("asker", epilog=eval_asker.EXAMPLE)(eval_asker.asker)

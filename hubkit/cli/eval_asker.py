@@ -38,7 +38,9 @@ class Askers:
     system: Annotated[
         str | None,
         typer.Option(
-            help="Tells repos that no asker stage made to play; default: as the first asker is told."
+            help=(
+                "Tells repos that no asker stage made to play; default: as the first asker is told."
+            )
         ),
     ] = None
     endpoint: Annotated[
@@ -46,7 +48,10 @@ class Askers:
         typer.Option(
             "--endpoint",
             metavar="REPO=URL",
-            help="Served there, not by our engine; REPO=deploy: by an endpoint made for it. `base=…`: its base.",
+            help=(
+                "Served there, not by our engine; REPO=deploy: "
+                "by an endpoint made for it. `base=…`: its base."
+            ),
         ),
     ] = field(default_factory=list)
     engine: Engine = "tgi"

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from hubkit.evaluation.items import Benchmark
 
 _WEAK_JUDGE = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_MODEL = "REPO_ID[@REV] (on our engine), deploy:REPO_ID[@REV] (on an endpoint made for it), URL[#MODEL], or a file"
+_MODEL = (
+    "REPO_ID[@REV] (on our engine), deploy:REPO_ID[@REV] (on an endpoint made for it), "
+    "URL[#MODEL], or a file"
+)
 _SOURCE = "FILE or REPO_ID[@REV][:FILE]"
 _KINDS = "tgi, vllm, sglang, llamacpp, openai, …"
 
@@ -90,7 +93,10 @@ class Test:
     mode: Annotated[
         str | None,
         typer.Option(
-            help="single (grades), pairwise (both orders), criteria or checks; default: the benchmark's."
+            help=(
+                "single (grades), pairwise (both orders), criteria or checks; "
+                "default: the benchmark's."
+            )
         ),
     ] = None
     limit: Annotated[
@@ -325,7 +331,8 @@ def _show(result: Judged) -> None:
         titles = "; ".join(entry.title for entry in fitting if report.origin(entry) == origin)
         console.line(f"{titles}. {origin}")
     console.say(
-        f"wrote {result.path} and its .md; look into every answer with: inspect view --log-dir {result.logs.parent}"
+        f"wrote {result.path} and its .md; look into every answer with: "
+        f"inspect view --log-dir {result.logs.parent}"
     )
 
 

@@ -18,8 +18,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="FILE…",
-            help="Verdicts: hubkit's verdicts-*.jsonl, FastChat's judgments, AlpacaEval's annotations, "
-            "inspect-ai's logs, lm-eval's samples.",
+            help="Verdicts: hubkit's verdicts-*.jsonl, FastChat's judgments, "
+            "AlpacaEval's annotations, inspect-ai's logs, lm-eval's samples.",
         ),
     ],
     votes: Annotated[

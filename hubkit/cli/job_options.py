@@ -154,8 +154,9 @@ def say_endpoints(recipe: Recipe, hub: Hub) -> None:
             many = f"{terms.replicas} x " if terms.replicas > 1 else ""
             local_note = "; the embedded Hub costs nothing" if hub.embedded else ""
             console.say(
-                f"{seat}: an endpoint ({terms.engine}) on {many}{machine} while the rollout runs, then {terms.after}d; "
-                f"${machine.usd_per_hour * terms.replicas:,.2f} an hour at most (prices of {prices.date()}{local_note})"
+                f"{seat}: an endpoint ({terms.engine}) on {many}{machine} while the rollout runs, "
+                f"then {terms.after}d; ${machine.usd_per_hour * terms.replicas:,.2f} an hour at "
+                f"most (prices of {prices.date()}{local_note})"
             )
 
 

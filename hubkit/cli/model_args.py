@@ -85,7 +85,8 @@ def show_endpoints(rows: list[dict[str, Any]]) -> None:
         cells,
     )
     console.say(
-        f"each is up for as long as it is asked, and given back at the end; prices of {prices.date()}"
+        "each is up for as long as it is asked, and given back at the end; "
+        f"prices of {prices.date()}"
     )
 
 
@@ -127,7 +128,10 @@ class Names:
                 match["repo"], repo_type=repo_type, revision=match["revision"] or "main"
             )
         except RepoMissingError as error:
-            where = "push it there, set HUBKIT_HUB=https://huggingface.co, or name a file on this machine"
+            where = (
+                "push it there, set HUBKIT_HUB=https://huggingface.co, "
+                "or name a file on this machine"
+            )
             raise RepoMissingError(
                 f"{error}; {where} (--questions FILE for a benchmark)", status=404
             ) from None
@@ -135,7 +139,8 @@ class Names:
         path = self.hub.snapshot(ref, allow_patterns=[file]) / file
         if not path.is_file():
             raise SourceError(
-                f"{ref} has no file {file!r}, only {', '.join(self._tables(ref)) or 'none of its kind'}"
+                f"{ref} has no file {file!r}, "
+                f"only {', '.join(self._tables(ref)) or 'none of its kind'}"
             )
         return path, f"{ref.repo_id}@{ref.revision[:12]}:{file}"
 

@@ -66,7 +66,10 @@ def _recipe() -> Iterator[str]:
     from hubkit import recipe
 
     shipped = {name: recipe.load(name) for name in recipe.available()["recipes"]}
-    yield "A recipe is YAML of this shape, a profile the same with any part left out; `--set key=value` sets one value."
+    yield (
+        "A recipe is YAML of this shape, a profile the same with any part left out; "
+        "`--set key=value` sets one value."
+    )
     yield "The columns of the recipes show their values; *(ours)* marks what no source states."
     later: list[tuple[str, Any]] = []
     printed: set[str] = set()

@@ -230,15 +230,20 @@ def _show_next(recipe: Recipe, hub: Hub, results: list[StageResult], changes: li
             console.line(f"{seat:<6} {_verdict(by_stage['eval'].report[seat], turns)}")
     pages = len({change.repo_id for change in changes})
     console.line(
-        f"cards  {f'{len(changes)} changes in {pages} repos' if changes else 'all final, nothing to change'}"
+        "cards  "
+        f"{f'{len(changes)} changes in {pages} repos' if changes else 'all final, nothing to change'}"
     )
     dialogues, tag = by_stage["curate"], by_stage["curate"].tag
     console.line("")
     console.line("Use it:")
-    load = f"from hubkit import load_dataset; print(load_dataset('{recipe.repos.dialogues}', revision='{tag}'))"
+    load = (
+        f"from hubkit import load_dataset; print(load_dataset('{recipe.repos.dialogues}', "
+        f"revision='{tag}'))"
+    )
     console.line(f'  python -c "{load}"')
     console.line(
-        f"  hubkit serve {by_stage['asker'].ref.repo_id}        # then ask it at /v1/chat/completions"
+        f"  hubkit serve {by_stage['asker'].ref.repo_id}        # then ask "
+        "it at /v1/chat/completions"
     )
     console.line(f"  open {hub.page(dialogues.ref)}")
 
@@ -249,7 +254,7 @@ def _verdict(seat: dict[str, Any], turns: str) -> str:
     against = seat["against"][rival]
     words = "outside the noise" if against["outside_noise"] else "within the noise"
     return (
-        f"{losses['trained']:.3f} nats per {turns}-turn token on held-out conversations, {rival} {losses[rival]:.3f}: "
-        f"{against['difference']:+.3f} [{against['low']:+.3f}, {against['high']:+.3f}] "
-        f"over {against['conversations']} conversations, {words}"
+        f"{losses['trained']:.3f} nats per {turns}-turn token on held-out conversations, "
+        f"{rival} {losses[rival]:.3f}: {against['difference']:+.3f} [{against['low']:+.3f}, "
+        f"{against['high']:+.3f}] over {against['conversations']} conversations, {words}"
     )

@@ -165,8 +165,9 @@ def wait_for_all(
                 up[name] = status
             elif time.monotonic() - started > timeout_s:
                 raise EndpointError(
-                    f"endpoint {name} is still {status.state} after {timeout_s:g} s ({status.message}); its hardware may "
-                    "be taken: try other hardware, or wait longer"
+                    f"endpoint {name} is still {status.state} after {timeout_s:g} "
+                    f"s ({status.message}); its hardware may be taken: "
+                    "try other hardware, or wait longer"
                 )
             else:
                 states.append(f"endpoint {name} is {status.state}")

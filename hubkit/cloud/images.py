@@ -212,8 +212,8 @@ def _sglang(spec: EndpointSpec) -> Payload:
 def _llamacpp(spec: EndpointSpec) -> Payload:
     if spec.adapters:
         raise RecipeError(
-            f"llama.cpp serves one GGUF file, and {spec.adapters[0].repo_id} is an adapter; take --engine tgi or "
-            "vllm, or merge it (merge_adapter: true) and convert the whole model"
+            f"llama.cpp serves one GGUF file, and {spec.adapters[0].repo_id} is an adapter; take "
+            "--engine tgi or vllm, or merge it (merge_adapter: true) and convert the whole model"
         )
     if not spec.gguf_file:
         raise RecipeError(
@@ -231,8 +231,9 @@ def _only_adapter(spec: EndpointSpec) -> Ref:
     if len(spec.adapters) > 1:
         names = ", ".join(adapter.repo_id for adapter in spec.adapters)
         raise RecipeError(
-            f"{spec.engine} has one chat template per server and pins one mounted repo, so one adapter per endpoint; "
-            f"asked for: {names}. Deploy them one by one, or together with --engine tgi"
+            f"{spec.engine} has one chat template per server and pins one mounted repo, "
+            f"so one adapter per endpoint; asked for: {names}. Deploy them one by one, "
+            "or together with --engine tgi"
         )
     return spec.adapters[0]
 

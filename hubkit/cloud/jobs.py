@@ -84,8 +84,8 @@ def run_job(
                 f"stopped, and cancelled job {job.url}; the same command starts it again"
             ) from None
         raise RunInterruptedError(
-            f"stopped, but job {job.url} still runs and costs; the same command follows it again, and "
-            f"`hf jobs cancel {job.id}` ends it"
+            f"stopped, but job {job.url} still runs and costs; the same command follows it again, "
+            f"and `hf jobs cancel {job.id}` ends it"
         ) from None
     seconds = float((ended.durations.running_secs if ended.durations else None) or 0)
     return Outcome(

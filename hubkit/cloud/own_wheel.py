@@ -77,8 +77,8 @@ def build(folder: Path) -> Path:
         distribution = metadata.distribution(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         raise MissingDependencyError(
-            f"{_PACKAGE} is not installed as {DISTRIBUTION}, so its dependencies are unknown and no wheel can be built; "
-            f"install it with `pip install --editable {_PACKAGE.parent}`"
+            f"{_PACKAGE} is not installed as {DISTRIBUTION}, so its dependencies are unknown and "
+            f"no wheel can be built; install it with `pip install --editable {_PACKAGE.parent}`"
         ) from None
     stem = f"{DISTRIBUTION.replace('-', '_')}-{distribution.version}"
     info = f"{stem}.dist-info"

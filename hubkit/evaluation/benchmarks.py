@@ -129,8 +129,9 @@ NAMED.update(
             home="github.com/mtbench101/mt-bench-101 (data/subjective/mtbench101.jsonl)",
             macro=True,
             notes=(
-                "A dialogue counts as its lowest grade and an ability as the mean of its dialogues, "
-                "as in MT-Bench-101's own scoring; the judge's prompt is hubkit's, not theirs.",
+                "A dialogue counts as its lowest grade and an ability as the "
+                "mean of its dialogues, as in MT-Bench-101's own scoring; "
+                "the judge's prompt is hubkit's, not theirs.",
             ),
         ),
         "wildbench": NamedBenchmark(
@@ -155,8 +156,8 @@ NAMED.update(
             licence="CC-BY-NC-2.0",
             home="facebook/Multi-IF",
             notes=(
-                "Strict accuracy of IFEval's checkers; Multi-IF's own headline also averages in the "
-                "loose one.",
+                "Strict accuracy of IFEval's checkers; "
+                "Multi-IF's own headline also averages in the loose one.",
             ),
         ),
         "lost-in-conversation": NamedBenchmark(
@@ -386,9 +387,9 @@ def _with_references(
         if references:
             raise
         raise SourceError(
-            f"{name} is judged with reference answers in {', '.join(sorted(REFERENCE_CATEGORIES))}, "
-            f"and {where} cannot be had ({error}); give them with --references FILE, or judge "
-            "without any by --references none"
+            f"{name} is judged with reference answers in "
+            f"{', '.join(sorted(REFERENCE_CATEGORIES))}, and {where} cannot be had ({error}); "
+            "give them with --references FILE, or judge without any by --references none"
         ) from None
     answers = {
         key: answers_of(record, f"{file['name']}, record {number}")
@@ -398,8 +399,9 @@ def _with_references(
     missing = [q.id for q in questions if q.category in REFERENCE_CATEGORIES and not q.reference]
     if published and missing:
         raise SourceError(
-            f"{file['name']} has no reference answer to {len(missing)} questions of {name} that are "
-            f"judged with one (such as {missing[0]}); give the whole file, or --references none"
+            f"{file['name']} has no reference answer to {len(missing)} questions "
+            f"of {name} that are judged with one (such as {missing[0]}); "
+            "give the whole file, or --references none"
         )
     return questions, [file], ()
 

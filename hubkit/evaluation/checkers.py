@@ -97,8 +97,8 @@ def _ifeval_registry() -> Mapping[str, Any]:
         from if_verifiable.ifeval.instructions_registry import INSTRUCTION_DICT
     except ImportError:
         raise EvalError(
-            "instructions of IFEval and Multi-IF are checked by the package if-verifiable, which is "
-            "not installed; pip install 'hubkit-simulators[multi-if]'"
+            "instructions of IFEval and Multi-IF are checked by the package if-verifiable, "
+            "which is not installed; pip install 'hubkit-simulators[multi-if]'"
         ) from None
     registry: Mapping[str, Any] = INSTRUCTION_DICT
     return registry

@@ -103,7 +103,8 @@ def heldout_loss(
     rows = list(_encoded(block, data, printer, system, skipped))
     if not rows:
         raise SourceError(
-            f"none of the held-out rows has a turn of seat {seat!r} ({skipped}); check the test split"
+            f"none of the held-out rows has a turn of seat {seat!r} ({skipped}); "
+            "check the test split"
         )
     model = load_model(base, adapter)
     nats: list[float] = []

@@ -17,9 +17,10 @@ from hubkit.recipe import Published
 
 Table = tuple[list[str], list[list[str]]]
 _MEANINGS = (
-    "Win rates count a tie as half. One order alone: as if only the order with this model shown first had been asked. "
-    "Flip rate: pairs whose two orders disagree. At equal length: what a logistic model of the verdicts, with length as "
-    "a term, says where both answers are as long; AlpacaEval's length-controlled win rate is another fit."
+    "Win rates count a tie as half. One order alone: as if only the order with this "
+    "model shown first had been asked. Flip rate: pairs whose two orders disagree. "
+    "At equal length: what a logistic model of the verdicts, with length as a term, "
+    "says where both answers are as long; AlpacaEval's length-controlled win rate is another fit."
 )
 
 
@@ -90,7 +91,8 @@ def sentences(result: Judged) -> list[str]:
         lines += [_positions(result), _MEANINGS]
     number = len(setup.benchmark.questions)
     lines.append(
-        f"In brackets: {setup.bootstrap.confidence:.0%} bootstrap intervals over {number} questions."
+        f"In brackets: {setup.bootstrap.confidence:.0%} bootstrap "
+        f"intervals over {number} questions."
     )
     lines += setup.benchmark.notes
     if not setup.judged:
@@ -101,8 +103,9 @@ def sentences(result: Judged) -> list[str]:
     )
     if setup.judge.embedded:
         lines.append(
-            f"A weak judge: {setup.judge.name} ran on this machine's embedded engine. Its grades show that the "
-            "machinery works, and say next to nothing about the models; name a strong judge with --judge."
+            f"A weak judge: {setup.judge.name} ran on this machine's embedded engine. "
+            "Its grades show that the machinery works, and say next to nothing about the models; "
+            "name a strong judge with --judge."
         )
     lines += _missing(result)
     return lines
@@ -111,7 +114,10 @@ def sentences(result: Judged) -> list[str]:
 def _difference(result: Judged) -> str:
     difference, models = result.difference or {}, list(result.scores)
     if difference["difference"] is None:
-        return f"{models[0]} and {models[1]} have no answer that both got a grade for: nothing can be compared."
+        return (
+            f"{models[0]} and {models[1]} have no answer that both got a grade for: "
+            "nothing can be compared."
+        )
     noise = "outside the noise" if difference["outside_noise"] else "within the noise"
     return (
         f"{models[0]} less {models[1]}, paired: {difference['difference']:+.2f} "
@@ -137,9 +143,15 @@ def _detectable(difference: Mapping[str, Any]) -> str:
 def _positions(result: Judged) -> str:
     wins = result.wins
     assert wins is not None
-    text = f"{wins.wins} wins, {wins.ties} ties, {wins.losses} losses; a disagreement of the two orders is a tie."
+    text = (
+        f"{wins.wins} wins, {wins.ties} ties, {wins.losses} losses; "
+        "a disagreement of the two orders is a tie."
+    )
     if wins.first_shown_rate is not None:
-        text += f" {wins.first_shown_rate:.0%} of decided verdicts went to the answer shown first (50% is no bias)."
+        text += (
+            f" {wins.first_shown_rate:.0%} of decided verdicts went to the answer "
+            "shown first (50% is no bias)."
+        )
     return text
 
 
@@ -152,7 +164,8 @@ def _missing(result: Judged) -> list[str]:
         if missing:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(missing.items()))
             lines.append(
-                f"{name}: {sum(missing.values())} without a verdict ({reasons}); missing, not counted as 0."
+                f"{name}: {sum(missing.values())} without a verdict ({reasons}); "
+                "missing, not counted as 0."
             )
     if stopped := result.judging.get("stopped"):
         lines.append(
@@ -198,7 +211,10 @@ def published_table(entry: Published) -> Table:
 def markdown(result: Judged, published: Sequence[Published] = ()) -> str:
     """The whole report. Names from files and command lines are escaped."""
     setup = result.setup
-    title = f"# {_safe(setup.benchmark.name)}: {' and '.join(_safe(player.name) for player in setup.players)}"
+    title = (
+        f"# {_safe(setup.benchmark.name)}: "
+        f"{' and '.join(_safe(player.name) for player in setup.players)}"
+    )
     parts = [title, grid(table(result)), *(_safe(sentence) for sentence in sentences(result))]
     parts.append(grid((["what", "which"], _inputs(result))))
     for entry in fitting(published, setup.benchmark.name):

@@ -45,8 +45,8 @@ from hubkit.training.rows import seat_view
 ROWS = "rows"
 _AGAINST, _QUESTION, _TURN = "against", "question", "turn"
 _REVEAL = (
-    "You are a person who asks an assistant for help, a bit at a time. In your next message, say only "
-    "this, in your own words, as part of the conversation: {intent}"
+    "You are a person who asks an assistant for help, a bit at a time. In your next message, "
+    "say only this, in your own words, as part of the conversation: {intent}"
 )
 
 

@@ -320,14 +320,14 @@ def notes(report: VerdictReport) -> list[str]:
                 else f" [{difference['low']:+.3f}, {difference['high']:+.3f}]"
             )
             lines.append(
-                f"{name}, paired: {difference['difference']:+.3f}{interval} over {difference['n']} answers, "
-                f"p {difference['p_adjusted']:.3g} (Holm), {noise}."
+                f"{name}, paired: {difference['difference']:+.3f}{interval} over {difference['n']} "
+                f"answers, p {difference['p_adjusted']:.3g} (Holm), {noise}."
             )
     lines.append(
         "Twice as long: how a verdict changes when an answer's length doubles. Own model: how much "
-        "better a judge rates its own model than the other judges do. Weight: in a panel, by the log "
-        "odds of agreement with people; the panel's own agreement is measured on items that its "
-        "weights were not learnt from."
+        "better a judge rates its own model than the other judges do. "
+        "Weight: in a panel, by the log odds of agreement with people; "
+        "the panel's own agreement is measured on items that its weights were not learnt from."
     )
     return lines
 

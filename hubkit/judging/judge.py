@@ -205,8 +205,8 @@ class Judge:
         silent_s = time.monotonic() - self._answered
         if silent_s > self._block.patience_s:
             raise EndpointUnreachableError(
-                f"the judge has answered nothing for {silent_s:.0f} s; see what it is doing, and run the same command "
-                "again: it resumes where it stopped"
+                f"the judge has answered nothing for {silent_s:.0f} s; see what it is doing, "
+                "and run the same command again: it resumes where it stopped"
             ) from None
 
     def _note(self, key: str, reply: Reply, guessed: int, attempt: int) -> None:

@@ -105,8 +105,9 @@ class Prompts:
             template = self._template(name)
             if turns > 2 and template.placeholders & _TWO_TURNS:
                 raise SourceError(
-                    f"judge prompt {name!r} of {self.source} spells out two turns, and these conversations have "
-                    f"{turns}; use the default prompts, or a file whose prompt says {{conversation}}"
+                    f"judge prompt {name!r} of {self.source} spells out two turns, "
+                    f"and these conversations have {turns}; use the default prompts, "
+                    "or a file whose prompt says {conversation}"
                 )
 
     def render(self, kind: Kind, turns: Turns) -> list[Message]:
@@ -140,7 +141,8 @@ class Prompts:
         if name not in self.templates:
             names = ", ".join(sorted(self.templates))
             raise SourceError(
-                f"{self.source} has no judge prompt {name!r}, only {names}; add it, or use another file"
+                f"{self.source} has no judge prompt {name!r}, only {names}; "
+                "add it, or use another file"
             )
         return self.templates[name]
 

@@ -131,7 +131,10 @@ def _training(
     note = f"{count:,} rows, {tokens / 1e6:,.0f}M tokens, {size / 1e9:.1f}B parameters"
     if need > job_flavor.memory_gib * job_flavor.devices:
         available_gib = job_flavor.memory_gib * job_flavor.devices
-        note += f"; does not fit: about {need:,.0f} GiB for weights and optimizer, {available_gib:,.0f} there"
+        note += (
+            f"; does not fit: about {need:,.0f} GiB for weights and optimizer, "
+            f"{available_gib:,.0f} there"
+        )
     return _priced(planned, where, hours, job_flavor.usd_per_hour, note)
 
 
@@ -279,7 +282,8 @@ def _rollout(recipe: Recipe, planned: Planned, job_flavor: Flavor) -> Cost:
         machine = _machine(config, job_flavor)
         if machine is None or size is None:
             missing.append(
-                f"{seat}: {'no size in ' + repo if size is None else 'not on hardware of the table'}"
+                f"{seat}: "
+                f"{'no size in ' + repo if size is None else 'not on hardware of the table'}"
             )
             continue
         name, peak, seat_rate = machine

@@ -72,10 +72,11 @@ def require(
                 raise
             reason = "" if "has no such repo" in str(error) else f" ({error})"
             raise RepoMissingError(
-                f"the embedded Hub has no {repo_type} {repo_id!r}{reason}, and it is none of those that "
-                f"can be made offline ({', '.join(IMPORTS)}). Push it there (`hubkit hub env` tells how), "
-                "let the embedded Hub read through (HUBKIT_UPSTREAM=https://huggingface.co), or work on "
-                "another Hub (HUBKIT_HUB=https://huggingface.co)",
+                f"the embedded Hub has no {repo_type} {repo_id!r}{reason}, "
+                f"and it is none of those that can be made offline ({', '.join(IMPORTS)}). "
+                "Push it there (`hubkit hub env` tells how), "
+                "let the embedded Hub read through (HUBKIT_UPSTREAM=https://huggingface.co), "
+                "or work on another Hub (HUBKIT_HUB=https://huggingface.co)",
                 status=404,
             ) from None
     wheels = cache("wheels")

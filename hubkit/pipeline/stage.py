@@ -51,8 +51,9 @@ class RunContext:
             return ref
         verb = f"train {stage}" if stage in ("asker", "chat") else stage
         raise StageError(
-            f"stage {stage!r} of recipe {self.recipe.name!r} has not run for these values; with the same --profile and "
-            f"--set, run `hubkit {verb} {self.recipe.name}` first, or `hubkit run {self.recipe.name}` for all stages"
+            f"stage {stage!r} of recipe {self.recipe.name!r} has not run for these values; "
+            f"with the same --profile and --set, run `hubkit {verb} {self.recipe.name}` first, "
+            f"or `hubkit run {self.recipe.name}` for all stages"
         )
 
 

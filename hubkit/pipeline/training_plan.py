@@ -121,7 +121,10 @@ def _shape(hub: Hub, block: Training, scratch: Path) -> tuple[Path, list[str], l
 def _gated(hub: Hub, block: Training) -> str:
     page = f"{hub.url}/{block.base}"
     if hub.token is None:
-        return f"base {block.base} is gated and there is no token: accept its terms at {page}, then `hf auth login`"
+        return (
+            f"base {block.base} is gated and there is no token: "
+            f"accept its terms at {page}, then `hf auth login`"
+        )
     return f"base {block.base} is gated and this token was not let in: ask for access at {page}"
 
 
@@ -142,7 +145,10 @@ def _data(recipe: Recipe, hub: Hub, name: str) -> list[Path]:
 
 
 def _without_data(block: Training | Preference, recipe: Recipe, stage: str) -> str:
-    missing = f"stage {_BEFORE[stage]!r} of recipe {recipe.name!r} has not run, or the base's tokenizer is not at hand"
+    missing = (
+        f"stage {_BEFORE[stage]!r} of recipe {recipe.name!r} has not run, "
+        "or the base's tokenizer is not at hand"
+    )
     key = "preference" if stage == "align" else stage
     if block.expected is None:
         return (

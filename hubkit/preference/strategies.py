@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from hubkit.conversation import Message
 
 GUESS = (
-    "Answer the last question of a conversation that you have not seen. Where the question refers to something that "
-    "was said before, make up what it may be, without saying that you do, and answer as if you knew.\n\n"
+    "Answer the last question of a conversation that you have not seen. "
+    "Where the question refers to something that was said before, make up what it may be, "
+    "without saying that you do, and answer as if you knew.\n\n"
     "Question: {question}"
 )
 

@@ -124,8 +124,8 @@ class SeatConfig(Block):
                 continue
             if not address.startswith(("http://", "https://")):
                 raise ValueError(
-                    f"{address.rpartition('@')[2]!r} is no http(s) URL (http://127.0.0.1:8080), nor "
-                    "embedded or deploy"
+                    f"{address.rpartition('@')[2]!r} is no http(s) "
+                    "URL (http://127.0.0.1:8080), nor embedded or deploy"
                 )
             _, at, host = urlsplit(address).netloc.rpartition("@")
             if at:
@@ -161,8 +161,8 @@ class SeatConfig(Block):
         for name, value in self.headers.items():
             if name.lower() in _SECRET_HEADERS and not value.startswith("$"):
                 raise ValueError(
-                    f"headers.{name} would be committed with the recipe; write $NAME, where NAME is "
-                    "an environment variable that holds it"
+                    f"headers.{name} would be committed with the recipe; "
+                    "write $NAME, where NAME is an environment variable that holds it"
                 )
         return self
 

@@ -120,7 +120,8 @@ class Driver:
         if self.stopping:
             raise RunInterruptedError(
                 f"stopped with {self.finished} of {self._block.dialogues} dialogues finished and "
-                f"{len(self.state.live) - self._ended} under way; run the same command again: it resumes there"
+                f"{len(self.state.live) - self._ended} under way; "
+                "run the same command again: it resumes there"
             )
 
     def stop(self, *, now: bool = False) -> None:
@@ -337,9 +338,9 @@ class Driver:
         names = [name.removeprefix(prefix) for name in self.state.counts if name.startswith(prefix)]
         if len(names) == 1 and names[0] != model:
             raise StageError(
-                f"{_SEAT_NAMES[seat]}: this run was begun with {names[0]!r}, and its address is now "
-                f"answered by {model!r}; serve the first one again, or begin another run (another "
-                f"rollout.{_SEAT_NAMES[seat]}.repo or seed)"
+                f"{_SEAT_NAMES[seat]}: this run was begun with {names[0]!r}, "
+                f"and its address is now answered by {model!r}; serve the first one again, "
+                f"or begin another run (another rollout.{_SEAT_NAMES[seat]}.repo or seed)"
             )
 
     async def _take(

@@ -26,8 +26,9 @@ def report(
     paths = deliver(block, state, rows, out, cap=session.stopped)
     if not paths:
         raise StageError(
-            f"the rollout made no dialogue (openings that could not be used: {session.skipped or 'none given'}); "
-            "check the openings, rollout.max_opening_chars and the caps"
+            "the rollout made no dialogue (openings that could not be used: "
+            f"{session.skipped or 'none given'}); check the openings, "
+            "rollout.max_opening_chars and the caps"
         )
     dialogues, ends, human, generated = shards.totals(paths)
     seats = {"asker": state.spent.tokens["user"], "chat": state.spent.tokens["assistant"]}

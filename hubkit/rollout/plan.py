@@ -177,7 +177,8 @@ def check(block: Rollout) -> None:
     if not (block.asker.system or "").strip():
         raise RecipeError(
             "rollout.asker.system is missing: the asker's side must open with a system "
-            "message, because its own first turn may not come first on every server; say there who it is"
+            "message, because its own first turn may not come first on every server; "
+            "say there who it is"
         )
     if block.mode == "intent" and not block.intents:
         raise RecipeError(

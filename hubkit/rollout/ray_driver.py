@@ -57,8 +57,9 @@ def _refuse_loopback_elsewhere(ray: Any, seats: Seats) -> None:
     local = [url for url in (*seats.asker.urls, *seats.chat.urls) if on_loopback(url)]
     if len(hosts) > 1 and local:
         raise RecipeError(
-            f"{local[0]} is this machine alone, but the Ray cluster has {len(hosts)} machines; give addresses "
-            "that all of them reach as rollout.asker.endpoints and rollout.chat.endpoints"
+            f"{local[0]} is this machine alone, but the Ray cluster has {len(hosts)} machines; "
+            "give addresses that all of them reach as rollout.asker.endpoints "
+            "and rollout.chat.endpoints"
         )
 
 
@@ -106,8 +107,9 @@ class _Parts:
             self._gather()
         if self._interrupted:
             raise RunInterruptedError(
-                f"stopped with {len(self._state.sharded)} of {self._job.block.dialogues} dialogues in "
-                f"shards and {len(self._state.live)} under way; run the same command again: it resumes there"
+                f"stopped with {len(self._state.sharded)} of {self._job.block.dialogues} "
+                f"dialogues in shards and {len(self._state.live)} under way; "
+                "run the same command again: it resumes there"
             )
         return self._session()
 
@@ -173,8 +175,9 @@ class _Parts:
             except self._ray.exceptions.RayError as error:
                 if part.attempt >= _DEATHS:
                     raise StageError(
-                        f"the worker of part {part.number} died {_DEATHS} times ({type(error).__name__}); see "
-                        "Ray's logs. Nothing is lost, and the same command resumes"
+                        f"the worker of part {part.number} died {_DEATHS} "
+                        f"times ({type(error).__name__}); see Ray's logs. "
+                        "Nothing is lost, and the same command resumes"
                     ) from None
                 finished = frozenset(self._state.sharded)
                 self._start(

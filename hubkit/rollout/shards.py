@@ -268,8 +268,9 @@ def read_indices(path: Path, digest: str) -> list[int]:
     runs = set(table["run"].unique().to_pylist())
     if runs - {digest}:
         raise SourceError(
-            f"{path} belongs to another run ({', '.join(sorted(str(run)[:8] for run in runs))}, not {digest[:8]}): "
-            "the recipe's rollout block, the seed or a model has changed. Use another folder for this run"
+            f"{path} belongs to another run ({', '.join(sorted(str(run)[:8] for run in runs))}, "
+            f"not {digest[:8]}): the recipe's rollout block, the seed or a model has changed. "
+            "Use another folder for this run"
         )
     indices: list[int] = table["index"].to_pylist()
     return indices

@@ -188,8 +188,9 @@ def _replay(state: State, records: Iterable[Record | None], path: Path) -> None:
             _apply(state, record, path)
         except (KeyError, TypeError, ValueError, AttributeError):
             raise StageError(
-                f"{path} holds a {record.get('k')!r} record that this version of hubkit cannot read; go on with the "
-                "version that wrote it, or remove the file to ask for its turns again"
+                f"{path} holds a {record.get('k')!r} record that this version "
+                "of hubkit cannot read; go on with the version that wrote it, "
+                "or remove the file to ask for its turns again"
             ) from None
 
 
@@ -198,8 +199,9 @@ def _apply(state: State, record: Record, path: Path) -> None:
     if kind == "run":
         if record["digest"] != state.digest:
             raise StageError(
-                f"{path.parent} holds another run ({record['digest'][:8]}, not {state.digest[:8]}): the recipe's "
-                "rollout block, the seed or a model has changed. Use another folder for this run, or remove that one"
+                f"{path.parent} holds another run ({record['digest'][:8]}, "
+                f"not {state.digest[:8]}): the recipe's rollout block, the seed or a model has "
+                "changed. Use another folder for this run, or remove that one"
             )
         tokens, requests, cached, seconds, *by_seat = record["spent"]
         state.spent = Spent(tokens, requests, by_seat[0] if by_seat else {"": cached}, seconds)

@@ -69,7 +69,8 @@ class Journal:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise DiskFullError(
-                f"{self._path} cannot be written: {error.strerror}; free some space and run it again"
+                f"{self._path} cannot be written: {error.strerror}; "
+                "free some space and run it again"
             ) from None
 
     def _read(self) -> int | None:

@@ -52,7 +52,10 @@ def main(*more: str) -> int:
         },
     }
     if not more:
-        about = "Drivers, Hubs, pushes and trainers killed at any moment: is all there that was acknowledged?"
+        about = (
+            "Drivers, Hubs, pushes and trainers killed at any moment: "
+            "is all there that was acknowledged?"
+        )
         write("chaos", about, "make chaos", figures, add=False)
     return status
 

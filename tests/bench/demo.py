@@ -43,7 +43,10 @@ def main() -> None:
     for recipe in chosen.recipes:
         before = results.get(recipe, {}).get("runs", [])
         results[recipe] = summary(before + measure(recipe, chosen.runs, chosen.wheels))
-    about = "The whole loop with the laptop profile, from an empty home; then once more, when all of it is done."
+    about = (
+        "The whole loop with the laptop profile, from an empty home; "
+        "then once more, when all of it is done."
+    )
     write("demo", about, "make bench-demo", {"recipes": results}, add=False)
     print(json.dumps({name: result["seconds"] for name, result in results.items()}))
 

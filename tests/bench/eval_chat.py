@@ -28,7 +28,10 @@ AS_THE_LAPTOP = (
     "--max-tokens",
     "48",
 )  # the command's own defaults are for larger machines
-ABOUT = "A finished demo's chat model and base before a judge of their own size, and its asker beside people."
+ABOUT = (
+    "A finished demo's chat model and base before a judge of their own size, "
+    "and its asker beside people."
+)
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 

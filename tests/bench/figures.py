@@ -143,7 +143,10 @@ def _text(value: Any) -> str:
     if not isinstance(value, Mapping):
         return _short(value)
     if "difference" in value:
-        return f"{value['difference']:+.3f} ({value['confidence']:.0%}: {value['low']:+.3f} to {value['high']:+.3f})"
+        return (
+            f"{value['difference']:+.3f} ({value['confidence']:.0%}: "
+            f"{value['low']:+.3f} to {value['high']:+.3f})"
+        )
     spread = f" ({_short(value['least'])} to {_short(value['most'])}, {value['runs']} runs)"
     return _short(value["median"]) + (spread if value["runs"] > 1 else "")
 

@@ -25,7 +25,10 @@ def main() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as home:
         plans = {recipe: _plan(recipe, home) for recipe in available()["recipes"]}
         subprocess.run([sys.executable, "-m", "hubkit", "hub", "stop"], env=_env(home), check=False)
-    about = f"The papers' own scale on hosted hardware, planned and not run; prices of {plans['parrot'].pop('prices')}."
+    about = (
+        "The papers' own scale on hosted hardware, planned and not run; "
+        f"prices of {plans['parrot'].pop('prices')}."
+    )
     made = {"about": about, "command": COMMAND, "recipes": {}}
     for recipe, plan in plans.items():
         stages = {

@@ -34,7 +34,8 @@ def demo(found: Figures) -> str:
         f"{_machine(found['demo'])}:",
         "",
         "| recipe | runs | minutes | a second run, s | dialogues kept "
-        "| asker: nats per human-turn token, less its base | chat: nats per assistant-turn token, less its base |",
+        "| asker: nats per human-turn token, less its base | chat: "
+        "nats per assistant-turn token, less its base |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     return "\n".join(
@@ -51,7 +52,10 @@ def _demo_row(name: str, recipe: Figures) -> str:
     losses = " | ".join(
         _difference(recipe["held_out"][seat]["trained_less_base"]) for seat in ("asker", "chat")
     )
-    return f"| {name} | {seconds['runs']} | {seconds['median'] / 60:.1f} | {again:.0f} | {kept:.0f} | {losses} |"
+    return (
+        f"| {name} | {seconds['runs']} | {seconds['median'] / 60:.1f} | "
+        f"{again:.0f} | {kept:.0f} | {losses} |"
+    )
 
 
 def _difference(against: Figures) -> str:
@@ -63,8 +67,8 @@ def _machine(figures: Figures) -> str:
     machine = figures.get("machine", {})
     gpu = machine.get("gpu") or "no GPU"
     return (
-        f"{machine.get('cores')} cores of {machine.get('cpu')}, {gpu}, Python {machine.get('python')}, "
-        f"{machine.get('date')}"
+        f"{machine.get('cores')} cores of {machine.get('cpu')}, {gpu}, "
+        f"Python {machine.get('python')}, {machine.get('date')}"
     )
 
 
@@ -76,11 +80,17 @@ def middle(value: Any) -> float:
 def hub(found: Figures) -> str:
     """The embedded Hub: the clients' own suites, and what its bench measured."""
     lines = [
-        "| suite | tests that reach the server | pass | on the list of what a local Hub has no use for |"
+        (
+            "| suite | tests that reach the server | pass | "
+            "on the list of what a local Hub has no use for |"
+        )
     ]
     lines += ["| --- | --- | --- | --- |"]
     lines += [
-        f"| {name} {s['version']} | {s['reach_the_server']} | {s['passed']} | {s['expected_failures']} |"
+        (
+            f"| {name} {s['version']} | {s['reach_the_server']} | {s['passed']} | "
+            f"{s['expected_failures']} |"
+        )
         for name, s in found["conformance"].items()
         if "reach_the_server" in s
     ]
@@ -92,13 +102,17 @@ def hub(found: Figures) -> str:
     )
     peak_mib = max(lfs["server_peak_mib"], xet["server_peak_mib"])
     sentence = (
-        f"1 GiB up takes {middle(lfs['upload_over_raw']):.1f} times (LFS) and {middle(xet['upload_over_raw']):.1f} "
-        f"times (Xet) as long as reading, hashing, writing and syncing the same bytes in the same run, with a server "
-        f"of at most {peak_mib:.0f} MiB; one file into a repo of 2,000 is committed in "
-        f"{middle(commit['commit_ms']):.0f} ms (median)."
+        f"1 GiB up takes {middle(lfs['upload_over_raw']):.1f} times (LFS) "
+        f"and {middle(xet['upload_over_raw']):.1f} times (Xet) as long as reading, "
+        "hashing, writing and syncing the same bytes in the same run, "
+        f"with a server of at most {peak_mib:.0f} MiB; one file into a repo of 2,000 is committed "
+        f"in {middle(commit['commit_ms']):.0f} ms (median)."
     )
     chaos = found["chaos"]
-    killed = f"`make chaos`: {chaos['kills']} kills in {chaos['tests']} tests, of which {chaos['passed']} passed."
+    killed = (
+        f"`make chaos`: {chaos['kills']} kills in {chaos['tests']} tests, "
+        f"of which {chaos['passed']} passed."
+    )
     return "\n".join([*lines, "", f"{killed} {sentence}"])
 
 
@@ -109,7 +123,10 @@ def steps(found: Figures) -> str:
     found = found["steps"]
     asked = ", ".join(found["questions"]) or "no benchmark"
     lines = [
-        f"`{found['source']}` through each recipe's chain (`{found['command']}`), decontaminated against {asked}:"
+        (
+            f"`{found['source']}` through each recipe's chain (`{found['command']}`), "
+            f"decontaminated against {asked}:"
+        )
     ]
     for name, report in found["recipes"].items():
         columns, rows = step_table(report, name)
@@ -128,7 +145,10 @@ def engine(found: Figures) -> str:
     """The embedded engine beside transformers, on the same prompts in the same run."""
     found = found["local_tgi"]
     lines = [
-        "| in flight | embedded engine, output tokens/s | transformers `generate` batch, float32 | times |"
+        (
+            "| in flight | embedded engine, output tokens/s | "
+            "transformers `generate` batch, float32 | times |"
+        )
     ]
     lines += ["| --- | --- | --- | --- |"]
     for n in (1, 8, 32):
@@ -144,10 +164,12 @@ def engine(found: Figures) -> str:
         for kind in ("cached", "possible")
     ]
     sentence = (
-        f"Cold start (a 135M model converted) {middle(start['cold_s']):.1f} s, warm {middle(start['warm_s']):.1f} s. "
-        f"Through HTTP it gives {middle(front['http_over_direct']):.2f} of what llama.cpp gives when called directly. "
-        f"Two adapters of one base, eight dialogues of five turns in both seats: {shares[0]:.0%} of prompt tokens come "
-        f"out of the cache, where {shares[1]:.0%} is all that could (the rest no seat has seen before)."
+        f"Cold start (a 135M model converted) {middle(start['cold_s']):.1f} s, "
+        f"warm {middle(start['warm_s']):.1f} s. Through HTTP it gives "
+        f"{middle(front['http_over_direct']):.2f} of what llama.cpp gives when called directly. "
+        "Two adapters of one base, eight dialogues of five turns in both seats: "
+        f"{shares[0]:.0%} of prompt tokens come out of the cache, "
+        f"where {shares[1]:.0%} is all that could (the rest no seat has seen before)."
     )
     return "\n".join([*lines, "", sentence])
 
@@ -163,9 +185,9 @@ def rollout(found: Figures) -> str:
             lines.append(f"| {name} | {speed['median']:.0f} ({spread}) | {cpu_ms:.2f} |")
     share, memory = middle(found["speed"]["hubkit over bare aiohttp"]), found["memory"]
     sentence = (
-        f"Beside bare aiohttp: {share:.2f} (median of pairs), with every turn synced to disk before its dialogue "
-        f"goes on. {memory['dialogues']:,} dialogues take at most {memory['peak_rss_mb']} MB; going on with them, "
-        f"{memory['resume_s']:.1f} s."
+        f"Beside bare aiohttp: {share:.2f} (median of pairs), with every turn synced to "
+        f"disk before its dialogue goes on. {memory['dialogues']:,} dialogues take at most "
+        f"{memory['peak_rss_mb']} MB; going on with them, {memory['resume_s']:.1f} s."
     )
     return "\n".join([*lines, "", sentence])
 
@@ -176,9 +198,10 @@ def evaluation(found: Figures) -> str:
     missing = sum(sum(model["missing"].values()) for model in chat["models"].values())
     judgments = sum(model["judgments"] for model in chat["models"].values())
     sentence = (
-        f"`hubkit eval chat`: {chat['questions']} conversations of eight turns ({chat['benchmark']}) with two models, "
-        f"{judgments} grades by {chat['judge']} on the embedded engine ({missing} missing), in "
-        f"{chat['seconds'] / 60:.1f} minutes. So small a judge shows that the machine works, not who is better."
+        f"`hubkit eval chat`: {chat['questions']} conversations of eight turns "
+        f"({chat['benchmark']}) with two models, {judgments} grades by {chat['judge']} on "
+        f"the embedded engine ({missing} missing), in {chat['seconds'] / 60:.1f} minutes. "
+        "So small a judge shows that the machine works, not who is better."
     )
     grades = [f"| {name} | {_value(table['mean'])} | {table['mean']['n']} of {table['judgments']} |"
               for name, table in chat["models"].items()]  # fmt: skip
@@ -191,7 +214,10 @@ def evaluation(found: Figures) -> str:
     ]
     if asker is None:
         return "\n".join(judged)
-    sentence = f"`hubkit eval asker`, at {asker['contexts']} held-out contexts, in {asker['seconds'] / 60:.1f} minutes:"
+    sentence = (
+        f"`hubkit eval asker`, at {asker['contexts']} held-out contexts, "
+        f"in {asker['seconds'] / 60:.1f} minutes:"
+    )
     players = asker["players"]
     measures = [
         name for name in asker["titles"] if sum(name in values for values in players.values()) > 1
@@ -220,9 +246,9 @@ def train(found: Figures) -> str:
         lines.append(f"| {name} | {speed['loss_tokens_per_s']:.0f} | {speed['tokens_per_s']:.0f} |")
     times = speed_of["times"]
     sentence = (
-        f"{speed_of['base']}, LoRA, {speed_of['conversations']} conversations of the laptop's corpus, without a GPU: "
-        f"{times['median']:.1f} times stock TRL's speed (median of {times['runs']} rounds, {times['least']:.1f} to "
-        f"{times['most']:.1f})."
+        f"{speed_of['base']}, LoRA, {speed_of['conversations']} conversations of the laptop's "
+        f"corpus, without a GPU: {times['median']:.1f} times stock TRL's speed (median of "
+        f"{times['runs']} rounds, {times['least']:.1f} to {times['most']:.1f})."
     )
     lines += ["", sentence]
     if gpu:

@@ -54,7 +54,10 @@ def report(name: str, **figures: Any) -> None:
     }
     figures["load"] = round(os.getloadavg()[0], 1)
     sys.stderr.write(f"\n{name}: {json.dumps(figures)}\n")
-    about = "The embedded engine (SmolLM2-135M-Instruct), beside transformers on the same prompts in the same run."
+    about = (
+        "The embedded engine (SmolLM2-135M-Instruct), "
+        "beside transformers on the same prompts in the same run."
+    )
     write(
         "local_tgi", about, "pytest -m bench tests/bench/test_bench_local_tgi.py", {name: figures}
     )

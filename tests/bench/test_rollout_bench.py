@@ -44,7 +44,10 @@ pytestmark = [pytest.mark.bench, pytest.mark.timeout(7200)]
 
 def report(key: str, figures: dict[str, Any]) -> None:
     """Enter `figures` under `key` in the results file."""
-    about = f"Rollout against a server that answers in {LATENCY_S * 1000:.0f} ms, {IN_FLIGHT} requests in flight."
+    about = (
+        f"Rollout against a server that answers in {LATENCY_S * 1000:.0f} ms, "
+        f"{IN_FLIGHT} requests in flight."
+    )
     write("rollout", about, "pytest -m bench tests/bench/test_rollout_bench.py", {key: figures})
 
 
@@ -158,7 +161,8 @@ def test_trouble(tmp_path: Path) -> None:
     figures = medians(runs)
     figures["ideal_seconds"] = round(ideal, 1)
     figures["ideal"] = (
-        "dialogues dealt to whoever is free, with the mock's latencies and no faults; median of 21 draws"
+        "dialogues dealt to whoever is free, with the mock's latencies and no faults; "
+        "median of 21 draws"
     )
     for name, all_runs in runs.items():
         seconds = [run["seconds"] for run in all_runs if isinstance(run, dict)]

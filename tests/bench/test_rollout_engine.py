@@ -133,7 +133,10 @@ def test_what_driving_costs_the_embedded_engine(tmp_path: Path) -> None:
         "prefilled_over_dialogue_tokens_per_seat": spread(prefill),
         "generated_tokens_per_s": spread(speeds, 1),
     }
-    about = f"Driving the embedded engine: {DIALOGUES} dialogues of {TURNS} human turns, {IN_FLIGHT} in flight."
+    about = (
+        f"Driving the embedded engine: {DIALOGUES} dialogues of {TURNS} human turns, "
+        f"{IN_FLIGHT} in flight."
+    )
     write(
         "rollout_engine",
         about,

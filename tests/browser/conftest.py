@@ -68,7 +68,8 @@ def browser() -> Iterator[Any]:
             started = session.chromium.launch(executable_path=system, args=FLAGS)
         except playwright.Error as error:
             pytest.skip(
-                f"no Chromium: install Debian's `chromium`, or `playwright install chromium` ({error.message[:80]})"
+                "no Chromium: install Debian's `chromium`, "
+                f"or `playwright install chromium` ({error.message[:80]})"
             )
         yield started
         started.close()

@@ -102,7 +102,10 @@ def test_the_same_files_are_the_same_wheel_and_are_stored_once(hub: Hub, tmp_pat
 
 def test_the_wheel_runs_alone(tmp_path: Path) -> None:
     wheel = own_wheel.build(tmp_path)
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import hubkit; print(hubkit.__file__, hubkit.__version__)"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import hubkit; "
+        "print(hubkit.__file__, hubkit.__version__)"
+    )
     done = subprocess.run(
         [sys.executable, "-I", "-c", code, str(wheel)], capture_output=True, text=True, check=True
     )

@@ -34,8 +34,14 @@ def reason(name: str, conversation: Conversation, **args: object) -> str | None:
     return verdict.reason if isinstance(verdict, Drop) else None
 
 
-ENGLISH = "Could you tell me how the tides of the sea come about, and why there are two of them every day?"
-GERMAN = "Kannst du mir bitte erklären, wie die Gezeiten des Meeres entstehen und warum es zwei am Tag gibt?"
+ENGLISH = (
+    "Could you tell me how the tides of the sea come about, "
+    "and why there are two of them every day?"
+)
+GERMAN = (
+    "Kannst du mir bitte erklären, wie die Gezeiten des Meeres entstehen und "
+    "warum es zwei am Tag gibt?"
+)
 
 
 def test_clean_text_takes_export_leftovers_out_and_leaves_people_s_html_alone() -> None:
@@ -227,7 +233,10 @@ def test_shingles_are_exact() -> None:
 
 
 def test_decontaminate_finds_long_runs_anywhere_and_near_copies_in_one_turn(tmp_path: Path) -> None:
-    long = "Compose an engaging travel blog post about a recent trip to Hawaii highlighting cultural experiences"
+    long = (
+        "Compose an engaging travel blog post about a recent trip to Hawaii "
+        "highlighting cultural experiences"
+    )
     short = "What is the capital of Denmark and why?"
     (tmp_path / "bench.jsonl").write_text(json.dumps({"turns": [long, short]}) + "\n")
     (tmp_path / "plain.txt").write_text("How many legs do nine spiders have\n")

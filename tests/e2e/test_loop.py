@@ -256,7 +256,8 @@ def test_stock_libraries_load_everything(
     loop: dict[str, Any], stages: dict[str, Any], stock: dict[str, str]
 ) -> None:
     code = (
-        "from datasets import load_dataset; d = load_dataset('local/parrot-40k', split='train'); print(d.num_rows)\n"
+        "from datasets import load_dataset; d = load_dataset('local/parrot-40k', "
+        "split='train'); print(d.num_rows)\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         "from peft import PeftModel\n"
         "for repo in ('local/parrot-ask', 'local/parrot-chat'):\n"

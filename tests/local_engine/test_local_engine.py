@@ -163,9 +163,9 @@ def test_an_adapter_repo_alone_is_served_on_its_base(tmp_path: Path) -> None:
 
 def test_the_process_dies_with_its_parent() -> None:
     code = (
-        "import sys; sys.path.insert(0, 'tests'); from support import engine_server as e; import os, signal;"
-        "r = e.start('--model', str(e.smollm2()), '--slots', '1'); print(r.process.pid, flush=True);"
-        "os.kill(os.getpid(), signal.SIGKILL)"
+        "import sys; sys.path.insert(0, 'tests'); from support import engine_server as e; "
+        "import os, signal;r = e.start('--model', str(e.smollm2()), '--slots', '1'); "
+        "print(r.process.pid, flush=True);os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False

@@ -146,7 +146,8 @@ def test_fidelity_on_fifty_prompts(dtype: str, adapter: str | None) -> None:
     engine.stop()
     worst, moved = max(worst for worst, _ in found), statistics.mean(moved for _, moved in found)
     print(
-        f"\n{dtype}, {adapter or 'base'}: worst {worst:.4f}, mean distance {moved:.4f}, same text {sum(same)} of 10"
+        f"\n{dtype}, {adapter or 'base'}: worst {worst:.4f}, mean distance {moved:.4f}, "
+        f"same text {sum(same)} of 10"
     )
     if dtype == "f32":
         assert worst < F32_TOLERANCE and all(same)

@@ -352,7 +352,10 @@ def test_the_command_line(
         token = (tmp_path / "home" / "hub" / "token").read_text()
         assert f"export HF_ENDPOINT={url}\n" in printed
         assert token not in printed
-        code = "from huggingface_hub import whoami, create_repo; create_repo('made'); print(whoami()['name'])"
+        code = (
+            "from huggingface_hub import whoami, create_repo; "
+            "create_repo('made'); print(whoami()['name'])"
+        )
         command = ["bash", "-c", f'eval "$1"; exec {sys.executable} -c "{code}"', "sh", printed]
         assert (
             subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "local\n"

@@ -292,9 +292,15 @@ def test_a_deleted_space_takes_its_app_along(api: Any) -> None:
 def test_a_stock_gradio_client_finds_a_space_by_its_name(
     api: Any, server: HubServer, tmp_path: Path
 ) -> None:
-    app = "import gradio as gr\ngr.Interface(lambda name: f'hello {name}', 'text', 'text', api_name='greet').launch()\n"
+    app = (
+        "import gradio as gr\ngr.Interface(lambda name: f'hello {name}', 'text', 'text', "
+        "api_name='greet').launch()\n"
+    )
     repo = push(api, "greeter", app=app)
     api.restart_space(repo)
     ready(api, repo)
-    code = f"from gradio_client import Client; print(Client({repo!r}, verbose=False).predict('you', api_name='/greet'))"
+    code = (
+        f"from gradio_client import Client; print(Client({repo!r}, "
+        "verbose=False).predict('you', api_name='/greet'))"
+    )
     assert run_client(server, code, tmp_path).strip().endswith("hello you")

@@ -41,7 +41,10 @@ def below(pid: int) -> list[psutil.Process]:
 def test_a_job_runs_in_a_home_of_its_own_and_its_log_is_streamed(
     api: Any, server: HubServer
 ) -> None:
-    code = "import os, time\nfor i in range(3): print('line', i); time.sleep(0.3)\nprint(os.getcwd(), os.environ['HOME'])"
+    code = (
+        "import os, time\nfor i in range(3): print('line', i); time.sleep(0.3)\n"
+        "print(os.getcwd(), os.environ['HOME'])"
+    )
     job = run(api, "python", "-c", code, labels={"stage": "corpus"}, env={"COLOUR": "blue"})
     assert job.status.stage in ("SCHEDULING", "RUNNING") and job.labels["stage"] == "corpus"
     lines = logs(api, job, follow=True)
@@ -61,7 +64,10 @@ def test_a_job_runs_in_a_home_of_its_own_and_its_log_is_streamed(
 
 def test_secrets_are_in_the_environment_and_nowhere_else(api: Any, server: HubServer) -> None:
     secret = "hf_thisIsASecretValue"
-    code = "import os, sys, time; print(len(os.environ['HF_TOKEN']), os.environ['PLAIN']); time.sleep(1.5)"
+    code = (
+        "import os, sys, time; print(len(os.environ['HF_TOKEN']), os.environ['PLAIN']); "
+        "time.sleep(1.5)"
+    )
     job = run(api, "python", "-c", code, secrets={"HF_TOKEN": secret}, env={"PLAIN": "seen"})
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and len(below(server.process.pid)) < 2:
@@ -104,7 +110,8 @@ def test_uv_run_finds_this_environment(api: Any) -> None:
 def test_a_canceled_job_leaves_nothing_behind(api: Any, server: HubServer) -> None:
     code = (
         "import subprocess, sys, time\n"
-        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+        "start_new_session=True)\n"
         "print('up', flush=True); time.sleep(600)"
     )
     job = run(api, "python", "-c", code)
@@ -127,7 +134,10 @@ def test_a_job_dies_with_its_hub_which_then_says_so(tmp_path: Path) -> None:
     server = HubServer(tmp_path / "hub", options=("--jobs",)).start()
     api = server.api()
     code = "import subprocess, sys; print('up', flush=True)\n"
-    code += "subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)"
+    code += (
+        "subprocess.run([sys.executable, '-c', 'import time; "
+        "time.sleep(600)'], start_new_session=True)"
+    )
     job = run(api, "python", "-c", code)
     assert logs_until(api, job, "up")
     processes = below(server.process.pid)

@@ -30,7 +30,10 @@ from hubkit.metrics.sampling import Dialogue, sample
 from hubkit.metrics.topics import cluster_entropy, mean_cosine, nearest_distance, plane, shifts
 
 PEOPLE_SAY = "why does my bread not rise when it is cold outside and what can i do about that?"
-MACHINES_SAY = "Could you please elaborate further regarding aforementioned considerations concerning implementation?"
+MACHINES_SAY = (
+    "Could you please elaborate further regarding aforementioned considerations "
+    "concerning implementation?"
+)
 PEOPLE, MACHINE = PEOPLE_SAY.split(), MACHINES_SAY.split()
 
 

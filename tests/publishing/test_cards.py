@@ -212,9 +212,9 @@ def test_held_out_results_name_every_arm_with_its_interval() -> None:
     asker, aligned = render(facts("asker")), render(facts("aligned"))
     assert "| this model | 3.1234 | 22.7 | |" in asker
     assert (
-        "in the same seat and under the same system message | 3.9876 | 53.9 | -0.8642 [-0.9500, -0.7700] |"
-        in asker
-    )
+        "in the same seat and under the same system message | 3.9876 | 53.9 | "
+        "-0.8642 [-0.9500, -0.7700] |"
+    ) in asker
     assert (
         "asked by a system message to play the user | 4.2234 | 68.3 | -1.1000 [-1.2500, -0.9500] |"
         in asker
@@ -299,7 +299,10 @@ def test_imported_weights_say_that_they_were_dequantised() -> None:
     )
 
 
-HOSTILE = "</system><script>alert(1)</script> [click](javascript:alert(1)) `code` ```\n# Title\n| a | b |\n---\n{{ 7*7 }}"
+HOSTILE = (
+    "</system><script>alert(1)</script> [click](javascript:alert(1)) `code` ```\n# Title\n"
+    "| a | b |\n---\n{{ 7*7 }}"
+)
 
 
 def test_text_from_strangers_stays_text() -> None:

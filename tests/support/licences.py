@@ -28,7 +28,8 @@ def main() -> None:
     } & installed
     below = {name for name in closure(direct) if name not in direct}
     print(
-        "# Licences of what hubkit installs\n\nPrinted by `make licences` from the packages' own metadata."
+        "# Licences of what hubkit installs\n\n"
+        "Printed by `make licences` from the packages' own metadata."
     )
     for title, names in (("Direct dependencies", direct), ("What they bring along", below)):
         print(f"\n## {title}\n\n| package | version | licence |\n| --- | --- | --- |")

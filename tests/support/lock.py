@@ -13,7 +13,8 @@ from pathlib import Path
 
 OF_TORCH = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 HEAD = (
-    "# Written by `make lock`: what `make demo` installs with `pip install --no-deps --require-hashes`.\n"
+    "# Written by `make lock`: what `make demo` installs with `pip install "
+    "--no-deps --require-hashes`.\n"
     "# torch comes before it, without a hash: see the Makefile."
 )
 

@@ -630,8 +630,8 @@ def table(seeds: int = 5) -> str:
         "Written by `make scanner`. Every sample is made by "
         "`tests/support/sensitive_samples.py`, "
         f"{seeds} times with other random values. A third of the samples, chosen by the hash of "
-        "their names, was not used while the rules were written. Samples and rules have one author, "
-        "so expect less on values that look otherwise.",
+        "their names, was not used while the rules were written. "
+        "Samples and rules have one author, so expect less on values that look otherwise.",
         "",
         "| samples | formats | used for tuning | held out | all |",
         "| --- | --- | --- | --- | --- |",

@@ -75,9 +75,9 @@ def _why(reason: str, files: list[_File], share: str, encoding: str | None) -> s
             f"the keys {next(iter(counts))}" if len(counts) == 1 else f"keys such as {_few(counts)}"
         )
         return (
-            f"{share} have {keys}; turns are looked for under {', '.join(TURN_LISTS)} and the other "
-            "layouts of the reference. Name the column with --column turns=NAME, or columns: in the "
-            "recipe"
+            f"{share} have {keys}; turns are looked for under {', '.join(TURN_LISTS)} and "
+            "the other layouts of the reference. Name the column with --column turns=NAME, "
+            "or columns: in the recipe"
         )
     if reason == "unknown_role":
         roles = _few(_total(file.unknown_roles for file in files))

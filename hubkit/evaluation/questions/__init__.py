@@ -62,7 +62,8 @@ def extended(questions: Path) -> list[dict[str, Any]]:
     rows = {row["question_id"]: row for row in _rows(questions) if row.get("question_id") in added}
     if missing := sorted(set(added) - set(rows)):
         raise SourceError(
-            f"{questions} lacks {len(missing)} of MT-Bench's 80 questions (such as {missing[0]}); give question.jsonl"
+            f"{questions} lacks {len(missing)} of MT-Bench's 80 questions (such as {missing[0]}); "
+            "give question.jsonl"
         )
     return [
         rows[number]

@@ -114,10 +114,16 @@ def _spread(turns: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[str]:
     for kind in PHENOMENA:
         share = counts[kind] / max(len(turns), 1)
         if not LEAST_SHARE <= share <= MOST_SHARE:
-            yield f"{kind} is {share:.1%} of all turns, not between {LEAST_SHARE:.0%} and {MOST_SHARE:.0%}"
+            yield (
+                f"{kind} is {share:.1%} of all turns, "
+                f"not between {LEAST_SHARE:.0%} and {MOST_SHARE:.0%}"
+            )
     mean = fmean(len(turn["text"].split()) for _, turn in turns) if turns else 0.0
     if not MEAN_WORDS[0] <= mean <= MEAN_WORDS[1]:
-        yield f"{mean:.1f} words a turn on average, not between {MEAN_WORDS[0]:g} and {MEAN_WORDS[1]:g}"
+        yield (
+            f"{mean:.1f} words a turn on average, "
+            f"not between {MEAN_WORDS[0]:g} and {MEAN_WORDS[1]:g}"
+        )
 
 
 def _repeats(turns: Sequence[tuple[int, Mapping[str, Any]]]) -> Iterator[str]:

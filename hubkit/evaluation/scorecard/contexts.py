@@ -82,8 +82,9 @@ def contexts(
             ends.append(Context(row_id, turns, None, intent))
     if len(chosen) < 2:
         raise SourceError(
-            f"only {len(chosen)} of the held-out conversations continues within {block.context_chars} characters; raise "
-            "eval.scorecard.context_chars, or give more conversations"
+            f"only {len(chosen)} of the held-out conversations continues within "
+            f"{block.context_chars} characters; raise eval.scorecard.context_chars, "
+            "or give more conversations"
         )
     number = min(block.contexts, (len(chosen) + 1) // 2)
     return Contexts(chosen[:number], chosen[number : 2 * number], ends[:number], first)

@@ -208,5 +208,6 @@ def _database_lost(root: Path, problem: str, count: int) -> HubError:
     return HubError(
         f"The settings database {root / 'hub.sqlite'} {problem}, but there are {count} "
         f"repositories in {root / 'repos'}. Nothing was changed. Put the database back, restore a "
-        "backup with `hubkit hub restore`, or take the repositories in again with `hubkit hub adopt`."
+        "backup with `hubkit hub restore`, or take the repositories in "
+        "again with `hubkit hub adopt`."
     )

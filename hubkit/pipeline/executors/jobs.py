@@ -74,7 +74,8 @@ class OnJobs:
                 raise StageError(f"stage {stage.name!r} failed in job {outcome.url}: {reason}")
             if outcome.stage == "CANCELED":
                 raise StageError(
-                    f"job {outcome.url} of stage {stage.name!r} was cancelled; the same command starts it"
+                    f"job {outcome.url} of stage {stage.name!r} was cancelled; "
+                    "the same command starts it"
                 )
             if attempt + 1 < ATTEMPTS:
                 self._tell(
@@ -84,8 +85,8 @@ class OnJobs:
                 )
         last = outcome.tail[-1] if outcome.tail else "it said nothing"
         raise StageError(
-            f"stage {stage.name!r}: {ATTEMPTS} jobs ended as {outcome.stage} ({outcome.message}) without saying why; "
-            f"the last line of {outcome.url} is: {last}"
+            f"stage {stage.name!r}: {ATTEMPTS} jobs ended as {outcome.stage} ({outcome.message}) "
+            f"without saying why; the last line of {outcome.url} is: {last}"
         )
 
     def command(self, stage: Stage, context: RunContext, inputs: dict[str, Ref]) -> cloud.Command:
@@ -155,8 +156,9 @@ def _require_elsewhere(context: RunContext, stage: Stage) -> None:
     for source in (*block.sources, *block.questions.values()):
         if source.path and not source.repo_id:
             raise RecipeError(
-                f"{source.path} is on this machine, and a job cannot read it; push it to a dataset repo and name that "
-                "as repo_id, or run `hubkit corpus` here first: a stage that is done is skipped"
+                f"{source.path} is on this machine, and a job cannot read it; "
+                "push it to a dataset repo and name that as repo_id, "
+                "or run `hubkit corpus` here first: a stage that is done is skipped"
             )
 
 

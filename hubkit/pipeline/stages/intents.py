@@ -62,8 +62,9 @@ def _check(block: Intents, facts: dict[str, Any]) -> None:
             f"{reason} {count}" for reason, count in sorted(facts.get("missing", {}).items())
         )
         raise StageError(
-            f"{missing} of {rows} conversations have no intent ({why or facts['from']}), more than max_missing_share of "
-            f"{block.max_missing_share:.0%}; what a judge has said is kept, and the same command asks for the rest: "
+            f"{missing} of {rows} conversations have no intent ({why or facts['from']}), "
+            f"more than max_missing_share of {block.max_missing_share:.0%}; "
+            "what a judge has said is kept, and the same command asks for the rest: "
             "raise its caps, look at its replies, or raise corpus.intents.max_missing_share"
         )
 

@@ -107,8 +107,8 @@ class RunBranch:
             except HubError as error:
                 if time.time() > self._until:
                     self._lost = RunLockedError(
-                        f"the lease on this run could not be renewed ({error}); nothing is lost, and the same command "
-                        "resumes from here when the Hub answers"
+                        f"the lease on this run could not be renewed ({error}); nothing is lost, "
+                        "and the same command resumes from here when the Hub answers"
                     )
                     return
 
@@ -134,8 +134,8 @@ class RunBranch:
                 self._refuse_if_held(was_held=True)
             except RepoMissingError:
                 raise RunLockedError(
-                    f"another machine finished this run, or removed its branch {self._branch.name} of "
-                    f"{self._branch.repo_id}; run the same command again to see"
+                    f"another machine finished this run, or removed its branch {self._branch.name} "
+                    f"of {self._branch.repo_id}; run the same command again to see"
                 ) from None
         raise CommitConflictError(f"branch {self._branch.name} moves on all the time", status=412)
 
@@ -165,8 +165,9 @@ class RunBranch:
             return
         when = datetime.fromtimestamp(until, UTC).strftime("%H:%M:%S UTC")
         raise RunLockedError(
-            f"process {lease.get('process')} on {lease.get('host')} drives this run; stop it there (it lets go at "
-            f"once), or, if that machine is lost, wait until its lease ends at {when}"
+            f"process {lease.get('process')} on {lease.get('host')} drives this run; "
+            "stop it there (it lets go at once), or, if that machine is lost, "
+            f"wait until its lease ends at {when}"
         )
 
 

@@ -129,7 +129,8 @@ def sent_sampling(profile: str, sampling: Mapping[str, Any]) -> dict[str, Any]:
     stops = values["stop"] or []
     if dialect.most_stops and len(stops) > dialect.most_stops:
         raise RecipeError(
-            f"{len(stops)} stop strings: {profile} takes at most {dialect.most_stops}; leave some out"
+            f"{len(stops)} stop strings: {profile} takes at most {dialect.most_stops}; "
+            "leave some out"
         )
     values_sent = {
         key: value

@@ -493,8 +493,8 @@ class Endpoint:
                 f"{self.name}: {self._replicas[0].url} (profile {self._profile}) "
                 + (f"renders this model's prompts differently: {difference}" if difference else
                    "cannot show how it renders this model's prompts")
-                + "; serve the model with its own chat_template.jinja on vLLM, SGLang, llama.cpp or "
-                "TGI, which take rendered prompts, and name that profile"
+                + "; serve the model with its own chat_template.jinja on vLLM, SGLang, "
+                    "llama.cpp or TGI, which take rendered prompts, and name that profile"
             )  # fmt: skip
         self._as_text = True
         if self._dialect.text_route == "generate":
@@ -649,8 +649,8 @@ class Endpoint:
             )
         if silent_s > _NOT_FOUND_S or error.kind == "unknown_model":
             raise MisconfiguredEndpointError(
-                f"{self.name}: {error}. {replica.url} answers {status} to its list of models; check "
-                "the URL and the seat's model",
+                f"{self.name}: {error}. {replica.url} answers {status} to its list of models; "
+                "check the URL and the seat's model",
                 status=404,
             )
 

@@ -164,7 +164,10 @@ def refusal(
     """
     words = server_words(raw)
     if 300 <= status < 400:
-        words = f"it redirects to {headers.get('location', 'nowhere')}; give that address, if you trust it"
+        words = (
+            f"it redirects to {headers.get('location', 'nowhere')}; "
+            "give that address, if you trust it"
+        )
     text = raw[:_READ_BYTES].decode("utf-8", "replace").lower()
     window = _WINDOW.search(text)
     return EndpointError(
