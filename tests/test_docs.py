@@ -160,7 +160,8 @@ def as_if_made(hub: Any, folder: Path) -> None:
         (out / "provenance" / f"{stage}.json").write_text(json.dumps(record))
         (out / "data").mkdir(exist_ok=True)
         for split, count in splits.items():
-            rows = [[("user", f"Why {n}?"), ("assistant", f"{n}."), ("user", "And?"), ("assistant", "Yes.")]
+            rows = [[("user", f"Why {n}?"), ("assistant", f"{n}."), ("user", "And?"),
+                     ("assistant", "Yes.")]
                     for n in range(count)]  # fmt: skip
             write_rows(out / "data" / f"{split}-00000-of-00001.parquet", rows)
         if repo_type == "model":

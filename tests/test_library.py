@@ -211,7 +211,8 @@ def test_the_whole_example_with_the_small_model(chats: Path, hubkit_home: Path) 
     splits = people.split(openings=4, test=4)
     with Asker.train(splits.train, base=BASE, max_tokens=2000, **QUICK) as asker:
         dialogues = rollout(asker, chat=BASE, openings=splits.openings, n=4, turns=4,
-                            chat_sampling={"max_tokens": 32}, asker_sampling={"max_tokens": 32})  # fmt: skip
+                            chat_sampling={"max_tokens": 32},
+                            asker_sampling={"max_tokens": 32})  # fmt: skip
         kept = dialogues.curate(["empty_turn", "repeated_turn"])
         assert isinstance(kept, Dialogues) and len(dialogues) == 4
         asker.scorecard(splits.test, contexts=4, openings=2, max_tokens=16)

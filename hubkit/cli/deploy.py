@@ -199,8 +199,8 @@ def list_(json: Json = False) -> None:
     now = sum(item.usd_per_hour for item in endpoints)
     if json:
         console.data({
-            "endpoints": [item.to_dict() for item in endpoints], "usd_per_hour": now, "prices": prices.date(),
-            "reaped": [item.to_dict() for item in reaped],
+            "endpoints": [item.to_dict() for item in endpoints], "usd_per_hour": now,
+            "prices": prices.date(), "reaped": [item.to_dict() for item in reaped],
         })  # fmt: skip
         return
     console.table(

@@ -104,8 +104,8 @@ def show_costs(
     hours, usd, whole = costs.total(stage_costs)
     if json:
         console.data({
-            "stages": [cost.to_dict() for cost in stage_costs], "hours": hours, "usd": usd, "complete": whole,
-            "prices": prices.date(), "assumptions": costs.assumptions(),
+            "stages": [cost.to_dict() for cost in stage_costs], "hours": hours, "usd": usd,
+            "complete": whole, "prices": prices.date(), "assumptions": costs.assumptions(),
         })  # fmt: skip
         return
     rows = [

@@ -148,7 +148,8 @@ def _panel(axes: Axes, card: Scorecard, name: str, entry: Definition) -> None:
         colour = "#444444" if row.name == PEOPLE else COLOURS[(at - 1) % len(COLOURS)]
         cell = row.values.get(name)
         if cell is None:
-            axes.text(0.02, at, "–" if row.name == PEOPLE else "n/a", transform=axes.get_yaxis_transform(),
+            axes.text(0.02, at, "–" if row.name == PEOPLE else "n/a",
+                      transform=axes.get_yaxis_transform(),
                       va="center", fontsize=7, color="#8a8a8a")  # fmt: skip
             continue
         if cell.get("low") is not None and cell.get("high") is not None:

@@ -47,8 +47,8 @@ class Plan:
     def to_record(self) -> dict[str, Any]:
         """As the journal keeps it."""
         return {
-            "id": self.id, "messages": self.messages, "human_turns": self.human_turns, "opening": self.opening,
-            "intent": self.intent, "persona": self.persona,
+            "id": self.id, "messages": self.messages, "human_turns": self.human_turns,
+            "opening": self.opening, "intent": self.intent, "persona": self.persona,
         }  # fmt: skip
 
     @classmethod

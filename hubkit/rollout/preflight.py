@@ -103,7 +103,8 @@ def _generated_turns(row: dict[str, Any], role: str) -> list[tuple[int, int, int
             prompt, completion = row["prompt_tokens"][position], row["completion_tokens"][position]
             guess = len(message["content"]) // 4
             so_far = sum(len(m["content"]) for m in row["messages"][:position]) // 4
-            turns.append((position, so_far if prompt is None else prompt, guess if completion is None else completion,
+            turns.append((position, so_far if prompt is None else prompt,
+                          guess if completion is None else completion,
                           row["attempts"][position]))  # fmt: skip
     return turns
 

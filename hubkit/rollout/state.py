@@ -92,8 +92,8 @@ class State:
         """
         spent = self.spent
         yield {
-            "k": "run", "digest": self.digest, "published": sorted(self.published), "counts": self.counts,
-            "spent": [
+            "k": "run", "digest": self.digest, "published": sorted(self.published),
+            "counts": self.counts, "spent": [
                 spent.tokens, spent.requests, spent.cached_total, spent.seconds, spent.cached
             ],
             "id": self.id, "elsewhere": self.elsewhere,

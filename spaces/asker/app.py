@@ -371,7 +371,8 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
     tabs = gr.Tabs(overflow_behavior="wrap")  # on a phone, a menu would hide what there is to do
     with tabs, gr.Tab("Be the assistant", id="be"):
         mine = gr.State([])
-        talk = TextChatbot(label="You are the assistant", elem_id="be", height="45vh", buttons=["copy"],
+        talk = TextChatbot(label="You are the assistant", elem_id="be", height="45vh",
+                           buttons=["copy"],
                            placeholder="Press Start, and the asker opens. Or give it a topic "
                                        "first.")  # fmt: skip
         status = gr.Markdown("", elem_id="be-status")
@@ -384,8 +385,8 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
             )
             start = gr.Button("Start", variant="primary", elem_id="start")
         reply = gr.Textbox(
-            placeholder="Answer as the assistant would, then press Enter", show_label=False, submit_btn=True,
-            elem_id="reply",
+            placeholder="Answer as the assistant would, then press Enter", show_label=False,
+            submit_btn=True, elem_id="reply",
         )  # fmt: skip
         with gr.Row():
             again = gr.Button("Ask something else", size="sm", elem_id="again")
@@ -408,8 +409,8 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         stopped.then(lambda m: (swapped(m), "Stopped."), mine, [talk, status], **quietly)
     with tabs, gr.Tab("Watch them talk", id="watch"):
         theirs = gr.State([])
-        stage = TextChatbot(label=f"{CHAT.name} (left) and {ASKER.name} (right)", elem_id="watch", height="45vh",
-                            buttons=["copy"])  # fmt: skip
+        stage = TextChatbot(label=f"{CHAT.name} (left) and {ASKER.name} (right)", elem_id="watch",
+                            height="45vh", buttons=["copy"])  # fmt: skip
         news = gr.Markdown("", elem_id="watch-status")
         opening = gr.Textbox(
             label="First question",
@@ -456,8 +457,8 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         deal.click(new_round, [heat], [scene_before, verdict, first, second, current], **quietly)
         for place, button in enumerate((pick_first, pick_second)):
             button.click(
-                lambda c, s, place=place: guess(place, c, s), [current, score], [verdict, score, current],
-                **quietly,
+                lambda c, s, place=place: guess(place, c, s), [current, score],
+                [verdict, score, current], **quietly,
             )  # fmt: skip
     with gr.Accordion("Settings", open=False):
         heat.render()

@@ -222,8 +222,8 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
             left = TextChatbot(
                 label=CHAT.name, elem_id="left", height="45vh", min_width=280, buttons=["copy"]
             )
-            right = TextChatbot(label=f"Its base: {BASE.repo_id}", elem_id="right", height="45vh", min_width=280,
-                                buttons=["copy"])  # fmt: skip
+            right = TextChatbot(label=f"Its base: {BASE.repo_id}", elem_id="right", height="45vh",
+                                min_width=280, buttons=["copy"])  # fmt: skip
         both = gr.Textbox(
             placeholder="Write to both, then press Enter",
             show_label=False,

@@ -270,8 +270,10 @@ def plans(found: Figures) -> str:
     head = " | ".join(f"{name}: hours | USD" for name in recipes)
     lines = [f"| stage | {head} |", "| --- |" + " ---: | ---: |" * len(recipes)]
     for stage in [*stages, "all"]:
-        cells = [f"{plan[stage]['hours']:.1f} | {plan[stage]['usd']:,.0f}" if stage in plan else " | "
-                 for plan in recipes.values()]  # fmt: skip
+        cells = [
+            f"{plan[stage]['hours']:.1f} | {plan[stage]['usd']:,.0f}" if stage in plan else " | "
+            for plan in recipes.values()
+        ]
         lines.append(f"| {stage} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", found["plans"]["about"]])
 

@@ -147,7 +147,8 @@ def distilabel(options: dict[str, Any]) -> float:
     with tempfile.TemporaryDirectory(dir=options["folder"]) as folder:
         settings = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 64}
         llm = OpenAILLM(
-            model="tgi", base_url=f"{options['urls'][0]}/v1", api_key="none", generation_kwargs=settings
+            model="tgi", base_url=f"{options['urls'][0]}/v1", api_key="none",
+            generation_kwargs=settings
         )  # fmt: skip
         with Pipeline(name="bench", cache_dir=folder) as pipeline:
             load = LoadDataFromDicts(

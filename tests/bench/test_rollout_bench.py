@@ -169,8 +169,9 @@ def test_trouble(tmp_path: Path) -> None:
         if seconds:
             figures[name]["makespan_over_ideal"] = spread(value / ideal for value in seconds)
     figures["hubkit, one of three addresses dead half-way"] = {
-        "makespan_over_ideal": spread(value / ideal for value in makespans), "dialogues_lost": 0,
-    }  # fmt: skip
+        "makespan_over_ideal": spread(value / ideal for value in makespans),
+        "dialogues_lost": 0,
+    }
     report("trouble", figures)
 
 
@@ -211,7 +212,8 @@ def test_memory_and_resume(tmp_path: Path) -> None:
 
     def go(url: str) -> dict[str, float]:
         done = subprocess.run(
-            [sys.executable, "-c", MEMORY, url, str(tmp_path), str(count)], capture_output=True, text=True, check=True,
+            [sys.executable, "-c", MEMORY, url, str(tmp_path), str(count)], capture_output=True,
+            text=True, check=True,
             timeout=3000, env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
         )  # fmt: skip
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))

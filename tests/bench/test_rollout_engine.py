@@ -30,8 +30,8 @@ DIALOGUES, TURNS, IN_FLIGHT = 8, int(os.environ.get("BENCH_TURNS", "8")), 8
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 ASKED = (
     "How do I bake bread at home?", "What is a good way to learn chess?", "Explain how rain forms.",
-    "Tell me about the history of Rome.", "How does a bicycle stay upright?", "What should I cook tonight?",
-    "Why is the sky blue?", "Help me plan a garden.",
+    "Tell me about the history of Rome.", "How does a bicycle stay upright?",
+    "What should I cook tonight?", "Why is the sky blue?", "Help me plan a garden.",
 )  # fmt: skip
 
 
@@ -91,8 +91,8 @@ def requests_of(
             swap_roles(seen) if asker else seen
         )
         body = {
-            "model": "tgi", "messages": messages, "seed": row["seeds"][position], "temperature": 0.7,
-            "max_tokens": 24, "user": row["id"] + "-again",
+            "model": "tgi", "messages": messages, "seed": row["seeds"][position],
+            "temperature": 0.7, "max_tokens": 24, "user": row["id"] + "-again",
         }  # fmt: skip
         found.append((urls["asker" if asker else "base"], body))
     return found
@@ -110,12 +110,13 @@ def test_what_driving_costs_the_embedded_engine(tmp_path: Path) -> None:
     for number in range(ROUNDS):
         folder = tmp_path / str(number)
         with start_engine(
-            str(smollm2()), {"asker": str(lora("asker"))}, listen=["asker", "base"], cache_dir=cache,
-            context=4096, slots=2 * IN_FLIGHT, log_path=folder / "engine.log",
+            str(smollm2()), {"asker": str(lora("asker"))}, listen=["asker", "base"],
+            cache_dir=cache, context=4096, slots=2 * IN_FLIGHT, log_path=folder / "engine.log",
         ) as engine:  # fmt: skip
             urls = engine.addresses
             report = run(
-                given, openings, folder / "out", asker=ServedModel.at(urls["asker"]), chat=ServedModel.at(urls["base"]),
+                given, openings, folder / "out", asker=ServedModel.at(urls["asker"]),
+                chat=ServedModel.at(urls["base"]),
                 journal=folder / "journal", seed=number, provenance={},
             )  # fmt: skip
             rows = pq.read_table(folder / "out" / "data").to_pylist()

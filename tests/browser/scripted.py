@@ -84,8 +84,10 @@ class Endpoint:
         request: BaseHTTPRequestHandler, delta: dict[str, str], finish: str | None = None
     ) -> None:
         chunk = {
-            "id": "x", "object": "chat.completion.chunk", "created": 0, "model": "tgi", "system_fingerprint": "x",
-            "choices": [{"index": 0, "delta": {"role": "assistant", **delta}, "finish_reason": finish}],
+            "id": "x", "object": "chat.completion.chunk", "created": 0, "model": "tgi",
+            "system_fingerprint": "x",
+            "choices": [{"index": 0, "delta": {"role": "assistant", **delta},
+                         "finish_reason": finish}],
         }  # fmt: skip
         request.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
         request.wfile.flush()

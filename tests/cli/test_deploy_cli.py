@@ -126,7 +126,8 @@ def test_prices_are_said_where_nothing_is_free(monkeypatch: pytest.MonkeyPatch) 
         "name": "one", "tags": ["hubkit"], "type": "authenticated", "healthRoute": "/health",
         "provider": {"vendor": "aws", "region": "us-east-1"},
         "compute": {"instanceType": "nvidia-a100", "instanceSize": "x2"},
-        "model": {"repository": "me/a-model", "revision": None, "image": {"custom": {"url": "an/image"}}},
+        "model": {"repository": "me/a-model", "revision": None,
+                  "image": {"custom": {"url": "an/image"}}},
         "status": {"state": "running", "createdAt": made, "targetReplica": 2, "message": ""},
     }  # fmt: skip
     found = endpoints._deployed(hub, raw)

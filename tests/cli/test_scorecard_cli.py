@@ -105,7 +105,8 @@ def test_an_asker_is_compared_with_its_base_and_people(
         "only an end mark can end"
     )
     assert asker["values"]["perplexity"]["value"] != base["values"]["perplexity"]["value"] > 1
-    told = heldout_loss(Evals(conversations=30), hub.snapshot(repos["base"]), None, _data(hub, repos), seat="user",
+    told = heldout_loss(Evals(conversations=30), hub.snapshot(repos["base"]), None,
+                        _data(hub, repos), seat="user",
                         system=SYSTEM, printed_as="assistant")  # fmt: skip
     assert base["values"]["perplexity"]["value"] == pytest.approx(told.perplexity), (
         "in its own seat"
@@ -176,8 +177,8 @@ def test_a_repo_without_a_record_is_told_to_play(repos: dict[str, Ref], server: 
     data = f"tiny-corpus@{repos['corpus'].revision}:test"
     with pytest.raises(SourceError, match="give conversations with --data"):
         run("tiny-base", "--no-perplexity", "--endpoint", f"tiny-base={server.url}")
-    done = run("tiny-base", "--data", data, "--system", "Play a user.", "--no-perplexity", "-n", "4", "--json",
-               "--endpoint", f"tiny-base={server.url}")  # fmt: skip
+    done = run("tiny-base", "--data", data, "--system", "Play a user.", "--no-perplexity", "-n",
+               "4", "--json", "--endpoint", f"tiny-base={server.url}")  # fmt: skip
     assert [row["name"] for row in json.loads(done.stdout)["rows"]] == ["people", "tiny-base"]
     prompt = server.ledger()[-1]["body"]["inputs"]
     assert prompt.startswith("<|im_start|>system\nPlay a user."), (

@@ -101,8 +101,8 @@ def test_the_papers_preference_optimisation_can_be_planned_on_a_laptop(
     assert made.memory_gib["reference"] == pytest.approx(13.0e9 * 4 / 8 / 2**30, rel=0.02), (
         "a second model"
     )
-    shown = cli("align", "parrot", "--dry-run", "--launch", "ddp", "--processes", "8", "--device-gib", "80",
-                "--device", "A100")  # fmt: skip
+    shown = cli("align", "parrot", "--dry-run", "--launch", "ddp", "--processes", "8",
+                "--device-gib", "80", "--device", "A100")  # fmt: skip
     assert (
         shown.returncode == 1
         and "dpo.beta" in shown.stdout
@@ -145,8 +145,8 @@ def test_the_laptops_recipes_can_be_planned_before_anything_is_there(name: str) 
 def test_a_plan_says_what_will_not_run_and_exits_with_1(
     hubkit_home: Path, cli: Callable[..., Any]
 ) -> None:
-    done = cli("train", "asker", "parrot", "--dry-run", "--set", "asker.sft.max_length=8192", "--device", "A100",
-               "--device-gib", "80")  # fmt: skip
+    done = cli("train", "asker", "parrot", "--dry-run", "--set", "asker.sft.max_length=8192",
+               "--device", "A100", "--device-gib", "80")  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "would not run: sft.max_length 8192 is more than the 4096 positions" in done.stderr
     assert (

@@ -398,7 +398,8 @@ def tiny_loop(hub: Hub, tmp_path: Path) -> Iterator[list[Recipe]]:
         "rollout.asker": seats["asker"], "rollout.chat": seats["chat"], "rollout.dialogues": 8,
         "rollout.in_flight": 1, "rollout.retry_on": [], "rollout.retries_per_turn": 0,
         "curate.filters": [{"name": "empty_turn"}], "preference": None,
-        "eval": {"conversations": 2, "max_tokens": 400, "resamples": 50, "prompted_base": False, "scorecard": None},
+        "eval": {"conversations": 2, "max_tokens": 400, "resamples": 50, "prompted_base": False,
+                 "scorecard": None},
     }  # fmt: skip
     made = []
     for name in ("loop-jobs", "loop-here"):

@@ -135,8 +135,10 @@ def test_containers_are_told_apart_by_content(tmp_path: Path) -> None:
     array = json.dumps(rows).encode()
     spread = "\n".join(json.dumps(r, indent=2) for r in rows).encode()
     stored = {
-        "a": lines, "b": array, "c": b"\xef\xbb\xbf\n " + array, "d": spread, "e": gzip.compress(lines),
-        "f": gzip.compress(array[:400]) + gzip.compress(array[400:]), "g": zstandard.compress(array),
+        "a": lines, "b": array, "c": b"\xef\xbb\xbf\n " + array, "d": spread,
+        "e": gzip.compress(lines),
+        "f": gzip.compress(array[:400]) + gzip.compress(array[400:]),
+        "g": zstandard.compress(array),
         "h": lines.rstrip(), "i": zstandard.compress(lines[:500]) + zstandard.compress(lines[500:]),
     }  # fmt: skip
     for name, data in stored.items():

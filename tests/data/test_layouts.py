@@ -218,7 +218,7 @@ def test_undesirable_rows_and_pictures_are_counted(tmp_path: Path) -> None:
         {"schema": {"fields": []}, "data": [{"index": n, "messages": openai(Q, A)} for n in "012"]},
         {"data": [{"instruction": Q, "output": A}] * 3},
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("indent", [None, 1])
 def test_objects_around_the_rows(tmp_path: Path, value: Any, indent: int | None) -> None:
     path = tmp_path / "x.json"

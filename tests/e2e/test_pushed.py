@@ -171,8 +171,8 @@ def test_a_card_s_snippet_runs_as_written(
     card = pushed.read(head, "README.md").decode()
     for snippet in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
         ran = subprocess.run(
-            [sys.executable, "-c", snippet], capture_output=True, text=True, env=stranger, cwd=tmp_path, timeout=240,
-            check=False,
+            [sys.executable, "-c", snippet], capture_output=True, text=True, env=stranger,
+            cwd=tmp_path, timeout=240, check=False,
         )  # fmt: skip
         assert ran.returncode == 0, ran.stderr[-2000:]
         assert ran.stdout.strip() or kind in ("asker", "chat"), (

@@ -110,7 +110,8 @@ def test_a_dry_run_names_the_endpoints_and_their_price_and_makes_none(
     assert judge["engine"] == "vllm" and judge["usd_per_hour"] > both["usd_per_hour"] > 0
     shown = cli(*chat(questions, *more, "--dry-run"))
     assert f"{judge['usd_per_hour']:.2f}" in shown.stdout and "prices of" in shown.stderr
-    asked = cli("eval", "asker", ASKER, "--endpoint", f"{ASKER}=deploy", *PLACE, "--system", "You ask.", "--data",
+    asked = cli("eval", "asker", ASKER, "--endpoint", f"{ASKER}=deploy", *PLACE, "--system",
+                "You ask.", "--data",
                 str(write(questions.parent / "rows.parquet")), "--dry-run", "--json")  # fmt: skip
     assert asked.returncode == 0, asked.stderr
     (one,) = json.loads(asked.stdout)["endpoints"]
@@ -149,7 +150,8 @@ def test_model_and_opponent_share_an_endpoint_that_is_gone_at_the_end(
 def test_a_judge_may_be_deployed_too(cli: Any, hub: Hub, questions: Path) -> None:
     answers = questions.parent / "old.jsonl"
     answers.write_text("".join(
-        json.dumps({"question_id": n, "choices": [{"turns": [f"{n} km", "Yes."]}]}) + "\n" for n in range(6)
+        json.dumps({"question_id": n, "choices": [{"turns": [f"{n} km", "Yes."]}]}) + "\n"
+        for n in range(6)
     ))  # fmt: skip
     args = [
         "eval",

@@ -148,8 +148,8 @@ def test_every_planted_failure_is_missing_and_counted(tmp_path: Path) -> None:
         result = judged(setup(of, server, block=block), tmp_path)
     found = result.scores["model-A"]
     assert found.missing == {
-        "no_verdict": 1, "out_of_range": 1, "several_verdicts": 1, "malformed": 1, "empty": 1, "timeout": 1,
-        "refused": 2,
+        "no_verdict": 1, "out_of_range": 1, "several_verdicts": 1, "malformed": 1, "empty": 1,
+        "timeout": 1, "refused": 2,
     }  # fmt: skip
     assert found.judgments == 16 == found.mean.n + sum(found.missing.values())
     assert found.turns[1].value is None and found.turns[1].n == 0, "missing, not 0"
@@ -463,8 +463,10 @@ def test_follow_ups_are_joined_to_their_questions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[1]", '{"question_id": 1}', '{"question_id": 1, "turns": "  "}', '{"question_id": 1, "turns": [1]}',
-     '{"question_id": 1, "turns": []}', '{"question_id": 1, "turns": ["a"]}\n{"question_id": 1, "turns": ["b"]}'],
+    ["", "{", "[1]", '{"question_id": 1}', '{"question_id": 1, "turns": "  "}',
+     '{"question_id": 1, "turns": [1]}',
+     '{"question_id": 1, "turns": []}',
+     '{"question_id": 1, "turns": ["a"]}\n{"question_id": 1, "turns": ["b"]}'],
 )  # fmt: skip
 def test_what_are_no_questions_is_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.jsonl").write_text(text)

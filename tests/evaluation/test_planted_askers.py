@@ -138,7 +138,8 @@ def perceptive() -> list[list[Any]]:
 def judge(url: str, folder: Path) -> PromptedJudge:
     block = Judging(judge=SeatConfig(repo="j", profile="openai"), in_flight=8)
     return PromptedJudge(
-        block, ServedModel.at(url), turing_prompts(), "turing-v1", identity="j", run="r", folder=folder
+        block, ServedModel.at(url), turing_prompts(), "turing-v1", identity="j", run="r",
+        folder=folder
     )  # fmt: skip
 
 

@@ -247,7 +247,7 @@ def test_lost_in_conversation_is_revealed_by_a_simulated_user(tmp_path: Path) ->
         assert (user.stats()["requests"], model.stats()["requests"]) == before, "nothing twice"
     assert [m[0]["content"].rpartition(": ")[2] for m in revealed] == [
         s["shard"] for s in LOST[0]["shards"]
-    ]  # fmt: skip
+    ]
     assert [m["role"] for m in revealed[1]] == ["system", "assistant", "user"], "the user's seat"
     shares = {name: n.value for name, n in result.scores["model"].categories.items()}
     assert shares == {"full": 1.0, "concat": 1.0, "sharded": 0.0}

@@ -287,7 +287,8 @@ def test_lm_evals_samples_and_inspects_logs_by_hand(tmp_path: Path) -> None:
 
 def test_files_without_verdicts_are_said(tmp_path: Path) -> None:
     for rows, why in (([{"a": 1}], "neither hubkit's"), ([], "no verdicts"),
-                      ([{"judge": "j", "score": "x", "question_id": 1}], "not a judgment")):  # fmt: skip
+                      ([{"judge": "j", "score": "x", "question_id": 1}],
+                       "not a judgment")):  # fmt: skip
         with pytest.raises(SourceError, match=why):
             read_verdicts(lines(tmp_path / "x.jsonl", rows))
     with pytest.raises(SourceError, match="cannot be read"):
@@ -297,7 +298,8 @@ def test_files_without_verdicts_are_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["hubkit", "fastchat"])
 def test_what_is_written_is_read_again(tmp_path: Path, form: Any) -> None:
     sets = [
-        VerdictSet("own", "single", "m", "j", [Rated("1", "c", 1, 7.5), Rated("2", "c", 1, None, "no_verdict")]),
+        VerdictSet("own", "single", "m", "j",
+                   [Rated("1", "c", 1, 7.5), Rated("2", "c", 1, None, "no_verdict")]),
         VerdictSet("own", "pairwise", "m", "j", [Compared("1", "c", 2, "win", "tie")], "n"),
     ]  # fmt: skip
     path = tmp_path / "own.jsonl"

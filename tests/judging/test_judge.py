@@ -85,7 +85,8 @@ def test_a_rating_is_exact_or_missing_with_a_reason(text: str, expected: float |
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("A is better: [[A]]", "A"), ("[[B]]", "B"), ("[[C]]", "tie"), ("[[A]] no, [[B]]", "several_verdicts"),
+    [("A is better: [[A]]", "A"), ("[[B]]", "B"), ("[[C]]", "tie"),
+     ("[[A]] no, [[B]]", "several_verdicts"),
      ("[[D]]", "malformed"), ("[[ A ]]", "A"), ("[[A++]]", "A"),
      ("[[B+]]", "B"), ("[[A=B]]", "tie"), ("[[a]]", "malformed"), ("[[Tie]]", "malformed"),
      ("A", "no_verdict"), ("", "empty")],

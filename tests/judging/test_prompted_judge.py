@@ -30,8 +30,8 @@ from hubkit.recipe import Judging, load
 from hubkit.serving import ServedModel
 
 TALKS = [
-    [("user", f"How do I bake bread number {n}, please?"), ("assistant", "Mix flour."), ("user", f"Now rye {n}?"),
-     ("assistant", "Use less water.")]
+    [("user", f"How do I bake bread number {n}, please?"), ("assistant", "Mix flour."),
+     ("user", f"Now rye {n}?"), ("assistant", "Use less water.")]
     for n in range(24)
 ]  # fmt: skip
 SFT = {
@@ -102,7 +102,8 @@ def corpus(folder: Path, name: str, **changes: Any) -> tuple[Any, list[dict[str,
 def test_what_counts_as_a_line_and_as_yes():
     assert line('"bake rye bread"').answer == "bake rye bread" and line(" bake \n").answer == "bake"
     reasons = [line(text, end).reason for text, end in
-               (("", "stop"), ("a\nb", "stop"), ("x" * 301, "stop"), ("cut", "length"), ('""', "stop"))]  # fmt: skip
+               (("", "stop"), ("a\nb", "stop"), ("x" * 301, "stop"), ("cut", "length"),
+                ('""', "stop"))]  # fmt: skip
     assert reasons == ["empty", "several_lines", "too_long", "cut_off", "empty"]
     assert (
         yes_or_no("It needs it. [[YES]]").answer == "yes" and yes_or_no("[[ no ]]").answer == "no"
@@ -194,7 +195,8 @@ def test_an_intent_goes_from_the_source_to_training_rollout_and_cards(folder: Pa
                "corpus.intents": {"column": "wish"},
                "rollout.asker": {"repo": "asker", "endpoints": [asker.url], "system": system},
                "rollout.chat": {"repo": connect().qualify("asked-base"), "endpoints": [chat.url]},
-               "rollout.dialogues": 4, "rollout.turns": {"kind": "fixed", "value": 2}, "rollout.retry_on": []},
+               "rollout.dialogues": 4, "rollout.turns": {"kind": "fixed", "value": 2},
+               "rollout.retry_on": []},
         )  # fmt: skip
         made = {}
         for stage in ("corpus", "asker", "rollout"):
@@ -310,8 +312,10 @@ def test_a_judge_is_shown_the_end_of_the_conversation():
     assert values == {"conversation": "x" * 1500 + " […]\n\nthen", "question": "y" * 1500}
 
 
-DIALOGUES = [[("user", f"How do I bake bread {n}?"), ("assistant", "Mix flour."), ("user", f"Rye number {n}, then."),
-              ("assistant", f"About {n} hours."), ("user", "What is the capital of France?"), ("assistant", "Paris.")]
+DIALOGUES = [[("user", f"How do I bake bread {n}?"), ("assistant", "Mix flour."),
+              ("user", f"Rye number {n}, then."),
+              ("assistant", f"About {n} hours."), ("user", "What is the capital of France?"),
+              ("assistant", "Paris.")]
              for n in range(8)]  # fmt: skip
 
 
@@ -327,7 +331,8 @@ def test_a_judge_chooses_the_questions_that_need_their_context(
     (data / "data").mkdir(parents=True)
     write_rows(data / "data" / "train-00000-of-00001.parquet", DIALOGUES)
     at = hub.commit(hub.qualify("asked-dialogues"), data, "Dialogues", repo_type="dataset")
-    judge.script(rules=[["<message>\nRye number 3", ["hm", "who knows"]], ["<message>\nRye", ["Rye what? [[yes]]"]],
+    judge.script(rules=[["<message>\nRye number 3", ["hm", "who knows"]],
+                        ["<message>\nRye", ["Rye what? [[yes]]"]],
                         ["<message>", ["[[no]]"]]])  # fmt: skip
     with mock(deterministic=True) as answers:
         seat = {"repo": hub.qualify("asked-base"), "endpoints": [answers.url]}
@@ -376,8 +381,8 @@ def test_a_judge_that_runs_out_of_money_leaves_what_it_chose(
     priced["judge"]["usd_per_million_input"] = 20.0
     work = StageDirs(tmp_path / "out", tmp_path / "scratch", lambda *_: None)
     with prompted_judge(
-        RunContext(recipe(folder, "poor"), connect()), "prefer", Judging(**priced), {"a": Ref("a", "file", "1")}, work,
-        "context-v1",
+        RunContext(recipe(folder, "poor"), connect()), "prefer", Judging(**priced),
+        {"a": Ref("a", "file", "1")}, work, "context-v1",
     ) as asked:  # fmt: skip
         about = ((str(n), {"conversation": "", "question": f"Why {n}?"}) for n in range(9))
         said = asked.ask(about, yes_or_no, work.progress)
@@ -411,7 +416,8 @@ def test_the_seat_that_answers_wrongly_can_be_deployed_and_is_given_back(
     ]
     write_rows(data / "data" / "train-00000-of-00001.parquet", [talk, talk])
     at = hub.commit(hub.qualify("asked-deployed"), data, "Dialogues", repo_type="dataset")
-    seat = {"repo": hub.qualify("asked-seat"), "endpoints": ["deploy"], "deploy": {"hardware": "intel-spr-x1"},
+    seat = {"repo": hub.qualify("asked-seat"), "endpoints": ["deploy"],
+            "deploy": {"hardware": "intel-spr-x1"},
             "context": 512, "sampling": {"max_tokens": 8}}  # fmt: skip
     block = {"chat": seat, "strategies": ["neglect"], "in_flight": 2, "cut_off": "whole_sentences"}
     context = RunContext(recipe(folder, "deployed", preference=block), hub, {"curate": at})

@@ -101,8 +101,8 @@ def test_a_failed_job_is_tried_as_often_as_asked(api: Any) -> None:
 
 def test_uv_run_finds_this_environment(api: Any) -> None:
     job = api.run_uv_job(
-        "python", script_args=["-c", "import hubkit; print(hubkit.__name__)"], dependencies=["hubkit==0.1.0"],
-        python="3.12", namespace="local",
+        "python", script_args=["-c", "import hubkit; print(hubkit.__name__)"],
+        dependencies=["hubkit==0.1.0"], python="3.12", namespace="local",
     )  # fmt: skip
     assert over(api, job).status.stage == "COMPLETED" and logs(api, job) == ["hubkit"]
 

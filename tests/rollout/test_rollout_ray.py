@@ -176,8 +176,8 @@ def test_over_the_hub_and_after_the_driver_was_killed(
         ]
         args += ["--on", "ray", "--json"]
         driver = subprocess.Popen(
-            [sys.executable, "-m", "hubkit", "rollout", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=os.environ,
+            [sys.executable, "-m", "hubkit", "rollout", *args], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env=os.environ,
         )  # fmt: skip
         while server.stats()["answered"] < 60 and driver.poll() is None:
             time.sleep(0.05)

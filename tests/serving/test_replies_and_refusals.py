@@ -23,7 +23,8 @@ from hubkit.serving.client.replies import decode, read_chat, split_thinking
         ("  <thinking>a", "", "a", True),
         ("[THINK]a[/THINK]b", "b", "a", False),
         ("<seed:think>a</seed:think>b", "b", "a", False),
-        ("Close it with `</think>`, then answer.", "Close it with `</think>`, then answer.", "", False),
+        ("Close it with `</think>`, then answer.", "Close it with `</think>`, then answer.", "",
+         False),
         ("In HTML there is no <think> tag.", "In HTML there is no <think> tag.", "", False),
         ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b",
          "b", "analysis a    assistant", False),
@@ -70,7 +71,8 @@ def test_finish_reason_is_a_closed_set(finish: str | None, means: str) -> None:
 REFUSALS = [
     (402, "Insufficient Balance", "credit"),
     (400, "Your credit balance is too low to access the Anthropic API.", "credit"),
-    (403, "Your team has either used all available credits or reached its spending limit.", "credit"),
+    (403, "Your team has either used all available credits or reached its spending limit.",
+     "credit"),
     (429, "You exceeded your current quota, please check your plan and billing details.", "credit"),
     (429, 'You exceeded your current quota. quotaId: "GenerateRequestsPerDayPerProject"', "daily"),
     (429, 'You exceeded your current quota. quotaId: "GenerateRequestsPerMinutePerProject"', ""),
@@ -82,11 +84,13 @@ REFUSALS = [
     (403, "Input was flagged by moderation", "moderation"),
     (400, "filtered due to Azure OpenAI's content management policy", "moderation"),
     (403, "Invalid API key", ""),
-    (400, "This model's maximum context length is 2048 tokens. However, you requested 2200", "too_long"),
+    (400, "This model's maximum context length is 2048 tokens. However, you requested 2200",
+     "too_long"),
     (400, "request (99 tokens) exceeds the available context size (64 tokens)", "too_long"),
     (422, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096", "too_long"),
     (422, "`inputs` must have less than 1024 tokens. Given: 2000", "too_long"),
-    (400, "The input (5000 tokens) is longer than the model's context length (4096 tokens).", "too_long"),
+    (400, "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
+     "too_long"),
     (400, "prompt is too long: 210000 tokens > 200000 maximum", "too_long"),
     (400, "The input token count (9) exceeds the maximum number of tokens allowed", "too_long"),
     (400, "Input is too long for requested model", "too_long"),
@@ -119,7 +123,8 @@ def test_the_window_and_the_wait_are_read_from_the_words() -> None:
     vllm = b'{"message": "This model\'s maximum context length is 2048 tokens."}'
     assert refusal("u", 400, {}, vllm).window == 2048
     for words, seconds in (("try again in 7m12.5s", 432.5), ("retry after 20s", 20.0),
-                           ('"retryDelay": "34s"', 34.0), ("try again in 250ms", 0.25)):  # fmt: skip
+                           ('"retryDelay": "34s"', 34.0),
+                           ("try again in 250ms", 0.25)):  # fmt: skip
         assert refusal("u", 429, {}, words.encode()).retry_after_s == pytest.approx(seconds)
     assert refusal("u", 429, {"retry-after-ms": "1500"}, b"").retry_after_s == 1.5
 
@@ -146,12 +151,17 @@ def test_a_stream_that_ends_before_its_answer_is_no_answer() -> None:
     ("given", "chat", "root"),
     [
         ("http://h:1", "http://h:1/v1/chat/completions", "http://h:1"),
-        ("https://g.example/v1beta/openai/", "https://g.example/v1beta/openai/chat/completions", "https://g.example"),
-        ("https://z.example/api/paas/v4/", "https://z.example/api/paas/v4/chat/completions", "https://z.example/api/paas"),
-        ("https://p.example/chat/completions", "https://p.example/chat/completions", "https://p.example"),
-        ("https://o.example/api/v1", "https://o.example/api/v1/chat/completions", "https://o.example/api"),
+        ("https://g.example/v1beta/openai/", "https://g.example/v1beta/openai/chat/completions",
+         "https://g.example"),
+        ("https://z.example/api/paas/v4/", "https://z.example/api/paas/v4/chat/completions",
+         "https://z.example/api/paas"),
+        ("https://p.example/chat/completions", "https://p.example/chat/completions",
+         "https://p.example"),
+        ("https://o.example/api/v1", "https://o.example/api/v1/chat/completions",
+         "https://o.example/api"),
         ("https://a.example/openai/deployments/d?api-version=2024-10-21",
-         "https://a.example/openai/deployments/d/chat/completions?api-version=2024-10-21", "https://a.example/openai/deployments/d"),
+         "https://a.example/openai/deployments/d/chat/completions?api-version=2024-10-21",
+         "https://a.example/openai/deployments/d"),
         ("http://h/v2/serve/3", "http://h/v2/serve/3/v1/chat/completions", "http://h/v2/serve/3"),
         ("http://h/think", "http://h/think/v1/chat/completions", "http://h/think"),
     ],

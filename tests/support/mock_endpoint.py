@@ -128,7 +128,8 @@ class Mock:
         Only an answer that arrives whole and can be used is in the ledger."""
         phase = self.requests // self.args.chaos
         kind = random.Random(f"{self.args.seed}/{phase}").choice(
-            [*["good"] * 9, "think", "stream", "bom", "think", "stream", "bom", "429", "500", "502", "503", "524", "529",
+            [*["good"] * 9, "think", "stream", "bom", "think", "stream", "bom", "429", "500", "502",
+             "503", "524", "529",
              "error 429", "error 502", "empty", "abort", "filter", "cut", "drop", "402"]
         )  # fmt: skip
         errors = {"502": "<html><title>Bad gateway</title></html>", "402": "Insufficient credits"}

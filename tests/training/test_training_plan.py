@@ -172,7 +172,8 @@ def write_pairs(path: Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    said = {"prompt": ("user", "How do I bake bread? " * 31), "chosen": ("assistant", "Mix flour. " * 6),
+    said = {"prompt": ("user", "How do I bake bread? " * 31),
+            "chosen": ("assistant", "Mix flour. " * 6),
             "rejected": ("assistant", "Use less water. " * 5)}  # fmt: skip
     row = {name: [{"role": role, "content": text}] for name, (role, text) in said.items()}
     pq.write_table(pa.Table.from_pylist([row] * 8), path)

@@ -279,8 +279,9 @@ def _read_moss(row: Mapping[str, Any], draft: Draft) -> bool | None:
             text = value if isinstance(value, str) else ""
             text = text.partition("|>:")[2].partition("<eo")[0].strip() if "|>:" in text else text
             if key in ("Human", "MOSS"):
-                draft.add({"role": "user" if key == "Human" else "assistant",
-                           "content": clean_text(text)})  # fmt: skip
+                draft.add(
+                    {"role": "user" if key == "Human" else "assistant", "content": clean_text(text)}
+                )
             elif has_text(text) and text != "None":
                 draft.unread_fields[key] += 1
     draft.used.add("chat")
@@ -331,8 +332,9 @@ def _read_preference(row: Mapping[str, Any], draft: Draft) -> bool | None:
             add_content("user", prompt, draft)
         _add_turns(chosen, draft)
         words = {m["content"] for m in draft.messages}
-        draft.used |= {"chosen"} | ({"prompt"} if isinstance(prompt, list) or prompt in words
-                                    else set())  # fmt: skip
+        draft.used |= {"chosen"} | (
+            {"prompt"} if isinstance(prompt, list) or prompt in words else set()
+        )
         return None
     if isinstance(prompt, str | list) and isinstance(chosen, str):
         _add_side("user", prompt, draft)
@@ -415,7 +417,8 @@ LAYOUTS = (
     ),
     Layout(
         "MOSS", _is("chat", dict), _read_moss,
-        {"chat": {"turn_1": {"Human": f"<|Human|>: {_Q}<eoh>\n", "MOSS": f"<|MOSS|>: {_A}<eom>\n"}}},
+        {"chat": {"turn_1": {"Human": f"<|Human|>: {_Q}<eoh>\n",
+                             "MOSS": f"<|MOSS|>: {_A}<eom>\n"}}},
         "`Human` and `MOSS`; `meta_instruction` as the system message",
         "inner thoughts, commands, tool responses",
     ),
@@ -467,7 +470,8 @@ PLACES = (
     ("parquet, Arrow stream, Arrow file", "every row", "a broken row or page"),
     ("gzip, zstd", "the JSON or the tar archive inside; up to 1 GiB or 200 times the packed size",
      "containers inside"),
-    ("tar, packed or not", "the members that a folder's files would be", "hidden and other members"),
+    ("tar, packed or not", "the members that a folder's files would be",
+     "hidden and other members"),
     ("a message a row", "message trees by `message_tree_id`; chat logs of `is_user` and `mes`",
      "orphans and doubles; hidden lines"),
     ("text", "UTF-8, UTF-16 with a mark, or `encoding:`; NaN, Infinity, trailing commas",

@@ -24,7 +24,7 @@ _SEATS: dict[str, Role] = {
     **dict.fromkeys(("assistant", "ai", "a", "moss", "response"), "assistant"),
     "system": "system",
     "tool": "tool",
-}  # fmt: skip
+}
 
 
 def turns_in(text: str) -> tuple[str, list[Message]] | None:

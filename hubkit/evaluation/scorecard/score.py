@@ -318,7 +318,8 @@ def _likeness(
     row: Measured, sample: _TurnSample, reference: _TurnSample, block: Scorecard, seed: int
 ) -> None:
     sides = [
-        [Dialogue(context.id, [*context.messages, {"role": "user", "content": text}], len(context.messages))
+        [Dialogue(context.id, [*context.messages, {"role": "user", "content": text}],
+                  len(context.messages))
          for context, text in side.turns]
         for side in (sample, reference)
     ]  # fmt: skip

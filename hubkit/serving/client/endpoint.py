@@ -482,9 +482,7 @@ class Endpoint:
         """Decide whether prompts go as chat or as rendered text.
 
         Raises `MisconfiguredEndpointError` where neither would be what the model was trained on."""
-        comparisons = [
-            await self._comparison(replica, template) for replica in self._replicas
-        ]  # fmt: skip
+        comparisons = [await self._comparison(replica, template) for replica in self._replicas]
         if all(comparison.same for comparison in comparisons):
             return
         if not self._dialect.text_route:
