@@ -25,11 +25,20 @@ from hubkit.errors import (
     MisconfiguredEndpointError,
 )
 from hubkit.judging.prompts import Kind
-from hubkit.judging.verdicts import Parse, ParsedReply, Winner, rating, winner, yes_or_no
+from hubkit.judging.verdicts import (
+    Parse,
+    ParsedReply,
+    Winner,
+    rating,
+    verdict_schema,
+    winner,
+    yes_or_no,
+)
 from hubkit.recipe import Judging
 from hubkit.serving import ServedModel
 from hubkit.serving.budget import Budget, Spent
 from hubkit.serving.client import Endpoint, Reply
+from hubkit.serving.client.dialects import schema_fields
 from hubkit.serving.reply_journal import Journal
 
 _SEAT = "judge"
@@ -67,10 +76,17 @@ class Judge:
     whose money is spent."""
 
     def __init__(
-        self, block: Judging, endpoint: Endpoint, journal: Journal, *, identity: str, run: str
+        self,
+        block: Judging,
+        endpoint: Endpoint,
+        journal: Journal,
+        *,
+        identity: str,
+        run: str,
+        profile: str,
     ) -> None:
         self._block, self._endpoint, self._journal = block, endpoint, journal
-        self._identity, self._run = identity, run
+        self._identity, self._run, self._profile = identity, run, profile
         spent = Spent({_SEAT: [0, 0]})
         for record in journal.records():
             if record.get("run") == run:
@@ -120,12 +136,17 @@ class Judge:
     ) -> Verdict:
         """What `read` finds in the judge's reply to `messages`; else as `verdict`."""
         parsed, text, attempt = ParsedReply(reason="no_verdict"), "", 0
+        schema = verdict_schema(read) if self._block.json_schema else None
+        fields: dict[str, Any] = {}
+        if schema is not None:
+            read = schema.parse
+            fields = schema_fields(self._profile, "verdict", schema.schema)
         self._verdicts += 1
         number = self._verdicts
         for attempt in range(self._block.attempts):
-            key = self._key(messages, attempt)
+            key = self._key(messages, attempt, fields)
             async with self._alone[key]:  # the same question twice at once is asked once
-                reply, reason = await self._reply(key, messages, attempt, conversation)
+                reply, reason = await self._reply(key, messages, attempt, conversation, fields)
             if reply is None:
                 parsed = ParsedReply(reason=reason)
                 if reason == "timeout":
@@ -168,16 +189,21 @@ class Judge:
                 "a verdict, or another judge"
             )
 
-    def _key(self, messages: Sequence[Message], attempt: int) -> str:
+    def _key(self, messages: Sequence[Message], attempt: int, fields: dict[str, Any]) -> str:
         """What a reply is found by: who was asked what, how, for which time."""
         sampling = self._block.judge.sampling.model_dump()
         if attempt:
             sampling["temperature"] = self._block.retry_temperature
-        request = [self._identity, list(messages), sampling, attempt]
+        request = [self._identity, list(messages), sampling, attempt, *([fields] if fields else [])]
         return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
     async def _reply(
-        self, key: str, messages: Sequence[Message], attempt: int, conversation: str
+        self,
+        key: str,
+        messages: Sequence[Message],
+        attempt: int,
+        conversation: str,
+        fields: dict[str, Any],
     ) -> tuple[tuple[str, str] | None, str]:
         """(text, finish reason) from disk or from the judge, or None and why there is none."""
         if key in self._journal:
@@ -188,7 +214,7 @@ class Judge:
             return None, self.budget.exhausted or "stopped"
         try:
             async with self._room:
-                reply = await self._ask(key, messages, attempt, conversation)
+                reply = await self._ask(key, messages, attempt, conversation, fields)
             self._note(key, reply, prompt_tokens, attempt)
         except (EndpointUnreachableError, MisconfiguredEndpointError):
             raise
@@ -221,7 +247,12 @@ class Judge:
         self._answered = time.monotonic()
 
     async def _ask(
-        self, key: str, messages: Sequence[Message], attempt: int, conversation: str
+        self,
+        key: str,
+        messages: Sequence[Message],
+        attempt: int,
+        conversation: str,
+        fields: dict[str, Any],
     ) -> Reply:
         """One request; raises `TimeoutError` when it takes longer than ``block.timeout_s``, waits
         not counted.
@@ -242,6 +273,7 @@ class Judge:
                 key=conversation,
                 idle=idle,
                 temperature=self._block.retry_temperature if attempt else None,
+                fields=fields,
             )
 
 
@@ -254,7 +286,11 @@ async def judging(
     identity: str,
     run: str,
 ) -> AsyncIterator[Judge]:
-    """`model` as the `Judge` of `block`, for the length of the block."""
+    """`model` as the `Judge` of `block`, for the length of the block.
+
+    Raises `RecipeError` where a schema is asked for that such a server does not enforce."""
+    if block.json_schema:
+        schema_fields(model.dialect, "verdict", {})
     async with model.endpoint(
         block.judge,
         most_in_flight=block.in_flight,
@@ -262,4 +298,4 @@ async def judging(
         patience_s=block.patience_s,
         name="judge",
     ) as endpoint:
-        yield Judge(block, endpoint, journal, identity=identity, run=run)
+        yield Judge(block, endpoint, journal, identity=identity, run=run, profile=model.dialect)

@@ -9,11 +9,12 @@ else none does: nothing is guessed, where the published procedure takes the firs
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 Winner = Literal["A", "B", "tie"]
 LOWEST, HIGHEST = 1.0, 10.0
@@ -131,6 +132,50 @@ def line(text: str, finish_reason: str = "stop") -> ParsedReply:
     if len(content) > LONGEST_LINE:
         return ParsedReply(reason="too_long")
     return ParsedReply(answer=content) if content else ParsedReply(reason="empty")
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictSchema:
+    """A JSON schema for what `read` reads from marks."""
+
+    read: Parse
+    schema: dict[str, Any]
+
+    def parse(self, text: str, finish_reason: str = "stop") -> ParsedReply:
+        """Read the ``verdict`` (or ``rating``, ``winner``) of a JSON object as if it was a mark; a
+        text that is no such object is read as without a schema."""
+        try:
+            reply = json.loads(visible_text(text) or "")
+        except (ValueError, RecursionError):
+            reply = None
+        values = (
+            [reply[key] for key in _VERDICT_KEYS if key in reply] if isinstance(reply, dict) else []
+        )
+        return self.read(f"[[{values[0]}]]" if values else text, finish_reason)
+
+
+_VERDICT_KEYS = ("verdict", "rating", "winner")
+
+
+def verdict_schema(read: Parse) -> VerdictSchema | None:
+    """The schema for what `read` reads: an explanation, then a verdict; None for text of one's own
+    (`line`)."""
+    verdict: dict[str, Any]
+    if read is rating:
+        verdict = {"type": "number"}  # bounds are refused by some servers
+    elif read is winner:
+        verdict = {"type": "string", "enum": list(_WINNERS)}
+    elif read is yes_or_no:
+        verdict = {"type": "string", "enum": ["yes", "no"]}
+    else:
+        return None
+    schema = {
+        "type": "object",
+        "properties": {"explanation": {"type": "string"}, "verdict": verdict},
+        "required": ["explanation", "verdict"],
+        "additionalProperties": False,
+    }
+    return VerdictSchema(read, schema)
 
 
 def _only_mark(

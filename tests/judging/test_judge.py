@@ -19,6 +19,7 @@ from hubkit.errors import (
     EndpointUnreachableError,
     EvalError,
     MisconfiguredEndpointError,
+    RecipeError,
     SourceError,
 )
 from hubkit.judging import (
@@ -31,9 +32,12 @@ from hubkit.judging import (
     small_prompts,
     winner,
 )
+from hubkit.judging.verdicts import verdict_schema
 from hubkit.recipe import Judging, Sampling, SeatConfig
 from hubkit.recipe import judging as block_of
+from hubkit.recipe.identity import content_of
 from hubkit.serving import ServedModel
+from hubkit.serving.client.dialects import schema_fields
 from hubkit.serving.reply_journal import Journal
 
 FASTCHAT = SHARED_DATA / "fastchat" / "judge_prompts.jsonl"
@@ -333,6 +337,74 @@ def test_the_judges_that_were_met_on_real_servers_are_read_as_they_must_be() -> 
         "bold": 7, "think": 8, "thinkone": "cut_off", "escaped": 7, "full": 7, "slash": 7,
         "single": "no_verdict", "quote": 2, "refuse": "refused", "json": "no_verdict",
     }  # fmt: skip
+
+    asked = verdict_schema(rating)
+    assert asked is not None and asked.parse(texts["json"]).rating == 7
+    assert asked.parse(texts["bold"]).rating == 7, "a server that ignores the schema is read"
+
+
+SCHEMA_REPLIES = {
+    "single": [
+        ('{"explanation": "[[3]] is too low", "verdict": 7.5}', 7.5),
+        ('<think>hm</think> {"verdict": 8}', 8.0),
+        ('{"verdict": 70}', "out_of_range"),
+        ('{"verdict": null}', "malformed"),
+        ('{"explanation": "clear"}', "no_verdict"),
+        ("[7]", "no_verdict"),
+        ("", "empty"),
+    ],
+    "pairwise": [
+        ('{"explanation": "", "verdict": "A=B"}', "tie"),
+        ('{"verdict": "B++"}', "B"),
+        ('{"verdict": "D"}', "malformed"),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", ["single", "pairwise"])
+def test_a_verdict_asked_for_as_json_is_read_or_counted_by_the_same_reasons(
+    tmp_path: Path, kind: Any
+) -> None:
+    replies = SCHEMA_REPLIES[kind]
+    with mock() as server:
+        server.script(rules=[[f"^case {n}$", [text]] for n, (text, _) in enumerate(replies)])
+        texts = [f"case {n}" for n in range(len(replies))]
+        strict = block(json_schema=True, attempts=1)
+        found, _ = ask(server, tmp_path, texts, strict, kind=kind)
+        assert [v.rating or v.winner or v.reason for v in found] == [want for _, want in replies]
+        form = server.ledger()[0]["body"]["response_format"]
+        assert form["type"] == "json" and form["value"]["required"] == ["explanation", "verdict"]
+        _, marks = ask(server, tmp_path, texts[:1], block(attempts=1), kind=kind)
+        assert marks["asked"] == 1, "a reply to a schema answers no question for marks"
+        assert "response_format" not in server.ledger()[-1]["body"]
+
+
+def test_a_schema_is_sent_as_each_dialect_takes_it_or_refused_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
+    assert schema_fields("tgi", "v", {"type": "object"}) == {
+        "response_format": {"type": "json", "value": {"type": "object"}}
+    }
+
+    form = schema_fields("vllm", "v", {"type": "object"})["response_format"]
+    assert form["type"] == "json_schema"
+    assert form["json_schema"] == {"name": "v", "strict": True, "schema": {"type": "object"}}
+
+    async def go(url: str) -> None:
+        with Journal(tmp_path, {}, name="judgments") as replies:
+            model = ServedModel.at(url, dialect="claude")
+            asked = block(json_schema=True)
+            async with judging(asked, model, replies, identity="j", run="r"):
+                pass
+
+    with mock() as server:
+        with pytest.raises(RecipeError, match=r"profile claude .* unset json_schema"):
+            asyncio.run(go(server.url))
+        assert server.stats()["requests"] == 0
+
+
+def test_judges_without_a_schema_are_known_as_before() -> None:
+    assert "json_schema" not in content_of(Judging, block().model_dump(mode="json"))
 
 
 def test_ten_unreadable_verdicts_in_a_row_stop_with_an_example(tmp_path: Path) -> None:

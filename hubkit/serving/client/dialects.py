@@ -38,6 +38,8 @@ class Dialect:
             the body, or ``header:NAME``; empty for nowhere.
         text_route: The route that takes a rendered prompt; empty where there is none.
         checks_rendering: Whether it can be asked how it renders a conversation.
+        json_schema: How ``response_format`` holds a schema that answers must fit: as OpenAI's
+            ``json_schema``, or as TGI's grammar; empty where the server does not enforce one.
     """
 
     neutral: Mapping[str, Any] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class Dialect:
     session: str = ""
     text_route: TextRoute = ""
     checks_rendering: bool = False
+    json_schema: Literal["openai", "tgi", ""] = "openai"
 
 
 _TRUNCATIONS_OFF = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -60,6 +63,7 @@ DIALECTS: dict[str, Dialect] = {
         session="user",
         text_route="generate",
         checks_rendering=True,
+        json_schema="tgi",
     ),
     "vllm": Dialect(
         _TRUNCATIONS_OFF, session="user", text_route="completions", checks_rendering=True
@@ -79,7 +83,9 @@ DIALECTS: dict[str, Dialect] = {
         length_key="max_completion_tokens",
         session="prompt_cache_key",
     ),
-    "claude": Dialect(refuses=_NO_PENALTIES, seed_key="", one_of_temperature_and_top_p=True),
+    "claude": Dialect(
+        refuses=_NO_PENALTIES, seed_key="", one_of_temperature_and_top_p=True, json_schema=""
+    ),
     "mistral": Dialect(seed_key="random_seed"),
     "gemini": Dialect(refuses=_NO_PENALTIES, most_stops=5),
     "grok": Dialect(
@@ -89,7 +95,7 @@ DIALECTS: dict[str, Dialect] = {
     ),
     "ollama": Dialect(),
     "lmstudio": Dialect({"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}),
-    "transformers": Dialect(refuses=frozenset({"presence_penalty"})),
+    "transformers": Dialect(refuses=frozenset({"presence_penalty"}), json_schema=""),
     "inference-providers": Dialect(),
 }
 PROFILES = tuple(DIALECTS)
@@ -165,6 +171,23 @@ def chat_fields(profile: str, model: str, sampling: Mapping[str, Any]) -> dict[s
 
     Raises `RecipeError` as `sent_sampling` does."""
     return {"model": model, "stream": False, **_sampling_fields(profile, sampling)}
+
+
+def schema_fields(profile: str, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a chat request that holds its answer to a JSON `schema`, called `name`.
+
+    Raises `RecipeError` for a profile whose servers do not enforce one."""
+    dialect = dialect_of(profile)
+    if not dialect.json_schema:
+        capable = ", ".join(name for name, other in DIALECTS.items() if other.json_schema)
+        raise RecipeError(
+            f"a server of profile {profile} does not hold its answers to a JSON schema; unset "
+            f"json_schema, or use a judge of another profile ({capable})"
+        )
+    if dialect.json_schema == "tgi":
+        return {"response_format": {"type": "json", "value": dict(schema)}}
+    form = {"name": name, "strict": True, "schema": dict(schema)}
+    return {"response_format": {"type": "json_schema", "json_schema": form}}
 
 
 def completion_fields(profile: str, model: str, sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,14 +75,15 @@ _PROBE_S = 10.0  # longest wait for what a server says of itself
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A conversation to be continued, its seed and dialogue, and a temperature of its own where it
-    has one.
+    """A conversation to be continued, its seed and dialogue, and where it has them, a temperature
+    and further keys of its own.
     """
 
     messages: Sequence[Message]
     seed: int
     key: str
     temperature: float | None
+    fields: Mapping[str, Any] | None = None
 
 
 class Endpoint:
@@ -203,6 +204,7 @@ class Endpoint:
         prefer: str | None = None,
         idle: Idle = contextlib.nullcontext,
         temperature: float | None = None,
+        fields: Mapping[str, Any] | None = None,
     ) -> Reply:
         """The next turn after `messages`, asked for again while its attempts fail.
 
@@ -215,6 +217,7 @@ class Endpoint:
             prefer: The address to begin with.
             idle: Held open while this call only waits, for the caller to let others work.
             temperature: Replaces the one in `sampling`.
+            fields: More keys of this request, where it is sent as messages.
 
         Raises:
             EndpointError: This request is refused, or its attempts failed.
@@ -229,6 +232,7 @@ class Endpoint:
                 prefer=prefer,
                 idle=idle,
                 temperature=temperature,
+                fields=fields,
             )
             if not reply.failed:
                 return reply
@@ -248,6 +252,7 @@ class Endpoint:
         prefer: str | None = None,
         idle: Idle = contextlib.nullcontext,
         temperature: float | None = None,
+        fields: Mapping[str, Any] | None = None,
     ) -> Reply:
         """One attempt at the next turn, as `chat`; its reply may have failed (`Reply.failed`)."""
         if not may_be_answered(messages):
@@ -261,7 +266,7 @@ class Endpoint:
                 await self._probation.enter()
         elif not self._probation.proven:
             await self._probation.enter()
-        request = _Request(messages, seed, key, temperature)
+        request = _Request(messages, seed, key, temperature, fields)
         try:
             reply = await self._until_answered(request, prefer, idle)
         except MisconfiguredEndpointError as error:
@@ -401,7 +406,7 @@ class Endpoint:
     async def _send(self, replica: Replica, request: _Request) -> Reply:
         if self._as_text:
             return await self._send_text(replica, request)
-        body = {**self._fields, "messages": request.messages}
+        body = {**self._fields, **(request.fields or {}), "messages": request.messages}
         if self._fold:
             body["messages"] = folded(request.messages)
         if request.temperature is not None and "temperature" in body:
