@@ -26,7 +26,8 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
-    "GOMP_SPINCOUNT": "4000",  # wait for each other awake, but not for long: another process may need the core
+    # Threads wait for each other awake, but not for long: another process may need the core.
+    "GOMP_SPINCOUNT": "4000",
 }
 
 app = typer.Typer(

@@ -36,7 +36,9 @@ app = typer.Typer(
         "Serve a model with Hugging Face Inference Endpoints: "
         "hubkit deploy REPO[@REV], and what is deployed."
     ),
-    epilog="Example: hubkit deploy local/parrot-chat --engine vllm --hardware nvidia-l4-x1 --dry-run",
+    epilog=(
+        "Example: hubkit deploy local/parrot-chat --engine vllm --hardware nvidia-l4-x1 --dry-run"
+    ),
     no_args_is_help=True,
     rich_markup_mode=None,
 )

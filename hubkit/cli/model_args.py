@@ -27,7 +27,8 @@ HARDWARE = "aws-nvidia-l40s-x1"
 """What it runs on, unless said."""
 
 _FILE = re.compile(
-    r"(?:(?P<type>datasets|models|spaces)/)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:\s]+))?(?::(?P<file>[^:]+))?\Z"
+    r"(?:(?P<type>datasets|models|spaces)/)?(?P<repo>[\w.-]+/[\w.-]+)"
+    r"(?:@(?P<revision>[^:\s]+))?(?::(?P<file>[^:]+))?\Z"
 )
 _REPO = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^:\s]+))?\Z")
 

@@ -139,7 +139,8 @@ def walk(
 
 
 def _show_plan(recipe: Recipe, hub: Hub, stage: str | None, *, json: bool) -> None:
-    """What would run, with hours and memory of trainings; exit status 1 where something cannot run."""
+    """What would run, with hours and memory of trainings;
+    exit status 1 where something cannot run."""
     from hubkit import pipeline
 
     planned = pipeline.plan(recipe, hub, only=stage)
@@ -230,8 +231,9 @@ def _show_next(recipe: Recipe, hub: Hub, results: list[StageResult], changes: li
             console.line(f"{seat:<6} {_verdict(by_stage['eval'].report[seat], turns)}")
     pages = len({change.repo_id for change in changes})
     console.line(
-        "cards  "
-        f"{f'{len(changes)} changes in {pages} repos' if changes else 'all final, nothing to change'}"
+        f"cards  {len(changes)} changes in {pages} repos"
+        if changes
+        else "cards  all final, nothing to change"
     )
     dialogues, tag = by_stage["curate"], by_stage["curate"].tag
     console.line("")

@@ -207,7 +207,10 @@ def _healthy(hub: Hub, name: str) -> bool:
 def _deployed(hub: Hub, raw: dict[str, Any]) -> EndpointStatus:
     status, model, compute, provider = raw["status"], raw["model"], raw["compute"], raw["provider"]
     variant, container = next(iter((model.get("image") or {"huggingface": {}}).items()))
-    hardware_name = f"{provider['vendor']}-{provider['region']}-{compute['instanceType']}-{compute['instanceSize']}"
+    hardware_name = (
+        f"{provider['vendor']}-{provider['region']}-"
+        f"{compute['instanceType']}-{compute['instanceSize']}"
+    )
     replicas = int(status.get("targetReplica") or (1 if status["state"] in COSTING else 0))
     rate = usd_per_hour(hub, hardware_name) * replicas if status["state"] in COSTING else 0.0
     created_at = datetime.fromisoformat(str(status["createdAt"]))

@@ -62,7 +62,8 @@ def _snapshots(settings: Settings) -> tuple[Settings, Snapshot, dict[str, Snapsh
     if model.is_adapter:
         config = read_adapter_config(model.folder)
         base = str(config.get("base_model_name_or_path") or "")
-        # An adapter in a folder of this machine's owner may have its base beside it; one from a Hub may not.
+        # An adapter in a folder of this machine's owner may have its base beside it; one from a Hub
+        # may not.
         base_in_folder = Path(settings.model).is_dir() and Path(base).is_dir()
         if not base_in_folder:
             try:

@@ -15,14 +15,16 @@ MTLD_THRESHOLD = 0.72
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
 _ROUGE_WORDS = 200  # of a turn, this much is compared
 _ANAPHORA = re.compile(
-    r"\b(?:its?|they|them|theirs?|these|those|he|him|his|she|hers?|this|that|above|previous(?:ly)?|the (?:former|"
-    r"latter|same|(?:first|second|third|last|other) one)|you (?:said|mentioned|wrote|gave|listed|suggested))\b",
+    r"\b(?:its?|they|them|theirs?|these|those|he|him|his|she|hers?|this|that|above|"
+    r"previous(?:ly)?|the (?:former|latter|same|(?:first|second|third|last|other) one)|"
+    r"you (?:said|mentioned|wrote|gave|listed|suggested))\b",
     re.IGNORECASE,
 )
 _EXPLETIVE = re.compile(r"\bis it (?:possible|true|necessary|ok|okay|safe|normal)\b", re.IGNORECASE)
 _ELLIPSIS = re.compile(
-    r"\W*(?:and|but|or|so|then|also|what about|how about|why|how so|how come|more|another|again|continue|go on|next|"
-    r"keep going|elaborate|for example|what else|anything else|shorter|longer|simpler|yes|no|ok|okay)\b",
+    r"\W*(?:and|but|or|so|then|also|what about|how about|why|how so|how come|more|another|again|"
+    r"continue|go on|next|keep going|elaborate|for example|what else|anything else|shorter|longer|"
+    r"simpler|yes|no|ok|okay)\b",
     re.IGNORECASE,
 )
 _ELLIPSIS_WORDS = 6

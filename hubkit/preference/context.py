@@ -22,14 +22,16 @@ _DUMMY = re.compile(
     re.IGNORECASE,
 )
 _REFERENCE = re.compile(
-    r"\b(the (above|former|latter|previous|first|second|third|last|same|other) ?\w*|above|previous|again|instead|"
-    r"another (one|example|way)|more (examples?|details?|of)|the (code|list|table|text|answer|story|example)|"
-    r"(your|you) (answer|response|said|mentioned|wrote|gave))\b",
+    r"\b(the (above|former|latter|previous|first|second|third|last|same|other) ?\w*|above|"
+    r"previous|again|instead|another (one|example|way)|more (examples?|details?|of)|the (code|"
+    r"list|table|text|answer|story|example)|(your|you) (answer|response|said|mentioned|wrote|"
+    r"gave))\b",
     re.IGNORECASE,
 )
 _ELLIPSIS = re.compile(
-    r"^(and|or|but|so|also|then|why|how so|how come|what about|how about|what if|which one|continue|go on|go ahead|"
-    r"more|another|shorter|longer|yes|no|ok|okay|sure|explain|elaborate|rewrite|summari[sz]e|translate)\b",
+    r"^(and|or|but|so|also|then|why|how so|how come|what about|how about|what if|which one|"
+    r"continue|go on|go ahead|more|another|shorter|longer|yes|no|ok|okay|sure|explain|elaborate|"
+    r"rewrite|summari[sz]e|translate)\b",
     re.IGNORECASE,
 )
 

@@ -87,8 +87,8 @@ class Judging(Block):
     retry_temperature: Content[Annotated[float, Field(ge=0)]] = 0.7
     """Temperature of further attempts: asked again at 0, a judge says the same again."""
     json_schema: Content[bool | None] = None
-    """Whether grades and winners are asked for as JSON of a schema that the server enforces; null: as
-    marks, ``[[7]]``."""
+    """Whether grades and winners are asked for as JSON of a schema that the server enforces; null:
+    as marks, ``[[7]]``."""
     in_flight: Execution[Annotated[int, Field(ge=1)]] = 8
     """Most requests at once."""
     timeout_s: Execution[Annotated[float, Field(gt=0)]] = 300.0

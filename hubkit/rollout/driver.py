@@ -382,7 +382,8 @@ class Driver:
             if end_reason and problem != "empty":
                 dialogue.error = {
                     "seat": _SEAT_NAMES[seat], "status": 200,
-                    "message": f"{problem}: finish_reason {reply.finish_reason!r}, {content[:200]!r}",
+                    "message": f"{problem}: finish_reason {reply.finish_reason!r}, "
+                    f"{content[:200]!r}",
                 }  # fmt: skip
             await self._journal.append(turn.to_record())
             return (False, "") if may_retry else (True, end_reason)

@@ -26,14 +26,16 @@ CSS = """
 .gradio-container {max-width: 960px !important; margin: 0 auto !important}
 @media (max-width: 640px) {
   .gradio-container {padding: 8px !important; width: 100vw !important; max-width: 100vw !important}
-  .gradio-container main, .gradio-container .column, .gradio-container .row > * {min-width: 0 !important}
+  .gradio-container main, .gradio-container .column,
+  .gradio-container .row > * {min-width: 0 !important}
   .gradio-container .row {flex-wrap: wrap}
   .gradio-container .row > button {flex: 1 1 45%}
   .gradio-container .stack-on-phone {flex-direction: column}
   .gradio-container .stack-on-phone > * {flex: none; width: 100%}
   .gradio-container .row:has(> .column #chat) {flex-direction: column-reverse}
   .gradio-container .row:has(> .column #chat) > .column {flex: none !important; width: 100%}
-  .gradio-container > .main, .gradio-container .wrap:not(.tab-container, .tab-wrapper) {padding: 4px}
+  .gradio-container > .main,
+  .gradio-container .wrap:not(.tab-container, .tab-wrapper) {padding: 4px}
   .gradio-container .placeholder {padding-inline: 12px}
   button {min-height: 40px}
   .tab-container button[role=tab] {padding: 4px 7px !important; font-size: 13px}

@@ -25,7 +25,7 @@ Written by `make bench`, `make bench-demo`, `make bench-curve`, `make conformanc
 `tests/bench/bench.json`. A figure is a median; where something ran more than once, the least and the most stand beside
 it. What is compared ran turn about on the same machine. Units stand in the names; a load beside the date is what the
 machine had to do just then.
-"""
+"""  # noqa: E501
 
 
 def demo(found: Figures) -> str:

@@ -36,8 +36,8 @@ OURS = """
 from pathlib import Path
 from hubkit.data.curation import curate
 from hubkit.recipe import Curate, Filter
-names = ["failed", "empty_turn", "cut_off_turn", "role_leak", "repeated_turn", "refusals", "min_turns", *EXTRA,
-         "exact_duplicates", "near_duplicates"]
+names = ["failed", "empty_turn", "cut_off_turn", "role_leak", "repeated_turn", "refusals",
+         "min_turns", *EXTRA, "exact_duplicates", "near_duplicates"]
 report = curate(Curate(filters=[Filter(name=n) for n in names]), [Path(RAW)], Path(OUT))
 print(report.kept)
 """
@@ -48,10 +48,12 @@ from datasets import load_dataset
 from hubkit.data.filters import FILTERS
 from hubkit.data.filters.chain import Drop
 from hubkit.conversation import Conversation
-names = ["failed", "empty_turn", "cut_off_turn", "role_leak", "repeated_turn", "refusals", "min_turns"] + EXTRA
+names = ["failed", "empty_turn", "cut_off_turn", "role_leak", "repeated_turn", "refusals",
+         "min_turns"] + EXTRA
 made = [FILTERS[n]() for n in names]
 def judge(row):
-    conversation = Conversation(row["id"], row["messages"], "", {"finish_reasons": row["finish_reasons"]})
+    conversation = Conversation(row["id"], row["messages"], "",
+                                {"finish_reasons": row["finish_reasons"]})
     for check in made:
         verdict = check(conversation)
         if isinstance(verdict, Drop):
@@ -61,7 +63,8 @@ def judge(row):
     return {"reason": ""}
 data = load_dataset("parquet", data_files=RAW, split="train", cache_dir=OUT)
 data = data.map(judge, num_proc=2)
-kept = data.filter(lambda reasons: [not r for r in reasons], input_columns="reason", batched=True, num_proc=2)
+kept = data.filter(lambda reasons: [not r for r in reasons], input_columns="reason", batched=True,
+                   num_proc=2)
 kept.to_parquet(OUT + "/kept.parquet")
 print(len(kept))
 """

@@ -224,10 +224,10 @@ def test_many_turns_from_both_seats_re_use_their_prefixes() -> None:
     computed again.
     """
     both = start(
-        "--model", str(smollm2()), f"--adapter=asker={lora('asker')}",
-        f"--adapter=chat={lora('chat')}",
-        "--listen=127.0.0.1:0=asker", "--listen=127.0.0.1:0=chat", "--slots", "16", "--context",
-        "2048",
+        "--model", str(smollm2()),
+        f"--adapter=asker={lora('asker')}", f"--adapter=chat={lora('chat')}",
+        "--listen=127.0.0.1:0=asker", "--listen=127.0.0.1:0=chat",
+        "--slots", "16", "--context", "2048",
     )  # fmt: skip
     turns, prompts_sent = 5, Counter[str]()
     must_compute = Counter[

@@ -186,13 +186,16 @@ url, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 seat = {"repo": "x", "system": "You are a person."}
 given = {"dialogues": count, "turns": {"value": 1}, "asker": seat, "chat": seat, "in_flight": 64}
 text = "opening {} " + "word " * 100
-openings = (Conversation(str(i), [{"role": "user", "content": text.format(i)}]) for i in range(count))
+openings = (Conversation(str(i), [{"role": "user", "content": text.format(i)}])
+            for i in range(count))
 rss = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 seen = []
 started = time.perf_counter()
 report = run(
-    Rollout.model_validate(given), openings, folder / "out", asker=ServedModel.at(url), chat=ServedModel.at(url),
-    journal=folder / "journal", seed=1, provenance={}, on_status=lambda s: seen.append((s.dialogues, rss())),
+    Rollout.model_validate(given), openings, folder / "out",
+    asker=ServedModel.at(url), chat=ServedModel.at(url),
+    journal=folder / "journal", seed=1, provenance={},
+    on_status=lambda s: seen.append((s.dialogues, rss())),
 )
 at = lambda n: next((m for d, m in seen if d >= n), None)
 # Of this program alone: getrusage also counts what its parent held before it was one.

@@ -30,8 +30,8 @@ def server(
     api = running.api()
     api.create_repo("local/talk", repo_type="space", space_sdk="gradio")
     api.upload_folder(repo_id="local/talk", repo_type="space", 
-                      folder_path=write_sources("chat",
-                                                tmp_path_factory.mktemp("space")))  # fmt: skip
+                      folder_path=write_sources(
+                          "chat", tmp_path_factory.mktemp("space")))  # fmt: skip
     api.add_space_variable("local/talk", "CHAT_ENDPOINT", endpoints["chat"].url)
     yield running
     running.stop()

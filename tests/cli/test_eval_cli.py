@@ -188,8 +188,8 @@ def test_pairs_and_alpacas_own_baseline(cli, tmp_path, files) -> None:
     with mock() as judge:
         judge.script(rules=[["<assistant_a>[^<]*longer", ["[[A]]"]], [".", ["[[B]]"]]])
         done = cli(
-            "eval", "chat", str(mine), "-b", "alpaca", "--questions", str(alpaca), "--judge",
-            f"{judge.url}#j", "--log-dir", str(tmp_path / "log"),
+            "eval", "chat", str(mine), "-b", "alpaca", "--questions", str(alpaca),
+            "--judge", f"{judge.url}#j", "--log-dir", str(tmp_path / "log"),
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (

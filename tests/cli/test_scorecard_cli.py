@@ -177,8 +177,8 @@ def test_a_repo_without_a_record_is_told_to_play(repos: dict[str, Ref], server: 
     data = f"tiny-corpus@{repos['corpus'].revision}:test"
     with pytest.raises(SourceError, match="give conversations with --data"):
         run("tiny-base", "--no-perplexity", "--endpoint", f"tiny-base={server.url}")
-    done = run("tiny-base", "--data", data, "--system", "Play a user.", "--no-perplexity", "-n",
-               "4", "--json", "--endpoint", f"tiny-base={server.url}")  # fmt: skip
+    done = run("tiny-base", "--data", data, "--system", "Play a user.", "--no-perplexity",
+               "-n", "4", "--json", "--endpoint", f"tiny-base={server.url}")  # fmt: skip
     assert [row["name"] for row in json.loads(done.stdout)["rows"]] == ["people", "tiny-base"]
     prompt = server.ledger()[-1]["body"]["inputs"]
     assert prompt.startswith("<|im_start|>system\nPlay a user."), (

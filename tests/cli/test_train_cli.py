@@ -273,7 +273,8 @@ def fake_cluster(folder: Path, nodes: int) -> dict[str, str]:
     (folder / "srun").write_text(
         "#!/bin/bash\n"
         'while [[ "$1" == --* ]]; do shift; done\n'
-        f'exec 3<&0\nfor node in $(seq 0 {nodes - 1}); do SLURM_NODEID=$node "$@" <&3 & pids+=($!); done\n'
+        f"exec 3<&0\nfor node in $(seq 0 {nodes - 1}); "
+        'do SLURM_NODEID=$node "$@" <&3 & pids+=($!); done\n'
         'status=0; for pid in "${pids[@]}"; do wait "$pid" || status=$?; done; exit $status\n'
     )
     (folder / "scontrol").write_text(f'#!/bin/bash\necho "$@" >> {folder}/asked\n')

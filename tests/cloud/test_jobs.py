@@ -188,7 +188,8 @@ DRIVER = """
     from hubkit.hub import connect
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = "import time; print('up', flush=True); time.sleep(60)"
-    command = cloud.Command(("python", "-c", code), {"hubkit": "test", "stage": sys.argv[1]}, "cpu-basic", 100)
+    command = cloud.Command(("python", "-c", code), {"hubkit": "test", "stage": sys.argv[1]},
+                            "cpu-basic", 100)
     try:
         cloud.run_job(connect(), command, on_line=lambda line: print(line, flush=True),
                        cancel_on_interrupt=sys.argv[2] == "cancel")

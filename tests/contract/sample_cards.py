@@ -63,11 +63,17 @@ pretty_name: Sample Segmentation
 SAMPLES = {
     "sample_simple.md": SIMPLE,
     "sample_windows_line_breaks.md": SIMPLE.replace("\n", "\r\n"),
-    "sample_template.md": "---\n{{ card_data }}\n---\n\n# {{ model_name | default('a model') }}\n\n{{ some_data }}",
-    "sample_datasetcard_template.md": "---\n{{ card_data }}\n---\n\n# {{ pretty_name }}\n\n{{ some_data }}",
+    "sample_template.md": (
+        "---\n{{ card_data }}\n---\n\n# {{ model_name | default('a model') }}\n\n{{ some_data }}"
+    ),
+    "sample_datasetcard_template.md": (
+        "---\n{{ card_data }}\n---\n\n# {{ pretty_name }}\n\n{{ some_data }}"
+    ),
     "sample_invalid_card_data.md": "---\n- a\n- list\n---\n\n# Not a mapping\n",
     "sample_no_metadata.md": "# No metadata\n",
-    "sample_invalid_model_index.md": "---\nmodel-index:\n- name: my-model\n  results:\n  - dataset: 3\n---\n",
+    "sample_invalid_model_index.md": (
+        "---\nmodel-index:\n- name: my-model\n  results:\n  - dataset: 3\n---\n"
+    ),
     "sample_simple_model_index.md": INDEX,
     "sample_datasetcard_simple.md": DATASET,
 }

@@ -36,7 +36,9 @@ AMENDED = {
     ): "the file says text/event-stream; its own client parses the body as JSON",
 }
 EXCLUDED_CHECKS = {
-    "positive_data_acceptance": "TGI's validation is stricter than its schema (top_p < 1, at most 4 stops, tools, …)",
+    "positive_data_acceptance": (
+        "TGI's validation is stricter than its schema (top_p < 1, at most 4 stops, tools, …)"
+    ),
     "negative_data_rejection": "unknown keys are ignored, as by TGI's own deserialiser",
     "unsupported_method": "the file does not describe what other methods answer",
     "missing_required_header": "no header is required",

@@ -26,9 +26,8 @@ settings.load_profile("files")
 
 KEYS = st.sampled_from(
     ["id", "conversations", "messages", "from", "value", "role", "content", "data", "prompt",
-     "replies", "text",
-     "items", "conversation", "rank", "message_id", "message_tree_id", "parent_id", "markdown",
-     "type"]
+     "replies", "text", "items", "conversation", "rank", "message_id", "message_tree_id",
+     "parent_id", "markdown", "type"]
 )  # fmt: skip
 JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=20),

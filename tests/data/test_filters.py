@@ -411,8 +411,8 @@ def test_an_argument_of_the_wrong_type_is_told_before_any_row_is_read(value: obj
 
 
 SENTENCES = {
-    "en": "When the kitchen is cold in winter, how should I keep my sourdough starter alive so that "
-    "it rises every single day before I bake two loaves for the neighbours number {}?",
+    "en": "When the kitchen is cold in winter, how should I keep my sourdough starter alive so "
+    "that it rises every single day before I bake two loaves for the neighbours number {}?",
     "zh": "冬天厨房很冷的时候，我应该怎样保持天然酵母的活性，让它每天都能正常发起来，"
     "好在早上为邻居烤两个面包，第{}个问题？",
     "ja": "冬に台所がとても寒いとき、天然酵母を元気に保って毎日きちんと膨らませ、"

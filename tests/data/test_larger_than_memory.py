@@ -33,14 +33,16 @@ from pathlib import Path
 from hubkit.data import corpus, curation
 from hubkit.recipe import Corpus, Curate, Filter, Source
 room, out, *files = sys.argv[1:]
-names = ["alternate_roles", "empty_turn", "repeated_turn", "min_turns", "exact_duplicates", "near_duplicates"]
+names = ["alternate_roles", "empty_turn", "repeated_turn", "min_turns", "exact_duplicates",
+         "near_duplicates"]
 filters, files = [Filter(name=name) for name in names], [Path(file) for file in files]
 if room == "curate":
     report = curation.curate(Curate(filters=filters), files, Path(out), workers=2)
 else:
     block = Corpus(sources=[Source(path="chats.jsonl")], filters=filters, openings=1000, test=500)
     report = corpus.build(block, files, Path(out), seed=1, workers=2)
-peaks = [resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+peaks = [resource.getrusage(who).ru_maxrss // 1024
+         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 print(json.dumps([report.rows_read, report.kept, *peaks]))
 """
 

@@ -63,9 +63,8 @@ def recipe(
             "in_flight": 2,
             "checkpoint_minutes": 1e-9,
             "dpo": {"num_train_epochs": 3, "max_length": 96, "per_device_train_batch_size": 2,
-                    "bf16": False,
-                    "gradient_accumulation_steps": 1, "learning_rate": 1e-3, "logging_steps": 1,
-                    "beta": 0.1},
+                    "bf16": False, "gradient_accumulation_steps": 1, "learning_rate": 1e-3,
+                    "logging_steps": 1, "beta": 0.1},
         }  # fmt: skip
         changes: dict[str, Any] = {
             "corpus.sources": [{"path": str(folder / "chats.parquet"), "license": "other"}],
@@ -150,9 +149,12 @@ def test_nothing_is_asked_for_twice_and_training_went_on_from_its_checkpoint(
     assert made["from_journal"] >= 6 and made["wanted"] <= len(asked) <= made["wanted"] + 2
     assert aligned["resumed_from_step"] >= 2 and aligned["rows"]["pairs_used"] > 30
     for name in ("prefer", "align"):
-        titles = [c.title for c in connect().api.list_repo_commits(at(stages[name]).repo_id,
-                                                                   repo_type=stages[name][
-                                                                       "repo_type"])]  # fmt: skip
+        titles = [
+            c.title
+            for c in connect().api.list_repo_commits(
+                at(stages[name]).repo_id, repo_type=stages[name]["repo_type"]
+            )
+        ]
         assert len([title for title in titles if f"[{name}:" in title]) == 1
 
 

@@ -22,9 +22,10 @@ from hubkit.metrics import scorecards as shown
 from hubkit.recipe import Scorecard
 from hubkit.serving import ServedModel
 
-TOPICS = """bread rye yeast oven dough salt water flour butter sugar honey milk cheese garlic onion pepper tomato basil
-pasta rice beans lentil potato carrot apple pear plum cherry grape lemon orange melon peach walnut almond coffee tea
-cocoa vanilla ginger mint sage thyme cumin curry chili soup stew salad toast cake""".split()  # noqa: SIM905
+TOPICS = """bread rye yeast oven dough salt water flour butter sugar honey milk cheese garlic onion
+pepper tomato basil pasta rice beans lentil potato carrot apple pear plum cherry grape lemon orange
+melon peach walnut almond coffee tea cocoa vanilla ginger mint sage thyme cumin curry chili
+soup stew salad toast cake""".split()  # noqa: SIM905
 ASKED = [
     "and what about {} then",
     "why does the {} go soggy?",

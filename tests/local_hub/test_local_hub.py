@@ -202,7 +202,8 @@ import json, datasets, torch, transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from huggingface_hub import HfApi
 rows = [{"messages": [{"role": "user", "content": f"question {i}"}]} for i in range(300)]
-data = datasets.DatasetDict(train=datasets.Dataset.from_list(rows), test=datasets.Dataset.from_list(rows[:7]))
+data = datasets.DatasetDict(train=datasets.Dataset.from_list(rows),
+                            test=datasets.Dataset.from_list(rows[:7]))
 data.push_to_hub("local/talks", private=True)
 HfApi().create_tag("local/talks", tag="v1.0", repo_type="dataset")
 data["train"] = data["train"].select(range(100))
@@ -210,12 +211,13 @@ data.push_to_hub("local/talks")
 new = datasets.load_dataset("local/talks", split="train")
 old = datasets.load_dataset("local/talks", split="train[:200]", revision="v1.0")
 stream = next(iter(datasets.load_dataset("local/talks", split="test", streaming=True)))
-config = transformers.LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-    num_attention_heads=2, num_key_value_heads=1)
+config = transformers.LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32,
+    num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
 model = transformers.LlamaForCausalLM(config)
 model.push_to_hub("local/tiny")
 again = transformers.AutoModelForCausalLM.from_pretrained("local/tiny")
-same = all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+same = all(torch.equal(a, b)
+           for a, b in zip(model.state_dict().values(), again.state_dict().values()))
 adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
 adapted.push_to_hub("local/tiny-lora")
 PeftModel.from_pretrained(again, "local/tiny-lora")

@@ -26,8 +26,10 @@ class Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        told = {k: v for k, v in os.environ.items() if k.startswith(("SPACE", "HF_ENDPOINT", "MY_"))}
-        token = urllib_get(os.environ["HF_ENDPOINT"] + "/api/whoami-v2", open(os.environ["HF_TOKEN_PATH"]).read())
+        told = {k: v for k, v in os.environ.items()
+                if k.startswith(("SPACE", "HF_ENDPOINT", "MY_"))}
+        token = urllib_get(os.environ["HF_ENDPOINT"] + "/api/whoami-v2",
+                           open(os.environ["HF_TOKEN_PATH"]).read())
         told |= {"version": open("version.txt").read(), "home": os.environ["HOME"], "token": token}
         self.wfile.write(json.dumps(told).encode())
 def urllib_get(url, token):

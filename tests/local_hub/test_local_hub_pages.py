@@ -75,7 +75,10 @@ def test_files_never_run_as_pages(server: HubServer, api: HfApi) -> None:
 
 
 def test_cards_and_names_are_escaped_on_pages(server: HubServer, api: HfApi) -> None:
-    evil = '<img src=x onerror=alert(1)><script>alert(2)</script><a href="javascript:alert(3)">a</a><style>*{}</style>'
+    evil = (
+        "<img src=x onerror=alert(1)><script>alert(2)</script>"
+        '<a href="javascript:alert(3)">a</a><style>*{}</style>'
+    )
     tag = evil.replace("'", "")
     text = (
         f"# T\n{evil}\n<iframe src=//evil.example></iframe>\n\n"

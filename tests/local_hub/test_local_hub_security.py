@@ -257,7 +257,9 @@ def test_a_private_files_hash_is_no_permission_to_see_it(
         ).status
         == 404
     )
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(secret)}\n".encode()
+    pointer = (
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(secret)}\n"
+    ).encode()
     lines = b"\n".join(json.dumps(line).encode() for line in (body[0], file_line("w", pointer)))
     assert (
         send(

@@ -74,8 +74,8 @@ def made(hub: Hub, endpoint: Handle, corpus: Ref) -> dict[str, Any]:
         "rollout.turns.value": 5, "rollout.asker.repo": BASE, "rollout.chat.repo": BASE,
         "rollout.asker.endpoints": [endpoint.url], "rollout.chat.endpoints": [endpoint.url],
         "rollout.baseline": {"dialogues": 6, "system": SYSTEM}, "rollout.retry_on": [],
-        "curate.filters": [{"name": "empty_turn"}], "curate.measure": {"sample": 50,
-                                                                       "topics": False},
+        "curate.filters": [{"name": "empty_turn"}],
+        "curate.measure": {"sample": 50, "topics": False},
     }  # fmt: skip
     recipe = load(
         "parrot",

@@ -128,8 +128,8 @@ def outputs(
     )
     add("curate", "dialogues", "dataset", {"rollout": made["rollout"]})
     add("chat", "chat", "model", {"base": base, "dialogues": made["curate"]}, weights)
-    add("eval", "results", "dataset", {"corpus": made["corpus"], "asker": made["asker"],
-                                       "chat": made["chat"]},
+    add("eval", "results", "dataset",
+        {"corpus": made["corpus"], "asker": made["asker"], "chat": made["chat"]},
         {"results.json": json.dumps(RESULTS).encode()})  # fmt: skip
     return made
 
@@ -283,7 +283,9 @@ def test_somebody_else_s_commit_is_kept(
     def create_commit(*args: Any, **kwargs: Any) -> Any:
         if kwargs.get("parent_commit") and args[0] == repo_id and not meddled:
             meddled.append(repo_id)
-            theirs = f"---\nthumbnail: https://example.org/x.png\n---\n# Mine\n{KEEP}\nTheirs.\n".encode()
+            theirs = (
+                f"---\nthumbnail: https://example.org/x.png\n---\n# Mine\n{KEEP}\nTheirs.\n"
+            ).encode()
             hub.api.upload_file(path_or_fileobj=theirs, path_in_repo="README.md", repo_id=repo_id)
         return real(*args, **kwargs)
 
@@ -416,8 +418,10 @@ from hubkit.publishing import publish
 from hubkit.recipe import Recipe
 given = json.loads(sys.stdin.read())
 here = connect()
-there = Hub(given["to"], os.environ["TOKEN_THERE"], "someone", embedded=False) if given["to"] else here
-publish(there, Recipe.model_validate(given["recipe"]), {k: Ref(**v) for k, v in given["outputs"].items()}, source=here)
+there = (Hub(given["to"], os.environ["TOKEN_THERE"], "someone", embedded=False)
+         if given["to"] else here)
+publish(there, Recipe.model_validate(given["recipe"]),
+        {k: Ref(**v) for k, v in given["outputs"].items()}, source=here)
 """
 
 

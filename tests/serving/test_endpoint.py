@@ -208,11 +208,18 @@ def test_an_answer_that_is_none_is_an_error_not_a_crash(body: str) -> None:
     assert isinstance(error, HubkitError)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(),
-                    lambda x: st.lists(x) | st.dictionaries(
-    st.sampled_from(["choices", "message", "content", "usage", "finish_reason", "generated_text",
-                     "details"]), x
-), max_leaves=12))  # fmt: skip
+JSON_KEYS = (
+    "choices", "message", "content", "usage", "finish_reason", "generated_text", "details",
+)  # fmt: skip
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.sampled_from(JSON_KEYS), x),
+        max_leaves=12,
+    )
+)
 def test_no_json_breaks_the_readers(answer: object) -> None:
     for read in (
         lambda: read_chat(answer, latency_s=0, address="a"),

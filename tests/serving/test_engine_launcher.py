@@ -126,7 +126,8 @@ def test_nothing_is_left_after_kill_9(model: Path, runs: Path, victim: str) -> N
     code = textwrap.dedent(f"""
         import sys, time
         from hubkit.serving.engines.launcher import EngineOptions, launch
-        options = EngineOptions(command=({sys.executable!r}, {str(SERVER)!r}, {str(runs)!r}, "workers"))
+        options = EngineOptions(
+            command=({sys.executable!r}, {str(SERVER)!r}, {str(runs)!r}, "workers"))
         with launch("vllm", {str(model)!r}, options=options) as engine:
             print(engine.pid, flush=True)
             time.sleep(600)

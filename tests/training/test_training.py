@@ -507,8 +507,8 @@ from pathlib import Path
 from hubkit.recipe import Training
 from hubkit.training import Launch, train
 block, data, base, folder = json.loads(sys.argv[1])
-train(Training(**block), [Path(data)], Path(base), Path(folder) / "out", base_repo_id="acme/tiny", seed=7,
-      work=Path(folder) / "work", launch=Launch("ddp", 2))
+train(Training(**block), [Path(data)], Path(base), Path(folder) / "out",
+      base_repo_id="acme/tiny", seed=7, work=Path(folder) / "work", launch=Launch("ddp", 2))
 """
 
 
@@ -550,8 +550,9 @@ from pathlib import Path
 from hubkit.recipe import Training
 from hubkit.training import train
 block, data, base, folder, pause = json.loads(sys.argv[1])
-train(Training(**block), [Path(data)], Path(base), Path(folder) / "out", base_repo_id="acme/tiny", seed=7,
-      work=Path(folder) / "work", progress=lambda done, total=None, note="": time.sleep(pause))
+train(Training(**block), [Path(data)], Path(base), Path(folder) / "out",
+      base_repo_id="acme/tiny", seed=7, work=Path(folder) / "work",
+      progress=lambda done, total=None, note="": time.sleep(pause))
 """
 
 

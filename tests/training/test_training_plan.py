@@ -155,11 +155,11 @@ folder, sft, lora, warm, base, data, pairs = json.loads(sys.argv[1])
 def run(name, base):
     if pairs:
         block = Preference(chat={"repo": "acme/tiny"}, lora=lora, dpo=sft)
-        return train_dpo(block, [Path(data)], Path(base), Path(base), Path(folder) / name, base_repo_id="acme/tiny",
-                      seed=1, work=Path(folder) / (name + "-work"))
+        return train_dpo(block, [Path(data)], Path(base), Path(base), Path(folder) / name,
+                         base_repo_id="acme/tiny", seed=1, work=Path(folder) / (name + "-work"))
     block = Training(base="acme/tiny", seat="user", lora=lora, sft=sft)
-    return train(block, [Path(data)], Path(base), Path(folder) / name, base_repo_id="acme/tiny", seed=1,
-                 work=Path(folder) / (name + "-work"))
+    return train(block, [Path(data)], Path(base), Path(folder) / name, base_repo_id="acme/tiny",
+                 seed=1, work=Path(folder) / (name + "-work"))
 run("warm", warm)  # what the packages take by themselves
 before = rss()
 run("out", base)

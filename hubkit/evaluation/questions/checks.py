@@ -39,16 +39,28 @@ NEAR_DUPLICATE = 75.0  # rapidfuzz's ratio (0-100) of the words of two turns
 _SIGNS: dict[str, re.Pattern[str]] = {
     name: re.compile(pattern, re.IGNORECASE)
     for name, pattern in {
-        "continues": r"\A\W*(?:and|or|but|so|now|then|ok|okay|wait|hang on|oops|back|going back|go back|coming back|"
-        r"earlier|same|another|forget|undo|redo|recount|with|without|what (?:about|if))\b",
+        "continues": (
+            r"\A\W*(?:and|or|but|so|now|then|ok|okay|wait|hang on|oops|back|going back|go back|"
+            r"coming back|earlier|same|another|forget|undo|redo|recount|with|without|"
+            r"what (?:about|if))\b"
+        ),
         "returns": r"\A\W*(?:in|from|for|of|out of|about|compared with) (?:the|your|my)\b",
-        "speaks of an answer": r"\byours?\b|\byou(?:'d| did| do|'ve)? (?:mean|meant|said|told|gave|give|picked|choose|"
-        r"were|listed|explained|explain|use|used|have|include|see|rule|got|get|need|call|ask|asked|change)\b",
-        "points": r"\b(?:here|there|instead|too|as well|again|before|earlier|at the start|from the start|original|"
-        r"(?:the|a) (?:\w+ )?(?:ones?|version|two|three|four|five|case)|the (?:very )?(?:first|second|third|last)|"
-        r"(?:first|second|third) (?:review|book)|same (?:as|verdict))\b",
-        "amends": r"\b(?:sorry|i mean|i meant|my mistake|i should(?:'ve| have)|i forgot|i misread|i mistyped|i copied|"
-        r"i got it wrong|i said|i was (?:too|being)|i never told|i gave you|i'd rather|change of plan|actually)\b",
+        "speaks of an answer": (
+            r"\byours?\b|\byou(?:'d| did| do|'ve)? (?:mean|meant|said|told|gave|give|picked|"
+            r"choose|were|listed|explained|explain|use|used|have|include|see|rule|got|get|need|"
+            r"call|ask|asked|change)\b"
+        ),
+        "points": (
+            r"\b(?:here|there|instead|too|as well|again|before|earlier|at the start|"
+            r"from the start|original|(?:the|a) (?:\w+ )?(?:ones?|version|two|three|four|five|"
+            r"case)|the (?:very )?(?:first|second|third|last)|(?:first|second|third) (?:review|"
+            r"book)|same (?:as|verdict))\b"
+        ),
+        "amends": (
+            r"\b(?:sorry|i mean|i meant|my mistake|i should(?:'ve| have)|i forgot|i misread|"
+            r"i mistyped|i copied|i got it wrong|i said|i was (?:too|being)|i never told|"
+            r"i gave you|i'd rather|change of plan|actually)\b"
+        ),
     }.items()
 }
 

@@ -3,8 +3,8 @@
 What an answer means is decided on its status and its kind (see `refusals`):
 
 ===========================  =======================================================================
-429                          overload: the request waits (Retry-After, else exponential) and holds no
-                             slot meanwhile
+429                          overload: the request waits (Retry-After, else exponential) and holds
+                             no slot meanwhile
 503, 502, 504, 52x, none     the address is starting, asleep or gone: others take over; without any,
                              wait with patience
 404 that never worked        loading, where nothing else answers either; otherwise stop
@@ -13,8 +13,8 @@ no credit, a day's quota     stop, as `CreditExhaustedError`
 moderation, too long         this request is refused: `EndpointError` for its caller to record
 other 4xx                    the same. When *every* request so far was refused, the endpoint is
                              misconfigured: stop
-500                          tried again; the same request failing while others succeed is refused in
-                             the end
+500                          tried again; the same request failing while others succeed is refused
+                             in the end
 ===========================  =======================================================================
 
 "Stop" is `MisconfiguredEndpointError`, or `EndpointUnreachableError` once patience is spent: errors
