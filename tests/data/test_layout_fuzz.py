@@ -156,7 +156,14 @@ def with_keys(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
         for inner in value:
             yield from with_keys(inner, path)
     elif isinstance(value, str):
-        yield from ((path, token) for token in tokens_in(value))
+        try:
+            inner = json.loads(value)  # turns stored as a string have keys too
+        except ValueError:
+            inner = None
+        if isinstance(inner, dict | list):
+            yield from with_keys(inner, path)
+        else:
+            yield from ((path, token) for token in tokens_in(value))
 
 
 def check(found: list[Conversation], report: FileReport, made: list[dict[str, Any]]) -> None:

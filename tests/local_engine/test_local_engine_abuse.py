@@ -33,7 +33,7 @@ def engine() -> Running:
 
 def alive(engine: Running) -> None:
     """Nothing is left behind in its slots, and it still answers."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while _busy(engine) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert _busy(engine) == 0
