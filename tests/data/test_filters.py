@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,8 @@ from support.paths import SHARED_DATA
 
 from hubkit.conversation import Conversation, Message
 from hubkit.data.filters import FILTERS, Chain, Context, Drop, Dropped, Edit
-from hubkit.errors import RecipeError, SourceError
+from hubkit.errors import PublishError, RecipeError, SourceError
+from hubkit.hub import gate
 from hubkit.recipe import Filter
 
 
@@ -164,6 +167,46 @@ def test_exact_duplicates_keep_the_first() -> None:
         None,
     ]
     assert same(talk("ab", "")) is None, "where a turn ends counts"
+
+
+def test_exact_duplicates_compare_tool_calls_results_and_thinking() -> None:
+    same = FILTERS["exact_duplicates"]()
+
+    def using(**fields: object) -> Conversation:
+        row = talk("a", "b")
+        row.messages[1].update(fields)  # type: ignore[typeddict-item]
+        return row
+
+    ids = count()  # drawn anew for each call, as servers do
+
+    def call(arguments: str) -> list[dict[str, object]]:
+        return [
+            {
+                "id": f"call_{next(ids)}",
+                "type": "function",
+                "function": {"name": "find", "arguments": arguments},
+            }
+        ]
+
+    variants: list[dict[str, object]] = [
+        {},
+        {"thinking": "x"},
+        {"thinking": "y"},
+        {"tool_calls": call('{"q": 1}')},
+        {"tool_calls": call('{"q": 2}')},
+        {"name": "x"},
+    ]
+    assert [same(using(**fields)) for fields in variants] == [None] * len(variants)
+    variants[3] = {"tool_calls": call('{"q": 1}')}
+    again = [same(using(**fields)) for fields in variants]
+    assert again == [Drop("exact_duplicate")] * len(variants)
+    for absent in ({"thinking": None}, {"tool_calls": []}, {"train": False}):
+        assert same(using(**absent)) == Drop("exact_duplicate"), absent
+
+
+def test_exact_duplicates_keep_the_key_of_plain_conversations() -> None:
+    key = FILTERS["exact_duplicates"]().key(talk("a", "b"))  # type: ignore[attr-defined]
+    assert key.hex() == "af5578d2b2b75316f393230cdf9b4cc0"
 
 
 def test_the_ledger_balances_at_every_step_and_keeps_examples() -> None:
@@ -537,3 +580,52 @@ def test_ids_thinking_tool_calls_and_what_reports_name_are_masked_too() -> None:
     assert email not in json.dumps([step.to_dict() for step in chain.steps])
     (other,) = chain(talk("hello there", "fine", name="chat of john.roe@" + "university.edu"))
     assert other.id != row.id
+
+
+SENSITIVE = {
+    "personal_data": "jane.doe@" + "university.edu",
+    "secrets": "gh" + "p_" + "a1B2c3D4e5F6" * 3,
+}
+PLACES = ("thinking", "arguments", "name", "tools")
+
+
+def holding(place: str, value: str) -> Conversation:
+    """A conversation with `value` in one field beside the contents."""
+    row = talk("hello there", "fine", tools=json.dumps([{"description": value}]))
+    if place == "tools":
+        return row
+    row.meta.clear()
+    if place == "arguments":
+        arguments = json.dumps({"to": value})
+        call = {"type": "function", "function": {"name": "send", "arguments": arguments}}
+        row.messages[1]["tool_calls"] = [call]  # type: ignore[list-item]
+    else:
+        row.messages[1][place] = value  # type: ignore[literal-required]
+    return row
+
+
+@pytest.mark.parametrize("name", SENSITIVE)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("action", ["mask", "drop"])
+def test_privacy_filters_look_into_every_field(name: str, place: str, action: str) -> None:
+    value = SENSITIVE[name]
+    row = holding(place, value)
+    assert value in repr(row)
+    (result,) = Chain([Filter(name=name, args={"action": action})])(row)
+    assert isinstance(result, Dropped) == (action == "drop")
+    assert action == "drop" or value not in repr(result)
+
+
+@pytest.mark.parametrize("name", SENSITIVE)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_the_gate_looks_into_every_field(name: str, place: str, form: str, tmp_path: Path) -> None:
+    row = holding(place, SENSITIVE[name])
+    values = {"id": row.id, "messages": row.messages, **row.meta}
+    path = tmp_path / f"train.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist([values]), path)
+    else:
+        path.write_text(json.dumps(values) + "\n", "utf-8")
+    with pytest.raises(PublishError, match=r"email|github token"):
+        gate.check("not pushed", {path.name: path})

@@ -5,6 +5,7 @@ What they remember is all that a chain keeps in memory of the rows that have pas
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, Literal
@@ -15,12 +16,21 @@ from hubkit.data.filters.shingles import shingles
 
 _CHARS = 200_000  # of one conversation, this much is compared
 Seat = Literal["user", "assistant", "both"]
+_COMPARED = ("thinking", "tool_calls", "name")  # in addition to role and content
+
+
+def _without_ids(value: Any) -> Any:
+    """Tool calls by their functions; any other value as it is."""
+    if not isinstance(value, list):
+        return value
+    return [call.get("function") if isinstance(call, dict) else call for call in value]
 
 
 @register(stateful=True)
 def exact_duplicates() -> StatefulFilter:
-    """Drop conversations whose turns, word for word, were seen before; the first one stays. About
-    100 bytes each.
+    """Drop conversations whose turns, word for word, were seen before; the first one stays. Tool
+    calls (without their ids, which are drawn at random) and thinking are compared too. About 100
+    bytes each.
     """
     return _Exact()
 
@@ -56,7 +66,18 @@ class _Exact(StatefulFilter):
                     "utf-8", "surrogatepass"
                 )
             )
-        return digest.digest()
+        turns = digest.digest()
+        fields = [
+            (i, name, _without_ids(value))
+            for i, message in enumerate(conversation.messages)
+            if len(message) > 2
+            for name, value in message.items()
+            if name in _COMPARED and value
+        ]
+        if not fields:
+            return turns
+        text = json.dumps(sorted(fields, key=lambda f: f[:2]), sort_keys=True, default=str)
+        return blake2b(turns + text.encode(), digest_size=16, person=b"fields").digest()
 
     def decide(self, key: bytes) -> Verdict:
         if key in self._seen:
