@@ -116,7 +116,7 @@ def test_a_stage_as_a_job_makes_what_it_makes_here_and_is_then_skipped(
 
 
 def test_a_plugin_travels_with_its_job(hub: Hub, tmp_path: Path) -> None:
-    own = tmp_path / "own_filters.py"
+    own = tmp_path / "own_filters_of_a_job.py"
     own.write_text(
         "from hubkit.data.filters import Drop, register\n\n@register\ndef no_chess():\n"
         "    return lambda c: Drop('chess') if 'chess' in c.messages[0]['content'] else None\n"
