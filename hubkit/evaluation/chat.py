@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hubkit.errors import EvalError, RecipeError
+from hubkit.errors import EvalError
 from hubkit.evaluation import report
 from hubkit.evaluation.benchmarks import NAMED
 from hubkit.evaluation.items import MODES, Benchmark, Mode, Question
@@ -23,6 +23,7 @@ from hubkit.judging import Prompts, default_prompts, read_prompts, small_prompts
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Judging, Published, available, load
 from hubkit.recipe import judging as judging_block
+from hubkit.serving.budget import check_prices
 
 EMBEDDED_IN_FLIGHT, IN_FLIGHT = 4, 8
 EMBEDDED_TOKENS, TOKENS = 96, 1024
@@ -80,12 +81,7 @@ class JudgeChoice:
         block = judging_block({"judge": seat, "in_flight": in_flight}, list(self.settings))
         caps = {"budget_usd": self.budget_usd, "budget_tokens": self.budget_tokens}
         block = block.model_copy(update={k: cap for k, cap in caps.items() if cap is not None})
-        prices = (block.judge.usd_per_million_input, block.judge.usd_per_million_output)
-        if block.budget_usd is not None and self.hosted and not any(prices):
-            raise RecipeError(
-                "--budget-usd needs the judge's prices: --set judge.usd_per_million_input=… "
-                "--set judge.usd_per_million_output=…"
-            )
+        check_prices(block.budget_usd, {"judge": block.judge})
         return block
 
 

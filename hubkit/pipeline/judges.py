@@ -15,14 +15,17 @@ from hubkit.pipeline.stage import RunContext, StageDirs
 from hubkit.progress import Progress
 from hubkit.recipe import DEPLOY, EMBEDDED, Judging
 from hubkit.serving import serve, spec_of
+from hubkit.serving.budget import check_prices
 
 JUDGE = "judge"
 
 
 def judge_input(context: RunContext, block: Judging | None, progress: Progress) -> dict[str, Ref]:
     """The judge's commit, as an input of its stage; none where it answers at an address of its
-    own.
+    own. Raises `RecipeError` for a cap in dollars that would cap nothing.
     """
+    if block is not None:
+        check_prices(block.budget_usd, {"judge": block.judge})
     if block is None or not {DEPLOY, EMBEDDED} & set(block.judge.endpoints):
         return {}
     return {

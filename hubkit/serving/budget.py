@@ -179,10 +179,11 @@ def _price(seat: Seat, prompt: float, completion: float, cached: float = 0.0) ->
 
 class Budget:
     """`caps` over what `spent` says, for requests of `seats`: they name the most tokens and the
-    prices of an answer.
+    prices of an answer. Raises `RecipeError` as `check_prices` does.
     """
 
     def __init__(self, caps: Caps, spent: Spent, seats: Mapping[str, Seat]) -> None:
+        check_prices(caps.budget_usd, seats)
         self._caps, self.spent, self._seats = caps, spent, seats
         self._held_tokens, self._held_usd = 0, 0.0
         self._before_s, self._started = spent.seconds, time.monotonic()

@@ -22,6 +22,7 @@ from hubkit.errors import (
     RecipeError,
     SourceError,
 )
+from hubkit.evaluation.chat import JudgeChoice
 from hubkit.judging import (
     Turns,
     Verdict,
@@ -429,3 +430,23 @@ def test_ten_unreadable_verdicts_in_a_row_stop_with_an_example(tmp_path: Path) -
         with pytest.raises(EvalError, match=r"10 verdicts in a row.*'a fine answer, 8 of 10'"):
             asyncio.run(ask(server.url, 19))
         assert server.stats()["requests"] == 19
+
+
+FAR, HERE = "https://far.example/v1", "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize("endpoints", [[FAR], [HERE], ["embedded"], ["deploy"]])
+def test_a_cap_in_dollars_without_prices_is_refused(endpoints: list[str], tmp_path: Path) -> None:
+    seat = SeatConfig(repo="judge", endpoints=endpoints)
+    with mock() as server:
+        with pytest.raises(RecipeError, match=r"caps nothing, because judge has no prices"):
+            ask(server, tmp_path, ["[[7]]"], block(judge=seat, budget_usd=1.0))
+        assert server.stats()["requests"] == 0
+
+
+@pytest.mark.parametrize("name", [FAR, HERE, "some/judge"])
+def test_a_judge_that_is_named_wants_prices_for_a_cap_in_dollars(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"judge\.usd_per_million_input"):
+        JudgeChoice(name, budget_usd=1.0).block()
+    prices = ["judge.usd_per_million_input=0", "judge.usd_per_million_output=2"]
+    assert JudgeChoice(name, settings=prices, budget_usd=1.0).block().budget_usd == 1.0
