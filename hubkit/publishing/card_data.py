@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 from hubkit import recipe as recipes
 from hubkit.errors import RecipeError
+from hubkit.publishing import lineage
 from hubkit.recipe import Recipe, Training
 
 Kind = Literal[
@@ -96,7 +97,10 @@ def from_records(
 
     A record holds ``inputs`` (role → repo_id, repo_type, revision), ``report`` and ``packages``;
     what a repo was made from is what its stages read, itself excepted."""
-    inputs: dict[tuple[str, str], Input] = {}
+    inputs = [
+        Input(roles[0], **ref.to_dict(), is_present=ref.repo_type != "file")
+        for ref, roles in lineage.inputs(records, repo_id).items()
+    ]
     versions: dict[str, str] = {}
     for record in records.values():
         versions |= {
@@ -104,16 +108,8 @@ def from_records(
             for name, version in record.get("packages", {}).items()
             if version != "absent"
         }
-        for role, ref in record.get("inputs", {}).items():
-            if ref["repo_id"] != repo_id:
-                key = (ref["repo_id"], ref["revision"])
-                # A model whose tokenizer only counted somewhere is first of all what else it was.
-                if key not in inputs or inputs[key].role == "tokenizer":
-                    inputs[key] = Input(role, **ref, is_present=ref["repo_type"] != "file")
     reports = {stage: record.get("report") or {} for stage, record in records.items()}
-    return CardFacts(
-        kind, repo_id, recipe, list(inputs.values()), reports, results, versions, files
-    )
+    return CardFacts(kind, repo_id, recipe, inputs, reports, results, versions, files)
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,24 +88,32 @@ def _trace(
     if ref in visited:
         return Node(ref, role, is_repeated=True)
     visited.add(ref)
+    sources = inputs(read(ref), ref.repo_id)
     return Node(
-        ref, role, [_trace(source, name, read, visited) for name, source in _inputs(read(ref), ref)]
+        ref,
+        role,
+        [_trace(source, ", ".join(roles), read, visited) for source, roles in sources.items()],
     )
 
 
-def _inputs(
-    records_by_stage: Mapping[str, Mapping[str, Any]], commit: Ref
-) -> Iterator[tuple[str, Ref]]:
-    """What the stages that led to a commit read. Its own repo's earlier commits are left out: their
-    records are in it.
+def inputs(
+    records_by_stage: Mapping[str, Mapping[str, Any]], repo_id: str
+) -> dict[Ref, tuple[str, ...]]:
+    """What the stages that led to a commit of `repo_id` read, and in which roles.
+
+    Its own repo's earlier commits are left out: their records are in it. A model whose tokenizer
+    also counted somewhere is named by what else it was.
     """
-    yielded = set()
+    roles: dict[Ref, dict[str, None]] = {}
     for record in records_by_stage.values():
-        for role, source in record["inputs"].items():
+        for role, source in record.get("inputs", {}).items():
             ref = Ref(str(source["repo_id"]), str(source["repo_type"]), str(source["revision"]))
-            if ref not in yielded and ref.repo_id != commit.repo_id:
-                yielded.add(ref)
-                yield role, ref
+            if ref.repo_id != repo_id:
+                roles.setdefault(ref, {})[role] = None
+    return {
+        ref: tuple(role for role in named if role != "tokenizer") or tuple(named)
+        for ref, named in roles.items()
+    }
 
 
 def relabelled(node: Node, name: Callable[[Ref], Ref]) -> Node:
