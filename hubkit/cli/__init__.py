@@ -13,7 +13,7 @@ from io import TextIOWrapper
 
 import typer
 
-from hubkit import __version__, extras
+from hubkit import __version__
 from hubkit.cli.help_layout import Mapped
 from hubkit.errors import HubkitError
 from hubkit.untrusted import printable
@@ -117,6 +117,8 @@ def main() -> None:
     except HubkitError as error:
         _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
+        from hubkit import extras  # reads the installed packages' metadata: only when it is needed
+
         sentence = extras.advice(error)
         if sentence is None:
             raise

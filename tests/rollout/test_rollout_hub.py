@@ -125,7 +125,8 @@ def test_a_new_machine_goes_on_from_the_hub_alone(
         lease_ends = time.monotonic() + 9 * 1.1 + 0.5
         driver.communicate()
         shutil.rmtree(runs())  # the machine is lost
-        time.sleep(2)  # what it had sent is still counted while the server answers it
+        # What it had sent is still counted while the server answers it.
+        until(lambda: server.stats()["in_flight"] == 0, timeout_s=60)
         before = asked(server)
         refused = cli("rollout", *args)
         assert refused.returncode == 1 and f"process {driver.pid} on" in refused.stderr, (

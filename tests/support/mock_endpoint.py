@@ -318,7 +318,12 @@ class Mock:
     async def stats(self, request: web.Request) -> web.Response:
         """GET /stats."""
         return web.json_response(
-            {"answered": self.count, "requests": self.requests, "most": self.most}
+            {
+                "answered": self.count,
+                "requests": self.requests,
+                "in_flight": self.in_flight,
+                "most": self.most,
+            }
         )
 
     async def models(self, request: web.Request) -> web.Response:
