@@ -32,6 +32,7 @@ from hubkit.recipe import Sampling
 from hubkit.serving.client import PROFILES, ClientTemplate, Endpoint, Reply, start_engine
 from hubkit.serving.client.address import parse_address
 from hubkit.serving.client.dialects import DIALECTS, chat_fields
+from hubkit.serving.client.health import Outcomes
 from hubkit.serving.client.refusals import server_words
 from hubkit.serving.client.replica import BREAK_AFTER, Replica
 from hubkit.serving.client.replies import read_chat, read_generate
@@ -491,3 +492,12 @@ def test_the_folder_of_somebody_else_is_not_touched(
         monkeypatch.setattr(os, "getuid", lambda user=user: user)
         with start_engine("m", listen=["a"]):
             assert theirs.exists() == left
+
+
+def test_a_request_is_refused_for_failures_that_the_servers_share_does_not_explain() -> None:
+    well, ill = Outcomes(answered=100, failed=0), Outcomes(answered=10, failed=30)
+    assert well.chance_of_failures(3) == pytest.approx((1 / 102) ** 3)
+    assert ill.chance_of_failures(6) > 0.05
+    assert Outcomes(answered=1).chance_of_failures(6) > 1e-3
+    later = Outcomes(answered=25, failed=16)
+    assert later.since(Outcomes(answered=20, failed=8), own_failures=6) == Outcomes(5, 2)

@@ -53,7 +53,7 @@ from hubkit.serving.client.dialects import (
     left_out,
     may_be_answered,
 )
-from hubkit.serving.client.health import Probation
+from hubkit.serving.client.health import Outcomes, Probation
 from hubkit.serving.client.replica import Replica
 from hubkit.serving.client.replies import LENGTH, Reply, read_chat, read_generate
 from hubkit.serving.client.transport import (
@@ -66,8 +66,9 @@ Idle = Callable[[], AbstractAsyncContextManager[None]]
 _WAITABLE = frozenset({408, 425, 502, 503, 504, *range(520, 531)})
 _FIRST_CONTACT_S = 20.0  # how long nothing at all may listen at an address that never answered
 _NOT_FOUND_S = 60.0  # how long an address that never worked may answer 404 to everything
-_SAME_REQUEST_FAULTS = 6  # server errors for one request, while others succeed, until it is refused
+_SAME_REQUEST_FAULTS = 6  # least server errors for one request until it may be refused
 _SAME_REQUEST_SILENCES = 20  # the same for time-outs and dropped connections
+_BY_CHANCE = 1e-6  # less likely failures than this are the request's own, not the server's
 _FAILED_ATTEMPTS = 3  # answers with an unusual finish_reason, until `chat` gives up
 _BACK_OFF_S = (0.25, 30.0)  # first, longest
 _PROBE_S = 10.0  # longest wait for what a server says of itself
@@ -149,6 +150,7 @@ class Endpoint:
         self._replica_of: dict[str, Replica] = {}
         self._http = HttpClient(token=token, headers=headers, timeout_s=request_timeout_s)
         self._probation = Probation()
+        self._outcomes = Outcomes()
         self._patience_s = patience_s
         self._silent_since: float | None = None  # the first failure since the last answer
         self._last_error: EndpointError | None = None
@@ -298,7 +300,8 @@ class Endpoint:
         return reply
 
     async def _until_answered(self, request: _Request, prefer: str | None, idle: Idle) -> Reply:
-        faults = silences = tries = answered_before = 0
+        faults = silences = tries = 0
+        before = replace(self._outcomes)
         while True:
             if self._draining:
                 raise asyncio.CancelledError
@@ -317,21 +320,23 @@ class Endpoint:
                 if self._adapted(error, request):
                     continue
                 if not faults and not silences:
-                    answered_before = self._answered_count()
+                    before = replace(self._outcomes)
                 if error.status in (200, 500):
                     faults += 1
+                    self._outcomes.failed += 1
                 elif error.status != 429 and not isinstance(error, RefusedConnectionError):
                     silences += 1
+                    self._outcomes.failed += 1
                 self._mark(replica, error)
-                others_live = self._answered_count() > answered_before
-                hopeless = others_live and (
-                    faults >= _SAME_REQUEST_FAULTS or silences >= _SAME_REQUEST_SILENCES
-                )
-                stuck = not others_live and faults >= _SAME_REQUEST_FAULTS
+                others = self._outcomes.since(before, own_failures=faults + silences)
+                enough = faults >= _SAME_REQUEST_FAULTS or silences >= _SAME_REQUEST_SILENCES
+                hopeless = enough and others.chance_of_failures(faults + silences) < _BY_CHANCE
+                stuck = faults >= _SAME_REQUEST_FAULTS and not others.answered
                 await self._raise_if_final(error, replica, hopeless=hopeless, stuck=stuck)
                 wait_s = min(_back_off(tries, error.retry_after_s), self._patience_s)
             else:
                 replica.succeeded(reply.latency_s)
+                self._outcomes.answered += 1
                 self._silent_since = None
                 return reply
             finally:
@@ -562,9 +567,6 @@ class Endpoint:
         else:
             self._silent_since = None
 
-    def _answered_count(self) -> int:
-        return sum(replica.answered for replica in self._replicas)
-
     async def _raise_if_final(
         self, error: EndpointError, replica: Replica, *, hopeless: bool, stuck: bool
     ) -> None:
@@ -573,7 +575,7 @@ class Endpoint:
         Args:
             error: What the server answered.
             replica: Where.
-            hopeless: This request has failed often while others were answered.
+            hopeless: This request has failed more often than the server's other answers explain.
             stuck: It has failed often, and no other was answered meanwhile.
         """
         status = error.status

@@ -8,12 +8,40 @@ unbroken run of refusals says the same."""
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from hubkit.errors import EndpointError, MisconfiguredEndpointError
 
 CANARIES = 8
 REFUSALS_IN_ROW = 50
 OWN_FAULTS = frozenset({"moderation", "too_long"})
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """How many requests of one endpoint were answered, and how many failed."""
+
+    answered: int = 0
+    failed: int = 0
+
+    def since(self, before: Outcomes, *, own_failures: int) -> Outcomes:
+        """The outcomes of other requests since `before`.
+
+        Args:
+            before: A copy of this count, taken when a request began to fail.
+            own_failures: That request's failures since.
+        """
+        failed = self.failed - before.failed - own_failures
+        return Outcomes(self.answered - before.answered, max(failed, 0))
+
+    def chance_of_failures(self, failures: int) -> float:
+        """How likely a request fails `failures` times in a row by the server's doing alone.
+
+        The share of failures comes from these outcomes, one of each kind added (Laplace's rule of
+        succession), so that few outcomes never look like certainty.
+        """
+        share = (self.failed + 1) / (self.answered + self.failed + 2)
+        return float(share**failures)
 
 
 class Probation:
