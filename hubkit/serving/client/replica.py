@@ -38,7 +38,6 @@ class Replica:
         self.chat_url = address.route(CHAT)
         self.limit = min(FIRST_LIMIT, ceiling)
         self.in_flight = 0
-        self.answered = 0
         self._clock = clock
         self._waiting: deque[asyncio.Future[bool]] = deque()
         self._closed_until = 0.0
@@ -106,7 +105,6 @@ class Replica:
 
     def succeeded(self, latency_s: float) -> None:
         """An answer came; also closes the breaker."""
-        self.answered += 1
         self._failures = self._refusals_in_row = 0
         self._cool_down_s = COOL_DOWN_S[0]
         self._adapt("ok", latency_s)
