@@ -19,11 +19,10 @@ from hubkit.evaluation.judged import Judged, judged
 from hubkit.evaluation.records import Find
 from hubkit.evaluation.setup import Player, Setup
 from hubkit.evaluation.verdict_files import Format, read_verdicts, write_verdicts
-from hubkit.judging import Prompts, default_prompts, read_prompts, small_prompts
+from hubkit.judging import Prompts, check_judge, default_prompts, read_prompts, small_prompts
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Judging, Published, available, load
 from hubkit.recipe import judging as judging_block
-from hubkit.serving.budget import check_prices
 
 EMBEDDED_IN_FLIGHT, IN_FLIGHT = 4, 8
 EMBEDDED_TOKENS, TOKENS = 96, 1024
@@ -64,7 +63,7 @@ class JudgeChoice:
         """Make the judging block: what suits the kind of judge, then the settings, then the caps.
 
         Raises:
-            RecipeError: A setting is not known, or a cap in dollars has no prices to count by."""
+            RecipeError: A setting is not known, or the judge could not be asked with it."""
         remote = self.hosted or self.deployed
         seat = {
             "repo": self.name,
@@ -81,7 +80,7 @@ class JudgeChoice:
         block = judging_block({"judge": seat, "in_flight": in_flight}, list(self.settings))
         caps = {"budget_usd": self.budget_usd, "budget_tokens": self.budget_tokens}
         block = block.model_copy(update={k: cap for k, cap in caps.items() if cap is not None})
-        check_prices(block.budget_usd, {"judge": block.judge})
+        check_judge(block, at_address=self.hosted)
         return block
 
 

@@ -84,7 +84,8 @@ class Benchmark:
     """A set of items.
 
     Attributes:
-        files: ``{name, sha256}`` of what it was read from.
+        files: ``{name, sha256}`` of what it was read from; a benchmark made in Python has a name
+            and no digest.
         recorded: Answers that came with the questions: who answered → question id → answers.
         length_margin: A slight win by an answer that is longer by more characters is a tie.
         macro: Whether the headline is the mean over categories.

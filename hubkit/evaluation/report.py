@@ -229,8 +229,9 @@ def markdown(result: Judged, published: Sequence[Published] = ()) -> str:
 def _inputs(result: Judged) -> list[list[str]]:
     setup = result.setup
     rows = [
-        ["questions", f"{file['name']} (sha256 {file['sha256'][:12]})"]
+        ["questions", file["name"] + (f" (sha256 {sha256[:12]})" if sha256 else "")]
         for file in setup.benchmark.files
+        for sha256 in [file.get("sha256", "")]
     ]
     rows += [["answers", player.identity] for player in setup.players]
     if not setup.judged:

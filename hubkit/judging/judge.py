@@ -36,7 +36,7 @@ from hubkit.judging.verdicts import (
 )
 from hubkit.recipe import Judging
 from hubkit.serving import ServedModel
-from hubkit.serving.budget import Budget, Spent
+from hubkit.serving.budget import Budget, Spent, check_prices
 from hubkit.serving.client import Endpoint, Reply
 from hubkit.serving.client.dialects import schema_fields
 from hubkit.serving.reply_journal import Journal
@@ -275,6 +275,22 @@ class Judge:
                 temperature=self._block.retry_temperature if attempt else None,
                 fields=fields,
             )
+
+
+def check_judge(block: Judging, *, at_address: bool) -> None:
+    """Refuse settings that would fail, or cap nothing, once the judge is asked.
+
+    Args:
+        block: The judge's settings.
+        at_address: Whether it answers at an address of its own, and not on an engine of ours.
+
+    Raises:
+        RecipeError: A cap in dollars over a judge without prices, or a JSON schema for servers of
+            a profile that does not enforce one.
+    """
+    check_prices(block.budget_usd, {"judge": block.judge})
+    if block.json_schema and at_address:
+        schema_fields(block.judge.profile, "verdict", {})
 
 
 @asynccontextmanager

@@ -9,24 +9,25 @@ from contextlib import contextmanager
 
 from hubkit.hub import Ref
 from hubkit.hub.places import judge_replies
-from hubkit.judging import PromptedJudge, question_prompts
+from hubkit.judging import PromptedJudge, check_judge, question_prompts
 from hubkit.pipeline.inputs import require
 from hubkit.pipeline.stage import RunContext, StageDirs
 from hubkit.progress import Progress
 from hubkit.recipe import DEPLOY, EMBEDDED, Judging
 from hubkit.serving import serve, spec_of
-from hubkit.serving.budget import check_prices
 
 JUDGE = "judge"
 
 
 def judge_input(context: RunContext, block: Judging | None, progress: Progress) -> dict[str, Ref]:
     """The judge's commit, as an input of its stage; none where it answers at an address of its
-    own. Raises `RecipeError` for a cap in dollars that would cap nothing.
+    own. Raises `RecipeError` for settings with which it could not be asked.
     """
-    if block is not None:
-        check_prices(block.budget_usd, {"judge": block.judge})
-    if block is None or not {DEPLOY, EMBEDDED} & set(block.judge.endpoints):
+    if block is None:
+        return {}
+    at_address = not {DEPLOY, EMBEDDED} & set(block.judge.endpoints)
+    check_judge(block, at_address=at_address)
+    if at_address:
         return {}
     return {
         JUDGE: require(context.hub, context.hub.qualify(block.judge.repo or ""), progress=progress)

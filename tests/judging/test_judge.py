@@ -450,3 +450,12 @@ def test_a_judge_that_is_named_wants_prices_for_a_cap_in_dollars(name: str) -> N
         JudgeChoice(name, budget_usd=1.0).block()
     prices = ["judge.usd_per_million_input=0", "judge.usd_per_million_output=2"]
     assert JudgeChoice(name, settings=prices, budget_usd=1.0).block().budget_usd == 1.0
+
+
+@pytest.mark.parametrize("profile", ["claude", "transformers"])
+def test_a_schema_is_refused_for_servers_that_do_not_enforce_one(profile: str) -> None:
+    settings = ["json_schema=true", f"judge.profile={profile}"]
+    with pytest.raises(RecipeError, match=f"profile {profile} does not hold its answers"):
+        JudgeChoice(HERE, settings=settings).block()
+    assert JudgeChoice(HERE, settings=["json_schema=true"]).block().json_schema
+    assert JudgeChoice("some/judge", settings=settings).block().json_schema  # our own engine does
