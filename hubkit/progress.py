@@ -1,4 +1,4 @@
-"""How a room says how far it is, without printing: it calls a `Progress`, and the command line
+"""How work says how far it is, without printing: it calls a `Progress`, and the command line
 draws the bar.
 """
 
@@ -15,5 +15,21 @@ class Progress(Protocol):
     def __call__(self, done: float, total: float | None = None, note: str = "") -> None: ...
 
 
+class Notice(str):
+    """A note that is shown at once, also where notes are thinned out, as in a log."""
+
+    __slots__ = ()
+
+
 def silent(done: float, total: float | None = None, note: str = "") -> None:
     """The `Progress` that shows nothing."""
+
+
+def part(progress: Progress, number: int, parts: int, name: str) -> Progress:
+    """`progress` for one of `parts` equal parts of a longer task."""
+
+    def partial(done: float, total: float | None = None, note: str = "") -> None:
+        share = done / total if total else 0.0
+        progress(number + share, parts, name)
+
+    return partial

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from hubkit.progress import Progress, silent
+from hubkit.progress import Notice, Progress, silent
 from hubkit.untrusted import printable
 
 _LINE_EVERY_S = 10.0
+_STEADY_S = 5.0  # until a rate says something of the time that is left
 _DIGEST = re.compile(r"\b[0-9a-f]{32,64}\b")
 
 
@@ -63,18 +67,39 @@ def bars(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
         A function from a name to the `Progress` that draws its bar. A bar ends when ``done``
         reaches ``total``; a call with 1 of 1 ends any bar.
     """
-    if quiet:
-        yield lambda _: silent
-    elif not sys.stderr.isatty():
-        yield _lines
-    else:
-        with _live_bars() as bar_for:
-            yield bar_for
+    with _interrupts_answered():
+        if quiet:
+            yield lambda _: silent
+        elif not sys.stderr.isatty():
+            yield _lines
+        else:
+            with _live_bars() as bar_for:
+                yield bar_for
+
+
+@contextmanager
+def _interrupts_answered() -> Iterator[None]:
+    """Ctrl-C says at once that it was heard; what was under way may take a moment to end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def interrupt(*_: Any) -> None:
+        with suppress(RuntimeError):  # in the middle of another line
+            say("stopping; what is running ends first")
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _lines(name: str) -> Progress:
-    """Without a terminal: the first note, its changes every `_LINE_EVERY_S` seconds,
-    and the last one; no line twice."""
+    """Without a terminal: the first note, its changes every `_LINE_EVERY_S` seconds, the last one,
+    and every `Notice`; no line twice."""
     last_time, last_line = -_LINE_EVERY_S, ""
 
     def progress(done: float, total: float | None = None, note: str = "") -> None:
@@ -83,9 +108,11 @@ def _lines(name: str) -> Progress:
         complete = bool(total) and done >= (total or 0)
         count = f" ({_amount(done)} of {_amount(total)})" if total and total > 1 else ""
         text = f"{name}: {short(note)}{count}"
-        if note and text != last_line and (complete or now - last_time >= _LINE_EVERY_S):
+        due = complete or isinstance(note, Notice) or now - last_time >= _LINE_EVERY_S
+        if note and text != last_line and due:
             last_time, last_line = now, text
-            say(text)
+            with suppress(RuntimeError):  # a notice of a signal, in the middle of another line
+                say(text)
 
     return progress
 
@@ -96,7 +123,7 @@ def short(note: str) -> str:
 
 
 def _amount(value: float | None) -> str:
-    return "?" if value is None else f"{value:,.0f}"
+    return "?" if value is None else f"{math.floor(value):,}"
 
 
 @contextmanager
@@ -106,30 +133,49 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
     from rich.progress import Progress as Bars
     from rich.table import Column
 
+    console = Console(stderr=True, markup=False)
     columns = (
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.fields[stage]:<8}"),
-        BarColumn(bar_width=16),
+        BarColumn(bar_width=16 if console.width >= 100 else 8),
         TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
-        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        # Alone gives way where the terminal is narrow.
+        TextColumn(
+            "{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        ),
     )
-    with Bars(*columns, console=Console(stderr=True, markup=False), expand=False) as live:
+    with Bars(*columns, console=console, expand=True) as live:
 
         def bar_for(name: str) -> Progress:
             task_id = live.add_task(name, total=None, stage=name, note="", count="", left="")
+            task = live.tasks[live.task_ids.index(task_id)]
+            counted, begun, done_before = 0.0, time.monotonic(), 0.0
 
             def progress(done: float, total: float | None = None, note: str = "") -> None:
-                task = live.tasks[live.task_ids.index(task_id)]
-                if total == 1 and done >= 1 and task.total and task.total > 1:
-                    done, total = task.total, task.total  # the end of a bar that counted something
+                nonlocal counted, begun, done_before
+                if total is not None and total > 1:
+                    counted = total
+                elif total is not None and done >= 1 and counted:
+                    done = total = counted  # the end of a bar that counted something
+                if total != task.total:
+                    begun, done_before = time.monotonic(), done
+                    if total is None:  # `update` takes None for "as before"
+                        task.total = task.finished_time = None
                 count = f"{_amount(done)} of {_amount(total)}" if total and total > 1 else ""
+                seconds, gained = time.monotonic() - begun, done - done_before
+                left = ""
+                if total and gained > 0 and done < total and seconds >= _STEADY_S:
+                    left = _duration(seconds / gained * (total - done))
                 live.update(
-                    task_id, completed=done, total=total, note=printable(short(note)), count=count
+                    task_id,
+                    completed=done,
+                    total=total,
+                    note=printable(short(note)),
+                    count=count,
+                    left=left,
                 )
-                left_s = live.tasks[live.task_ids.index(task_id)].time_remaining
-                live.update(task_id, left=_duration(left_s) if left_s and not task.finished else "")
 
             return progress
 

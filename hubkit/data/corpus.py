@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hubkit.conversation import OPTIONAL_FIELDS, Conversation
 from hubkit.data.filters import Context, Dropped, Step, Tally, count
@@ -39,6 +39,8 @@ from hubkit.recipe import Corpus, Source
 
 __all__ = ["INTENT", "CorpusReport", "FileReport", "build", "read"]
 INTENT = "intent"  # the column, and the key of a conversation's meta
+T = TypeVar("T")
+_SAY_EVERY_S = 0.1
 _MAX_NAMES = 200  # of columns, keys and files that a report names
 TOOLS = "tools"  # the same; the JSON text of the tools' descriptions, as TRL reads it
 
@@ -149,7 +151,7 @@ def build(
         questions: Files of benchmark questions, by name, for decontamination.
         workers: A number of processes; None: by the size of the input. Results do not depend on it.
         few: Where too little is left for openings and test, train on all of it.
-        progress: Called with bytes read.
+        progress: Called with the bytes of the files whose conversations are cleaned.
 
     Raises:
         SourceError: A file is missing, or nothing in all of them is readable.
@@ -159,10 +161,11 @@ def build(
     started = time.monotonic()
     report = CorpusReport(seed=seed)
     inputs = _inputs(block, files, sources, report)
+    gauge = _Gauge(progress, [path.stat().st_size for path, _ in inputs])
     report.steps, results = run(
         block.filters,
         Context(tokenizer=tokenizer, questions=questions or {}),
-        _conversations(block, inputs, report, progress),
+        gauge.entering(_conversations(block, inputs, report, gauge)),
         workers=workers_for(sum(path.stat().st_size for path, _ in inputs))
         if workers is None
         else workers,
@@ -174,7 +177,7 @@ def build(
         fields: set[str] = set()
         with ShardWriter(kept_file, "kept", _schema(block, (*OPTIONAL_FIELDS, TOOLS))) as writer:
             names = _Names()
-            for conversation in _survivors(results, report):
+            for conversation in _survivors(gauge.leaving(results), report):
                 splitter.add(conversation)
                 fields.update(*(m for m in conversation.messages if len(m) > 2))
                 row: dict[str, Any] = {"id": names.unique(conversation.id)}
@@ -187,6 +190,7 @@ def build(
             report.renamed = names.renamed
         if not splitter.rows:
             raise nothing_left(report)
+        progress(0, None, "splitting and writing what is kept")
         places = splitter.assign(openings=block.openings, test=block.test, few=few)
         _write_splits(writer.paths, out / "data", places, _schema(block, fields), report)
     finally:
@@ -316,22 +320,21 @@ def _rules(block: Corpus, source: Source) -> ReadingRules:
 
 
 def _conversations(
-    block: Corpus, inputs: list[tuple[Path, Source]], report: CorpusReport, progress: Progress
+    block: Corpus, inputs: list[tuple[Path, Source]], report: CorpusReport, gauge: _Gauge
 ) -> Iterator[Conversation]:
     """Read every conversation of every file, its parts joined where the recipe says so, and count
     in `report`. Raises `SourceError` where there is none.
     """
-    sizes = [path.stat().st_size for path, _ in inputs]
     remaining = block.limit
     conversations = 0
     for index, (path, source) in enumerate(inputs):
         if remaining is not None and remaining <= 0:
             break
         name = _printable(path.name)
-        file = FileReport(name, source.repo_id or name, sizes[index])
+        file = FileReport(name, source.repo_id or name, gauge.sizes[index])
         report.files.append(file)
         column = block.intents.column if block.intents else None
-        on_bytes = _bytes_of(progress, sizes, index, path.name)
+        on_bytes = gauge.file(index, name)
         rows = islice(_read(path, file, on_bytes, _rules(block, source), column), remaining)
         for conversation, number in find_parts(rows, join=block.join_parts):
             file.joined += number - 1
@@ -347,12 +350,50 @@ def _conversations(
         raise nothing_readable(report.files)
 
 
-def _bytes_of(progress: Progress, sizes: list[int], index: int, name: str) -> OnBytes:
-    before, total = sum(sizes[:index]), sum(sizes)
-    size, unit = (10**6, "MB") if total >= 10**7 else (10**3, "kB")
-    return lambda count: progress(
-        -(-(before + count) // size), -(-total // size), f"{name}, {unit}"
-    )
+class _Gauge:
+    """How far cleaning is: bytes of the files whose conversations have left the chain of filters,
+    which reads ahead of itself.
+    """
+
+    def __init__(self, progress: Progress, sizes: list[int]) -> None:
+        self.sizes = sizes
+        self._progress, self._total = progress, sum(sizes)
+        self._read, self._name, self._done, self._said_at = 0, "", 0, 0.0
+        self._under_way: deque[int] = deque()  # what was read when each conversation went in
+
+    def file(self, index: int, name: str) -> OnBytes:
+        """What the reader of file `index` tells how many of its bytes it has read."""
+        before = sum(self.sizes[:index])
+        self._name = name
+
+        def on_bytes(count: int) -> None:
+            self._read = before + count
+            if not self._done:
+                self._say(0, f"reading {name}")
+
+        return on_bytes
+
+    def entering(self, conversations: Iterable[Conversation]) -> Iterator[Conversation]:
+        """`conversations`, noted on their way into the chain."""
+        for conversation in conversations:
+            self._under_way.append(self._read)
+            yield conversation
+
+    def leaving(self, results: Iterable[T]) -> Iterator[T]:
+        """`results`, one for each conversation, noted on their way out."""
+        for result in results:
+            self._done += 1
+            self._say(self._under_way.popleft(), f"cleaned, {self._done:,} rows of {self._name}")
+            yield result
+        self._said_at = 0.0
+        self._say(self._total, f"cleaned, {self._done:,} rows")
+
+    def _say(self, count: int, note: str) -> None:
+        now = time.monotonic()
+        if now - self._said_at >= _SAY_EVERY_S:
+            self._said_at = now
+            size, unit = (10**6, "MB") if self._total >= 10**7 else (10**3, "kB")
+            self._progress(count / size, -(-self._total // size), f"{unit} {note}")
 
 
 def _printable(name: str) -> str:

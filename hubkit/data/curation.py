@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _META = ("finish_reasons", "error")  # the other columns that filters may read
 _JUDGED = ("id", "messages", "source", *_META)
+_SAY_EVERY = 128  # rows
 _UNPACKED = 4  # how much bigger than its file a parquet table of text is, roughly
 
 
@@ -67,6 +68,7 @@ def curate(
     `SourceError` (no parquet files, a broken one, no ``messages`` column), `RecipeError` (unknown
     filter, or one that cuts dialogues up), `DiskFullError`."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     started = time.monotonic()
     schema = _schema_of(raw)
@@ -74,7 +76,8 @@ def curate(
     if workers is None:
         workers = workers_for(sum(path.stat().st_size for path in raw) * _UNPACKED)
     context = Context(tokenizer=tokenizer, questions=questions or {})
-    dialogues = _dialogues(raw, schema, batches, progress)
+    rows = sum(pq.read_metadata(path).num_rows for path in raw)
+    dialogues = _dialogues(raw, schema, batches)
     steps, judged = run(block.filters, context, dialogues, workers=workers, on=block.on)
     report = CurateReport(steps=steps)
     words = [pa.field("reason", pa.string()), pa.field("step", pa.string())]
@@ -83,12 +86,15 @@ def curate(
         ShardWriter(out / "data", "train", schema) as kept,
         ShardWriter(out / "data", "dropped", pa.schema([*schema, *words])) as dropped,
     ):
-        for conversation, results in judged:
+        for done, (conversation, results) in enumerate(judged):
+            if done % _SAY_EVERY == 0:
+                progress(done, rows, "filtering dialogues")
             result = _only(results, conversation)
             if not isinstance(result, Dropped):
                 turns[result.human_turns] += 1
             if batches[0].take(result, conversation):
                 batches.popleft().write(kept, dropped)
+    progress(rows, rows, "filtered dialogues")
     report.rows_read, report.kept, report.dropped = (
         kept.rows + dropped.rows,
         kept.rows,
@@ -182,14 +188,12 @@ class _Batch:
 
 
 def _dialogues(
-    raw: list[Path], schema: pa.Schema, batches: deque[_Batch], progress: Progress
+    raw: list[Path], schema: pa.Schema, batches: deque[_Batch]
 ) -> Iterator[Conversation]:
     """Every row as a conversation; its table waits in `batches` for the verdicts."""
     import pyarrow as pa
 
-    sizes = [path.stat().st_size for path in raw]
-    for index, path in enumerate(raw):
-        progress(sum(sizes[:index]), sum(sizes), path.name)
+    for path in raw:
         for batch in read_batches(path):
             table = pa.Table.from_batches([batch])
             for extra in set(schema.names) - set(table.column_names):
@@ -200,7 +204,6 @@ def _dialogues(
             batches.append(_Batch(table))
             judged = table.select([name for name in _JUDGED if name in table.column_names])
             yield from map(_conversation, judged.to_pylist())
-    progress(sum(sizes), sum(sizes), "")
 
 
 def _conversation(row: dict[str, Any]) -> Conversation:

@@ -15,7 +15,7 @@ from hubkit import chat_templates
 from hubkit.conversation import Message, Seat, fault
 from hubkit.errors import SourceError
 from hubkit.metrics.statistics import Bootstrap, ratio
-from hubkit.progress import Progress, silent
+from hubkit.progress import Progress, part, silent
 from hubkit.recipe import Evals, Training
 from hubkit.training.config import quiet_environment
 from hubkit.training.loading import load_base, load_tokenizer
@@ -170,7 +170,7 @@ def heldout(
     scored: dict[tuple[Any, ...], HeldOut] = {}
     return {
         name: _judge(
-            block, data, candidate, seed, scored, _part(progress, number, len(candidates), name)
+            block, data, candidate, seed, scored, part(progress, number, len(candidates), name)
         )
         for number, (name, candidate) in enumerate(candidates.items())
     }
@@ -195,7 +195,7 @@ def _judge(
         plans["prompted"] = (None, "assistant")
     arms: dict[str, HeldOut] = {}
     for number, (arm, (folder, printed_as)) in enumerate(plans.items()):
-        part = _part(progress, number, len(plans), arm)
+        arm_progress = part(progress, number, len(plans), arm)
         printed = (training.template, training.thinking)
         key = (candidate.base, folder, seat, system, printed_as, printed)
         if key not in scored:
@@ -212,7 +212,7 @@ def _judge(
                     template=training.template,
                     thinking=training.thinking or "off",
                 ),
-                progress=part,
+                progress=arm_progress,
             )
         arms[arm] = scored[key]
     trained = arms["trained"]
@@ -230,16 +230,6 @@ def _judge(
         "trained": "trained",
         "against": against,
     }
-
-
-def _part(progress: Progress, number: int, parts: int, name: str) -> Progress:
-    """`progress` for one of `parts` equal parts of a longer task."""
-
-    def partial(done: float, total: float | None = None, note: str = "") -> None:
-        share = done / total if total else 0.0
-        progress(number + share, parts, name)
-
-    return partial
 
 
 class _Printer:

@@ -52,7 +52,7 @@ from hubkit.metrics.topics import (
     plane,
     shifts,
 )
-from hubkit.progress import Progress, silent
+from hubkit.progress import Progress, part, silent
 
 if TYPE_CHECKING:
     from hubkit.metrics.topics import Matrix
@@ -215,7 +215,8 @@ def stats(
         _words(result, dataset, seed)
         _context(result, dataset, judge, seed)
         if embedder:
-            vectors[name] = _topics(result, dataset, embedder, seed)
+            told = part(progress, at, len(samples), name)
+            vectors[name] = _topics(result, dataset, embedder, seed, progress=told)
         _likeness(result, dataset, real, alike, seed)
         _plugins(result, dataset, seed)
         measured.append(result)
@@ -328,7 +329,12 @@ def _context(result: Measured, dataset: Sample, judge: Judge | None, seed: int) 
 
 
 def _topics(
-    result: Measured, dataset: Sample, embedder: Path, seed: int, budget: int = 1000
+    result: Measured,
+    dataset: Sample,
+    embedder: Path,
+    seed: int,
+    budget: int = 1000,
+    progress: Progress = silent,
 ) -> Matrix:
     """Embed the human turns of as many dialogues as the budget of follow-up turns allows; openings
     only for shifts.
@@ -338,7 +344,9 @@ def _topics(
         if sum(len(d.followups) for d in chosen) >= budget:
             break
         chosen.append(dialogue)
-    vectors = embed([turn for dialogue in chosen for turn in dialogue.human], embedder)
+    vectors = embed(
+        [turn for dialogue in chosen for turn in dialogue.human], embedder, progress=progress
+    )
     edges = [0, *accumulate(len(dialogue.human) for dialogue in chosen)]
     per_dialogue = [vectors[start:end] for start, end in pairwise(edges)]
     result.record_mean(

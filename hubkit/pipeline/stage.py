@@ -213,6 +213,7 @@ class Stage:
         try:
             before = self._recorded(context, key)  # one that a cap ended
             record = self._built(context, inputs, folder, progress)
+            progress(0, None, f"committing to {self.repo_id(context)}")
             ref = self._commit(context, folder / "out", key, before[0] if before else None)
             tag = self._tag(context, ref) if self.tagged else None
             shutil.rmtree(folder / "out", ignore_errors=True)

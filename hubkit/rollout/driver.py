@@ -89,6 +89,14 @@ class Driver:
         """Dialogues of this run's size that have ended, over all sessions."""
         return len(self.state.sharded) + self._ended - self._beyond
 
+    @property
+    def under_way(self) -> float:
+        """How much of the dialogues that are open is there, in dialogues."""
+        return sum(
+            min(dialogue.human_turns / max(dialogue.plan.human_turns, 1), 1.0)
+            for dialogue in self.state.open_below(self._block.dialogues)
+        )
+
     async def run(self, plans: Iterator[Plan]) -> None:
         """Drive all of `plans` after the dialogues that are open; returns when done or a cap is
         reached.

@@ -20,6 +20,7 @@ from typing import Any
 
 from hubkit.conversation import Conversation
 from hubkit.errors import HubError, HubkitError, RecipeError, RunInterruptedError, StageError
+from hubkit.progress import Notice
 from hubkit.ray_session import connected
 from hubkit.recipe import Rollout
 from hubkit.rollout import shards
@@ -228,7 +229,9 @@ class _Parts:
             list(statuses.values()), self._job.block, self._before, time.monotonic() - self._started
         )
         self._watch.progress(
-            status.dialogues, status.wanted, f"{len(self._pending)} parts {status.line()}"
+            status.dialogues + status.under_way,
+            status.wanted,
+            f"{len(self._pending)} parts {status.line()}",
         )
         if self._watch.on_status is not None:
             self._watch.on_status(status)
@@ -236,6 +239,12 @@ class _Parts:
     def _stop(self) -> None:
         """Ask all parts to stop, and wait for what they have; a second Ctrl-C no longer waits."""
         deadline = time.monotonic() + self._job.block.request_timeout_s
+        waiting = f"finishing what is in flight in {len(self._pending)} parts"
+        self._watch.progress(
+            len(self._state.sharded),
+            self._job.block.dialogues,
+            Notice(f"{waiting}; press Ctrl-C again to stop now"),
+        )
         with suppress(KeyboardInterrupt, self._ray.exceptions.RayError):
             self._ray.get(self._collector.halt.remote())
             while self._pending and time.monotonic() < deadline:
@@ -314,4 +323,5 @@ def _together(
         tokens=added("tokens"),
         seconds=seconds,
         eta_s=seconds / gained * remaining if gained else None,
+        under_way=added("under_way"),
     )

@@ -6,11 +6,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hubkit.progress import Notice
+
 
 @dataclass(frozen=True, slots=True)
 class Status:
     """A run at this moment. Rates are this session's; `eta_s` is None until there is something to
-    judge by.
+    judge by. `under_way` is how much of the open dialogues is there, in dialogues. `stopping` says
+    that the run was interrupted: what is in flight is taken, and nothing more is sent.
     """
 
     dialogues: int
@@ -26,20 +29,26 @@ class Status:
     tokens: int
     seconds: float
     eta_s: float | None
+    under_way: float = 0.0
+    stopping: str = ""
 
     def line(self) -> str:
         """The note of a progress bar."""
+        in_flight = sum(self.in_flight.values())
+        if self.stopping:
+            answers = "answer" if in_flight == 1 else "answers"
+            return Notice(f"finishing {in_flight} {answers}; press Ctrl-C again to stop now")
         parts = [
             f"{self.turns} turns",
             f"{self.tokens_per_s:.0f} tok/s",
-            f"{sum(self.in_flight.values())} in flight",
+            f"{in_flight} in flight",
         ]
         parts += [f"{kind} ×{count}" for kind, count in sorted(self.errors.items())]
         if self.retries:
             parts.append(f"{self.retries} retried")
         if self.usd:
             parts.append(f"${self.usd:.2f}")
-        return "in conversation: " + " · ".join(parts)
+        return " · ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)

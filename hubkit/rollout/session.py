@@ -100,8 +100,7 @@ def drive(
                 endpoints=endpoints,
                 on_shard=watch.on_shard,
             )
-            with _signals(driver):
-                await _watched(driver, endpoints, coming, block, watch.progress, watch.on_status)
+            await _watched(driver, endpoints, coming, block, watch.progress, watch.on_status)
             adaptations = [a for endpoint in endpoints.values() for a in endpoint.adaptations]
             errors = endpoints["user"].errors + endpoints["assistant"].errors
             return driver, dict(errors), adaptations
@@ -155,7 +154,7 @@ async def _watched(
         status = _status(
             driver, seats, block, time.monotonic() - started, tokens_before, done_before
         )
-        progress(status.dialogues, status.wanted, status.line())
+        progress(status.dialogues + status.under_way, status.wanted, status.line())
         if on_status is not None:
             on_status(status)
 
@@ -167,7 +166,8 @@ async def _watched(
     ticking = asyncio.create_task(ticker())
     ticking.add_done_callback(driver.failed)
     try:
-        await driver.run(coming)
+        with _signals(driver, tell):
+            await driver.run(coming)
     finally:
         ticking.cancel()
         await asyncio.gather(ticking, return_exceptions=True)
@@ -201,23 +201,32 @@ def _status(
         tokens=spent.total,
         seconds=driver.budget.seconds,
         eta_s=seconds / gained * remaining if gained else None,
+        under_way=driver.under_way,
+        stopping=driver.stopping,
     )
 
 
 @contextmanager
-def _signals(driver: Driver) -> Iterator[None]:
-    """Ctrl-C and SIGTERM stop the driver, gently the first time. Only the main thread can
-    listen.
+def _signals(driver: Driver, tell: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop the driver, gently the first time, which is told at once. Only the
+    main thread can listen.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
     is_repeated = iter([False])
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, lambda: driver.stop(now=next(is_repeated, True)))
+
+    def stop() -> None:
+        driver.stop(now=next(is_repeated, True))
+        tell()
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        loop.add_signal_handler(number, stop)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+        for number, handler in previous.items():
+            loop.remove_signal_handler(number)  # which puts the default handler there
+            signal.signal(number, handler or signal.SIG_DFL)

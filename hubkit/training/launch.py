@@ -27,7 +27,7 @@ from typing import Any, Literal
 import hubkit
 from hubkit import errors
 from hubkit.errors import MissingDependencyError, RecipeError, TrainingError
-from hubkit.progress import Progress
+from hubkit.progress import Notice, Progress
 from hubkit.recipe import Preference, Training
 from hubkit.training.report import TrainReport
 from hubkit.training.trainer import STOP
@@ -210,6 +210,8 @@ def _watch(child: subprocess.Popen[bytes], work: Path, progress: Progress) -> No
         # Told by a file, not by a signal: the launcher would pass a signal on a second time, which
         # means "at once".
         (work / STOP).touch()
+        stopping = "finishing a step, then saving a checkpoint; press Ctrl-C again to stop now"
+        progress(0, None, Notice(stopping))
         try:
             child.wait(_STOP_GRACE_S)
         finally:

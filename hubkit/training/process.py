@@ -123,6 +123,7 @@ def run_in_process(
     watch = watcher(progress, task.block.checkpoint_minutes, run)
     trainer = task.trainer(config, rows, watch)
     run.train(trainer, watch)
+    progress(0, None, "saving the model")
     report = TrainReport(
         base=base_repo_id,
         base_revision=base_revision or revision_of(task.start),

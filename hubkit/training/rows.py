@@ -280,8 +280,18 @@ def _encoded(
             continue
         stats.add(encoded, str(row.get("id", index)), maker.max_length)
         if seen % 64 == 0:
-            progress(seen, stats.rows_read, "tokenising")
+            progress(*_share(block, stats, seen), "tokenising")
         yield from encoded.examples
+
+
+def _share(block: Training, stats: RowStats, seen: int) -> tuple[int, int]:
+    """How far tokenising is, and where it ends: at a budget of the block, or with the rows."""
+    ways = [(seen, stats.rows_read)]
+    if block.max_conversations is not None:
+        ways.append((stats.rows_used, block.max_conversations))
+    if block.max_tokens is not None:
+        ways.append((stats.tokens, block.max_tokens))
+    return max(ways, key=lambda way: way[0] / max(way[1], 1))
 
 
 def _full(block: Training, stats: RowStats) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import TrainingError
-from hubkit.progress import Progress
+from hubkit.progress import Notice, Progress
 from hubkit.training.checks import check_steps
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def watcher(progress: Progress, checkpoint_minutes: float, run: Run) -> Any:
         def __init__(self) -> None:
             self.saved_at = time.monotonic()
             self.note = "training"
+            self.step, self.steps = 0, None
             self.stopping = False
             self.notes: list[str] = []
 
@@ -121,9 +122,12 @@ def watcher(progress: Progress, checkpoint_minutes: float, run: Run) -> Any:
             findings = check_steps(args, state.max_steps)
             findings.require()
             self.notes = findings.notes
+            self.step, self.steps = state.global_step, state.max_steps
+            self.tell()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            progress(state.global_step, state.max_steps, self.note)
+            self.step, self.steps = state.global_step, state.max_steps
+            self.tell()
             due = (
                 args.save_strategy == "no"
                 and time.monotonic() - self.saved_at > checkpoint_minutes * 60
@@ -132,6 +136,18 @@ def watcher(progress: Progress, checkpoint_minutes: float, run: Run) -> Any:
             due, self.stopping = _agreed((due, stop_requested))
             if state.global_step < state.max_steps and (due or self.stopping):
                 control.should_save = True
+
+        def tell(self) -> None:
+            """How far it is."""
+            progress(self.step, self.steps, self.note)
+
+        def stop(self) -> None:
+            """Ask for a checkpoint after the running step, and for an end."""
+            self.stopping = True
+            self.note = Notice(
+                "finishing a step, then saving a checkpoint; press Ctrl-C again to stop now"
+            )
+            self.tell()
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.saved_at = time.monotonic()
@@ -145,7 +161,7 @@ def watcher(progress: Progress, checkpoint_minutes: float, run: Run) -> Any:
             self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any
         ) -> None:
             loss = (logs or {}).get("loss")
-            if loss is None:
+            if loss is None or self.stopping:
                 return
             if not math.isfinite(loss):
                 raise TrainingError(
@@ -169,10 +185,7 @@ def stopping_gently(watch: Any) -> Iterator[None]:
 
     def interrupt(*_: Any) -> None:
         signal.signal(signal.SIGINT, previous)
-        watch.stopping, watch.note = (
-            True,
-            "stopping after a checkpoint; Ctrl-C again to stop at once",
-        )
+        watch.stop()
 
     signal.signal(signal.SIGINT, interrupt)
     try:

@@ -98,3 +98,69 @@ def test_a_piped_log_repeats_no_line() -> None:
         "corpus: cleaning (126 of 126)",
         "corpus: done in 3 s",
     ]
+
+
+def test_a_notice_is_told_at_once_in_a_log() -> None:
+    lines = piped(
+        """
+        from hubkit.progress import Notice
+        with console.bars() as bar_for:
+            rollout = bar_for("rollout")
+            rollout(1, 24, "3 in flight")
+            rollout(2, 24, "2 in flight")
+            rollout(2, 24, Notice("finishing 2 answers"))
+            rollout(2, 24, Notice("finishing 2 answers"))
+        """
+    )
+    assert lines == ["rollout: 3 in flight (1 of 24)", "rollout: finishing 2 answers (2 of 24)"]
+
+
+def test_ctrl_c_is_answered_before_anything_else_ends() -> None:
+    lines = piped(
+        """
+        import signal
+        try:
+            with console.bars() as bar_for:
+                try:
+                    signal.raise_signal(signal.SIGINT)
+                finally:
+                    console.say("the engine ends")
+        except KeyboardInterrupt:
+            console.say("interrupted")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        """
+    )
+    assert lines == ["stopping; what is running ends first", "the engine ends", "interrupted"]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_only_the_note_gives_way_and_time_is_left_until_the_end(columns: int) -> None:
+    lines = screen(
+        """
+        now = 100.0
+        console.time.monotonic = lambda: now
+        with console.bars() as bar_for:
+            corpus = bar_for("corpus")
+            corpus(0, 126, "reading")
+            now += 60
+            corpus(42.9, 126, "MB cleaned, 8,123 rows of " + "a-long-name" * 9)
+        """,
+        columns,
+    )
+    line = next(line for line in lines if "corpus" in line)
+    assert "42 of 126" in line and "2 min left" in line and "MB cleaned" in line
+    assert line.endswith("…") and ":" in line and len(line) <= columns
+
+
+def test_what_has_no_count_follows_what_had_one() -> None:
+    lines = screen(
+        """
+        with console.bars() as bar_for:
+            asker = bar_for("asker")
+            asker(30, 30, "loss 2")
+            asker(0, None, "committing to local/asker")
+        """,
+        80,
+    )
+    assert any("committing to local/asker" in line and "30 of 30" not in line for line in lines)
+    assert not any("✓" in line for line in lines), "it is not done yet"

@@ -487,3 +487,24 @@ def test_segments_of_one_conversation_count_as_one(tmp_path: Path) -> None:
     ]
     report = corpus(written(tmp_path / "x.json", rows), tmp_path / "out", filters=[])
     assert report.steps[-1].rows_out == 23 and report.steps[-1].conversations_out == 21
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_bar_counts_what_is_cleaned_not_what_is_read(tmp_path: Path, workers: int) -> None:
+    told: list[tuple[float, float | None, str]] = []
+    file = written(tmp_path / "many.json", [sharegpt(number, 40) for number in range(2000)])
+    chain = [Filter(name="exact_duplicates")]
+    block = Corpus(sources=[Source(path=str(file))], filters=chain, openings=5, test=5)
+    report = build(
+        block,
+        [file],
+        tmp_path / "out",
+        seed=7,
+        workers=workers,
+        progress=lambda done, total=None, note="": told.append((done, total, note)),
+    )
+    counted = [call for call in told if call[1] is not None]
+    assert [done for done, _, _ in counted] == sorted(done for done, _, _ in counted)
+    assert counted[-1][0] / counted[-1][1] > 0.99 and counted[-1][2].endswith("cleaned, 2,000 rows")
+    assert all("cleaned" in note for done, _, note in counted if done)
+    assert told[-1][1] is None and report.kept == 2000, "what comes then has no count"

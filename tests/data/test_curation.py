@@ -134,3 +134,17 @@ def test_tool_calls_thinking_and_loss_flags_travel_through(tmp_path: Path) -> No
     (stored,) = rows_of(tmp_path, "train")
     row["messages"][0]["content"] = "What is it?"  # type: ignore[index]
     assert stored == row
+
+
+def test_the_bar_counts_dialogues(tmp_path: Path) -> None:
+    raw = tmp_path / "raw-00000.parquet"
+    rows = [dialogue(f"d{number}", "hi", f"answer {number}") for number in range(300)]
+    pq.write_table(pa.Table.from_pylist(rows), raw)
+    told: list[tuple[float, float | None]] = []
+    curate(
+        Curate(filters=CHAIN),
+        [raw],
+        tmp_path / "out",
+        progress=lambda done, total=None, note="": told.append((done, total)),
+    )
+    assert told == [(0, 300), (128, 300), (256, 300), (300, 300)]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -588,7 +589,9 @@ def test_ctrl_c_twice_stops_at_once(tmp_path: Path) -> None:
         driver.stdout.readline()
         until(lambda: server.stats()["requests"] > 0, timeout_s=60)
         driver.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+        lines = iter(driver.stdout.readline, "")
+        told = next(line for line in lines if "finishing" in line)
+        assert re.search(r"finishing \d+ answers; press Ctrl-C again", told), told
         assert driver.poll() is None
         driver.send_signal(signal.SIGINT)
         driver.communicate(timeout=100)

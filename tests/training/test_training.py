@@ -17,6 +17,7 @@ from support.paths import ROOT
 from support.tiny_models import tiny_base, write_rows
 
 from hubkit.errors import RecipeError, SourceError, TrainingError
+from hubkit.progress import Notice
 from hubkit.recipe import Training
 from hubkit.training import Launch, train
 
@@ -563,8 +564,12 @@ def test_ctrl_c_ends_behind_a_checkpoint_and_the_rest_is_bit_equal(tmp_path, bas
     )
     whole = run(tmp_path, base, rows, training, out="whole", work="whole-work")
 
+    notices = []
+
     def press(done: float, total: float | None = None, note: str = "") -> None:
-        if (done, total) == (3, 6):
+        if isinstance(note, Notice):
+            notices.append((done, total, note))
+        elif (done, total) == (3, 6):
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
@@ -573,6 +578,7 @@ def test_ctrl_c_ends_behind_a_checkpoint_and_the_rest_is_bit_equal(tmp_path, bas
         not (tmp_path / "out").exists()
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
+    assert notices[0][:2] == (3, 6) and "press Ctrl-C again" in notices[0][2]
     resumed = run(tmp_path, base, rows, training)
     assert resumed.resumed_from_step == 3 and resumed.steps == whole.steps == 6
     assert [e["loss"] for e in resumed.loss_curve] == [e["loss"] for e in whole.loss_curve]
