@@ -11,13 +11,14 @@ import typer
 from hubkit.cli import console
 from hubkit.cli import dataset_args as names
 from hubkit.cli.eval_chat import Engine, Place
-from hubkit.cli.model_args import HARDWARE, show_endpoints, terms
+from hubkit.cli.model_args import DEPLOYED, HARDWARE, show_endpoints, terms
 from hubkit.cli.options import Json, grouped
 
 if TYPE_CHECKING:
     from hubkit.metrics.scorecards import Scorecard
     from hubkit.pipeline.asker_scorecards import AskerComparison
 
+EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 EXAMPLE = "Example: hubkit eval asker parrot-ask --against usergpt --out scorecard"
 
 
@@ -66,24 +67,80 @@ class Sample:
         str, typer.Option("--data", metavar="REPO[@REV][:SPLIT]", help="Held-out conversations.")
     ] = ""
     conversations: Annotated[
-        int, typer.Option("--conversations", "-n", min=2, help="Contexts to go on at.")
-    ] = 100
+        int | None,
+        typer.Option(
+            "--conversations",
+            "-n",
+            min=2,
+            help="Contexts to go on at; default 100, with --full 400.",
+        ),
+    ] = None
     openings: Annotated[int, typer.Option(min=0, help="First turns to ask for.")] = 50
-    perplexity: Annotated[
-        bool, typer.Option(help="Also the perplexity of people's turns (loads the weights).")
-    ] = True
     temperature: Annotated[float, typer.Option(min=0, help="Of both players' sampling.")] = 0.7
     max_tokens: Annotated[int, typer.Option(min=1, help="New tokens a turn, at most.")] = 256
     context_chars: Annotated[
-        int, typer.Option(min=100, help="Characters of a context, at most.")
-    ] = 6000
+        int | None,
+        typer.Option(
+            min=100, help="Characters of a context, at most; default 3000, with --full 6000."
+        ),
+    ] = None
     seed: Annotated[int, typer.Option(help="Draws contexts and turns.")] = 42
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What is measured."""
+
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="More contexts, longer ones, 500 resamples, and perplexity: an hour."
+        ),
+    ] = False
+    perplexity: Annotated[
+        bool | None,
+        typer.Option(
+            "--perplexity/--no-perplexity",
+            help="Also the perplexity of people's turns (loads the weights); default: with --full.",
+        ),
+    ] = None
+    embedder: Annotated[
+        str,
+        typer.Option(
+            metavar="REPO[@REV]|none",
+            help="Encoder of the measures in an embedding space (an 84 MB model at first use).",
+        ),
+    ] = EMBEDDER
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Who tells turns from people's: URL[#MODEL], REPO_ID, or deploy:REPO_ID.",
+        ),
+    ] = None
+    judge_pairs: Annotated[
+        int,
+        typer.Option(min=1, help="Pairs of a player, at most; each is shown in both orders."),
+    ] = 50
+    setting: Annotated[
+        list[str],
+        typer.Option(
+            "--set", "-s", metavar="KEY=VALUE", help="Of the judge, e.g. judge.token_env=KEY."
+        ),
+    ] = field(default_factory=list)
+    budget_usd: Annotated[
+        float | None, typer.Option(min=0, help="Stop before the judge has cost more.")
+    ] = None
+    budget_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Stop before the judge took more tokens.")
+    ] = None
 
 
 @grouped
 def asker(
     askers: Askers,
     sample: Sample,
+    measures: Measures,
     folder: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Write data, picture, card section, Hub entries."),
@@ -107,7 +164,7 @@ def asker(
 
     with console.bars(quiet=json) as bar_for:
         progress = bar_for("eval")
-        prepared = prepare(hub, _comparison(askers, sample), locate, progress=progress)
+        prepared = prepare(hub, _comparison(askers, sample, measures), locate, progress=progress)
         if dry_run:
             plan = prepared.plan(hub)
             console.data(plan) if json else _show_plan(plan)
@@ -116,25 +173,38 @@ def asker(
     _show(card, files, json=json)
 
 
-def _comparison(askers: Askers, sample: Sample) -> AskerComparison:
+def _comparison(askers: Askers, sample: Sample, measures: Measures) -> AskerComparison:
+    from hubkit.evaluation.chat import JudgeChoice
     from hubkit.pipeline.asker_scorecards import AskerComparison, addresses
     from hubkit.recipe import Sampling, Scorecard
 
-    repos = [askers.repo, *askers.against]
+    repos, full = [askers.repo, *askers.against], measures.full
     return AskerComparison(
         repos=repos,
         block=Scorecard(
-            contexts=sample.conversations,
+            contexts=sample.conversations or (400 if full else 100),
             openings=sample.openings,
-            context_chars=sample.context_chars,
+            context_chars=sample.context_chars or (6000 if full else 3000),
             sampling=Sampling(temperature=sample.temperature, max_tokens=sample.max_tokens),
+            resamples=500 if full else 200,
+            embedder=None if measures.embedder == "none" else measures.embedder,
         ),
         data=sample.data,
         system=askers.system,
         served_at=addresses(repos, askers.endpoint),
         deploy=terms(askers.engine, askers.hardware),
         with_base=askers.base,
-        perplexity=sample.perplexity,
+        perplexity=full if measures.perplexity is None else measures.perplexity,
+        judge=JudgeChoice(
+            measures.judge.removeprefix(DEPLOYED),
+            measures.judge.startswith(DEPLOYED),
+            measures.setting,
+            measures.budget_usd,
+            measures.budget_tokens,
+        )
+        if measures.judge
+        else None,
+        judge_pairs=measures.judge_pairs,
         seed=sample.seed,
     )
 
@@ -157,4 +227,6 @@ def _show_plan(plan: dict[str, Any]) -> None:
     title = f"What would be asked, on {plan['data']['repo_id']} ({plan['data']['split']})"
     rows = [[row[column] for column in columns] for row in plan["players"]]
     console.table(title, [column.replace("_", " ") for column in columns], rows)
+    if plan["judgments"]:
+        console.say(f"and the judge, at most {plan['judgments']:,} times")
     show_endpoints(plan["endpoints"])

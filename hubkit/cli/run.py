@@ -251,10 +251,12 @@ def _show_next(recipe: Recipe, hub: Hub, results: list[StageResult], changes: li
 
 
 def _verdict(seat: dict[str, Any], turns: str) -> str:
+    from hubkit.metrics.statistics import noise
+
     losses = {arm: values["loss"] for arm, values in seat["arms"].items()}
     rival = "chat" if "chat" in losses else "base"
     against = seat["against"][rival]
-    words = "outside the noise" if against["outside_noise"] else "within the noise"
+    words = noise(against["outside_noise"])
     return (
         f"{losses['trained']:.3f} nats per {turns}-turn token on held-out conversations, "
         f"{rival} {losses[rival]:.3f}: {against['difference']:+.3f} [{against['low']:+.3f}, "

@@ -14,7 +14,7 @@ from typing import Any
 from hubkit import chat_templates
 from hubkit.conversation import Message, Seat, fault
 from hubkit.errors import SourceError
-from hubkit.metrics.statistics import Bootstrap, ratio
+from hubkit.metrics.statistics import Bootstrap, Number, ratio
 from hubkit.progress import Progress, part, silent
 from hubkit.recipe import Evals, Training
 from hubkit.training.config import quiet_environment
@@ -65,7 +65,8 @@ class Comparison:
     @property
     def outside_noise(self) -> bool:
         """Whether the interval lies on one side of zero."""
-        return self.high < 0 or self.low > 0
+        number = Number(self.difference, self.conversations, self.low, self.high)
+        return number.excludes_zero
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, `outside_noise` included."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from hubkit.evaluation.aggregate import Passes, Scores, Wins
 from hubkit.evaluation.judged import Judged
-from hubkit.metrics.statistics import Number
+from hubkit.metrics.statistics import Number, noise
 from hubkit.recipe import Published
 
 Table = tuple[list[str], list[list[str]]]
@@ -118,10 +118,10 @@ def _difference(result: Judged) -> str:
             f"{models[0]} and {models[1]} have no answer that both got a grade for: "
             "nothing can be compared."
         )
-    noise = "outside the noise" if difference["outside_noise"] else "within the noise"
+    words = noise(difference["outside_noise"])
     return (
         f"{models[0]} less {models[1]}, paired: {difference['difference']:+.2f} "
-        f"{_signed_interval(difference)} over {difference['n']} answers, {noise}"
+        f"{_signed_interval(difference)} over {difference['n']} answers, {words}"
         f"{_detectable(difference)}."
     )
 

@@ -24,7 +24,7 @@ from hubkit.evaluation.judge_quality import (
 )
 from hubkit.evaluation.report import Table, grid, scores_table, wins_table
 from hubkit.evaluation.verdict_files import VerdictSet, read_verdicts, table_of
-from hubkit.metrics.statistics import Bootstrap, Number, holm
+from hubkit.metrics.statistics import Bootstrap, Number, holm, noise
 
 
 @dataclass(frozen=True)
@@ -313,7 +313,7 @@ def notes(report: VerdictReport) -> list[str]:
             if difference["difference"] is None:
                 lines.append(f"{name}: no answer that both have a verdict for.")
                 continue
-            noise = "outside the noise" if difference["outside_noise"] else "within the noise"
+            words = noise(difference["outside_noise"])
             interval = (
                 ""
                 if difference["low"] is None
@@ -321,7 +321,7 @@ def notes(report: VerdictReport) -> list[str]:
             )
             lines.append(
                 f"{name}, paired: {difference['difference']:+.3f}{interval} over {difference['n']} "
-                f"answers, p {difference['p_adjusted']:.3g} (Holm), {noise}."
+                f"answers, p {difference['p_adjusted']:.3g} (Holm), {words}."
             )
     lines.append(
         "Twice as long: how a verdict changes when an answer's length doubles. Own model: how much "

@@ -43,7 +43,7 @@ from hubkit.metrics.lexical import (
     words,
 )
 from hubkit.metrics.sampling import Dialogue, Sample, sample
-from hubkit.metrics.statistics import Bootstrap
+from hubkit.metrics.statistics import Bootstrap, Number
 from hubkit.metrics.topics import (
     cluster_entropy,
     embed,
@@ -122,8 +122,14 @@ class Measured:
         if not present:
             self.missing[measure] = "no dialogue is long enough"
             return
-        number = Bootstrap(1000, seed=seed).mean_of(present)
-        self.values[measure] = Value(fmean(present), number.n, number.low, number.high)
+        self.record_number(measure, Bootstrap(1000, seed=seed).mean_of(present))
+
+    def record_number(self, measure: str, number: Number, why: str = "too little text") -> None:
+        """Note an estimate with its interval, or why there is none."""
+        if number.value is None:
+            self.missing[measure] = why
+        else:
+            self.values[measure] = Value(number.value, number.n, number.low, number.high)
 
 
 @dataclass

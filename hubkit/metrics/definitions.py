@@ -18,8 +18,8 @@ class Definition:
     """A measure's row title (``{unit}`` is tokens or words), formula, source, and digits after the
     point.
 
-    `best` says which values of a scorecard's measure are good: ``high``, ``low``, near ``people``'s
-    or near ``chance``."""
+    `best` says which values of a scorecard's measure are good: ``high``, ``low``, near ``people``
+    or ``chance``; or none, where it says what ``n`` turns can show."""
 
     title: str
     formula: str

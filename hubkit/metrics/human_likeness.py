@@ -65,6 +65,7 @@ def human_likeness(
     turns or 5 dialogues a side. It says whether *this* classifier finds a difference in wording or
     length, not how human a turn is."""
     import numpy as np
+    from threadpoolctl import threadpool_limits
 
     sides = [_turns_of(real), _turns_of(synthetic)]
     limit = min(MAX_TURNS, turns or MAX_TURNS, *(sum(map(len, side)) for side in sides))
@@ -73,12 +74,14 @@ def human_likeness(
     kernel = _likenesses([turn for side in sides for dialogue in side for turn in dialogue])
     places = _places(sides)
     rng = np.random.default_rng(seed)
-    aucs = [_held_out_auc(kernel, _draw(places, limit, rng, replace=False)) for _ in range(draws)]
-    resampled = [
-        _held_out_auc(kernel, _draw(places, limit, rng, replace=True)) for _ in range(resamples)
-    ]
-    units = min(map(len, sides))
-    low, high = Bootstrap(confidence=confidence).ends(resampled, units)
+    with threadpool_limits(1):  # many small systems: threads would wait for each other
+        aucs = [
+            _held_out_auc(kernel, _draw(places, limit, rng, replace=False)) for _ in range(draws)
+        ]
+        low, high = Bootstrap(resamples, confidence, seed).replicate(
+            lambda rng: _held_out_auc(kernel, _draw(places, limit, rng, replace=True)),
+            min(map(len, sides)),
+        )
     auc = float(np.mean(aucs))
     return Likeness(auc, min(low, auc), max(high, auc), limit)
 
@@ -120,7 +123,7 @@ def _places(sides: list[list[list[str]]]) -> list[list[list[int]]]:
 def _draw(
     places: list[list[list[int]]], limit: int, rng: Any, *, replace: bool
 ) -> tuple[Any, Any, Any]:
-    """`room` turns of either side, whole dialogues in a drawn order: their numbers, sides and
+    """`limit` turns of either side, whole dialogues in a drawn order: their numbers, sides and
     folds.
 
     A dialogue that is drawn twice is in the same fold both times.

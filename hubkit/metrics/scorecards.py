@@ -24,6 +24,7 @@ _BETTER = {
     "low": "lower is better",
     "people": "people's is best",
     "chance": "0.5 is best",
+    "n": "of this many turns",
 }
 
 

@@ -6,7 +6,7 @@ turns of one question are not independent, so they are drawn together or not at 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,11 +15,17 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    Generator = np.random.Generator
     Indices = npt.NDArray[np.int64]
     Values = npt.NDArray[np.float64]
 
 Key = TypeVar("Key", bound=tuple[Hashable, ...])
 _CHUNK = 4_000_000  # indices drawn at once: 32 MB
+
+
+def noise(outside: bool) -> str:
+    """Say whether an interval lies on one side of zero; nothing else says it in words."""
+    return "outside the noise" if outside else "within the noise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +94,92 @@ class Bootstrap:
 
         if clusters < 2:
             return math.nan, math.nan
-        rng = np.random.default_rng(self.seed)
-        rows = max(1, _CHUNK // clusters)
-        sizes = [min(rows, self.resamples - at) for at in range(0, self.resamples, rows)]
-        values = np.concatenate(
-            [statistic(rng.integers(0, clusters, (size, clusters))) for size in sizes]
-        )
+        values = np.concatenate([statistic(draws) for draws in self.draws(clusters)])
         return self.ends(values, clusters)
+
+    def draws(self, clusters: int) -> Iterator[Indices]:
+        """Draw clusters with replacement, `resamples` times: ``(draws, clusters)`` indices, some
+        draws at a time. The same for the same seed."""
+        import numpy as np
+
+        rng = np.random.default_rng(self.seed)
+        rows = max(1, _CHUNK // max(clusters, 1))
+        for start in range(0, self.resamples, rows):
+            yield rng.integers(0, clusters, (min(rows, self.resamples - start), clusters))
+
+    def of_two(
+        self,
+        sizes: tuple[int, int],
+        statistic: Callable[[Indices, Indices], float],
+        *,
+        value: float | None = None,
+        lowest: float = -math.inf,
+        highest: float = math.inf,
+    ) -> tuple[float, float]:
+        """Resample a statistic of two samples, each drawn for itself.
+
+        Args:
+            sizes: How many clusters either sample has.
+            statistic: Gets the indices drawn of either, and returns its value.
+            value: What the statistic is without resampling. Given, the resampled values are moved
+                so that this is their mean: a distance or a classifier's accuracy is biased, and
+                that of resamples twice.
+            lowest: What values are cut at, as the statistic cannot be lower.
+            highest: The same above.
+
+        Returns:
+            Both ends (see `ends`), for the smaller number of clusters."""
+        import numpy as np
+
+        rng = np.random.default_rng(self.seed)
+        values = np.array(
+            [
+                statistic(*(rng.integers(0, size, size) for size in sizes))
+                for _ in range(self.resamples)
+            ],
+            float,
+        )
+        if value is not None:
+            values = np.clip(values - np.nanmean(values) + value, lowest, highest)
+        return self.ends(values, min(sizes))
+
+    def replicate(
+        self, statistic: Callable[[Generator], float], clusters: int
+    ) -> tuple[float, float]:
+        """Resample a statistic that draws its `clusters` itself, by the generator that it is given,
+        and return the ends of its interval (see `ends`)."""
+        import numpy as np
+
+        rng = np.random.default_rng(self.seed)
+        return self.ends([statistic(rng) for _ in range(self.resamples)], clusters)
+
+    def mean_over_pairs(self, values: Any) -> Number:
+        """Estimate the mean of a symmetric measure over all pairs of different units.
+
+        A pair's two units are drawn each for itself (a U-statistic, Hoeffding 1948): the mean per
+        unit varies half as much as the mean over pairs does, so its interval would be too narrow.
+
+        Args:
+            values: ``(units, units)``, its diagonal ignored."""
+        import numpy as np
+
+        pairs = np.array(values, float)
+        n = len(pairs)
+        if n < 2:
+            return Number(None, 0)
+        np.fill_diagonal(pairs, 0.0)
+        value = float(pairs.sum() / (n * (n - 1)))
+
+        def statistic(indices: Indices) -> Values:
+            weights = np.zeros((len(indices), n))
+            np.add.at(weights, (np.arange(len(indices))[:, None], indices), 1.0)
+            sums: Values = ((weights @ pairs) * weights).sum(axis=1)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                means: Values = sums / (n**2 - (weights**2).sum(axis=1))
+            return means
+
+        low, high = self.interval(n, statistic)
+        return Number(value, n, low, high) if not math.isnan(low) else Number(value, n)
 
     def ends(self, values: Any, clusters: int) -> tuple[float, float]:
         """Return the expanded percentile interval of resampled `values` of `clusters` clusters.

@@ -14,11 +14,13 @@ from typing import Any
 
 from hubkit.data.parquet import disk_errors
 from hubkit.errors import RecipeError, SourceError
+from hubkit.evaluation.chat import JudgeChoice
 from hubkit.hub import Hub
 from hubkit.metrics.scorecards import Scorecard as Result
 from hubkit.metrics.scorecards import picture
 from hubkit.pipeline import askers
 from hubkit.pipeline.askers import AskerSpec
+from hubkit.pipeline.judges import turing_test
 from hubkit.progress import Progress, silent
 from hubkit.publishing import scorecard as shown
 from hubkit.publishing.card_data import Input
@@ -40,7 +42,9 @@ class AskerComparison:
         served_at: Repo, or ``base``, → addresses, or ``[deploy]``.
         data: ``REPO[@REV][:SPLIT]`` of held-out conversations; empty: what the first was held out
             from.
-        perplexity: Whether people's turns are also scored under each (loads the weights)."""
+        perplexity: Whether people's turns are also scored under each (loads the weights).
+        judge: Who tells turns from people's; None: nobody is asked.
+        judge_pairs: At most so many pairs a player are shown, each in both orders."""
 
     repos: Sequence[str]
     block: Scorecard
@@ -50,6 +54,8 @@ class AskerComparison:
     deploy: Deploy = field(default_factory=Deploy)
     with_base: bool = True
     perplexity: bool = True
+    judge: JudgeChoice | None = None
+    judge_pairs: int = 50
     seed: int = 42
 
 
@@ -69,6 +75,9 @@ class Prepared:
             "data": self.source,
             "players": askers.plan(block, self.askers, self.files, seed=seed),
             "endpoints": askers.endpoints(hub, self.askers),
+            "judgments": 2 * self.comparison.judge_pairs * len(self.askers)
+            if self.comparison.judge
+            else 0,
         }
 
     def run(
@@ -77,6 +86,11 @@ class Prepared:
         """Compare the askers, or resume, and write the scorecard in every form into `folder`."""
         made = self.comparison
         work = askers.workplace(made.block, self.askers, self.files, made.seed)
+        turing = (
+            turing_test(hub, made.judge, pairs=made.judge_pairs, log=work, progress=progress)
+            if made.judge
+            else None
+        )
         card = askers.compare(
             hub,
             made.block,
@@ -85,6 +99,7 @@ class Prepared:
             seed=made.seed,
             losses=Evals(conversations=made.block.contexts) if made.perplexity else None,
             source=self.source,
+            turing=turing,
             work=work,
             progress=progress,
         )

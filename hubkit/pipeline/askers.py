@@ -17,12 +17,12 @@ from hubkit import chat_templates
 from hubkit.conversation import Seat
 from hubkit.errors import RecipeError
 from hubkit.evaluation import heldout_loss
-from hubkit.evaluation.scorecard import Player, contexts, requests, scorecard
+from hubkit.evaluation.scorecard import Player, TuringTest, contexts, requests, scorecard
 from hubkit.hub import Hub, Ref
 from hubkit.hub.adapters import base_of
 from hubkit.hub.places import runs
 from hubkit.metrics.scorecards import Scorecard as Result
-from hubkit.pipeline.inputs import require
+from hubkit.pipeline.inputs import embedding, require
 from hubkit.pipeline.stage import WEIGHTS
 from hubkit.progress import Progress, silent
 from hubkit.publishing import records
@@ -176,6 +176,7 @@ def compare(
     seed: int,
     losses: Evals | None,
     source: Mapping[str, Any] | None = None,
+    turing: TuringTest | None = None,
     work: Path | None = None,
     progress: Progress = silent,
 ) -> Result:
@@ -189,6 +190,7 @@ def compare(
         seed: Draws contexts and turns.
         losses: With it, the perplexity of people's turns under each as well.
         source: What the result says that `data` is.
+        turing: A judge who tells their turns from people's; None: nobody is asked.
         work: A folder for replies and logs that survives a kill: the same call resumes from there.
         progress: Told how far it is.
 
@@ -202,6 +204,7 @@ def compare(
         )
     work = work or workplace(block, askers, data, seed)
     work.mkdir(parents=True, exist_ok=True)
+    embed = embedding(hub, block.embedder, progress=progress)
     perplexities = _perplexities(hub, losses, askers, data, progress) if losses else {}
     with serve_askers(
         hub, askers, work, progress, slots=block.in_flight, tokens=ENGINE_TOKENS
@@ -215,6 +218,8 @@ def compare(
             journal=work,
             intent_column=askers[0].intent_column,
             source=source,
+            embed=embed,
+            turing=turing,
             progress=progress,
         )
 

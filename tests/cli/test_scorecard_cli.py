@@ -73,8 +73,10 @@ def server() -> Iterator[Handle]:
 
 
 def run(*arguments: str) -> Any:
-    """What the command prints on stdout; what it raises is raised."""
+    """What the command prints on stdout; what it raises is raised. No encoder is fetched."""
     app = Typer()
+    if "--embedder" not in arguments:
+        arguments = (*arguments, "--embedder", "none")
     app.command()(eval_asker.asker)
     done = CliRunner().invoke(app, list(arguments))
     if done.exception and not isinstance(done.exception, SystemExit):
@@ -91,7 +93,8 @@ def test_an_asker_is_compared_with_its_base_and_people(
 ) -> None:
     served = ["--endpoint", f"tiny-ask={server.url}", "--endpoint", f"base={server.url}"]
     out = tmp_path / "out"
-    done = run("tiny-ask", *served, "-n", "30", "--openings", "4", "--out", str(out), "--json")
+    done = run("tiny-ask", *served, "-n", "30", "--openings", "4", "--perplexity",
+               "--out", str(out), "--json")  # fmt: skip
     card = json.loads(done.stdout)
     assert [row["name"] for row in card["rows"]] == ["people", "tiny-ask", "base as user"]
     assert (
@@ -247,3 +250,44 @@ def test_the_embedded_engine_serves_an_asker_and_its_base_together(repos: dict[s
     for name in ("tiny-ask", "base as user"):
         counts = rows[name]["counts"]
         assert counts["asked"] >= 4 and counts["failed"] == 0 and "cut_off" in rows[name]["values"]
+
+
+def test_a_judge_tells_turns_from_people_s_and_one_that_goes_by_position_shows_it(
+    repos: dict[str, Ref], server: Handle
+) -> None:
+    with mock() as judge:
+        judge.script(rules=[[".", ["Verdict: [[A]]"]]])
+        done = run("tiny-ask", "--no-base", "-n", "10", "--openings", "0", "--json",
+                   "--endpoint", f"tiny-ask={server.url}", "--judge", f"{judge.url}#any",
+                   "--judge-pairs", "4")  # fmt: skip
+        asked = judge.stats()["answered"]
+    card = json.loads(done.stdout)
+    row, said = card["rows"][1], card["settings"]["turing"]
+    pairs = row["counts"]["turing_pairs"]
+    assert 0 < pairs <= 4 and asked == 2 * pairs
+    assert row["values"]["turing_rate"]["value"] == 0.5 and said["prompts"]["name"] == "turing-v1"
+    assert row["values"]["turing_flips"]["value"] == 1.0, "it goes by position"
+    plan = run("tiny-ask", "--judge", "http://127.0.0.1:9", "-n", "4", "--dry-run", "--json").stdout
+    assert json.loads(plan)["judgments"] == 2 * 50 * 2
+
+
+def test_meanings_are_measured_with_an_encoder(
+    repos: dict[str, Ref], server: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    from hubkit.pipeline import inputs
+
+    def vectors(texts: list[str], model: Path, *, progress: Any) -> Any:
+        rows = np.array([[len(text), text.count("e") + 1, text.count("o") + 1] for text in texts])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    monkeypatch.setattr(inputs, "embed", vectors)
+    monkeypatch.setattr(inputs, "encoder", lambda hub, name, progress: Path(name))
+    done = run("tiny-ask", "--no-base", "-n", "30", "--openings", "0", "--json",
+               "--endpoint", f"tiny-ask={server.url}", "--embedder", "any/encoder")  # fmt: skip
+    card = json.loads(done.stdout)
+    assert card["settings"]["embedder"] == "any/encoder"
+    people, asker = (row["values"] for row in card["rows"])
+    for measure in ("embedding_auc", "coverage", "cluster_divergence", "context_fit"):
+        assert people[measure]["low"] <= people[measure]["value"] and measure in asker

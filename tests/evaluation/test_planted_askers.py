@@ -11,34 +11,51 @@ import numpy as np
 import pytest
 from support.mock_endpoint import mock
 
+from hubkit.evaluation.scorecard import Contexts, Played, Player, Turn
 from hubkit.evaluation.scorecard.contexts import Context
+from hubkit.evaluation.scorecard.score import rows
 from hubkit.evaluation.scorecard.turing import TuringPair, length_matched, pairs_of, turing
 from hubkit.judging import PromptedJudge, turing_prompts
-from hubkit.metrics.two_sample import coverage, two_sample
-from hubkit.recipe import Judging, SeatConfig
+from hubkit.metrics.two_sample import (
+    alike_in_length,
+    cluster_divergence,
+    coverage,
+    two_sample,
+)
+from hubkit.recipe import Judging, Scorecard, SeatConfig
 from hubkit.serving import ServedModel
 
 TOPICS = ["bread", "taxes", "python", "roses", "chess", "rivers", "guitars", "stars"]
-ASKS = ["how long does {} take", "is {} hard", "tell me more about {}", "what about {} then",
-        "ok and {} in winter?", "no i meant {}"]  # fmt: skip
+PARTS = ["winter", "storage", "history", "beginners"]
+ASKS = [
+    "how long does {0} take",
+    "ok and {0} in {1}?",
+    "tell me more about {0} please",
+    "what should i know about {0} {1}",
+    "so {0} is hard for {1} then",
+    "hm can you say that about {0} again but shorter",
+    "no i meant {0} in {1} but only what matters most",
+    "why do people like {0} so much when {1} is hard",
+]
 
 
-def person(rng: random.Random, topic: str) -> str:
-    return rng.choice(ASKS).format(topic)
+def person(rng: random.Random, topic: str, part: str) -> str:
+    return rng.choice(ASKS).format(topic, part)
 
 
 def contexts(number: int, seed: int = 0) -> list[Context]:
     rng = random.Random(seed)
     made = []
     for n in range(number):
-        topic = TOPICS[n % len(TOPICS)]
+        topic, part = TOPICS[n % len(TOPICS)], PARTS[n // len(TOPICS) % len(PARTS)]
         opening = f"Please explain {topic} to me, part {n}"
         answer = f"Certainly! {topic} is a wide field, and here is an overview of it."
         messages: list[Any] = [
             {"role": "user", "content": opening},
             {"role": "assistant", "content": answer},
         ]
-        made.append(Context(f"c{n}", messages, person(rng, topic)))
+        said = person(rng, topic, part)
+        made.append(Context(f"{seed}/c{n}", messages, said, f"learn {topic} {part}"))
     return made
 
 
@@ -46,12 +63,13 @@ def planted(kind: str, found: list[Context]) -> dict[int, str]:
     rng = random.Random(kind)
     turns = {}
     for number, context in enumerate(found):
-        topic = TOPICS[number % len(TOPICS)]
+        topic, part = str(context.intent).split()[1:]
+        other = TOPICS[(TOPICS.index(topic) + 3) % len(TOPICS)]
         turns[number] = {
-            "people": person(rng, topic),
-            "elsewhere": person(rng, TOPICS[(number + 3) % len(TOPICS)]),
+            "people": person(rng, topic, part),
+            "elsewhere": person(rng, other, PARTS[(PARTS.index(part) + 1) % len(PARTS)]),
             "copy machine": context.messages[0]["content"],
-            "assistant": f"Certainly! Here is an overview of {topic}.",
+            "assistant": f"Certainly! Here is an overview of {topic}. I can help with that.",
         }[kind]
     return turns
 
@@ -119,6 +137,128 @@ def test_coverage_falls_where_little_is_said_and_density_where_it_is_unlike() ->
     assert people and copies and one
     assert people.coverage > 0.9 and copies.coverage < 0.2 and one.coverage < 0.3
     assert people.density > copies.density and coverage(real[:4], real) is None
+
+
+KINDS_AND_ENDS = {"people": 0.9, "elsewhere": 0.5, "copy machine": 0.0, "assistant": 1.0}
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, dict[str, Any]]:
+    """Measure → row → its value, of planted turns: no model, no server."""
+    sampled = Contexts(
+        contexts(96),
+        contexts(96, seed=1),
+        contexts(96, seed=2),
+        [f"{person(random.Random(n), t, 'winter')} {n}" for n, t in enumerate(TOPICS * 3)],
+    )
+    played = {}
+    for kind, share in KINDS_AND_ENDS.items():
+        rng = random.Random(f"ends {kind}")
+        false = share if kind in ("elsewhere", "assistant") else 0.05 if share else 0.0
+        played[kind] = Played(
+            next={
+                n: Turn(text, rng.random() < false, False)
+                for n, text in planted(kind, sampled.next).items()
+            },
+            ends={n: Turn("bye", rng.random() < share, False) for n in range(96)},
+            first=[
+                Turn(
+                    "What is bread?" if kind == "copy machine" else text,
+                    False,
+                    False,
+                )
+                for text in sampled.first
+            ],
+        )
+    players = [Player(kind, None, "You are a person.", "[END]") for kind in KINDS]
+    block = Scorecard(contexts=96, resamples=40)
+    made = rows(block, players, sampled, played, 0, vectors)
+    names = {name for row in made for name in row.values}
+    assert [row.name for row in made] == ["people", *KINDS], "people's own row is beside"
+    return {
+        name: {
+            ("baseline" if at == 0 else row.name): row.values.get(name)
+            for at, row in enumerate(made)
+        }
+        for name in names
+    }
+
+
+# Measure: (those that must score lower, those that must score higher), each interval apart from
+# the other's.
+RANKS: dict[str, tuple[set[str], set[str]]] = {
+    "embedding_auc": ({"people", "elsewhere", "baseline"}, {"copy machine", "assistant"}),
+    "embedding_auc_matched": ({"people", "elsewhere", "baseline"}, {"copy machine", "assistant"}),
+    "likeness_auc": ({"people", "baseline"}, {"copy machine", "assistant"}),
+    "density": ({"copy machine", "assistant"}, {"people", "elsewhere", "baseline"}),
+    "coverage": ({"copy machine", "assistant"}, {"people", "elsewhere", "baseline"}),
+    "cluster_divergence": ({"people", "elsewhere", "baseline"}, {"copy machine", "assistant"}),
+    "context_fit": ({"elsewhere"}, {"people", "baseline", "copy machine", "assistant"}),
+    "intent_adherence": ({"elsewhere"}, {"people", "baseline"}),
+    "intent_coverage": ({"elsewhere", "copy machine", "assistant"}, {"people", "baseline"}),
+    "repetition": ({"people", "elsewhere", "baseline"}, {"copy machine"}),
+    "role_leaks": ({"people", "elsewhere", "baseline"}, {"assistant"}),
+    "style_distance": ({"people", "elsewhere", "baseline"}, {"copy machine", "assistant"}),
+    "length_distance": ({"people", "elsewhere", "baseline"}, {"copy machine", "assistant"}),
+    "first_turn_diversity": ({"copy machine"}, {"people", "baseline"}),
+    "end_precision": ({"elsewhere", "assistant"}, {"people"}),
+    "end_recall": ({"copy machine", "elsewhere"}, {"people", "assistant"}),
+}
+
+
+@pytest.mark.parametrize("measure", RANKS)
+def test_every_measure_ranks_planted_askers_with_intervals_apart(
+    measured: dict[str, dict[str, Any]], measure: str
+) -> None:
+    lower, higher = RANKS[measure]
+    found = measured[measure]
+    for one in lower:
+        for other in higher:
+            assert found[one]["high"] < found[other]["low"], (one, other, found)
+
+
+def test_what_people_score_and_what_so_few_turns_can_show(
+    measured: dict[str, dict[str, Any]],
+) -> None:
+    auc, null = measured["embedding_auc"], measured["embedding_auc_null"]
+    found = measured["embedding_auc_detectable"]
+    for row in ("baseline", "people", "elsewhere"):
+        assert auc[row]["value"] < null[row]["value"] < found[row]["value"] < 0.75
+    for row in ("copy machine", "assistant"):
+        assert auc[row]["low"] > found[row]["value"]
+    fits = measured["context_fit"]
+    assert fits["elsewhere"]["low"] < 0.5 < fits["people"]["low"]
+    assert measured["end_precision"]["copy machine"] is None, "it never ended"
+
+
+def test_length_alone_is_not_told_where_lengths_are_matched() -> None:
+    rng = random.Random(3)
+
+    def turns(longest: int) -> list[str]:
+        return [
+            " ".join(rng.choice(TOPICS) for _ in range(rng.randint(1, longest))) for _ in range(300)
+        ]
+
+    short, long = turns(8), turns(30)
+
+    def with_length(texts: list[str]) -> Any:
+        rows_of = np.array([[len(text.split()), 10.0] for text in texts])
+        return rows_of / np.linalg.norm(rows_of, axis=1, keepdims=True)
+
+    first, second = alike_in_length(short, long)
+    assert len(first) == len(second) > 50
+    assert two_sample(with_length(short), with_length(long)).p_value < 0.01
+    matched = two_sample(
+        with_length([short[n] for n in first]), with_length([long[n] for n in second])
+    )
+    assert matched.auc < matched.detectable
+
+
+def test_one_cluster_apart_is_one_bit_and_few_turns_give_none() -> None:
+    left, right = np.tile([1.0, 0.0], (30, 1)), np.tile([0.0, 1.0], (30, 1))
+    assert cluster_divergence(left, right).value == pytest.approx(1.0)
+    assert cluster_divergence(left, left).value == 0.0
+    assert cluster_divergence(left[:10], right).value is None
 
 
 # A judge that sees: copies of what was said, an assistant's opening, another topic than the

@@ -4,6 +4,7 @@ it says."""
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hubkit.metrics.statistics import (
     Bootstrap,
     holm,
+    noise,
     power,
     ratio,
     sample_size,
@@ -131,3 +133,48 @@ def test_power_is_what_simulations_find() -> None:
         for _ in range(400)
     ]
     assert 0.74 <= fmean(found) <= 0.86, fmean(found)
+
+
+def test_a_mean_over_pairs_covers_and_a_mean_over_units_does_not() -> None:
+    rng, covered, naive = np.random.default_rng(6), [], []
+    for _ in range(200):
+        x = rng.normal(0, 1, 25)
+        gaps = np.abs(x[:, None] - x[None])
+        number = Bootstrap(resamples=200).mean_over_pairs(gaps)
+        assert number.value == pytest.approx(gaps.sum() / (25 * 24))
+        assert number.low is not None and number.high is not None
+        truth = 2 / math.sqrt(math.pi)  # E|x - y| of two standard normals
+        covered.append(number.low <= truth <= number.high)
+        units = Bootstrap(resamples=200).mean_of(list(gaps.sum(1) / 24))
+        assert units.low is not None and units.high is not None
+        naive.append(units.low <= truth <= units.high)
+    assert 0.90 <= fmean(covered) <= 0.98, fmean(covered)
+    assert fmean(naive) < 0.85, "a pair's two units are both drawn"
+    assert Bootstrap().mean_over_pairs([[0.0]]).value is None
+
+
+def test_an_interval_of_two_samples_covers_a_distance_although_it_is_biased() -> None:
+    rng, hits = np.random.default_rng(7), []
+    for _ in range(200):
+        first, second = rng.normal(0, 1, 40), rng.normal(1.5, 1, 60)
+
+        def gap(
+            i: np.ndarray, j: np.ndarray, a: np.ndarray = first, b: np.ndarray = second
+        ) -> float:
+            return abs(float(a[i].mean() - b[j].mean()))
+
+        value = abs(float(first.mean() - second.mean()))
+        low, high = Bootstrap(resamples=200).of_two((40, 60), gap, value=value, lowest=0.0)
+        hits.append(low <= 1.5 <= high)
+    assert 0.91 <= fmean(hits) <= 0.98, fmean(hits)
+
+
+def test_only_this_module_says_what_is_noise_or_makes_an_interval() -> None:
+    assert noise(True) == "outside the noise" and noise(False) == "within the noise"
+    package = Path(__file__).parents[2] / "hubkit"
+    for file in package.rglob("*.py"):
+        if file.name == "statistics.py":
+            continue
+        text = file.read_text("utf-8")
+        for own in ('"outside the noise"', '"within the noise"', "np.percentile", "0.975"):
+            assert own not in text, f"{file}: {own} belongs into hubkit/metrics/statistics.py"

@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.evaluation.scorecard.contexts import Context, Contexts, contexts
+from hubkit.evaluation.scorecard.embedding import Embed
 from hubkit.evaluation.scorecard.play import Played, Player, Turn, play, requests
 from hubkit.evaluation.scorecard.score import rows, settings
+from hubkit.evaluation.scorecard.turing import TuringTest
 from hubkit.metrics.scorecards import Scorecard as Result
+from hubkit.metrics.statistics import Bootstrap
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Scorecard
 
 __all__ = [
     "Context",
     "Contexts",
+    "Embed",
     "Played",
     "Player",
+    "TuringTest",
     "Turn",
     "contexts",
     "play",
@@ -40,20 +45,42 @@ def scorecard(
     journal: Path,
     intent_column: str | None = None,
     source: Mapping[str, Any] | None = None,
+    embed: Embed | None = None,
+    turing: TuringTest | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Let every player go on at the same real contexts out of `data`, and measure what it says
     beside what people said.
 
-    `journal` is a folder in which replies survive a kill: the same call resumes from there.
-    `source` says in the result what `data` is. Raises `SourceError` when too few conversations can
-    be used, and what an endpoint raises that refuses everything or does not answer."""
+    Args:
+        block: How many contexts, and how turns are sampled.
+        data: Parquet files of held-out conversations.
+        players: Who plays, each at its address.
+        seed: Draws contexts and turns.
+        journal: A folder in which replies survive a kill: the same call resumes from there.
+        intent_column: Where what a conversation's human wants is.
+        source: What the result says that `data` is.
+        embed: The encoder for measures in an embedding space; None: they are not taken.
+        turing: A judge who tells turns from people's; None: nobody is asked.
+        progress: Told how far it is.
+
+    Raises:
+        SourceError: Too few conversations can be used.
+        EndpointError: An endpoint refuses everything or does not answer."""
     sampled = contexts(block, data, seed=seed, intent_column=intent_column)
     played = play(block, players, sampled, seed=seed, journal=journal, progress=progress)
     _keep(journal / "turns.jsonl", sampled, played)
-    return Result(
-        rows(block, players, sampled, played, seed), settings(block, sampled, seed, source)
-    )
+    measured = rows(block, players, sampled, played, seed, embed)
+    facts = settings(block, sampled, seed, source)
+    if turing:
+        turns = {
+            name: {number: turn.text for number, turn in result.next.items()}
+            for name, result in played.items()
+        }
+        bootstrap = Bootstrap(block.resamples, seed=seed)
+        measured = turing.judged(measured, sampled.next, turns, bootstrap, progress)
+        facts["turing"] = turing.settings()
+    return Result(measured, facts)
 
 
 def _keep(path: Path, sampled: Contexts, played: Mapping[str, Played]) -> None:

@@ -6,19 +6,24 @@ formula and source; `hubkit/metrics/scorecard.yaml` says the same to readers of 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from hubkit import __version__
 from hubkit.conversation import Conversation
 from hubkit.data.filters import FILTERS
 from hubkit.evaluation.scorecard.contexts import Context, Contexts
-from hubkit.evaluation.scorecard.play import Played, Player, Turn
+from hubkit.evaluation.scorecard.embedding import MEASURES as EMBEDDED
+from hubkit.evaluation.scorecard.embedding import Embed, EmbeddingSpace
+from hubkit.evaluation.scorecard.play import Played, Player
+from hubkit.evaluation.scorecard.turing import MEASURES as TURING
 from hubkit.metrics import Measured, Value
 from hubkit.metrics.human_likeness import human_likeness
 from hubkit.metrics.lexical import leans_on_context, self_rouge, words
@@ -54,6 +59,7 @@ def rows(
     sampled: Contexts,
     played: dict[str, Played],
     seed: int,
+    embed: Embed | None = None,
 ) -> list[Row]:
     """People's row, then a row a player, in the order given.
 
@@ -66,8 +72,13 @@ def rows(
     reference = _TurnSample(
         [(context, context.real) for context in sampled.reference if context.real is not None]
     )
+    space = (
+        EmbeddingSpace(embed, reference.turns, resamples=block.resamples, seed=seed)
+        if embed
+        else None
+    )
     people = Measured(PEOPLE, len(real.turns), len(real.turns))
-    _text_measures(people, real, reference, block, seed)
+    _text_measures(people, real, reference, block, seed, space)
     _first(people, sampled.first, seed, "no first turns were drawn")
     _cut_off_of_people(people)
     result_rows = [
@@ -76,7 +87,7 @@ def rows(
     for player in players:
         result = played[player.name]
         row = Measured(player.name, len(result.next), len(result.next))
-        _player(row, player, result, sampled, reference, block, seed)
+        _player(row, player, result, sampled, reference, block, seed, space)
         result_rows.append(_row(row, player, {"asked": result.requests, "failed": result.failed}))
     return result_rows
 
@@ -95,26 +106,27 @@ def _player(
     reference: _TurnSample,
     block: Scorecard,
     seed: int,
+    space: EmbeddingSpace | None,
 ) -> None:
     """Every measure of one player. A turn that only ends a conversation has no text: it is an end,
     not a turn.
     """
     row.record("perplexity", player.perplexity, 1, "not measured")
+    row.missing |= dict.fromkeys(TURING, "no judge was asked")
     why = "no opening was asked for" if player.system else "it has no system message to open from"
     _first(row, [turn.text for turn in result.first if turn.text], seed, why)
     turns = {number: turn for number, turn in result.next.items() if turn.text or not turn.ended}
     spoken_turns = _TurnSample(
         [(sampled.next[number], turn.text) for number, turn in turns.items() if turn.text]
     )
-    _text_measures(
-        row, spoken_turns, reference, block, seed, empty=len(turns) - len(spoken_turns.turns)
-    )
+    empty = len(turns) - len(spoken_turns.turns)
+    _text_measures(row, spoken_turns, reference, block, seed, space, empty=empty)
     row.record_mean("cut_off", [float(turn.cut_off) for turn in turns.values()], seed)
-    _endings(row, player, list(result.next.values()), list(result.ends.values()))
+    _endings(row, player, result, sampled, block, seed)
 
 
 def _cut_off_of_people(people: Measured) -> None:
-    for measure in ("perplexity", "cut_off", "end_precision", "end_recall"):
+    for measure in ("perplexity", "cut_off", "end_precision", "end_recall", *TURING):
         people.missing[measure] = "people are what this is measured against"
 
 
@@ -124,11 +136,12 @@ def _text_measures(
     reference: _TurnSample,
     block: Scorecard,
     seed: int,
+    space: EmbeddingSpace | None,
     *,
     empty: int = 0,
 ) -> None:
-    """What is measured of turns alone, held against those of `others`; `empty` turns count as out
-    of role.
+    """What is measured of turns alone, held against those of `reference`; `empty` turns count as
+    out of role.
     """
     _median_words(row, sample, block, seed)
     row.record_mean("context_share", [float(leans_on_context(text)) for text in sample.texts], seed)
@@ -138,17 +151,25 @@ def _text_measures(
     row.record_mean("repetition", [repetition(*turn) for turn in sample.turns], seed)
     if any(context.intent for context, _ in sample.turns):
         row.record_mean("intent_adherence", intent_adherence(sample.turns), seed)
+        row.record_mean("intent_coverage", intent_coverage(sample.turns), seed)
     else:
-        row.missing["intent_adherence"] = "the conversations have no intents"
+        row.missing |= dict.fromkeys(
+            ("intent_adherence", "intent_coverage"), "the conversations have no intents"
+        )
     _distances(row, sample, reference, block, seed)
     _likeness(row, sample, reference, block, seed)
+    if space:
+        space.measure(row, sample.turns)
+    else:
+        row.missing |= dict.fromkeys(EMBEDDED, "no encoder was given")
 
 
 def _first(row: Measured, turns: Sequence[str], seed: int, why: str) -> None:
     if len(turns) < 2:
         row.missing["first_turn_diversity"] = why
     else:
-        row.record_mean("first_turn_diversity", first_turn_diversity(turns), seed)
+        number = Bootstrap(seed=seed).mean_over_pairs(_jaccard_distances(turns))
+        row.record_number("first_turn_diversity", number)
 
 
 def first_turn_diversity(turns: Sequence[str]) -> list[float]:
@@ -157,16 +178,16 @@ def first_turn_diversity(turns: Sequence[str]) -> list[float]:
 
     Their mean is the mean over pairs. That user models should differ in how they begin is from
     arXiv 2510.06552."""
+    distances = _jaccard_distances(turns)
+    return [sum(gaps) / max(len(turns) - 1, 1) for gaps in distances]
+
+
+def _jaccard_distances(turns: Sequence[str]) -> list[list[float]]:
+    """Of every pair of turns; 0 between a turn and itself."""
     sets = [set(words(turn)) for turn in turns]
     return [
-        fmean(
-            1 - len(words_here & words_there) / len(words_here | words_there)
-            if words_here | words_there
-            else 0.0
-            for k, words_there in enumerate(sets)
-            if k != at
-        )
-        for at, words_here in enumerate(sets)
+        [1 - len(one & other) / len(one | other) if one | other else 0.0 for other in sets]
+        for one in sets
     ]
 
 
@@ -212,6 +233,20 @@ def intent_adherence(turns: Sequence[tuple[Context, str]]) -> list[float | None]
                 1 + (own_overlap > next_overlap) - (own_overlap < next_overlap)
             )
     return adherence
+
+
+def intent_coverage(turns: Sequence[tuple[Context, str]]) -> list[float | None]:
+    """Per turn, the share of its intent's content words not said in earlier human turns that it
+    says; None where there is no intent, or nothing of it is left to say.
+
+    That a user model should reveal all of its intent over a conversation is from arXiv 2510.06552;
+    there a judge counts the parts, here words are counted, one turn at a time."""
+    shares: list[float | None] = []
+    for context, text in turns:
+        said = set().union(*(_content(turn) for turn in context.earlier_turns))
+        left = _content(str(context.intent or "")) - said
+        shares.append(len(_content(text) & left) / len(left) if left else None)
+    return shares
 
 
 def _content(text: str) -> set[str]:
@@ -268,10 +303,10 @@ def style(turn: str) -> list[float]:
 def _distances(
     row: Measured, sample: _TurnSample, reference: _TurnSample, block: Scorecard, seed: int
 ) -> None:
-    """Both distances from the turns of `others`, with bootstrap intervals over either side.
+    """Both distances from the turns of `reference`, with bootstrap intervals over either side.
 
-    A distance between samples is biased upwards, and that of resamples twice: so the resampled
-    distances are moved by what their mean is above the sample's own, and cut at 0."""
+    A distance between samples is biased upwards, and that of resamples twice, so the interval is
+    moved back by as much (`Bootstrap.of_two`)."""
     import numpy as np
 
     if len(sample.turns) < 2 or len(reference.turns) < 2:
@@ -279,29 +314,22 @@ def _distances(
             ("length_distance", "style_distance"), "fewer than 2 turns on a side"
         )
         return
-    sample_styles, reference_styles = (
-        np.array([style(text) for text in side.texts]) for side in (sample, reference)
-    )
-    spread = reference_styles[:, 1:].std(axis=0)
-    rng = np.random.default_rng(seed)
-    draws = [
-        (
-            sample_styles[rng.integers(0, len(sample_styles), len(sample_styles))],
-            reference_styles[rng.integers(0, len(reference_styles), len(reference_styles))],
+    here, there = (np.array([style(text) for text in side.texts]) for side in (sample, reference))
+    spread = there[:, 1:].std(axis=0)
+    distances: dict[str, Callable[[Floats, Floats], float]] = {
+        "length_distance": length_distance,
+        "style_distance": partial(style_distance, spread=spread),
+    }
+    bootstrap = Bootstrap(block.resamples, seed=seed)
+    for name, distance in distances.items():
+        value = distance(here, there)
+        low, high = bootstrap.of_two(
+            (len(here), len(there)),
+            lambda first, second, distance=distance: distance(here[first], there[second]),  # type: ignore[misc]
+            value=value,
+            lowest=0.0,
         )
-        for _ in range(block.resamples)
-    ]
-    for name, distance in (
-        ("length_distance", length_distance),
-        ("style_distance", partial(style_distance, spread=spread)),
-    ):
-        resampled, value = (
-            np.array([distance(*draw) for draw in draws]),
-            distance(sample_styles, reference_styles),
-        )
-        shifted = np.maximum(resampled - resampled.mean() + value, 0)
-        low, high = Bootstrap().ends(shifted, min(len(sample_styles), len(reference_styles)))
-        row.values[name] = Value(value, len(sample_styles), low, high)
+        row.values[name] = Value(value, len(here), low, high)
 
 
 def _median_words(row: Measured, sample: _TurnSample, block: Scorecard, seed: int) -> None:
@@ -309,9 +337,7 @@ def _median_words(row: Measured, sample: _TurnSample, block: Scorecard, seed: in
         row.missing["words_per_turn"] = "no turn has text"
         return
     lengths = [len(words(text)) for text in sample.texts]
-    number = Bootstrap(block.resamples, seed=seed).median_of(lengths)
-    assert number.value is not None
-    row.values["words_per_turn"] = Value(number.value, number.n, number.low, number.high)
+    row.record_number("words_per_turn", Bootstrap(block.resamples, seed=seed).median_of(lengths))
 
 
 def _likeness(
@@ -332,36 +358,38 @@ def _likeness(
         )
 
 
-def _endings(row: Measured, player: Player, went_on: Sequence[Turn], ended: Sequence[Turn]) -> None:
+def _endings(
+    row: Measured, player: Player, result: Played, sampled: Contexts, block: Scorecard, seed: int
+) -> None:
     """Precision and recall of the end mark: contexts at which people ended against those at which
-    they went on.
+    they went on; their intervals draw conversations.
 
     They depend on how many of either were asked for; both numbers are in the results. Dialogue
     termination as a property of user models: arXiv 2510.06552."""
     if not player.end_mark:
         row.missing |= dict.fromkeys(("end_precision", "end_recall"), "it has no end mark")
         return
-    hits, false = sum(turn.ended for turn in ended), sum(turn.ended for turn in went_on)
-    row.record(
-        "end_precision",
-        hits / (hits + false) if hits + false else None,
-        hits + false,
-        "it never ended",
-    )
-    row.record(
-        "end_recall",
-        hits / len(ended) if ended else None,
-        len(ended),
-        "no conversation ended on an answer",
-    )
+    chances = [
+        (sampled.next[number].id, False, turn.ended) for number, turn in result.next.items()
+    ] + [(sampled.ends[number].id, True, turn.ended) for number, turn in result.ends.items()]
+    bootstrap = Bootstrap(block.resamples, seed=seed)
+    precision = bootstrap.mean((id_, float(people)) for id_, people, ended in chances if ended)
+    recall = bootstrap.mean((id_, float(ended)) for id_, people, ended in chances if people)
+    row.record_number("end_precision", precision, "it never ended")
+    row.record_number("end_recall", recall, "no conversation ended on an answer")
 
 
 def settings(block: Scorecard, sampled: Contexts, seed: int, data: Any) -> dict[str, Any]:
     """What a reader must know to compare two scorecards: the contexts, how they were drawn, and the
     sampling.
     """
+    ids = json.dumps([[c.id, len(c.messages)] for c in (*sampled.next, *sampled.ends)])
     return {
         "contexts": len(sampled.next),
+        "contexts_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+        "hubkit": __version__,
+        "resamples": block.resamples,
+        "embedder": block.embedder,
         "other_contexts": len(sampled.reference),
         "ends": len(sampled.ends),
         "openings": block.openings,

@@ -3,18 +3,21 @@ orders, a judge says which one the person wrote."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hubkit.evaluation.aggregate import Compared, Outcome, Wins, wins
 from hubkit.evaluation.scorecard.contexts import Context
 from hubkit.judging import PromptedJudge, clipped, winner
 from hubkit.metrics.lexical import words
+from hubkit.metrics.scorecards import PEOPLE, Row
 from hubkit.metrics.statistics import Bootstrap
 from hubkit.progress import Progress, silent
 
 PROMPT = "turing-v1"
+MEASURES = ("turing_rate", "turing_flips")
 LENGTH_RATIO = 2.0
 _MESSAGES, _CHARS = 4, 1500  # of a context, and of each message, what a judge is shown
 
@@ -82,14 +85,20 @@ def turing(
     pairs: Sequence[TuringPair],
     *,
     ratio: float = LENGTH_RATIO,
+    most: int | None = None,
     bootstrap: Bootstrap | None = None,
     progress: Progress = silent,
 ) -> TuringResult:
     """Ask `judge` (with the prompt `PROMPT` of `hubkit.judging.turing_prompts`) which turn of each
     pair the person wrote, in both orders.
 
-    Two different verdicts on one pair are a tie, so a judge that goes by position finds nothing."""
+    Two different verdicts on one pair are a tie, so a judge that goes by position finds nothing.
+
+    Args:
+        ratio: See `length_matched`.
+        most: At most so many of the pairs that are left."""
     matched, unmatched = length_matched(pairs, ratio)
+    matched = matched[:most] if most else matched
     questions: list[tuple[str, dict[str, str]]] = []
     for number, pair in enumerate(matched):
         conversation = clipped(pair.context.messages[-_MESSAGES:], _CHARS)
@@ -123,3 +132,72 @@ def turing(
             )
         )
     return TuringResult(wins(rows, bootstrap or Bootstrap()), len(matched), unmatched)
+
+
+@dataclass(frozen=True)
+class TuringTest:
+    """A Turing judge as a scorecard asks it.
+
+    Attributes:
+        open: Gives the judge, asked `PROMPT`, for the length of a block.
+        judge: What the results say that it is.
+        pairs: At most so many pairs a player; each is asked about twice.
+        asked: What the judge's answers took, once they are there."""
+
+    open: Callable[[], AbstractContextManager[PromptedJudge]]
+    judge: str
+    pairs: int
+    asked: dict[str, Any] = field(default_factory=dict)
+
+    def judged(
+        self,
+        rows: Sequence[Row],
+        contexts: Sequence[Context],
+        turns: Mapping[str, Mapping[int, str]],
+        bootstrap: Bootstrap,
+        progress: Progress = silent,
+    ) -> list[Row]:
+        """Add `MEASURES` to the row of every player, whose `turns` are by position in
+        `contexts`."""
+        with self.open() as judge:
+            results = {
+                name: turing(
+                    judge,
+                    pairs_of(contexts, said),
+                    most=self.pairs,
+                    bootstrap=bootstrap,
+                    progress=progress,
+                )
+                for name, said in turns.items()
+            }
+            self.asked.update(judge.stats)
+        return [row if row.name == PEOPLE else _with_result(row, results[row.name]) for row in rows]
+
+    def settings(self) -> dict[str, Any]:
+        """What a reader must know of the judge."""
+        return {
+            "judge": self.judge,
+            "pairs": self.pairs,
+            "length_ratio": LENGTH_RATIO,
+            "prompts": self.asked.get("prompts"),
+            "unusable_attempts": self.asked.get("unusable_attempts", {}),
+        }
+
+
+def _with_result(row: Row, result: TuringResult) -> Row:
+    wins_of, missing, values = result.wins, dict(row.missing), dict(row.values)
+    for measure, number in (
+        ("turing_rate", wins_of.win_rate),
+        ("turing_flips", wins_of.flip_rate),
+    ):
+        if number.value is None:
+            missing[measure] = "no pair is alike in length, or the judge gave no verdict"
+        else:
+            missing.pop(measure, None)
+            values[measure] = asdict(number)
+    counts = {
+        "turing_pairs": result.pairs,
+        "turing_unmatched": result.unmatched,
+        "turing_without_verdict": sum(wins_of.missing.values()),
+    }
+    return replace(row, values=values, missing=missing, counts={**row.counts, **counts})

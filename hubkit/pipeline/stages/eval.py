@@ -12,7 +12,7 @@ from hubkit.evaluation.scorecard import scorecard
 from hubkit.hub import Ref
 from hubkit.metrics import scorecards
 from hubkit.pipeline.askers import BASE, AskerSpec, serve_askers
-from hubkit.pipeline.inputs import base_model
+from hubkit.pipeline.inputs import base_model, embedding
 from hubkit.pipeline.stage import WEIGHTS, RunContext, Stage, StageDirs, parquet
 from hubkit.pipeline.stage_cards import card
 from hubkit.progress import Progress
@@ -104,6 +104,7 @@ def _scorecard(
             journal=dirs.scratch / "scorecard",
             intent_column=recipe.asker.intent_column,
             source={**refs["corpus"].to_dict(), "split": "test"},
+            embed=embedding(context.hub, block.embedder, progress=dirs.progress),
             progress=dirs.progress,
         )
     (dirs.out / PICTURE).write_bytes(scorecards.picture(result))
