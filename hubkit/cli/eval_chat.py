@@ -71,8 +71,9 @@ class Test:
         typer.Option(
             "--benchmark",
             "-b",
-            help="offline-16, mt-bench, mt-bench-8, vicuna, alpaca, multichallenge, mt-bench-101, "
-            "wildbench, multi-if, lost-in-conversation, or a question file.",
+            help="offline-16, offline-checks (scored by code, without a judge), mt-bench, "
+            "mt-bench-8, vicuna, alpaca, multichallenge, mt-bench-101, wildbench, multi-if, "
+            "lost-in-conversation, or a question file.",
         ),
     ] = "offline-16"
     questions: Annotated[

@@ -106,6 +106,7 @@ NAMED: Registry[NamedBenchmark] = Registry("hubkit.benchmarks")
 NAMED.update(
     {
         "offline-16": NamedBenchmark("single", "offline-16.jsonl"),
+        "offline-checks": NamedBenchmark("checks", "offline-checks.jsonl"),
         "mt-bench": _MT_BENCH,
         "mt-bench-8": replace(_MT_BENCH, follow_ups="mt-bench-8.jsonl"),
         # AlpacaEval's 805 instructions hold the 80 of Vicuna-Bench, marked so, without FastChat's
@@ -255,7 +256,7 @@ def recorded_answers(
 
 
 def _open(where: str, find: Find) -> tuple[list[Record], dict[str, str]]:
-    shipped = {"offline-16.jsonl", "mt-bench-8.jsonl"}
+    shipped = {"offline-16.jsonl", "offline-checks.jsonl", "mt-bench-8.jsonl"}
     if where not in shipped:
         return read(where, find)
     if not (SHIPPED / where).is_file():

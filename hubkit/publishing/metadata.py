@@ -33,6 +33,7 @@ _PATTERNS: dict[str, dict[str, dict[str, str]]] = {
     "benchmark": {
         "default": {"test": "mt-bench-8.jsonl"},
         "offline-16": {"test": "offline-16.jsonl"},
+        "offline-checks": {"test": "offline-checks.jsonl"},
     },
     "preference": {"default": {"train": "data/train-*.parquet"}},
 }

@@ -366,3 +366,30 @@ def test_kill_9_while_criteria_are_judged_and_exactly_the_rest_is(tmp_path: Path
         assert done.stdout.strip() == "40"
         assert judge.stats()["answered"] <= 40 + 8, "at most what was out when it died"
         assert model.stats()["answered"] <= 40 + 8
+
+
+PERFECT = {
+    "2001": ["Banana, lemon, pineapple", "Cherry, strawberry, apple", "DONE"],
+    "2002": ['{"name": "Ada", "age": 3}', '{"name": "Ada", "age": 3, "city": "Bonn"}', '[{}, {}]'],
+    "2003": ["- bread\n- cheese\n- water\n- rug", "1. a\n2. b\n3. c\n4. d", "Water."],
+    "2004": ["How it rains!", "Does it snow?", "How it rains, and does it snow?"],
+    "2005": ["word " * 40, "Sleep repairs body and mind.", "People sleep to recover."],
+    "2006": ["Waves, salt and a long horizon.", "Dunes and heat without end.", "Tree after tree."],
+    "2007": ["Hello, Oluwaseun!", "Have a good trip to Porto.", "Oluwaseun, on the way to Porto."],
+    "2008": ["OK.", "Rome", "It was marmalade."],
+    "2009": ["12 + 30 = 42", "21", "21 * 2 + 1 = 43"],
+    "2010": ["12", "13", "13"],
+    "2011": ["6", "You get back 4", "2"],
+    "2012": ["14", "21", "21 - 14 = 7"],
+}  # fmt: skip
+
+
+def test_the_checks_that_ship_can_be_met_and_missed(tmp_path: Path) -> None:
+    of = benchmarks.load("offline-checks", here)
+    assert {q.id for q in of.questions} == set(PERFECT) and mode_for(None, of) == "checks"
+    wrong = {key: ["", answers[1], "I would rather not say."] for key, answers in PERFECT.items()}
+    shares = {}
+    for name, answers in (("perfect", PERFECT), ("wrong", wrong)):
+        player = Player(name, f"{name}@1", recorded=answers)
+        shares[name] = judged(setup(of, "", player), tmp_path / name).scores[name].rate.value
+    assert shares == {"perfect": 1.0, "wrong": pytest.approx(1 / 3)}

@@ -153,3 +153,5 @@ def test_the_benchmark_is_a_dataset_that_loads(
     assert whole.num_rows == 80 and len(whole[0]["follow_ups"]) == 6
     offline = load_dataset(str(folder), "offline-16", split="test", cache_dir=str(tmp_path))
     assert offline.num_rows == 16 and len(offline[0]["turns"]) == 8
+    checked = load_dataset(str(folder), "offline-checks", split="test", cache_dir=str(tmp_path))
+    assert checked.num_rows == 12 and {len(row["checks"]) for row in checked} == {3}

@@ -19,10 +19,12 @@ from hubkit.errors import SourceError
 from hubkit.evaluation.questions.checks import PHENOMENA, faults, signs
 
 __all__ = [
+    "CHECKED",
     "FOLLOW_UPS",
     "GUIDELINE",
     "OFFLINE",
     "PHENOMENA",
+    "checked",
     "extended",
     "faults",
     "files",
@@ -33,8 +35,9 @@ __all__ = [
 ]
 
 _FOLDER = resources.files("hubkit.evaluation.questions")
-FOLLOW_UPS, OFFLINE, GUIDELINE = (
-    Path(str(_FOLDER / name)) for name in ("mt-bench-8.jsonl", "offline-16.jsonl", "GUIDELINE.md")
+FOLLOW_UPS, OFFLINE, CHECKED, GUIDELINE = (
+    Path(str(_FOLDER / name))
+    for name in ("mt-bench-8.jsonl", "offline-16.jsonl", "offline-checks.jsonl", "GUIDELINE.md")
 )
 
 
@@ -50,6 +53,13 @@ def offline() -> list[dict[str, Any]]:
     them MT-Bench's.
     """
     return list(_rows(OFFLINE))
+
+
+def checked() -> list[dict[str, Any]]:
+    """Twelve conversations of three human turns, all our own, whose answers code can check
+    (``checks``: a list of checks of each turn, in names of `hubkit.evaluation.checkers`).
+    """
+    return list(_rows(CHECKED))
 
 
 def extended(questions: Path) -> list[dict[str, Any]]:
@@ -74,7 +84,7 @@ def extended(questions: Path) -> list[dict[str, Any]]:
 
 def files() -> dict[str, Path]:
     """The files of the benchmark's dataset repo, by their path in it."""
-    return {path.name: path for path in (FOLLOW_UPS, OFFLINE, GUIDELINE)}
+    return {path.name: path for path in (FOLLOW_UPS, OFFLINE, CHECKED, GUIDELINE)}
 
 
 def summary() -> dict[str, Any]:
@@ -91,6 +101,7 @@ def summary() -> dict[str, Any]:
         "most_words": max(lengths),
         "phenomena": {name: counts[name] for name in PHENOMENA},
         "conversations": len(offline()),
+        "checked": len(checked()),
     }
 
 
