@@ -1,12 +1,12 @@
 """What evaluation takes on this machine, and what it says of a finished demo. Writes
 ``results/eval.json``.
 
-    HUBKIT_HOME=… python tests/bench/eval_chat.py [--only chat|asker] [--chat parrot-chat] [--asker
+    HUBKIT_HOME=… python tests/bench/eval_chat.py [--only chat|checks|asker] [--chat parrot-chat] [--asker
     parrot-ask]
 
 The home is that of a finished ``make demo``. Chat model and base answer the whole offline set
-before the embedded engine's own judge, and the asker is put beside its base and people; each from
-nothing, in a folder that is removed, and written down as soon as it is measured."""
+before the embedded engine's own judge, the base also the one that code checks, and the asker is
+put beside its base and people; each from nothing, in a folder that is removed, and written down as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -42,9 +42,17 @@ def main() -> None:
     options.add_argument("--chat", default="parrot-chat")
     options.add_argument("--asker", default="parrot-ask")
     options.add_argument("--base", default=BASE)
-    options.add_argument("--only", choices=["chat", "asker"])
+    options.add_argument("--only", choices=["chat", "checks", "asker"])
     chosen = options.parse_args()
-    if chosen.only != "asker":
+    if chosen.only in (None, "checks"):
+        with tempfile.TemporaryDirectory() as folder:
+            enter(
+                "checks",
+                checked(
+                    *ran("eval", "chat", chosen.base, "-b", "offline-checks", "--log-dir", folder)
+                ),
+            )
+    if chosen.only in (None, "chat"):
         with tempfile.TemporaryDirectory() as folder:
             enter(
                 "chat",
@@ -52,7 +60,7 @@ def main() -> None:
                     *ran("eval", "chat", chosen.chat, "--against", chosen.base, "--log-dir", folder)
                 ),
             )
-    if chosen.only != "chat":
+    if chosen.only in (None, "asker"):
         enter(
             "asker",
             played(*ran("eval", "asker", chosen.asker, "--against", chosen.base, *AS_THE_LAPTOP)),
@@ -60,8 +68,12 @@ def main() -> None:
 
 
 def enter(half: str, figures: dict[str, Any]) -> None:
-    """Write one half down, beside the other."""
-    write("eval", ABOUT, "python tests/bench/eval_chat.py", {half: figures}, "inspect-ai")
+    """Write one part down, beside the others."""
+    name, about, command = "eval", ABOUT, "python tests/bench/eval_chat.py"
+    if half == "checks":  # needs no finished demo, so it may be of another day and machine
+        name, command = "eval_checks", f"{command} --only checks"
+        about = "A base before the benchmark whose answers code checks."
+    write(name, about, command, {half: figures}, "inspect-ai")
     print(f"{half}: {figures['seconds']} s")
 
 
@@ -92,6 +104,17 @@ def judged(seconds: float, result: dict[str, Any]) -> dict[str, Any]:
         },
         "difference": result["difference"],
         "judging": result["judging"],
+    }
+
+
+def checked(seconds: float, result: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a run that code scored."""
+    return {
+        "seconds": seconds,
+        "benchmark": result["benchmark"]["name"],
+        "questions": result["benchmark"]["questions"],
+        "turns": result["benchmark"]["turns"],
+        "models": {name: {"rate": table["rate"]} for name, table in result["scores"].items()},
     }
 
 

@@ -212,6 +212,17 @@ def evaluation(found: Figures) -> str:
         "| --- | ---: | ---: |",
         *grades,
     ]
+    if checks := found.get("eval_checks", {}).get("checks"):
+        rates = "; ".join(
+            f"{name} meets all that is asked in {_value(table['rate'])} of its answers"
+            for name, table in checks["models"].items()
+        )
+        judged += [
+            "",
+            f"`hubkit eval chat -b {checks['benchmark']}`: {checks['turns']} answers in "
+            f"{checks['questions']} conversations, checked by code, in "
+            f"{checks['seconds'] / 60:.1f} minutes: {rates}.",
+        ]
     if asker is None:
         return "\n".join(judged)
     sentence = (
