@@ -1,12 +1,13 @@
 """What evaluation takes on this machine, and what it says of a finished demo. Writes
 ``results/eval.json``.
 
-    HUBKIT_HOME=… python tests/bench/eval_chat.py [--only chat|checks|asker] [--chat parrot-chat] [--asker
-    parrot-ask]
+    HUBKIT_HOME=… python tests/bench/eval_chat.py [--only chat|checks|asker] [--chat parrot-chat]
+    [--asker parrot-ask]
 
 The home is that of a finished ``make demo``. Chat model and base answer the whole offline set
 before the embedded engine's own judge, the base also the one that code checks, and the asker is
-put beside its base and people; each from nothing, in a folder that is removed, and written down as soon as it is measured."""
+put beside its base and people; each from nothing, in a folder that is removed, and written down as
+soon as it is measured."""
 
 from __future__ import annotations
 
