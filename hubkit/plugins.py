@@ -1,4 +1,4 @@
-"""Plug-ins: filters, metrics, benchmarks and engines of your own, without a fork.
+"""Plug-ins: filters, metrics, rewards, benchmarks and engines of your own, without a fork.
 
 A package declares entry points in one of `GROUPS`: the entry point's name is the name in a recipe,
 its object what the group's `Registry` holds. A recipe lists modules or files under ``plugins``;
@@ -22,7 +22,9 @@ from typing import Any, Generic, TypeVar
 from hubkit.errors import RecipeError
 
 T = TypeVar("T")
-GROUPS = ("hubkit.filters", "hubkit.metrics", "hubkit.benchmarks", "hubkit.engines")
+GROUPS = (
+    "hubkit.filters", "hubkit.metrics", "hubkit.rewards", "hubkit.benchmarks", "hubkit.engines",
+)  # fmt: skip
 
 
 class Registry(MutableMapping[str, T], Generic[T]):

@@ -34,6 +34,7 @@ from hubkit.recipe.dialogue import (
 from hubkit.recipe.identity import Content, Decides, Display, Execution, content_of, decides, digest
 from hubkit.recipe.judgement import Evals, Judging, Published, Scorecard
 from hubkit.recipe.preference import Preference
+from hubkit.recipe.reinforcement import Reinforce, RewardTerm
 from hubkit.recipe.source import Columns, Source
 from hubkit.recipe.training import Expected, Training
 from hubkit.recipe.whole import (
@@ -74,7 +75,9 @@ __all__ = [
     "Publish",
     "Published",
     "Recipe",
+    "Reinforce",
     "Repos",
+    "RewardTerm",
     "Rollout",
     "Sampling",
     "Scorecard",
@@ -138,7 +141,29 @@ def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = 
     if recipe.asker.end_mark and recipe.rollout.end_mark is None:
         rollout = recipe.rollout.model_copy(update={"end_mark": recipe.asker.end_mark})
         recipe = recipe.model_copy(update={"rollout": rollout})
-    return _with_names(recipe) if recipe.preference else recipe
+    if recipe.preference:
+        recipe = _with_names(recipe)
+    return _with_reinforcement(recipe) if recipe.reinforce else recipe
+
+
+def _with_reinforcement(recipe: Recipe) -> Recipe:
+    """`recipe` with what its block about reinforcement takes from the rollout, and with names."""
+    assert recipe.reinforce is not None
+    block, repos, names = recipe.reinforce, recipe.repos, recipe.names
+    changed = {
+        "askers": block.askers or {"asker": recipe.rollout.asker},
+        "end_mark": block.end_mark or recipe.rollout.end_mark,
+    }
+    reinforced = names.reinforced or f"{names.chat}, reinforced"
+    return recipe.model_copy(
+        update={
+            "reinforce": block.model_copy(update=changed),
+            "repos": repos.model_copy(
+                update={"reinforced": repos.reinforced or f"{repos.chat}-reinforced"}
+            ),
+            "names": names.model_copy(update={"reinforced": reinforced}),
+        }
+    )
 
 
 def _with_names(recipe: Recipe) -> Recipe:

@@ -24,12 +24,13 @@ from hubkit.recipe.identity import (
 )
 from hubkit.recipe.judgement import Evals
 from hubkit.recipe.preference import Preference
+from hubkit.recipe.reinforcement import Reinforce
 from hubkit.recipe.training import Training
 
 PREFERENCE_STAGES = ("prefer", "align")
 DISPLAY = Decides.DISPLAY
 _BLOCK_OF_STAGE = {stage: "preference" for stage in PREFERENCE_STAGES}
-_USES_PLUGINS = ("corpus", "curate", "eval")
+_USES_PLUGINS = ("corpus", "curate", "reinforce", "eval")
 
 
 class Paper(Block):
@@ -62,6 +63,9 @@ class Repos(Block):
     """Dataset of preference pairs; the dialogues' name and ``-preference`` where none is given."""
     aligned: Execution[str | None] = None
     """Chat model after DPO on them; the chat model's name and ``-aligned`` where none is given."""
+    reinforced: Execution[str | None] = None
+    """Chat model after GRPO against the asker; the chat model's name and ``-reinforced`` where none
+    is given."""
     collection: Execution[str | None] = None
     """Title of the collection that ties them; the system's name where none is given."""
 
@@ -79,6 +83,8 @@ class Names(Block):
     """The chat model."""
     aligned: Display[str | None] = None
     """The chat model after the preference stage."""
+    reinforced: Display[str | None] = None
+    """The chat model after GRPO against the asker."""
 
 
 class Publish(Block):
@@ -124,6 +130,8 @@ class Recipe(Block):
     """Stage 5."""
     preference: Content[Preference | None] = None
     """Preference pairs and DPO, where the paper has them."""
+    reinforce: Content[Reinforce | None] = None
+    """GRPO of the chat model against the asker."""
     eval: Content[Evals] = Evals()
     """Stage 6."""
     publish: Display[Publish] = Publish()
@@ -147,7 +155,8 @@ class Recipe(Block):
         """
         block: BaseModel | None = getattr(self, _BLOCK_OF_STAGE.get(stage, stage))
         if block is None:
-            raise ValueError(f"a recipe without a preference block has no stage {stage!r}")
+            name = _BLOCK_OF_STAGE.get(stage, stage)
+            raise ValueError(f"a recipe without a {name} block has no stage {stage!r}")
         return block
 
     def read_by(self, stage: str) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""Reinforcement of a chat model against frozen askers, on TRL's GRPO.
+
+The chat model and an asker hold conversations that open with a held-out first turn; whole
+conversations are rewarded, and only the chat model's own tokens carry loss. `Rewards` scores
+finished conversations for anybody who has some."""
+
+from hubkit.reinforcement import guards  # noqa: F401  (importing registers its rewards)
+from hubkit.reinforcement.judge_reward import JudgeReward, shipped_rubric
+from hubkit.reinforcement.next_turn_reward import NextTurnReward
+from hubkit.reinforcement.rewards import (
+    REWARDS,
+    Episode,
+    Likelihood,
+    Masked,
+    Outcome,
+    Reward,
+    RewardContext,
+    Rewards,
+    TermContext,
+    Value,
+    check,
+    labels_of,
+    register,
+)
+
+__all__ = [
+    "REWARDS",
+    "Episode",
+    "JudgeReward",
+    "Likelihood",
+    "Masked",
+    "NextTurnReward",
+    "Outcome",
+    "Reward",
+    "RewardContext",
+    "Rewards",
+    "TermContext",
+    "Value",
+    "check",
+    "labels_of",
+    "register",
+    "shipped_rubric",
+]
