@@ -20,7 +20,8 @@ from hubkit.recipe import Recipe, SeatConfig, Training
 
 SETTINGS = "space.json"
 _SPACE_FILES = ("README.md", "app.py", "preview.png", "requirements.txt")
-_COMMON = ("models.py", "page.py")
+_COMMON = ("models.py", "page.py", "votes.py")
+_MODULES = {"chat": ("blind.py",), "asker": ()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ def files(space: Space, recipe: Recipe, qualify: Callable[[str], str]) -> dict[s
 def sources(name: str) -> dict[str, Path]:
     """Path in the repo → file, of the Space `name`: its own files and those that all share."""
     root = assets.folder("spaces")
-    space_files = {path: root / name / path for path in _SPACE_FILES}
+    own = (*_SPACE_FILES, *_MODULES[name])
+    space_files = {path: root / name / path for path in own}
     return space_files | {path: root / "common" / path for path in _COMMON}
 
 

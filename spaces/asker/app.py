@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from typing import Any
 import gradio as gr
 from models import Model, ModelError, model, prepare, settings, stream
 from page import PER_MINUTE, RateLimit, TextChatbot, checked, launch, messages_of
+from votes import VoteRefusedError, Votes, ballot
 
 SETTINGS = settings()
 ASKER, CHAT = model("asker", SETTINGS), model("chat", SETTINGS)
 LIMIT = RateLimit(PER_MINUTE)
+VOTES = Votes()
 MAX_TURNS = 12
 PAUSED: dict[str | None, bool] = {}
 DOWNLOADS = Path(tempfile.mkdtemp(prefix="dialogues-"))
@@ -310,12 +312,18 @@ def new_round(temperature: float, request: gr.Request) -> Iterator[tuple[Any, ..
         return
     pair = [("human", _clipped(real)), ("asker", _clipped(words or "(it says nothing and leaves)"))]
     random.shuffle(pair)
+    who = ["person" if kind == "human" else ASKER.repo_id for kind, _ in pair]
+    about = ballot("who-is-human", json.dumps([before, sorted(text for _, text in pair)]), *who)
     yield (
         before,
         "Which one did a person write?",
         pair[0][1],
         pair[1][1],
-        {"answer": [who for who, _ in pair]},
+        {
+            **about,
+            "answer": [kind for kind, _ in pair],
+            "words": [len(text.split()) for _, text in pair],
+        },
     )
 
 
@@ -323,16 +331,32 @@ def _clipped(text: str) -> str:
     return text if len(text) <= 600 else text[:600] + " …"
 
 
-def guess(
-    place: int, current: dict[str, Any], score: list[int]
-) -> tuple[str, list[int], dict[str, Any]]:
-    """Say whether the guess was right, and keep the score."""
-    if not current.get("answer"):
-        raise gr.Error("Press New round first.")
-    right = current["answer"][place] == "human"
-    score = [score[0] + right, score[1] + 1]
-    verdict = "Right: a person wrote that." if right else "No: the asker wrote that one."
-    return f"**{verdict}** {score[0]} of {score[1]} so far; guessing blindly gives half.", score, {}
+def guess(place: int) -> Callable[..., tuple[str, list[int], dict[str, Any]]]:
+    """What a button does: say whether the guess was right, keep the score, and the vote."""
+
+    def guessed(
+        current: dict[str, Any], score: list[int], request: gr.Request
+    ) -> tuple[str, list[int], dict[str, Any]]:
+        if not current.get("answer"):
+            raise gr.Error("Press New round first.")
+        right = current["answer"][place] == "human"
+        score = [score[0] + right, score[1] + 1]
+        verdict = "Right: a person wrote that." if right else "No: the asker wrote that one."
+        words, note = current["words"], ""
+        try:
+            VOTES.cast(
+                current,
+                ("left", "right")[place],
+                request,
+                left_words=words[0],
+                right_words=words[1],
+            )
+        except VoteRefusedError as error:
+            note = f" {error}"
+        said = f"{score[0]} of {score[1]} so far; guessing blindly gives half.{note}"
+        return f"**{verdict}** {said}", score, {}
+
+    return guessed
 
 
 # For programs
@@ -440,7 +464,8 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
     with tabs, gr.Tab("Who is human?", id="blind"):
         gr.Markdown(
             "A real conversation, cut off. One of the two next turns is the person's own, one "
-            "is the asker's."
+            "is the asker's. " + VOTES.notice,
+            elem_id="blind-notice",
         )
         current, score = gr.State({}), gr.State([0, 0])
         scene_before = TextChatbot(
@@ -456,10 +481,7 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
             deal = gr.Button("New round", variant="primary", elem_id="deal")
         deal.click(new_round, [heat], [scene_before, verdict, first, second, current], **quietly)
         for place, button in enumerate((pick_first, pick_second)):
-            button.click(
-                lambda c, s, place=place: guess(place, c, s), [current, score],
-                [verdict, score, current], **quietly,
-            )  # fmt: skip
+            button.click(guess(place), [current, score], [verdict, score, current], **quietly)
     with gr.Accordion("Settings", open=False):
         heat.render()
     mine.change(lambda m: exported(m, "be") if m else None, mine, keep, api_visibility="private")

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
+from blind import Comparison
 from models import Model, ModelError, model, prepare, settings, stream
 from page import PER_MINUTE, RateLimit, TextChatbot, aside, checked, launch, messages_of, text_of
+from votes import Votes
 
 SETTINGS = settings()
 CHAT, BASE = model("chat", SETTINGS), model("base", SETTINGS)
@@ -245,6 +247,8 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
         )
         stop.click(None, cancels=[run])
         clear.click(lambda: ([], []), None, [left, right], cancels=[run], api_visibility="private")
+    with tabs, gr.Tab("Which is better?", id="blind"):
+        Comparison((CHAT, BASE), Votes(), LIMIT).build()
     # A key drawn anew at each start would make what a browser has kept unreadable after a restart
     # of the Space.
     talk.saved_conversations.secret = "kept-in-browser."
