@@ -10,12 +10,16 @@ import errno
 import os
 import sys
 from io import TextIOWrapper
+from itertools import islice
+from pathlib import Path
 
 import typer
 
 from hubkit import __version__
+from hubkit.cli import logs
 from hubkit.cli.help_layout import Mapped
 from hubkit.errors import HubkitError
+from hubkit.settings import LOG_FILE
 from hubkit.untrusted import printable
 
 QUIET = {
@@ -57,10 +61,21 @@ def root(
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
+    verbose: bool = typer.Option(
+        False, "--verbose", help="Say more on stderr: requests, libraries' logs, traces of errors."
+    ),
+    log_file: Path | None = typer.Option(  # noqa: B008 - typer reads it
+        None,
+        "--log-file",
+        metavar="FILE",
+        envvar=LOG_FILE,
+        help="Append all of that to a file, whatever is shown; it holds no tokens.",
+    ),
 ) -> None:
     """Train an asker, roll out dialogues, train and judge a chat model, all through the Hugging
     Face Hub.
     """
+    logs.configure(verbose=verbose, file=log_file)
 
 
 def register_all() -> None:
@@ -113,12 +128,14 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # not every terminal knows every character
     register_all()
     try:
-        app()
+        app(_root_options_first(sys.argv[1:]))
     except HubkitError as error:
+        logs.trace()
         _fail(str(error), error.exit_code)
     except ModuleNotFoundError as error:
         from hubkit import extras  # reads the installed packages' metadata: only when it is needed
 
+        logs.trace()
         sentence = extras.advice(error)
         if sentence is None:
             raise
@@ -139,6 +156,7 @@ def main() -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or "the disk that holds hubkit's files"
             _fail(f"no space left on {where}; free some and run the same command again", 1)
+        logs.trace()
         if not error.filename or not error.strerror:
             raise
         _fail(
@@ -146,8 +164,29 @@ def main() -> None:
             "or make this one yours to use",
             1,
         )
+    except Exception:  # a fault of ours: the trace is for whoever mends it
+        logs.trace()
+        raise
+
+
+def _root_options_first(arguments: list[str]) -> list[str]:
+    """`arguments` with ``--verbose`` and ``--log-file`` in front, wherever they were given."""
+    first: list[str] = []
+    remainder = iter(arguments)
+    others: list[str] = []
+    for argument in remainder:
+        if argument == "--":
+            return [*first, *others, argument, *remainder]
+        if argument == "--verbose" or argument.startswith("--log-file="):
+            first.append(argument)
+        elif argument == "--log-file":
+            first += [argument, *islice(remainder, 1)]
+        else:
+            others.append(argument)
+    return [*first, *others]
 
 
 def _fail(sentence: str, code: int) -> None:
+    logs.seen(f"error: {sentence}")
     print(f"hubkit: {printable(sentence)}", file=sys.stderr)
     sys.exit(code)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from hubkit.progress import Notice, Progress, silent
+from hubkit.cli import logs
+from hubkit.progress import Notice, Progress
 from hubkit.untrusted import printable
 
 _LINE_EVERY_S = 10.0
@@ -23,6 +24,7 @@ _DIGEST = re.compile(r"\b[0-9a-f]{32,64}\b")
 
 def say(line: str) -> None:
     """One line for the person, on stderr."""
+    logs.seen(line)
     print(printable(line), file=sys.stderr, flush=True)
 
 
@@ -69,12 +71,22 @@ def bars(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
     """
     with _interrupts_answered():
         if quiet:
-            yield lambda _: silent
-        elif not sys.stderr.isatty():
+            yield lambda name: _lines(name, logs.seen)
+        elif logs.is_verbose() or not sys.stderr.isatty():
             yield _lines
         else:
             with _live_bars() as bar_for:
-                yield bar_for
+                yield lambda name: _both(bar_for(name), _lines(name, logs.seen))
+
+
+def _both(first: Progress, second: Progress) -> Progress:
+    """One `Progress` that calls both."""
+
+    def progress(done: float, total: float | None = None, note: str = "") -> None:
+        first(done, total, note)
+        second(done, total, note)
+
+    return progress
 
 
 @contextmanager
@@ -97,7 +109,7 @@ def _interrupts_answered() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _lines(name: str) -> Progress:
+def _lines(name: str, write: Callable[[str], None] = say) -> Progress:
     """Without a terminal: the first note, its changes every `_LINE_EVERY_S` seconds, the last one,
     and every `Notice`; no line twice."""
     last_time, last_line = -_LINE_EVERY_S, ""
@@ -112,7 +124,7 @@ def _lines(name: str) -> Progress:
         if note and text != last_line and due:
             last_time, last_line = now, text
             with suppress(RuntimeError):  # a notice of a signal, in the middle of another line
-                say(text)
+                write(text)
 
     return progress
 

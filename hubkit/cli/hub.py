@@ -72,9 +72,8 @@ def status(json: Json = False) -> None:
     if json:
         console.data(report)
     else:
-        console.table(
-            "embedded Hub", ["", ""], [[key, _in_words(value)] for key, value in report.items()]
-        )
+        rows = [[label, _in_words(key, report[key])] for key, label in _STATUS if key in report]
+        console.table("embedded Hub", ["", ""], rows)
     if state is None:
         raise typer.Exit(1)
 
@@ -99,10 +98,31 @@ def _bytes_used() -> int:
     return sum(path.stat().st_blocks * 512 for path in local_root().rglob("*") if path.is_file())
 
 
-def _in_words(value: Any) -> str:
+_STATUS = (
+    ("running", "runs"),
+    ("url", "address"),
+    ("folder", "folder"),
+    ("repositories", "repositories"),
+    ("bytes", "on disk"),
+    ("started_at", "since"),
+    ("pid", "process"),
+    ("jobs", "runs jobs"),
+    ("spaces", "runs Spaces"),
+    ("upstream", "reads through to"),
+)
+
+
+def _in_words(key: str, value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{count} {name}" for name, count in value.items())
-    return str(value)
+        return ", ".join(
+            f"{count:,} {name.removesuffix('s') if count == 1 else name}"
+            for name, count in value.items()
+        )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if key == "bytes":
+        return f"{value / 1e9:,.1f} GB" if value >= 1e9 else f"{value / 1e6:,.1f} MB"
+    return str(value) if value not in (None, "") else "nothing"
 
 
 @app.command(epilog='Example: eval "$(hubkit hub env)"')

@@ -4,8 +4,12 @@ own).
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -70,10 +74,15 @@ def stage_verb(stage: str) -> Callable[..., None]:
 
 def recipes() -> None:
     """List the recipes and profiles that ship."""
-    from hubkit.recipe import available
+    from hubkit.recipe import available, summary
 
-    for kind, names in available().items():
-        typer.echo(f"{kind}: {', '.join(names)}")
+    rows = [
+        [kind.removesuffix("s"), name, summary(name)]
+        for kind, names in available().items()
+        for name in names
+    ]
+    console.table("Shipped", ["kind", "name", "what it is"], rows)
+    console.line("hubkit run RECIPE --profile PROFILE --dry-run says what it would do.")
 
 
 def walk(
@@ -236,18 +245,36 @@ def _show_next(recipe: Recipe, hub: Hub, results: list[StageResult], changes: li
         else "cards  all final, nothing to change"
     )
     dialogues, tag = by_stage["curate"], by_stage["curate"].tag
-    console.line("")
-    console.line("Use it:")
+    python, command = _runnable()
     load = (
         f"from hubkit import load_dataset; print(load_dataset('{recipe.repos.dialogues}', "
         f"revision='{tag}'))"
     )
-    console.line(f'  python -c "{load}"')
+    path = hub.page(dialogues.ref).removeprefix(hub.url)
+    address = f'"$({command} hub start){path}"' if hub.embedded else f"{hub.url}{path}"
+    console.line("")
+    console.line("Use it:")
+    console.line(f'  {python} -c "{load}"')
     console.line(
-        f"  hubkit serve {by_stage['asker'].ref.repo_id}        # then ask "
+        f"  {command} serve {by_stage['asker'].ref.repo_id}        # then ask "
         "it at /v1/chat/completions"
     )
-    console.line(f"  open {hub.page(dialogues.ref)}")
+    console.line(f"  {python} -m webbrowser {address}")
+
+
+def _runnable() -> tuple[str, str]:
+    """The words that call this Python and this hubkit from the person's shell."""
+    here, python = Path.cwd(), Path(sys.executable)
+    command = python.with_name("hubkit")
+
+    def word(program: Path, name: str) -> str:
+        on_path = shutil.which(name)
+        if on_path is not None and Path(on_path).absolute() == program:
+            return name
+        return shlex.quote(str(program.relative_to(here) if here in program.parents else program))
+
+    python_word = word(python, "python")
+    return python_word, word(command, "hubkit") if command.exists() else f"{python_word} -m hubkit"
 
 
 def _verdict(seat: dict[str, Any], turns: str) -> str:

@@ -171,14 +171,17 @@ def diff(
 
 
 def _published() -> tuple[list[str], list[list[str]]]:
+    """One row a dataset, its numbers in words: their columns would not fit a terminal."""
     from hubkit.metrics import published
 
-    keys = list(dict.fromkeys(key for entry in published()["measures"] for key in entry["values"]))
     rows = [
-        [e["dataset"], *(str(e["values"].get(key, "")) for key in keys)]
-        for e in published()["measures"]
+        [
+            entry["dataset"],
+            ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in entry["values"].items()),
+        ]
+        for entry in published()["measures"]
     ]
-    return ["dataset", *(key.replace("_", " ") for key in keys)], rows
+    return ["dataset", "numbers"], rows
 
 
 def _hub(sources: list[str]) -> Hub | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ __all__ = [
     "judging",
     "load",
     "overridden",
+    "summary",
 ]
 
 RECIPES = resources.files("hubkit") / "recipes"
@@ -110,6 +112,13 @@ def available() -> dict[str, list[str]]:
             kind = "recipes" if "\nname:" in "\n" + entry.read_text("utf-8") else "profiles"
             names[kind].append(entry.name.removesuffix(".yaml"))
     return names
+
+
+def summary(name: str) -> str:
+    """What a shipped recipe or profile is: the first sentence of its opening comment."""
+    lines = (RECIPES / f"{name}.yaml").read_text("utf-8").splitlines()
+    comment = " ".join(line[1:].strip() for line in takewhile(lambda x: x.startswith("#"), lines))
+    return comment.partition(". ")[0].rstrip(".")
 
 
 def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = ()) -> Recipe:

@@ -111,3 +111,48 @@ def test_a_terminal_that_knows_few_characters_gets_whole_data(
     assert json.loads(done.stdout)["files"][0]["unreadable"]["turn_without_text"]["examples"] == [
         "é─😀"
     ]
+
+
+def test_a_log_file_keeps_what_was_shown_and_why_and_no_token(cli, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    log = tmp_path / "hubkit.log"
+    bad = cli("run", "parot", "--dry-run", "--log-file", str(log))
+    assert bad.returncode == 2 and "Traceback" not in bad.stderr
+    kept = log.read_text()
+    assert bad.stderr.strip().removeprefix("hubkit: ") in kept and "Traceback" in kept
+    assert "hubkit run parot --dry-run" in kept and log.stat().st_mode & 0o077 == 0
+    refused = cli("recipes", "--log-file", str(tmp_path / "no" / "such" / "folder"))
+    assert refused.returncode == 1 and "cannot be written" in refused.stderr
+
+
+def test_verbose_may_stand_anywhere_and_shows_the_trace(cli) -> None:  # type: ignore[no-untyped-def]
+    for arguments in (["--verbose", "run", "parot"], ["run", "parot", "--verbose"]):
+        assert "Traceback" in cli(*arguments).stderr
+
+
+def test_logs_hide_tokens_and_signed_addresses(tmp_path: Path) -> None:
+    import logging
+
+    from hubkit.cli import logs
+
+    log, root = tmp_path / "log", logging.getLogger()
+    handlers = list(root.handlers)
+    try:
+        logs.configure(verbose=False, file=log)
+        logging.getLogger("hubkit").warning(
+            "GET https://me:pw@host/x?X-Signature=abc&y=1 with hf_abcdefghijkl, Bearer abc.def-1"
+        )
+    finally:
+        for handler in [handler for handler in root.handlers if handler not in handlers]:
+            root.removeHandler(handler)
+            handler.close()
+    text = log.read_text()
+    assert "GET https://…@host/x?…" in text
+    assert not any(word in text for word in ("pw", "abc.def", "hf_abcd", "X-Signature"))
+
+
+def test_recipes_and_the_hubs_status_fit_a_terminal(cli, hubkit_home: Path) -> None:  # type: ignore[no-untyped-def]
+    recipes = cli("recipes", COLUMNS="80").stdout
+    assert all(name in recipes for name in ("parrot", "realm", "laptop", "cloud"))
+    cli("hub", "start")
+    status = cli("hub", "status", COLUMNS="80").stdout
+    assert " MB" in status and "True" not in status and "repositories" in status
