@@ -51,6 +51,8 @@ ELSEWHERE = {
     r"hubkit eval report ": "needs files of verdicts: test_verdict_files.py",
     r"hubkit eval asker ": "needs a second asker and an engine: test_scorecard_cli.py",
     r"hubkit eval chat (?!.*--dry-run)": "needs an engine: test_eval_cli.py",
+    r"pip install ": "installed already",
+    r"hubkit env ": "runs until it is stopped: tests/environment",
     r"hubkit serve ": "runs until it is stopped: test_local_engine_serve.py",
     r"hubkit spaces ": "runs until it is stopped: tests/browser",
 }

@@ -84,6 +84,7 @@ def register_all() -> None:
         clean,
         deploy,
         doctor,
+        env,
         eval,
         hub,
         push,
@@ -104,6 +105,7 @@ def register_all() -> None:
     eval.register(app)
     push.register(app)
     app.command("serve", epilog="Example: hubkit serve local/parrot-chat --port 8080")(serve.serve)
+    app.command("env", epilog=env.EXAMPLE)(env.env)
     app.command("clean", epilog="Example: hubkit clean chats.jsonl --out cleaned --profile laptop")(
         clean.clean
     )

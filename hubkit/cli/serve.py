@@ -60,7 +60,7 @@ def serve(
             console.say(
                 f"chat: POST {url}/v1/chat/completions, metrics: {url}/metrics, Ctrl-C stops it"
             )
-        _wait_for_signal()
+        wait_for_signal()
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -69,7 +69,7 @@ def _named(text: str) -> tuple[str, str]:
     return (name, repo) if equals else (text.partition("@")[0].rstrip("/").rpartition("/")[2], text)
 
 
-def _wait_for_signal() -> None:
+def wait_for_signal() -> None:
     """Wait for SIGINT or SIGTERM; the surrounding block then stops the engine."""
     stopped = threading.Event()
     for signum in (signal.SIGINT, signal.SIGTERM):

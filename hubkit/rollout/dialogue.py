@@ -7,6 +7,7 @@ message and never the partner's last turn."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from hubkit.conversation import Message, Seat, blank, filled_in, swap_roles
 from hubkit.recipe import Rollout, SeatConfig
 from hubkit.rollout.plan import Plan
 from hubkit.rollout.turns import Turn
+from hubkit.serving.client import Reply
 
 # What a turn must not contain: the marks with which chat templates open turns, and, at the start of
 # a line, the label of the dialogue's other speaker. A model that writes them has left its seat.
@@ -247,6 +249,49 @@ def split_end_mark(text: str, mark: str | None) -> tuple[str, bool]:
     if not mark or mark not in text:
         return text.strip(), False
     return text.split(mark, 1)[0].strip(), True
+
+
+def turn_of(dialogue: Dialogue, block: Rollout, request: Prompt, reply: Reply, seed: int) -> Turn:
+    """An answer of the seat whose turn it is, as a turn that was not judged yet."""
+    seat = dialogue.seat
+    content, closing = reply.content.strip(), False
+    if seat == "user":
+        content, closing = split_end_mark(reply.content, block.end_mark)
+    return Turn(
+        dialogue.plan.index, dialogue.position, seat, content, reply.finish_reason,
+        reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens, seed,
+        len(dialogue.failed_attempts) + 1, reply.address, round(time.time(), 3), request.trimmed,
+        closing=closing,
+        thinking="" if block.seats[seat].thinking == "drop" else reply.thinking,
+        thinking_chars=len(reply.thinking), model=reply.model,
+    )  # fmt: skip
+
+
+def judge(dialogue: Dialogue, block: Rollout, turn: Turn, reply: Reply) -> tuple[str, str, bool]:
+    """Judge an answer.
+
+    Returns:
+        What is wrong with it (empty: nothing); the end reason of a dialogue whose last attempt it
+        is (empty where it is kept all the same); and whether it is to be asked for again.
+    """
+    problem, end_reason = _problem(dialogue, block, turn, reply)
+    again = end_reason != "" or problem in block.retry_on
+    return problem, end_reason, again and len(dialogue.failed_attempts) < block.retries_per_turn
+
+
+def _problem(dialogue: Dialogue, block: Rollout, turn: Turn, reply: Reply) -> tuple[str, str]:
+    if turn.closing:
+        return "", ""
+    if reply.failed:
+        return "failed", "failed_turn"
+    if reply.refused:
+        return "refused", "refusal" if block.refusals == "failure" else ""
+    problem = flaw(dialogue, turn.content, reply.finish_reason)
+    if problem == "empty":
+        return problem, "empty_turn"
+    if problem == "repeated" and problem in block.retry_on:
+        return problem, "repetition"
+    return problem, ""
 
 
 def flaw(dialogue: Dialogue, content: str, finish_reason: str) -> str:

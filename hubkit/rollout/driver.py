@@ -25,11 +25,10 @@ from hubkit.errors import (
 from hubkit.recipe import Rollout
 from hubkit.rollout import shards
 from hubkit.rollout.concurrency import Permit, Permits
-from hubkit.rollout.dialogue import Dialogue, Prompt, flaw, prompt, split_end_mark
+from hubkit.rollout.dialogue import Dialogue, Prompt, judge, prompt, turn_of
 from hubkit.rollout.journal import Journal
 from hubkit.rollout.plan import Plan, turn_seed
 from hubkit.rollout.state import MODEL, State, ended, opened
-from hubkit.rollout.turns import Turn
 from hubkit.serving.budget import Budget
 from hubkit.serving.client import Endpoint, Reply
 
@@ -362,27 +361,15 @@ class Driver:
         Returns:
             Whether the turn is over, and the dialogue's end reason where it ends.
         """
-        block, attempts, seat = self._block, len(dialogue.failed_attempts), dialogue.seat
+        block, seat = self._block, dialogue.seat
         if reply.model:
             if seat not in self._named:
                 self._check_model(seat, reply.model)
             self.state.count(f"{MODEL}{_SEAT_NAMES[seat]}:{reply.model}")
-        content, closing = reply.content.strip(), False
-        if seat == "user":
-            content, closing = split_end_mark(reply.content, block.end_mark)
-        config = block.asker if seat == "user" else block.chat
-        turn = Turn(
-            dialogue.plan.index, dialogue.position, seat, content, reply.finish_reason,
-            reply.prompt_tokens, reply.completion_tokens, reply.cached_tokens, seed, attempts + 1,
-            reply.address, round(time.time(), 3), request.trimmed, closing=closing,
-            thinking="" if config.thinking == "drop" else reply.thinking,
-            thinking_chars=len(reply.thinking), model=reply.model,
-        )  # fmt: skip
+        turn = turn_of(dialogue, block, request, reply, seed)
         if reply.thinking:
             self.state.count(f"thinking_{_SEAT_NAMES[seat]}")
-        problem, end_reason = self._judge(dialogue, turn, reply)
-        may_retry = end_reason != "" or problem in block.retry_on
-        may_retry = may_retry and attempts < block.retries_per_turn
+        problem, end_reason, may_retry = judge(dialogue, block, turn, reply)
         if may_retry or end_reason:
             turn.failure, turn.closing = problem, False
             dialogue.failed_attempts.append(turn)
@@ -391,7 +378,7 @@ class Driver:
                 dialogue.error = {
                     "seat": _SEAT_NAMES[seat], "status": 200,
                     "message": f"{problem}: finish_reason {reply.finish_reason!r}, "
-                    f"{content[:200]!r}",
+                    f"{turn.content[:200]!r}",
                 }  # fmt: skip
             await self._journal.append(turn.to_record())
             return (False, "") if may_retry else (True, end_reason)
@@ -410,23 +397,6 @@ class Driver:
         doubtful, self._doubtful[seat] = self._doubtful[seat], []
         for dialogue, reason in doubtful:
             await self._record_end(dialogue, reason)
-
-    def _judge(self, dialogue: Dialogue, turn: Turn, reply: Reply) -> tuple[str, str]:
-        """What is wrong with an answer, and the end reason of a dialogue whose last attempt it
-        was; empty where it is kept in spite of that.
-        """
-        if turn.closing:
-            return "", ""
-        if reply.failed:
-            return "failed", "failed_turn"
-        if reply.refused:
-            return "refused", "refusal" if self._block.refusals == "failure" else ""
-        problem = flaw(dialogue, turn.content, reply.finish_reason)
-        if problem == "empty":
-            return problem, "empty_turn"
-        if problem == "repeated" and problem in self._block.retry_on:
-            return problem, "repetition"
-        return problem, ""
 
     async def _background_loop(self) -> None:
         """Meanwhile: the clock, and a shard when enough have ended or enough time has passed."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from hubkit import settings
 from hubkit.hub import Hub, Ref, environment
 from hubkit.hub.places import cache
 from hubkit.progress import Progress
@@ -96,7 +97,11 @@ def _engines(
             )
             addresses = running.enter_context(engine).addresses
             labels = {name: label for label, name in adapters.items()}
-            models |= {name: ServedModel.at(addresses[labels.get(name, "base")]) for name in names}
+            token = settings.value(settings.ENDPOINT_TOKEN) or None  # it requires what is set here
+            models |= {
+                name: ServedModel((addresses[labels.get(name, "base")],), token=token)
+                for name in names
+            }
         yield models
 
 

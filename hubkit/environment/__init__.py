@@ -1,0 +1,19 @@
+"""A frozen asker as an environment for somebody else's trainer: the asker plays the user, the model
+under training answers, and a finished conversation is rewarded.
+
+Takes an asker that answers and openings; gives a server on loopback that speaks OpenEnv's protocol
+over WebSockets, one session a connection."""
+
+from hubkit.environment.episode import AskerEnvironment, Episode, Opening, Reward, openings_in
+from hubkit.environment.server import DEFAULT_LIMITS, Limits, served
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "AskerEnvironment",
+    "Episode",
+    "Limits",
+    "Opening",
+    "Reward",
+    "openings_in",
+    "served",
+]

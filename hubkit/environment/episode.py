@@ -1,0 +1,353 @@
+"""One conversation of an environment: reset gives the user's first turn, each step takes an answer
+and gives the asker's next turn.
+
+What the asker reads, how its turns are checked and asked for again, and when a conversation ends
+are those of a rollout (`hubkit.rollout.dialogue`)."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hubkit.conversation import Message, blank
+from hubkit.data.parquet import read_batches
+from hubkit.errors import (
+    EndpointError,
+    EndpointUnreachableError,
+    MisconfiguredEndpointError,
+    SchemaError,
+)
+from hubkit.recipe import Rollout
+from hubkit.rollout.dialogue import Dialogue, Prompt, judge, prompt, turn_of
+from hubkit.rollout.plan import Plan, turn_seed
+from hubkit.rollout.turns import Turn
+from hubkit.serving.client import Endpoint, Reply
+from hubkit.serving.client.replies import split_thinking
+
+_MOST_TRIMS = 3
+_LARGEST_SEED = 2**63 - 1
+FINISHES = ("stop", "length")
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A person's first turn, and what they want; without a turn the asker opens itself."""
+
+    id: str = ""
+    text: str = ""
+    intent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """What a finished conversation is worth.
+
+    Attributes:
+        value: The reward; None where it could not be found: the conversation must be masked.
+        parts: Each reward function's own value, by name.
+        reason: Why there is no value.
+    """
+
+    value: float | None
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A conversation that has ended, as rewards read it."""
+
+    messages: list[Message]
+    end_reason: str
+    opening: Opening
+    finish_reasons: list[str]
+    """Of each assistant turn: ``stop``, or ``length`` for one that was cut off."""
+    seed: int
+
+
+RewardFunction = Callable[[Finished], Awaitable[Reward]]
+
+
+@dataclass(slots=True)
+class AskerEnvironment:
+    """What all conversations of a server share.
+
+    Attributes:
+        name: The asker's name, for `/metadata`.
+        block: How it asks: its seat, end mark, turns, checks. The chat seat is the trainer's.
+        endpoint: Asks it.
+        openings: From which a conversation opens unless its reset names one.
+        reward: Rewards finished conversations; None: they have no reward.
+        counts: Conversations by how they ended, and rewards that could not be found.
+    """
+
+    name: str
+    block: Rollout
+    endpoint: Endpoint
+    openings: Sequence[Opening] = ()
+    reward: RewardFunction | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def opening(self, seed: int, text: str | None, intent: str | None) -> Opening:
+        """The opening of a conversation: the given one, or the one that `seed` draws.
+
+        Conversations of one seed have one opening, as the members of a GRPO group must.
+        """
+        if text is not None:
+            return Opening("", text, intent or "")
+        drawn = self.openings[seed % len(self.openings)] if self.openings else Opening()
+        return drawn if intent is None else Opening(drawn.id, drawn.text, intent)
+
+
+def openings_in(
+    paths: Iterable[Path], intent_column: str | None, *, most_chars: int
+) -> tuple[list[Opening], Counter[str]]:
+    """Read people's first turns.
+
+    Args:
+        paths: Parquet files of conversations.
+        intent_column: Where what their human wanted is; a row without it cannot open.
+        most_chars: Longer turns are passed over.
+
+    Returns:
+        The openings, in the order of the files, and how many rows cannot open, by reason.
+    """
+    openings, skipped = [], Counter[str]()
+    for path in paths:
+        for batch in read_batches(path):
+            for row in batch.to_pylist():
+                turns = [m for m in row["messages"] if m["role"] != "system"]
+                intent = str(row.get(intent_column) or "") if intent_column else ""
+                text = turns[0]["content"] if turns and turns[0]["role"] == "user" else ""
+                reason = (
+                    "no_user_turn" if blank(text)
+                    else "opening_too_long" if len(text) > most_chars
+                    else "no_intent" if intent_column and not intent
+                    else ""
+                )  # fmt: skip
+                if reason:
+                    skipped[reason] += 1
+                else:
+                    openings.append(Opening(str(row.get("id", "")), text, intent))
+    return openings, skipped
+
+
+class Episode:
+    """The conversation of one session."""
+
+    def __init__(self, environment: AskerEnvironment) -> None:
+        self._environment = environment
+        self._dialogue: Dialogue | None = None
+        self._finishes: list[str] = []
+        self._id, self._seed, self._error = "", 0, ""
+        self._opening = Opening()
+        self._reward: Reward | None = None
+
+    async def reset(
+        self,
+        *,
+        seed: int | None = None,
+        episode_id: str | None = None,
+        opening: str | None = None,
+        intent: str | None = None,
+    ) -> dict[str, Any]:
+        """Begin a conversation.
+
+        Args:
+            seed: Draws the opening where none is given, and the asker's sampling.
+            episode_id: What the state calls the conversation.
+            opening: The user's first turn.
+            intent: What the user wants; only the asker reads it.
+
+        Returns:
+            OpenEnv's result: ``observation``, ``reward``, ``done``.
+
+        Raises:
+            SchemaError: A value is none of these.
+            MisconfiguredEndpointError: The asker refuses every request.
+            EndpointUnreachableError: The asker does not answer.
+        """
+        _check(seed, episode_id, opening, intent)
+        self._seed = secrets.randbelow(2**31) if seed is None else seed
+        self._id = episode_id or secrets.token_hex(8)
+        self._opening = self._environment.opening(self._seed, opening, intent)
+        text = self._opening.text
+        plan = Plan(
+            index=0,
+            id=self._id,
+            messages=({"role": "user", "content": text},) if text else (),
+            human_turns=self._environment.block.turns.value,
+            opening={"id": self._opening.id, "source": ""},
+            intent=self._opening.intent,
+        )
+        self._dialogue, self._finishes, self._error = Dialogue(plan), [], ""
+        self._reward = None
+        if not text:
+            await self._ask(self._dialogue)
+        if self._dialogue.end_reason:
+            await self._finish(self._dialogue)
+        return self._result(self._dialogue)
+
+    async def step(self, message: str, finish_reason: str = "stop") -> dict[str, Any]:
+        """Take the chat model's answer, and give the user's next turn or the end.
+
+        Args:
+            message: The answer; thinking in it is not shown to the asker.
+            finish_reason: ``length`` for an answer that was cut off.
+
+        Returns:
+            OpenEnv's result. Only the last one of a conversation has a reward.
+
+        Raises:
+            SchemaError: There is no conversation under way, or a value is not of its type.
+            MisconfiguredEndpointError: The asker refuses every request.
+            EndpointUnreachableError: The asker does not answer.
+        """
+        dialogue = self._dialogue
+        if dialogue is None:
+            raise SchemaError("no conversation has begun; call reset first", reason="no_reset")
+        if dialogue.end_reason:
+            raise SchemaError(
+                f"the conversation has ended ({dialogue.end_reason}); call reset", reason="ended"
+            )
+        _check_text("message", message)
+        if finish_reason not in FINISHES:
+            raise SchemaError(f"finish_reason must be stop or length, got {finish_reason!r}")
+        if dialogue.seat == "assistant":  # else this answer was taken, and the asker then failed
+            answer = split_thinking(message)[0].strip()
+            dialogue.add(_answer(dialogue, answer, finish_reason))
+            self._finishes.append(finish_reason)
+            if blank(answer):
+                dialogue.end_reason = "empty_turn"
+        if not dialogue.end_reason:
+            dialogue.end_reason = dialogue.completion()
+        if not dialogue.end_reason:
+            await self._ask(dialogue)
+        if dialogue.end_reason:
+            await self._finish(dialogue)
+        return self._result(dialogue)
+
+    def state(self) -> dict[str, Any]:
+        """What OpenEnv calls the state: for the trainer, not for its model."""
+        dialogue = self._dialogue
+        return {
+            "episode_id": self._id or None,
+            "step_count": len(self._finishes),
+            "seed": self._seed,
+            "opening": self._opening.id,
+            "intent": self._opening.intent,
+            "end_reason": dialogue.end_reason if dialogue else "",
+            "error": self._error,
+            "messages": dialogue.messages if dialogue else [],
+        }
+
+    async def _ask(self, dialogue: Dialogue) -> None:
+        """Add the asker's next turn, or end the conversation."""
+        block, endpoint = self._environment.block, self._environment.endpoint
+        trims = 0
+        while True:
+            request = prompt(dialogue, block, window=endpoint.window, more_exchanges=trims)
+            if request is None:
+                dialogue.end_reason = "context_full"
+                return
+            attempts = len(dialogue.failed_attempts)
+            seed = turn_seed(self._seed, 0, dialogue.position, attempts)
+            try:
+                reply = await endpoint.attempt(request.messages, seed=seed, key=self._id)
+            except (MisconfiguredEndpointError, EndpointUnreachableError):
+                raise
+            except EndpointError as error:
+                if error.kind == "too_long" and trims < _MOST_TRIMS:
+                    trims += 1
+                    continue
+                dialogue.end_reason, self._error = "error", str(error)[:500]
+                return
+            if self._took(dialogue, request, reply, seed):
+                return
+
+    def _took(self, dialogue: Dialogue, request: Prompt, reply: Reply, seed: int) -> bool:
+        """Whether the turn is over: the answer is one, or was the last attempt at one."""
+        turn = turn_of(dialogue, self._environment.block, request, reply, seed)
+        problem, end_reason, again = judge(dialogue, self._environment.block, turn, reply)
+        if again or end_reason:
+            turn.failure, turn.closing = problem, False
+            dialogue.failed_attempts.append(turn)
+            dialogue.end_reason = "" if again else end_reason
+            return not again
+        turn.flaw = problem
+        dialogue.add(turn)
+        dialogue.end_reason = dialogue.completion()
+        return True
+
+    async def _finish(self, dialogue: Dialogue) -> None:
+        counts = self._environment.counts
+        counts[dialogue.end_reason] += 1
+        self._environment.endpoint.forget(self._id)
+        if self._environment.reward is None:
+            return
+        if dialogue.end_reason == "error" or not self._finishes:
+            self._reward = Reward(None, reason="the asker failed")
+        else:
+            finished = Finished(
+                dialogue.messages, dialogue.end_reason, self._opening, self._finishes, self._seed
+            )
+            self._reward = await _rewarded(self._environment.reward, finished)
+        if self._reward.value is None:
+            counts["no_reward"] += 1
+
+    def _result(self, dialogue: Dialogue) -> dict[str, Any]:
+        done = bool(dialogue.end_reason)
+        messages = dialogue.messages
+        observation: dict[str, Any] = {
+            "message": "" if done else messages[-1]["content"],
+            "messages": messages,
+            "end_reason": dialogue.end_reason,
+        }
+        if done and self._reward is not None:
+            observation["rewards"] = dict(self._reward.parts)
+            observation["no_reward_because"] = self._reward.reason
+        value = self._reward.value if done and self._reward is not None else None
+        return {"observation": observation, "reward": value, "done": done}
+
+
+def _check(seed: Any, episode_id: Any, opening: Any, intent: Any) -> None:
+    """Raise `SchemaError` for a reset's values that are not of their types."""
+    if seed is not None and (
+        not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= _LARGEST_SEED
+    ):
+        raise SchemaError(f"seed must be a whole number from 0 on, got {str(seed)[:80]!r}")
+    for name, value in (("episode_id", episode_id), ("opening", opening), ("intent", intent)):
+        if value is not None:
+            _check_text(name, value)
+    if episode_id and len(episode_id) > 255:
+        raise SchemaError("episode_id has more than 255 characters")
+    if opening is not None and blank(opening):
+        raise SchemaError("opening is blank; leave it out to draw one")
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise SchemaError(f"{name} must be text, got {type(value).__name__}")
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        raise SchemaError(f"{name} holds half of a surrogate pair, which is no character")
+
+
+def _answer(dialogue: Dialogue, text: str, finish_reason: str) -> Turn:
+    """The trainer's answer as a turn; what a server counts is not known of it."""
+    return Turn(
+        0, dialogue.position, "assistant", text, finish_reason, None, None, None, 0, 1, None,
+        round(time.time(), 3), 0,
+    )  # fmt: skip
+
+
+async def _rewarded(reward: RewardFunction, finished: Finished) -> Reward:
+    """The reward; whatever the function raises masks the conversation."""
+    try:
+        return await reward(finished)
+    except Exception as error:
+        return Reward(None, reason=f"{type(error).__name__}: {error}"[:500])

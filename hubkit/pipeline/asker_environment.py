@@ -1,0 +1,175 @@
+"""An asker of a Hub as an environment: who asks, from which openings, and the server while it
+runs.
+
+``hubkit env`` is argument parsing and printing over this module."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hubkit.environment import (
+    DEFAULT_LIMITS,
+    AskerEnvironment,
+    Limits,
+    Opening,
+    openings_in,
+    served,
+)
+from hubkit.environment.episode import RewardFunction
+from hubkit.errors import RecipeError, SourceError
+from hubkit.hub import Hub
+from hubkit.hub.places import runs
+from hubkit.pipeline import askers
+from hubkit.pipeline.askers import ENGINE_TOKENS, AskerSpec
+from hubkit.progress import Progress, silent
+from hubkit.recipe import Deploy, Rollout, Sampling, SeatConfig, Turns
+from hubkit.serving import ModelSpec, ServedModel
+
+DEPLOY = "deploy"
+Locate = Callable[[str], list[Path]]
+"""``REPO[@REV][:SPLIT]`` → parquet files here."""
+
+
+@dataclass(frozen=True)
+class EnvironmentOptions:
+    """An environment that is to be served.
+
+    Attributes:
+        asker: ``REPO[@REVISION]``.
+        data: ``REPO[@REV][:SPLIT]`` of openings; empty: those that the asker was held out from,
+            where its repo says so, else none.
+        system: Tells a repo that no asker stage made to play the user.
+        served_at: Addresses where it answers; ``[deploy]``: an endpoint is made for it; empty: our
+            engine.
+        turns: Most user turns, the opening included.
+        retries: How often a turn of the asker that fails a check is asked for again.
+        slots: Conversations that our engine works on at once.
+    """
+
+    asker: str
+    data: str = ""
+    system: str | None = None
+    served_at: Sequence[str] = ()
+    deploy: Deploy = field(default_factory=Deploy)
+    sampling: Sampling = field(default_factory=Sampling)
+    turns: int = 8
+    retries: int = 2
+    slots: int = 8
+
+
+@dataclass(frozen=True)
+class PreparedEnvironment:
+    """An environment whose asker and openings were looked up.
+
+    Attributes:
+        skipped: Rows that cannot open a conversation, by reason.
+    """
+
+    spec: AskerSpec
+    block: Rollout
+    openings: list[Opening]
+    skipped: Counter[str]
+    slots: int
+
+    def plan(self, hub: Hub) -> dict[str, Any]:
+        """Say what would be served."""
+        return {
+            "asker": str(self.spec.ref),
+            "base": str(self.spec.base) if self.spec.base else None,
+            "openings": len(self.openings),
+            "skipped": dict(self.skipped),
+            "most_user_turns": self.block.turns.value,
+            "end_mark": self.block.end_mark,
+            "endpoints": askers.endpoints(hub, [self.spec]),
+        }
+
+    @contextmanager
+    def served(
+        self,
+        hub: Hub,
+        *,
+        port: int = 0,
+        token: str | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        reward: RewardFunction | None = None,
+        progress: Progress = silent,
+    ) -> Iterator[tuple[str, Counter[str]]]:
+        """Serve it until the block ends: its URL, and its conversations by how they ended."""
+        log = runs() / "environment"
+        log.mkdir(parents=True, exist_ok=True)
+        counts: Counter[str] = Counter()
+        with askers.serve_askers(
+            hub, [self.spec], log, progress, slots=self.slots, tokens=ENGINE_TOKENS
+        ) as models:
+            model = models[0][1]
+
+            @asynccontextmanager
+            async def opened() -> AsyncIterator[AskerEnvironment]:
+                async with model.endpoint(
+                    self.block.asker, name=self.spec.name, most_in_flight=limits.sessions
+                ) as endpoint:
+                    yield AskerEnvironment(
+                        self.spec.name, self.block, endpoint, self.openings, reward, counts
+                    )
+
+            with served(opened, port=port, token=token, limits=limits) as url:
+                yield url, counts
+
+
+def prepare(
+    hub: Hub, options: EnvironmentOptions, locate: Locate, *, progress: Progress = silent
+) -> PreparedEnvironment:
+    """Look up the asker and its openings.
+
+    Raises:
+        RepoMissingError: There is no such asker.
+        RecipeError: It has no system message, and none is given.
+        SourceError: The data has no rows that can open a conversation.
+    """
+    spec = askers.find(hub, options.asker, system=options.system, progress=progress)
+    if not (spec.system or "").strip():
+        raise RecipeError(
+            f"{spec.name} does not record the system message that it plays under; say it with "
+            "--system"
+        )
+    if list(options.served_at) == [DEPLOY]:
+        spec = replace(spec, model=ModelSpec(spec.ref, spec.base, options.deploy))
+    elif options.served_at:
+        spec = replace(spec, model=ModelSpec(ServedModel.at(*options.served_at)))
+    block = _block(spec, options)
+    name = options.data or (f"{spec.data.repo_id}@{spec.data.revision}" if spec.data else "")
+    if not name:
+        return PreparedEnvironment(spec, block, [], Counter(), options.slots)
+    openings, skipped = openings_in(
+        locate(name), spec.intent_column, most_chars=block.max_opening_chars
+    )
+    if not openings:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in skipped.items())
+        raise SourceError(f"no row of {name} can open a conversation ({reasons or 'it is empty'})")
+    return PreparedEnvironment(spec, block, openings, skipped, options.slots)
+
+
+def _block(spec: AskerSpec, options: EnvironmentOptions) -> Rollout:
+    return Rollout(
+        dialogues=1,
+        turns=Turns(value=options.turns),
+        end_mark=spec.end_mark,
+        retries_per_turn=options.retries,
+        asker=SeatConfig(
+            repo=spec.ref.repo_id,
+            system=spec.system,
+            sampling=options.sampling,
+            context=ENGINE_TOKENS,
+        ),
+        chat=SeatConfig(
+            repo=None,
+            name="the trainer's model",
+            license="not declared",
+            endpoints=["http://trainer.invalid"],  # it comes to us
+        ),
+    )
