@@ -14,12 +14,15 @@ import yaml
 from support.paths import ROOT
 
 from hubkit import recipe as recipes
+from hubkit.bounded_yaml import parse_yaml
 from hubkit.errors import HubError, RecipeError, RemoteCodeError, SourceError
 from hubkit.hub import Hub, connect, connect_to
+from hubkit.hub.adapters import base_of
 from hubkit.hub.places import settings
 from hubkit.publishing import lint
 from hubkit.publishing.merge import metadata
-from hubkit.untrusted import is_inside, parse_yaml, printable
+from hubkit.serving.templates import published_template
+from hubkit.untrusted import is_inside, parse_json, printable
 
 LAUGHS = "a0: &a0 [x]\n" + "\n".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)
@@ -31,8 +34,22 @@ BOMBS = {
     "aliases": LAUGHS,
     "merge keys": MERGES,
     "digits": "seed: " + "9" * 5000,
-    "nesting": "x: " + "[" * 50_000,
+    "sixtieths": "x: " + ":".join(["59"] * 5000) + ".5",
+    "nesting": "x: " + "[" * 100_000,
+    "nested keys": "{" * 100_000,
+    "nested questions": "? " * 100_000,
+    "nested items": "- " * 100_000,
+    "nested blocks": "".join(" " * depth + "a:\n" for depth in range(1500)),
     "itself": "a: &a [*a]",
+    "itself by merging": "a: &a {<<: *a}",
+    "values": "[" + "1," * 250_000 + "]",
+    "an empty number": "a: !!int ''",
+    "no date": "a: 2020-13-45",
+    "no time": "a: !!timestamp x",
+    "no truth value": "a: !!bool maybe",
+    "a list as key": "? [a]\n: b",
+    "half a character": "a: \ud800",
+    "an object": "a: !!python/object/apply:os.system ['true']",
 }
 
 
@@ -42,7 +59,7 @@ def test_bombs_are_refused_at_once(name: str, tmp_path: Path) -> None:
     with pytest.raises(yaml.YAMLError):
         parse_yaml(BOMBS[name])
     path = tmp_path / "bomb.yaml"
-    path.write_text(BOMBS[name])
+    path.write_bytes(BOMBS[name].encode("utf-8", "surrogatepass"))
     with pytest.raises(RecipeError, match="is not YAML"):
         recipes.load(str(path))
     card = f"---\n{BOMBS[name]}\n---\n"
@@ -53,6 +70,25 @@ def test_bombs_are_refused_at_once(name: str, tmp_path: Path) -> None:
 def test_yaml_that_people_write_is_read() -> None:
     shared = "base: &b {lr: 1.0e-3, steps: 100}\none: {<<: *b, steps: 5}\ntwo: [*b, *b]\nn: 0x1F"
     assert parse_yaml(shared) == yaml.safe_load(shared)
+    scalars = "a: &x 1\nb: *x\nc: &y [2, 3]\nd: *y\ne: 1.5e3\nf: 2020-01-02\ng: 1:30"
+    assert parse_yaml(scalars) == yaml.safe_load(scalars)
+    assert parse_yaml("") is None and parse_yaml("[" * 100 + "]" * 100)
+
+
+def test_json_that_nests_too_deeply_is_no_json(hubkit_home: Path, tmp_path: Path) -> None:
+    deep = "[" * 100_000
+    assert parse_json(b'{"a": [1]}') == {"a": [1]}
+    for text in (deep, deep.encode(), "9" * 5000, "{", ""):
+        with pytest.raises(ValueError):
+            parse_json(text)
+    hub: Hub = connect()
+    (tmp_path / "adapter_config.json").write_text(deep)
+    (tmp_path / "tokenizer_config.json").write_text(deep)
+    (tmp_path / "chat_template.jinja").write_text("x")
+    ref = hub.commit("local/deep", tmp_path, "Too deep")
+    for read in (base_of, published_template):
+        with pytest.raises(SourceError, match="nests too deeply"):
+            read(hub, ref)
 
 
 @pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "..\\x", "C:\\x", "", "a/.."])
@@ -139,8 +175,6 @@ def test_a_model_that_brings_code_runs_nothing_and_nobody_is_asked(
 
 @pytest.mark.parametrize("base", ["/etc", "../base", "./base", "a/b/c", "a/.."])
 def test_an_adapter_s_base_is_a_repo(base: str, hubkit_home: Path, tmp_path: Path) -> None:
-    from hubkit.hub.adapters import base_of
-
     hub: Hub = connect()
     (tmp_path / "adapter").mkdir()
     config = {"base_model_name_or_path": base}

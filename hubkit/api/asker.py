@@ -26,6 +26,7 @@ from hubkit.rollout.dialogue import split_end_mark
 from hubkit.serving import ModelSpec, ServedModel, serve
 from hubkit.training.loading import context_of
 from hubkit.training.rows import seat_view
+from hubkit.untrusted import parse_json
 
 T = TypeVar("T")
 DEFAULT_SYSTEM = (
@@ -179,11 +180,10 @@ class Asker:
 
     @classmethod
     def _from_folder(cls, folder: Path, system: str | None, base: str | None) -> Asker:
-        import json
 
         def read(name: str) -> dict[str, Any]:
             try:
-                value = json.loads((folder / name).read_text("utf-8"))
+                value = parse_json((folder / name).read_text("utf-8"))
             except (OSError, ValueError):
                 return {}
             return value if isinstance(value, dict) else {}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hubkit.errors import SourceError, TemplateError
+from hubkit.untrusted import parse_json
 
 MAX_PROMPT_CHARS = 4_000_000
 FROZEN_CLOCK = datetime(2026, 1, 1)
@@ -215,7 +216,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         SourceError: It is not JSON."""
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = parse_json(path.read_text("utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

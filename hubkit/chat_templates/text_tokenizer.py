@@ -15,6 +15,7 @@ from typing import Any
 
 from hubkit.chat_templates.layout import Segment
 from hubkit.errors import TemplateError
+from hubkit.untrusted import parse_json
 
 # Unicode noncharacters (section 23.7): for use inside a program, never in text that is exchanged.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -47,7 +48,7 @@ class TextTokenizer:
             )
         from tokenizers import Tokenizer
 
-        data, self._aliases = _with_aliases(json.loads(backend.to_str()))
+        data, self._aliases = _with_aliases(parse_json(backend.to_str()))
         self._copy = Tokenizer.from_str(json.dumps(data))
         self._copy.no_truncation()
         self._copy.no_padding()

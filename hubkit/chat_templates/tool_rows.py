@@ -6,7 +6,6 @@ the base is prompted with and what it prints after the answer."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,6 +15,7 @@ from hubkit.chat_templates.base_template import BaseTemplate
 from hubkit.chat_templates.layout import Segment
 from hubkit.conversation import Message
 from hubkit.errors import TemplateError
+from hubkit.untrusted import parse_json
 
 _SENTINEL = re.compile(r"Xc(\d+)([ct])qZ")
 
@@ -70,7 +70,7 @@ def _parsed(call: dict[str, Any]) -> dict[str, Any]:
     function = dict(call["function"])
     if isinstance(function.get("arguments"), str):
         try:
-            function["arguments"] = json.loads(function["arguments"])
+            function["arguments"] = parse_json(function["arguments"])
         except ValueError:
             raise TemplateError("the arguments of a tool call are not JSON") from None
     return {**call, "function": function}

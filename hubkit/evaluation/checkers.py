@@ -5,13 +5,13 @@ those of IFEval and Multi-IF, checked by the package ``if-verifiable``."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hubkit.errors import EvalError
 from hubkit.evaluation.items import Check, Question
+from hubkit.untrusted import parse_json
 
 Checker = Callable[..., bool]
 """Called with the answer and the check's arguments by name."""
@@ -38,7 +38,7 @@ def is_json(answer: str) -> bool:
     """Whether the answer is JSON, a code fence around it removed."""
     plain = re.sub(r"\A\s*```(?:json)?\s*|\s*```\s*\Z", "", answer)
     try:
-        json.loads(plain)
+        parse_json(plain)
     except ValueError:
         return False
     return True

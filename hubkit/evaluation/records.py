@@ -6,13 +6,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hubkit.errors import SourceError
 from hubkit.evaluation.items import Question
+from hubkit.untrusted import parse_json
 
 Find = Callable[[str], tuple[Path, str]]
 """A named file → where it lies here, and what to call it (a repo's at its commit)."""
@@ -46,9 +46,9 @@ def _records(raw: bytes, name: str) -> Iterator[Record]:
     raw = raw.removeprefix(b"\xef\xbb\xbf")
     try:
         if raw.lstrip()[:1] == b"[":
-            rows = json.loads(raw)
+            rows = parse_json(raw)
         else:
-            rows = [json.loads(line) for line in raw.splitlines() if line.strip()]
+            rows = [parse_json(line) for line in raw.splitlines() if line.strip()]
     except ValueError as error:
         raise SourceError(f"{name} is neither JSON lines nor a JSON array: {error}") from None
     for number, row in enumerate(rows, start=1):

@@ -5,7 +5,6 @@ Nothing of theirs is in this package."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from hubkit.conversation import Message, Role
 from hubkit.errors import SourceError
 from hubkit.evaluation.items import Check, Criterion, Question
 from hubkit.evaluation.records import Record, explicit_id, texts
+from hubkit.untrusted import parse_json
 
 Read = Callable[[Sequence[Record], str], list[Question]]
 
@@ -195,7 +195,7 @@ def _json(value: Any, where: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value) if value.strip() else None
+        return parse_json(value) if value.strip() else None
     except ValueError as error:
         raise SourceError(f"{where}: {value[:60]!r} is not JSON ({error})") from None
 

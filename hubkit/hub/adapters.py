@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 from hubkit.errors import RepoMissingError, SourceError
 from hubkit.hub.client import Hub, Ref
-from hubkit.untrusted import repo_name
+from hubkit.untrusted import parse_json, repo_name
 
 Resolve = Callable[[Hub, str, str], Ref]
 """The commit of a base by its repo and revision; one that is not there may be imported."""
@@ -30,7 +29,7 @@ def base_of(hub: Hub, ref: Ref, *, resolve: Resolve | None = None) -> Ref | None
     except RepoMissingError:
         return None
     try:
-        config = json.loads(raw)
+        config = parse_json(raw)
         base = repo_name(config["base_model_name_or_path"])
         revision = str(config.get("revision") or "main")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -11,7 +11,6 @@ the question, for judges too small to follow words alone."""
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any, Literal
 
 from hubkit.conversation import Message
 from hubkit.errors import SourceError
+from hubkit.untrusted import parse_json
 
 Kind = Literal["single", "pairwise", "criterion"]
 REFERENCE_CATEGORIES = frozenset({"math", "reasoning", "coding"})
@@ -245,7 +245,7 @@ def _read(raw: bytes, source: str) -> Prompts:
 
 def _template(line: bytes, where: str) -> tuple[str, Template]:
     try:
-        record: Any = json.loads(line)
+        record: Any = parse_json(line)
         name, system, text = (
             record["name"],
             record.get("system_prompt") or "",

@@ -9,12 +9,13 @@ else none does: nothing is guessed, where the published procedure takes the firs
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
+
+from hubkit.untrusted import parse_json
 
 Winner = Literal["A", "B", "tie"]
 LOWEST, HIGHEST = 1.0, 10.0
@@ -145,8 +146,8 @@ class VerdictSchema:
         """Read the ``verdict`` (or ``rating``, ``winner``) of a JSON object as if it was a mark; a
         text that is no such object is read as without a schema."""
         try:
-            reply = json.loads(visible_text(text) or "")
-        except (ValueError, RecursionError):
+            reply = parse_json(visible_text(text) or "")
+        except ValueError:
             reply = None
         values = (
             [reply[key] for key in _VERDICT_KEYS if key in reply] if isinstance(reply, dict) else []

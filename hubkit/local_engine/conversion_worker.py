@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from hubkit.errors import EngineError
 from hubkit.local_engine.engine import Job, UnsupportedModelError
+from hubkit.untrusted import parse_json
 
 _FORBIDDEN = (
     "socket.connect",
@@ -196,7 +197,7 @@ def _adapter_by_llamacpp(task: dict[str, Any], out: Path) -> None:
     """The adapter with the alpha that llama.cpp needs, through its script."""
     source, copy = Path(task["folder"]), Path(task["scratch"]) / "adapter"
     copy.mkdir()
-    config = json.loads((source / "adapter_config.json").read_text("utf-8"))
+    config = parse_json((source / "adapter_config.json").read_text("utf-8"))
     config["lora_alpha"] = task["alpha"]
     (copy / "adapter_config.json").write_text(json.dumps(config), "utf-8")
     (copy / "adapter_model.safetensors").symlink_to(source / "adapter_model.safetensors")

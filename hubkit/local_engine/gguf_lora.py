@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -17,6 +16,7 @@ from hubkit.errors import EngineError
 from hubkit.local_engine.engine import UnsupportedModelError
 from hubkit.local_engine.gguf_model import LAYER_TENSORS, permuted, rotary_heads
 from hubkit.local_engine.tensors import stored_tensors
+from hubkit.untrusted import parse_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 _WEIGHT = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(.+)\.lora_([AB])\.weight")
@@ -39,7 +39,7 @@ _MUST_BE: dict[str, tuple[Any, ...]] = {
 def read_adapter_config(folder: Path) -> dict[str, Any]:
     """`folder`/adapter_config.json. Raises `EngineError` when it is missing or not a LoRA."""
     try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        config = parse_json((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EngineError(
             f"{folder} has no readable {ADAPTER_CONFIG} ({error}); is this an adapter repo?"

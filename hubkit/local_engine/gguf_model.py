@@ -6,7 +6,6 @@ metadata keys follow llama.cpp's own conversion for the `llama` architecture."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from pathlib import Path
@@ -20,6 +19,7 @@ from hubkit.errors import EngineError
 from hubkit.local_engine.engine import UnsupportedModelError
 from hubkit.local_engine.gguf_vocab import write_vocab
 from hubkit.local_engine.tensors import StoredTensor, stored_tensors
+from hubkit.untrusted import parse_json
 
 Dtype = Literal["q8_0", "f16", "f32"]
 QUANTISATIONS: dict[Dtype, GGMLQuantizationType] = {
@@ -74,7 +74,7 @@ def convert_model(folder: Path, out: Path, dtype: Dtype) -> None:
 def read_config(folder: Path) -> dict[str, Any]:
     """`folder`/config.json. Raises `EngineError` when missing or malformed."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EngineError(
             f"{folder} has no readable config.json ({error}); is this a model repo?"
@@ -123,7 +123,7 @@ def eos_token_ids(folder: Path, config: dict[str, Any]) -> list[int]:
     `EngineError` if none.
     """
     path = folder / "generation_config.json"
-    generation = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    generation = parse_json(path.read_text(encoding="utf-8")) if path.exists() else {}
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
     ids = [i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int)]
     if not ids:

@@ -9,7 +9,6 @@ here are those the model names."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from gguf import GGUFWriter, TokenType
 
 from hubkit.errors import EngineError
 from hubkit.local_engine.engine import UnsupportedModelError
+from hubkit.untrusted import parse_json
 
 
 def write_vocab(writer: GGUFWriter, folder: Path, *, rows: int, eos_token_ids: list[int]) -> None:
@@ -64,7 +64,7 @@ def read_tokenizer_json(folder: Path) -> dict[str, Any]:
     """`folder`/tokenizer.json, parsed. Raises `EngineError` when it is missing or not JSON."""
     path = folder / "tokenizer.json"
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
+        spec = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise EngineError(
             f"{folder} has no tokenizer.json; push the tokenizer with the model"

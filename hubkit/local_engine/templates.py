@@ -12,6 +12,7 @@ from typing import Any
 
 from hubkit.errors import EngineError
 from hubkit.local_engine import template_worker
+from hubkit.untrusted import parse_json
 
 _RENDER_TIMEOUT_S = 5.0
 _LINE_LIMIT_BYTES = 32 * 1024 * 1024
@@ -51,7 +52,7 @@ def read_template(folder: Path, fallback: ChatTemplate | None = None) -> ChatTem
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -143,7 +144,7 @@ class TemplateRenderer:
             if not answer:
                 await self.close()
                 return {"error": "the template broke the process that renders it (out of memory?)"}
-        result: dict[str, str] = json.loads(answer)
+        result: dict[str, str] = parse_json(answer)
         return result
 
     async def _exchange(self, line: bytes) -> bytes:

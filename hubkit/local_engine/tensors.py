@@ -6,7 +6,6 @@ float32 (exact)."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from hubkit.errors import EngineError
 from hubkit.local_engine.engine import UnsupportedModelError
+from hubkit.untrusted import parse_json
 
 _HEADER_LIMIT_BYTES = 64 * 1024 * 1024
 _DTYPES: dict[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -79,7 +79,7 @@ def check_plausible(folder: Path, config: dict[str, Any]) -> int:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
-            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            names = set(parse_json(index.read_text("utf-8"))["weight_map"].values())
             outside = [name for name in names if Path(name).name != name]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineError(f"{index} is malformed ({error}); download it again") from error
@@ -106,7 +106,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
                 f"{path} is not a whole safetensors file ({size} bytes); download it again"
             )
         try:
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
             entries = {
                 k: _entry(path, k, v, 8 + length, size)
                 for k, v in header.items()

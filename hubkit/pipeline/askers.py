@@ -6,7 +6,6 @@ from the record that its training left in its repo, or given by hand for a repo 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from hubkit.publishing import records
 from hubkit.recipe import Evals, Scorecard, Training, content_of, digest
 from hubkit.serving import ModelSpec, ServedModel, inference_endpoints, serve
 from hubkit.serving.client import ClientTemplate
+from hubkit.untrusted import parse_json
 
 BASE = "base as user"
 ENGINE_TOKENS = 4096
@@ -272,7 +272,7 @@ def _has_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").exists():
         return True
     try:
-        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+        config = parse_json((folder / "tokenizer_config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and bool(config.get("chat_template"))

@@ -9,7 +9,6 @@ prices are the table's, with its date."""
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -36,6 +35,7 @@ from hubkit.recipe import (
 )
 from hubkit.rollout.plan import expected_human_turns
 from hubkit.training.estimate import PEAK_TFLOPS, flops_per_token
+from hubkit.untrusted import parse_json
 
 LORA_SHARE = 0.01  # of a model's parameters that an adapter trains, about
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)\s*([bBmM])(?![A-Za-z0-9])")
@@ -382,7 +382,7 @@ def _rows(recipe: Recipe, hub: Hub | None, stages: list[Planned]) -> int:
         ref = hub.find_commit(corpus.repo_id, "[corpus:", repo_type="dataset")
         if ref is None or not corpus.commit.endswith(ref.revision[:8]):
             return assumed
-        record = json.loads(hub.read(ref, f"{PROVENANCE}/corpus.json"))
+        record = parse_json(hub.read(ref, f"{PROVENANCE}/corpus.json"))
         return int(record["report"]["splits"]["train"])
     except (HubkitError, ValueError, KeyError, TypeError):
         return assumed

@@ -29,6 +29,7 @@ from hubkit.progress import Progress
 from hubkit.recipe import Recipe, content_of_stage, digest
 from hubkit.serving.budget import CAPS, Caps
 from hubkit.training import Launch
+from hubkit.untrusted import parse_json
 
 PROVENANCE = "provenance"
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -182,7 +183,7 @@ class Stage:
 
     def _record(self, hub: Hub, ref: Ref) -> dict[str, Any] | None:
         try:
-            record = json.loads(hub.read(ref, f"{PROVENANCE}/{self.name}.json"))
+            record = parse_json(hub.read(ref, f"{PROVENANCE}/{self.name}.json"))
         except (RepoMissingError, ValueError):
             return None
         return record if isinstance(record, dict) else None
@@ -240,7 +241,7 @@ class Stage:
         with suppress(
             OSError, ValueError
         ):  # not there, or cut short by a machine that went down: built (again) then
-            finished: dict[str, Any] = json.loads(record_path.read_text("utf-8"))
+            finished: dict[str, Any] = parse_json(record_path.read_text("utf-8"))
             return finished
         for stale in (part, out):
             shutil.rmtree(stale, ignore_errors=True)

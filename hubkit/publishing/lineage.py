@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hubkit.errors import RepoMissingError
 from hubkit.hub import Hub, Ref
+from hubkit.untrusted import parse_json
 
 PROVENANCE = "provenance"
 PICTURE = "lineage.png"
@@ -49,7 +49,7 @@ def records(hub: Hub, ref: Ref) -> dict[str, dict[str, Any]]:
     records_by_stage: dict[str, dict[str, Any]] = {}
     for path in _record_paths(hub, ref) if ref.repo_type != "file" else ():
         try:
-            record = json.loads(hub.read(ref, path))
+            record = parse_json(hub.read(ref, path))
         except ValueError:
             continue
         if (

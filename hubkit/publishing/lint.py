@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from hubkit.bounded_yaml import parse_yaml
 from hubkit.publishing.card_data import MODELS, Kind
-from hubkit.untrusted import parse_yaml
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n(.*)\Z", re.DOTALL)
 _FENCE = re.compile(

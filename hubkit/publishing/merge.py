@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from huggingface_hub.repocard_data import CardData
 
-from hubkit.untrusted import parse_yaml
+from hubkit.bounded_yaml import parse_yaml
 
 KEEP = "<!-- What you write below this line stays when the card is published again. -->"
 # Every key that this room ever writes; one of these that is missing from the new card is gone on
@@ -33,7 +33,7 @@ def with_existing(card: str, existing: str) -> str:
     added = {key: value for key, value in metadata(existing).items() if key not in OWN_KEYS}
     match = _FRONT_MATTER.match(card)
     if added and match:
-        rendered = yaml.safe_load(match[1])
+        rendered = parse_yaml(match[1])
         card = f"---\n{CardData(**{**rendered, **added}).to_yaml()}\n---\n{card[match.end() :]}"
     _, mark, below = existing.partition(KEEP)
     return f"{card.rstrip()}\n\n{KEEP}\n" + (below.lstrip("\n") if mark else "")

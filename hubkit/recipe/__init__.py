@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hubkit import plugins
+from hubkit.bounded_yaml import parse_yaml
 from hubkit.errors import RecipeError
 from hubkit.recipe.block import block_of
 from hubkit.recipe.data import Corpus, Curate, Filter, Intents, Measure
@@ -47,7 +48,6 @@ from hubkit.recipe.whole import (
     Repos,
     content_of_stage,
 )
-from hubkit.untrusted import parse_yaml
 
 __all__ = [
     "DEPLOY",
@@ -229,7 +229,7 @@ def _read(name: str) -> dict[str, Any]:
                 else ". Give one of them, or a path ending in .yaml."
             )
         ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except OSError as error:
         raise RecipeError(f"{path} cannot be read: {error.strerror}") from None
@@ -265,7 +265,7 @@ def _parse_override(text: str) -> dict[str, Any]:
         )
     try:
         value: Any = parse_yaml(raw)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError):
         raise RecipeError(f"override {text[:200]!r}: the value {raw[:200]!r} is not YAML") from None
     for part in reversed(key.strip().split(".")):
         value = {part: value}

@@ -22,6 +22,7 @@ from hubkit.recipe import Rollout
 from hubkit.rollout.dialogue import Dialogue, ended_on_answer
 from hubkit.rollout.journal import sync_folder
 from hubkit.serving.model_names import is_another_model
+from hubkit.untrusted import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -283,7 +284,7 @@ def read_ledger(path: Path) -> dict[str, dict[str, float]]:
     import pyarrow.parquet as pq
 
     try:
-        ledger = json.loads((pq.read_schema(path).metadata or {}).get(_LEDGER, b"{}"))
+        ledger = parse_json((pq.read_schema(path).metadata or {}).get(_LEDGER, b"{}"))
         return {
             str(driver): {str(k): float(v) for k, v in sums.items()}
             for driver, sums in ledger.items()

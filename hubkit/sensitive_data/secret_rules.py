@@ -7,9 +7,7 @@ such as ``api_key`` or ``password`` stands before them."""
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -29,6 +27,7 @@ from hubkit.sensitive_data.rules import (
     value_of,
     words,
 )
+from hubkit.untrusted import parse_json
 
 _L, _R = r"(?<![A-Za-z0-9])", r"(?![A-Za-z0-9])"
 
@@ -482,8 +481,8 @@ def is_placeholder_block(body: str) -> bool:
 def _web_token(match: Match) -> bool:
     head = match[0].split(".")[0]
     try:
-        return isinstance(json.loads(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4))), dict)
-    except (ValueError, binascii.Error, RecursionError):
+        return isinstance(parse_json(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4))), dict)
+    except ValueError:
         return False
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from hubkit.conversation import Message
 from hubkit.serving.models import ServedModel
+from hubkit.untrusted import parse_json
 
 Agent = Callable[[list[Message]], str | Awaitable[str]]
 """Takes a conversation that ends with a person's turn; gives the assistant's answer."""
@@ -59,7 +60,7 @@ def _handler(agent: Agent, token: str) -> type[BaseHTTPRequestHandler]:
                 return
             try:
                 size = int(self.headers.get("Content-Length", "0"))
-                messages = json.loads(self.rfile.read(min(size, _LONGEST_BODY)))["messages"]
+                messages = parse_json(self.rfile.read(min(size, _LONGEST_BODY)))["messages"]
             except (ValueError, KeyError, TypeError):
                 self._fail(HTTPStatus.BAD_REQUEST, "the body holds no messages")
                 return

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import replace
 
-from hubkit.errors import RepoMissingError
+from hubkit.errors import RepoMissingError, SourceError
 from hubkit.hub import Hub, Ref
 from hubkit.serving.client import ClientTemplate
 from hubkit.serving.models import ModelSpec, ServedModel
+from hubkit.untrusted import parse_json
 
 
 def with_own_template(spec: ModelSpec, hub: Hub, ref: Ref) -> ModelSpec:
@@ -25,10 +25,15 @@ def with_own_template(spec: ModelSpec, hub: Hub, ref: Ref) -> ModelSpec:
 
 def published_template(hub: Hub, ref: Ref) -> ClientTemplate:
     """The chat template that the repo itself ships, and the end of its turns. Raises
-    `RepoMissingError` without one.
+    `RepoMissingError` without one, `SourceError` where its tokenizer's configuration is no JSON.
     """
     source = hub.read(ref, "chat_template.jinja").decode("utf-8")
-    config = json.loads(hub.read(ref, "tokenizer_config.json"))
+    try:
+        config = parse_json(hub.read(ref, "tokenizer_config.json"))
+    except ValueError as error:
+        raise SourceError(f"tokenizer_config.json of {ref} is not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise SourceError(f"tokenizer_config.json of {ref} is no JSON object")
     special = {}
     for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
         value = config.get(name)

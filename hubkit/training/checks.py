@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import re
 import struct
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from hubkit.chat_templates import SeatTemplates
 from hubkit.errors import RecipeError, SourceError, refusing_remote_code
 from hubkit.recipe import Preference, Training
 from hubkit.training.config import lora_config
+from hubkit.untrusted import parse_json
 
 _MIN_NORM_SHARE = 0.02
 
@@ -298,7 +298,7 @@ def _unmatched_pattern(pattern: str, model: Any, linear: Iterable[str]) -> list[
 
 def _config(base: Path) -> dict[str, Any]:
     try:
-        config = json.loads((base / "config.json").read_text("utf-8"))
+        config = parse_json((base / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return {}  # loading it says what is wrong with it
     return config if isinstance(config, dict) else {}
@@ -306,7 +306,7 @@ def _config(base: Path) -> dict[str, Any]:
 
 def _token_ids(base: Path, tokens: Iterable[str]) -> list[tuple[str, int]]:
     try:
-        data = json.loads((base / "tokenizer.json").read_text("utf-8"))
+        data = parse_json((base / "tokenizer.json").read_text("utf-8"))
     except (OSError, ValueError):
         return []
     ids = {entry["content"]: entry["id"] for entry in data.get("added_tokens") or []}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hubkit.errors import RecipeError, SourceError, refusing_remote_code
+from hubkit.untrusted import parse_json
 
 
 def load_tokenizer(base: Path) -> Any:
@@ -100,7 +100,7 @@ def require_context(key: str, base: Path, max_length: int | None, name: str) -> 
 def context_of(base: Path) -> int | None:
     """The most tokens that the model in `base` can read; None where its config does not say."""
     try:
-        config = json.loads((base / "config.json").read_text("utf-8"))
+        config = parse_json((base / "config.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None  # loading it says what is wrong with it
     positions = config.get("max_position_embeddings")

@@ -28,6 +28,7 @@ from hubkit.conversation import (
 from hubkit.errors import SourceError, TemplateError, TrainingError
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Training
+from hubkit.untrusted import parse_json
 
 _EXAMPLES = 5
 _BATCH = 256
@@ -192,7 +193,7 @@ class RowMaker:
 def _tools(row: dict[str, Any]) -> list[Any] | None:
     """The descriptions of the tools that a row's conversation may call."""
     try:
-        tools = json.loads(row.get("tools") or "null")
+        tools = parse_json(row.get("tools") or "null")
     except ValueError:
         return None
     return tools if isinstance(tools, list) else None
@@ -249,7 +250,7 @@ def prepared(
 ) -> tuple[Path, RowStats]:
     """What `prepare` with the same arguments wrote, in another process of the same run."""
     try:
-        facts = json.loads((out / _STATS).read_text("utf-8"))
+        facts = parse_json((out / _STATS).read_text("utf-8"))
     except OSError:
         raise TrainingError(
             f"the first process left no rows in {out}; its own error says why"

@@ -16,6 +16,7 @@ from hubkit.chat_templates import SeatTemplates
 from hubkit.conversation import Seat
 from hubkit.training.loading import load_base
 from hubkit.training.report import TrainReport
+from hubkit.untrusted import parse_json
 
 
 def save_trained(
@@ -80,7 +81,7 @@ def _save_weights(
         return "adapter"
     if adapter:
         model = _merged(model, base)
-    stored = json.loads((base / "config.json").read_text("utf-8"))
+    stored = parse_json((base / "config.json").read_text("utf-8"))
     dtype = getattr(
         torch, str(stored.get("dtype") or stored.get("torch_dtype") or "float32"), torch.float32
     )
@@ -132,7 +133,7 @@ def _write_generation_config(
     """The base's generation defaults, stopping also at the end of this seat's turns."""
     path = base / "generation_config.json"
     config: dict[str, Any] = (
-        json.loads(path.read_text("utf-8")) if path.exists() else {"_from_model_config": True}
+        parse_json(path.read_text("utf-8")) if path.exists() else {"_from_model_config": True}
     )
     stored_ends = config.get("eos_token_id")
     ends: list[int] = (
@@ -154,7 +155,7 @@ def _name_base(path: Path, base_repo_id: str, base_revision: str | None) -> None
     """Name the base by its Hub repo, after PEFT has saved: it would ask the Hub for that repo's
     config on saving.
     """
-    config = json.loads(path.read_text("utf-8"))
+    config = parse_json(path.read_text("utf-8"))
     config.update(base_model_name_or_path=base_repo_id, revision=base_revision)
     if isinstance(config.get("target_modules"), list):
         config[

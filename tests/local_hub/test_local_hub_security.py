@@ -347,6 +347,19 @@ def test_yaml_that_unfolds(server: HubServer, api: HfApi) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "bomb", ["a: " + "[" * 100_000, "{" * 100_000, "- " * 100_000, "a: 2020-13-45", "a: !!int ''"]
+)
+def test_a_card_that_no_one_can_read_harms_nobody(server: HubServer, api: HfApi, bomb: str) -> None:
+    card = f"---\n{bomb}\n---\n# Card\n"
+    assert commit(server, file_line("README.md", card.encode())).status == 200
+    assert api.repo_info("local/target").card_data is None
+    body = {"content": card, "repoType": "model"}
+    assert send(server, "POST", "/api/validate-yaml", body).status == 400
+    assert send(server, "GET", "/local/target").status == 200, "the same process answers"
+    assert server.process is not None and server.process.poll() is None
+
+
 def xet(server: HubServer) -> tuple[str, str]:
     answer = send(server, "GET", "/api/models/local/target/xet-write-token/main").json()
     return answer["casUrl"].removeprefix(server.url), answer["accessToken"]

@@ -151,7 +151,7 @@ def test_a_profile_can_take_the_benchmarks_away_and_a_user_name_files() -> None:
         ("rollout.budget_usd=.inf", "rollout.budget_usd"),
         ("rollout.asker.sampling.temperature=.inf", "temperature"),
         ("rollout.turns.weights={1: .nan}", "weights"),
-        ('rollout.asker.system="a \\ud83d"', "no file can"),
+        ('rollout.asker.system="a \\ud83d"', "is not YAML"),
         ("corpus.sources=[{}]", "a repo_id or a path"),
         ("rollout.chat.endpoints=[gpu-1:8000]", r"no http\(s\) URL"),
         ("corpus.questions={x: {pth: 3}}", "did you mean 'path'"),

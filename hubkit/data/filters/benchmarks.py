@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from hubkit.conversation import Conversation
 from hubkit.data.filters.chain import Context, Drop, Edit, FilterFn, Verdict, register
 from hubkit.data.filters.shingles import shingles
 from hubkit.errors import RecipeError, SourceError
+from hubkit.untrusted import parse_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,7 +164,7 @@ def read_questions(path: Path) -> Iterator[str]:
 
 def _entries(text: str) -> Iterator[Any]:
     try:
-        whole = json.loads(text)
+        whole = parse_json(text)
     except ValueError:
         whole = None
     if isinstance(whole, list):
@@ -172,7 +172,7 @@ def _entries(text: str) -> Iterator[Any]:
         return
     for line in text.splitlines():
         try:
-            yield json.loads(line)
+            yield parse_json(line)
         except ValueError:
             yield line
 

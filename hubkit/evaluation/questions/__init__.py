@@ -7,7 +7,6 @@ written here is licensed cc-by-4.0; MT-Bench's own questions are not here."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from importlib import resources
@@ -17,6 +16,7 @@ from typing import Any
 
 from hubkit.errors import SourceError
 from hubkit.evaluation.questions.checks import PHENOMENA, faults, signs
+from hubkit.untrusted import parse_json
 
 __all__ = [
     "CHECKED",
@@ -116,7 +116,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             row = None
         if not isinstance(row, dict):

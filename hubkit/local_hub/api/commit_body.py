@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from hubkit.local_hub.storage.git import BLOB, NewObject, blob_sha
 from hubkit.local_hub.storage.objects import SHA256
 from hubkit.local_hub.storage.paths import checked_path
 from hubkit.local_hub.storage.trees import Pointer, parse_pointer
+from hubkit.untrusted import parse_json
 
 MAX_REGULAR_BYTES = 10 * 2**20
 """A file larger than this must be uploaded as a large file; preupload says so."""
@@ -76,8 +76,8 @@ class CommitRequest:
         commit.
         """
         try:
-            item = json.loads(line)
-        except (ValueError, RecursionError):
+            item = parse_json(line)
+        except ValueError:
             raise Refusal(400, "A line of the commit is not valid JSON.") from None
         value = item.get("value") if isinstance(item, dict) else None
         if not isinstance(value, dict):

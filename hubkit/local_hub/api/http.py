@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
@@ -12,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.repos import Repo, may_download
+from hubkit.untrusted import parse_json
 
 if TYPE_CHECKING:
     from hubkit.local_hub.hub import Hub
@@ -69,8 +69,8 @@ class Call:
         if not self.body:
             return {}
         try:
-            value = json.loads(self.body)
-        except (ValueError, RecursionError):
+            value = parse_json(self.body)
+        except ValueError:
             raise Refusal(400, "The body is not valid JSON.") from None
         if not isinstance(value, dict):
             raise Refusal(400, "The body must be a JSON object.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ from hubkit.local_hub.errors import DAMAGED, Refusal
 from hubkit.local_hub.storage import cards, trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH, GitRepo, opened
 from hubkit.local_hub.storage.repos import Repo, can_read, commit_of, git
+from hubkit.untrusted import parse_json
 
 _ALWAYS = ("id", "_id")
 _LISTED = """
@@ -65,8 +65,8 @@ def _text(repo: GitRepo, sha: bytes) -> str:
 
 def _config(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text) if len(text) < 2**20 else {}
-    except (ValueError, RecursionError):
+        value = parse_json(text) if len(text) < 2**20 else {}
+    except ValueError:
         return {}
     keys = ("architectures", "model_type", "quantization_config")
     return {key: value[key] for key in keys if key in value} if isinstance(value, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ from hubkit.local_hub.storage import cards, trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH
 from hubkit.local_hub.storage.repos import Repo, git, lookup
 from hubkit.local_hub.storage.store import Store
+from hubkit.untrusted import parse_json
 
 MAX_CHAIN = 8
 
@@ -63,8 +63,8 @@ def _card(store: Store, repo: Repo) -> dict[str, Any]:
 
 def _json(store: Store, repo: Repo, path: str) -> dict[str, Any]:
     try:
-        value = json.loads(_text(store, repo, path) or "{}")
-    except (ValueError, RecursionError):
+        value = parse_json(_text(store, repo, path) or "{}")
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 

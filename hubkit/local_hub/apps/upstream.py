@@ -43,6 +43,7 @@ from hubkit.local_hub.storage.objects import SHA256, fsync_folder, make_durable_
 from hubkit.local_hub.storage.paths import checked_name, checked_path, checked_ref
 from hubkit.local_hub.storage.repos import CREATING, PREFIX, Repo, lookup
 from hubkit.local_hub.storage.store import Store
+from hubkit.untrusted import parse_json
 
 MIRRORED = ("model", "dataset")
 MAX_FILES = 20_000
@@ -312,7 +313,7 @@ class Upstream:
         path = f"/api/{kind}s/{repo_id}/revision/{quote(revision, safe='')}"
         try:
             with self._get(f"{path}?{urlencode({'blobs': 'true'})}") as answer:
-                info = json.loads(answer.read(MAX_INFO_BYTES))
+                info = parse_json(answer.read(MAX_INFO_BYTES))
         except urllib.error.HTTPError as error:
             gated = error.headers.get("X-Error-Code") == "GatedRepo"
             if error.code == 404 or (error.code == 401 and not gated):

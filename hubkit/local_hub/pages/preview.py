@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.local_hub.errors import Refusal
+from hubkit.untrusted import parse_json
 
 ROWS = 20
 TIMEOUT_S = 20
@@ -41,7 +42,7 @@ def kind_of(path: str) -> str | None:
 def preview(path: Path, kind: str, start: int) -> dict[str, Any]:
     """Rows `start` and following of a file. Raises `Refusal` 422 where it cannot be read."""
     command = [sys.executable, "-m", "hubkit.local_hub.pages.preview", kind, str(start)]
-    package_root = str(Path(__file__).resolve().parent.parent.parent)
+    package_root = str(Path(__file__).resolve().parents[3])
     env = {
         "PATH": os.environ.get("PATH", ""),
         "PYTHONPATH": package_root,
@@ -60,7 +61,7 @@ def preview(path: Path, kind: str, start: int) -> dict[str, Any]:
         raise Refusal(
             422, f"This file cannot be read as {kind}: {reason[:300] or 'the reader crashed'}."
         )
-    answer: dict[str, Any] = json.loads(process.stdout)
+    answer: dict[str, Any] = parse_json(process.stdout)
     return answer
 
 
@@ -88,7 +89,7 @@ def _jsonl(start: int) -> tuple[int | None, Iterator[dict[str, Any]]]:
     def rows() -> Iterator[dict[str, Any]]:
         while line := sys.stdin.buffer.readline(MAX_LINE_BYTES):
             if line.strip():
-                value = json.loads(line)
+                value = parse_json(line)
                 yield value if isinstance(value, dict) else {"value": value}
 
     return None, islice(rows(), start, start + ROWS)

@@ -11,11 +11,10 @@ from typing import Any
 
 import yaml
 
-MAX_YAML_BYTES = 2 * 2**20
-_MAX_NODES = 200_000
-_FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+from hubkit.bounded_yaml import parse_yaml
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+MAX_YAML_BYTES = 2 * 2**20
+_FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 
 
 class CardError(ValueError):
@@ -36,28 +35,20 @@ def metadata(text: str) -> dict[str, Any]:
     if len(block) > MAX_YAML_BYTES:
         raise CardError(f"the metadata is larger than {MAX_YAML_BYTES} bytes")
     try:
-        value = yaml.load(block, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        value = parse_yaml(block)
+    except yaml.YAMLError as error:
         raise CardError(" ".join(str(error).split())[:300]) from error
     if not isinstance(value, dict):
         raise CardError("the metadata must be a mapping of keys to values")
-    budget = [_MAX_NODES]
-    result = _plain(value, budget, 0)
-    assert isinstance(result, dict)  # a mapping stays a mapping
-    return result
+    return {str(key): _plain(item) for key, item in value.items()}
 
 
-def _plain(value: Any, budget: list[int], depth: int) -> Any:
-    """As JSON. Aliases can make a few bytes of YAML unfold into billions of values, so they are
-    counted.
-    """
-    budget[0] -= 1
-    if budget[0] < 0 or depth > 60:
-        raise CardError("the metadata unfolds into too many values")
+def _plain(value: Any) -> Any:
+    """`value` as JSON has it."""
     if isinstance(value, dict):
-        return {str(key): _plain(item, budget, depth + 1) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
-        return [_plain(item, budget, depth + 1) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, (datetime.date, datetime.datetime)):

@@ -8,7 +8,6 @@ machine resumes from the Hub alone."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from hubkit.progress import Progress
 from hubkit.publishing.metadata import is_adapter
 from hubkit.recipe import EMBEDDED, Recipe, Rollout
 from hubkit.serving import ServedModel, serve, spec_of, with_own_template
+from hubkit.untrusted import parse_json
 
 
 def drive(
@@ -244,7 +244,7 @@ def _superseded(hub: Hub, repo_id: str, digests: Sequence[str], scratch: Path) -
 def _report_of(hub: Hub, ref: Ref) -> tuple[str, int]:
     """The (digest, dialogues) of the run in a commit; empty where it does not say."""
     try:
-        report = json.loads(hub.read(ref, f"{PROVENANCE}/rollout.json"))["report"]
+        report = parse_json(hub.read(ref, f"{PROVENANCE}/rollout.json"))["report"]
         return str(report["digest"]), int(report["dialogues"])
     except (RepoMissingError, ValueError, KeyError, TypeError):
         return "", 0

@@ -24,6 +24,7 @@ import hubkit.rollout as rollouts
 from hubkit.errors import CommitConflictError, HubError, RepoMissingError, RunLockedError
 from hubkit.hub import Hub
 from hubkit.hub.branch import Branch
+from hubkit.untrusted import parse_json
 
 LEASE = "lease.json"
 ATTEMPTS = 20
@@ -155,7 +156,7 @@ class RunBranch:
         did.
         """
         try:
-            lease = json.loads(self._branch.read(LEASE) or b"{}")
+            lease = parse_json(self._branch.read(LEASE) or b"{}")
             driver, until = str(lease.get("driver", "")), float(lease.get("until", 0.0))
         except (ValueError, AttributeError, TypeError):
             driver, until, lease = "", 0.0, {}

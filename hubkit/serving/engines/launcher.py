@@ -10,7 +10,6 @@ here and handed over as folders, so an engine gets neither a token nor a network
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -39,6 +38,7 @@ from hubkit.serving.engines.process import (
     wait_until,
     without_secrets,
 )
+from hubkit.untrusted import parse_json
 
 BASE = "base"
 EMBEDDED = "embedded"
@@ -355,7 +355,7 @@ def _spread(task: Launch) -> str:
 
 def _config(folder: Path, name: str) -> dict[str, Any]:
     try:
-        config = json.loads((folder / name).read_text("utf-8"))
+        config = parse_json((folder / name).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return config if isinstance(config, dict) else {}
