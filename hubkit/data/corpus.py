@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from hubkit.conversation import OPTIONAL_FIELDS, Conversation
 from hubkit.data.filters import Context, Dropped, Step, Tally, count
 from hubkit.data.filters.parallel import Results, run, workers_for
+from hubkit.data.intents import first_sentence
 from hubkit.data.parquet import ShardWriter, conversation_schema, disk_errors, read_batches
 from hubkit.data.readers.containers import OnBytes
 from hubkit.data.readers.explain import nothing_left, nothing_readable
@@ -41,6 +42,7 @@ __all__ = ["INTENT", "CorpusReport", "FileReport", "build", "read"]
 INTENT = "intent"  # the column, and the key of a conversation's meta
 T = TypeVar("T")
 _SAY_EVERY_S = 0.1
+_PERSON = "person"  # the key of a conversation's meta that says whose it is
 _MAX_NAMES = 200  # of columns, keys and files that a report names
 TOOLS = "tools"  # the same; the JSON text of the tools' descriptions, as TRL reads it
 
@@ -90,8 +92,8 @@ class CorpusReport:
 
     `joined` counts rows that went into a neighbour (parts of one conversation), `added` the further
     rows that a filter cut conversations into. `splits` gives rows per split; `steps` the chain's
-    ledger, splitting last; `passed_over` names what lies in the folders and was not read, and
-    why."""
+    ledger, splitting last; `people` counts whose conversations were kept, where a source says;
+    `passed_over` names what lies in the folders and was not read, and why."""
 
     files: list[FileReport] = field(default_factory=list)
     passed_over: dict[str, str] = field(default_factory=dict)
@@ -105,6 +107,7 @@ class CorpusReport:
     steps: list[Step] = field(default_factory=list)
     splits: dict[str, int] = field(default_factory=dict)
     human_turns: dict[str, int] = field(default_factory=dict)
+    people: int = 0
     seed: int = 0
     seconds: float = 0.0
 
@@ -182,7 +185,7 @@ def build(
                 fields.update(*(m for m in conversation.messages if len(m) > 2))
                 row: dict[str, Any] = {"id": names.unique(conversation.id)}
                 row["messages"] = conversation.messages
-                row |= {"source": conversation.source, INTENT: conversation.meta.get(INTENT)}
+                row |= {"source": conversation.source, INTENT: _intent(block, conversation)}
                 if TOOLS in conversation.meta:
                     fields.add(TOOLS)
                     row[TOOLS] = conversation.meta[TOOLS]
@@ -191,6 +194,7 @@ def build(
         if not splitter.rows:
             raise nothing_left(report)
         progress(0, None, "splitting and writing what is kept")
+        report.people = splitter.people
         places = splitter.assign(openings=block.openings, test=block.test, few=few)
         _write_splits(writer.paths, out / "data", places, _schema(block, fields), report)
     finally:
@@ -227,6 +231,7 @@ def _read(
     on_bytes: OnBytes,
     rules: ReadingRules,
     intent_column: str | None = None,
+    person_column: str | None = None,
 ) -> Iterator[Conversation]:
     items = file_rows(path, on_bytes, encoding=rules.encoding)
     for item in unwrap(assemble(items)) if rules.turns is None else assemble(items):
@@ -254,14 +259,20 @@ def _read(
                 names = report.unknown_roles if by_role else report.unknown_keys
                 _count_name(names, error.detail)
             continue
-        _count_reading(item.value, reading, report, intent_column)
+        _count_reading(item.value, reading, report, intent_column, person_column)
         yield reading.conversation
 
 
 def _count_reading(
-    row: Any, reading: Reading, report: FileReport, intent_column: str | None
+    row: Any,
+    reading: Reading,
+    report: FileReport,
+    intent_column: str | None,
+    person_column: str | None,
 ) -> None:
-    """Count what reading a row changed and left out; its intent goes into the meta."""
+    """Count what reading a row changed and left out; its intent and whose it is go into the
+    meta.
+    """
     conversation, draft = reading
     report.other_branches += draft.other_branches
     for word in draft.notes:
@@ -273,8 +284,11 @@ def _count_reading(
     text = row.get(intent_column) if intent_column else None
     if isinstance(text, str) and text.strip():
         conversation.meta[INTENT] = " ".join(text.split())
+    person = row.get(person_column) if person_column else None
+    if isinstance(person, str | int) and str(person).strip():
+        conversation.meta[_PERSON] = str(person).strip()
     for name in unread_columns(row, draft):
-        if name != intent_column:
+        if name not in (intent_column, person_column):
             _count_name(report.unread_columns, name)
 
 
@@ -333,9 +347,12 @@ def _conversations(
         name = _printable(path.name)
         file = FileReport(name, source.repo_id or name, gauge.sizes[index])
         report.files.append(file)
-        column = block.intents.column if block.intents else None
+        intent, person = (
+            block.intents.column if block.intents else None,
+            source.columns.person,
+        )
         on_bytes = gauge.file(index, name)
-        rows = islice(_read(path, file, on_bytes, _rules(block, source), column), remaining)
+        rows = islice(_read(path, file, on_bytes, _rules(block, source), intent, person), remaining)
         for conversation, number in find_parts(rows, join=block.join_parts):
             file.joined += number - 1
             remaining = None if remaining is None else remaining - number
@@ -416,6 +433,13 @@ def _survivors(
             else:
                 yield result
     report.added = sum(step.added for step in report.steps)
+
+
+def _intent(block: Corpus, conversation: Conversation) -> str | None:
+    """What the person wants, as the source or a heuristic has it; None until a judge is asked."""
+    if block.intents and block.intents.heuristic:
+        return first_sentence(conversation.messages) or None
+    return conversation.meta.get(INTENT)
 
 
 def _schema(block: Corpus, fields: Collection[str]) -> Any:

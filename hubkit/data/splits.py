@@ -1,8 +1,9 @@
 """Which conversations are trained on, which open dialogues, which are held out: by hash, so that
 runs agree.
 
-Rows of one original conversation share a group, and so do conversations that begin with the same
-words (a pasted prompt travels); a group goes to one split as a whole. Groups are ranked by a hash
+Rows of one original conversation share a group, and so do one person's conversations, where the
+source says whose they are, and conversations that begin with the same words (a pasted prompt
+travels); a group goes to one split as a whole. Groups are ranked by a hash
 of the seed and the group, so that another run, another order of files or a few more rows move as
 few conversations as can be."""
 
@@ -33,11 +34,17 @@ class Splitter:
         self._starts = array("b")
         self._parent: dict[int, int] = {}
         self._repeated: dict[int, str] = {}  # group: its name, where more than one row has it
+        self._people: set[int] = set()
 
     @property
     def rows(self) -> int:
         """The number of rows so far."""
         return len(self._groups)
+
+    @property
+    def people(self) -> int:
+        """The number of people that the rows so far name."""
+        return len(self._people)
 
     def add(self, conversation: Conversation) -> None:
         """Take note of one kept row."""
@@ -48,6 +55,10 @@ class Splitter:
         self._parent.setdefault(group, group)
         if opening := _opening(conversation):
             self._join(group, self._hash("opening", opening))
+        if person := conversation.meta.get("person"):
+            node = self._hash("person", f"{conversation.source}\x1f{person}")
+            self._people.add(node)
+            self._join(group, node)
         self._groups.append(group)
         self._starts.append(bool(conversation.meta.get("is_start", True)))
 

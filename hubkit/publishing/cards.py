@@ -232,6 +232,7 @@ def _corpus(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
         "looked_for": _looked_for(recipe, recipe.corpus.filters),
         "cap": recipe.asker.sft.get("max_length"),
         "intents": report.get("intents"),
+        "people": report.get("people"),
         "rows": list((report.get("splits") or {}).items()),
         "counts": counts,
         "lost": read.lost(report),

@@ -3,8 +3,9 @@ paper gave.
 
 Takes a recipe's name or path, profiles and ``key=value`` overrides; gives a frozen `Recipe`. A
 profile is YAML of the same shape, laid over the recipe key by key (mappings merge, everything else
-replaces). Unknown keys are errors that name the nearest known one. Each stage's digest covers only
-what that stage reads, so changing one value runs exactly the stages that depend on it again."""
+replaces); what the recipe's own ``profiles`` says under a profile's name is laid over that profile.
+Unknown keys are errors that name the nearest known one. Each stage's digest covers only what that
+stage reads, so changing one value runs exactly the stages that depend on it again."""
 
 from __future__ import annotations
 
@@ -131,8 +132,10 @@ def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = 
     a recipe may hold."""
     data = _read(name)
     profile_names = list(profiles)
+    own = _own_profiles(name, data)
     for profile in profile_names:
         data = _merge(data, _read(profile))
+        data = _merge(data, own.get(Path(profile).stem) or {})
     for override in overrides:
         data = _merge(data, _parse_override(override))
     if profile_names:
@@ -238,6 +241,17 @@ def _read(name: str) -> dict[str, Any]:
     if isinstance(data.get("plugins"), list):
         data["plugins"] = [_relative_to_recipe(path, name) for name in data["plugins"]]
     return data
+
+
+def _own_profiles(name: str, data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Take ``profiles`` out of a recipe: what it changes itself under a profile of that name."""
+    own = data.pop("profiles", None) or {}
+    if not isinstance(own, dict) or not all(isinstance(v, dict) for v in own.values()):
+        raise RecipeError(
+            f"recipe {name!r}: profiles must map names of profiles to keys of the recipe, "
+            "such as profiles: {laptop: {corpus: {openings: 100}}}"
+        )
+    return own
 
 
 def _relative_to_recipe(recipe: Any, plugin: Any) -> Any:

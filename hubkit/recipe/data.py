@@ -24,20 +24,25 @@ class Filter(Block):
 
 class Intents(Block):
     """The column ``intent``: a line that says what a conversation's human wants, as the sources
-    have it or as a judge model words it. A row without one stays in the dataset, is counted, and is
-    no row to train such an asker on."""
+    have it, as a judge model words it, or as the person's first turn begins. A row without one
+    stays in the dataset, is counted, and is no row to train such an asker on."""
 
     column: Content[str | None] = None
     """The sources' own column of that meaning."""
     judging: Content[Judging | None] = None
     """The model that is asked instead, and what it may take."""
+    heuristic: Content[Literal["first_sentence"] | None] = None
+    """What stands in for a judge where none can be asked: ``first_sentence`` of the person's first
+    turn, at most 24 words. It says what opened the conversation, not what it came to."""
     max_missing_share: Execution[Annotated[float, Field(ge=0, le=1)]] = 0.5
     """A corpus with more rows than that without an intent is refused."""
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> Intents:
-        if (self.column is None) == (self.judging is None):
-            raise ValueError("intents come from a column or from judging: name one of the two")
+    def _one_source(self) -> Intents:
+        if sum(source is not None for source in (self.column, self.judging, self.heuristic)) != 1:
+            raise ValueError(
+                "intents come from a column, from judging or from a heuristic: name one of them"
+            )
         return self
 
 

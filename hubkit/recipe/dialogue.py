@@ -233,6 +233,8 @@ class Rollout(Block):
     """How often a turn that fails a check is asked for again."""
     retry_on: Content[list[Check]] = Field(default_factory=lambda: list(CHECKS))
     """The checks after which it is."""
+    repeat_temperature_step: Content[Annotated[float, Field(gt=0)] | None] = None
+    """Added to the asker's temperature for each attempt at a turn that repeated an earlier one."""
     refusals: Content[Literal["turn", "failure"] | None] = None
     """Whether an answer that its server marks as a refusal is a turn (null: it is), or a failed
     attempt.

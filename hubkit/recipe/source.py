@@ -22,6 +22,8 @@ class Columns(Block):
     """The key of a turn that holds its text."""
     system: Content[str | None] = None
     """The column that holds the system message."""
+    person: Content[str | None] = None
+    """The column that says whose conversation it is: all of one person's go to one split."""
 
 
 class Source(Block):

@@ -324,8 +324,9 @@ class Driver:
                 (turn.address for turn in reversed(dialogue.turns) if turn.seat == seat), None
             )
             reply = await self._endpoints[seat].attempt(
-                request.messages, seed=seed, key=key, prefer=prefer, idle=permit.idle
-            )
+                request.messages, seed=seed, key=key, prefer=prefer, idle=permit.idle,
+                temperature=self._temperature(dialogue),
+            )  # fmt: skip
             self.sent += 1
             prompt_tokens = request.tokens if reply.prompt_tokens is None else reply.prompt_tokens
             completion = reply.completion_tokens
@@ -335,6 +336,14 @@ class Driver:
         finally:
             self.budget.settle(seat, request.tokens)
         return reply, seed
+
+    def _temperature(self, dialogue: Dialogue) -> float | None:
+        """The temperature of an attempt after repeated ones; None for the seat's own."""
+        step, own = self._block.repeat_temperature_step, self._block.asker.sampling.temperature
+        repeats = sum(attempt.failure == "repeated" for attempt in dialogue.failed_attempts)
+        if dialogue.seat != "user" or step is None or own is None or not repeats:
+            return None
+        return round(own + step * repeats, 6)
 
     def _check_model(self, seat: str, model: str) -> None:
         """Raise `StageError` when the run was begun with another model in the seat.

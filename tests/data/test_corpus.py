@@ -4,6 +4,7 @@ splits that hold.
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 from pathlib import Path
@@ -16,8 +17,9 @@ import zstandard
 from datasets import load_dataset
 
 from hubkit.data.corpus import CorpusReport, FileReport, build, read
+from hubkit.data.intents import first_sentence
 from hubkit.errors import SourceError, StageError
-from hubkit.recipe import Corpus, Filter, Source
+from hubkit.recipe import Columns, Corpus, Filter, Intents, Source
 
 
 def sharegpt(number: int, turns: int = 4, name: str | None = None) -> dict[str, Any]:
@@ -508,3 +510,65 @@ def test_the_bar_counts_what_is_cleaned_not_what_is_read(tmp_path: Path, workers
     assert counted[-1][0] / counted[-1][1] > 0.99 and counted[-1][2].endswith("cleaned, 2,000 rows")
     assert all("cleaned" in note for done, _, note in counted if done)
     assert told[-1][1] is None and report.kept == 2000, "what comes then has no count"
+
+
+def wildchat(path: Path, people: int, chats: int) -> Path:
+    """A parquet file in the shape of WildChat: `chats` conversations of each of `people`."""
+    when = datetime.datetime(2023, 4, 9, tzinfo=datetime.UTC)
+    plain: dict[str, Any] = {"language": "English", "toxic": False, "redacted": False}
+    rows = []
+    for number in range(people * chats):
+        place = {"country": "Norway", "state": None, "hashed_ip": f"{number % people:064x}"}
+        turns = [
+            {"role": role, "content": f"{word} {number}", **plain, **place, "header": None,
+             "timestamp": when if role == "assistant" else None, "turn_identifier": number}
+            for role, word in (("user", "What is"), ("assistant", "A number,"), ("user", "Thank"))
+        ]  # fmt: skip
+        flags = {"categories": {"hate": False}, "category_scores": {"hate": 0.1}, "flagged": False}
+        rows.append(
+            {"conversation_hash": f"{number:032x}", "model": "gpt-4", "timestamp": when,
+             "conversation": turns, "turn": 1, "openai_moderation": [flags],
+             "detoxify_moderation": [{"toxicity": 0.1}], **plain, **place}
+        )  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize("person", ["hashed_ip", None])
+def test_wildchat_is_read_and_one_person_s_conversations_stay_together(
+    tmp_path: Path, person: str | None
+) -> None:
+    path = wildchat(tmp_path / "train-00000.parquet", people=40, chats=5)
+    source = Source(path=str(path), columns=Columns(person=person))
+    block = Corpus(
+        sources=[source], openings=30, test=30, intents=Intents(heuristic="first_sentence")
+    )
+    report = build(block, [path], tmp_path / "out", seed=1, sources=[source])
+    assert (report.rows_read, report.kept, report.people) == (200, 200, 40 if person else 0)
+    split_of_person: dict[int, set[str]] = {}
+    for split in ("train", "openings", "test"):
+        table = pq.read_table(tmp_path / "out" / "data" / f"{split}-00000-of-00001.parquet")
+        assert "hashed_ip" not in str(table.schema)
+        for row in table.to_pylist():
+            assert [m["role"] for m in row["messages"]] == ["user", "assistant", "user"]
+            assert row["intent"] == row["messages"][0]["content"]
+            split_of_person.setdefault(int(row["id"], 16) % 40, set()).add(split)
+    assert all(len(splits) == 1 for splits in split_of_person.values()) == bool(person)
+
+
+@pytest.mark.parametrize(
+    ("opening", "intent"),
+    [
+        ("Hi there! How do I\nbake rye? No oven here.", "How do I bake rye?"),
+        ("ok", "ok"),
+        (" ".join(["word"] * 30), " ".join(["word"] * 24) + " …"),
+        ("你好。请告诉我怎么烤面包。", "你好。 请告诉我怎么烤面包。"),
+        ("x" * 300, "x" * 200 + " …"),
+    ],
+)
+def test_an_intent_by_heuristic_is_how_the_conversation_opens(opening: str, intent: str) -> None:
+    turns: list[Any] = [
+        {"role": "system", "content": "Be brief. Answer in one line."},
+        {"role": "user", "content": opening},
+    ]
+    assert first_sentence(turns) == intent and first_sentence(turns[:1]) == ""

@@ -175,7 +175,7 @@ def test_a_judge_that_cannot_be_asked_is_one_sentence(
     keyed["judge"]["token_env"] = "ASKED_KEY"
     with pytest.raises(RecipeError, match="ASKED_KEY, which is not set"):
         corpus(folder, "keyless", **{"corpus.intents": {"judging": keyed}})
-    with pytest.raises(RecipeError, match="name one of the two"):
+    with pytest.raises(RecipeError, match="name one of them"):
         recipe(folder, "both", **{"corpus.intents": {}})
 
 

@@ -143,8 +143,8 @@ def front_matter(card: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("recipe", ["parrot", "realm"])
-def test_every_card_of_both_recipes_lints_clean(kind: Kind, recipe: str) -> None:
+@pytest.mark.parametrize("recipe", ["parrot", "realm", "userlm"])
+def test_every_card_of_every_recipe_lints_clean(kind: Kind, recipe: str) -> None:
     assert lint(render(facts(kind, recipe)), kind) == []
 
 

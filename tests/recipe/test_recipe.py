@@ -33,11 +33,30 @@ def test_our_own_choices_name_keys_that_exist(name: str) -> None:
 
 
 def test_the_papers_numbers_are_in_the_recipes() -> None:
-    parrot, realm = load("parrot"), load("realm")
+    parrot, realm, userlm = load("parrot"), load("realm"), load("userlm")
     assert parrot.asker.sft["learning_rate"] == 3e-5 and parrot.asker.sft["max_length"] == 4096
     assert parrot.rollout.dialogues == 40_000
     assert realm.asker.sft["learning_rate"] == 2e-5 and realm.asker.sft["max_length"] == 2048
     assert realm.rollout.dialogues == 50_728 and realm.rollout.asker.sampling.temperature == 0.7
+    assert userlm.asker.sft["learning_rate"] == 2e-5 and userlm.asker.sft["num_train_epochs"] == 2
+    assert userlm.corpus.sources[0].columns.person == "hashed_ip"
+    sampling = userlm.rollout.asker.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (0.7, 0.9, 1024)
+    assert (userlm.rollout.repeat_temperature_step, userlm.rollout.retries_per_turn) == (0.05, 5)
+
+
+def test_what_a_recipe_says_under_a_profile_s_name_lies_over_that_profile(tmp_path: Path) -> None:
+    whole, laptop = load("userlm"), load("userlm", profiles=["laptop"])
+    assert whole.corpus.intents and whole.corpus.intents.judging
+    assert laptop.corpus.intents and laptop.corpus.intents.heuristic == "first_sentence"
+    assert laptop.corpus.sources == load("parrot").corpus.sources
+    assert "min_turns" in str(load("parrot", profiles=["laptop"]).curate)
+    assert "min_turns" not in str(laptop.curate)
+    assert laptop.rollout.end_mark == "<|endconversation|>"  # whoever learned it ends dialogues
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("name: bad\nprofiles: {laptop: 3}\n", "utf-8")
+    with pytest.raises(RecipeError, match="profiles must map names of profiles"):
+        load(str(bad))
 
 
 @pytest.mark.parametrize(

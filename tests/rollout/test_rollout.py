@@ -233,6 +233,17 @@ def test_repetition_and_emptiness_end_after_the_retries(tmp_path: Path) -> None:
     assert empty["end_reason"] == "empty_turn"
 
 
+def test_each_repeat_is_resampled_a_little_hotter(tmp_path: Path) -> None:
+    with mock() as server:
+        server.script(texts=["fine", "", "Opening  0", "opening 0", "why?", "fine"])
+        keys = block(
+            dialogues=1, turns={"value": 2}, retries_per_turn=5, repeat_temperature_step=0.05
+        )
+        roll(server, tmp_path, keys)
+        temperatures = [body["temperature"] for body in sent(server)]
+    assert temperatures == [0.7, 0.7, 0.7, 0.75, 0.8, 0.7]  # an empty attempt is no repeat
+
+
 def test_cut_off_turns_are_kept_when_nothing_better_comes(tmp_path: Path) -> None:
     with mock() as server:
         server.script(finish="length")

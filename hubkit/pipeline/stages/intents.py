@@ -1,4 +1,5 @@
-"""What each conversation's human wants, in one line of a judge's: a column of the corpus.
+"""What each conversation's human wants, in one line: a column of the corpus, a judge's where the
+recipe names one.
 
 It is a part of the corpus stage, and not of the asker's, because three later stages read the
 same line: the asker is trained under it, dialogues open with that of their opening, and the
@@ -36,6 +37,8 @@ def add(
     if block is None:
         return report
     facts: dict[str, Any] = {"from": f"column {block.column}"}
+    if block.heuristic is not None:
+        facts = {"from": f"heuristic {block.heuristic}"}
     if block.judging is not None:
         with prompted_judge(context, "corpus", block.judging, inputs, dirs, "intent-v1") as judge:
             wordings = judge.ask(_turns(dirs.out / "data"), line, dirs.progress)
@@ -43,6 +46,9 @@ def add(
         _write(dirs.out / "data", wordings)
     rows, named = _count(dirs.out / "data")
     facts |= {"rows": rows, "with_intent": named}
+    if block.heuristic is not None:
+        how = f"intents by the heuristic {block.heuristic}: no judge was asked"
+        dirs.progress(named, rows, how)
     _check(block, facts)
     return report | {"intents": facts}
 
