@@ -173,6 +173,23 @@ def test_a_model_that_brings_code_runs_nothing_and_nobody_is_asked(
     assert "which hubkit never does" in done.stderr and "trust_remote_code" not in done.stderr
 
 
+def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from support.tiny_models import tiny_base
+
+    from hubkit.metrics.topics import embed
+    from hubkit.training.loading import load_base
+
+    base = tiny_base(tmp_path / "base")
+    weights = base / "model.safetensors"
+    torch.save(load_file(weights), base / "pytorch_model.bin")
+    weights.unlink()
+    for load in (lambda: load_base(base, adapter=False), lambda: embed(["x"], base)):
+        with pytest.raises(SourceError, match="safetensors"):
+            load()
+
+
 @pytest.mark.parametrize("base", ["/etc", "../base", "./base", "a/b/c", "a/.."])
 def test_an_adapter_s_base_is_a_repo(base: str, hubkit_home: Path, tmp_path: Path) -> None:
     hub: Hub = connect()

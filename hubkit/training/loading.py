@@ -67,7 +67,9 @@ def load_base(
         options["quantization_config"] = four_bits()
     try:
         with refusing_remote_code(str(base)):
-            return AutoModelForCausalLM.from_pretrained(base, trust_remote_code=False, **options)
+            return AutoModelForCausalLM.from_pretrained(
+                base, use_safetensors=True, trust_remote_code=False, **options
+            )
     except (OSError, ValueError) as error:
         raise SourceError(
             f"{base} holds no model that transformers reads ({error}); fetch the model again"

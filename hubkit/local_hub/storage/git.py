@@ -62,7 +62,7 @@ class NewObject:
 
 def blob_sha(data: bytes) -> bytes:
     """The id that git gives to a file's bytes, as 40 hex digits."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest().encode()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest().encode()
 
 
 class GitRepo:
@@ -122,14 +122,16 @@ class GitRepo:
         except Exception:  # absent, or whatever is wrong with its bytes
             return False
         header = _KINDS[kind] + b" %d\0" % len(data)
-        return hashlib.sha1(header + data).hexdigest().encode() == sha
+        return hashlib.sha1(header + data, usedforsecurity=False).hexdigest().encode() == sha
 
     @staticmethod
     def recomputed(item: ShaFile) -> bytes:
         """The id that an object's bytes really have."""
         data = item.as_raw_string()
         return (
-            hashlib.sha1(_KINDS[item.type_num] + b" %d\0" % len(data) + data).hexdigest().encode()
+            hashlib.sha1(_KINDS[item.type_num] + b" %d\0" % len(data) + data, usedforsecurity=False)
+            .hexdigest()
+            .encode()
         )
 
     def write(self, objects: Sequence[NewObject]) -> None:
