@@ -93,6 +93,7 @@ def register_all() -> None:
         run,
         serve,
         stats,
+        study,
         train,
     )
 
@@ -103,6 +104,7 @@ def register_all() -> None:
     app.command("train", epilog="Example: hubkit train asker parrot --dry-run")(train.train)
     app.command("align", epilog="Example: hubkit align parrot --dry-run")(train.align)
     eval.register(app)
+    app.add_typer(study.app)
     push.register(app)
     app.command("serve", epilog="Example: hubkit serve local/parrot-chat --port 8080")(serve.serve)
     app.command("env", epilog=env.EXAMPLE)(env.env)

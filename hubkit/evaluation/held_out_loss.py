@@ -283,9 +283,15 @@ def _encoded(
 
 def usable_rows(data: Sequence[Path]) -> Iterator[list[Message]]:
     """The messages of every well-formed row, in order."""
-    for row in _rows(data):
+    for _, messages in usable_rows_with_ids(data):
+        yield messages
+
+
+def usable_rows_with_ids(data: Sequence[Path]) -> Iterator[tuple[str, list[Message]]]:
+    """The id and the messages of every well-formed row, in order."""
+    for index, row in enumerate(_rows(data)):
         if isinstance(row["messages"], list) and fault(row["messages"], first=None) is None:
-            yield row["messages"]
+            yield str(row.get("id", index)), row["messages"]
 
 
 def _rows(data: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -318,7 +324,12 @@ def load_model(base: Path, adapter: Path | None) -> Any:
 
 
 def score(model: Any, encoded: chat_templates.Encoded) -> float:
-    """Summed negative log-likelihood (nats) of the loss-bearing tokens; logits are made only where
+    """Summed negative log-likelihood (nats) of the loss-bearing tokens."""
+    return sum(token_losses(model, encoded))
+
+
+def token_losses(model: Any, encoded: chat_templates.Encoded) -> list[float]:
+    """The negative log-likelihood (nats) of each loss-bearing token; logits are made only where
     they are needed.
     """
     import torch
@@ -329,4 +340,7 @@ def score(model: Any, encoded: chat_templates.Encoded) -> float:
     positions = (labels != chat_templates.IGNORE).nonzero()[:, 0]
     with torch.inference_mode():
         logits = model(input_ids=ids, logits_to_keep=positions, use_cache=False).logits[0]
-    return float(cross_entropy(logits.float(), labels[positions], reduction="sum"))
+    losses: list[float] = cross_entropy(
+        logits.float(), labels[positions], reduction="none"
+    ).tolist()
+    return losses

@@ -83,6 +83,33 @@ def funnel(path: Path, report: Mapping[str, Any]) -> None:
     _save(figure, axes, path, legend=False)
 
 
+def losses_by_depth(
+    path: Path,
+    arms: Mapping[str, Mapping[int, tuple[float, float, float]]],
+    base: Mapping[int, float],
+) -> None:
+    """Loss of each arm's students less their untrained base's over turn depth, with its interval
+    (arm → depth → loss, low, high)."""
+    figure, axes = _figure()
+    for number, (colour, (name, points)) in enumerate(
+        zip(_cycle(len(arms)), arms.items(), strict=True)
+    ):
+        at = [depth + 0.06 * (number - (len(arms) - 1) / 2) for depth in points]
+        values = [loss - base[depth] for depth, (loss, _, _) in points.items()]
+        below = [loss - low for loss, low, _ in points.values()]
+        above = [high - loss for loss, _, high in points.values()]
+        axes.errorbar(
+            at, values, [below, above], fmt="o-", markersize=3, capsize=2, color=colour, label=name
+        )
+    axes.axhline(0, color=COLOURS[-1], linewidth=0.8)
+    axes.set(
+        xlabel="turn depth (1: the opening; later: people's follow-ups)",
+        ylabel="nats per token, less the untrained base",
+        xticks=sorted(base),
+    )
+    _save(figure, axes, path)
+
+
 def _read(report: Mapping[str, Any]) -> int:
     """Conversations that entered the chain: rows read, less the unreadable ones and those joined to
     a neighbour.

@@ -71,6 +71,32 @@ class PairedDifference:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over clusters and replicates with its interval.
+
+    `smallest_detectable` is the true value that a study of this size tells from zero with 80 %
+    power; `replicates_share` the part of the variance that replicates add to that of clusters."""
+
+    value: float
+    low: float | None
+    high: float | None
+    smallest_detectable: float | None
+    replicates_share: float | None
+    clusters: int
+    replicates: int
+    confidence: float
+
+    @property
+    def outside_noise(self) -> bool:
+        """Whether the interval lies on one side of zero."""
+        return Number(self.value, self.clusters, self.low, self.high).excludes_zero
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, `outside_noise` included."""
+        return {**asdict(self), "outside_noise": self.outside_noise}
+
+
+@dataclass(frozen=True, slots=True)
 class Bootstrap:
     """How intervals are made: `resamples` draws of clusters with replacement, from `seed`."""
 
@@ -211,6 +237,60 @@ class Bootstrap:
     def mean_of(self, values: Sequence[float]) -> Number:
         """Estimate the mean of `values`, each a cluster of its own."""
         return self.mean(enumerate(values))
+
+    def over_replicates(
+        self, totals: Sequence[Sequence[float]], weights: Sequence[float]
+    ) -> Estimate:
+        """Estimate ``sum of totals ÷ sum of weights`` over clusters, averaged over replicates.
+
+        Replicates (students trained with other seeds) are crossed with clusters (conversations):
+        each was measured on all of them. The variance is that of clusters, bootstrapped with the
+        replicates averaged, plus that of the replicates' own estimates over their number; the
+        interval is Student's, its degrees of freedom after Satterthwaite 1946, doi 10.2307/3002019.
+        So three replicates that disagree widen it as three observations must.
+
+        Args:
+            totals: One row a replicate, one value a cluster.
+            weights: What each cluster weighs, the same in all replicates.
+
+        Returns:
+            The estimate; without an interval for a single cluster. A single replicate's interval
+            covers the choice of clusters alone."""
+        import numpy as np
+
+        data, sizes = np.asarray(totals, float), np.asarray(weights, float)
+        replicates, clusters = data.shape
+        value = float(data.mean(0).sum() / sizes.sum())
+        if clusters < 2:
+            return Estimate(value, None, None, None, None, clusters, replicates, self.confidence)
+        draws: list[float] = []
+        statistic = ratio(data.mean(0), sizes)
+
+        def keep(indices: Indices) -> Values:
+            values = statistic(indices)
+            draws.extend(values.tolist())
+            return values
+
+        self.interval(clusters, keep)
+        parts = [(float(np.nanvar(draws)) * clusters / (clusters - 1), clusters - 1)]
+        if replicates > 1:
+            own = data.sum(1) / sizes.sum()
+            parts.append((float(own.var(ddof=1)) / replicates, replicates - 1))
+        variance = sum(part for part, _ in parts)
+        below = sum(part**2 / degrees for part, degrees in parts)
+        degrees = max(1, round(variance**2 / below)) if below else clusters - 1
+        error = math.sqrt(variance)
+        half = _t_quantile((1 + self.confidence) / 2, degrees) * error
+        return Estimate(
+            value=value,
+            low=value - half,
+            high=value + half,
+            smallest_detectable=half + NormalDist().inv_cdf(0.8) * error,
+            replicates_share=parts[-1][0] / variance if replicates > 1 and variance else None,
+            clusters=clusters,
+            replicates=replicates,
+            confidence=self.confidence,
+        )
 
     def median_of(self, values: Sequence[float]) -> Number:
         """Estimate the median of `values`, each a cluster of its own."""

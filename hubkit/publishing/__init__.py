@@ -11,6 +11,7 @@ from hubkit.publishing.lineage import records
 from hubkit.publishing.lint import lint
 from hubkit.publishing.plan import Change
 from hubkit.publishing.push import Benchmark, publish
+from hubkit.publishing.study_card import study_card
 
 __all__ = [
     "Benchmark",
@@ -24,4 +25,5 @@ __all__ = [
     "publish",
     "records",
     "render",
+    "study_card",
 ]

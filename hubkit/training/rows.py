@@ -104,6 +104,17 @@ class Row:
     examples: list[Encoded]
     same_as_base: bool | None = None
 
+    def upto(self, loss_tokens: int) -> Row:
+        """The part that holds the first `loss_tokens` loss-bearing tokens."""
+        examples: list[Encoded] = []
+        for example in self.examples:
+            part = example.upto(loss_tokens)
+            if not part.loss_tokens:
+                break
+            examples.append(part)
+            loss_tokens -= part.loss_tokens
+        return Row(examples, self.same_as_base)
+
 
 def seat_view(
     messages: Sequence[Message],
@@ -279,6 +290,8 @@ def _encoded(
         if isinstance(encoded, str):
             stats.dropped.add(encoded, str(row.get("id", index)))
             continue
+        if block.max_loss_tokens is not None:
+            encoded = encoded.upto(block.max_loss_tokens - stats.loss_tokens)
         stats.add(encoded, str(row.get("id", index)), maker.max_length)
         if seen % 64 == 0:
             progress(*_share(block, stats, seen), "tokenising")
@@ -296,10 +309,12 @@ def _share(block: Training, stats: RowStats, seen: int) -> tuple[int, int]:
 
 
 def _full(block: Training, stats: RowStats) -> bool:
-    rows, tokens = block.max_conversations, block.max_tokens
-    return (rows is not None and stats.rows_used >= rows) or (
-        tokens is not None and stats.tokens >= tokens
+    limits = (
+        (block.max_conversations, stats.rows_used),
+        (block.max_tokens, stats.tokens),
+        (block.max_loss_tokens, stats.loss_tokens),
     )
+    return any(limit is not None and count >= limit for limit, count in limits)
 
 
 def table(data: Sequence[Path], columns: Sequence[str | None]) -> Any:

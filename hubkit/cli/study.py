@@ -1,0 +1,87 @@
+"""``hubkit study``: experiments over a recipe, such as what asking is worth to a chat model
+(``utility``)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hubkit.cli import console
+from hubkit.cli.options import OutputOptions, RecipeOptions, grouped
+
+if TYPE_CHECKING:
+    from hubkit.hub import Hub
+    from hubkit.pipeline.stage import StageResult
+
+EXAMPLE = "Example: hubkit study utility parrot --profile laptop"
+
+app = typer.Typer(
+    name="study",
+    help="Experiments over a recipe: utility (what asking is worth to a chat model).",
+    epilog=EXAMPLE,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def study() -> None:
+    """Experiments over a recipe."""
+
+
+@app.command("utility", epilog=EXAMPLE)
+@grouped
+def utility(recipe: RecipeOptions, output: OutputOptions) -> None:
+    """Train students on a teacher's answers, in arms that differ only in who asked, and compare
+    their loss on its answers to real people's follow-ups.
+
+    What is done is skipped; a run that was stopped resumes. Profiles of the study: laptop
+    (minutes), desk (hours)."""
+    from hubkit.hub import connect
+    from hubkit.pipeline import studies
+    from hubkit.recipe import load_study
+
+    loaded = load_study(
+        "utility", recipe.recipe, profiles=recipe.profile, overrides=recipe.overrides
+    )
+    hub = connect()
+    if output.dry_run:
+        _show_plan(loaded, json=output.json)
+        return
+    with console.bars(quiet=output.json) as bar_for:
+        parts = list(studies.run(loaded, hub, progress_for=bar_for))
+    _, result = parts[-1]
+    if output.print(
+        {
+            "recipe": loaded.name,
+            "hub": hub.url,
+            "parts": [{"part": about, **part.to_dict()} for about, part in parts],
+            "results": result.report,
+        }
+    ):
+        return
+    _show(hub, result)
+
+
+def _show_plan(recipe: Any, *, json: bool) -> None:
+    study = recipe.study
+    rows = [[name, arm.kind, arm.title] for name, arm in study.arms.items()]
+    if json:
+        console.data({"arms": [row[0] for row in rows], "seeds": study.seeds})
+        return
+    title = (
+        f"{study.dialogues} openings, {study.turns} answers to each; "
+        f"{len(study.seeds)} students an arm"
+    )
+    console.table(title, ["arm", "kind", "title"], rows)
+
+
+def _show(hub: Hub, result: StageResult) -> None:
+    from hubkit.evaluation.utility import table, verdicts
+
+    report = result.report
+    console.table(*table(report))
+    for sentence in verdicts(report):
+        console.line(sentence)
+    console.say(f"results: {hub.page(result.ref)}")

@@ -1,0 +1,110 @@
+"""Downstream studies: what is asking good for? Arms that differ only in who asks, one student each
+and seed, compared on what a teacher answers to real people.
+
+A study is a block of a recipe (`hubkit.recipe.load_study`). Each of its parts is a stage as those
+of a run are: keyed by what decides it, committed once, skipped when it is done, resumed after a
+kill. The corpus and the asker are the recipe's own stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from hubkit.hub import Hub, Ref
+from hubkit.pipeline.stage import RunContext, Stage, StageResult
+from hubkit.pipeline.stages import asker, corpus
+from hubkit.pipeline.studies import balance, dialogues, openings, result, students
+from hubkit.pipeline.studies.openings import study_of
+from hubkit.progress import Progress, silent
+from hubkit.recipe import Arm, Recipe
+from hubkit.recipe.study import ANSWERS, STUDENT
+
+__all__ = ["Part", "run"]
+
+Part = tuple[str, StageResult]
+"""What a part of a study is about, and what became of it."""
+
+
+def run(
+    recipe: Recipe, hub: Hub, *, progress_for: Callable[[str], Progress] = lambda _: silent
+) -> Iterator[Part]:
+    """Run every part of the study of `recipe` that is not done; the last one holds its results.
+
+    Raises `StageError` for arms that cannot be compared, and what the stages raise. What was
+    committed before stays, and the next run resumes from there."""
+    walk = _Walk(_with_repos(recipe), hub.allowing(recipe.publish.allow), progress_for)
+    yield walk.step(corpus.STAGE, "corpus", recipe=recipe)
+    yield walk.step(openings.STAGE, "openings")
+    yield walk.step(dialogues.ANSWERS_STAGE, "single turns")
+    yield walk.step(dialogues.HELD_OUT_STAGE, "held-out dialogues")
+    study = study_of(walk.context)
+    arms = dict(study.arms)
+    for name, arm in arms.items():
+        if arm.kind == "single":
+            walk.commits[f"arm {name}"] = walk.commits[ANSWERS]
+            continue
+        derived = _of_arm(walk.context.recipe, name, arm)
+        if arm.kind == "asker":
+            own = _asker_recipe(recipe, derived, arm)
+            yield walk.step(asker.STAGE, f"asker of {name}", recipe=own)
+        part = walk.step(dialogues.arm_stage(name), f"dialogues of {name}", recipe=derived)
+        walk.commits[f"arm {name}"] = part[1].ref
+        yield part
+    yield walk.step(balance.STAGE, "balance")
+    walk.commits.pop(STUDENT, None)
+    part = walk.step(students.SCORE_STAGE, "scores of the untrained base")
+    walk.commits["scores  "] = part[1].ref
+    yield part
+    for seed in study.seeds:
+        for name, arm in arms.items():
+            derived = _of_arm(walk.context.recipe, name, arm).model_copy(update={"seed": seed})
+            about = f"student of {name}, seed {seed}"
+            yield walk.step(students.STUDENT_STAGE, about, recipe=derived)
+            part = walk.step(students.SCORE_STAGE, f"scores of {name}, seed {seed}", recipe=derived)
+            walk.commits[f"scores {name} {seed}"] = part[1].ref
+            yield part
+    yield walk.step(result.STAGE, "result")
+
+
+class _Walk:
+    """One walk over a study's stages; `commits` are those so far, by stage and by arm."""
+
+    def __init__(self, recipe: Recipe, hub: Hub, progress_for: Callable[[str], Progress]) -> None:
+        self.commits: dict[str, Ref] = {}
+        self.context = RunContext(recipe, hub, self.commits)
+        self._progress_for = progress_for
+
+    def step(self, stage: Stage, about: str, *, recipe: Recipe | None = None) -> Part:
+        """Run `stage`, of a derived `recipe` where one is given, unless it is done."""
+        context = replace(self.context, recipe=recipe) if recipe else self.context
+        progress = self._progress_for(about)
+        inputs = stage.inputs(context, progress)
+        found = stage.find(context, inputs)
+        outcome = found or stage.run(context, inputs, progress)
+        self.commits[stage.name] = outcome.ref
+        progress(1, 1, "done before" if outcome.skipped else f"done in {outcome.seconds:.0f} s")
+        return about, outcome
+
+
+def _with_repos(recipe: Recipe) -> Recipe:
+    """`recipe`, its repos those of the study: what a study makes is none of a run's."""
+    repos = recipe.repos
+    changes = {name: f"{getattr(repos, name)}-utility" for name in ("dialogues", "chat", "results")}
+    return recipe.model_copy(update={"repos": repos.model_copy(update=changes)})
+
+
+def _of_arm(recipe: Recipe, name: str, arm: Arm) -> Recipe:
+    """`recipe` with the one arm, and a repo for its students."""
+    assert recipe.study is not None
+    repos = recipe.repos.model_copy(update={"chat": f"{recipe.repos.chat}-{name}"})
+    study = recipe.study.model_copy(update={"arms": {name: arm}})
+    return recipe.model_copy(update={"repos": repos, "study": study})
+
+
+def _asker_recipe(recipe: Recipe, derived: Recipe, arm: Arm) -> Recipe:
+    """The recipe by which the asker of `arm` is trained: `recipe` itself, or `recipe` with another
+    recipe's asker, which goes to a repo of its own."""
+    if arm.recipe is None or arm.asker is None:
+        return recipe
+    repos = recipe.repos.model_copy(update={"asker": f"{recipe.repos.asker}-of-{arm.recipe}"})
+    return derived.model_copy(update={"asker": arm.asker, "repos": repos})

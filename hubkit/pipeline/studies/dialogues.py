@@ -1,0 +1,237 @@
+"""What the teacher says: several answers to each opening, its answers in every arm's dialogues, and
+those to people's held-out follow-ups. All of them are rollouts; only who asks differs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import hubkit.rollout as rollouts
+from hubkit.conversation import Conversation
+from hubkit.data.curation import curate
+from hubkit.errors import StageError
+from hubkit.hub import Ref
+from hubkit.pipeline.inputs import base_model, require
+from hubkit.pipeline.stage import RunContext, Stage, StageDirs
+from hubkit.pipeline.studies import openings as study_openings
+from hubkit.pipeline.studies.openings import study_of
+from hubkit.pipeline.studies.people import people_seat, served_people
+from hubkit.pipeline.studies.study_card import card
+from hubkit.progress import Progress
+from hubkit.publishing.metadata import is_adapter
+from hubkit.recipe import Arm, Curate, Rollout, SeatConfig, Turns
+from hubkit.recipe.study import ANSWERS, ARM, HELD_OUT, OPENINGS
+from hubkit.serving import ModelSpec, ServedModel, serve, spec_of
+
+SINGLE, ANSWERED = "single", "answered"
+_NO_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Who asks in a rollout: its seat, and what serves it (None: people)."""
+
+    seat: SeatConfig
+    spec: ModelSpec | None = None
+    source: Ref | None = None
+    end_mark: str | None = None
+
+
+def _teacher(context: RunContext, progress: Progress) -> dict[str, Ref]:
+    repo = study_of(context).teacher.repo
+    return {"teacher": require(context.hub, repo, progress=progress)} if repo else {}
+
+
+def drive(
+    context: RunContext,
+    refs: dict[str, Ref],
+    dirs: StageDirs,
+    split: str,
+    opened: list[Conversation],
+    asking: Asking,
+    *,
+    mode: str,
+    turns: int,
+    people: list[Conversation],
+) -> dict[str, Any]:
+    """Roll out one dialogue for each of `opened`; write those that pass the study's filters as
+    ``data/SPLIT-*.parquet``.
+
+    The journal is in ``dirs.scratch``: a killed stage resumes from there."""
+    study = study_of(context)
+    block = Rollout(
+        mode=mode,  # type: ignore[arg-type]
+        dialogues=len(opened),
+        turns=Turns(kind="fixed", value=turns),
+        asker=asking.seat,
+        chat=study.teacher,
+        end_mark=asking.end_mark,
+        in_flight=study.in_flight,
+        max_opening_chars=_NO_LIMIT,
+        retry_on=["empty", "role_leak"],
+    )
+    teacher = refs.get("teacher")
+    provenance = {
+        "asker": (asking.source or refs["openings"]).to_dict(),
+        "chat": teacher.to_dict() if teacher else {"repo_id": None, "name": study.teacher.name},
+    }
+    with _served(context, dirs, block, asking, teacher, people) as models:
+        report = rollouts.run(
+            block,
+            opened,
+            dirs.scratch / "rollout",
+            asker=models["asker"],
+            chat=models["chat"],
+            journal=dirs.scratch / "journal",
+            seed=context.recipe.seed,
+            provenance=provenance,
+            progress=dirs.progress,
+        )
+    raw = [dirs.scratch / "rollout" / path for path in report.paths]
+    kept = dirs.scratch / "kept"
+    curated = curate(Curate(filters=study.filters, measure=None), raw, kept)
+    (dirs.out / "data").mkdir(exist_ok=True)
+    for shard in sorted((kept / "data").glob("train-*.parquet")):
+        shutil.move(shard, dirs.out / "data" / shard.name.replace("train-", f"{split}-", 1))
+    return {"rollout": report.to_dict(), "curate": curated.to_dict(), "kept": curated.kept}
+
+
+@contextmanager
+def _served(
+    context: RunContext,
+    dirs: StageDirs,
+    block: Rollout,
+    asking: Asking,
+    teacher: Ref | None,
+    people: list[Conversation],
+) -> Iterator[dict[str, ServedModel]]:
+    specs = {"chat": spec_of(block.chat, teacher, named_by="study.teacher")}
+    if asking.spec is not None:
+        specs["asker"] = asking.spec
+    with ExitStack() as stack:
+        models = dict(
+            stack.enter_context(
+                serve(
+                    context.hub,
+                    specs,
+                    log_dir=dirs.scratch,
+                    progress=dirs.progress,
+                    slots=block.in_flight,
+                    tokens=block.chat.context,
+                )
+            )
+        )
+        if asking.spec is None:
+            models["asker"] = stack.enter_context(served_people(people))
+        yield models
+
+
+def _with_openings(context: RunContext, progress: Progress) -> dict[str, Ref]:
+    return {"openings": context.before(OPENINGS), **_teacher(context, progress)}
+
+
+def _answers(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+    """As many answers to each opening as the other arms' dialogues have: the arm ``single``."""
+    opened = study_openings.load(context.hub, refs["openings"], study_openings.SPLIT)
+    asking = Asking(people_seat(refs["openings"].repo_id))
+    copies = opened * study_of(context).turns
+    return drive(context, refs, dirs, SINGLE, copies, asking, mode="seeded", turns=1, people=opened)
+
+
+def _held_out(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+    """The teacher's answers to everything that people said in held-out conversations."""
+    opened = study_openings.load(context.hub, refs["openings"], study_openings.HELD_OUT)
+    asking = Asking(people_seat(refs["openings"].repo_id))
+    turns = study_of(context).turns
+    return drive(
+        context, refs, dirs, ANSWERED, opened, asking, mode="seeded", turns=turns, people=opened
+    )
+
+
+def arm_of(context: RunContext) -> tuple[str, Arm]:
+    """The one arm of a recipe that a study derived for it."""
+    ((name, arm),) = study_of(context).arms.items()
+    return name, arm
+
+
+def _arm_inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
+    refs = _with_openings(context, progress) | {"answers": context.before(ANSWERS)}
+    _, arm = arm_of(context)
+    if arm.kind == "prompted":
+        refs["base"] = base_model(context, context.recipe.asker, progress)
+    elif arm.kind == "asker":
+        refs["asker"] = context.before("asker")
+        if arm.asker is not None and is_adapter(arm.asker):
+            refs["base"] = require(
+                context.hub, arm.asker.base, revision=arm.asker.base_revision, progress=progress
+            )
+    return refs
+
+
+def _asking(context: RunContext, arm: Arm, refs: dict[str, Ref]) -> Asking:
+    seat = context.recipe.rollout.asker
+    changes: dict[str, Any] = {"sampling": arm.sampling} if arm.sampling else {}
+    if arm.kind == "people":
+        return Asking(people_seat(refs["openings"].repo_id))
+    if arm.kind == "prompted":
+        base = refs["base"]
+        changes |= {"repo": base.repo_id, "system": arm.system, "endpoints": ["embedded"]}
+        seat = seat.model_copy(update=changes)
+        return Asking(seat, ModelSpec(base), base)
+    if arm.kind == "asker" and arm.asker is not None:
+        seat = seat.model_copy(update=changes | {"system": arm.asker.system or seat.system})
+        spec = spec_of(seat, refs["asker"], refs.get("base"), named_by="rollout.asker")
+        return Asking(seat, spec, refs["asker"], arm.asker.end_mark)
+    raise StageError(f"an arm of kind {arm.kind!r} asks nothing")
+
+
+def _arm(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+    """One arm's dialogues, each continued from the same first exchange."""
+    name, arm = arm_of(context)
+    people = study_openings.load(context.hub, refs["openings"], study_openings.SPLIT)
+    return drive(
+        context,
+        refs,
+        dirs,
+        name,
+        list(first_exchanges(people, study_openings.load(context.hub, refs["answers"], SINGLE))),
+        _asking(context, arm, refs),
+        mode="seeded_qa",
+        turns=study_of(context).turns,
+        people=people,
+    )
+
+
+def first_exchanges(
+    openings: list[Conversation], answers: list[Conversation]
+) -> Iterator[Conversation]:
+    """Each opening with the first answer to it that passed the filters; those without one are left
+    out, in every arm."""
+    first: dict[str, Conversation] = {}
+    for answer in sorted(answers, key=lambda row: row.meta["index"]):
+        first.setdefault(answer.meta["origin"], answer)
+    for opening in openings:
+        if opening.id in first:
+            yield Conversation(opening.id, first[opening.id].messages, opening.source)
+
+
+ANSWERS_STAGE = Stage(
+    ANSWERS, "dialogues", "dataset", _with_openings, _answers, card(ANSWERS), (f"data/{SINGLE}-*",)
+)
+HELD_OUT_STAGE = Stage(
+    HELD_OUT,
+    "dialogues",
+    "dataset",
+    _with_openings,
+    _held_out,
+    card(HELD_OUT),
+    (f"data/{ANSWERED}-*",),
+)
+
+
+def arm_stage(name: str) -> Stage:
+    """The stage that makes the dialogues of arm `name`."""
+    return Stage(ARM, "dialogues", "dataset", _arm_inputs, _arm, card(ARM), (f"data/{name}-*",))

@@ -1,0 +1,80 @@
+"""The result of a study: every arm's loss by turn depth, every paired difference, what made the
+arms comparable; as data, table, plot and card."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from typing import Any
+
+from hubkit.evaluation import utility
+from hubkit.hub import Ref
+from hubkit.metrics import plots
+from hubkit.metrics.statistics import Bootstrap
+from hubkit.pipeline.stage import PROVENANCE, RunContext, Stage, StageDirs
+from hubkit.pipeline.studies import students
+from hubkit.pipeline.studies.openings import study_of
+from hubkit.pipeline.studies.study_card import card
+from hubkit.progress import Progress
+from hubkit.recipe.study import BALANCE, OPENINGS, RESULT
+
+PICTURE = "utility.png"
+
+
+def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
+    """The scores of every student and of their base, and what the arms were cut to."""
+    scores = {role: ref for role, ref in context.commits.items() if role.startswith("scores ")}
+    return {BALANCE: context.before(BALANCE), OPENINGS: context.before(OPENINGS), **scores}
+
+
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+    """``results.json`` and the plot."""
+    study, hub = study_of(context), context.hub
+    by_arm: defaultdict[str, list[utility.TurnLosses]] = defaultdict(list)
+    for role, ref in refs.items():
+        if role.startswith("scores "):
+            by_arm[role.removeprefix("scores ").rpartition(" ")[0]].append(
+                students.scores(hub, ref)
+            )
+    (baseline,) = by_arm.pop("")
+    result = utility.summary(
+        by_arm,
+        statistics=Bootstrap(study.resamples, study.confidence, context.recipe.seed),
+        baseline=baseline,
+    )
+    titles = {name: arm.title or name for name, arm in study.arms.items()}
+    facts = {
+        "recipe": context.recipe.name,
+        "profile": context.recipe.profile,
+        "titles": titles,
+        "seeds": study.seeds,
+        "teacher": study.teacher.model_name,
+        "student": study.student.base,
+        "asker_tokens": {
+            name: arm.asker.max_tokens for name, arm in study.arms.items() if arm.asker
+        },
+        "balance": _report(context, refs[BALANCE], BALANCE),
+        "hygiene": _report(context, refs[OPENINGS], OPENINGS),
+        **result,
+    }
+    (dirs.out / "results.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    depths = [depth for depth in result["depths"] if depth != utility.FOLLOW_UPS]
+    plots.losses_by_depth(
+        dirs.out / PICTURE,
+        {
+            titles.get(arm, arm): {
+                int(d): (at[d]["value"], at[d]["low"], at[d]["high"]) for d in depths
+            }
+            for arm, at in result["arms"].items()
+        },
+        {int(d): result["base"][d] for d in depths},
+    )
+    return facts
+
+
+def _report(context: RunContext, ref: Ref, stage: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(context.hub.read(ref, f"{PROVENANCE}/{stage}.json"))
+    return dict(record["report"])
+
+
+STAGE = Stage(RESULT, "results", "dataset", inputs, build, card(RESULT))

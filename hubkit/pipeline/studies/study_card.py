@@ -1,0 +1,18 @@
+"""The card of what a study commits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hubkit import publishing
+from hubkit.hub import Ref
+from hubkit.pipeline.stage import RenderCard, RunContext
+
+
+def card(stage: str, kind: str = "dataset") -> RenderCard:
+    """A function that renders the card of a part of a study."""
+
+    def render(context: RunContext, inputs: dict[str, Ref], record: dict[str, Any]) -> str:
+        return publishing.study_card(stage, context.recipe, inputs, record, kind=kind)
+
+    return render
