@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from hubkit.publishing import Change
     from hubkit.recipe import Recipe
     from hubkit.training import Launch, TrainPlan
+    from hubkit.training.plan import TemplatePlan
 
+_ROW_CHARS = 600
 FiltersOn = Annotated[
     str | None, typer.Option("--on", help="Where filters run: here, or ray (a cluster).")
 ]
@@ -160,12 +162,16 @@ def _show_plan(recipe: Recipe, hub: Hub, stage: str | None, *, json: bool) -> No
         name: [found] if isinstance(found, str) else found.refusals
         for name, found in trainings.items()
     }
+    seats = pipeline.plan_seats(recipe, hub, planned)
+    if unanswered := [reason for seat in seats for reason in seat.refusals]:
+        refusals["rollout"] = [*refusals.get("rollout", []), *unanswered]
     if json:
         console.data(
             [
                 asdict(p)
                 | {key: _planned(trainings.get(p.stage), key) for key in ("hours", "memory_gib")}
                 | {"refusals": refusals.get(p.stage, [])}
+                | ({"seats": [s.to_dict() for s in seats]} if p.stage == "rollout" else {})
                 for p in planned
             ]
         )
@@ -183,12 +189,33 @@ def _show_plan(recipe: Recipe, hub: Hub, stage: str | None, *, json: bool) -> No
         ]
         title = f"{recipe.name}: what would run on {hub.url}"
         console.table(title, ["stage", "repo", "state", "commit", "hours", "GiB"], rows)
+        for name, training in trainings.items():
+            if not isinstance(training, str) and training.template:
+                _say_template(f"train {name}", training.template)
+        for seat in seats:
+            console.say(f"{seat.seat}: {seat.model}, engine {seat.engine}: {seat.reason}")
+            console.say(f"{seat.seat}: chat template: {seat.template}")
+            if seat.row:
+                console.say(seat.row[:_ROW_CHARS])
         for sentence, names in _reasons(planned, refusals).items():
             console.say(f"{', '.join(names)} cannot run: {sentence}")
         if stage in (None, "rollout"):
             job_options.say_endpoints(recipe, hub)
     if any(refusals.values()) or any(p.state.startswith("cannot run") for p in planned):
         raise typer.Exit(1)
+
+
+def _say_template(name: str, template: TemplatePlan) -> None:
+    """Where a training's chat template comes from, and a row with its loss-bearing parts marked."""
+    equal_rows = template.rows_compared - template.rows_differing
+    counted = (
+        f"; the base prints {equal_rows} of {template.rows_compared} rows the same"
+        if template.rows_compared
+        else ""
+    )
+    console.say(f"{name}: chat template: {template.description}{counted}")
+    if template.row:
+        console.say(template.row[:_ROW_CHARS])
 
 
 def _reasons(

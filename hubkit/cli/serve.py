@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,6 +48,8 @@ def serve(
     adapters = dict(_named(text) for text in adapter or [])
     env = environment() if not all(map(os.path.exists, (repo, *adapters.values()))) else {}
     names = "".join(f" with {name}" for name in adapters)
+    if env and not Path(repo).exists():
+        _say_template(repo)
     console.say(f"starting {repo}{names} (the first time converts its weights)")
     options = {"engine": engine, "dtype": dtype, "context": context, "slots": slots}
     serving = start_engine(repo, adapters, env=env, port=port, **options)  # type: ignore[arg-type]
@@ -61,6 +64,30 @@ def serve(
                 f"chat: POST {url}/v1/chat/completions, metrics: {url}/metrics, Ctrl-C stops it"
             )
         wait_for_signal()
+
+
+def _say_template(repo: str) -> None:
+    """Import what a run would import, and say before any weights are fetched how the model is
+    prompted.
+
+    A template that is not proven is served as the model publishes it: nothing is trained on it
+    here."""
+    from hubkit.errors import SourceError, TemplateError
+    from hubkit.hub import connect
+    from hubkit.pipeline import require
+    from hubkit.serving.templates import proven_templates
+
+    hub = connect()
+    repo_id, _, revision = repo.partition(":")[0].partition("@")
+    with console.bars() as bar_for:
+        ref = require(hub, repo_id, revision=revision or "main", progress=bar_for("import"))
+    try:
+        templates = proven_templates(hub, ref)
+    except (TemplateError, SourceError) as error:
+        console.say(f"note: {error}")
+        return
+    if templates:
+        console.say(f"chat template: {templates.describe('assistant')}")
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from any machine."""
 from hubkit.pipeline.executors.jobs import OnJobs
 from hubkit.pipeline.inputs import require
 from hubkit.pipeline.runner import plan, publish, run
+from hubkit.pipeline.seat_plan import plan_seats
 from hubkit.pipeline.stage import RunContext, Stage, StageResult
 from hubkit.pipeline.stage_table import STAGES, stages_of
 from hubkit.pipeline.training_plan import plan_training, plan_trainings
@@ -20,6 +21,7 @@ __all__ = [
     "Stage",
     "StageResult",
     "plan",
+    "plan_seats",
     "plan_training",
     "plan_trainings",
     "publish",

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from hubkit.recipe.block import Block
 from hubkit.recipe.identity import Content, Execution
 from hubkit.recipe.source import Source
+from hubkit.recipe.template_source import TemplateSource
 
 EMBEDDED = "embedded"
 DEPLOY = "deploy"
@@ -87,6 +88,9 @@ class SeatConfig(Block):
     """More keys of every request, such as ``reasoning_effort``; null as a value removes a key."""
     chat_template_kwargs: Content[dict[str, Any] | None] = None
     """Variables of the server's chat template, such as ``enable_thinking: false``."""
+    template: Content[TemplateSource] = None
+    """How prompts are printed, rendered here and sent as text; null: as the model's own chat
+    template does. ``base``, a family's name, ``plain``, or the path of a Jinja file."""
     session_header: Execution[str | None] = None
     """Header that carries the dialogue's id, for gateways that keep a session on one server."""
     thinking: Content[Literal["keep", "drop"] | None] = None

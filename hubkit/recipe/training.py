@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from hubkit.conversation import FieldPolicy
 from hubkit.recipe.block import Block
 from hubkit.recipe.identity import Content, Display, Execution, Narrowed
+from hubkit.recipe.template_source import TemplateSource
 
 _PACE_ARGUMENTS = {
     "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory",
@@ -53,17 +53,6 @@ class Expected(Block):
 class Training(Block):
     """One SFT run over one seat's turns."""
 
-    @field_validator("template")
-    @classmethod
-    def _read_template(cls, value: str | None) -> str | None:
-        """A Jinja file becomes its text: what decides the result is what it says."""
-        if value is None or not value.endswith((".jinja", ".jinja2", ".j2")):
-            return value
-        try:
-            return Path(value).expanduser().read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{value} cannot be read ({type(error).__name__})") from None
-
     base: Content[str]
     """Model repo to train."""
     base_revision: Content[str] = "main"
@@ -72,7 +61,7 @@ class Training(Block):
     """Whose tokens carry loss."""
     system: Content[str | None] = None
     """The seat's system message."""
-    template: Content[str | None] = None
+    template: Content[TemplateSource] = None
     """How conversations are printed; null: as the base's own chat template does, or its family's
     where it has none. ``base``, a family's name, ``plain``, or the path of a Jinja file."""
     thinking: Content[Literal["off", "keep"] | None] = None

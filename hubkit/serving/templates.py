@@ -1,15 +1,21 @@
-"""The template that a trained model was pushed with, for servers that may hold another's."""
+"""How a served model's prompts are printed: by the template that it was pushed with, for servers
+that may hold another's, or by its base's own, derived and proven before anything is asked."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
 
-from hubkit.errors import RepoMissingError, SourceError
+from hubkit.chat_templates import SeatTemplates, for_base
+from hubkit.errors import RepoMissingError, SourceError, TemplateError
 from hubkit.hub import Hub, Ref
+from hubkit.hub.adapters import base_of
 from hubkit.serving.client import ClientTemplate
 from hubkit.serving.models import ModelSpec, ServedModel
 from hubkit.untrusted import parse_json
+
+SMALL_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 
 def with_own_template(spec: ModelSpec, hub: Hub, ref: Ref) -> ModelSpec:
@@ -21,6 +27,48 @@ def with_own_template(spec: ModelSpec, hub: Hub, ref: Ref) -> ModelSpec:
             template = published_template(hub, ref)
             return replace(spec, source=replace(spec.source, template=template))
     return spec
+
+
+def proven_templates(
+    hub: Hub, ref: Ref, *, template: str | None = None, named_by: str = "the model"
+) -> SeatTemplates | None:
+    """How a model that nobody trains here is asked: its own template, proven for an answering seat.
+
+    Args:
+        hub: Where it is; only its small files are downloaded.
+        ref: The model's commit. An adapter without a tokenizer is asked as its base is.
+        template: What the recipe names instead; see `hubkit.chat_templates.for_base`.
+        named_by: The recipe's key of the seat, for errors.
+
+    Returns:
+        The templates; None where the repo's template stands in a GGUF file, which its engine reads.
+
+    Raises:
+        TemplateError: It is not proven; the sentence says what to write.
+        SourceError: There is no tokenizer."""
+    folder = hub.snapshot(ref, allow_patterns=SMALL_FILES)
+    if not any((folder / name).exists() for name in _TOKENIZERS):
+        if base := base_of(hub, ref):
+            return proven_templates(hub, base, template=template, named_by=named_by)
+        with hub.translated(f"listing {ref}"):
+            files = hub.api.list_repo_files(ref.repo_id, revision=ref.revision)
+        if any(name.endswith(".gguf") for name in files):
+            return None
+    try:
+        templates = for_base(folder, template=template)
+        templates.require("assistant")
+    except TemplateError as error:
+        raise TemplateError(f"{named_by}: {ref.repo_id}: {error}") from None
+    return templates
+
+
+def client_template(templates: SeatTemplates) -> ClientTemplate:
+    """The answering seat's template, for prompts that are rendered here and sent as text."""
+    return ClientTemplate(
+        templates.source("assistant"),
+        {"bos_token": templates.bos_token} if templates.bos_token else {},
+        stops=templates.stop_texts("assistant"),
+    )
 
 
 def published_template(hub: Hub, ref: Ref) -> ClientTemplate:

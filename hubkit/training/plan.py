@@ -357,11 +357,14 @@ def template_plan(
         findings.refusals.append(str(error))
         return None
     system = block.system if block else None
-    example = templates.examples(seat_view(_SAMPLE_ROW, seat, system), seat)[-1]
+    row = sample_row(templates, system, seat)
     stops = templates.stop_texts(seat)
-    return TemplatePlan(
-        templates.describe(seat), sha256, stops, list(templates.notes), marked(example)
-    )
+    return TemplatePlan(templates.describe(seat), sha256, stops, list(templates.notes), row)
+
+
+def sample_row(templates: SeatTemplates, system: str | None, seat: Seat = "assistant") -> str:
+    """A short conversation as `seat` prints it, its loss-bearing parts between « and »."""
+    return marked(templates.examples(seat_view(_SAMPLE_ROW, seat, system), seat)[-1])
 
 
 def marked(segments: Sequence[Segment]) -> str:

@@ -11,6 +11,9 @@ import pytest
 from support.tiny_models import tiny_base
 
 from hubkit.hub import connect
+from hubkit.pipeline import plan_seats
+from hubkit.pipeline.runner import Planned
+from hubkit.recipe import load
 
 Cli = Callable[..., CompletedProcess[str]]
 
@@ -64,3 +67,41 @@ def test_a_base_that_is_nowhere_is_one_sentence_for_all_its_stages(cli: Cli, bas
         "asker, rollout, curate, chat, eval cannot run"
     )
     assert "HUBKIT_UPSTREAM" in sentences[0]
+
+
+def test_a_plan_says_how_each_seat_is_prompted_and_what_computes_it(base: str) -> None:
+    values = (f"asker.base={base}", f"rollout.chat.repo={base}")
+    hub, planned = connect(), [Planned("rollout", "", "to run")]
+    asker, chat = plan_seats(load("parrot", overrides=values), hub, planned)
+    for seat in (asker, chat):
+        assert seat.engine == "llamacpp" and "LlamaForCausalLM is converted" in seat.reason
+        assert not seat.refusals
+    assert chat.model == base and "family chatml" in chat.template
+    assert "«Mix flour and water.<|im_end|>»" in str(chat.row)
+    done = [Planned("rollout", "", "done")]
+    assert plan_seats(load("parrot", overrides=values), hub, done) == []
+    adapted = [*values, "asker.lora.use_dora=true", "rollout.chat.endpoints=[http://127.0.0.1:9]"]
+    asker, chat = plan_seats(load("parrot", overrides=adapted), hub, planned)
+    assert asker.engine == "transformers" and "use_dora" in asker.reason
+    assert chat.template == "that of its server"
+
+
+def test_a_chat_seat_whose_template_is_not_proven_is_refused_with_the_way_out(
+    cli: Cli, base: str, tmp_path: Path
+) -> None:
+    folder = tiny_base(tmp_path)
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages | reverse %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        "{% endfor %}",
+        "utf-8",
+    )
+    repo = connect().commit("plans/reversed", folder, "A base").repo_id
+    values = ["--set", f"asker.base={base}", "--set", f"rollout.chat.repo={repo}"]
+    done = cli("rollout", "parrot", "--profile", "laptop", "--dry-run", *values)
+    assert done.returncode == 1
+    assert "rollout.chat: plans/reversed: the base's chat template" in done.stderr
+    assert "write template: NAME" in done.stderr
+    values += ["--set", "rollout.chat.template=chatml"]
+    done = cli("rollout", "parrot", "--profile", "laptop", "--dry-run", *values)
+    assert done.returncode == 0, done.stderr
+    assert "chat: chat template: the family chatml" in done.stderr

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from hubkit.progress import Progress
 from hubkit.publishing.metadata import is_adapter
 from hubkit.recipe import EMBEDDED, Recipe, Rollout
 from hubkit.serving import ServedModel, serve, spec_of, with_own_template
+from hubkit.serving.templates import client_template, proven_templates
 from hubkit.untrusted import parse_json
 
 
@@ -162,12 +164,18 @@ def serve_seats(
     if is_own_adapter and EMBEDDED in block.asker.endpoints:
         base = require(context.hub, recipe.asker.base, revision=recipe.asker.base_revision)
     trained = {"asker", context.hub.qualify(recipe.repos.chat)}
-    specs = {}
+    specs, templates = {}, {}
     for seat in ("asker", "chat"):
         config, ref = getattr(block, seat), inputs.get(seat)
         spec = spec_of(config, ref, base if seat == "asker" else None, named_by=f"rollout.{seat}")
         if ref is not None and trained & {config.repo, ref.repo_id}:
             spec = with_own_template(spec, context.hub, ref)
+        elif ref is not None and (spec.needs_serving or config.template):
+            proven = proven_templates(
+                context.hub, ref, template=config.template, named_by=f"rollout.{seat}"
+            )
+            if proven and (config.template or proven.base is None):
+                templates[seat] = client_template(proven)
         specs[seat] = spec
     with serve(
         context.hub,
@@ -178,7 +186,10 @@ def serve_seats(
         tokens=max(block.asker.context, block.chat.context),
         slots_per_model=True,
     ) as models:
-        yield models
+        yield {
+            name: replace(model, template=templates.get(name) or model.template)
+            for name, model in models.items()
+        }
 
 
 def _openings(shards: list[Path], intent_column: str | None) -> Iterator[Conversation]:
