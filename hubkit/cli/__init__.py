@@ -81,6 +81,7 @@ def root(
 def register_all() -> None:
     """Hang every command into `app`."""
     from hubkit.cli import (
+        askers,
         clean,
         deploy,
         doctor,
@@ -105,6 +106,7 @@ def register_all() -> None:
     app.command("align", epilog="Example: hubkit align parrot --dry-run")(train.align)
     eval.register(app)
     app.add_typer(study.app)
+    app.command("askers", epilog=askers.EXAMPLE)(askers.askers)
     push.register(app)
     app.command("serve", epilog="Example: hubkit serve local/parrot-chat --port 8080")(serve.serve)
     app.command("env", epilog=env.EXAMPLE)(env.env)

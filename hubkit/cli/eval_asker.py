@@ -75,9 +75,15 @@ class Sample:
             help="Contexts to go on at; default 100, with --full 400.",
         ),
     ] = None
-    openings: Annotated[int, typer.Option(min=0, help="First turns to ask for.")] = 50
+    openings: Annotated[
+        int | None,
+        typer.Option(min=0, help="First turns to ask for; default 30, with --full 100."),
+    ] = None
     temperature: Annotated[float, typer.Option(min=0, help="Of both players' sampling.")] = 0.7
-    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens a turn, at most.")] = 256
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="New tokens a turn, at most; default 128, with --full 256."),
+    ] = None
     context_chars: Annotated[
         int | None,
         typer.Option(
@@ -183,9 +189,12 @@ def _comparison(askers: Askers, sample: Sample, measures: Measures) -> AskerComp
         repos=repos,
         block=Scorecard(
             contexts=sample.conversations or (400 if full else 100),
-            openings=sample.openings,
+            openings=(100 if full else 30) if sample.openings is None else sample.openings,
             context_chars=sample.context_chars or (6000 if full else 3000),
-            sampling=Sampling(temperature=sample.temperature, max_tokens=sample.max_tokens),
+            sampling=Sampling(
+                temperature=sample.temperature,
+                max_tokens=sample.max_tokens or (256 if full else 128),
+            ),
             resamples=500 if full else 200,
             embedder=None if measures.embedder == "none" else measures.embedder,
         ),

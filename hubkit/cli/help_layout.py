@@ -20,7 +20,7 @@ MAP = {
         "eval",
         "push",
     ),
-    "Look at what there is": ("clean", "lineage", "stats", "diff"),
+    "Look at what there is": ("clean", "lineage", "stats", "diff", "askers"),
     "Serve it": ("serve", "spaces", "deploy"),
     "This machine": ("doctor", "hub", "reference"),
 }

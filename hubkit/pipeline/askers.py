@@ -210,7 +210,7 @@ def compare(
         hub, askers, work, progress, slots=block.in_flight, tokens=ENGINE_TOKENS
     ) as models:
         players = [asker.player(model, perplexities.get(asker.name)) for asker, model in models]
-        return scorecard(
+        card = scorecard(
             block,
             data,
             players,
@@ -222,6 +222,8 @@ def compare(
             turing=turing,
             progress=progress,
         )
+    kinds = {asker.name: "prompted base" if asker.prompted else "asker" for asker in askers}
+    return replace(card, settings={**card.settings, "kinds": kinds})
 
 
 def workplace(

@@ -169,9 +169,11 @@ def test_a_dry_run_asks_nothing(repos: dict[str, Ref], server: Handle) -> None:
     )
     plan = json.loads(done.stdout)["players"]
     assert [(p["name"].partition("@")[0], p["requests"]) for p in plan] == [
-        ("tiny-ask", 70), ("tiny-ask", 70), ("base as user", 60)
+        ("tiny-ask", 50), ("tiny-ask", 50), ("base as user", 40)
     ]  # fmt: skip
-    assert plan[0]["tokens_at_most"] == 70 * 256 and plan[0]["base"] == str(repos["base"])
+    full = json.loads(run("tiny-ask", "-n", "10", "--full", "--dry-run", "--json").stdout)
+    assert full["players"][0]["tokens_at_most"] == (100 + 10 + 10) * 256
+    assert plan[0]["tokens_at_most"] == 50 * 128 and plan[0]["base"] == str(repos["base"])
     assert server.stats()["requests"] == before
     assert "requests" in run("tiny-ask", "-n", "10", "--dry-run").stdout
 
