@@ -59,7 +59,9 @@ def run(
         for name, arm in arms.items():
             derived = _of_arm(walk.context.recipe, name, arm).model_copy(update={"seed": seed})
             about = f"student of {name}, seed {seed}"
-            yield walk.step(students.STUDENT_STAGE, about, recipe=derived)
+            part = walk.step(students.STUDENT_STAGE, about, recipe=derived)
+            walk.commits[f"student {name} {seed}"] = part[1].ref
+            yield part
             part = walk.step(students.SCORE_STAGE, f"scores of {name}, seed {seed}", recipe=derived)
             walk.commits[f"scores {name} {seed}"] = part[1].ref
             yield part

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
+from hubkit.errors import StageError
 from hubkit.evaluation import utility
 from hubkit.hub import Ref
 from hubkit.metrics import plots
@@ -16,20 +18,31 @@ from hubkit.pipeline.studies import students
 from hubkit.pipeline.studies.openings import study_of
 from hubkit.pipeline.studies.study_card import card
 from hubkit.progress import Progress
-from hubkit.recipe.study import BALANCE, OPENINGS, RESULT
+from hubkit.recipe.study import BALANCE, OPENINGS, RESULT, STUDENT
 
 PICTURE = "utility.png"
+_MOST_STEPS = 4 / 3
 
 
 def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     """The scores of every student and of their base, and what the arms were cut to."""
-    scores = {role: ref for role, ref in context.commits.items() if role.startswith("scores ")}
+    scores = {
+        role: ref
+        for role, ref in context.commits.items()
+        if role.startswith(("scores ", "student "))
+    }
     return {BALANCE: context.before(BALANCE), OPENINGS: context.before(OPENINGS), **scores}
 
 
 def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
     """``results.json`` and the plot."""
     study, hub = study_of(context), context.hub
+    steps = {
+        role.removeprefix("student "): int(_report(context, ref, STUDENT)["steps"])
+        for role, ref in refs.items()
+        if role.startswith("student ")
+    }
+    require_equal_steps(steps)
     by_arm: defaultdict[str, list[utility.TurnLosses]] = defaultdict(list)
     for role, ref in refs.items():
         if role.startswith("scores "):
@@ -53,6 +66,7 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
         "asker_tokens": {
             name: arm.asker.max_tokens for name, arm in study.arms.items() if arm.asker
         },
+        "steps": steps,
         "balance": _report(context, refs[BALANCE], BALANCE),
         "hygiene": _report(context, refs[OPENINGS], OPENINGS),
         **result,
@@ -70,6 +84,17 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
         {int(d): result["base"][d] for d in depths},
     )
     return facts
+
+
+def require_equal_steps(steps: Mapping[str, int]) -> None:
+    """Raise `StageError` where one student took more than a third more steps than another, and more
+    than one."""
+    few, many = min(steps, key=lambda name: steps[name]), max(steps, key=lambda name: steps[name])
+    if steps[many] > max(steps[few] + 1, steps[few] * _MOST_STEPS):
+        raise StageError(
+            f"the student of {many} took {steps[many]} steps and that of {few} {steps[few]}: they "
+            "differ in more than what asked; look at how many rows each arm has"
+        )
 
 
 def _report(context: RunContext, ref: Ref, stage: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ scored on the held-out dialogues."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from hubkit import training
@@ -17,6 +18,7 @@ from hubkit.pipeline.studies.dialogues import arm_of
 from hubkit.pipeline.studies.openings import study_of
 from hubkit.pipeline.studies.study_card import card
 from hubkit.progress import Progress
+from hubkit.recipe import Training
 from hubkit.recipe.study import BALANCE, SCORE, STUDENT
 
 BASE = "base"
@@ -29,11 +31,10 @@ def _inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
 
 def _train(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
     name, _ = arm_of(context)
-    budget = json.loads(context.hub.read(refs["dialogues"], f"{PROVENANCE}/{BALANCE}.json"))
-    tokens = budget["report"]["loss_tokens"]
-    block = study_of(context).student
+    balance = json.loads(context.hub.read(refs["dialogues"], f"{PROVENANCE}/{BALANCE}.json"))
+    tokens = balance["report"]["loss_tokens"]
     report = training.train(
-        block.model_copy(update={"max_loss_tokens": tokens}),
+        equal_training(study_of(context).student, balance["report"], name),
         parquet(context.hub, refs["dialogues"], split_of(name)),
         context.hub.snapshot(refs["base"], allow_patterns=WEIGHTS),
         dirs.out,
@@ -50,6 +51,22 @@ def _train(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[s
             f"tokens, the others on {tokens}; look at study.student.sft.max_length"
         )
     return report | {"arm": name}
+
+
+def equal_training(block: Training, balance: Mapping[str, Any], arm: str) -> Training:
+    """`block` for the student of `arm`: the arms' common number of loss-bearing tokens, in as many
+    steps.
+
+    An arm that says the same in more and shorter rows takes more of them at a step; otherwise it
+    would also be given more steps, and what is compared would be the optimiser."""
+    rows_per_opening = round(balance["arms"][arm]["rows"] / balance["openings"])
+    accumulation = int(block.sft.get("gradient_accumulation_steps", 1)) * max(1, rows_per_opening)
+    return block.model_copy(
+        update={
+            "max_loss_tokens": balance["loss_tokens"],
+            "sft": {**block.sft, "gradient_accumulation_steps": accumulation},
+        }
+    )
 
 
 def _score_inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
