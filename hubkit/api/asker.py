@@ -285,6 +285,7 @@ class Asker:
         openings: int = 20,
         with_base: bool = True,
         perplexity: bool = False,
+        embedder: str | None = None,
         max_tokens: int = 256,
         seed: int = 42,
         progress: Progress = silent,
@@ -297,6 +298,7 @@ class Asker:
             openings: First turns to ask for.
             with_base: Also its base, told to play the user.
             perplexity: Also the perplexity of people's turns (loads the weights).
+            embedder: Encoder for the measures in an embedding space; None: they are not taken.
             max_tokens: Longest turn.
             seed: Draws contexts and turns.
             progress: Told how far it is.
@@ -309,6 +311,7 @@ class Asker:
             contexts=max(2, min(contexts, len(test))),
             openings=openings,
             sampling=Sampling(max_tokens=max_tokens),
+            embedder=embedder,
         )
         hub = connect()
         base = self.base if isinstance(self.base, Ref) else None

@@ -16,7 +16,7 @@ from hubkit import chat_templates
 from hubkit.conversation import Message
 from hubkit.errors import EvalError
 from hubkit.evaluation.held_out_loss import load_model, token_losses, usable_rows_with_ids
-from hubkit.metrics.statistics import Bootstrap, Estimate
+from hubkit.metrics.statistics import Bootstrap, Estimate, noise
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Training
 from hubkit.training.config import quiet_environment
@@ -192,7 +192,7 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
         later = order[entry["arm"]] > order[entry["against"]]
         if entry["depth"] != FOLLOW_UPS or not later:
             continue
-        words = "outside the noise" if entry["outside_noise"] else "within the noise"
+        words = noise(entry["outside_noise"])
         titles = [report["titles"].get(name, name) for name in (entry["arm"], entry["against"])]
         sentences.append(
             f"{titles[0]} compared with {titles[1]}, {FOLLOW_UPS}: {_interval(entry, '+')} nats "

@@ -235,22 +235,22 @@ def _standing(kind: str, votes: Sequence[Vote], bootstrap: Bootstrap) -> Standin
 
 def tables(result: VoteReport) -> dict[str, tuple[list[str], list[list[str]]]]:
     """Title → column names and rows as text: a table a kind of pairs, and one of strengths."""
-    shown = {}
+    content = {}
     for standing in result.standings:
         title = f"{standing.kind}: {standing.votes} votes of {standing.visitors} visitors"
         rows = [
             [first, second, str(number.n), _cell(number, "{:.2f}")]
             for (first, second), number in standing.rates.items()
         ]
-        shown[title] = (["model", "against", "votes", "chosen"], rows)
+        content[title] = (["model", "against", "votes", "chosen"], rows)
         ranked = sorted(
             standing.strengths.items(), key=lambda entry: -(entry[1].value or float("-inf"))
         )
-        shown[f"{standing.kind}: strengths (log odds against {standing.anchor})"] = (
+        content[f"{standing.kind}: strengths (log odds against {standing.anchor})"] = (
             ["contestant", "votes", "strength"],
             [[name, str(number.n), _cell(number, "{:+.2f}")] for name, number in ranked],
         )
-    return shown
+    return content
 
 
 def notes(result: VoteReport) -> list[str]:

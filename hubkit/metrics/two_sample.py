@@ -75,12 +75,12 @@ def two_sample(
 
     rng = np.random.default_rng(seed)
     n = min(len(model), len(people))
-    kept = [np.sort(rng.permutation(len(side))[:n]) for side in (model, people)]
+    drawn_rows = [np.sort(rng.permutation(len(side))[:n]) for side in (model, people)]
     labelled = groups or (range(len(model)), range(len(people)))
-    names = [(side, labelled[side][row]) for side in (0, 1) for row in kept[side]]
+    names = [(side, labelled[side][row]) for side in (0, 1) for row in drawn_rows[side]]
     places = {name: index for index, name in enumerate(dict.fromkeys(names))}
     group = np.array([places[name] for name in names])
-    x = np.concatenate([model[kept[0]], people[kept[1]]]).astype(float)
+    x = np.concatenate([model[drawn_rows[0]], people[drawn_rows[1]]]).astype(float)
     label_of = np.array([side for side, _ in places])
     fold_of = rng.permutation(len(places)) % FOLDS
     shuffled = np.array([rng.permutation(label_of) for _ in range(permutations)])
@@ -167,9 +167,9 @@ def _higher(scores: Any, ones: Any) -> float:
     """In how many pairs the score of one of `ones` is above another's, ties half."""
     import numpy as np
 
-    others = np.sort(scores[~ones])
-    below = np.searchsorted(others, scores[ones], "left")
-    return float((below + np.searchsorted(others, scores[ones], "right")).sum() / 2)
+    lower = np.sort(scores[~ones])
+    below = np.searchsorted(lower, scores[ones], "left")
+    return float((below + np.searchsorted(lower, scores[ones], "right")).sum() / 2)
 
 
 @dataclass(frozen=True, slots=True)

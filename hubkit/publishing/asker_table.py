@@ -57,19 +57,19 @@ def add(folder: Path, files: Sequence[Path]) -> list[Path]:
 
     Raises:
         SourceError: A file is no scorecard of this version, or its rows contradict others."""
-    taken = []
+    new = []
     for file in files:
         content = _read(file)
         _card(content, file)
         path = folder / EVIDENCE / f"{hashlib.sha256(content).hexdigest()[:16]}.json"
         if not path.exists():
-            taken.append((path, content))
-    _protocols([*_evidence(folder), *taken])
+            new.append((path, content))
+    _protocols([*_evidence(folder), *new])
     with disk_errors(folder):
-        for path, content in taken:
+        for path, content in new:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-    return [path for path, _ in taken]
+    return [path for path, _ in new]
 
 
 def build(folder: Path) -> list[Protocol]:
@@ -125,7 +125,7 @@ def _kind(row: Row, settings: Mapping[str, Any]) -> str:
 
 def _evidence(folder: Path) -> list[tuple[Path, bytes]]:
     """What is kept, each checked against its name."""
-    kept = []
+    evidence = []
     for path in sorted((folder / EVIDENCE).glob("*.json")):
         content = _read(path)
         if hashlib.sha256(content).hexdigest()[:16] != path.stem:
@@ -133,8 +133,8 @@ def _evidence(folder: Path) -> list[tuple[Path, bytes]]:
                 f"{path} is not what its name says: it was changed after it was added; put the "
                 "scorecard back as `hubkit eval asker` wrote it, or remove it"
             )
-        kept.append((path, content))
-    return kept
+        evidence.append((path, content))
+    return evidence
 
 
 def _read(path: Path) -> bytes:

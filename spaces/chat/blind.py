@@ -24,31 +24,31 @@ class Comparison:
         self.models, self.votes, self.limit = models, votes, limit
 
     def say(
-        self, message: str, left: Messages, right: Messages, drawn: dict[str, Any],
+        self, message: str, left: Messages, right: Messages, draw: dict[str, Any],
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
         """Put one message to both, each in its own conversation."""
         self.limit.check(request)
-        if drawn.get("choice"):
+        if draw.get("choice"):
             raise gr.Error("You have chosen. Press Start again for another conversation.")
-        drawn = drawn or {"id": uuid.uuid4().hex, "swapped": random.random() < 0.5}
-        said = {"role": "user", "content": checked(message)}
-        sides: list[Messages] = [[*messages_of(left), said], [*messages_of(right), said]]
-        yield *sides, "", drawn, "Both are writing …"
-        for at, who in enumerate(self._drawn(drawn)):
-            asked = sides[at]
-            for shown in self._answer(who, asked, f"Model {LABELS[at]}"):
-                sides[at] = [*asked, shown]
-                yield *sides, "", drawn, "Both are writing …"
-        drawn = {**drawn, **ballot("which-is-better", drawn["id"], *self._names(drawn))}
-        yield *sides, "", drawn, "Go on, or choose."
+        draw = draw or {"id": uuid.uuid4().hex, "swapped": random.random() < 0.5}
+        turn = {"role": "user", "content": checked(message)}
+        sides: list[Messages] = [[*messages_of(left), turn], [*messages_of(right), turn]]
+        yield *sides, "", draw, "Both are writing …"
+        for at, who in enumerate(self._in_order(draw)):
+            history = sides[at]
+            for reply in self._answer(who, history, f"Model {LABELS[at]}"):
+                sides[at] = [*history, reply]
+                yield *sides, "", draw, "Both are writing …"
+        draw = {**draw, **ballot("which-is-better", draw["id"], *self._names(draw))}
+        yield *sides, "", draw, "Go on, or choose."
 
-    def _answer(self, who: Model, asked: Messages, name: str) -> Iterator[dict[str, Any]]:
+    def _answer(self, who: Model, history: Messages, name: str) -> Iterator[dict[str, Any]]:
         """What is written so far, again and again; the model's name stays out of errors too."""
         text = ""
         try:
             for piece in stream(
-                who, messages_of(asked), temperature=who.temperature, top_p=who.top_p,
+                who, messages_of(history), temperature=who.temperature, top_p=who.top_p,
                 max_tokens=who.max_tokens,
             ):  # fmt: skip
                 text += piece.text
@@ -64,36 +64,36 @@ class Comparison:
         """What a button does: keep the vote, and say who was who."""
 
         def chosen(
-            drawn: dict[str, Any], left: Messages, right: Messages, request: gr.Request
+            draw: dict[str, Any], left: Messages, right: Messages, request: gr.Request
         ) -> tuple[dict[str, Any], str]:
-            if not drawn.get("pair") or drawn.get("choice"):
+            if not draw.get("pair") or draw.get("choice"):
                 raise gr.Error("Write something to both first, or press Start again.")
             sides = [messages_of(left), messages_of(right)]
             if any(not side or side[-1]["role"] != "assistant" for side in sides):
                 raise gr.Error("One of them has not answered; write again before you choose.")
             who = " and ".join(
                 f"{label} was **{name}**"
-                for label, name in zip(LABELS, self._names(drawn), strict=True)
+                for label, name in zip(LABELS, self._names(draw), strict=True)
             )
             words = [sum(len(m["content"].split()) for m in s if m["role"] == "assistant")
                      for s in sides]  # fmt: skip
             turns = sum(m["role"] == "user" for m in sides[0])
             try:
                 kept = self.votes.cast(
-                    drawn, choice, request, turns=turns, left_words=words[0], right_words=words[1]
+                    draw, choice, request, turns=turns, left_words=words[0], right_words=words[1]
                 )
             except VoteRefusedError as error:
-                return {**drawn, "choice": choice}, f"{error} {who}."
-            return {**drawn, "choice": choice}, f"{'Kept, thank you: ' if kept else ''}{who}."
+                return {**draw, "choice": choice}, f"{error} {who}."
+            return {**draw, "choice": choice}, f"{'Kept, thank you: ' if kept else ''}{who}."
 
         return chosen
 
-    def _drawn(self, drawn: dict[str, Any]) -> tuple[Model, Model]:
+    def _in_order(self, draw: dict[str, Any]) -> tuple[Model, Model]:
         first, second = self.models
-        return (second, first) if drawn["swapped"] else (first, second)
+        return (second, first) if draw["swapped"] else (first, second)
 
-    def _names(self, drawn: dict[str, Any]) -> tuple[str, str]:
-        first, second = self._drawn(drawn)
+    def _names(self, draw: dict[str, Any]) -> tuple[str, str]:
+        first, second = self._in_order(draw)
         return first.repo_id, second.repo_id
 
     def build(self) -> None:
@@ -103,7 +103,7 @@ class Comparison:
             + self.votes.notice,
             elem_id="blind-notice",
         )
-        drawn = gr.State({})
+        draw = gr.State({})
         with gr.Row(elem_classes="stack-on-phone"):
             left, right = (
                 TextChatbot(label=f"Model {label}", elem_id=f"blind-{label.lower()}",
@@ -124,9 +124,9 @@ class Comparison:
                 )
             ]  # fmt: skip
             fresh = gr.Button("Start again", size="sm", elem_id="blind-fresh")
-        run = box.submit(self.say, [box, left, right, drawn], [left, right, box, drawn, news],
+        run = box.submit(self.say, [box, left, right, draw], [left, right, box, draw, news],
                          concurrency_limit=2, **quietly)  # fmt: skip
         for button, choice in buttons:
-            button.click(self.choose(choice), [drawn, left, right], [drawn, news], **quietly)
-        fresh.click(lambda: ([], [], {}, ""), None, [left, right, drawn, news], cancels=[run],
+            button.click(self.choose(choice), [draw, left, right], [draw, news], **quietly)
+        fresh.click(lambda: ([], [], {}, ""), None, [left, right, draw, news], cancels=[run],
                     api_visibility="private")  # fmt: skip

@@ -137,7 +137,7 @@ class Votes:
             How many files were sent."""
         if self._send is None:
             return 0
-        sent = 0
+        count = 0
         with self._sending:
             self._seal()
             for file in sorted(self._folder.glob("sealed-*.jsonl")):
@@ -148,10 +148,10 @@ class Votes:
                     print(f"votes wait: {type(error).__name__}", flush=True)  # never its words
                     break
                 file.unlink()
-                sent += 1
+                count += 1
                 with self._lock:
                     self._waiting = max(0, self._waiting - content.count(b"\n"))
-        return sent
+        return count
 
     def _seal(self) -> None:
         """Give what waits its name in the dataset, so that sending it twice is one file."""
@@ -185,12 +185,12 @@ def committer(repo: str, token: str, endpoint: str | None = None) -> Send:
     """Commits to the dataset `repo`, which is made, private, where it is not there."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    api, made = HfApi(endpoint=endpoint, token=token), threading.Event()
+    api, exists = HfApi(endpoint=endpoint, token=token), threading.Event()
 
     def send(path: str, content: bytes) -> None:
-        if not made.is_set():
+        if not exists.is_set():
             api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
-            made.set()
+            exists.set()
         api.create_commit(
             repo,
             [CommitOperationAdd(path, content)],

@@ -142,12 +142,12 @@ class TuringTest:
         open: Gives the judge, asked `PROMPT`, for the length of a block.
         judge: What the results say that it is.
         pairs: At most so many pairs a player; each is asked about twice.
-        asked: What the judge's answers took, once they are there."""
+        stats: What the judge's answers took, once they are there."""
 
     open: Callable[[], AbstractContextManager[PromptedJudge]]
     judge: str
     pairs: int
-    asked: dict[str, Any] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
 
     def judged(
         self,
@@ -170,7 +170,7 @@ class TuringTest:
                 )
                 for name, said in turns.items()
             }
-            self.asked.update(judge.stats)
+            self.stats.update(judge.stats)
         return [row if row.name == PEOPLE else _with_result(row, results[row.name]) for row in rows]
 
     def settings(self) -> dict[str, Any]:
@@ -179,8 +179,8 @@ class TuringTest:
             "judge": self.judge,
             "pairs": self.pairs,
             "length_ratio": LENGTH_RATIO,
-            "prompts": self.asked.get("prompts"),
-            "unusable_attempts": self.asked.get("unusable_attempts", {}),
+            "prompts": self.stats.get("prompts"),
+            "unusable_attempts": self.stats.get("unusable_attempts", {}),
         }
 
 
