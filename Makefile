@@ -60,7 +60,7 @@ conformance: $(READY) ## the clients' own test suites against the embedded Hub
 attack: $(READY) ## attacks and accidents: what a stranger or a bad day may do, and what holds
 	$(BIN)/python -m pytest -m attack -rA --timeout 600
 
-chaos: $(READY) ## drivers, Hubs, pushes and trainers killed at any moment, hundreds of times
+chaos: $(READY) ## drivers, Hubs, pushes and trainers killed at any moment, disks filled, bits flipped
 	$(BIN)/python tests/bench/chaos.py
 	$(FIGURES)
 

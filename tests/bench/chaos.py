@@ -1,5 +1,5 @@
-"""Whatever can be killed, killed at any moment: ``make chaos`` runs those tests and writes
-``results/chaos.json``.
+"""Whatever can be killed, killed at any moment, and whatever can be damaged, damaged: ``make
+chaos`` runs those tests and writes ``results/chaos.json``.
 
 A test that kills more than once says how often through pytest's `record_property`:
 ``record_property("kills", n)``."""
@@ -21,7 +21,7 @@ PYTEST = [
     "-m",
     "slow or not slow",
     "-k",
-    "kill or chaos",
+    "kill or chaos or data_safety or copied_home",
     "--timeout",
     "3600",
 ]
@@ -50,11 +50,16 @@ def main(*more: str) -> int:
         "kills of a test that kills more than once": {
             name.removeprefix("test_"): kills[name] for name in kills
         },
+        "accidents of the embedded Hub": {
+            str(case.get("name")).removeprefix("test_"): "failed" if case in failed else "held"
+            for case in ran
+            if "local_hub" in str(case.get("classname"))
+        },
     }
     if not more:
         about = (
-            "Drivers, Hubs, pushes and trainers killed at any moment: "
-            "is all there that was acknowledged?"
+            "Drivers, Hubs, pushes and trainers killed at any moment, disks full, bits flipped, "
+            "databases lost, homes copied: is all there that was acknowledged, or named as lost?"
         )
         write("chaos", about, "make chaos", figures, add=False)
     return status

@@ -108,6 +108,21 @@ def test_a_side_branch_is_no_way_round(remote_hub: Hub) -> None:
         branch.commit({"shards/a.json": f'"{EMAIL}"'.encode()}, "A shard")
 
 
+def test_a_pull_request_is_no_way_round(remote_hub: Hub, tmp_path: Path) -> None:
+    """What its diff would show leaves by the same place as every other commit."""
+    parent = remote_hub.commit("local/repo", _write(tmp_path / "first", "a.txt", b"x"), "First")
+    request = remote_hub.api.create_pull_request("local/repo", "Better words")
+    place = {"repo_type": "model", "parent": parent.revision, "branch": request.git_reference}
+    with pytest.raises(PublishError, match=r"notes\.txt holds 1 github token \(line 1\)"):
+        remote_hub.create_commit("local/repo", {"notes.txt": TOKEN.encode()}, "Words", **place)
+    with pytest.raises(PublishError, match="a name or message of the commit holds email"):
+        remote_hub.create_commit("local/repo", {"notes.txt": b"x"}, f"Of {EMAIL}", **place)
+    diff = remote_hub.api.get_discussion_details("local/repo", request.num).diff or ""
+    assert TOKEN not in diff and "notes.txt" not in diff
+    remote_hub.create_commit("local/repo", {"notes.txt": b"fine"}, "Words", **place)
+    assert "+fine" in (remote_hub.api.get_discussion_details("local/repo", request.num).diff or "")
+
+
 def test_messages_and_tags_are_no_way_round(remote_hub: Hub, tmp_path: Path) -> None:
     folder = _write(tmp_path / "folder", "a.txt", b"x")
     with pytest.raises(PublishError, match="a name or message of the commit holds email"):

@@ -349,6 +349,30 @@ def test_a_killed_backup_leaves_nothing_that_looks_whole(server: HubServer, tmp_
     assert not partial.exists()
 
 
+def test_a_killed_restore_is_the_former_hub_or_the_saved_one(
+    server: HubServer, tmp_path: Path
+) -> None:
+    _fill(server, tuple(f"r{number}" for number in range(8)))
+    saved = tmp_path / "saved"
+    assert upkeep(server, "backup", str(saved))[0] == 0
+    _fill(server, ("later",))
+    server.stop()
+    command = [sys.executable, "-m", "hubkit.local_hub", "restore", "--root", str(server.root)]
+    for delay_s in (0.1, 0.3, 0.5, 0.7, 0.9):
+        process = subprocess.Popen([*command, str(saved)], cwd=ROOT, stdout=subprocess.DEVNULL)
+        threading.Event().wait(delay_s)
+        process.kill()
+        process.wait()
+        server.start()
+        names = {model.id for model in server.api().list_models()}
+        assert len(names - {"local/later"}) == 8
+        assert upkeep(server, "verify")[1]["problems"] == []
+        server.stop()
+    code, _ = upkeep(server, "restore", str(saved))
+    assert code == 0
+    assert upkeep(server, "verify")[1]["problems"] == []
+
+
 @pytest.mark.attack
 def test_an_incomplete_copy_of_a_running_hub_is_refused(server: HubServer, tmp_path: Path) -> None:
     _fill(server, ("one",))
@@ -396,8 +420,10 @@ def test_a_flipped_bit_in_any_stored_file_is_named(server: HubServer) -> None:
     kinds = {
         "large file": _large_file(server, "one"),
         "pack": next((folder / "objects" / "pack").glob("*.pack")),
+        "pack's index": next((folder / "objects" / "pack").glob("*.idx")),
         "loose object": next(iter(sorted((folder / "objects").glob("??/*")))),
         "reference": folder / "refs" / "heads" / "main",
+        "head": folder / "HEAD",
         "database": server.root / "hub.sqlite",
     }
     for kind, path in kinds.items():

@@ -120,6 +120,8 @@ def _repo_problems(
 ) -> Iterator[str]:
     if repo.ref(b"refs/heads/main") is None:
         yield f"{name}: has no branch main; {_RESTORE}"
+    if (repo.path / "HEAD").read_bytes().strip() != b"ref: refs/heads/main":
+        yield f"{name}: HEAD does not name the branch main; {_RESTORE}"
     yield from _unreadable_refs(name, repo)
     visited: set[bytes] = set()
     todo = [
