@@ -33,6 +33,9 @@ class Arm(Block):
     """What tables and plots call it; its key where none is given."""
     system: Content[str | None] = None
     """Tells the base of a ``prompted`` arm to play the user."""
+    endpoints: Execution[list[str]] = Field(default_factory=lambda: ["embedded"])
+    """Addresses of the base of a ``prompted`` arm; a trained asker answers where the rollout's
+    does."""
     recipe: Content[str | None] = None
     """The recipe whose asker block a trained asker is made by, under the same profiles and on this
     recipe's corpus; null: this recipe."""

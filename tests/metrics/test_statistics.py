@@ -178,3 +178,30 @@ def test_only_this_module_says_what_is_noise_or_makes_an_interval() -> None:
         text = file.read_text("utf-8")
         for own in ('"outside the noise"', '"within the noise"', "np.percentile", "0.975"):
             assert own not in text, f"{file}: {own} belongs into hubkit/metrics/statistics.py"
+
+
+def test_an_interval_over_clusters_and_replicates_covers_the_truth() -> None:
+    """40 conversations, three seeds that disagree: 95 % intervals hold the effect that was planted
+    in about 95 of 100 worlds, and one that ignored the seeds would not."""
+    rng = np.random.default_rng(5)
+    covered = ignoring = 0
+    worlds = 400
+    for world in range(worlds):
+        seeds, talks = rng.normal(0, 0.05, (3, 1)), rng.normal(0, 0.2, (1, 40))
+        totals = 0.1 + seeds + talks + rng.normal(0, 0.05, (3, 40))
+        statistics = Bootstrap(resamples=200, seed=world)
+        estimate = statistics.over_replicates(totals.tolist(), [1.0] * 40)
+        assert estimate.low is not None and estimate.high is not None
+        covered += estimate.low <= 0.1 <= estimate.high
+        alone = statistics.mean_of(totals.mean(0).tolist())
+        assert alone.low is not None and alone.high is not None
+        ignoring += alone.low <= 0.1 <= alone.high
+    assert 0.93 <= covered / worlds <= 0.99 and ignoring / worlds < 0.9
+
+
+def test_replicates_that_agree_add_nothing() -> None:
+    values = [0.1, 0.3, 0.2, 0.6, 0.4]
+    one = Bootstrap(resamples=500).over_replicates([values], [1.0] * 5)
+    three = Bootstrap(resamples=500).over_replicates([values] * 3, [1.0] * 5)
+    assert (one.low, one.high) == pytest.approx((three.low, three.high))
+    assert three.replicates_share == pytest.approx(0, abs=1e-9) and one.replicates_share is None

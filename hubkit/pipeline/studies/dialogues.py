@@ -178,9 +178,9 @@ def _asking(context: RunContext, arm: Arm, refs: dict[str, Ref]) -> Asking:
         return Asking(people_seat(refs["openings"].repo_id))
     if arm.kind == "prompted":
         base = refs["base"]
-        changes |= {"repo": base.repo_id, "system": arm.system, "endpoints": ["embedded"]}
+        changes |= {"repo": base.repo_id, "system": arm.system, "endpoints": arm.endpoints}
         seat = seat.model_copy(update=changes)
-        return Asking(seat, ModelSpec(base), base)
+        return Asking(seat, spec_of(seat, base), base)
     if arm.kind == "asker" and arm.asker is not None:
         seat = seat.model_copy(update=changes | {"system": arm.asker.system or seat.system})
         spec = spec_of(seat, refs["asker"], refs.get("base"), named_by="rollout.asker")

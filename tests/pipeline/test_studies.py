@@ -1,0 +1,263 @@
+"""A study of what asking is worth, through its public entry: a real Hub, real training of tiny
+students, and a scripted teacher and askers at an address."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import DatasetCard
+from support.mock_endpoint import Handle, mock
+from support.tiny_models import tiny_base
+
+from hubkit import training
+from hubkit.errors import StageError
+from hubkit.hub import Hub, Ref, connect
+from hubkit.pipeline import RunContext, studies
+from hubkit.pipeline.stage import StageResult, parquet
+from hubkit.pipeline.studies import balance, openings, result
+from hubkit.progress import silent
+from hubkit.recipe import Recipe, load_study
+from hubkit.recipe.study import ANSWERS, BALANCE, HELD_OUT, OPENINGS, RESULT, STUDENT
+
+BASE = "somebody/tiny"
+ARMS = ["single", "prompted", "asker", "people"]
+SYLLABLES = ("ba", "ke", "li", "mo", "nu", "ra", "se", "ti", "vo", "zu")
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[Handle]:
+    with mock() as handle:
+        yield handle
+
+
+@pytest.fixture(scope="module")
+def hub(hubkit_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Hub:
+    found = connect()
+    base = tiny_base(tmp_path_factory.mktemp("tiny"))
+    found.commit(BASE, base, "A tiny base", repo_type="model")
+    return found
+
+
+@pytest.fixture(scope="module")
+def recipe(hub: Hub, endpoint: Handle, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return study(endpoint, _chats(tmp_path_factory.mktemp("chats")))
+
+
+def study(endpoint: Handle, chats: Path, **changes: Any) -> Recipe:
+    """The shipped study on a recipe so small that a test can run it."""
+    values = {
+        "repos": {name: f"study-{name}" for name in
+                  ("corpus", "asker", "dialogues", "chat", "results")},
+        "corpus": {"sources": [{"path": str(chats), "license": "other"}], "filters": [],
+                   "openings": 8, "test": 8},
+        "asker.base": BASE, "asker.max_tokens": 200, "asker.lora": None,
+        "rollout.asker.endpoints": [endpoint.url],
+        "study.teacher": {"repo": None, "name": "scripted", "license": "cc0-1.0",
+                          "endpoints": [endpoint.url], "profile": "openai",
+                          "sampling": {"max_tokens": 32}},
+        "study.arms.prompted.endpoints": [endpoint.url],
+        "study.dialogues": 4, "study.conversations": 3, "study.turns": 2, "study.seeds": [1, 2],
+        "study.student.base": BASE, "study.student.lora": None,
+        "study.student.sft.max_length": 256, "study.max_tokens": 256, "study.resamples": 50,
+        "study.student.sft.gradient_accumulation_steps": 1,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }  # fmt: skip
+    overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return load_study("utility", "parrot", profiles=["laptop"], overrides=overrides)
+
+
+def _chats(folder: Path) -> Path:
+    """Conversations of which no two share a run of words."""
+    chance = random.Random(7)
+
+    def words(count: int) -> str:
+        return " ".join("".join(chance.choices(SYLLABLES, k=3)) for _ in range(count))
+
+    chats = [
+        {
+            "id": f"c{number}",
+            "conversations": [
+                {"from": ("human", "gpt")[turn % 2], "value": f"{words(9)}?"} for turn in range(6)
+            ],
+        }
+        for number in range(24)
+    ]
+    (folder / "chats.json").write_text(json.dumps(chats))
+    return folder / "chats.json"
+
+
+@pytest.fixture(scope="module")
+def parts(hub: Hub, recipe: Recipe, endpoint: Handle) -> dict[str, StageResult]:
+    """A study that was interrupted when its first student trained, and run again."""
+    train, calls = training.train, []
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 2:  # the asker was the first
+            raise StageError("the power went out")
+        return train(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train", interrupted)
+        with pytest.raises(StageError, match="the power went out"):
+            list(studies.run(recipe, hub))
+    asked = endpoint.stats()
+    again = dict(studies.run(recipe, hub))
+    assert endpoint.stats() == asked, "what the teacher had said was asked for again"
+    assert again["dialogues of people"].skipped and not again["result"].skipped
+    return again
+
+
+def test_every_arm_has_the_same_openings_teacher_and_tokens(
+    hub: Hub, parts: dict[str, StageResult]
+) -> None:
+    report = parts["result"].report
+    assert list(report["arms"]) == ARMS and report["balance"]["openings"] == 4
+    trained = [part.report for about, part in parts.items() if about.startswith("student of")]
+    assert {student["loss_tokens"] for student in trained} == {report["balance"]["loss_tokens"]}
+    assert len(trained) == 8 and max(report["steps"].values()) <= 4 / 3 * min(
+        report["steps"].values()
+    )
+    origins = {
+        arm: {
+            row["opening"]
+            for path in parquet(hub, parts["balance"].ref, f"train_{arm}")
+            for row in pq.read_table(path).to_pylist()
+        }
+        for arm in ARMS
+    }
+    assert len(set(map(frozenset, origins.values()))) == 1 and len(origins["single"]) == 4
+
+
+def test_people_say_what_they_said(hub: Hub, parts: dict[str, StageResult]) -> None:
+    original = {
+        row.id: [m["content"] for m in row.messages if m["role"] == "user"]
+        for row in openings.load(hub, parts["openings"].ref, openings.SPLIT)
+    }
+    for row in openings.load(hub, parts["dialogues of people"].ref, "people"):
+        spoken = [m["content"] for m in row.messages if m["role"] == "user"]
+        assert spoken == original[row.meta["origin"]] and len(spoken) == 2
+    for name in ("prompted", "asker"):
+        for row in openings.load(hub, parts[f"dialogues of {name}"].ref, name):
+            spoken = [m["content"] for m in row.messages if m["role"] == "user"]
+            assert spoken[0] == original[row.meta["origin"]][0]
+            assert spoken[1] != original[row.meta["origin"]][1]
+
+
+def test_the_result_is_data_a_plot_and_a_card(hub: Hub, parts: dict[str, StageResult]) -> None:
+    ref = parts["result"].ref
+    results = json.loads(hub.read(ref, "results.json"))
+    assert results["depths"] == ["1", "2", "follow-ups"]
+    pairs = {(e["arm"], e["against"]) for e in results["differences"] if e["depth"] == "2"}
+    assert len(pairs) == 12
+    for entry in results["differences"]:
+        arms = results["arms"]
+        direct = arms[entry["arm"]][entry["depth"]]["value"]
+        direct -= arms[entry["against"]][entry["depth"]]["value"]
+        assert entry["value"] == pytest.approx(direct) and entry["replicates"] == 2
+        assert entry["low"] < entry["value"] < entry["high"]
+    assert hub.read(ref, result.PICTURE).startswith(b"\x89PNG")
+    card = DatasetCard(hub.read(ref, "README.md").decode())
+    assert "hubkit" in card.data.tags and "people's own follow-ups" in card.text
+    assert f"{results['arms']['people']['2']['value']:.3f}" in card.text
+
+
+def test_a_study_that_is_done_does_nothing(
+    hub: Hub, recipe: Recipe, endpoint: Handle, parts: dict[str, StageResult]
+) -> None:
+    asked = endpoint.stats()
+    again = dict(studies.run(recipe, hub))
+    assert all(part.skipped for part in again.values()) and endpoint.stats() == asked
+    assert again["result"].ref == parts["result"].ref
+
+
+def test_an_unfair_arm_is_refused(
+    hub: Hub, recipe: Recipe, parts: dict[str, StageResult], tmp_path: Path
+) -> None:
+    rows = _rows(hub, parts)
+
+    def refused(planted: list[dict[str, Any]], **study_changes: Any) -> str:
+        changed = recipe
+        if study_changes:
+            assert recipe.study is not None
+            block = recipe.study.model_copy(update=study_changes)
+            changed = recipe.model_copy(update={"study": block})
+        return _refusal(hub, changed, parts, planted, tmp_path)
+
+    foreign = [{**rows[0], "opening": {"id": "elsewhere", "source": "x"}}, *rows]
+    assert "openings that are not the study's (elsewhere)" in refused(foreign)
+    assert "fewer than study.min_openings" in refused(rows[:1])
+    other = {"repo_id": "another/teacher", "revision": None}
+    assert "different teachers" in refused([{**rows[0], "chat": other}, *rows[1:]])
+    short = [{**r, "messages": [*r["messages"][:1], {"role": "assistant", "content": "y"}]}
+             for r in rows]  # fmt: skip
+    assert "loss-bearing tokens" in refused(short, min_tokens=0.9)
+    with pytest.raises(StageError, match=r"took 9 steps and that of single 1 6"):
+        result.require_equal_steps({"single 1": 6, "people 1": 9})
+
+
+def test_what_is_evaluated_on_is_refused_in_a_training_set(
+    hub: Hub, recipe: Recipe, parts: dict[str, StageResult], tmp_path: Path
+) -> None:
+    rows = _rows(hub, parts)
+    held_out = openings.load(hub, parts["openings"].ref, openings.HELD_OUT)[0]
+    own_words = [m["content"] for m in held_out.messages if m["role"] == "user"]
+
+    def planted(first: str, second: str) -> list[dict[str, Any]]:
+        messages = [dict(m) for m in rows[0]["messages"]]
+        messages[0]["content"], messages[2]["content"] = first, second
+        return [{**rows[0], "messages": messages}, *rows[1:]]
+
+    copy = _refusal(hub, recipe, parts, planted(*own_words), tmp_path)
+    assert f"held-out {held_out.id} is " in copy and "in arm people" in copy
+    near = _refusal(hub, recipe, parts, planted("Oh, and also:", " ".join(own_words)), tmp_path)
+    assert f"held-out {held_out.id} is a near-duplicate (" in near
+
+
+def _rows(hub: Hub, parts: dict[str, StageResult]) -> list[dict[str, Any]]:
+    (shard,) = parquet(hub, parts["dialogues of people"].ref, "people")
+    return list(pq.read_table(shard).to_pylist())
+
+
+def _refusal(
+    hub: Hub, recipe: Recipe, parts: dict[str, StageResult], rows: list[dict[str, Any]], work: Path
+) -> str:
+    """Why the study's arms cannot be compared once the people's dialogues are `rows`."""
+    (shard,) = parquet(hub, parts["dialogues of people"].ref, "people")
+    (work / "data").mkdir(exist_ok=True)
+    table = pa.Table.from_pylist(rows, schema=pq.read_schema(shard))
+    pq.write_table(table, work / "data" / "people-00000-of-00001.parquet")
+    planted = hub.commit(hub.qualify("study-planted"), work, "planted", repo_type="dataset")
+    commits: dict[str, Ref] = {
+        OPENINGS: parts["openings"].ref,
+        HELD_OUT: parts["held-out dialogues"].ref,
+        "arm single": parts["single turns"].ref,
+        "arm people": planted,
+    }
+    repos = recipe.repos.model_copy(update={"dialogues": "study-refused"})
+    context = RunContext(recipe.model_copy(update={"repos": repos}), hub, commits)
+    with pytest.raises(StageError) as refusal:
+        balance.STAGE.run(context, balance.STAGE.inputs(context, silent), silent)
+    return str(refusal.value)
+
+
+def test_what_a_recipe_says_of_a_study_identifies_its_parts(endpoint: Handle) -> None:
+    now = study(endpoint, Path("chats.json"))
+    stages = (OPENINGS, ANSWERS, BALANCE, STUDENT, RESULT)
+
+    def changed(**changes: Any) -> set[str]:
+        other = study(endpoint, Path("chats.json"), **changes)
+        return {stage for stage in stages if other.digest(stage) != now.digest(stage)}
+
+    assert changed(study__in_flight=3) == set()
+    assert changed(study__conversations=2) == {OPENINGS}
+    assert changed(study__teacher__sampling__temperature=0.1) == {ANSWERS}
+    assert changed(study__seeds=[5]) == {RESULT}
+    assert changed(study__student__sft__learning_rate=0.1) == {BALANCE, STUDENT}
