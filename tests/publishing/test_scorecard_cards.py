@@ -155,3 +155,11 @@ def test_the_benchmark_is_a_dataset_that_loads(
     assert offline.num_rows == 16 and len(offline[0]["turns"]) == 8
     checked = load_dataset(str(folder), "offline-checks", split="test", cache_dir=str(tmp_path))
     assert checked.num_rows == 12 and {len(row["checks"]) for row in checked} == {3}
+
+
+def test_the_section_says_which_encoder_and_who_judged() -> None:
+    turing = {"judge": "a judge", "pairs": 5, "stopped": "tokens"}
+    settings = {**CARD.settings, "embedder": "an/encoder", "turing": turing}
+    text = " ".join(scorecard.section(Scorecard(CARD.rows, settings)).split())
+    assert "Embeddings: an/encoder. Judge: a judge, at most 5 pairs a player" in text
+    assert "It stopped early: tokens." in text and "Judge" not in scorecard.section(CARD)

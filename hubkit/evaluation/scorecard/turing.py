@@ -181,6 +181,7 @@ class TuringTest:
             "length_ratio": LENGTH_RATIO,
             "prompts": self.stats.get("prompts"),
             "unusable_attempts": self.stats.get("unusable_attempts", {}),
+            "stopped": self.stats.get("stopped"),
         }
 
 
