@@ -278,7 +278,7 @@ def test_python_runs_as_printed(page: str, shell: dict[str, str], here: Path) ->
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -33,7 +33,7 @@ def test_a_space_runs_with_the_gpu_decorator_and_without(
     before = "import gradio" if there else "sys.modules['spaces'] = None"
     done = subprocess.run(
         [sys.executable, "-c", LOOK.format(before=before)],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
         cwd=write_sources(which, tmp_path / which),
         env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": "."},
     )  # fmt: skip

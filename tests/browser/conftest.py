@@ -20,6 +20,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+PATIENCE_MS = 120_000  # for what has to appear, on a machine that is busy with something else
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +63,7 @@ def browser() -> Iterator[Any]:
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="needs the Python package playwright"
     )
+    playwright.expect.set_options(timeout=PATIENCE_MS)
     system = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
     with playwright.sync_playwright() as session:
         try:
@@ -82,7 +84,7 @@ SHOTS = Path(os.environ.get("SCREENSHOTS", ROOT / ".pytest_cache" / "screenshots
 def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     """A new page in a new profile; a screenshot of how the test left it is kept."""
     context = browser.new_context(viewport={"width": 1100, "height": 850}, accept_downloads=True)
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(PATIENCE_MS)
     opened = context.new_page()
     opened.problems = []
     opened.on("dialog", lambda dialog: (opened.problems.append(dialog.message), dialog.dismiss()))

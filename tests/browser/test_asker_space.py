@@ -225,9 +225,7 @@ def test_who_is_human(opened: Page, endpoints: dict[str, Endpoint]) -> None:
     endpoints["asker"].script.answers = ["What tool do I need for that?"]
     opened.get_by_role("tab", name="Who is human?").click()
     opened.locator("#deal").click()
-    expect(opened.locator("#verdict")).to_contain_text(
-        "Which one did a person write?", timeout=30_000
-    )
+    expect(opened.locator("#verdict")).to_contain_text("Which one did a person write?")
     expect(opened.locator("#blind")).to_contain_text("Take the wheel off first.")
     shown = [opened.locator(f"#turn-{side} textarea").input_value() for side in "ab"]
     assert sorted(shown) == sorted([REAL[2]["content"], "What tool do I need for that?"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from scripted import Endpoint
+from support.waiting import until
 
 pytest.importorskip("playwright", reason="needs the Python package playwright")
 
@@ -86,13 +87,11 @@ def test_stop_ends_the_answer_and_the_request(chat: Page, endpoints: dict[str, E
     say(chat, "talk")
     expect(chat.locator("#chat")).to_contain_text("word word")
     chat.locator("#message .stop-button").click()
-    chat.wait_for_timeout(1500)
-    length = len(chat.locator("#chat").inner_text())
-    chat.wait_for_timeout(700)
-    assert len(chat.locator("#chat").inner_text()) == length < 1500
-    assert endpoints["chat"].script.broken_off == 1
+    expect(chat.locator("#message .submit-button")).to_be_visible()
+    until(lambda: endpoints["chat"].script.broken_off == 1)
     say(chat, "again")
     expect(chat.locator("#chat")).to_contain_text("Answer number 2")
+    assert len(chat.locator("#chat").inner_text()) < 1500
 
 
 @pytest.mark.slow
@@ -103,8 +102,7 @@ def test_escape_stops_too(chat: Page, endpoints: dict[str, Endpoint]) -> None:
     expect(chat.locator("#chat")).to_contain_text("word word")
     chat.keyboard.press("Escape")
     expect(chat.locator("#message .submit-button")).to_be_visible()
-    chat.wait_for_timeout(1000)
-    assert endpoints["chat"].script.broken_off == 1
+    until(lambda: endpoints["chat"].script.broken_off == 1)
     expect(chat.locator("#message textarea")).to_be_enabled()
 
 

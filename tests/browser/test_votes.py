@@ -38,7 +38,7 @@ def visitor(browser: Any, request: pytest.FixtureRequest) -> Iterator[Callable[[
 
     def enter(number: int) -> Page:
         context = browser.new_context(extra_http_headers={"x-forwarded-for": f"10.0.0.{number}"})
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(120_000)
         context.tracing.start(screenshots=True)
         contexts.append((number, context))
         return context.new_page()
@@ -67,9 +67,7 @@ def kept(hub: Hub, repo: str, number: int) -> list[Path]:
 
 def deal(page: Page) -> list[str]:
     page.locator("#deal").click()
-    expect(page.locator("#verdict")).to_contain_text(
-        "Which one did a person write?", timeout=60_000
-    )
+    expect(page.locator("#verdict")).to_contain_text("Which one did a person write?")
     return [page.locator(f"#turn-{side} textarea").input_value() for side in "ab"]
 
 

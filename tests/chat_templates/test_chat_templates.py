@@ -137,7 +137,7 @@ def test_llama_cpps_own_jinja_renders_the_same(family, seat, gguf):
         turns = turns if turns[-1]["role"] == "user" else turns[:-1]
         body = json.dumps({"messages": turns}).encode()
         request = urllib.request.Request(f"{server.listening_address}/apply-template", data=body)
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=240) as answer:
             rendered = json.load(answer)["prompt"]
         assert rendered == render("transformers", tokenizer, template, turns)
 

@@ -53,7 +53,7 @@ def play(arguments: list[str], **env: str) -> tuple[dict[str, Any], list[Any], s
             results = [client.reset(seed=0), client.step({"message": "Knead it."})]
             results.append(client.step({"message": "Bake it."}))
         process.send_signal(signal.SIGINT)
-        last = process.communicate(timeout=60)[1]
+        last = process.communicate(timeout=240)[1]
         assert process.returncode == 0, last
         return told, results, last
     finally:

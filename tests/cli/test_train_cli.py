@@ -366,7 +366,7 @@ def test_a_job_that_runs_out_of_time_goes_back_into_the_queue_and_on_from_there(
         assert running.poll() is None and time.monotonic() < deadline, running.stderr.read()
         time.sleep(0.1)
     running.send_signal(signal.SIGINT)  # as Slurm does, to the batch shell alone
-    assert running.wait(timeout=120) == 130, running.stderr.read()
+    assert running.wait(timeout=240) == 130, running.stderr.read()
     assert (tmp_path / "cluster" / "asked").read_text() == "requeue 7\n"
     assert list(
         (hubkit_home / "runs").glob("parrot-asker-*/scratch/*/checkpoint-*/hubkit-complete")

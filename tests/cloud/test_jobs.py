@@ -214,12 +214,12 @@ def test_ctrl_c_leaves_the_job_for_the_next_command_or_cancels_it(hub: Hub) -> N
     first = _driver("leave", "leave")
     url = _until_up(first)
     first.send_signal(signal.SIGINT)
-    said, _ = first.communicate(timeout=30)
+    said, _ = first.communicate(timeout=240)
     assert "still runs and costs" in said
     second = _driver("leave", "cancel")
     assert _until_up(second) == url  # followed, not started again
     second.send_signal(signal.SIGINT)
-    said, _ = second.communicate(timeout=30)
+    said, _ = second.communicate(timeout=240)
     assert "cancelled job" in said
     [job] = jobs(hub, "leave", "test")
     assert job.status.stage == "CANCELED"

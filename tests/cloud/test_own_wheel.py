@@ -67,7 +67,7 @@ def resolved(requirement: str, index: str) -> subprocess.CompletedProcess[str]:
         "--no-deps",
     ]
     command += ["--quiet", "--report", "-", "--no-cache-dir", "--index-url", index, requirement]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
 
 
 def test_a_namesake_on_the_index_is_not_taken(hub: Hub, index: str) -> None:

@@ -37,7 +37,7 @@ class TestTextGeneration:
     def test_generate(self, engine: Running) -> None:
         from text_generation import Client
 
-        response = Client(engine.url(), timeout=60).generate(
+        response = Client(engine.url(), timeout=240).generate(
             PROMPT, max_new_tokens=8, decoder_input_details=True
         )
         assert "Paris" in response.generated_text
@@ -48,7 +48,7 @@ class TestTextGeneration:
     def test_generate_stream(self, engine: Running) -> None:
         from text_generation import Client
 
-        client = Client(engine.url(), timeout=60)
+        client = Client(engine.url(), timeout=240)
         events = list(client.generate_stream(PROMPT, max_new_tokens=8))
         assert "".join(event.token.text for event in events) == events[-1].generated_text
         assert events[-1].generated_text == client.generate(PROMPT, max_new_tokens=8).generated_text
@@ -56,7 +56,7 @@ class TestTextGeneration:
     def test_stop_and_best_of(self, engine: Running) -> None:
         from text_generation import Client
 
-        client = Client(engine.url(), timeout=60)
+        client = Client(engine.url(), timeout=240)
         response = client.generate(PROMPT, max_new_tokens=30, stop_sequences=["Paris"])
         assert response.generated_text.endswith("Paris")
         assert response.details.finish_reason.value == "stop_sequence"
@@ -68,7 +68,7 @@ class TestTextGeneration:
     def test_chat(self, engine: Running) -> None:
         from text_generation import Client
 
-        response = Client(engine.url(), timeout=60).chat(HELLO, max_tokens=12, seed=1)
+        response = Client(engine.url(), timeout=240).chat(HELLO, max_tokens=12, seed=1)
         assert response.choices[0].message.content
         assert response.choices[0].finish_reason in ("stop", "length")
 
@@ -77,13 +77,13 @@ class TestTextGeneration:
         from text_generation.errors import ValidationError
 
         with pytest.raises(ValidationError, match="must be <= 1024"):
-            Client(engine.url(), timeout=60).generate(PROMPT, max_new_tokens=5000)
+            Client(engine.url(), timeout=240).generate(PROMPT, max_new_tokens=5000)
 
     def test_async(self, engine: Running) -> None:
         from text_generation import AsyncClient
 
         async def both() -> tuple[str, str, str]:
-            client = AsyncClient(engine.url(), timeout=60)
+            client = AsyncClient(engine.url(), timeout=240)
             whole = await client.generate(PROMPT, max_new_tokens=8)
             pieces = [
                 event.token.text async for event in client.generate_stream(PROMPT, max_new_tokens=8)
@@ -102,7 +102,7 @@ class TestHubInference:
     def test_text_generation_with_details(self, engine: Running) -> None:
         from huggingface_hub import InferenceClient
 
-        client = InferenceClient(engine.url(), timeout=60)
+        client = InferenceClient(engine.url(), timeout=240)
         output = client.text_generation(
             PROMPT, max_new_tokens=8, details=True, top_n_tokens=3, decoder_input_details=True
         )
@@ -115,7 +115,7 @@ class TestHubInference:
     def test_text_generation_stream_and_adapter(self, engine: Running) -> None:
         from huggingface_hub import InferenceClient
 
-        client = InferenceClient(engine.url(), timeout=60)
+        client = InferenceClient(engine.url(), timeout=240)
         for adapter in (None, "asker"):
             events = list(
                 client.text_generation(
@@ -129,7 +129,7 @@ class TestHubInference:
     def test_return_full_text_and_truncate(self, engine: Running) -> None:
         from huggingface_hub import InferenceClient
 
-        client = InferenceClient(engine.url(), timeout=60)
+        client = InferenceClient(engine.url(), timeout=240)
         assert client.text_generation(PROMPT, max_new_tokens=3, return_full_text=True).startswith(
             PROMPT
         )
@@ -139,7 +139,7 @@ class TestHubInference:
     def test_chat_with_logprobs_stop_and_seed(self, engine: Running) -> None:
         from huggingface_hub import InferenceClient
 
-        client = InferenceClient(engine.url(), timeout=60)
+        client = InferenceClient(engine.url(), timeout=240)
         answer = client.chat_completion(
             HELLO,
             model="tgi",
@@ -166,7 +166,7 @@ class TestHubInference:
     def test_chat_stream(self, engine: Running) -> None:
         from huggingface_hub import InferenceClient
 
-        client = InferenceClient(engine.url(), timeout=60)
+        client = InferenceClient(engine.url(), timeout=240)
         chunks = list(client.chat_completion(HELLO, max_tokens=8, temperature=0, stream=True))
         whole = client.chat_completion(HELLO, max_tokens=8, temperature=0)
         text = "".join(chunk.choices[0].delta.content for chunk in chunks if chunk.choices)
@@ -176,7 +176,7 @@ class TestHubInference:
         from huggingface_hub import AsyncInferenceClient
 
         async def all_of_it() -> list[str]:
-            client = AsyncInferenceClient(engine.url("asker"), timeout=60)
+            client = AsyncInferenceClient(engine.url("asker"), timeout=240)
             whole = await client.text_generation(PROMPT, max_new_tokens=6)
             stream = await client.text_generation(PROMPT, max_new_tokens=6, stream=True)
             chat = await client.chat_completion(HELLO, max_tokens=6, temperature=0)
@@ -201,7 +201,7 @@ class TestOpenAI:
         import openai
 
         client = openai.OpenAI(
-            base_url=engine.url() + "/v1", api_key="-", timeout=60, max_retries=0
+            base_url=engine.url() + "/v1", api_key="-", timeout=240, max_retries=0
         )
         answer = client.chat.completions.create(
             model="tgi", messages=HELLO, max_tokens=8, temperature=0
@@ -230,7 +230,7 @@ class TestOpenAI:
         import openai
 
         client = openai.OpenAI(
-            base_url=engine.url() + "/v1", api_key="-", timeout=60, max_retries=0
+            base_url=engine.url() + "/v1", api_key="-", timeout=240, max_retries=0
         )
         with pytest.raises(openai.UnprocessableEntityError) as raised:
             client.chat.completions.create(model="gpt-4", messages=HELLO)

@@ -291,7 +291,7 @@ def test_the_two_clients_get_an_answer_from_both_seats(
     ) as engine:
         for name in ("asker", "chat"):
             url = engine.addresses[name]
-            old = Client(url, timeout=120).chat(
+            old = Client(url, timeout=240).chat(
                 [Message(role="user", content=question)], max_tokens=12
             )
             assert old.choices[0].message.content.strip()

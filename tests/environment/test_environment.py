@@ -213,11 +213,11 @@ def test_mistakes_are_answered_and_the_session_lives(
 ) -> None:
     with connect(url.replace("http", "ws") + "/ws") as socket:
         socket.send(sent)
-        answer = json.loads(socket.recv(timeout=10))
+        answer = json.loads(socket.recv(timeout=240))
         assert answer["type"] == "error" and answer["data"]["code"] == code
         assert says in answer["data"]["message"]
         socket.send('{"type": "state"}')
-        assert json.loads(socket.recv(timeout=10))["type"] == "state"
+        assert json.loads(socket.recv(timeout=240))["type"] == "state"
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def url() -> Iterator[str]:
 def get(url: str, **headers: str) -> tuple[int, Any]:
     try:
         with urllib.request.urlopen(
-            urllib.request.Request(url, headers=headers), timeout=10
+            urllib.request.Request(url, headers=headers), timeout=240
         ) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
@@ -281,7 +281,7 @@ def test_sessions_are_bounded_and_idle_ones_end() -> None:
         environment(Person(), limits=Limits(idle_s=0.05)) as (url, _),
         connect(url.replace("http", "ws") + "/ws") as socket,
     ):
-        answer = json.loads(socket.recv(timeout=10))
+        answer = json.loads(socket.recv(timeout=240))
         assert answer["data"] == {
             "message": "no message for 0.05 s; session ended", "code": "SESSION_ERROR",
         }  # fmt: skip

@@ -200,7 +200,7 @@ def test_stopped_in_the_middle_it_is_given_back(
         until(lambda: judge.stats()["answered"] >= 2 or run.poll() is not None)
         assert up(hub), run.communicate()
         run.send_signal(how)
-        said = run.communicate(timeout=60)[1]
+        said = run.communicate(timeout=240)[1]
         if how == signal.SIGINT:
             assert run.returncode == 130 and "the same command resumes" in said
         else:

@@ -25,7 +25,7 @@ def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True, text=True, timeout=120, env={**os.environ, **env}, check=False,
+        capture_output=True, text=True, timeout=240, env={**os.environ, **env}, check=False,
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def test_serve_prints_an_address_that_answers_and_ends_on_ctrl_c() -> None:
     request = urllib.request.Request(
         told["url"] + "/v1/chat/completions", data=json.dumps(body).encode()
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=240) as answer:
         assert json.load(answer)["usage"]["completion_tokens"] <= 2
     serving.send_signal(signal.SIGINT)
     assert serving.wait(20) == 0

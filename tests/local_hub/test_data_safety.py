@@ -47,7 +47,7 @@ def _remove_database(server: HubServer) -> None:
 def _run(server: HubServer, action: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hubkit.local_hub", action, "--root", str(server.root)]
     return subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120
+        [*command, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=240
     )
 
 
@@ -459,7 +459,7 @@ def test_backup_and_restore_from_the_command_line(
 
     def hubkit(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "hubkit", "hub", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
     try:
         connect().make("local/kept")

@@ -74,13 +74,13 @@ def push(api: Any, name: str, *, app: str = APP, app_file: str = "main.py", **fi
 
 
 def ready(api: Any, repo: str, stage: str = "RUNNING") -> Any:
-    found = api.wait_for_space(repo, timeout=60, poll_interval=0.1)
+    found = api.wait_for_space(repo, timeout=240, poll_interval=0.1)
     assert found.stage == stage, (found.raw, list(api.fetch_space_logs(repo)))
     return found
 
 
 def ask(api: Any, repo: str) -> dict[str, Any]:
-    return dict(json.load(urllib.request.urlopen(api.space_info(repo).host, timeout=60)))
+    return dict(json.load(urllib.request.urlopen(api.space_info(repo).host, timeout=240)))
 
 
 def until(seen: Any, what: str) -> None:
@@ -149,14 +149,14 @@ def test_pause_restart_sleep_and_wake(api: Any, server: HubServer) -> None:
     address = api.space_info(repo).host
     assert api.pause_space(repo).stage == "PAUSED" and not home.exists()
     with pytest.raises(urllib.error.HTTPError, match="503"):
-        urllib.request.urlopen(address, timeout=10)
+        urllib.request.urlopen(address, timeout=240)
     api.restart_space(repo)
     ready(api, repo)
     assert api.set_space_sleep_time(repo, 1).sleep_time == 1
     until(lambda: api.get_space_runtime(repo).stage == "SLEEPING", "it never slept")
     page = urllib.request.Request(address, headers={"Accept": "text/html"})
     with pytest.raises(urllib.error.HTTPError) as waking:
-        urllib.request.urlopen(page, timeout=10)
+        urllib.request.urlopen(page, timeout=240)
     assert b"http-equiv" in (said := waking.value.read()) and b"starting" in said
     api.set_space_sleep_time(repo, -1)
     assert ask(api, repo)["SPACE_ID"] == repo, "a program is kept waiting until the app is up"
@@ -247,7 +247,7 @@ def test_an_address_does_not_answer_under_a_name_of_another_site(api: Any) -> No
     ready(api, repo)
     address = api.space_info(repo).host.removeprefix("http://")
     for host, status in (("evil.example", 403), (address, 200)):
-        connection = http.client.HTTPConnection(address, timeout=10)
+        connection = http.client.HTTPConnection(address, timeout=240)
         connection.request("GET", "/", headers={"Host": host})
         assert connection.getresponse().status == status
         connection.close()
@@ -262,7 +262,7 @@ def test_apps_die_with_their_hub_and_wake_under_the_next(tmp_path: Path) -> None
     processes = psutil.Process(server.process.pid).children(recursive=True)
     os.kill(server.process.pid, signal.SIGKILL)
     server.process.wait()
-    assert len(processes) >= 2 and not psutil.wait_procs(processes, timeout=20)[1]
+    assert len(processes) >= 2 and not psutil.wait_procs(processes, timeout=240)[1]
     server.start()
     assert server.api().get_space_runtime(repo).stage == "SLEEPING"
     assert (
@@ -271,7 +271,7 @@ def test_apps_die_with_their_hub_and_wake_under_the_next(tmp_path: Path) -> None
     )
     processes = psutil.Process(server.process.pid).children(recursive=True)
     server.stop()
-    assert processes and not psutil.wait_procs(processes, timeout=20)[1]
+    assert processes and not psutil.wait_procs(processes, timeout=240)[1]
 
 
 def test_a_deleted_space_takes_its_app_along(api: Any) -> None:

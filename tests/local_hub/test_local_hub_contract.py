@@ -35,7 +35,9 @@ def guest(server: HubServer) -> HfApi:
         "guest",
     ]
     command += ["--org", "team:write:The Team"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=60)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=240
+    )
     return server.api(token=done.stdout.strip())
 
 

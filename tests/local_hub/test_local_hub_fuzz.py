@@ -274,7 +274,7 @@ def test_no_request_is_an_internal_error(
 def _status(
     server: HubServer, method: str, path: str, body: bytes | None, headers: dict[str, str]
 ) -> int:
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=20)
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=240)
     try:
         connection.request(method, path, body, headers)
         answer = connection.getresponse()

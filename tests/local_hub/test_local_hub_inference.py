@@ -80,7 +80,7 @@ class Client:
         }
         headers = {"Authorization": f"Bearer {self.server.token}"}
         return httpx.post(
-            f"{url}/v1/chat/completions", json=body, headers=headers, timeout=60, **options
+            f"{url}/v1/chat/completions", json=body, headers=headers, timeout=240, **options
         )
 
 
@@ -127,7 +127,7 @@ def test_an_endpoint_comes_up_answers_pauses_resumes_and_is_deleted(client: Clie
         "initializing" in up.seen and up.repository == "local/tiny" and up.health_route == "/health"
     )
     with client.hub.inference():
-        up.wait(timeout=30, refresh_every=1)
+        up.wait(timeout=240, refresh_every=1)
     answer = client.chat(up.url)
     assert (
         answer.status_code == 200 and answer.json()["choices"][0]["message"]["role"] == "assistant"
@@ -239,7 +239,7 @@ def test_state_outlives_the_hub_and_no_engine_does(tmp_path: Path) -> None:
     server.port = int(server.url.rpartition(":")[2])
     os.kill(server.process.pid, signal.SIGKILL)
     server.process.wait()
-    _, alive = psutil.wait_procs(below, timeout=20)
+    _, alive = psutil.wait_procs(below, timeout=240)
     assert not alive, alive
     server.start()
     client = Client(server)
@@ -248,4 +248,4 @@ def test_state_outlives_the_hub_and_no_engine_does(tmp_path: Path) -> None:
     assert client.chat(up.url).status_code == 200
     below = [p for p in engines() if p.ppid() == server.info["pid"]]
     assert server.stop() == 0
-    assert not psutil.wait_procs(below, timeout=20)[1]
+    assert not psutil.wait_procs(below, timeout=240)[1]

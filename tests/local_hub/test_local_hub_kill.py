@@ -44,7 +44,7 @@ class Chaos:
         threads = [threading.Thread(target=self._client, args=(number, n, stop)) for n in range(4)]
         for thread in threads:
             thread.start()
-        self.started.wait(timeout=20)
+        self.started.wait(timeout=240)
         time.sleep(self.random.uniform(0.0, 0.6))
         self.server.stop(signal.SIGKILL)
         stop.set()

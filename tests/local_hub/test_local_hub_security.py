@@ -131,7 +131,7 @@ tree=$(printf '120000 blob %s\\tlink\\n' "$blob" | git mktree)
 commit=$(git -c user.name=x -c user.email=x@x commit-tree -m link "$tree")
 git update-ref refs/heads/main "$commit"
 """
-    subprocess.run(["bash", "-c", script], cwd=folder, check=True, timeout=30)
+    subprocess.run(["bash", "-c", script], cwd=folder, check=True, timeout=240)
     assert send(server, "GET", "/local/linked/resolve/main/link").body == b"/etc/passwd"
 
 
@@ -193,7 +193,7 @@ def other(server: HubServer) -> dict[str, str]:
             text=True,
             check=True,
             cwd=ROOT,
-            timeout=60,
+            timeout=240,
         )
         tokens[role] = done.stdout.strip()
     return tokens

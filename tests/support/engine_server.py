@@ -179,7 +179,7 @@ class Running:
 
     def get(self, path: str, serves: str = "base") -> Any:
         """GET, parsed as JSON."""
-        with urllib.request.urlopen(self.url(serves) + path, timeout=60) as answer:
+        with urllib.request.urlopen(self.url(serves) + path, timeout=240) as answer:
             return json.load(answer)
 
     def post(self, path: str, body: Any, serves: str = "base", **headers: str) -> tuple[int, Any]:
@@ -187,14 +187,14 @@ class Running:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         request = urllib.request.Request(self.url(serves) + path, data=data, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
+            with urllib.request.urlopen(request, timeout=240) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
     def counters(self) -> dict[str, float]:
         """Every sample of /metrics by its name and labels."""
-        with urllib.request.urlopen(self.url() + "/metrics", timeout=60) as answer:
+        with urllib.request.urlopen(self.url() + "/metrics", timeout=240) as answer:
             lines = answer.read().decode().splitlines()
         return {
             name: float(value)

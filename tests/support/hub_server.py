@@ -76,7 +76,7 @@ class HubServer:
             return 0
         if self.process.poll() is None:
             self.process.send_signal(how)
-        code = self.process.wait(timeout=30)
+        code = self.process.wait(timeout=240)
         self.process = None
         return code
 
@@ -128,7 +128,7 @@ def upkeep(server: HubServer, action: str, *options: str) -> tuple[int, dict[str
 
 def fsck(folder: Path) -> None:
     done = subprocess.run(
-        ["git", "fsck", "--full"], cwd=folder, capture_output=True, text=True, timeout=120
+        ["git", "fsck", "--full"], cwd=folder, capture_output=True, text=True, timeout=240
     )
     said = [
         line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("dangling")
@@ -156,7 +156,7 @@ def send(
 ) -> Answer:
     """One raw request: the path goes out as written."""
     address = server.url.removeprefix("http://")
-    connection = http.client.HTTPConnection(address, timeout=30)
+    connection = http.client.HTTPConnection(address, timeout=240)
     if token == "owner":
         token = server.token
     if token:
@@ -183,7 +183,7 @@ class RawClient:
 
     def __init__(self, server: HubServer) -> None:
         headers = {"Authorization": f"Bearer {server.token}"}
-        self.http = httpx.Client(base_url=server.url, headers=headers, timeout=30)
+        self.http = httpx.Client(base_url=server.url, headers=headers, timeout=240)
 
     def post(self, path: str, body: Any) -> httpx.Response:
         return self.http.post(path, json=body)

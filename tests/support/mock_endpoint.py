@@ -45,12 +45,12 @@ class Handle:
         """
         data = json.dumps(behaviour).encode()
         urllib.request.urlopen(
-            urllib.request.Request(f"{self.url}/script", data=data), timeout=10
+            urllib.request.Request(f"{self.url}/script", data=data), timeout=240
         ).read()
 
     def stats(self) -> dict[str, int]:
         """Requests and answers so far."""
-        with urllib.request.urlopen(f"{self.url}/stats", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}/stats", timeout=240) as answer:
             return dict(json.load(answer))
 
     def ledger(self) -> list[dict[str, Any]]:

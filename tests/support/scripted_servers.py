@@ -59,7 +59,7 @@ def scripted_servers(folder: Path) -> Iterator[ScriptedServers]:
             return False
 
     try:
-        until(answers, timeout_s=60)
+        until(answers)
         yield ScriptedServers(url, folder)
     finally:
         process.kill()

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+PATIENCE_S = 240.0  # for what has to happen, on a machine that is busy with something else
 
-def until(condition: Callable[[], Any], *, timeout_s: float) -> Any:
+
+def until(condition: Callable[[], Any], *, timeout_s: float = PATIENCE_S) -> Any:
     """What `condition` gives, once that is something."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

@@ -409,7 +409,7 @@ def test_trackio_keeps_its_curves_on_this_machine(tmp_path, base, rows):
     }
     env |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_never_sent"}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, call], env=env, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", SCRIPT, call], env=env, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "home" / "trackio").glob("*.db")) or list(
@@ -528,7 +528,7 @@ def test_processes_end_with_the_one_that_launched_them(tmp_path, base, rows):
     assert len(children) >= 3, "the launcher and two workers"
     driver.kill()
     driver.wait()
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=240)
     assert not alive
 
 

@@ -223,7 +223,7 @@ def test_planned_memory_is_near_a_real_runs_peak(tmp_path, lora, checkpointing, 
         "65536"  # what is freed is given back: the peak is of tensors, not of the allocator
     )
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, call], env=env, capture_output=True, text=True, timeout=280
+        [sys.executable, "-c", PEAK, call], env=env, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     peak = int(done.stdout.split("PEAK ")[1]) / GIB
