@@ -1,9 +1,12 @@
-"""Text that strangers wrote: JSON, paths inside a repo, names of repos, lines for a terminal."""
+"""Text that strangers wrote: JSON, paths inside a repo, names of repos, lines for a terminal,
+control tokens spelt out in a message."""
 
 from __future__ import annotations
 
 import json
 import re
+import secrets
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -47,3 +50,46 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it nests too deeply") from None
+
+
+class TypedTokens:
+    """Control tokens that people typed, told from those that a chat template prints.
+
+    While a template is rendered, each stands as a word that cannot be guessed; `restore` says where
+    in the prompt they are. An instance serves one prompt.
+
+    Args:
+        tokens: The spellings of the tokenizer's control tokens."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        self._tokens = tuple(sorted(filter(None, tokens), key=len, reverse=True))
+        self._nonce = secrets.token_hex(8)
+        self._typed: list[str] = []
+
+    def hide(self, value: Any) -> Any:
+        """`value` (text, or JSON data) with a word in place of each control token in its texts."""
+        if isinstance(value, str):
+            spelt = [re.escape(token) for token in self._tokens if token in value]
+            return re.sub("|".join(spelt), self._word, value) if spelt else value
+        if isinstance(value, list):
+            return [self.hide(item) for item in value]
+        if isinstance(value, dict):
+            return {self.hide(key): self.hide(item) for key, item in value.items()}
+        return value
+
+    def restore(self, rendered: str) -> tuple[str, list[tuple[int, int]]]:
+        """The prompt with the tokens as they were typed, and their ``[start, stop)`` ranges."""
+        if not self._typed:
+            return rendered, []
+        pieces, spans, size = [], [], 0
+        for number, piece in enumerate(re.split(f"xt{self._nonce}n([0-9]+)q", rendered)):
+            text = self._typed[int(piece)] if number % 2 else piece
+            if number % 2:
+                spans.append((size, size + len(text)))
+            pieces.append(text)
+            size += len(text)
+        return "".join(pieces), spans
+
+    def _word(self, match: re.Match[str]) -> str:
+        self._typed.append(match[0])
+        return f"xt{self._nonce}n{len(self._typed) - 1}q"

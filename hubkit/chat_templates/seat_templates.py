@@ -169,7 +169,7 @@ class SeatTemplates:
     def _tool_example(self, messages: Sequence[Message], tools: list[Any] | None) -> list[Segment]:
         if self.base is None:
             raise TemplateError(f"the family {self.layout.name} prints no tools")
-        return tool_segments(self.base, messages, tools)
+        return tool_segments(self.base, messages, tools, control_tokens=self.tokens)
 
     def source(self, seat: Seat, *, marks: bool = False) -> str:
         """Jinja source for `seat`, to publish with its weights.

@@ -7,7 +7,8 @@ the base is prompted with and what it prints after the answer."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from hubkit.conversation import Message
 from hubkit.errors import TemplateError
 from hubkit.untrusted import parse_json
 
-_SENTINEL = re.compile(r"Xc(\d+)([ct])qZ")
+_SENTINEL = re.compile(r"Xc(\d+)([cta])qZ")
 
 
 def has_tools(messages: Sequence[Message]) -> bool:
@@ -26,19 +27,29 @@ def has_tools(messages: Sequence[Message]) -> bool:
 
 
 def tool_segments(
-    template: BaseTemplate, messages: Sequence[Message], tools: list[Any] | None = None
+    template: BaseTemplate,
+    messages: Sequence[Message],
+    tools: list[Any] | None = None,
+    *,
+    control_tokens: Collection[str] = (),
 ) -> list[Segment]:
     """Print `messages` (assistant's seat) with loss on its own turns, never on a tool's result.
+
+    Contents are text, and so are `control_tokens` spelt out in a call's arguments or in `tools`.
 
     Raises:
         TemplateError: The template does not print the tools, or prints earlier turns differently
             from one answer to the next."""
     contents: dict[str, str] = {}
-    probes = [_with_sentinels(index, m, contents) for index, m in enumerate(messages)]
+    typed: dict[str, str] = {}
+    hide = partial(_hidden, tokens=control_tokens, typed=typed)
+    probes = [_with_sentinels(index, m, contents, hide) for index, m in enumerate(messages)]
+    tools = hide(tools)
     text = template.render(probes, tools=tools)
     for sentinel, content in contents.items():
         if text.count(sentinel) != 1:
             raise TemplateError(f"it does not print {content[:40]!r} once")
+    contents |= typed
     for message in messages:
         for call in message.get("tool_calls") or []:
             if call["function"]["name"] not in text:
@@ -51,7 +62,9 @@ def tool_segments(
     return list(_cut(text, spans, contents))
 
 
-def _with_sentinels(index: int, message: Message, contents: dict[str, str]) -> dict[str, Any]:
+def _with_sentinels(
+    index: int, message: Message, contents: dict[str, str], hide: Callable[[Any], Any]
+) -> dict[str, Any]:
     """`message` with its texts replaced; its calls' arguments as templates expect them."""
     probe: dict[str, Any] = {**message}
     if text := message["content"].strip():
@@ -62,8 +75,24 @@ def _with_sentinels(index: int, message: Message, contents: dict[str, str]) -> d
         probe["thinking"] = sentinel
         contents[sentinel] = thinking
     if calls := message.get("tool_calls"):
-        probe["tool_calls"] = [_parsed(dict(call)) for call in calls]
+        probe["tool_calls"] = [hide(_parsed(dict(call))) for call in calls]
     return probe
+
+
+def _hidden(value: Any, *, tokens: Collection[str], typed: dict[str, str]) -> Any:
+    """`value` (JSON data) with a sentinel for each control token that is spelt out in it."""
+    if isinstance(value, str):
+        for token in sorted(tokens, key=len, reverse=True):
+            if token in value:
+                sentinel = f"Xc{len(typed)}aqZ"
+                typed[sentinel] = token
+                value = value.replace(token, sentinel)
+        return value
+    if isinstance(value, list):
+        return [_hidden(item, tokens=tokens, typed=typed) for item in value]
+    if isinstance(value, dict):
+        return {key: _hidden(item, tokens=tokens, typed=typed) for key, item in value.items()}
+    return value
 
 
 def _parsed(call: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from hubkit.local_engine.generation import Ending, TokenText
 from hubkit.local_engine.http_errors import tool_error
 from hubkit.local_engine.requests import (
     ChatRequest,
-    Extension,
     GenerateParameters,
     Message,
     TextChunk,
@@ -23,7 +22,6 @@ from hubkit.local_engine.service import Service, event_stream, unless_gone
 from hubkit.local_engine.tgi_routes import simple_tokens, timing_headers
 
 _MOST_TOP_LOGPROBS = 5
-_RENDERED = Extension(add_special_tokens=False)  # the template has printed them
 
 
 async def chat_completions(service: Service, request: Request) -> Response:
@@ -36,13 +34,13 @@ async def answer(service: Service, request: Request, body: ChatRequest) -> Respo
     """Render, generate, answer at once or as a stream."""
     adapter = service.adapter(request, body.model)
     with service.generator.admit() as ticket:
-        prompt = await service.render(adapter, chat_messages(body))
+        prompt, extension = await service.render(adapter, chat_messages(body))
         work = await service.prepare(
             request,
             prompt,
             chat_parameters(body),
             adapter,
-            extension=_RENDERED,
+            extension=extension,
             dialogue=body.user,
         )
         sequence = service.generator.start(work, ticket)
@@ -77,8 +75,9 @@ async def answer(service: Service, request: Request, body: ChatRequest) -> Respo
 async def chat_tokenize(service: Service, request: Request) -> Response:
     """POST /chat_tokenize."""
     body = await service.read(request, ChatRequest)
-    prompt = await service.render(service.adapter(request, body.model), chat_messages(body))
-    tokens = await simple_tokens(service, prompt, _RENDERED)
+    adapter = service.adapter(request, body.model)
+    prompt, extension = await service.render(adapter, chat_messages(body))
+    tokens = await simple_tokens(service, prompt, extension)
     return JSONResponse({"tokenize_response": tokens, "templated_text": prompt})
 
 

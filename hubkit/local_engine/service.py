@@ -23,6 +23,7 @@ from hubkit.local_engine.requests import Extension, GenerateParameters
 from hubkit.local_engine.templates import TemplateError, TemplateRenderer
 from hubkit.local_engine.text import TextCodec, Tokens
 from hubkit.local_engine.validation import check_limits, checked_sampling, new_tokens, too_long
+from hubkit.untrusted import TypedTokens
 
 BASE = "base"
 # Names that clients send when their user named no model.
@@ -112,12 +113,19 @@ class Service:
         except ValidationError as error:
             raise invalid(_first_fault(error)) from error
 
-    async def render(self, adapter: str, messages: list[dict[str, Any]]) -> str:
-        """The prompt for `messages`. Raises `RequestError` (422)."""
+    async def render(self, adapter: str, messages: list[dict[str, Any]]) -> tuple[str, Extension]:
+        """The prompt for `messages`, and which of its control tokens were typed in them. Raises
+        `RequestError` (422).
+        """
+        typed = TypedTokens(self.codec.control_tokens)
+        hidden = [{**message, "content": typed.hide(message["content"])} for message in messages]
         try:
-            return await self.renderer.render(adapter, messages)
+            prompt, spans = typed.restore(await self.renderer.render(adapter, hidden))
         except TemplateError as error:
             raise template_error(str(error)) from error
+        # the template has printed the tokens that the tokenizer would add
+        extension = Extension(typed_spans=[list(span) for span in spans], add_special_tokens=False)
+        return prompt, extension
 
     async def encode(self, text: str, extension: Extension) -> Tokens:
         """Tokenize `text`, off the event loop when it is long. Raises `RequestError` (422)."""

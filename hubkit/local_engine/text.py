@@ -48,6 +48,7 @@ class TextCodec:
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {i for i, token in added.items() if token.special}
+        self.control_tokens = tuple(added[i].content for i in self._special)
         self.size = self._tokenizer.get_vocab_size()
         self.longest_token_chars = max(len(token) for token in self._tokenizer.get_vocab())
 

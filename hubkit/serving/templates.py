@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from hubkit.chat_templates import SeatTemplates, for_base
+from hubkit.conversation import Seat
 from hubkit.errors import RepoMissingError, SourceError, TemplateError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.adapters import base_of
@@ -62,12 +63,13 @@ def proven_templates(
     return templates
 
 
-def client_template(templates: SeatTemplates) -> ClientTemplate:
-    """The answering seat's template, for prompts that are rendered here and sent as text."""
+def client_template(templates: SeatTemplates, seat: Seat = "assistant") -> ClientTemplate:
+    """The template of `seat`, for prompts that are rendered here and sent as text."""
     return ClientTemplate(
-        templates.source("assistant"),
+        templates.source(seat),
         {"bos_token": templates.bos_token} if templates.bos_token else {},
-        stops=templates.stop_texts("assistant"),
+        stops=templates.stop_texts(seat),
+        control_tokens=templates.tokens,
     )
 
 
@@ -88,4 +90,10 @@ def published_template(hub: Hub, ref: Ref) -> ClientTemplate:
         if value:
             special[name] = str(value["content"] if isinstance(value, dict) else value)
     stops = [special["eos_token"]] if "eos_token" in special else []
-    return ClientTemplate(source, special, stops=stops)
+    added = config.get("added_tokens_decoder")
+    control = [
+        str(token["content"])
+        for token in (added.values() if isinstance(added, dict) else ())
+        if isinstance(token, dict) and token.get("special") and token.get("content")
+    ]
+    return ClientTemplate(source, special, stops=stops, control_tokens=control)

@@ -269,6 +269,21 @@ def parsed(call):
     return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
 
 
+def test_control_tokens_in_a_calls_arguments_and_in_tools_are_text():
+    templates = replace(derived(REAL["qwen2_5"]), tokens=frozenset({"<|im_start|>", "<|im_end|>"}))
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"a": ["x <|im_end|>"]}'}}
+    turns = [TOOL_TURNS[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    function = {"name": "f", "description": "ends <|im_end|>", "parameters": {}}
+    tools = [{"type": "function", "function": function}]
+    [example] = templates.examples(turns, "assistant", tools=tools)
+    text = chat_templates.text_of(example)
+    printed = [{**turns[1], "tool_calls": [parsed(call)]}]
+    assert text == templates.base.render([turns[0], *printed], tools=tools)
+    typed = [s.text for s in example if not s.is_mark]
+    assert typed.count("<|im_end|>") == 2, "one of the call's, one of the tool's"
+    assert sum(s.text.count("<|im_end|>") for s in example if s.is_mark) == len(turns) + 1
+
+
 def test_tools_that_a_template_does_not_print_are_refused():
     templates = derived(REAL["gemma"])
     with pytest.raises(TemplateError):

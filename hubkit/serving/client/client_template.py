@@ -6,13 +6,14 @@ few names that transformers gives it, and its output is bounded."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from hubkit.conversation import Message
 from hubkit.errors import RecipeError
+from hubkit.untrusted import TypedTokens
 
 LONGEST_PROMPT = 4_000_000  # characters
 
@@ -22,13 +23,20 @@ class ClientTemplate:
     ``{"bos_token": "<s>"}``.
 
     `stops` are texts that end a turn where the server's own end token is another model's.
+    `control_tokens` are the tokenizer's, by which those that people typed are told.
     """
 
     def __init__(
-        self, source: str, special_tokens: Mapping[str, str], *, stops: Sequence[str] = ()
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        *,
+        stops: Sequence[str] = (),
+        control_tokens: Iterable[str] = (),
     ) -> None:
         self._source, self._special = source, dict(special_tokens)
         self.stops = tuple(stops)
+        self._control = frozenset(control_tokens) | frozenset(self._special.values())
 
     @property
     def bos_token(self) -> str:
@@ -55,6 +63,14 @@ class ClientTemplate:
             raise RecipeError(
                 f"the chat template cannot be read: {error}; it must be Jinja"
             ) from None
+
+    def render_typed(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """The prompt, and the ``[start, stop)`` ranges of control tokens that people typed in
+        `messages`. Raises as `render` does.
+        """
+        typed = TypedTokens(self._control)
+        hidden = [{**m, "content": typed.hide(m["content"])} for m in messages]
+        return typed.restore(self.render(cast("list[Message]", hidden)))
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt after which the next turn is generated. Raises `RecipeError` when the template

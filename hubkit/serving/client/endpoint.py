@@ -435,9 +435,13 @@ class Endpoint:
 
     async def _send_text(self, replica: Replica, request: _Request) -> Reply:
         assert self._template is not None
-        prompt = self._template.render(request.messages)
-        if self._starts_twice:
-            prompt = prompt.removeprefix(self._template.bos_token)
+        prompt, typed = self._template.render_typed(request.messages)
+        if self._starts_twice and prompt.startswith(self._template.bos_token):
+            removed = len(self._template.bos_token)
+            prompt = prompt[removed:]
+            typed = [(start - removed, stop - removed) for start, stop in typed]
+        # the embedded engine reads these as text; others ignore the key
+        extension = {"hubkit": {"typed_spans": typed}} if typed else {}
         fields = dict(self._fields)
         if self._template.stops:
             stops = [*fields.get("stop", []), *self._template.stops]
@@ -446,7 +450,7 @@ class Endpoint:
             if request.temperature is not None:
                 fields = at_temperature(fields, request.temperature)
             fields["seed"] = request.seed
-            body = {"inputs": prompt, "parameters": fields}
+            body = {"inputs": prompt, "parameters": fields, **extension}
             url = f"{replica.address.root}/generate"
             answer, seconds, headers = await self._http.post(url, body)
             count = headers.get("x-prompt-tokens", "")
@@ -456,7 +460,7 @@ class Endpoint:
             )
         if request.temperature is not None and "temperature" in fields:
             fields["temperature"] = request.temperature
-        body = {**fields, "prompt": prompt}
+        body = {**fields, "prompt": prompt, **extension}
         session_headers = self._name_dialogue(body, request)
         answer, seconds, _ = await self._http.post(
             replica.address.route(COMPLETIONS), body, session_headers
