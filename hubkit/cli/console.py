@@ -180,6 +180,8 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
                 left = ""
                 if total and gained > 0 and done < total and seconds >= _STEADY_S:
                     left = _duration(seconds / gained * (total - done))
+                if isinstance(note, Notice):  # which needs the room, and ends the count
+                    count = left = ""
                 live.update(
                     task_id,
                     completed=done,

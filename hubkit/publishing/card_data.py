@@ -6,6 +6,7 @@ recorded" in the card: nothing is filled in."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +64,8 @@ class CardFacts:
     `reports` maps a stage (``corpus``, ``asker``, ``rollout``, ``curate``, ``chat``, ``import``) to
     its report's dict; `results` is the eval stage's dict; `versions` maps package to version;
     `files` lists the repo's paths, so that the card names only configs and plots that are there
-    (empty: all that this kind can have)."""
+    (empty: all that this kind can have). `samples` are conversations to show, each as (who, text)
+    pairs (`hubkit.publishing.samples`)."""
 
     kind: Kind
     repo_id: str
@@ -73,6 +75,7 @@ class CardFacts:
     results: Report | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     files: Sequence[str] = ()
+    samples: Sequence[Sequence[tuple[str, str]]] = ()
 
     def input(self, *roles: str) -> Input | None:
         """The first input that has one of `roles`, in the order of `roles`."""
@@ -148,6 +151,28 @@ class HeldOut:
     def high(self) -> float | None:
         """Upper end of the interval against the base."""
         return next((a.high for a in self.against if a.arm == "base"), None)
+
+    def in_words(self, names: Mapping[str, str]) -> list[str]:
+        """The size of each difference as a share of the other arm's loss; `names` by arm."""
+        sentences = []
+        for arm in self.against:
+            if not arm.loss or arm.difference is None:
+                continue
+            share, name = arm.difference / arm.loss, names.get(arm.arm, arm.arm)
+            size = f"{abs(share):.1%}".replace("%", " %")
+            if share == 0 or size.startswith("0.0 "):
+                size, way = "less than 0.1 %", "different"
+            else:
+                way = "lower" if share < 0 else "higher"
+            proof = (
+                ""
+                if arm.low is None or arm.high is None
+                else ", outside what the choice of conversations explains"
+                if arm.low > 0 or arm.high < 0
+                else ", within what the choice of conversations explains"
+            )
+            sentences.append(f"Compared with {name}: the loss is {size} {way}{proof}.")
+        return sentences
 
     @property
     def verdict(self) -> str:
@@ -317,6 +342,78 @@ def _unshrunk(recipe: Recipe) -> Recipe:
         return recipes.load(recipe.name) if recipe.profile else recipe
     except RecipeError:
         return recipe
+
+
+def is_shrunk(recipe: Recipe) -> bool:
+    """Whether a profile or a value makes the recipe smaller than it ships: fewer dialogues, or a
+    cap on what training reads.
+    """
+    full = _unshrunk(recipe)
+    if recipe.rollout.dialogues < full.rollout.dialogues:
+        return True
+    pairs = ((recipe.asker, full.asker), (recipe.chat, full.chat))
+    return any(
+        (here := getattr(run, cap)) is not None and (there := getattr(shipped, cap)) != here
+        and (there is None or here < there)
+        for run, shipped in pairs
+        for cap in ("max_conversations", "max_tokens")
+    )  # fmt: skip
+
+
+_SIZE_IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?[MB])(?![\w])", re.IGNORECASE)
+
+
+def smoke_test(facts: CardFacts) -> str | None:
+    """For what was made smaller than its recipe: the first sentence of its card, with its size."""
+    recipe = facts.recipe
+    if recipe is None or facts.kind == "corpus" or not is_shrunk(recipe):
+        return None
+    names = recipe.names
+    training = recipe.asker if facts.kind == "asker" else recipe.chat
+    size = _SIZE_IN_NAME.search(training.base.rpartition("/")[2])
+    model = f"a {size[1].upper()} model" if size else "a small model"
+    conversations = first(facts.report(facts.kind), "rows.rows_used", "conversations")
+    pairs = first(facts.report("align"), "rows.pairs_used")
+    kept = first(facts.report("curate"), "kept")
+    rolled = first(facts.report("rollout"), "dialogues")
+
+    def number(value: Any, noun: str) -> str:
+        return f"{value:,} {noun}" if isinstance(value, int) else f"few {noun}"
+
+    trained = f"{model} trained on"
+    what, whole = {
+        "asker": (f"{trained} {number(conversations, 'conversations')}", names.asker),
+        "chat": (f"{trained} {number(conversations, 'dialogues')}", names.chat),
+        "aligned": (f"{trained} {number(pairs, 'pairs')}", names.aligned),
+        "dialogues": (
+            f"{number(kept if kept is not None else rolled, 'dialogues')} by {model}",
+            names.dialogues,
+        ),
+        "preference": (
+            f"{number(first(facts.report('prefer'), 'pairs'), 'pairs of answers')} by {model}",
+            f"the pairs of {names.system}",
+        ),
+        "results": (f"measurements of {model}", f"the results of {names.system}"),
+    }[facts.kind]
+    return f"Smoke test: {what}; not {whole}." if recipe.paper else f"Smoke test: {what}."
+
+
+def read_changes(report: Report) -> list[tuple[str, int, str]]:
+    """(what, how often, an example) of what reading changed or left out, summed over files."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for file in _mappings(report, "files"):
+        for note, tally in (file.get("notes") or {}).items():
+            label = f"conversations changed by reading: {str(note).replace('_', ' ')}"
+            if isinstance(tally, Mapping) and isinstance(tally.get("count"), int):
+                counts[label] += tally["count"]
+                examples.setdefault(label, str(next(iter(tally.get("examples") or ()), "")))
+        for key, what in (("unread_columns", "rows"), ("unread_fields", "turns")):
+            for name, number in (file.get(key) or {}).items():
+                if isinstance(number, int):
+                    label = f"{what} with a {'column' if what == 'rows' else 'key'} not read"
+                    counts[f"{label}: {name}"] += number
+    return [(label, number, examples.get(label, "")) for label, number in counts.most_common()]
 
 
 def size_category(rows: int | None) -> str | None:

@@ -128,7 +128,9 @@ def _context(facts: CardFacts) -> dict[str, Any]:
         "inputs": facts.inputs,
         "versions": [f"{name} {version}" for name, version in sorted(facts.versions.items())],
         "license_notes": metadata.license_notes(facts),
-        "laptop": bool(facts.recipe.profile),
+        "laptop": read.is_shrunk(facts.recipe),
+        "smoke_test": read.smoke_test(facts),
+        "samples": facts.samples,
         "arms": _ARMS,
         "held_out_data": facts.input("held-out", "corpus"),
         "scorecard": scorecard.view_of(card)
@@ -260,6 +262,7 @@ def _corpus(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
         "rows": list((report.get("splits") or {}).items()),
         "counts": counts,
         "lost": read.lost(report),
+        "read_changes": read.read_changes(report),
         "steps": card_metrics.steps(report, recipe.name),
         "drops": read.drops(report),
     }

@@ -129,6 +129,11 @@ _NEVER = (
 )
 
 
+def forbidden(text: str) -> list[str]:
+    """What no card may hold, wherever it stands, and `text` does."""
+    return [problem for pattern, problem in _NEVER if pattern.search(text)]
+
+
 def lint(card_text: str, kind: Kind, files: Sequence[str] | None = None) -> list[str]:
     """Every problem of a card, as sentences; none means that it may be pushed.
 
@@ -248,7 +253,7 @@ def _body(body: str, kind: Kind, data: Mapping[str, Any]) -> Iterator[str]:
         for n in papers
         if f"arxiv:{n}" not in (data.get("tags") or ())
     )
-    yield from (f"the card holds {problem}" for pattern, problem in _NEVER if pattern.search(body))
+    yield from (f"the card holds {problem}" for problem in forbidden(body))
     snippets = [m["code"] for m in _FENCE.finditer(body) if m["language"] == "python"]
     if not snippets:
         yield "no Python snippet says how to use it"

@@ -36,6 +36,7 @@ _PATTERNS: dict[str, dict[str, dict[str, str]]] = {
         "offline-checks": {"test": "offline-checks.jsonl"},
     },
     "preference": {"default": {"train": "data/train-*.parquet"}},
+    "results": {"default": {"test": "results.csv"}},
 }
 # Only a licence that the Hub has no word for needs a name.
 _OTHER_NAME = {"corpus": "rights-of-the-writers-unclear", "source": "rights-of-the-writers-unclear"}
@@ -67,6 +68,8 @@ def configs(facts: CardFacts) -> list[dict[str, Any]]:
         or not facts.reports
     )
     for name, splits in _PATTERNS.get(facts.kind, {}).items():
+        if facts.kind == "results" and not facts.files:
+            continue  # the push adds the table
         if not curated and name in ("default", "dropped"):
             continue  # rolled out, and nothing filtered yet
         if (

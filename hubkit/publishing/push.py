@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from hubkit.errors import CommitConflictError, RepoMissingError
@@ -26,7 +27,9 @@ from hubkit.publishing import (
     collection,
     lineage,
     merge,
+    results_table,
     safety_checks,
+    samples,
     scorecard,
     spaces,
 )
@@ -53,6 +56,7 @@ _CARD_FILES = (
     lineage.PICTURE,
     scorecard.PICTURE,
     scorecard.ENTRIES,
+    results_table.PATH,
     *_FORMERLY_WRITTEN,
 )
 _FROM_ELSEWHERE = (
@@ -60,6 +64,10 @@ _FROM_ELSEWHERE = (
     "*.safetensors",
     f"{lineage.PROVENANCE}/*",
 )  # ours to delete when pushed Hub to Hub
+# What stages write, and so all that a push takes from one Hub to another.
+_FOLDERS = (".", "data", lineage.PROVENANCE)
+_SUFFIXES = {".csv", ".jinja", ".json", ".jsonl", ".md", ".model", ".parquet", ".png"}
+_SUFFIXES |= {".safetensors", ".txt", ".yaml"}
 _ATTEMPTS = 6
 
 
@@ -258,17 +266,16 @@ def _artifact_steps(push: _Push) -> Iterator[_Step]:
 
 def _plan_artifact(push: _Push, kind: Kind, ref: Ref, repo_id: str, repo_type: str) -> RepoPlan:
     records = push.records(ref)
-    files: dict[str, Content] = {}
-    if push.is_copy:
-        folder = push.source.snapshot(ref)
-        files = {
-            p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()
-        }
+    files = _files_of(push.source, ref) if push.is_copy else {}
     source_files = _listing(push.source, ref)
-    card_files = [*source_files, lineage.PICTURE, scorecard.PICTURE]
+    results = _results(push)
+    table = {results_table.PATH: results_table.render(results)} if results else {}
+    contents: dict[str, Content] = {**files, **(table if kind == "results" else {})}
+    card_files = [*source_files, *contents, lineage.PICTURE, scorecard.PICTURE]
     facts = card_data.from_records(
-        kind, repo_id, push.recipe, records, results=_results(push), files=card_files
+        kind, repo_id, push.recipe, records, results=results, files=card_files
     )
+    facts = replace(facts, samples=_samples(push, kind))
     facts = replace(facts, inputs=_inputs_there(push, kind, facts.inputs))
     if (
         kind == "preference" and "align" in push.outputs
@@ -279,15 +286,38 @@ def _plan_artifact(push: _Push, kind: Kind, ref: Ref, repo_id: str, repo_type: s
     tree = lineage.relabelled(
         lineage.trace(ref, push.records), lambda old: _picture_ref(push, kind, ref, old)
     )
-    contents: dict[str, Content] = {
-        **files,
-        "README.md": card.encode(),
-        lineage.PICTURE: lineage.picture(tree),
-    }
+    contents |= {"README.md": card.encode(), lineage.PICTURE: lineage.picture(tree)}
     contents |= _scored(facts)
-    contents.pop(".gitattributes", None)
     owned = (*_FORMERLY_WRITTEN, *(_FROM_ELSEWHERE if push.is_copy else ()))
     return compare(push.target, repo_id, repo_type, contents, private=push.private, owned=owned)
+
+
+def _files_of(source: Hub, ref: Ref) -> dict[str, Content]:
+    """The files of a commit that go to another Hub: those that stages write, by folder and kind.
+    Whatever else lies in the repo stays where it is.
+    """
+    folder = source.snapshot(ref)
+    paths = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {name: path for name, path in paths.items() if may_leave(name)}
+
+
+def may_leave(name: str) -> bool:
+    """Whether a push takes the file `name` (a path in its repo) to another Hub."""
+    path = PurePosixPath(name)
+    if name == scorecard.ENTRIES:
+        return True
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and str(path.parent) in _FOLDERS and path.suffix in _SUFFIXES
+
+
+def _samples(push: _Push, kind: Kind) -> list[samples.Sample]:
+    """Rows for the card to show: the dataset's own, or for a model those of the dialogues."""
+    stage = {"corpus": "corpus", "preference": "prefer"}.get(kind, "curate")
+    ref = push.outputs.get(stage)
+    if ref is None or kind in ("results", "aligned"):
+        return []
+    folder = push.source.snapshot(ref, allow_patterns=["data/train-*.parquet"])
+    return samples.of(sorted((folder / "data").glob("train-*.parquet")))
 
 
 def _scored(facts: card_data.CardFacts) -> dict[str, Content]:

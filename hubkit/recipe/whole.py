@@ -45,6 +45,10 @@ class Paper(Block):
     """Its arXiv number."""
     url: Display[str]
     """Where to read it."""
+    authors: Display[list[str]] = Field(default_factory=list)
+    """Its authors, in its order."""
+    year: Display[int | None] = None
+    """The year of its first version."""
     caution: Display[str] = ""
     """What is not certain about the paper, as cards say it."""
 

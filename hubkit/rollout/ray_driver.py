@@ -243,7 +243,7 @@ class _Parts:
         self._watch.progress(
             len(self._state.sharded),
             self._job.block.dialogues,
-            Notice(f"{waiting}; press Ctrl-C again to stop now"),
+            Notice(f"{waiting}; press again to stop now"),
         )
         with suppress(KeyboardInterrupt, self._ray.exceptions.RayError):
             self._ray.get(self._collector.halt.remote())

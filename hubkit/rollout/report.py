@@ -37,8 +37,9 @@ class Status:
         in_flight = sum(self.in_flight.values())
         if self.stopping:
             answers = "answer" if in_flight == 1 else "answers"
-            return Notice(f"finishing {in_flight} {answers}; press Ctrl-C again to stop now")
+            return Notice(f"finishing {in_flight} {answers}; press again to stop now")
         parts = [
+            f"{self.dialogues} finished",
             f"{self.turns} turns",
             f"{self.tokens_per_s:.0f} tok/s",
             f"{in_flight} in flight",

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hubkit import recipe as recipes
-from hubkit.publishing import CardFacts, Input, from_records, import_card, lint, markdown, render
+from hubkit.publishing import (
+    CardFacts,
+    Input,
+    from_records,
+    import_card,
+    lint,
+    markdown,
+    render,
+    samples,
+)
 from hubkit.publishing import card_data as read
 from hubkit.publishing.card_data import KINDS, Kind
 
@@ -326,7 +335,7 @@ def test_text_from_strangers_stays_text() -> None:
     body = re.split(r"^---$", card, flags=re.MULTILINE)[2]
     page = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(body)
     assert "<script>" not in page and 'href="javascript' not in page and "<h1>Title" not in page
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 4
     assert ModelCard(card).data.base_model == SMOL
 
 
@@ -526,3 +535,70 @@ def test_a_corpus_of_unknown_size_does_not_leave() -> None:
     assert lint(card.replace("size_categories: 10K<n<100K\n", ""), "corpus", files) == [
         "size_categories is missing"
     ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_smaller_than_its_recipe_says_so_first(kind: Kind) -> None:
+    body = re.split(r"^---$", render(facts(kind)), maxsplit=2, flags=re.MULTILINE)[2]
+    first = body.split("\n# ", 1)[1].split("\n\n")[1]
+    full = render(facts(kind, recipe=recipes.load("parrot")))
+    if kind in ("corpus", "base", "source", "benchmark"):
+        assert "Smoke test" not in body
+    else:
+        assert first.startswith("**Smoke test: ") and "135M model" in first and "not " in first
+    assert "Smoke test" not in full and "laptop-size" not in full
+    assert "61 conversations" in first or kind != "asker"
+    assert "21 dialogues" in first or kind != "dialogues"
+
+
+def test_effects_are_said_in_words() -> None:
+    card = render(facts("asker"))
+    assert "the loss is 21.7 % lower, outside what the choice of conversations explains" in card
+    within = {"difference": -0.0001, "low": -0.2, "high": 0.2, "confidence": 0.95}
+    results = {"asker": {**RESULTS["asker"], "against": {"base": within}}}
+    card = render(facts("asker", results=results))
+    assert "less than 0.1 % different, within what the choice of conversations explains" in card
+
+
+def test_a_citation_has_authors_and_year() -> None:
+    for name, author in (("parrot", "Yuchong Sun and Che Liu"), ("realm", "and Benyou Wang}")):
+        card = render(facts("chat", name))
+        assert author in card and "year          = {2023}" in card
+
+
+def test_a_corpus_card_shows_what_reading_changed_and_did_not_read() -> None:
+    file = {
+        "notes": {"hidden_nodes_left_out": {"count": 6, "examples": ["row-1"]}},
+        "unread_columns": {"score|x": 40},
+        "unread_fields": {"name": 7},
+    }
+    card = render(facts("corpus", reports={"corpus": {**REPORTS["corpus"], "files": [file, file]}}))
+    assert "changed by reading: hidden nodes left out | 12 | `row-1` |" in card
+    assert "rows with a column not read: score\\|x | 80 |" in card
+    assert "turns with a key not read: name | 14 |" in card
+    assert lint(card, "corpus") == [] and "did not read" not in render(facts("corpus"))
+
+
+def test_samples_are_real_short_clean_and_text(tmp_path: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def row(*texts: str) -> dict[str, Any]:
+        roles = ("user", "assistant")
+        turns = [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+        return {"id": texts[0], "messages": turns}
+
+    key = "AKIA" + "HRLTUCA2IH7P2PUE"
+    odd = "<b>bold</b> [link](https://acme.org) | `code` # title"
+    rows = [row(HOSTILE, "x"), row(odd, "x" * 500), row(f"my key is {key}", "ok"), row("write to jo@acme.org"),
+            row("a", "b", "c", "d", "e"), row("second"), row("never shown")]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train-0.parquet")
+    shown = samples.of([tmp_path / "train-0.parquet"])
+    assert [turns[0][1] for turns in shown] == [odd, "a", "second"]
+    assert shown[0][1][1].endswith(" …") and shown[1][-1] == ("and so on", "1 more turns")
+    for kind in ("corpus", "asker", "dialogues", "chat", "preference"):
+        card = render(facts(kind, samples=shown))
+        body = re.split(r"^---$", card, maxsplit=2, flags=re.MULTILINE)[2]
+        page = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(body)
+        assert "## Samples" in card and lint(card, kind) == []
+        assert "<b>" not in page and 'href="https://acme.org' not in page and key not in card

@@ -491,3 +491,64 @@ def test_killed_pushes_to_another_hub_end_like_a_whole_one(
     )
     assert other_hub.tags(dialogues, repo_type="dataset") == {"v1": after["dialogues"][0]}
     assert publish(other_hub, recipe, outputs, source=hub) == []
+
+
+def test_a_stray_file_beside_a_space_is_never_published(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from hubkit.publishing import assets, spaces
+
+    shipped = [set(spaces.files(space, recipe, str)) for space in spaces.SPACES]
+    copy = tmp_path / "spaces"
+    shutil.copytree(assets.folder("spaces"), copy)
+    for folder in (copy / "chat", copy / "asker", copy / "common", copy):
+        for name in (".env", "notes.txt", "stub.py", "settings.local.json"):
+            (folder / name).write_text("HF_TOKEN=x")
+        (folder / ".git").mkdir()
+        (folder / ".git" / "config").write_text("x")
+    monkeypatch.setattr(assets, "folder", lambda name: tmp_path / name)
+    assert [set(spaces.files(space, recipe, str)) for space in spaces.SPACES] == shipped
+
+
+@pytest.mark.parametrize(
+    ("path", "leaves"),
+    [
+        ("README.md", True),
+        ("adapter_model.safetensors", True),
+        ("tokenizer.json", True),
+        ("chat_template.jinja", True),
+        ("data/train-00000-of-00001.parquet", True),
+        ("provenance/asker.json", True),
+        (".eval_results/scorecard.yaml", True),
+        (".env", False),
+        (".gitattributes", False),
+        ("data/.env.json", False),
+        ("notes/mine.json", False),
+        ("modeling_own.py", False),
+        ("pytorch_model.bin", False),
+        ("data/deep/er.parquet", False),
+    ],
+)
+def test_a_push_takes_what_stages_write_and_nothing_else(path: str, leaves: bool) -> None:
+    from hubkit.publishing.push import may_leave
+
+    assert may_leave(path) is leaves
+
+
+def test_results_are_one_tidy_table() -> None:
+    import csv
+
+    from hubkit.publishing import results_table
+
+    rows = list(csv.DictReader(io.StringIO(results_table.render(RESULTS).decode())))
+    asker = [row for row in rows if row["model"] == "asker"]
+    assert asker[0]["value"] == "3.1234" and asker[0]["unit"] == "nats per token"
+    difference = next(row for row in asker if row["compared_with"] == "base")
+    assert (difference["value"], difference["low"], difference["high"]) == (
+        "-0.8642",
+        "-0.95",
+        "-0.77",
+    )
+    assert {row["model"] for row in rows} >= {"asker", "chat", "aligned", "base of asker"}
