@@ -590,8 +590,9 @@ def test_samples_are_real_short_clean_and_text(tmp_path: Any) -> None:
 
     key = "AKIA" + "HRLTUCA2IH7P2PUE"
     odd = "<b>bold</b> [link](https://acme.org) | `code` # title"
-    rows = [row(HOSTILE, "x"), row(odd, "x" * 500), row(f"my key is {key}", "ok"), row("write to jo@acme.org"),
-            row("a", "b", "c", "d", "e"), row("second"), row("never shown")]  # fmt: skip
+    rows = [row(HOSTILE, "x"), row(odd, "x" * 500), row(f"my key is {key}", "ok"),
+            row("write to jo@acme.org"), row("a", "b", "c", "d", "e"), row("second"),
+            row("never shown")]  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train-0.parquet")
     shown = samples.of([tmp_path / "train-0.parquet"])
     assert [turns[0][1] for turns in shown] == [odd, "a", "second"]
