@@ -33,11 +33,25 @@ _REMEMBERED = 100_000  # pairs of visitors and what they voted on
 _MOST_WAITING = 10_000  # votes kept while the Hub does not take them
 LAYOUT = 1
 CONSENT = (
-    "By choosing you agree that your choice and how long you took are kept in the public dataset "
+    "By choosing you agree that your choice and how long you took are kept in the dataset "
     "[{repo}](https://huggingface.co/datasets/{repo}). What you write, your name and your address "
     "are not."
 )
 OFF = "Choices are not kept here: this Space has no `VOTES_REPO` and `VOTES_TOKEN`."
+CARD = """---
+pretty_name: Votes of visitors
+configs:
+- config_name: default
+  data_files: votes/*.jsonl
+---
+
+# Votes of visitors
+
+What visitors of a Space chose, with their consent: of two contestants (`left`, `right`) the
+`choice`, and the `seconds` it took. `pair` is a hash of what was shown, `visitor` a keyed hash
+whose key changes with every start of the Space and is kept nowhere. No text, no name, no address.
+`hubkit eval votes` screens and reports them.
+"""
 Send = Callable[[str, bytes], None]
 """Puts content at a path of the dataset; raises where it could not."""
 
@@ -188,14 +202,17 @@ def committer(repo: str, token: str, endpoint: str | None = None) -> Send:
     api, exists = HfApi(endpoint=endpoint, token=token), threading.Event()
 
     def send(path: str, content: bytes) -> None:
+        files = {path: content}
         if not exists.is_set():
             api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
-            exists.set()
+            if not api.file_exists(repo, "README.md", repo_type="dataset"):
+                files["README.md"] = CARD.encode()
         api.create_commit(
             repo,
-            [CommitOperationAdd(path, content)],
+            [CommitOperationAdd(name, data) for name, data in files.items()],
             commit_message=f"{content.count(10)} votes",
             repo_type="dataset",
         )
+        exists.set()
 
     return send

@@ -94,7 +94,7 @@ def test_ten_visitors_one_of_them_a_spammer(
         page = visitor(number)
         page.goto(address)
         page.get_by_role("tab", name="Who is human?").click()
-        expect(page.locator("#blind-notice")).to_contain_text(f"public dataset {repo}")
+        expect(page.locator("#blind-notice")).to_contain_text(f"dataset {repo}")
         spammer = number == 9
         for _ in range(8 if spammer else 1):
             shown = deal(page)

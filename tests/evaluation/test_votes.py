@@ -143,10 +143,9 @@ def test_ten_visitors_one_of_them_a_spammer_from_the_space_to_the_report(
     assert 0.15 < rate["low"] < rate["value"] < rate["high"] < 0.5
     assert standing["strengths"]["me/ask"]["high"] < 0
     assert "screened out" in CliRunner().invoke(app, [repo]).stdout
-    written = "".join(
-        file.read_text()
-        for file in hub.snapshot(hub.resolve(repo, repo_type="dataset")).rglob("*.jsonl")
-    )
+    folder = hub.snapshot(hub.resolve(repo, repo_type="dataset"))
+    assert "with their consent" in (folder / "README.md").read_text()
+    written = "".join(file.read_text() for file in folder.rglob("*.jsonl"))
     assert "10.0.0." not in written, "no address is kept"
 
 
