@@ -125,6 +125,10 @@ class StageError(HubkitError, RuntimeError):
     """A pipeline stage cannot run: an input is missing, a stage before it has not run."""
 
 
+class EmptyRolloutError(StageError):
+    """A rollout has not one dialogue: no opening could be used, or a cap let nothing through."""
+
+
 class RunLockedError(HubkitError, BlockingIOError):
     """Another process drives this run right now."""
 

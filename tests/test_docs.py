@@ -49,6 +49,7 @@ ELSEWHERE = {
     r"hubkit rollout ": "needs servers in the seats: test_rollout_cli.py, test_rollout_ray.py",
     r"hubkit eval chat .*multichallenge": "its questions are on huggingface.co: test_suites.py",
     r"hubkit eval report ": "needs files of verdicts: test_verdict_files.py",
+    r"hubkit eval against ": "needs a second model and an engine: test_against_cli.py",
     r"hubkit eval asker ": "needs a second asker and an engine: test_scorecard_cli.py",
     r"hubkit eval chat (?!.*--dry-run)": "needs an engine: test_eval_cli.py",
     r"pip install ": "installed already",

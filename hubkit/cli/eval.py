@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from hubkit.cli import eval_asker, eval_chat, eval_report, eval_votes
+from hubkit.cli import eval_against, eval_asker, eval_chat, eval_report, eval_votes
 from hubkit.cli.run import stage_verb
 
 _RECIPE = "recipe"
@@ -30,7 +30,7 @@ app = typer.Typer(
     cls=_RecipeOrCommand,
     name="eval",
     help="Judge what was trained: RECIPE (held-out loss), chat MODEL (benchmarks), asker REPO "
-    "(scorecard), report FILES (verdicts), votes REPO (people's).",
+    "(scorecard), against ASKERS (cross-simulator table), report FILES (verdicts), votes REPO (people's).",
     epilog="Example: hubkit eval parrot --profile laptop",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -52,6 +52,7 @@ def register(root: typer.Typer) -> None:
     )
     app.command("chat", epilog=epilog)(eval_chat.chat)
     app.command("report", epilog=eval_report.EXAMPLE)(eval_report.report)
+    app.command("against", epilog=eval_against.EXAMPLE)(eval_against.against)
     app.command("asker", epilog=eval_asker.EXAMPLE)(eval_asker.asker)
     app.command("votes", epilog=eval_votes.EXAMPLE)(eval_votes.votes)
     root.add_typer(app)

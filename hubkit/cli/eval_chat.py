@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hubkit.evaluation import Judged, Player, Setup
     from hubkit.evaluation.items import Benchmark
 
-_WEAK_JUDGE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WEAK_JUDGE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _MODEL = (
     "REPO_ID[@REV] (on our engine), deploy:REPO_ID[@REV] (on an endpoint made for it), "
     "URL[#MODEL], or a file"
@@ -121,7 +121,7 @@ class Judge:
     judge: Annotated[
         str,
         typer.Option(metavar="MODEL", help="Who judges: URL[#MODEL], REPO_ID, or deploy:REPO_ID."),
-    ] = _WEAK_JUDGE
+    ] = WEAK_JUDGE
     judge_prompts: Annotated[
         str | None,
         typer.Option(

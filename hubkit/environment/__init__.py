@@ -4,7 +4,14 @@ under training answers, and a finished conversation is rewarded.
 Takes an asker that answers and openings; gives a server on loopback that speaks OpenEnv's protocol
 over WebSockets, one session a connection."""
 
-from hubkit.environment.episode import AskerEnvironment, Episode, Opening, Reward, openings_in
+from hubkit.environment.episode import (
+    AskerEnvironment,
+    Episode,
+    Opening,
+    RewardFunction,
+    ended_episode,
+    openings_in,
+)
 from hubkit.environment.server import DEFAULT_LIMITS, Limits, served
 
 __all__ = [
@@ -13,7 +20,8 @@ __all__ = [
     "Episode",
     "Limits",
     "Opening",
-    "Reward",
+    "RewardFunction",
+    "ended_episode",
     "openings_in",
     "served",
 ]

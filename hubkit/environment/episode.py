@@ -9,8 +9,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from hubkit.errors import (
     SchemaError,
 )
 from hubkit.recipe import Rollout
+from hubkit.reinforcement import Episode as EndedEpisode
+from hubkit.reinforcement import Outcome
 from hubkit.rollout.dialogue import Dialogue, Prompt, judge, prompt, turn_of
 from hubkit.rollout.plan import Plan, turn_seed
 from hubkit.rollout.turns import Turn
@@ -32,45 +34,22 @@ from hubkit.serving.client.replies import split_thinking
 _MOST_TRIMS = 3
 _LARGEST_SEED = 2**63 - 1
 FINISHES = ("stop", "length")
+_END_REASONS = {"target_turns": "answers", "context_full": "context"}
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A person's first turn, and what they want; without a turn the asker opens itself."""
+    """A person's first turn, what they want, and what they said next where that is known; without
+    a turn the asker opens itself.
+    """
 
     id: str = ""
     text: str = ""
     intent: str = ""
+    next_turn: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Reward:
-    """What a finished conversation is worth.
-
-    Attributes:
-        value: The reward; None where it could not be found: the conversation must be masked.
-        parts: Each reward function's own value, by name.
-        reason: Why there is no value.
-    """
-
-    value: float | None
-    parts: Mapping[str, float | None] = field(default_factory=dict)
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A conversation that has ended, as rewards read it."""
-
-    messages: list[Message]
-    end_reason: str
-    opening: Opening
-    finish_reasons: list[str]
-    """Of each assistant turn: ``stop``, or ``length`` for one that was cut off."""
-    seed: int
-
-
-RewardFunction = Callable[[Finished], Awaitable[Reward]]
+RewardFunction = Callable[[EndedEpisode], Awaitable[Outcome]]
 
 
 @dataclass(slots=True)
@@ -101,7 +80,7 @@ class AskerEnvironment:
         if text is not None:
             return Opening("", text, intent or "")
         drawn = self.openings[seed % len(self.openings)] if self.openings else Opening()
-        return drawn if intent is None else Opening(drawn.id, drawn.text, intent)
+        return drawn if intent is None else replace(drawn, intent=intent)
 
 
 def openings_in(
@@ -133,8 +112,34 @@ def openings_in(
                 if reason:
                     skipped[reason] += 1
                 else:
-                    openings.append(Opening(str(row.get("id", "")), text, intent))
+                    continued = len(turns) > 2 and turns[2]["role"] == "user"
+                    next_turn = turns[2]["content"] if continued else None
+                    openings.append(Opening(str(row.get("id", "")), text, intent, next_turn))
     return openings, skipped
+
+
+def ended_episode(
+    id: str,
+    messages: Sequence[Message],
+    end_reason: str,
+    opening: Opening,
+    *,
+    asker: str,
+    cut_off: int,
+) -> EndedEpisode:
+    """A conversation that has ended, as rewards read it."""
+    messages = list(messages)
+    if messages and messages[-1]["role"] == "user":
+        messages.pop()
+    return EndedEpisode(
+        id=id,
+        messages=messages,
+        end_reason=_END_REASONS.get(end_reason, end_reason),
+        intent=opening.intent,
+        next_turn=opening.next_turn,
+        asker=asker,
+        cut_off=cut_off,
+    )
 
 
 class Episode:
@@ -146,7 +151,7 @@ class Episode:
         self._finishes: list[str] = []
         self._id, self._seed, self._error = "", 0, ""
         self._opening = Opening()
-        self._reward: Reward | None = None
+        self._outcome: Outcome | None = None
 
     async def reset(
         self,
@@ -186,7 +191,7 @@ class Episode:
             intent=self._opening.intent,
         )
         self._dialogue, self._finishes, self._error = Dialogue(plan), [], ""
-        self._reward = None
+        self._outcome = None
         if not text:
             await self._ask(self._dialogue)
         if self._dialogue.end_reason:
@@ -291,13 +296,18 @@ class Episode:
         if self._environment.reward is None:
             return
         if dialogue.end_reason == "error" or not self._finishes:
-            self._reward = Reward(None, reason="the asker failed")
+            self._outcome = Outcome(None, {}, {"asker": "failed"})
         else:
-            finished = Finished(
-                dialogue.messages, dialogue.end_reason, self._opening, self._finishes, self._seed
+            episode = ended_episode(
+                self._id,
+                dialogue.messages,
+                dialogue.end_reason,
+                self._opening,
+                asker=self._environment.name,
+                cut_off=self._finishes.count("length"),
             )
-            self._reward = await _rewarded(self._environment.reward, finished)
-        if self._reward.value is None:
+            self._outcome = await _rewarded(self._environment.reward, episode)
+        if self._outcome.total is None:
             counts["no_reward"] += 1
 
     def _result(self, dialogue: Dialogue) -> dict[str, Any]:
@@ -308,11 +318,15 @@ class Episode:
             "messages": messages,
             "end_reason": dialogue.end_reason,
         }
-        if done and self._reward is not None:
-            observation["rewards"] = dict(self._reward.parts)
-            observation["no_reward_because"] = self._reward.reason
-        value = self._reward.value if done and self._reward is not None else None
-        return {"observation": observation, "reward": value, "done": done}
+        outcome = self._outcome if done else None
+        if outcome is not None:
+            observation["rewards"] = dict(outcome.parts)
+            observation["masked"] = dict(outcome.masks)
+        return {
+            "observation": observation,
+            "reward": outcome.total if outcome else None,
+            "done": done,
+        }
 
 
 def _check(seed: Any, episode_id: Any, opening: Any, intent: Any) -> None:
@@ -345,9 +359,9 @@ def _answer(dialogue: Dialogue, text: str, finish_reason: str) -> Turn:
     )  # fmt: skip
 
 
-async def _rewarded(reward: RewardFunction, finished: Finished) -> Reward:
+async def _rewarded(reward: RewardFunction, episode: EndedEpisode) -> Outcome:
     """The reward; whatever the function raises masks the conversation."""
     try:
-        return await reward(finished)
+        return await reward(episode)
     except Exception as error:
-        return Reward(None, reason=f"{type(error).__name__}: {error}"[:500])
+        return Outcome(None, {}, {"reward": f"{type(error).__name__}: {error}"[:500]})

@@ -55,7 +55,7 @@ SCHEMAS: dict[str, Any] = {
             "messages": {"type": "array", "description": "the conversation so far"},
             "end_reason": {**_TEXT, "description": "why it is done; empty before"},
             "rewards": {"type": "object", "description": "each reward's value, when done"},
-            "no_reward_because": {**_TEXT, "description": "why the reward is null, when done"},
+            "masked": {"type": "object", "description": "why a reward has no value, when done"},
         },
         "required": ["message", "messages", "end_reason"],
     },

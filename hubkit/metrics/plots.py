@@ -58,6 +58,38 @@ def topics(path: Path, points: Mapping[str, Any]) -> None:
     _save(figure, axes, path)
 
 
+def heat_map(
+    path: Path,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    texts: Sequence[Sequence[str]],
+    *,
+    title: str,
+) -> None:
+    """Heat map of one value for each row and column, with a text in each field; a value of None is
+    left grey.
+    """
+    import numpy as np
+
+    figure, axes = _figure((2.5 + 1.6 * len(columns), 1.6 + 0.7 * len(rows)))
+    data = np.array([[np.nan if v is None else v for v in row] for row in values], float)
+    axes.set_facecolor("#d0d0d0")
+    image = axes.imshow(np.ma.masked_invalid(data), cmap="cividis", aspect="auto")
+    known = data[~np.isnan(data)]
+    middle = (known.min() + known.max()) / 2 if known.size else 0.0
+    for y, row in enumerate(texts):
+        for x, text in enumerate(row):
+            dark = not np.isnan(data[y, x]) and data[y, x] <= middle
+            colour = "white" if dark else "black"
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(columns)), columns, rotation=20, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    if known.size:
+        figure.colorbar(image, ax=axes, label=title)
+    _save(figure, axes, path, legend=False)
+
+
 def funnel(path: Path, report: Mapping[str, Any]) -> None:
     """Rows left after each step of a ``report.json`` of the corpus or of curation, with what each
     dropped most for.

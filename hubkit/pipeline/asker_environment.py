@@ -28,7 +28,7 @@ from hubkit.pipeline import askers
 from hubkit.pipeline.askers import ENGINE_TOKENS, AskerSpec
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Deploy, Rollout, Sampling, SeatConfig, Turns
-from hubkit.serving import ModelSpec, ServedModel
+from hubkit.serving import ModelSpec, ServedModel, with_own_template
 
 DEPLOY = "deploy"
 Locate = Callable[[str], list[Path]]
@@ -140,7 +140,10 @@ def prepare(
     if list(options.served_at) == [DEPLOY]:
         spec = replace(spec, model=ModelSpec(spec.ref, spec.base, options.deploy))
     elif options.served_at:
-        spec = replace(spec, model=ModelSpec(ServedModel.at(*options.served_at)))
+        model = ModelSpec(ServedModel.at(*options.served_at))
+        spec = replace(
+            spec, model=model if spec.prompted else with_own_template(model, hub, spec.ref)
+        )
     block = _block(spec, options)
     name = options.data or (f"{spec.data.repo_id}@{spec.data.revision}" if spec.data else "")
     if not name:

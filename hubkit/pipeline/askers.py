@@ -240,7 +240,7 @@ def serve_askers(
     hub: Hub, askers: Sequence[AskerSpec], log: Path, progress: Progress, *, slots: int, tokens: int
 ) -> Iterator[list[tuple[AskerSpec, ServedModel]]]:
     """Each asker where it answers, for the length of the block."""
-    templates = _templates(hub, askers)
+    templates = own_seat_templates(hub, askers)
     specs = {asker.name: asker.model for asker in askers}
     with serve(hub, specs, log_dir=log, progress=progress, slots=slots, tokens=tokens) as models:
         pairs = []
@@ -251,7 +251,7 @@ def serve_askers(
         yield pairs
 
 
-def _templates(hub: Hub, askers: Sequence[AskerSpec]) -> dict[str, ClientTemplate]:
+def own_seat_templates(hub: Hub, askers: Sequence[AskerSpec]) -> dict[str, ClientTemplate]:
     """Templates for models that are told to play and have none, as bases often do: their family's,
     for their own seat.
 

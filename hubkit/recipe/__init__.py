@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from hubkit import plugins
 from hubkit.bounded_yaml import parse_yaml
 from hubkit.errors import RecipeError
+from hubkit.recipe.against import Against
 from hubkit.recipe.block import block_of
 from hubkit.recipe.data import Corpus, Curate, Filter, Intents, Measure
 from hubkit.recipe.dialogue import (
@@ -57,6 +58,7 @@ __all__ = [
     "PREFERENCE_STAGES",
     "RECIPES",
     "STAGES",
+    "Against",
     "Arm",
     "Baseline",
     "Columns",

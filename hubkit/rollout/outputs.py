@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from hubkit.errors import StageError
+from hubkit.errors import EmptyRolloutError
 from hubkit.recipe import Rollout
 from hubkit.rollout import shards
 from hubkit.rollout.report import RolloutReport
@@ -21,11 +21,11 @@ def report(
     """Put the run's dialogues into `out`, and report what they are and what they took, also in
     ``out/report.json``.
 
-    Raises `StageError` when there are none.
+    Raises `EmptyRolloutError` when there are none.
     """
     paths = deliver(block, state, rows, out, cap=session.stopped)
     if not paths:
-        raise StageError(
+        raise EmptyRolloutError(
             "the rollout made no dialogue (openings that could not be used: "
             f"{session.skipped or 'none given'}); check the openings, "
             "rollout.max_opening_chars and the caps"

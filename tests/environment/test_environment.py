@@ -16,10 +16,10 @@ from openenv.core.generic_client import GenericEnvClient
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from hubkit.environment import DEFAULT_LIMITS, AskerEnvironment, Limits, Opening, Reward, served
-from hubkit.environment.episode import Finished
+from hubkit.environment import DEFAULT_LIMITS, AskerEnvironment, Limits, Opening, served
 from hubkit.errors import EngineError
 from hubkit.recipe import Rollout, SeatConfig, Turns
+from hubkit.reinforcement import Episode, Outcome
 from hubkit.serving import ServedModel
 from hubkit.serving.callable_server import served_callable
 
@@ -90,9 +90,10 @@ def client(url: str) -> Any:
 def test_the_stock_client_talks_with_an_asker_until_the_turns_are_over() -> None:
     person = Person()
 
-    async def words(finished: Finished) -> Reward:
-        assert finished.end_reason == "target_turns" and finished.finish_reasons == ["stop"] * 3
-        return Reward(0.5, {"words": 0.5})
+    async def words(episode: Episode) -> Outcome:
+        assert (episode.end_reason, episode.cut_off) == ("answers", 1)
+        assert (episode.intent, len(episode.answers)) == ("wants to bake", 3)
+        return Outcome(0.5, {"words": 0.5})
 
     with environment(person, reward=words) as (url, shared), client(url) as env:
         first = env.reset(seed=0, prompt="columns of a trainer's row are no business of ours")
@@ -108,7 +109,7 @@ def test_the_stock_client_talks_with_an_asker_until_the_turns_are_over() -> None
             {"role": "user", "content": "Knead it."},
         ], "from the other seat, with its intent, without thinking"
         env.step({"message": "Bake it."})
-        last = env.step({"message": "Eat it."})
+        last = env.step({"message": "Eat it", "finish_reason": "length"})
         assert last.done and last.reward == 0.5 and last.observation["rewards"] == {"words": 0.5}
         assert last.observation["end_reason"] == "target_turns"
         assert [m["role"] for m in last.observation["messages"]] == ["user", "assistant"] * 3
@@ -168,14 +169,14 @@ def test_a_turn_that_fails_a_check_is_asked_again_and_then_ends(turn: Any, end: 
 
 
 def test_what_cannot_be_rewarded_is_masked_and_counted() -> None:
-    async def judge(finished: Finished) -> Reward:
+    async def judge(episode: Episode) -> Outcome:
         raise TimeoutError("the judge does not answer")
 
     with environment(Person(), turns=1, reward=judge) as (url, shared), client(url) as env:
         env.reset(seed=0)
         last = env.step({"message": "Yes."})
         assert last.done and last.reward is None
-        assert last.observation["no_reward_because"] == "TimeoutError: the judge does not answer"
+        assert last.observation["masked"] == {"reward": "TimeoutError: the judge does not answer"}
         assert shared.counts["no_reward"] == 1
         env.reset(seed=0)
         assert env.step({"message": ""}).observation["end_reason"] == "empty_turn"

@@ -1,0 +1,341 @@
+"""``hubkit eval against``: every chat model in conversation with every asker, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hubkit.cli import console
+from hubkit.cli import dataset_args as names
+from hubkit.cli.eval_chat import WEAK_JUDGE, Engine, Place
+from hubkit.cli.model_args import DEPLOYED, HARDWARE, show_endpoints, terms
+from hubkit.cli.options import Json, grouped
+
+if TYPE_CHECKING:
+    from hubkit.hub import Ref
+    from hubkit.metrics.cross_table import CrossTable
+    from hubkit.pipeline.against import ChatSpec, CrossTableRun
+    from hubkit.progress import Progress
+    from hubkit.recipe import Against, RewardTerm
+
+EXAMPLE = (
+    "Example: hubkit eval against parrot-ask --chat HuggingFaceTB/SmolLM2-135M-Instruct "
+    "--chat parrot-chat -n 8 --turns 2"
+)
+
+
+@dataclass(frozen=True)
+class Seats:
+    """Who meets whom, and where they answer."""
+
+    askers: Annotated[list[str], typer.Argument(metavar="ASKER...", help="REPO[@REV] of askers.")]
+    chat: Annotated[
+        list[str],
+        typer.Option(
+            "--chat",
+            "-c",
+            metavar="MODEL",
+            help=(
+                "A chat model: REPO_ID[@REV], deploy:REPO_ID[@REV] or URL[#MODEL]; the others are "
+                "compared with the first."
+            ),
+        ),
+    ]
+    base: Annotated[
+        bool,
+        typer.Option(
+            "--base/--no-base",
+            help="Also the first asker's base, only told to play the user, as an asker.",
+        ),
+    ] = True
+    system: Annotated[
+        str | None,
+        typer.Option(help="Tells askers that no asker stage made to play; default: the first's."),
+    ] = None
+    endpoint: Annotated[
+        list[str],
+        typer.Option(
+            "--endpoint",
+            metavar="ASKER=URL",
+            help="An asker served there; ASKER=deploy: by an endpoint made for it; `base=…`.",
+        ),
+    ] = field(default_factory=list)
+    server: Annotated[
+        str | None,
+        typer.Option(help="Kind of server at chat models' URLs: tgi, vllm, openai, …"),
+    ] = None
+    token_env: Annotated[
+        str | None, typer.Option(metavar="VAR", help="Environment variable with their key.")
+    ] = None
+    engine: Engine = "tgi"
+    hardware: Place = HARDWARE
+
+
+@dataclass(frozen=True)
+class Talks:
+    """On which openings, how long, and how turns are sampled."""
+
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="REPO[@REV][:SPLIT]",
+            help="Held-out conversations; default: those of the first asker.",
+        ),
+    ] = ""
+    openings: Annotated[
+        int, typer.Option("--openings", "-n", min=2, help="Conversations of each pair.")
+    ] = 50
+    turns: Annotated[
+        int, typer.Option(min=1, help="User turns, at most, the opening included.")
+    ] = 4
+    temperature: Annotated[float, typer.Option(min=0, help="Of both seats' sampling.")] = 0.7
+    max_tokens: Annotated[int, typer.Option(min=1, help="New tokens a turn, at most.")] = 256
+    seed: Annotated[int, typer.Option(help="Draws openings and turns.")] = 42
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What a conversation is worth, and who says so."""
+
+    reward: Annotated[
+        list[str],
+        typer.Option(
+            "--reward",
+            "-r",
+            metavar="NAME[=WEIGHT]",
+            help="judges, length, format, or a plug-in's; several are added up. Default: judges.",
+        ),
+    ] = field(default_factory=list)
+    judge: Annotated[
+        list[str],
+        typer.Option(
+            metavar="MODEL",
+            help="Who judges, for judges: URL[#MODEL], REPO_ID, or deploy:REPO_ID; several: mean.",
+        ),
+    ] = field(default_factory=lambda: [WEAK_JUDGE])
+    rubric: Annotated[
+        str | None, typer.Option(metavar="FILE", help="What judges are told; default: ours.")
+    ] = None
+    setting: Annotated[
+        list[str],
+        typer.Option(
+            "--set", "-s", metavar="KEY=VALUE", help="Of the judges, e.g. judge.token_env=KEY."
+        ),
+    ] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Caps:
+    """What it may take."""
+
+    price: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME=IN,OUT",
+            help="US dollars per million tokens in and out, of an asker or chat model.",
+        ),
+    ] = field(default_factory=list)
+    budget_usd: Annotated[
+        float | None,
+        typer.Option(min=0, help="Stop before conversations cost more; each judge as much again."),
+    ] = None
+    budget_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Stop before they took more tokens; judges likewise.")
+    ] = None
+    max_hours: Annotated[
+        float | None, typer.Option(min=0, help="Stop conversations after so many hours.")
+    ] = None
+    in_flight: Annotated[int, typer.Option(min=1, help="Conversations at once.")] = 16
+
+
+@grouped
+def against(
+    seats: Seats,
+    talks: Talks,
+    worth: Worth,
+    caps: Caps,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Write data, heat map, card section, conversations."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be asked and cost; ask nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """The cross-simulator table: every chat model in conversation with every asker on the same
+    held-out openings, mean rewards and paired differences with their intervals. Interrupted, it
+    resumes where it stopped.
+    """
+    from hubkit.pipeline.against import write
+
+    with console.bars(quiet=json) as bar_for:
+        prepared = _prepared(seats, talks, worth, caps, bar_for("look up"))
+        hub = _hub()
+        if dry_run:
+            plan = prepared.plan(hub)
+            console.data(plan) if json else _show_plan(plan)
+            return
+        result, scored = prepared.run(hub, progress=bar_for("against"))
+        files = write(folder, result, scored) if folder else []
+    console.data(result.to_dict()) if json else _show(result, files)
+
+
+def _hub() -> Any:
+    from hubkit.hub import connect
+
+    return connect()
+
+
+def _prepared(
+    seats: Seats, talks: Talks, worth: Worth, caps: Caps, progress: Progress
+) -> CrossTableRun:
+    from hubkit.pipeline.against import CrossTableRun, held_out_openings
+    from hubkit.pipeline.asker_scorecards import AskerComparison, addresses, prepare
+    from hubkit.recipe import Scorecard
+
+    hub = _hub()
+    rewards, judges = _rewards(worth, caps, progress)
+    block = _block(talks, caps, seats, rewards)
+
+    def locate(name: str) -> tuple[list[Path], str | None]:
+        located = names.find(name, hub, split="test")
+        return located.files, located.revision
+
+    comparison = AskerComparison(
+        repos=seats.askers,
+        block=Scorecard(),
+        data=talks.data,
+        system=seats.system,
+        served_at=addresses(seats.askers, seats.endpoint),
+        deploy=terms(seats.engine, seats.hardware),
+        with_base=seats.base,
+        seed=talks.seed,
+    )
+    found = prepare(hub, comparison, locate, progress=progress)
+    openings = held_out_openings(
+        found.files, block, seed=talks.seed, intent_column=found.askers[0].intent_column
+    )
+    chats = [_chat(name, seats, progress) for name in seats.chat]
+    run = CrossTableRun(block, found.askers, chats, openings, found.source, talks.seed, judges)
+    run.check()
+    return run
+
+
+def _block(talks: Talks, caps: Caps, seats: Seats, rewards: list[RewardTerm]) -> Against:
+    from hubkit.recipe import Against, Sampling
+
+    sampling = Sampling(temperature=talks.temperature, max_tokens=talks.max_tokens)
+    return Against(
+        openings=talks.openings,
+        turns=talks.turns,
+        rewards=rewards,
+        prompted=seats.base,
+        sampling=sampling,
+        chat_sampling=sampling,
+        in_flight=caps.in_flight,
+        usd_per_million=dict(map(_price, caps.price)),
+        budget_usd=caps.budget_usd,
+        budget_tokens=caps.budget_tokens,
+        max_hours=caps.max_hours,
+    )
+
+
+def _price(text: str) -> tuple[str, tuple[float, float]]:
+    from hubkit.errors import RecipeError
+
+    name, _, prices = text.rpartition("=")
+    try:
+        price_in, price_out = map(float, prices.split(","))
+    except ValueError:
+        price_in = price_out = -1.0
+    if not name or not 0 <= price_in < 1e9 or not 0 <= price_out < 1e9:
+        raise RecipeError(f"--price {text!r} must be NAME=IN,OUT in US dollars per million tokens")
+    return name, (price_in, price_out)
+
+
+def _rewards(
+    worth: Worth, caps: Caps, progress: Progress
+) -> tuple[list[RewardTerm], dict[tuple[int, int], Ref]]:
+    """The reward terms, and the commits of judges that are repos."""
+    from hubkit.errors import RecipeError
+    from hubkit.evaluation.chat import JudgeChoice
+    from hubkit.pipeline import require
+    from hubkit.recipe import RewardTerm
+    from hubkit.reinforcement import check
+
+    terms_, refs = [], {}
+    for number, text in enumerate(worth.reward or ["judges"]):
+        name, equals, weight = text.partition("=")
+        try:
+            factor = float(weight) if equals else 1.0
+        except ValueError:
+            raise RecipeError(f"--reward {text!r} must be NAME=WEIGHT, with a number") from None
+        term = RewardTerm(name=name, weight=factor)
+        if name == "judges":
+            choices = [
+                JudgeChoice(
+                    judge.removeprefix(DEPLOYED),
+                    judge.startswith(DEPLOYED),
+                    worth.setting,
+                    caps.budget_usd,
+                    caps.budget_tokens,
+                )
+                for judge in worth.judge
+            ]
+            blocks = [_at_address(choice) for choice in choices]
+            term = RewardTerm(name=name, weight=factor, judges=blocks, rubric=worth.rubric)
+            for k, choice in enumerate(choices):
+                if not choice.hosted:
+                    hub = _hub()
+                    refs[number, k] = require(hub, hub.qualify(choice.name), progress=progress)
+        terms_.append(term)
+    check(terms_)
+    return terms_, refs
+
+
+def _at_address(choice: Any) -> Any:
+    block = choice.block()
+    if not choice.hosted:
+        return block
+    url = choice.name.partition("#")[0]
+    return block.model_copy(update={"judge": block.judge.model_copy(update={"endpoints": [url]})})
+
+
+def _chat(name: str, seats: Seats, progress: Progress) -> ChatSpec:
+    from hubkit.cli.model_args import AddressOptions, Names
+    from hubkit.evaluation.chat import dialect_of
+    from hubkit.pipeline.against import ChatSpec
+    from hubkit.serving import ModelSpec
+
+    looked_up = Names(progress)
+    address = AddressOptions(seats.server or dialect_of(name), seats.token_env)
+    player = looked_up.player(name, address, terms(seats.engine, seats.hardware))
+    model = looked_up.models.get(player.identity)
+    if model is None:
+        assert player.served is not None  # files of answers are refused without questions
+        model = ModelSpec(player.served)
+    return ChatSpec(player.name, player.identity, model)
+
+
+def _show(result: CrossTable, files: list[Path]) -> None:
+    from hubkit.metrics.cross_table import notes, table
+
+    title = f"Mean reward over {result.settings['openings']} openings, with 95% intervals"
+    console.table(title, *table(result))
+    hints = [] if files else ["a heat map, and every conversation's reward: --out FOLDER"]
+    for note in (*notes(result), *(f"wrote {file}" for file in files), *hints):
+        console.say(note)
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
+    columns = ["asker", "chat", "conversations", "requests", "tokens_at_most", "usd_at_most"]
+    title = f"What would be asked, on {plan['data']['repo_id']} ({plan['data']['split']})"
+    rows = [[row[column] for column in columns] for row in plan["pairs"]]
+    console.table(title, [column.replace("_", " ") for column in columns], rows)
+    console.say(f"{plan['judgments']} judgments; it resumes in {plan['folder']}")
+    show_endpoints(plan["endpoints"])
