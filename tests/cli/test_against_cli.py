@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from hubkit.reinforcement import REWARDS, Episode
 
 @pytest.fixture(scope="module")
 def repos(hubkit_home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ref]:
-    """A base, conversations, and an asker's record: it answers elsewhere, so it needs no weights."""
+    """A base, conversations, and an asker that answers elsewhere: its record, without weights."""
     hub, folder = connect(), tmp_path_factory.mktemp("repos")
     (folder / "base").mkdir()
     base = hub.commit(hub.qualify("tiny-base"), tiny_base(folder / "base"), "base")
@@ -190,6 +189,7 @@ def test_a_cap_ends_it_and_a_larger_one_resumes(
     brevity: None,
 ) -> None:
     arguments = [*words(server, other), "-n", "5", "-r", "brevity", "--seed", "4", "--json"]
+    before = len(server.ledger()) + len(other.ledger())
     small = json.loads(run(*arguments, "--budget-tokens", "400", "--max-tokens", "50").stdout)
     assert small["stopped"] == "budget_tokens"
     held = sum(cell["n"] for cell in small["cells"])
@@ -197,12 +197,7 @@ def test_a_cap_ends_it_and_a_larger_one_resumes(
     assert 0 < held < 20 and held + missing == 20
     whole = json.loads(run(*arguments, "--max-tokens", "50").stdout)
     assert [cell["n"] for cell in whole["cells"]] == [5] * 4 and not whole["stopped"]
-    asked = Counter(
-        (handle.url, json.dumps(line["body"], sort_keys=True))
-        for handle in (server, other)
-        for line in handle.ledger()
-    )
-    assert max(asked.values()) == 1, "no request was answered twice"
+    assert len(server.ledger()) + len(other.ledger()) == before + 20 * 3, "none answered twice"
 
 
 @pytest.mark.slow
