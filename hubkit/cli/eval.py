@@ -30,7 +30,8 @@ app = typer.Typer(
     cls=_RecipeOrCommand,
     name="eval",
     help="Judge what was trained: RECIPE (held-out loss), chat MODEL (benchmarks), asker REPO "
-    "(scorecard), against ASKERS (cross-simulator table), report FILES (verdicts), votes REPO (people's).",
+    "(scorecard), against ASKERS (cross-simulator table), report FILES (verdicts), votes REPO "
+    "(people's).",
     epilog="Example: hubkit eval parrot --profile laptop",
     no_args_is_help=True,
     rich_markup_mode=None,
