@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +14,7 @@ from hubkit.cli.options import OutputOptions, RecipeOptions, grouped
 if TYPE_CHECKING:
     from hubkit.hub import Hub
     from hubkit.pipeline.stage import StageResult
+    from hubkit.recipe import Recipe
 
 EXAMPLE = "Example: hubkit study utility parrot --profile laptop"
 
@@ -32,7 +34,13 @@ def study() -> None:
 
 @app.command("utility", epilog=EXAMPLE)
 @grouped
-def utility(recipe: RecipeOptions, output: OutputOptions) -> None:
+def utility(
+    recipe: RecipeOptions,
+    output: OutputOptions,
+    folder: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Also write data, plot and card there.")
+    ] = None,
+) -> None:
     """Train students on a teacher's answers, in arms that differ only in who asked, and compare
     their loss on its answers to real people's follow-ups.
 
@@ -47,11 +55,12 @@ def utility(recipe: RecipeOptions, output: OutputOptions) -> None:
     )
     hub = connect()
     if output.dry_run:
-        _show_plan(loaded, json=output.json)
+        _show_plan(loaded, studies.plan(loaded, hub), json=output.json)
         return
     with console.bars(quiet=output.json) as bar_for:
         parts = list(studies.run(loaded, hub, progress_for=bar_for))
     _, result = parts[-1]
+    files = studies.write(hub, result.ref, folder) if folder else []
     if output.print(
         {
             "recipe": loaded.name,
@@ -62,19 +71,21 @@ def utility(recipe: RecipeOptions, output: OutputOptions) -> None:
     ):
         return
     _show(hub, result)
+    for file in files:
+        console.say(f"wrote {file}")
 
 
-def _show_plan(recipe: Any, *, json: bool) -> None:
+def _show_plan(recipe: Recipe, parts: list[tuple[str, str]], *, json: bool) -> None:
     study = recipe.study
-    rows = [[name, arm.kind, arm.title] for name, arm in study.arms.items()]
+    assert study is not None
     if json:
-        console.data({"arms": [row[0] for row in rows], "seeds": study.seeds})
+        console.data([{"part": part, "state": state} for part, state in parts])
         return
     title = (
-        f"{study.dialogues} openings, {study.turns} answers to each; "
-        f"{len(study.seeds)} students an arm"
+        f"{study.dialogues} openings, {study.turns} answers to each in every arm; "
+        f"{len(study.seeds)} students an arm; {study.conversations} held-out conversations"
     )
-    console.table(title, ["arm", "kind", "title"], rows)
+    console.table(title, ["part", "state"], [list(part) for part in parts])
 
 
 def _show(hub: Hub, result: StageResult) -> None:

@@ -142,6 +142,24 @@ def losses_by_depth(
     _save(figure, axes, path)
 
 
+def learning_curve(path: Path, points: Sequence[Mapping[str, Any]]) -> None:
+    """Held-out loss over loss-bearing tokens trained on; the first point is the base. The interval
+    of the difference from the base is drawn round each later one."""
+    figure, axes = _figure()
+    base, at = points[0]["loss"], [point["loss_tokens"] for point in points]
+    spreads = [point.get("against_base") or {"low": 0.0, "high": 0.0} for point in points]
+    axes.plot(at, [point["loss"] for point in points], "o-", color=COLOURS[0], label="asker")
+    axes.fill_between(
+        at,
+        [base + spread["low"] for spread in spreads],
+        [base + spread["high"] for spread in spreads],
+        color=COLOURS[0],
+        alpha=0.2,
+    )
+    axes.set(xlabel="loss-bearing tokens trained on", ylabel="nats per human-turn token")
+    _save(figure, axes, path, legend=False)
+
+
 def _read(report: Mapping[str, Any]) -> int:
     """Conversations that entered the chain: rows read, less the unreadable ones and those joined to
     a neighbour.

@@ -15,8 +15,8 @@ from hubkit.recipe.training import Training
 
 OPENINGS, ANSWERS, HELD_OUT = "study-openings", "study-answers", "study-held-out"
 ARM, BALANCE, STUDENT = "study-arm", "study-balance", "study-student"
-SCORE, RESULT = "study-score", "study-result"
-STUDY_STAGES = (OPENINGS, ANSWERS, HELD_OUT, ARM, BALANCE, STUDENT, SCORE, RESULT)
+CURVE, SCORE, RESULT = "study-curve", "study-score", "study-result"
+STUDY_STAGES = (OPENINGS, ANSWERS, HELD_OUT, ARM, CURVE, BALANCE, STUDENT, SCORE, RESULT)
 """The stages that read a recipe's ``study`` block."""
 
 
@@ -90,7 +90,11 @@ class Study(Block):
         default_factory=lambda: [1, 2, 3]
     )
     """One student an arm and seed."""
-    max_tokens: Content[Annotated[int, ReadBy(SCORE), Field(ge=16)]] = 1024
+    curve: Content[Annotated[list[int], ReadBy(CURVE)]] = Field(default_factory=list)
+    """Numbers of tokens that the recipe's asker is also trained on, for its learning curve."""
+    curve_conversations: Content[Annotated[int, ReadBy(CURVE), Field(ge=2)]] = 100
+    """Held-out conversations that each of these is scored on."""
+    max_tokens: Content[Annotated[int, ReadBy(CURVE), ReadBy(SCORE), Field(ge=16)]] = 1024
     """Longest held-out conversation that is scored, in tokens."""
     resamples: Content[Annotated[int, ReadBy(RESULT), Field(ge=10)]] = 2000
     """Bootstrap resamples for the intervals."""

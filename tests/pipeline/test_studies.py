@@ -57,7 +57,7 @@ def study(endpoint: Handle, chats: Path, **changes: Any) -> Recipe:
                   ("corpus", "asker", "dialogues", "chat", "results")},
         "corpus": {"sources": [{"path": str(chats), "license": "other"}], "filters": [],
                    "openings": 8, "test": 8},
-        "asker.base": BASE, "asker.max_tokens": 200, "asker.lora": None,
+        "asker.base": BASE, "asker.max_tokens": 900, "asker.lora": None,
         "rollout.asker.endpoints": [endpoint.url],
         "study.teacher": {"repo": None, "name": "scripted", "license": "cc0-1.0",
                           "endpoints": [endpoint.url], "profile": "openai",
@@ -67,6 +67,7 @@ def study(endpoint: Handle, chats: Path, **changes: Any) -> Recipe:
         "study.student.base": BASE, "study.student.lora": None,
         "study.student.sft.max_length": 256, "study.max_tokens": 256, "study.resamples": 50,
         "study.student.sft.gradient_accumulation_steps": 1,
+        "study.curve": [100, 900], "study.curve_conversations": 4,
         **{key.replace("__", "."): value for key, value in changes.items()},
     }  # fmt: skip
     overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
@@ -169,10 +170,35 @@ def test_the_result_is_data_a_plot_and_a_card(hub: Hub, parts: dict[str, StageRe
     assert f"{results['arms']['people']['2']['value']:.3f}" in card.text
 
 
+def test_the_learning_curve_ends_at_the_askers_own_size(
+    hub: Hub, parts: dict[str, StageResult]
+) -> None:
+    curve = parts["result"].report["learning_curve"]
+    assert [point["tokens"] > 0 for point in curve] == [False, True, True]
+    assert curve[0]["loss_tokens"] < curve[1]["loss_tokens"] < curve[2]["loss_tokens"]
+    assert parts["asker of 900 tokens"].ref == parts["asker of asker"].ref
+    assert parts["asker of 100 tokens"].ref.repo_id.endswith("study-asker-curve")
+    for point in curve[1:]:
+        assert point["against_base"]["difference"] == pytest.approx(
+            point["loss"] - curve[0]["loss"]
+        )
+    assert hub.read(parts["learning curve"].ref, "learning_curve.png").startswith(b"\x89PNG")
+
+
 def test_a_study_that_is_done_does_nothing(
-    hub: Hub, recipe: Recipe, endpoint: Handle, parts: dict[str, StageResult]
+    hub: Hub, recipe: Recipe, endpoint: Handle, parts: dict[str, StageResult], tmp_path: Path
 ) -> None:
     asked = endpoint.stats()
+    assert studies.plan(recipe, hub) == [(about, "done") for about in parts]
+    assert recipe.study is not None
+    larger = recipe.study.model_copy(update={"seeds": [1, 2, 3]})
+    states = dict(studies.plan(recipe.model_copy(update={"study": larger}), hub))
+    assert [about for about, state in states.items() if state == "to run"] == [
+        part for arm in ARMS for part in (f"student of {arm}, seed 3", f"scores of {arm}, seed 3")
+    ] + ["result"]
+    files = studies.write(hub, parts["result"].ref, tmp_path)
+    assert [file.name for file in files] == ["utility.json", result.PICTURE, "utility.md"]
+    assert json.loads(files[0].read_text())["arms"] == parts["result"].report["arms"]
     again = dict(studies.run(recipe, hub))
     assert all(part.skipped for part in again.values()) and endpoint.stats() == asked
     assert again["result"].ref == parts["result"].ref

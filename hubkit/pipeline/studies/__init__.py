@@ -8,18 +8,21 @@ kill. The corpus and the asker are the recipe's own stages."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 from hubkit.hub import Hub, Ref
+from hubkit.pipeline.runner import WouldImport, refuse_import
 from hubkit.pipeline.stage import RunContext, Stage, StageResult
 from hubkit.pipeline.stages import asker, corpus
-from hubkit.pipeline.studies import balance, dialogues, openings, result, students
+from hubkit.pipeline.studies import balance, curve, dialogues, openings, result, students
 from hubkit.pipeline.studies.openings import study_of
+from hubkit.pipeline.studies.result import write
 from hubkit.progress import Progress, silent
-from hubkit.recipe import Arm, Recipe
+from hubkit.recipe import Arm, Recipe, Study
 from hubkit.recipe.study import ANSWERS, STUDENT
 
-__all__ = ["Part", "run"]
+__all__ = ["Part", "parts_of", "plan", "run", "write"]
 
 Part = tuple[str, StageResult]
 """What a part of a study is about, and what became of it."""
@@ -32,7 +35,53 @@ def run(
 
     Raises `StageError` for arms that cannot be compared, and what the stages raise. What was
     committed before stays, and the next run resumes from there."""
-    walk = _Walk(_with_repos(recipe), hub.allowing(recipe.publish.allow), progress_for)
+    yield from _parts(
+        recipe, _Walk(_with_repos(recipe), hub.allowing(recipe.publish.allow), progress_for)
+    )
+
+
+def plan(recipe: Recipe, hub: Hub) -> list[tuple[str, str]]:
+    """Every part of the study of `recipe` and whether it is ``done`` or ``to run``; nothing is
+    imported, built or committed."""
+    done = []
+    walk = _Walk(_with_repos(recipe), hub, lambda _: refuse_import, looks_only=True)
+    with suppress(WouldImport):
+        done = [about for about, _ in _until_new(_parts(recipe, walk))]
+    return [
+        (name, "done" if name in done else "to run") for name in parts_of(study_of(walk.context))
+    ]
+
+
+def parts_of(study: Study) -> list[str]:
+    """The parts of a study, in order."""
+    asking = {name: arm for name, arm in study.arms.items() if arm.kind != "single"}
+    names = ["corpus", "openings", "single turns", "held-out dialogues"]
+    for name, arm in asking.items():
+        names += [f"asker of {name}"] if arm.kind == "asker" else []
+        names.append(f"dialogues of {name}")
+    names.append("balance")
+    names += [f"asker of {tokens} tokens" for tokens in study.curve]
+    names += ["learning curve"] if study.curve else []
+    names.append("scores of the untrained base")
+    for seed in study.seeds:
+        for name in study.arms:
+            names += [f"student of {name}, seed {seed}", f"scores of {name}, seed {seed}"]
+    return [*names, "result"]
+
+
+def _until_new(parts: Iterator[Part]) -> Iterator[Part]:
+    """The parts that exist, up to the first one that does not."""
+    try:
+        yield from parts
+    except _NotDoneError:
+        return
+
+
+class _NotDoneError(Exception):
+    """A plan came to a part that is not done."""
+
+
+def _parts(recipe: Recipe, walk: _Walk) -> Iterator[Part]:
     yield walk.step(corpus.STAGE, "corpus", recipe=recipe)
     yield walk.step(openings.STAGE, "openings")
     yield walk.step(dialogues.ANSWERS_STAGE, "single turns")
@@ -51,6 +100,13 @@ def run(
         walk.commits[f"arm {name}"] = part[1].ref
         yield part
     yield walk.step(balance.STAGE, "balance")
+    for tokens in study.curve:
+        sized = curve.recipe_of(recipe, tokens)
+        part = walk.step(asker.STAGE, f"asker of {tokens} tokens", recipe=sized)
+        walk.commits[curve.role(tokens)] = part[1].ref
+        yield part
+    if study.curve:
+        yield walk.step(curve.STAGE, "learning curve")
     walk.commits.pop(STUDENT, None)
     part = walk.step(students.SCORE_STAGE, "scores of the untrained base")
     walk.commits["scores  "] = part[1].ref
@@ -71,10 +127,17 @@ def run(
 class _Walk:
     """One walk over a study's stages; `commits` are those so far, by stage and by arm."""
 
-    def __init__(self, recipe: Recipe, hub: Hub, progress_for: Callable[[str], Progress]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        hub: Hub,
+        progress_for: Callable[[str], Progress],
+        *,
+        looks_only: bool = False,
+    ) -> None:
         self.commits: dict[str, Ref] = {}
         self.context = RunContext(recipe, hub, self.commits)
-        self._progress_for = progress_for
+        self._progress_for, self._looks_only = progress_for, looks_only
 
     def step(self, stage: Stage, about: str, *, recipe: Recipe | None = None) -> Part:
         """Run `stage`, of a derived `recipe` where one is given, unless it is done."""
@@ -82,6 +145,11 @@ class _Walk:
         progress = self._progress_for(about)
         inputs = stage.inputs(context, progress)
         found = stage.find(context, inputs)
+        if self._looks_only:
+            if found is None:
+                raise _NotDoneError
+            self.commits[stage.name] = found.ref
+            return about, found
         outcome = found or stage.run(context, inputs, progress)
         self.commits[stage.name] = outcome.ref
         progress(1, 1, "done before" if outcome.skipped else f"done in {outcome.seconds:.0f} s")

@@ -73,10 +73,7 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
         "arms": {
             name: {"rows": len(rows), "loss_tokens": tokens[name]} for name, rows in arms.items()
         },
-        "held_out": {
-            "conversations": len(answered),
-            "users_known": any(c.meta.get("user") for c in held_out),
-        },
+        "held_out": len(answered),
     }
 
 

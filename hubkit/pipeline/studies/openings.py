@@ -3,6 +3,7 @@ on, none of which any training set holds."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,9 @@ from typing import Any
 from hubkit.conversation import Conversation, Message, compact, fault
 from hubkit.data.overlap import HeldOutIndex
 from hubkit.data.parquet import ShardWriter, conversation_schema, read_batches
-from hubkit.errors import StageError
+from hubkit.errors import RepoMissingError, StageError
 from hubkit.hub import Hub, Ref
-from hubkit.pipeline.stage import RunContext, Stage, StageDirs, parquet
+from hubkit.pipeline.stage import PROVENANCE, RunContext, Stage, StageDirs, parquet
 from hubkit.pipeline.studies.study_card import card
 from hubkit.progress import Progress
 from hubkit.recipe import Study
@@ -94,8 +95,19 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
         "openings": len(openings),
         "held_out": len(held_out),
         "passed_over": dict(passed),
-        "users_known": index.has_users,
+        "users_compared": index.has_users,
+        "people_apart": _people(hub, refs["corpus"]),
     }
+
+
+def _people(hub: Hub, corpus: Ref) -> int | None:
+    """How many people the corpus's splits keep apart: none is in two of them; None where its
+    sources do not say who wrote what."""
+    try:
+        record = json.loads(hub.read(corpus, f"{PROVENANCE}/corpus.json"))
+    except (RepoMissingError, ValueError):
+        return None
+    return record.get("report", {}).get("people") or None
 
 
 def _usable(

@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from hubkit.data.parquet import disk_errors
 from hubkit.errors import StageError
 from hubkit.evaluation import utility
-from hubkit.hub import Ref
+from hubkit.hub import Hub, Ref
 from hubkit.metrics import plots
 from hubkit.metrics.statistics import Bootstrap
 from hubkit.pipeline.stage import PROVENANCE, RunContext, Stage, StageDirs
@@ -18,7 +20,7 @@ from hubkit.pipeline.studies import students
 from hubkit.pipeline.studies.openings import study_of
 from hubkit.pipeline.studies.study_card import card
 from hubkit.progress import Progress
-from hubkit.recipe.study import BALANCE, OPENINGS, RESULT, STUDENT
+from hubkit.recipe.study import BALANCE, CURVE, OPENINGS, RESULT, STUDENT
 
 PICTURE = "utility.png"
 _MOST_STEPS = 4 / 3
@@ -31,7 +33,8 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
         for role, ref in context.commits.items()
         if role.startswith(("scores ", "student "))
     }
-    return {BALANCE: context.before(BALANCE), OPENINGS: context.before(OPENINGS), **scores}
+    refs = {BALANCE: context.before(BALANCE), OPENINGS: context.before(OPENINGS), **scores}
+    return refs | ({CURVE: context.before(CURVE)} if study_of(context).curve else {})
 
 
 def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
@@ -71,6 +74,8 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
         "hygiene": _report(context, refs[OPENINGS], OPENINGS),
         **result,
     }
+    if CURVE in refs:
+        facts["learning_curve"] = _report(context, refs[CURVE], CURVE)["points"]
     (dirs.out / "results.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
     depths = [depth for depth in result["depths"] if depth != utility.FOLLOW_UPS]
     plots.losses_by_depth(
@@ -103,3 +108,18 @@ def _report(context: RunContext, ref: Ref, stage: str) -> dict[str, Any]:
 
 
 STAGE = Stage(RESULT, "results", "dataset", inputs, build, card(RESULT))
+
+
+def write(hub: Hub, ref: Ref, folder: Path) -> list[Path]:
+    """Write the result of a study, commit `ref`, into `folder`: data, plot and card."""
+    written = []
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, file in (
+            ("results.json", "utility.json"),
+            (PICTURE, PICTURE),
+            ("README.md", "utility.md"),
+        ):
+            written.append(folder / file)
+            written[-1].write_bytes(hub.read(ref, name))
+    return written
