@@ -1,8 +1,8 @@
 """A base's own chat template as a program: found in its folder, compiled in a sandbox, rendered.
 
 A chat template comes from a model repo, so it runs in Jinja's immutable sandbox with the names that
-transformers gives it, and its output is bounded. Its clock stands still: a prompt that was trained
-on one day must render the same on any other."""
+transformers gives it, and its steps and what it writes are bounded (`sandbox`). Its clock stands
+still: a prompt that was trained on one day must render the same on any other."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hubkit.chat_templates.sandbox import MAX_CHARS, BoundError, bounded_environment
 from hubkit.errors import SourceError, TemplateError
 from hubkit.untrusted import parse_json
 
-MAX_PROMPT_CHARS = 4_000_000
 FROZEN_CLOCK = datetime(2026, 1, 1)
 """The date that templates which print one are rendered at."""
 _OTHER_CLOCK = datetime(2031, 12, 24)
@@ -73,16 +73,19 @@ class BaseTemplate:
         names |= {**self.variables, **variables}
         pieces: list[str] = []
         size = 0
+        self._compiled.environment.steps.reset()
         try:
             for piece in self._compiled.generate(messages=[dict(m) for m in messages], **names):
                 size += len(piece)
-                if size > MAX_PROMPT_CHARS:
+                if size > MAX_CHARS:
                     raise TemplateError(
-                        f"{self.origin} writes more than {MAX_PROMPT_CHARS} characters; it may loop"
+                        f"{self.origin} writes more than {MAX_CHARS} characters; it may loop"
                     )
                 pieces.append(piece)
         except jinja2.TemplateError as error:
             raise TemplateError(f"{self.origin} refuses these messages: {error}") from None
+        except BoundError as error:
+            raise TemplateError(f"{self.origin} does too much: {error}") from None
         except (
             TypeError,
             ValueError,
@@ -91,6 +94,7 @@ class BaseTemplate:
             IndexError,
             RecursionError,
             OverflowError,
+            MemoryError,
         ) as error:
             raise TemplateError(
                 f"{self.origin} fails on these messages: {type(error).__name__}: {error}"
@@ -148,7 +152,6 @@ def environment() -> Any:
     """The sandbox in which chat templates run, with a clock that stands still."""
     from jinja2 import TemplateError as JinjaError
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
         """``{% generation %}`` marks, without an effect."""
@@ -165,7 +168,7 @@ def environment() -> Any:
     def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
-    compiler = ImmutableSandboxedEnvironment(
+    compiler = bounded_environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     compiler.filters["tojson"] = tojson

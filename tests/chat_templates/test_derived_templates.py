@@ -303,3 +303,31 @@ def test_a_wrong_layout_is_not_proven():
         wrong = replace(templates.layout, **change)
         assert not prove(wrong, templates.base, "assistant").holds
         assert not prove(wrong, templates.base, "user").holds
+
+
+HOSTILE = {
+    "nested loops": "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+    "a filtered loop": "{% for a in range(999) %}{% for b in range(9999) if false %}"
+    "{% endfor %}{% endfor %}",
+    "macros that branch": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}"
+    "{% endmacro %}{{ m(60) }}",
+    "a text that doubles": "{% set n = namespace(t='ab') %}{% for i in range(60) %}"
+    "{% set n.t = n.t OP n.t %}{% endfor %}{{ n.t | length }}",
+    "a text that is replaced": "{% set n = namespace(t='aa') %}{% for i in range(60) %}"
+    "{% set n.t = n.t.replace('a', 'aaa') %}{% endfor %}",
+    "a text times a number": "{{ 'a' * 9999999 * 9999 }}",
+    "a power": "{{ 9 ** 9 ** 9 }}",
+    "padding": "{{ 'a' | center(999999999) }}",
+    "padding by a method": "{{ 'a'.ljust(999999999) }}",
+    "padding by a format": "{{ '%999999999d' % 1 }}",
+    "padding by a format's method": "{{ '{:999999999}'.format(1) }}",
+    "a wide join": "{{ ('a' * 3999999).join(range(9999) | list) }}",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_template_is_refused_and_costs_little(tmp_path, kind):
+    for operator in ("~", "+") if "OP" in HOSTILE[kind] else ("",):
+        source = HOSTILE[kind].replace("OP", operator) + REAL["qwen2_5"]
+        with pytest.raises(TemplateError, match=r"does too much: it .*write template: NAME"):
+            for_base(folder_with(tmp_path, source))

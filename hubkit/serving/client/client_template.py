@@ -1,7 +1,7 @@
 """Prompts rendered on our side, for servers that hold another chat template than the model's own.
 
 A chat template is a program from an unknown author: it runs in Jinja's immutable sandbox, with the
-few names that transformers gives it, and its output is bounded."""
+few names that transformers gives it, and its steps and its output are bounded."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, cast
 
+from hubkit.chat_templates.sandbox import bounded_environment
 from hubkit.conversation import Message
 from hubkit.errors import RecipeError
 from hubkit.untrusted import TypedTokens
@@ -47,9 +48,8 @@ class ClientTemplate:
     def _compiled(self) -> Any:
         import jinja2
         from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        environment = ImmutableSandboxedEnvironment(
+        environment = bounded_environment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
         )
         environment.filters["tojson"] = lambda value, **kw: json.dumps(
@@ -78,6 +78,7 @@ class ClientTemplate:
         """
         import jinja2
 
+        self._compiled.environment.steps.reset()
         try:
             prompt = self._compiled.render(
                 messages=list(messages), add_generation_prompt=True, **self._special
