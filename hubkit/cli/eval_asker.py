@@ -44,13 +44,24 @@ class Askers:
             )
         ),
     ] = None
+    speaks_user: Annotated[
+        list[str],
+        typer.Option(
+            "--speaks-user",
+            metavar="REPO[=END_TOKEN]",
+            help=(
+                "One of these writes people's turns under its own user header, seats not swapped; "
+                "END_TOKEN ends a conversation."
+            ),
+        ),
+    ] = field(default_factory=list)
     endpoint: Annotated[
         list[str],
         typer.Option(
             "--endpoint",
-            metavar="REPO=URL",
+            metavar="REPO=URL[#MODEL]",
             help=(
-                "Served there, not by our engine; REPO=deploy: "
+                "Served there, not by our engine (as MODEL: by vLLM or SGLang); REPO=deploy: "
                 "by an endpoint made for it. `base=…`: its base."
             ),
         ),
@@ -200,6 +211,10 @@ def _comparison(askers: Askers, sample: Sample, measures: Measures) -> AskerComp
         ),
         data=sample.data,
         system=askers.system,
+        speaks_user={
+            name: token or None
+            for name, _, token in (text.partition("=") for text in askers.speaks_user)
+        },
         served_at=addresses(repos, askers.endpoint),
         deploy=terms(askers.engine, askers.hardware),
         with_base=askers.base,

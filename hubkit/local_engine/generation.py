@@ -204,6 +204,8 @@ class _Spelling:
         elif not special:
             text = self._until_stop(text)
             self._text += text
+        elif self._codec.token_text(step.token_id) in self._work.stop:
+            self._reason = "stop_sequence"  # a control token, which is not in the text
         top = tuple(
             TokenText(i, self._codec.token_text(i), logprob, self._codec.is_special(i))
             for i, logprob in step.top[: self._work.job.top_n]

@@ -39,6 +39,8 @@ class AskerComparison:
     Attributes:
         repos: ``REPO[@REVISION]`` of each; the first one's base joins them, with `with_base`.
         system: Tells repos that no asker stage made to play; None: as the first asker is told.
+        speaks_user: Repos that write people's turns under their own user header, each with the
+            token with which it ends a conversation, if it has one.
         served_at: Repo, or ``base``, → addresses, or ``[deploy]``.
         data: ``REPO[@REV][:SPLIT]`` of held-out conversations; empty: what the first was held out
             from.
@@ -50,6 +52,7 @@ class AskerComparison:
     block: Scorecard
     data: str = ""
     system: str | None = None
+    speaks_user: Mapping[str, str | None] = field(default_factory=dict)
     served_at: Mapping[str, list[str]] = field(default_factory=dict)
     deploy: Deploy = field(default_factory=Deploy)
     with_base: bool = True
@@ -129,12 +132,21 @@ def prepare(
 
     Raises:
         SourceError: The first asker does not say what it was held out from, and no data is
-            named."""
-    first = askers.find(hub, comparison.repos[0], system=comparison.system, progress=progress)
+            named.
+        RecipeError: A repo of `speaks_user` is none of the askers."""
+    if strangers := comparison.speaks_user.keys() - {*comparison.repos}:
+        raise RecipeError(
+            f"--speaks-user names {', '.join(sorted(strangers))}, which is none of the askers "
+            f"{', '.join(comparison.repos)}"
+        )
+
+    def find(name: str, system: str | None) -> AskerSpec:
+        speaks_user = comparison.speaks_user
+        return askers.find(hub, name, system=system, speaks_user=speaks_user, progress=progress)
+
+    first = find(comparison.repos[0], comparison.system)
     system = comparison.system or first.system
-    others = [
-        askers.find(hub, name, system=system, progress=progress) for name in comparison.repos[1:]
-    ]
+    others = [find(name, system) for name in comparison.repos[1:]]
     specs = [_at(one, comparison.served_at.get(one.name), comparison) for one in (first, *others)]
     files, source = _held_out(comparison.data, specs, locate)
     if comparison.with_base:
@@ -149,7 +161,10 @@ def _at(asker: AskerSpec, urls: list[str] | None, comparison: AskerComparison) -
         return asker
     if urls == [DEPLOY]:
         return replace(asker, model=ModelSpec(asker.ref, asker.base, comparison.deploy))
-    return replace(asker, model=ModelSpec(ServedModel.at(*urls)))
+    plain = [url.partition("#")[0] for url in urls]
+    name = urls[0].partition("#")[2]
+    served = ServedModel.at(*plain, dialect="vllm", name=name) if name else ServedModel.at(*plain)
+    return replace(asker, model=ModelSpec(served))
 
 
 def _held_out(

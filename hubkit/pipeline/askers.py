@@ -26,7 +26,13 @@ from hubkit.pipeline.stage import WEIGHTS
 from hubkit.progress import Progress, silent
 from hubkit.publishing import records
 from hubkit.recipe import Evals, Scorecard, Training, content_of, digest
-from hubkit.serving import ModelSpec, ServedModel, inference_endpoints, serve
+from hubkit.serving import (
+    ModelSpec,
+    ServedModel,
+    inference_endpoints,
+    serve,
+    with_people_template,
+)
 from hubkit.serving.client import ClientTemplate
 from hubkit.untrusted import parse_json
 
@@ -49,6 +55,7 @@ class AskerSpec:
         intent_column: Where what a conversation's human wants is.
         data: The commit of the conversations that it was held out from.
         prompted: It keeps its own seat and is only told to play the user.
+        speaks_user: It writes people's turns under its own user header; `end_mark` is then a token.
     """
 
     name: str
@@ -60,6 +67,7 @@ class AskerSpec:
     intent_column: str | None = None
     data: Ref | None = None
     prompted: bool = False
+    speaks_user: bool = False
 
     def player(self, model: ServedModel | None = None, perplexity: float | None = None) -> Player:
         """This asker as the scorecard asks it, where it answers."""
@@ -67,7 +75,12 @@ class AskerSpec:
 
 
 def find(
-    hub: Hub, name: str, *, system: str | None = None, progress: Progress = silent
+    hub: Hub,
+    name: str,
+    *,
+    system: str | None = None,
+    speaks_user: Mapping[str, str | None] | None = None,
+    progress: Progress = silent,
 ) -> AskerSpec:
     """Look up the asker ``REPO[@REVISION]``.
 
@@ -75,6 +88,8 @@ def find(
         hub: Where it is.
         name: Its repo, perhaps at a revision.
         system: The system message of repos that no asker stage made.
+        speaks_user: Names of repos that write people's turns under their own user header, each with
+            the token with which it ends a conversation, if it has one.
         progress: Told what is imported first.
 
     Raises:
@@ -98,6 +113,9 @@ def find(
             Ref(**inputs["corpus"]),
         )
     base = base_of(hub, ref, resolve=importing(progress))
+    if speaks_user and name in speaks_user:
+        end_token = speaks_user[name]
+        return AskerSpec(name, ref, ModelSpec(ref, base), base, system, end_token, speaks_user=True)
     return AskerSpec(name, ref, ModelSpec(ref, base), base, system, prompted=system is not None)
 
 
@@ -241,7 +259,12 @@ def serve_askers(
 ) -> Iterator[list[tuple[AskerSpec, ServedModel]]]:
     """Each asker where it answers, for the length of the block."""
     templates = own_seat_templates(hub, askers)
-    specs = {asker.name: asker.model for asker in askers}
+    specs = {
+        asker.name: with_people_template(asker.model, hub, asker.ref, end_token=asker.end_mark)
+        if asker.speaks_user
+        else asker.model
+        for asker in askers
+    }
     with serve(hub, specs, log_dir=log, progress=progress, slots=slots, tokens=tokens) as models:
         pairs = []
         for asker in askers:

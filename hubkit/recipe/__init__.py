@@ -132,7 +132,8 @@ def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = 
     """Read recipe `name` (a shipped name or a path), lay `profiles` over it, then
     ``dotted.key=value`` overrides.
 
-    An end mark that the asker is trained on also ends dialogues, unless the rollout names another.
+    An end mark that the asker is trained on, or the end token of one that speaks as a user, also
+    ends dialogues, unless the rollout names another.
     What a preference block makes is named after the dialogues and the chat model, unless the recipe
     names it. Raises `RecipeError` when a file is missing or not YAML, or a key or value is not what
     a recipe may hold."""
@@ -157,8 +158,10 @@ def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = 
             f"recipe {name!r} holds a value that no file can: {' '.join(str(error).split())}"
         ) from None
     plugins.load(recipe.plugins)
-    if recipe.asker.end_mark and recipe.rollout.end_mark is None:
-        rollout = recipe.rollout.model_copy(update={"end_mark": recipe.asker.end_mark})
+    asker = recipe.rollout.asker
+    end_mark = asker.end_token if asker.speaks else recipe.asker.end_mark
+    if end_mark and recipe.rollout.end_mark is None:
+        rollout = recipe.rollout.model_copy(update={"end_mark": end_mark})
         recipe = recipe.model_copy(update={"rollout": rollout})
     if recipe.preference:
         recipe = _with_names(recipe)

@@ -96,6 +96,11 @@ class SeatConfig(Block):
     thinking: Content[Literal["keep", "drop"] | None] = None
     """Whether what the model thinks before it answers is kept in a column of its own (null: keep).
     It is never shown to the other seat, nor sent back."""
+    speaks: Content[Literal["user"] | None] = None
+    """``user``: the model writes people's turns under its own user header, seats not swapped; its
+    prompts are rendered here. Only for the asker's seat; null: as hubkit trains an asker."""
+    end_token: Content[str | None] = None
+    """The token with which such a model ends a conversation, if it has one."""
     system: Content[str | None] = None
     """The seat's system message."""
     sampling: Content[Sampling] = Sampling()
@@ -158,6 +163,20 @@ class SeatConfig(Block):
             )
         if self.repo is None and not self.is_elsewhere:
             raise ValueError("repo is null: give endpoints where the model answers")
+        return self
+
+    @model_validator(mode="after")
+    def _speaker(self) -> SeatConfig:
+        if self.end_token and self.speaks is None:
+            raise ValueError(
+                "end_token is of a model that speaks: user; an asker that hubkit trained ends with "
+                "rollout.end_mark"
+            )
+        if self.speaks and self.repo in (None, "asker"):
+            raise ValueError(
+                "speaks: user is for a repo whose tokenizer is on the Hub, and not for the asker "
+                "of this recipe; name it as repo"
+            )
         return self
 
     @model_validator(mode="after")
@@ -265,6 +284,8 @@ class Rollout(Block):
             raise ValueError(
                 "asker.repo is null: only the chat seat may have a model without a repo"
             )
+        if self.chat.speaks:
+            raise ValueError("chat.speaks is user: such a model can only sit in the asker's seat")
         return self
 
     @property

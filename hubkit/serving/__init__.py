@@ -4,6 +4,13 @@ by the local engine, an Inference Endpoint or an address (`ServedModel`), and th
 
 from hubkit.serving.launcher import serve
 from hubkit.serving.models import ModelSpec, ServedModel, spec_of
-from hubkit.serving.templates import with_own_template
+from hubkit.serving.templates import with_own_template, with_people_template
 
-__all__ = ["ModelSpec", "ServedModel", "serve", "spec_of", "with_own_template"]
+__all__ = [
+    "ModelSpec",
+    "ServedModel",
+    "serve",
+    "spec_of",
+    "with_own_template",
+    "with_people_template",
+]

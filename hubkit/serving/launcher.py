@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from hubkit import settings
@@ -62,7 +63,11 @@ def serve(
             slots_per_model=slots_per_model,
         ) as started,
     ):
-        yield {**answering, **started, **deployed}
+        models = {**answering, **started, **deployed}
+        yield {
+            name: replace(model, template=specs[name].template or model.template)
+            for name, model in models.items()
+        }
 
 
 @contextmanager

@@ -84,11 +84,13 @@ class ModelSpec:
         source: A repo at a commit, a folder here, or a model that is served already.
         base: What `source` is an adapter of; None for whole weights.
         deploy: The terms of an Inference Endpoint that serves it; None: the local engine does.
+        template: How its prompts are rendered here; None: as whoever serves it says.
     """
 
     source: Ref | Path | ServedModel
     base: Ref | Path | None = None
     deploy: Deploy | None = None
+    template: ClientTemplate | None = None
 
     @property
     def needs_serving(self) -> bool:

@@ -41,7 +41,7 @@ class Handle:
 
     def script(self, **behaviour: Any) -> None:
         """How it behaves from now on: status, message, headers, first and after (of requests),
-        texts, rules, finish, body.
+        texts, rules, finish, body, raw.
         """
         data = json.dumps(behaviour).encode()
         urllib.request.urlopen(
@@ -265,12 +265,19 @@ class Mock:
             return f"answer {seeded} {self.args.padding}".strip()
         return f"answer {os.getpid()}.{self.count} {self.args.padding}".strip()
 
+    def raw(self) -> Any:
+        """The scripted JSON of this answer, for routes that take rendered prompts, or None."""
+        answers = self.script.get("raw")
+        return answers[min(self.count, len(answers)) - 1] if answers else None
+
     async def generate(self, request: web.Request) -> web.Response:
         """POST /generate, as TGI answers it."""
         body = await request.json()
         self.count += 1
         if self.ledger is not None:
             self.ledger.write(json.dumps({"body": body}) + "\n")
+        if raw := self.raw():
+            return web.json_response(raw)
         answer = {
             "generated_text": f"answer {self.count}",
             "details": {"finish_reason": "eos_token", "generated_tokens": 2},
@@ -305,6 +312,8 @@ class Mock:
         text = f"answer {os.getpid()}.{self.count}"
         if self.ledger is not None:
             self.ledger.write(json.dumps({"said": text, "body": body}) + "\n")
+        if raw := self.raw():
+            return web.json_response(raw)
         choice = {"index": 0, "text": text, "finish_reason": "stop"}
         return web.json_response({"model": body["model"], "choices": [choice]})
 

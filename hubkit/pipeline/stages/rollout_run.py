@@ -27,7 +27,7 @@ from hubkit.pipeline.stages.run_branch import claimed
 from hubkit.progress import Progress
 from hubkit.publishing.metadata import is_adapter
 from hubkit.recipe import EMBEDDED, Recipe, Rollout
-from hubkit.serving import ServedModel, serve, spec_of, with_own_template
+from hubkit.serving import ServedModel, serve, spec_of, with_own_template, with_people_template
 from hubkit.serving.templates import client_template, proven_templates
 from hubkit.untrusted import parse_json
 
@@ -170,6 +170,11 @@ def serve_seats(
         spec = spec_of(config, ref, base if seat == "asker" else None, named_by=f"rollout.{seat}")
         if ref is not None and trained & {config.repo, ref.repo_id}:
             spec = with_own_template(spec, context.hub, ref)
+        elif ref is not None and config.speaks:
+            spec = with_people_template(
+                spec, context.hub, ref, end_token=config.end_token, template=config.template,
+                named_by=f"rollout.{seat}",
+            )  # fmt: skip
         elif ref is not None and (spec.needs_serving or config.template):
             proven = proven_templates(
                 context.hub, ref, template=config.template, named_by=f"rollout.{seat}"

@@ -25,6 +25,8 @@ class ClientTemplate:
 
     `stops` are texts that end a turn where the server's own end token is another model's.
     `control_tokens` are the tokenizer's, by which those that people typed are told.
+    `end_token` is the text of a token with which the model ends the whole conversation; a reply
+    then holds it wherever the server said so.
     """
 
     def __init__(
@@ -34,9 +36,11 @@ class ClientTemplate:
         *,
         stops: Sequence[str] = (),
         control_tokens: Iterable[str] = (),
+        end_token: str | None = None,
     ) -> None:
         self._source, self._special = source, dict(special_tokens)
         self.stops = tuple(stops)
+        self.end_token = end_token
         self._control = frozenset(control_tokens) | frozenset(self._special.values())
 
     @property

@@ -43,6 +43,7 @@ from hubkit.errors import (
 from hubkit.serving.client import rendering
 from hubkit.serving.client.address import COMPLETIONS, parse_address
 from hubkit.serving.client.client_template import ClientTemplate
+from hubkit.serving.client.conversation_end import SHOW_SPECIAL_TOKENS, with_end_token
 from hubkit.serving.client.dialects import (
     at_temperature,
     chat_fields,
@@ -443,8 +444,12 @@ class Endpoint:
         # the embedded engine reads these as text; others ignore the key
         extension = {"hubkit": {"typed_spans": typed}} if typed else {}
         fields = dict(self._fields)
-        if self._template.stops:
-            stops = [*fields.get("stop", []), *self._template.stops]
+        end_token, turn_ends = self._template.end_token, self._template.stops
+        if end_token:
+            turn_ends = (end_token, *turn_ends)
+            fields |= SHOW_SPECIAL_TOKENS.get(self._profile, {})
+        if turn_ends:
+            stops = [*fields.get("stop", []), *turn_ends]
             fields["stop"] = stops[: self._dialect.most_stops or len(stops)]
         if self._dialect.text_route == "generate":
             if request.temperature is not None:
@@ -455,9 +460,10 @@ class Endpoint:
             answer, seconds, headers = await self._http.post(url, body)
             count = headers.get("x-prompt-tokens", "")
             tokens = int(count) if count.isdigit() else None
-            return read_generate(
+            reply = read_generate(
                 answer, latency_s=seconds, address=replica.url, prompt_tokens=tokens
             )
+            return self._with_end(reply, answer)
         if request.temperature is not None and "temperature" in fields:
             fields["temperature"] = request.temperature
         body = {**fields, "prompt": prompt, **extension}
@@ -465,7 +471,15 @@ class Endpoint:
         answer, seconds, _ = await self._http.post(
             replica.address.route(COMPLETIONS), body, session_headers
         )
-        return read_chat(answer, latency_s=seconds, address=replica.url)
+        reply = read_chat(answer, latency_s=seconds, address=replica.url)
+        return self._with_end(reply, answer)
+
+    def _with_end(self, reply: Reply, answer: Any) -> Reply:
+        """`reply` with the token that ends a conversation, for models that have one."""
+        template = self._template
+        if template is None or not template.end_token:
+            return reply
+        return with_end_token(reply, answer, template.end_token, template.stops)
 
     # What is asked before the first request
 
