@@ -90,6 +90,7 @@ def register_all() -> None:
         hub,
         push,
         reference,
+        reinforce,
         rollout,
         run,
         serve,
@@ -104,6 +105,11 @@ def register_all() -> None:
     )
     app.command("train", epilog="Example: hubkit train asker parrot --dry-run")(train.train)
     app.command("align", epilog="Example: hubkit align parrot --dry-run")(train.align)
+    app.command(
+        "reinforce",
+        epilog="Example: hubkit reinforce parrot --profile laptop --profile reinforce-laptop "
+        "--dry-run",
+    )(reinforce.reinforce)
     eval.register(app)
     app.add_typer(study.app)
     app.command("askers", epilog=askers.EXAMPLE)(askers.askers)

@@ -17,6 +17,7 @@ MAP = {
         "curate",
         "prefer",
         "align",
+        "reinforce",
         "eval",
         "push",
     ),

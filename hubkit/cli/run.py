@@ -54,8 +54,8 @@ def register(app: typer.Typer) -> None:
 
 
 def run(recipe: RecipeOptions, jobs: JobOptions, output: OutputOptions) -> None:
-    """Walk all stages of a recipe: corpus, asker, rollout, curate, chat, (prefer, align,) eval,
-    publish.
+    """Walk all stages of a recipe: corpus, asker, rollout, curate, chat, (prefer, align,
+    reinforce,) eval, publish.
 
     What is done is skipped.
     """
@@ -265,6 +265,9 @@ def _show_next(recipe: Recipe, hub: Hub, results: list[StageResult], changes: li
     for seat, turns in (("asker", "human"), ("chat", "assistant"), ("aligned", "assistant")):
         if seat in by_stage["eval"].report:
             console.line(f"{seat:<6} {_verdict(by_stage['eval'].report[seat], turns)}")
+    if "reinforce" in by_stage:
+        found = by_stage["reinforce"].report["reinforcement"]
+        console.line(f"reward {_reward_verdict(found)}")
     pages = len({change.repo_id for change in changes})
     console.line(
         f"cards  {len(changes)} changes in {pages} repos"
@@ -302,6 +305,22 @@ def _runnable() -> tuple[str, str]:
 
     python_word = word(python, "python")
     return python_word, word(command, "hubkit") if command.exists() else f"{python_word} -m hubkit"
+
+
+def _reward_verdict(found: dict[str, Any]) -> str:
+    from hubkit.metrics.statistics import noise
+
+    difference = found.get("difference")
+    if not difference or difference["difference"] is None:
+        return "not measured before and after"
+    ends = ""
+    if difference["low"] is not None:
+        ends = f" [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    return (
+        f"on {difference['clusters']} held-out openings {found['before']['reward']:.3f} before, "
+        f"{found['after']['reward']:.3f} after: {difference['difference']:+.3f}{ends}, "
+        f"{noise(difference['outside_noise'])}"
+    )
 
 
 def _verdict(seat: dict[str, Any], turns: str) -> str:

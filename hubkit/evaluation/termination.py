@@ -14,10 +14,11 @@ from typing import Any
 
 from hubkit import chat_templates
 from hubkit.errors import SourceError
-from hubkit.evaluation.held_out_loss import load_model, score, usable_rows
+from hubkit.evaluation.held_out_loss import usable_rows
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Evals, Training
 from hubkit.training.config import quiet_environment
+from hubkit.training.likelihood import load_model, score
 from hubkit.training.loading import load_tokenizer
 from hubkit.training.rows import seat_view
 

@@ -30,6 +30,7 @@ from hubkit.recipe import (
     Intents,
     Preference,
     Recipe,
+    Reinforce,
     SeatConfig,
     Training,
 )
@@ -97,6 +98,8 @@ def _cost(recipe: Recipe, planned: Planned, job_flavor: Flavor, rows: int) -> Co
         return _rollout(recipe, planned, job_flavor)
     if stage == "eval":
         return _eval(recipe, planned, job_flavor)
+    if stage == "reinforce" and recipe.reinforce is not None:
+        return _reinforce(recipe, recipe.reinforce, planned, job_flavor)
     if recipe.preference is not None and stage in PREFERENCE_STAGES:
         make = _prefer if stage == "prefer" else _align
         return make(recipe, recipe.preference, planned, job_flavor)
@@ -232,6 +235,30 @@ def _align(recipe: Recipe, block: Preference, planned: Planned, job_flavor: Flav
         job_flavor.usd_per_hour,
         f"{pairs:,} pairs, {tokens / 1e6:,.0f}M tokens",
     )
+
+
+def _reinforce(recipe: Recipe, block: Reinforce, planned: Planned, job_flavor: Flavor) -> Cost:
+    """Generation and training on the job's device, and every asker's and judge's hardware for as
+    long."""
+    size, peak = parameters(recipe.chat.base), _peak(job_flavor.device)
+    where = f"job {job_flavor.name}"
+    if size is None or peak is None:
+        return _priced(planned, where, None, 0.0, _unknown(recipe.chat.base, size, job_flavor))
+    count = block.expected.conversations if block.expected else block.openings
+    each = block.expected.tokens if block.expected else _dialogue_tokens(recipe)
+    shares = assumptions()["utilisation"]
+    trained = LORA_SHARE * size if recipe.chat.lora or block.lora else size
+    flops = flops_per_token(int(size), int(trained), recompute=True) / shares["train"]
+    hours = count * each * (flops + 2 * size / shares["decode"]) / peak / 3600
+    judges = [judge.judge for term in block.rewards for judge in term.judges]
+    rate, unpriced = job_flavor.usd_per_hour, 0
+    for seat in [*block.askers.values(), *judges]:
+        machine = _machine(seat, job_flavor)
+        rate += machine[2] if machine else 0.0
+        unpriced += machine is None
+    note = f"{count:,} conversations, {count * each / 1e6:,.1f}M tokens"
+    note += f"; {unpriced} seats at addresses are not in it" if unpriced else ""
+    return _priced(planned, where, hours + 2 * _start(), rate, note)
 
 
 def _pairs(recipe: Recipe, block: Preference) -> tuple[int, float, float]:

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from hubkit.pipeline.stage import Stage
-from hubkit.pipeline.stages import align, asker, chat, corpus, curate, eval, prefer, rollout
+from hubkit.pipeline.stages import (
+    align,
+    asker,
+    chat,
+    corpus,
+    curate,
+    eval,
+    prefer,
+    reinforce,
+    rollout,
+)
 from hubkit.recipe import Recipe
 
 STAGES: tuple[Stage, ...] = (
@@ -14,6 +24,7 @@ STAGES: tuple[Stage, ...] = (
     chat.STAGE,
     prefer.STAGE,
     align.STAGE,
+    reinforce.STAGE,
     eval.STAGE,
 )
 

@@ -40,7 +40,7 @@ def plan_training(
     seat = recipe.asker if stage == "asker" else recipe.chat
     block = recipe.preference if stage == "align" and recipe.preference else seat
     with tempfile.TemporaryDirectory() as scratch:
-        base, notes, refusals = _shape(hub, seat, Path(scratch))
+        base, notes, refusals = base_shape(hub, seat, Path(scratch))
         data = _data(recipe, hub, stage) if (base / "tokenizer.json").exists() else []
         if not data:
             notes.append(_without_data(block, recipe, stage))
@@ -85,7 +85,7 @@ def plan_trainings(
     return plans
 
 
-def _shape(hub: Hub, block: Training, scratch: Path) -> tuple[Path, list[str], list[str]]:
+def base_shape(hub: Hub, block: Training, scratch: Path) -> tuple[Path, list[str], list[str]]:
     """A folder with the base's configuration (and tokenizer, off the Hub), notes, and refusals."""
     refusals: list[str] = []
     try:

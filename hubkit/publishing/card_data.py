@@ -24,13 +24,14 @@ Kind = Literal[
     "chat",
     "preference",
     "aligned",
+    "reinforced",
     "results",
     "base",
     "source",
     "benchmark",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-MODELS: frozenset[str] = frozenset({"asker", "chat", "aligned", "base"})
+MODELS: frozenset[str] = frozenset({"asker", "chat", "aligned", "reinforced", "base"})
 Report = Mapping[str, Any]
 
 
@@ -308,6 +309,53 @@ def optimisation(recipe: Recipe) -> list[tuple[str, Any, Any, bool]]:
         (name, value, full.get(name), _is_own_choice(recipe, f"preference.{name}"))
         for name, value in run.items()
     ]
+
+
+def settings_of(recipe: Recipe, kind: str) -> list[tuple[str, Any, Any, bool]]:
+    """`settings` of what a model of that kind was last trained by."""
+    if kind == "aligned":
+        return optimisation(recipe)
+    if kind == "reinforced":
+        run, full = (_flat_reinforcement(r) for r in (recipe, _unshrunk(recipe)))
+        return [
+            (name, value, full.get(name), _is_own_choice(recipe, f"reinforce.{name}"))
+            for name, value in run.items()
+        ]
+    return settings(recipe, "asker" if kind == "asker" else "chat")
+
+
+def _flat_reinforcement(recipe: Recipe) -> dict[str, Any]:
+    block = recipe.reinforce
+    if block is None:
+        return {}
+    flat: dict[str, Any] = {
+        "askers": ", ".join(f"{name} ({seat.model_name})" for name, seat in block.askers.items()),
+        "rewards": ", ".join(f"{term.weight:g} x {term.name}" for term in block.rewards),
+        "answers": block.answers,
+        "openings": block.openings,
+        **{f"grpo.{k}": v for k, v in block.grpo.items()},
+        **{f"lora.{k}": v for k, v in (block.lora or {}).items()},
+    }
+    return {k: v for k, v in flat.items() if v is not None}
+
+
+def reinforcement(report: Report) -> dict[str, Any] | None:
+    """What a card says of the rewards of a run: before, after, and over the steps."""
+    found = first(report, "reinforcement")
+    if not isinstance(found, Mapping):
+        return None
+    curve = list(found.get("curve") or [])
+    shown = curve[:: max(1, len(curve) // 10)]
+    return {
+        "before": found.get("before"),
+        "after": found.get("after"),
+        "difference": found.get("difference"),
+        "conversations": found.get("conversations"),
+        "masked": list((found.get("masked") or {}).items()),
+        "ends": list((found.get("ends") or {}).items()),
+        "stopped": found.get("stopped") or "",
+        "curve": shown,
+    }
 
 
 def _flat_preference(recipe: Recipe) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def _context(facts: CardFacts) -> dict[str, Any]:
         if (card := scorecard.from_results(facts.results))
         else None,
     }
-    if facts.kind in ("asker", "chat", "aligned"):
+    if facts.kind in ("asker", "chat", "aligned", "reinforced"):
         return common | _model(facts, facts.recipe, facts.kind)
     by_kind = {
         "corpus": _corpus,
@@ -166,8 +166,8 @@ def _imported(facts: CardFacts) -> dict[str, Any]:
 def _model(facts: CardFacts, recipe: Recipe, kind: metadata.TrainedKind) -> dict[str, Any]:
     training = recipe.asker if kind == "asker" else recipe.chat
     seat: SeatConfig = recipe.rollout.asker if kind == "asker" else recipe.rollout.chat
-    report = facts.report("align" if kind == "aligned" else kind)
-    settings = read.optimisation(recipe) if kind == "aligned" else read.settings(recipe, kind)
+    report = facts.report({"aligned": "align", "reinforced": "reinforce"}.get(kind, kind))
+    settings = read.settings_of(recipe, kind)
     return {
         "base": metadata.base_of(facts, kind),
         "chat": facts.input("chat"),
@@ -180,6 +180,7 @@ def _model(facts: CardFacts, recipe: Recipe, kind: metadata.TrainedKind) -> dict
         "settings": [(name, _plain(value), None if full is None else _plain(full), ours)
                      for name, value, full, ours in settings],
         "training": _measured(report),
+        "reinforcement": read.reinforcement(report) if kind == "reinforced" else None,
         "drops": read.drops(report),
     }  # fmt: skip
 

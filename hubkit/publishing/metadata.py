@@ -19,7 +19,7 @@ from hubkit.recipe import Recipe, Training
 from hubkit.serving.model_names import is_another_model
 
 TAG = "hubkit"
-TrainedKind = Literal["asker", "chat", "aligned"]
+TrainedKind = Literal["asker", "chat", "aligned", "reinforced"]
 _PATTERNS: dict[str, dict[str, dict[str, str]]] = {
     "corpus": {
         "default": {split: f"data/{split}-*.parquet" for split in ("train", "openings", "test")}
@@ -44,7 +44,7 @@ _OTHER_NAME = {"corpus": "rights-of-the-writers-unclear", "source": "rights-of-t
 
 def card_data(facts: CardFacts) -> CardData:
     """The front matter of `facts`' repo."""
-    if facts.kind in ("asker", "chat", "aligned"):
+    if facts.kind in ("asker", "chat", "aligned", "reinforced"):
         return _trained_model(facts, facts.kind)
     if facts.kind == "base":
         return _imported_base(facts)
@@ -103,13 +103,15 @@ def license_of(facts: CardFacts) -> str:
         return "cc0-1.0"
     by_kind = {"asker": "license_asker", "chat": "license_chat", "dialogues": "license_dialogues"}
     by_kind |= {"preference": "license_dialogues", "aligned": "license_chat"}
+    by_kind |= {"reinforced": "license_chat"}
     return str(getattr(recipe.publish, by_kind[facts.kind]))
 
 
 def _trained_model(facts: CardFacts, kind: TrainedKind) -> ModelCardData:
     recipe = _recipe(facts)
     adapter = adapter_of(recipe, kind)
-    data = facts.input({"asker": "corpus", "chat": "dialogues", "aligned": "preference"}[kind])
+    roles = {"asker": "corpus", "chat": "dialogues", "aligned": "preference"}
+    data = facts.input({**roles, "reinforced": "openings"}[kind])
     results = _eval_results(facts, kind)
     return ModelCardData(
         license=license_of(facts),
@@ -123,7 +125,7 @@ def _trained_model(facts: CardFacts, kind: TrainedKind) -> ModelCardData:
             recipe,
             "user-simulator" if kind == "asker" else "chat",
             "trl",
-            "dpo" if kind == "aligned" else "sft",
+            {"aligned": "dpo", "reinforced": "grpo"}.get(kind, "sft"),
         ),
         model_name=getattr(recipe.names, kind) if results else None,
         eval_results=results,
@@ -137,7 +139,8 @@ def adapter_of(recipe: Recipe, kind: TrainedKind) -> bool:
     """
     if kind == "asker":
         return is_adapter(recipe.asker)
-    block = recipe.preference if kind == "aligned" else None
+    blocks = {"aligned": recipe.preference, "reinforced": recipe.reinforce}
+    block = blocks.get(kind)
     if block is not None and block.merge_adapter:
         return False
     return is_adapter(recipe.chat) or (block is not None and block.lora is not None)
@@ -149,7 +152,8 @@ def base_of(facts: CardFacts, kind: TrainedKind) -> Input:
     """
     recipe = _recipe(facts)
     training: Training = recipe.asker if kind == "asker" else recipe.chat
-    whole = facts.input("chat") if kind == "aligned" and not is_adapter(training) else None
+    further = kind in ("aligned", "reinforced")
+    whole = facts.input("chat") if further and not is_adapter(training) else None
     return (
         whole
         or facts.input("base")
@@ -298,7 +302,7 @@ def license_notes(facts: CardFacts, sources: Sequence[str] = ()) -> list[str]:
         if stated != "other"
         else "This repo: no standard licence fits; read on."
     ]
-    if facts.kind in ("asker", "chat", "aligned"):
+    if facts.kind in ("asker", "chat", "aligned", "reinforced"):
         base = (recipe.asker if facts.kind == "asker" else recipe.chat).base
         notes.append(f"It derives from {base}, whose licence and use policy go with it.")
     if facts.kind == "dialogues":

@@ -46,6 +46,7 @@ ARTIFACTS: tuple[tuple[str, Kind, str], ...] = (
     ("chat", "chat", "model"),
     ("prefer", "preference", "dataset"),
     ("align", "aligned", "model"),
+    ("reinforce", "reinforced", "model"),
     ("eval", "results", "dataset"),
 )
 BENCHMARK = "mt-bench-8"  # the same whatever the recipe
@@ -222,7 +223,7 @@ def _commit(hub: Hub, plan: RepoPlan, recipe: Recipe) -> str | None:
 def _base_steps(push: _Push) -> Iterator[_Step]:
     trained = [
         push.records(push.outputs[stage])
-        for stage in ("asker", "chat", "align")
+        for stage in ("asker", "chat", "align", "reinforce")
         if stage in push.outputs
     ]
     for base in base_models.needed(push.source, push.target, trained):
@@ -352,7 +353,7 @@ def _inputs_there(push: _Push, kind: Kind, inputs: Sequence[Input]) -> list[Inpu
             )
     corpus = push.outputs.get("corpus")
     if (
-        kind in ("chat", "aligned")
+        kind in ("chat", "aligned", "reinforced")
         and corpus is not None
         and not any(i.role == "held-out" for i in inputs_there)
     ):

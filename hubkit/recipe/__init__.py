@@ -106,7 +106,10 @@ __all__ = [
 ]
 
 RECIPES = resources.files("hubkit") / "recipes"
-STAGES = ("corpus", "asker", "rollout", "curate", "chat", "prefer", "align", "eval", "publish")
+STAGES = (
+    "corpus", "asker", "rollout", "curate", "chat", "prefer", "align", "reinforce", "eval",
+    "publish",
+)  # fmt: skip
 
 
 def available() -> dict[str, list[str]]:

@@ -5,7 +5,15 @@ conversations are rewarded, and only the chat model's own tokens carry loss. `Re
 finished conversations for anybody who has some."""
 
 from hubkit.reinforcement import guards  # noqa: F401  (importing registers its rewards)
+from hubkit.reinforcement.conversations import AskerSeat, Opening
+from hubkit.reinforcement.grpo import (
+    GRPOTask,
+    check_batches,
+    steps,
+    updates_per_generation,
+)
 from hubkit.reinforcement.judge_reward import JudgeReward, shipped_rubric
+from hubkit.reinforcement.likelihood import AskerLikelihood
 from hubkit.reinforcement.next_turn_reward import NextTurnReward
 from hubkit.reinforcement.rewards import (
     REWARDS,
@@ -22,14 +30,19 @@ from hubkit.reinforcement.rewards import (
     labels_of,
     register,
 )
+from hubkit.reinforcement.run import reinforce, write_conversations
 
 __all__ = [
     "REWARDS",
+    "AskerLikelihood",
+    "AskerSeat",
     "Episode",
+    "GRPOTask",
     "JudgeReward",
     "Likelihood",
     "Masked",
     "NextTurnReward",
+    "Opening",
     "Outcome",
     "Reward",
     "RewardContext",
@@ -37,7 +50,12 @@ __all__ = [
     "TermContext",
     "Value",
     "check",
+    "check_batches",
     "labels_of",
     "register",
+    "reinforce",
     "shipped_rubric",
+    "steps",
+    "updates_per_generation",
+    "write_conversations",
 ]

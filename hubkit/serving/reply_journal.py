@@ -52,6 +52,10 @@ class Journal:
     def __getitem__(self, key: str) -> tuple[str, str]:
         return self._known[key]["content"], self._known[key]["finish_reason"]
 
+    def record(self, key: str) -> dict[str, Any]:
+        """A reply with what else was noted."""
+        return self._known[key]
+
     def records(self) -> Iterable[dict[str, Any]]:
         """Every reply with what else was noted, in the order in which they came."""
         return self._known.values()

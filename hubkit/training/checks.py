@@ -16,7 +16,7 @@ from typing import Any
 
 from hubkit.chat_templates import SeatTemplates
 from hubkit.errors import RecipeError, SourceError, refusing_remote_code
-from hubkit.recipe import Preference, Training
+from hubkit.recipe import Preference, Reinforce, Training
 from hubkit.training.config import lora_config
 from hubkit.untrusted import parse_json
 
@@ -37,7 +37,7 @@ class Findings:
 
 
 def check_all(
-    block: Training | Preference,
+    block: Training | Preference | Reinforce,
     base: Path,
     *,
     options: Mapping[str, Any],
@@ -91,7 +91,7 @@ def meta_model(base: Path) -> Any:
         ) from None
 
 
-def check_base(block: Training | Preference, base: Path) -> Findings:
+def check_base(block: Training | Preference | Reinforce, base: Path) -> Findings:
     """What the base's configuration says: weights that are quantized as they are stored."""
     findings = Findings()
     stored = _config(base).get("quantization_config")
@@ -104,7 +104,7 @@ def check_base(block: Training | Preference, base: Path) -> Findings:
     return findings
 
 
-def check_lora(block: Training | Preference, model: Any) -> Findings:
+def check_lora(block: Training | Preference | Reinforce, model: Any) -> Findings:
     """Whether every module that ``lora`` names is one of `model`, and can be trained."""
     findings = Findings()
     lora = block.lora
@@ -195,7 +195,9 @@ def learning_rates(config: Any, steps: int) -> list[float]:
     return rates
 
 
-def check_marks(block: Training | Preference, base: Path, templates: SeatTemplates) -> Findings:
+def check_marks(
+    block: Training | Preference | Reinforce, base: Path, templates: SeatTemplates
+) -> Findings:
     """Whether the control tokens that the template prints were ever trained.
 
     A base that was never shown its chat tokens has rows for them that are zero, and a model that is
@@ -261,7 +263,7 @@ def check_attention(options: Mapping[str, Any]) -> Findings:
     return findings
 
 
-def _not_adapted(block: Training | Preference, model: Any) -> str | None:
+def _not_adapted(block: Training | Preference | Reinforce, model: Any) -> str | None:
     """Why PEFT cannot put the block's adapter on `model`, in its own words."""
     from peft import get_peft_model
 

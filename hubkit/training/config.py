@@ -18,7 +18,7 @@ from typing import Any
 
 from hubkit.errors import MissingDependencyError, RecipeError
 from hubkit.hub.places import home
-from hubkit.recipe import Preference, Training
+from hubkit.recipe import Preference, Reinforce, Training
 
 # What hubkit decides itself, with the reason a recipe's author reads when they set it all the same.
 RESERVED = {
@@ -105,9 +105,36 @@ def dpo_config(block: Preference, work: Path, *, seed: int) -> tuple[Any, list[s
     return _build("dpo", DPOConfig, values), notes
 
 
-def model_options(block: Training | Preference) -> dict[str, Any]:
+def grpo_config(block: Reinforce, work: Path, *, seed: int) -> tuple[Any, list[str]]:
+    """`block.grpo` as a ``GRPOConfig``, on the same terms as `sft_config`."""
+    quiet_environment()
+    from trl import GRPOConfig
+
+    check_keys("grpo", block.grpo, GRPOConfig)
+    values, notes = fit_to_machine(_without_model_options(block.grpo))
+    defaults = {key: value for key, value in _defaults().items() if key != "max_length"}
+    values = {
+        **defaults,
+        "logging_steps": 1,
+        **values,
+        "output_dir": str(work),
+        "seed": seed,
+        "shuffle_dataset": False,  # rows stand in the order in which they are used
+        "remove_unused_columns": False,
+    }
+    return _build("grpo", GRPOConfig, values), notes
+
+
+def settings_of(block: Training | Preference | Reinforce) -> dict[str, Any]:
+    """What of the block goes to TRL."""
+    if isinstance(block, Training):
+        return block.sft
+    return block.dpo if isinstance(block, Preference) else block.grpo
+
+
+def model_options(block: Training | Preference | Reinforce) -> dict[str, Any]:
     """What the recipe says of how the model is loaded: ``model_init_kwargs``."""
-    settings = block.sft if isinstance(block, Training) else block.dpo
+    settings = settings_of(block)
     return dict(settings.get("model_init_kwargs") or {})
 
 
@@ -184,7 +211,7 @@ def bf16_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
 
 
-def lora_config(block: Training | Preference, model: Any = None) -> Any | None:
+def lora_config(block: Training | Preference | Reinforce, model: Any = None) -> Any | None:
     """`block.lora` as a ``LoraConfig``, or None for full fine-tuning.
 
     With the `model` that it is for, its vision and audio parts are left out.

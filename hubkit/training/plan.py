@@ -24,7 +24,7 @@ import yaml
 from hubkit.chat_templates import SeatTemplates, Segment, for_base, text_of
 from hubkit.conversation import Message, Seat
 from hubkit.errors import RecipeError, SourceError, TemplateError
-from hubkit.recipe import Preference, Training
+from hubkit.recipe import Preference, Reinforce, Training
 from hubkit.training.checks import Findings, check_all, check_steps, meta_model
 from hubkit.training.config import dpo_config, lora_config, model_options, sft_config
 from hubkit.training.estimate import GIB, Reference, Size, duration, memory_gib
@@ -139,9 +139,9 @@ def plan(
     else:
         subject = _pairwise(block, chat, data, base, seed)
     config, amounts = subject.config, subject.amounts
-    elsewhere = device is not None and device not in _local_device()[0]
+    elsewhere = device is not None and device not in local_device()[0]
     name, memory = (
-        (device, device_gib) if device else (_local_device()[0], device_gib or _local_device()[1])
+        (device, device_gib) if device else (local_device()[0], device_gib or local_device()[1])
     )
     processes = launch.per_node() * launch.nodes if launch else 1
     sharded = processes if launch and launch.shards else 1
@@ -383,9 +383,16 @@ def _templates(block: Training | None, base: Path) -> SeatTemplates:
     return for_base(base, template=block.template, thinking=block.thinking or "off")
 
 
+def size_of(
+    base: Path, block: Training | Preference | Reinforce, *, reference: Reference | None = None
+) -> Size:
+    """How large the model in `base` is under the block's adapter, if it has one."""
+    return _size(meta_model(base), block, reference=reference)
+
+
 def _size(
     model: Any,
-    block: Training | Preference,
+    block: Training | Preference | Reinforce,
     *,
     four_bits: bool = False,
     reference: Reference | None = None,
@@ -426,7 +433,7 @@ def _refusals(
     return refusals
 
 
-def _local_device() -> tuple[str, float | None]:
+def local_device() -> tuple[str, float | None]:
     """This machine's device: its name and memory in GiB."""
     import torch
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from hubkit.chat_templates import SeatTemplates
 from hubkit.conversation import Seat
 from hubkit.progress import Progress
-from hubkit.recipe import Preference, Training
+from hubkit.recipe import Preference, Reinforce, Training
 from hubkit.training.config import quiet_environment
 from hubkit.training.identity import fingerprint_of, finished, revision_of
 from hubkit.training.report import TrainReport, outcome, versions
@@ -41,7 +41,7 @@ class Task(Protocol):
     """What is learned, and how its rows and its trainer are made."""
 
     @property
-    def block(self) -> Training | Preference:
+    def block(self) -> Training | Preference | Reinforce:
         """What the recipe says."""
         ...
 

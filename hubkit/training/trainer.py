@@ -45,8 +45,9 @@ class NoTelemetry:
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """One micro-batch; counts its tokens, padding not included."""
-        mask = inputs.get("attention_mask")
-        self.tokens_trained += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+        if isinstance(inputs, dict):  # else prompts, of which the trainer makes its own batch
+            mask = inputs.get("attention_mask")
+            self.tokens_trained += inputs["input_ids"].numel() if mask is None else int(mask.sum())
         return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
 
@@ -117,6 +118,10 @@ def watcher(progress: Progress, checkpoint_minutes: float, run: Run) -> Any:
             self.step, self.steps = 0, None
             self.stopping = False
             self.notes: list[str] = []
+
+        def say(self, done: float, total: float, note: str) -> None:
+            """Show what a step is at."""
+            progress(done, total, note)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             findings = check_steps(args, state.max_steps)

@@ -1,0 +1,202 @@
+"""What reinforcing a chat model would take, before any of it is done: samples, tokens on each side,
+hours, memory, and the price of a step. Nothing is built, imported, committed or asked."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hubkit import reinforcement
+from hubkit.errors import HubkitError, RecipeError
+from hubkit.hub import Hub
+from hubkit.pipeline.costs import assumptions
+from hubkit.pipeline.runner import stages_until
+from hubkit.pipeline.stages.reinforce import reinforce_block
+from hubkit.pipeline.training_plan import base_shape
+from hubkit.recipe import Recipe, Reinforce, SeatConfig
+from hubkit.serving.budget import check_prices
+from hubkit.training.checks import check_all
+from hubkit.training.config import grpo_config, model_options
+from hubkit.training.estimate import duration, memory_gib, peak_tflops
+from hubkit.training.plan import local_device, size_of
+
+_VERDICT_TOKENS = 150  # of a judge's reply, at most its limit
+
+
+@dataclass
+class ReinforcementPlan:
+    """One planned run. Tokens are over all steps; of `asker` and `judge` they are (in, out).
+
+    Args:
+        base: The chat model's base.
+        steps: Optimiser steps.
+        conversations: Held in all, the held-out ones before and after included.
+        conversations_per_step: Without those.
+        openings: Held-out first turns that are trained on.
+        tokens: By side: ``policy`` is what the chat model writes, ``trained`` what passes through
+            it in training, ``asker`` and ``judges`` what they read and write.
+        hours: By part, at `utilisation` of the device's peak; None where no peak is known.
+        memory_gib: On the training device, the asker's likelihood included.
+        usd_per_step: What a step costs at the prices that the recipe names for askers and judges.
+        usd: The same over the whole run.
+        notes: What the figures stand on.
+        refusals: Why it would not run.
+    """
+
+    base: str
+    steps: int
+    conversations: int
+    conversations_per_step: float
+    openings: int
+    tokens: dict[str, Any]
+    device: str
+    hours: dict[str, float] | None
+    memory_gib: dict[str, float]
+    usd_per_step: float
+    usd: float
+    config: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def plan_reinforcement(
+    recipe: Recipe, hub: Hub, *, device: str | None = None, device_gib: float | None = None
+) -> ReinforcementPlan:
+    """Plan the stage ``reinforce`` of `recipe`, on a device whose name holds `device`.
+
+    Raises `StageError` for a recipe without such a block, `RepoMissingError` where the shape of the
+    chat model's base is not known."""
+    stages_until(recipe, "reinforce")
+    block = reinforce_block(recipe)
+    config, notes = grpo_config(block, Path("unused"), seed=recipe.seed)
+    refusals = _refusals(block, config)
+    expected = block.expected
+    if device is None and expected and expected.device:
+        device, device_gib = expected.device, device_gib or expected.device_gib
+        notes.append(f"planned for one {device}, as the recipe expects; --device plans for others")
+    name = device or local_device()[0]
+    memory_there = device_gib or (None if device else local_device()[1])
+    with tempfile.TemporaryDirectory() as scratch:
+        base, shape_notes, shape_refusals = base_shape(hub, recipe.chat, Path(scratch))
+        adapter = recipe.chat if recipe.chat.lora is not None else block
+        size = size_of(base, adapter, reference="adapter" if adapter is recipe.chat else "base")
+        findings = check_all(block, base, options=model_options(block))
+    steps = reinforcement.steps(config, block.openings) if not refusals else 0
+    each = config.generation_batch_size / reinforcement.updates_per_generation(config)
+    held = round(steps * each) + 2 * block.held_out
+    tokens = _tokens(recipe, block, config, held)
+    config.max_length = block.context
+    memory = memory_gib(size, config, config.per_device_train_batch_size, 1, gpu=name != "cpu")
+    memory["asker"] = round(2 * size.total * (2 if name != "cpu" else 4) / 2 / 2**30, 3)
+    memory["total"] = round(memory["total"] + memory["asker"], 3)
+    if memory_there and memory["total"] > memory_there:
+        refusals.append(
+            f"about {memory['total']:.0f} GiB are needed and {memory_there:.0f} are there; lower "
+            "grpo.per_device_train_batch_size or reinforce.context, or set gradient_checkpointing"
+        )
+    usd = _usd(block, tokens)
+    return ReinforcementPlan(
+        base=recipe.chat.base,
+        steps=steps,
+        conversations=held,
+        conversations_per_step=each,
+        openings=block.openings,
+        tokens=tokens,
+        device=name,
+        hours=_hours(config, size, tokens, name),
+        memory_gib=memory,
+        usd_per_step=usd / max(steps, 1),
+        usd=usd,
+        config=dict(block.grpo),
+        notes=[*notes, *shape_notes, *findings.notes, *_price_notes(block)],
+        refusals=[*refusals, *shape_refusals, *findings.refusals],
+    )
+
+
+def _refusals(block: Reinforce, config: Any) -> list[str]:
+    """What would stop the run before anything is asked."""
+    refusals = []
+    seats = {f"askers.{name}": seat for name, seat in block.askers.items()}
+    for look in (
+        lambda: reinforcement.check(block.rewards),
+        lambda: reinforcement.check_batches(config, block.openings, block),
+        lambda: check_prices(block.budget_usd, seats),
+    ):
+        try:
+            look()
+        except (HubkitError, RecipeError) as error:
+            refusals.append(str(error))
+    return refusals
+
+
+def _tokens(recipe: Recipe, block: Reinforce, config: Any, held: int) -> dict[str, Any]:
+    """Tokens of `held` conversations in which nobody ends early, turns as long as assumed."""
+    assumed = assumptions()["turn_tokens"]
+    answer = min(config.max_completion_length, assumed["chat"])
+    asker_limit = min(seat.reply_tokens for seat in block.askers.values())
+    turn = min(asker_limit, assumed["asker"])
+    asked = block.answers - 1
+    whole = min(block.context, block.answers * (answer + turn))
+    read = sum((k + 1) * (answer + turn) for k in range(asked))
+    judges = [judge for term in block.rewards for judge in term.judges]
+    written = sum(min(j.judge.reply_tokens, _VERDICT_TOKENS) for j in judges)
+    return {
+        "policy": held * block.answers * answer,
+        "trained": (held - 2 * block.held_out) * whole,
+        "asker": (held * read, held * asked * turn),
+        "judges": (held * whole * len(judges), held * written),
+    }
+
+
+def _hours(config: Any, size: Any, tokens: dict[str, Any], device: str) -> dict[str, float] | None:
+    """Generation and training on the device; askers and judges answer elsewhere meanwhile."""
+    peak = peak_tflops(device)
+    if peak is None:
+        return None
+    shares = assumptions()["utilisation"]
+    generate = 2 * size.total * tokens["policy"] / (peak * 1e12 * shares["decode"]) / 3600
+    flops = size.flops_per_token(recompute=config.gradient_checkpointing)
+    amounts = {"rows": 1, "tokens": tokens["trained"]}
+    config.max_steps, config.num_train_epochs = -1, config.num_iterations
+    train = duration(config, amounts, 1, flops, device, 1)["hours"] or 0.0
+    return {"generation": generate, "training": train, "total": generate + train}
+
+
+def _price(seat: SeatConfig, amounts: tuple[int, int]) -> float:
+    tokens_in, tokens_out = amounts
+    return (tokens_in * seat.usd_per_million_input + tokens_out * seat.usd_per_million_output) / 1e6
+
+
+def _usd(block: Reinforce, tokens: dict[str, Any]) -> float:
+    """At the seats' prices per token: each asker asks its share, each judge judges all."""
+    judges = [judge.judge for term in block.rewards for judge in term.judges]
+    of_askers = sum(_price(seat, tokens["asker"]) for seat in block.askers.values())
+    of_judges = sum(_price(seat, tokens["judges"]) for seat in judges)
+    return of_askers / len(block.askers) + (of_judges / len(judges) if judges else 0.0)
+
+
+def _price_notes(block: Reinforce) -> list[str]:
+    notes = [
+        "tokens assume that nobody ends early, and turns as long as assumptions.yaml says; hours "
+        "are the training device's, askers and judges not included"
+    ]
+    deployed = [
+        seat.deploy.hardware
+        for seat in [
+            *block.askers.values(),
+            *(judge.judge for term in block.rewards for judge in term.judges),
+        ]
+        if seat.deploy is not None
+    ]
+    if deployed:
+        notes.append(
+            f"endpoints are paid by the hour as well: {', '.join(deployed)}; "
+            "`hubkit run RECIPE --on jobs --dry-run` prices hardware"
+        )
+    return notes
