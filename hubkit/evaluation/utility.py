@@ -15,11 +15,12 @@ from typing import Any
 from hubkit import chat_templates
 from hubkit.conversation import Message
 from hubkit.errors import EvalError
-from hubkit.evaluation.held_out_loss import load_model, token_losses, usable_rows_with_ids
+from hubkit.evaluation.held_out_loss import usable_rows_with_ids
 from hubkit.metrics.statistics import Bootstrap, Estimate, noise
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Training
 from hubkit.training.config import quiet_environment
+from hubkit.training.likelihood import load_model, token_losses
 from hubkit.training.loading import load_tokenizer
 from hubkit.training.rows import seat_view
 

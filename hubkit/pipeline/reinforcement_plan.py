@@ -4,12 +4,13 @@ hours, memory, and the price of a step. Nothing is built, imported, committed or
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hubkit import reinforcement
-from hubkit.errors import HubkitError, RecipeError
+from hubkit.errors import HubkitError
 from hubkit.hub import Hub
 from hubkit.pipeline.costs import assumptions
 from hubkit.pipeline.runner import stages_until
@@ -123,14 +124,15 @@ def _refusals(block: Reinforce, config: Any) -> list[str]:
     """What would stop the run before anything is asked."""
     refusals = []
     seats = {f"askers.{name}": seat for name, seat in block.askers.items()}
-    for look in (
+    checks: tuple[Callable[[], None], ...] = (
         lambda: reinforcement.check(block.rewards),
         lambda: reinforcement.check_batches(config, block.openings, block),
         lambda: check_prices(block.budget_usd, seats),
-    ):
+    )
+    for check in checks:
         try:
-            look()
-        except (HubkitError, RecipeError) as error:
+            check()
+        except HubkitError as error:
             refusals.append(str(error))
     return refusals
 
