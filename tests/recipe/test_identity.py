@@ -17,11 +17,13 @@ from hubkit.rollout import run_digest
 from hubkit.rollout.plan import run_digest_of_0_1
 from hubkit.training.identity import fingerprint_of
 
-PROFILES = ["laptop", "capo-laptop"]
+PROFILES = ["laptop", "capo-laptop", "reinforce-laptop"]
 KEYED = [stage for stage in STAGES if stage != "publish"]
 PROVENANCE: dict[str, Any] = {"asker": {"repo_id": "a"}, "chat": {"repo_id": "c"}}
 PACE = {
     "asker.checkpoint_minutes": 5,
+    "reinforce.in_flight": 2,
+    "reinforce.grpo.logging_steps": 3,
     "asker.max_drop_share": 0.9,
     "asker.sft.dataloader_num_workers": 2,
     "asker.sft.logging_steps": 7,

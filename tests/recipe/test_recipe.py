@@ -105,10 +105,11 @@ def test_a_value_changes_the_digest_of_its_own_stage_only(changed: str) -> None:
         "curate": "curate.filters=[]",
         "chat": "chat.max_tokens=7",
         "prefer": "preference.pairs=7",
+        "reinforce": "reinforce.answers=7",
         "align": "preference.dpo.beta=0.5",
         "eval": "eval.conversations=7",
     }[changed]
-    profiles = ["laptop", "capo-laptop"]
+    profiles = ["laptop", "capo-laptop", "reinforce-laptop"]
     before, after = (
         load("parrot", profiles=profiles),
         load("parrot", profiles=profiles, overrides=[override]),
@@ -131,7 +132,7 @@ def test_a_preference_block_changes_no_other_stage_and_names_what_it_makes() -> 
         "realchat-preference",
         "realm-aligned",
     )
-    others = [s for s in KEYED if s not in ("prefer", "align")]
+    others = [s for s in KEYED if s not in ("prefer", "align", "reinforce")]
     assert [without.digest(s) for s in others] == [with_block.digest(s) for s in others]
     with pytest.raises(ValueError, match="without a preference block"):
         without.digest("prefer")
