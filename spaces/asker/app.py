@@ -18,7 +18,7 @@ from typing import Any
 
 import gradio as gr
 from models import Model, ModelError, model, prepare, settings, stream
-from page import PER_MINUTE, RateLimit, TextChatbot, checked, launch, messages_of
+from page import PER_MINUTE, RateLimit, TextChatbot, checked, cut_off, launch, messages_of
 from votes import VoteRefusedError, Votes, ballot
 
 SETTINGS = settings()
@@ -43,8 +43,8 @@ def swapped(messages: Messages) -> Messages:
 
 
 def turn(who: Model, messages: Messages, temperature: float) -> Iterator[tuple[str, str]]:
-    """(text so far, status) of `who`'s next turn in `messages`, where the asker is `user`. Raises
-    `gr.Error`.
+    """(text so far, status) of `who`'s next turn in `messages`, where the asker is `user`; the last
+    status says that the turn was cut off, where it was. Raises `gr.Error`.
     """
     seat_messages = swapped(messages) if who.role == "asker" else messages
     text = ""
@@ -53,7 +53,7 @@ def turn(who: Model, messages: Messages, temperature: float) -> Iterator[tuple[s
             who, seat_messages, temperature=temperature, top_p=who.top_p, max_tokens=who.max_tokens
         ):
             text += piece.text
-            yield text, piece.status
+            yield text, f"{who.name}: {cut_off(who.max_tokens)}" if piece.is_cut else piece.status
     except ModelError as error:
         raise gr.Error(str(error)) from error
 
@@ -78,6 +78,7 @@ def in_progress(messages: Messages, role: str, text: str, status: str) -> Messag
 
 # 1. You are the assistant
 
+FAILED = "⚠️"  # begins what the page says of an error
 ENDED = "**The asker has ended the conversation.** Start another one, or keep this one as JSON."
 
 
@@ -102,7 +103,7 @@ def answer_it(
     that it never read.
 
     The box is emptied once the answer is taken, and left alone from then on: the person may be
-    writing the next one."""
+    writing the next one. Where the asker cannot read it, the answer stands there again."""
     LIMIT.check(request)
     if not messages:
         raise gr.Error("Let the asker speak first: press Start.")
@@ -111,7 +112,7 @@ def answer_it(
     for step in _asker_speaks(
         [*before, {"role": "assistant", "content": checked(answer)}], temperature
     ):
-        yield *step, box
+        yield *step, answer if step[2].startswith(FAILED) else box
         box = gr.skip()
 
 
@@ -137,7 +138,7 @@ def take_back(messages: Messages) -> tuple[Messages, Messages, str]:
 
 
 def _asker_speaks(messages: Messages, temperature: float) -> Iterator[tuple[Any, ...]]:
-    text = ""
+    text = status = ""
     try:
         for text, status in turn(ASKER, messages, temperature):
             yield (
@@ -149,16 +150,19 @@ def _asker_speaks(messages: Messages, temperature: float) -> Iterator[tuple[Any,
         yield (
             swapped(messages),
             messages,
-            f"**{error.message}** To try again, press *Ask something else*.",
+            f"{FAILED} {error.message} To try again, press *Ask something else*.",
         )
         return
     words, over = ended(text)
     if words:
         messages = [*messages, {"role": "user", "content": words}]
-    yield swapped(messages), messages, ENDED if over else "It is your turn: answer."
+    note = f" ({status})" if status else ""
+    yield swapped(messages), messages, ENDED if over else f"It is your turn: answer.{note}"
 
 
 # 2. Watch them talk
+
+START, GO_ON = "Start", "Go on"
 
 
 def converse(
@@ -180,7 +184,9 @@ def converse(
         ):
             yield chat_view, messages_state, status
     except gr.Error as error:
-        yield messages_state, messages_state, f"**{error.message}** To try again, press *Go on*."
+        button = GO_ON if messages_state else START
+        said = f"{FAILED} {error.message} To try again, press *{button}*."
+        yield messages_state, messages_state, said
 
 
 def _talking(
@@ -208,7 +214,7 @@ def _talking(
             yield messages, messages, f"**Done**: {int(turns)} turns each."
             return
         who, role = (ASKER, "user") if asker_next else (CHAT, "assistant")
-        text = ""
+        text = status = ""
         for text, status in turn(who, messages, temperature):
             if PAUSED.pop(request.session_hash, False):
                 yield messages, messages, f"Paused after {_human_turns(messages)} turns."
@@ -218,7 +224,7 @@ def _talking(
         if not words and not asker_next:
             raise gr.Error(f"{CHAT.name} wrote nothing.")
         messages = [*messages, {"role": role, "content": words}] if words else messages
-        yield messages, messages, _progress(messages, turns)
+        yield messages, messages, " ".join(filter(None, (_progress(messages, turns), status)))
         if over:
             yield (
                 messages,
@@ -297,9 +303,11 @@ def real_conversations() -> list[Messages]:
 def new_round(temperature: float, request: gr.Request) -> Iterator[tuple[Any, ...]]:
     """Show a real conversation up to a human turn; write the asker's turn; shuffle the two."""
     LIMIT.check(request)
+    yield [], "Looking for a real conversation …", "", "", {}
     try:
         conversation = random.choice(real_conversations())
     except (OSError, ValueError, IndexError) as error:
+        yield [], "", "", "", {}
         raise gr.Error(
             "The real conversations cannot be read right now; try again later."
         ) from error
@@ -386,7 +394,7 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
     gr.Markdown(
         f"# {ASKER.name}\nA model of the *human* side of conversations{AFTER}. It asks; it does "
         f"not answer. "
-        f"It runs {ASKER.where}."
+        f"What asks: {ASKER.about}. What answers it: {CHAT.about}."
     )
     # The line under a conversation says what goes on; Gradio's own marks would hide the
     # conversation behind "Error".
@@ -443,7 +451,7 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         )
         gr.Examples(TOPICS, opening, label="For instance")
         with gr.Row():
-            go = gr.Button("Go on", variant="primary", elem_id="go")
+            go = gr.Button(START, variant="primary", elem_id="go")
             step = gr.Button("One step", elem_id="step")
             pause = gr.Button("Pause", elem_id="pause", elem_classes="on-escape")
             fresh = gr.Button("Start again", elem_id="fresh")
@@ -485,6 +493,7 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
     with gr.Accordion("Settings", open=False):
         heat.render()
     mine.change(lambda m: exported(m, "be") if m else None, mine, keep, api_visibility="private")
+    theirs.change(lambda m: gr.Button(GO_ON if m else START), theirs, go, **quietly, queue=False)
     theirs.change(
         lambda m: exported(m, "watch") if m else None, theirs, save, api_visibility="private"
     )

@@ -9,7 +9,18 @@ from typing import Any
 import gradio as gr
 from blind import Comparison
 from models import Model, ModelError, model, prepare, settings, stream
-from page import PER_MINUTE, RateLimit, TextChatbot, aside, checked, launch, messages_of, text_of
+from page import (
+    PER_MINUTE,
+    RateLimit,
+    TextChatbot,
+    aside,
+    checked,
+    cut_off,
+    failure,
+    launch,
+    messages_of,
+    text_of,
+)
 from votes import Votes
 
 SETTINGS = settings()
@@ -22,6 +33,8 @@ EXAMPLES = [
     "Give me three ideas for dinner with rice and eggs.",
 ]
 LIMIT = RateLimit(PER_MINUTE)
+Shown = str | dict[str, Any] | list[dict[str, Any]]
+"""What a chatbot takes as the reply: text, a message, or several."""
 
 
 def answer(
@@ -33,20 +46,21 @@ def answer(
     top_p: float,
     max_tokens: float,
     request: gr.Request,
-) -> Iterator[str | dict[str, Any]]:
+) -> Iterator[tuple[Shown, str]]:
     """What `chat` does, for the page: what goes wrong is said in the conversation, which can go on
-    after it.
+    after it, and the message stands in its box again.
 
     An error that left this function would end the chain of events that gives the message box back.
     """
     try:
         LIMIT.check(request)
         messages = [*messages_of(history), {"role": "user", "content": checked(message)}]
-        yield from _streamed(
+        for piece in _streamed(
             MODELS[who], _with_system(messages, system), temperature, top_p, max_tokens
-        )
+        ):
+            yield piece, ""
     except gr.Error as error:
-        yield aside(error.message)
+        yield failure(error.message), message
 
 
 def chat(
@@ -90,21 +104,24 @@ def _with_system(messages: list[dict[str, str]], system: str) -> list[dict[str, 
 
 def _streamed(
     who: Model, messages: list[dict[str, str]], temperature: float, top_p: float, max_tokens: float
-) -> Iterator[str | dict[str, Any]]:
-    """What is written so far, again and again; an `aside` stands there until the first word. Raises
-    `gr.Error`.
+) -> Iterator[Shown]:
+    """What is written so far, again and again; an `aside` stands there until the first word, and
+    below an answer that was cut off. Raises `gr.Error`.
     """
-    so_far = ""
+    so_far, is_cut = "", False
     try:
         for piece in stream(
             who, messages, temperature=temperature, top_p=top_p, max_tokens=int(max_tokens)
         ):
             so_far += piece.text
+            is_cut = is_cut or piece.is_cut
             yield so_far or aside(f"*{piece.status}*")
     except ModelError as error:
         raise gr.Error(str(error), duration=None) from error  # stays until it is read
     if not so_far.strip():
         raise gr.Error(f"{who.name} wrote nothing. Try again, or at a higher temperature.")
+    if is_cut:
+        yield [{"role": "assistant", "content": so_far}, aside(f"*{cut_off(int(max_tokens))}*")]
 
 
 def compare(
@@ -127,14 +144,13 @@ def compare(
         asked = sides[side]
         try:
             for piece in _streamed(who, messages_of(asked), temperature, top_p, max_tokens):
-                sides[side] = [
-                    *asked,
-                    piece if isinstance(piece, dict) else {"role": "assistant", "content": piece},
-                ]
-                yield sides[0], sides[1], ""
+                if isinstance(piece, str):
+                    piece = {"role": "assistant", "content": piece}
+                sides[side] = [*asked, *(piece if isinstance(piece, list) else [piece])]
+                yield sides[0], sides[1], gr.skip()
         except gr.Error as error:  # the other side can still answer
-            sides[side] = [*asked, aside(error.message)]
-            yield sides[0], sides[1], ""
+            sides[side] = [*asked, failure(error.message)]
+            yield sides[0], sides[1], message
 
 
 def complete(
@@ -150,9 +166,8 @@ def complete(
     """
     LIMIT.check(None)
     messages = _with_system([{"role": "user", "content": checked(message)}], system)
-    return text_of(
-        deque(_streamed(CHAT, messages, temperature, CHAT.top_p, max_tokens), maxlen=1)[0]
-    )
+    pieces = _streamed(CHAT, messages, temperature, CHAT.top_p, max_tokens)
+    return deque((piece for piece in pieces if isinstance(piece, str)), maxlen=1)[0]
 
 
 def kept(conversations: list[list[dict[str, Any]]] | None) -> gr.Dataset:
@@ -179,11 +194,13 @@ AFTER = ", after [{title}]({url})".format(**SETTINGS["paper"]) if SETTINGS["pape
 with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3600, 7200)) as demo:
     gr.Markdown(
         f"# Chat with {CHAT.name}\n"
-        f"Trained on dialogues that an asker led with a chat model{AFTER}. It runs {CHAT.where}. "
+        f"Trained on dialogues that an asker led with a chat model{AFTER}. "
+        f"What answers: {CHAT.about}. "
         "It can be wrong: check what matters."
     )
     tabs = gr.Tabs(overflow_behavior="wrap")
     with tabs, gr.Tab("Chat", id="chat"):
+        unanswered = gr.State("")  # what got no answer, until it stands in the box again
         talk = gr.ChatInterface(
             answer,
             chatbot=TextChatbot(
@@ -200,6 +217,7 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
                 stop_btn=True,
                 autofocus=True,
             ),
+            additional_outputs=[unanswered],
             additional_inputs=[
                 gr.Radio(
                     list(MODELS), value=CHAT.name, label="Who answers", elem_id="who", render=False
@@ -252,6 +270,14 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
     # A key drawn anew at each start would make what a browser has kept unreadable after a restart
     # of the Space.
     talk.saved_conversations.secret = "kept-in-browser."
+    # The interface empties the box when an answer ends, and keeps the conversation after that.
+    talk.saved_conversations.change(
+        lambda text: (text or gr.skip(), ""),
+        unanswered,
+        [talk.textbox, unanswered],
+        api_visibility="private",
+        show_progress="hidden",
+    )
     # Inside tabs, the interface does not hear that the page has loaded, so it is told what the
     # browser has kept.
     demo.load(kept, talk.saved_conversations, talk.chat_history_dataset, api_visibility="private")

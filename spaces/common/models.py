@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -43,10 +44,13 @@ class ModelError(Exception):
 
 @dataclass(frozen=True)
 class Piece:
-    """A bit of an answer: more `text`, or a `status` to show while there is none."""
+    """A bit of an answer: more `text`, or a `status` to show while there is none. `is_cut`, at the
+    end: the answer reached its longest length, and is not whole.
+    """
 
     text: str = ""
     status: str = ""
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,27 @@ class Model:
         return os.environ.get(f"{self.role.upper()}_ENDPOINT", "").rstrip("/")
 
     @property
+    def about(self) -> str:
+        """What it is, with links to it and its base, its size where the base's name has it, and
+        where it runs; as Markdown.
+        """
+        size = re.search(r"(?<![\w.])\d+(\.\d+)?[MB](?!\w)", self.base.rpartition("/")[2], re.I)
+        parameters = f" ({size[0].upper()} parameters)" if size else ""
+        trained = "an adapter of" if self.adapter else "trained from"
+        what = f"[{self.repo_id}]({_page(self.repo_id)})"
+        if self.repo_id != self.base:
+            what += f", {trained} [{self.base}]({_page(self.base)})"
+        return f"{what}{parameters}, {self.where}"
+
+    @property
     def where(self) -> str:
         """Where it runs, in words."""
         return "on an endpoint" if self.endpoint else "in this Space"
+
+
+def _page(repo_id: str) -> str:
+    """A model's page on the Hub that this Space reads from."""
+    return f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{repo_id}"
 
 
 def settings() -> dict[str, Any]:
@@ -121,9 +143,9 @@ def _from_endpoint(
     while True:
         wrote = False
         try:
-            for text in _completion(model, messages, **sampling):
+            for piece in _completion(model, messages, **sampling):
                 wrote = True
-                yield Piece(text=text)
+                yield piece
             return
         except _NotYet as reason:
             waited_s = time.monotonic() - started
@@ -148,7 +170,7 @@ class _NotYet(Exception):
     """An endpoint that may answer later; its text says why not now."""
 
 
-def _completion(model: Model, messages: list[dict[str, str]], **sampling: Any) -> Iterator[str]:
+def _completion(model: Model, messages: list[dict[str, str]], **sampling: Any) -> Iterator[Piece]:
     from huggingface_hub import InferenceClient
     from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
@@ -167,7 +189,9 @@ def _completion(model: Model, messages: list[dict[str, str]], **sampling: Any) -
                 top_p=None if greedy or sampling["top_p"] >= 1 else sampling["top_p"],
             ):
                 if part.choices and part.choices[0].delta.content:
-                    yield part.choices[0].delta.content
+                    yield Piece(part.choices[0].delta.content)
+                if part.choices and part.choices[0].finish_reason == "length":
+                    yield Piece(is_cut=True)
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         if status in _ASLEEP:
@@ -338,11 +362,12 @@ def _generate(model: Model, prompt: list[int], **sampling: Any) -> Iterator[Piec
         {} if greedy else {"temperature": sampling["temperature"], "top_p": sampling["top_p"]}
     )
     failure: list[Exception] = []
+    outcome: list[list[int]] = []
 
     def run() -> None:
         try:
             with torch.inference_mode(), weights.lock, weights.as_(model):
-                weights.model.generate(
+                output = weights.model.generate(
                     inputs,
                     attention_mask=torch.ones_like(inputs),
                     **sampling_options,
@@ -351,6 +376,7 @@ def _generate(model: Model, prompt: list[int], **sampling: Any) -> Iterator[Piec
                     streamer=streamer,
                     stopping_criteria=StoppingCriteriaList([Stopped()]),
                 )
+            outcome.append(output[0, len(prompt) :].tolist())
         except Exception as error:
             failure.append(error)
             streamer.end()
@@ -368,3 +394,7 @@ def _generate(model: Model, prompt: list[int], **sampling: Any) -> Iterator[Piec
         raise ModelError(
             f"{model.name} failed while it was writing ({type(failure[0]).__name__})."
         ) from failure[0]
+    ends = weights.model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    if outcome and len(outcome[0]) >= sampling["max_tokens"] and outcome[0][-1] not in ends:
+        yield Piece(is_cut=True)

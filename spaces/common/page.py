@@ -38,6 +38,10 @@ CSS = """
   .gradio-container .wrap:not(.tab-container, .tab-wrapper) {padding: 4px}
   .gradio-container .placeholder {padding-inline: 12px}
   button {min-height: 40px}
+  /* Two conversations and the box below them, all in sight. */
+  .gradio-container #left, .gradio-container #right {
+    height: 27vh !important; min-height: 150px !important}
+  .gradio-container #both {position: sticky; bottom: 0; z-index: 5}
   .tab-container button[role=tab] {padding: 4px 7px !important; font-size: 13px}
 }
 [role=log] {box-sizing: border-box; padding-top: 34px !important}
@@ -46,6 +50,19 @@ footer {opacity: .7}
 
 # Escape stops what is being written, wherever the keyboard is.
 ESCAPE = """
+// Whoever stops an answer writes next: the keyboard goes back to the box, once it takes text.
+const BOXES = {"stop-both": "#both textarea", "be-stop": "#reply textarea", "pause": "#go"};
+addEventListener("click", (event) => {
+  const button = event.target.closest?.(".stop-button, .on-escape");
+  if (!button) return;
+  const place = BOXES[button.id] ?? "#message textarea";
+  let tries = 30;
+  const timer = setInterval(() => {
+    const box = document.querySelector(place);
+    if (box && !box.disabled) box.focus();
+    if (document.activeElement === box || --tries === 0) clearInterval(timer);
+  }, 100);
+}, true);
 addEventListener("keydown", (event) => {
   if (event.key !== "Escape") return;
   for (const button of document.querySelectorAll(".stop-button, .on-escape")) {
@@ -107,7 +124,7 @@ def text_of(content: Any) -> str:
 
 def aside(text: str) -> dict[str, Any]:
     """A message in a conversation that nobody in it has said: what is being waited for, or what
-    went wrong.
+    went wrong. It is marked as such, and reaches no model.
     """
     return {"role": "assistant", "content": text, "metadata": {"id": _ASIDE}}
 
@@ -123,6 +140,16 @@ def messages_of(history: Iterable[dict[str, Any]]) -> list[dict[str, str]]:
         elif messages and messages[-1]["role"] == "user":  # it got no answer
             messages.pop()
     return messages
+
+
+def failure(text: str) -> dict[str, Any]:
+    """An `aside` about what went wrong, not to be taken for a model's words."""
+    return aside(f"⚠️ **This page, not the model:** {text}")
+
+
+def cut_off(tokens: int) -> str:
+    """The note on an answer that reached its longest length."""
+    return f"Cut off at {tokens} tokens. For longer answers: Settings, *Longest answer*."
 
 
 class RateLimit:

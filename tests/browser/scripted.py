@@ -26,6 +26,7 @@ class Script:
     refuse: list[int] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
     broken_off: int = 0
+    finish: str = "stop"
 
     def next(self) -> str:
         return (
@@ -73,7 +74,7 @@ class Endpoint:
             for place, word in enumerate(words):
                 self._send(request, {"content": word + (" " if place < len(words) - 1 else "")})
                 time.sleep(script.word_s)
-            self._send(request, {}, "stop")
+            self._send(request, {}, script.finish)
             request.wfile.write(b"data: [DONE]\n\n")
         except OSError:
             script.broken_off += 1

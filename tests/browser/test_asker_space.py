@@ -270,6 +270,7 @@ def test_an_answer_that_the_asker_never_read_can_be_given_again(
     box.press("Enter")
     expect(opened.locator("#be-status")).to_contain_text("does not answer (asleep or starting)")
     expect(opened.locator("#be")).to_contain_text("In water.")
+    expect(box).to_have_value("In water.")
     endpoints["asker"].script.refuse = []
     expect(box).to_be_enabled()
     box.fill("In hot water.")
@@ -333,3 +334,18 @@ def test_programs_get_the_next_turn(asker_space: str, endpoints: dict[str, Endpo
     client = Client(asker_space, verbose=False)
     assert client.predict(conversation, 0.0, api_name="/next_turn") == "And then?"
     assert roles(endpoints["asker"].script.asked[0]) == ["system", "assistant", "user"]
+
+
+@pytest.mark.slow
+def test_the_first_button_says_start_until_something_has_begun(
+    watch: Page, endpoints: dict[str, Endpoint]
+) -> None:
+    expect(watch.locator("#go")).to_have_text("Start")
+    endpoints["chat"].script.finish = "length"
+    watch.locator("#opening textarea, #opening input").first.fill("Hello")
+    watch.locator("#step").click()
+    expect(watch.locator("#go")).to_have_text("Go on")
+    watch.locator("#step").click()
+    expect(watch.locator("#watch-status")).to_contain_text("Cut off at")
+    watch.locator("#fresh").click()
+    expect(watch.locator("#go")).to_have_text("Start")

@@ -89,6 +89,7 @@ def test_stop_ends_the_answer_and_the_request(chat: Page, endpoints: dict[str, E
     chat.locator("#message .stop-button").click()
     expect(chat.locator("#message .submit-button")).to_be_visible()
     until(lambda: endpoints["chat"].script.broken_off == 1)
+    expect(chat.locator("#message textarea")).to_be_focused()
     say(chat, "again")
     expect(chat.locator("#chat")).to_contain_text("Answer number 2")
     assert len(chat.locator("#chat").inner_text()) < 1500
@@ -177,7 +178,9 @@ def test_an_endpoint_that_stays_down_gets_a_sentence(
     say(chat, "anyone?")
     expect(chat.get_by_text("does not answer (asleep or starting)")).to_be_visible()
     assert "Traceback" not in chat.inner_text("body")
+    expect(chat.get_by_text("This page, not the model:")).to_be_visible()
     expect(chat.locator("#message textarea")).to_be_enabled()
+    expect(chat.locator("#message textarea")).to_have_value("anyone?")
     endpoints["chat"].script.refuse = []
     say(chat, "back again?")
     expect(chat.locator("#chat")).to_contain_text("Answer number 1")
@@ -284,3 +287,35 @@ def test_who_asks_too_fast_is_told_to_wait(
     expect(page.get_by_text("more than 1 messages a minute")).to_be_visible()
     expect(page.locator("#message textarea")).to_be_enabled()
     assert len(endpoints["chat"].script.asked) == 1
+
+
+def test_an_answer_that_was_cut_off_says_so_and_the_model_never_reads_that(
+    chat: Page, endpoints: dict[str, Endpoint]
+) -> None:
+    script = endpoints["chat"].script
+    script.answers, script.finish = ["Half an"], "length"
+    say(chat, "tell me")
+    expect(chat.locator("#chat")).to_contain_text("Cut off at")
+    script.finish = "stop"
+    say(chat, "go on")
+    expect(chat.locator("#chat")).to_contain_text("Answer number 2")
+    read = [message["content"] for message in script.asked[1]["messages"]]
+    assert read == ["tell me", "Half an", "go on"]
+
+
+@pytest.mark.slow
+def test_what_answers_is_named_with_its_size_and_links(chat: Page) -> None:
+    about = chat.locator("a", has_text="SmolLM2-135M-Instruct").first
+    assert about.get_attribute("href").endswith("/HuggingFaceTB/SmolLM2-135M-Instruct")
+    expect(chat.get_by_text("135M parameters").first).to_be_visible()
+
+
+@pytest.mark.slow
+def test_a_phone_has_both_conversations_and_the_box_in_sight(page: Page, chat_space: str) -> None:
+    page.set_viewport_size({"width": 390, "height": 760})
+    page.goto(chat_space)
+    page.get_by_role("tab", name="Beside its base").click()
+    page.locator("#both textarea").wait_for()
+    page.locator("#right").scroll_into_view_if_needed()
+    for part in ("#left", "#right", "#both textarea"):
+        expect(page.locator(part)).to_be_in_viewport()
