@@ -96,7 +96,8 @@ class Loop:
             str(self.base), loras, listen=[*loras, "base"], context=384, slots=4, threads=1,
             cache_dir=CONVERTERS, start_timeout_s=300,
         ) as engine:  # fmt: skip
-            self.row |= {"serve": True, "engine": engine.name, "reason": engine.reason}
+            reason = engine.reason.replace(f"{self.folder}/", "")
+            self.row |= {"serve": True, "engine": engine.name, "reason": reason}
             sampling = Sampling(max_tokens=8, temperature=1.0)
             seat = {"sampling": sampling, "context": 384}
             block = Rollout(
