@@ -37,7 +37,6 @@ _KINDS = frozenset(
         ".md",
         ".html",
         ".css",
-        ".js",
         ".txt",
         ".png",
         ".svg",

@@ -182,7 +182,7 @@ def plan(
 def _where(model: ModelSpec) -> str:
     if isinstance(model.source, ServedModel):
         return ", ".join(model.source.urls)
-    return "an endpoint made for it" if model.deploy else "embedded engine"
+    return "an endpoint made for it" if model.deploy else model.engine or "embedded engine"
 
 
 def compare(

@@ -340,7 +340,7 @@ def _machine(config: SeatConfig, job_flavor: Flavor) -> tuple[str, float, float]
         rate = on.usd_per_hour * terms.replicas
         name = f"endpoint {on}" if terms.replicas == 1 else f"endpoint {terms.replicas} x {on}"
         return (name, peak * on.accelerators * terms.replicas, rate) if peak else None
-    if config.endpoints == ["embedded"]:
+    if config.endpoints == ["embedded"] or config.engine_kind:
         peak = _peak(job_flavor.device)
         return (f"job {job_flavor.name}", peak * job_flavor.devices, 0.0) if peak else None
     return None

@@ -18,7 +18,7 @@ from hubkit.judging.prompts import Prompts
 from hubkit.pipeline.inputs import require
 from hubkit.pipeline.stage import RunContext, StageDirs
 from hubkit.progress import Progress
-from hubkit.recipe import DEPLOY, EMBEDDED, Judging
+from hubkit.recipe import Judging
 from hubkit.serving import serve, spec_of
 
 JUDGE = "judge"
@@ -30,7 +30,7 @@ def judge_input(context: RunContext, block: Judging | None, progress: Progress) 
     """
     if block is None:
         return {}
-    at_address = not {DEPLOY, EMBEDDED} & set(block.judge.endpoints)
+    at_address = block.judge.is_elsewhere
     check_judge(block, at_address=at_address)
     if at_address:
         return {}

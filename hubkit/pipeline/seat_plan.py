@@ -20,8 +20,9 @@ from hubkit.hub.adapters import base_of
 from hubkit.hub.places import cache
 from hubkit.pipeline.inputs import require
 from hubkit.pipeline.runner import Planned, WouldImport, refuse_import
-from hubkit.recipe import DEPLOY, EMBEDDED, Recipe, SeatConfig
+from hubkit.recipe import DEPLOY, Recipe, SeatConfig
 from hubkit.serving.engines.choice import EngineChoice, engine_for
+from hubkit.serving.engines.launcher import EMBEDDED, EngineOptions, choose
 from hubkit.serving.templates import SMALL_FILES, proven_templates
 from hubkit.training.plan import sample_row
 
@@ -71,7 +72,7 @@ def plan_seats(recipe: Recipe, hub: Hub, planned: Sequence[Planned] = ()) -> lis
 
 def _asker(recipe: Recipe, hub: Hub, config: SeatConfig) -> SeatPlan:
     """The model that the recipe trains is computed as its base is, with its adapter."""
-    if config.repo != "asker" or not {EMBEDDED, DEPLOY} & set(config.endpoints):
+    if config.repo != "asker" or config.is_elsewhere:
         return _seat(recipe, hub, config, "asker")
     model = hub.qualify(recipe.repos.asker)
     plan = SeatPlan("asker", model, _PUBLISHED)
@@ -88,7 +89,7 @@ def _asker(recipe: Recipe, hub: Hub, config: SeatConfig) -> SeatPlan:
 
 
 def _seat(recipe: Recipe, hub: Hub, config: SeatConfig, seat: str) -> SeatPlan:
-    if config.repo is None or not {EMBEDDED, DEPLOY} & set(config.endpoints):
+    if config.repo is None or config.is_elsewhere:
         where = ", ".join(config.endpoints)
         name = config.repo or config.name or config.model
         return SeatPlan(
@@ -127,6 +128,11 @@ def _note_engine(
         terms = config.deploy
         plan.engine, plan.reason = terms.engine if terms else "tgi", "on an Inference Endpoint"
         return
+    if config.engine_kind:
+        command = tuple(config.engine.command) if config.engine else ()
+        plan.engine, plan.reason = choose(config.engine_kind, EngineOptions(command))
+        if plan.engine != EMBEDDED:
+            return
     plan.engine, plan.reason = engine_of(hub, base, adapter=adapter, context=config.context)
 
 

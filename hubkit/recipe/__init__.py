@@ -28,8 +28,10 @@ from hubkit.recipe.data import Corpus, Curate, Filter, Intents, Measure
 from hubkit.recipe.dialogue import (
     DEPLOY,
     EMBEDDED,
+    ENGINES,
     Baseline,
     Deploy,
+    Engine,
     Rollout,
     Sampling,
     SeatConfig,
@@ -41,7 +43,7 @@ from hubkit.recipe.preference import Preference
 from hubkit.recipe.reinforcement import Reinforce, RewardTerm
 from hubkit.recipe.source import Columns, Source
 from hubkit.recipe.study import Arm, Study
-from hubkit.recipe.training import Expected, PeoplePairs, Training
+from hubkit.recipe.training import Expected, Training
 from hubkit.recipe.whole import (
     PREFERENCE_STAGES,
     Names,
@@ -55,6 +57,7 @@ from hubkit.recipe.whole import (
 __all__ = [
     "DEPLOY",
     "EMBEDDED",
+    "ENGINES",
     "PREFERENCE_STAGES",
     "RECIPES",
     "STAGES",
@@ -68,6 +71,7 @@ __all__ = [
     "Decides",
     "Deploy",
     "Display",
+    "Engine",
     "Evals",
     "Execution",
     "Expected",
@@ -77,7 +81,6 @@ __all__ = [
     "Measure",
     "Names",
     "Paper",
-    "PeoplePairs",
     "Preference",
     "Publish",
     "Published",

@@ -14,6 +14,8 @@ from hubkit.recipe.template_source import TemplateSource
 
 EMBEDDED = "embedded"
 DEPLOY = "deploy"
+ENGINES = ("auto", "vllm", "sglang", "llamacpp", "transformers")
+"""Servers that hubkit starts on this machine, for as long as a stage needs them."""
 Check = Literal["empty", "cut_off", "role_leak", "repeated"]
 CHECKS: tuple[Check, ...] = ("empty", "cut_off", "role_leak", "repeated")
 
@@ -63,11 +65,28 @@ class Deploy(Block):
     """The file that llama.cpp serves."""
 
 
+class Engine(Block):
+    """How a server that hubkit starts is run, for a seat whose endpoint is its name. It may be
+    installed in any environment; base, adapters and both seats share one."""
+
+    command: Execution[list[str]] = Field(default_factory=list)
+    """The program and its first arguments (``[/opt/vllm/bin/vllm, serve]``); without it, the
+    engine's own program on PATH."""
+    args: Execution[list[str]] = Field(default_factory=list)
+    """Further arguments, after hubkit's own, so that they win."""
+    gpus: Execution[Annotated[int, Field(ge=0)] | None] = None
+    """How many devices it uses; null takes all that are visible."""
+    wait_minutes: Execution[Annotated[float, Field(gt=0)]] = 30.0
+    """How long it may take to answer for the first time."""
+
+
 class SeatConfig(Block):
     """Who sits in a seat, and at which addresses it answers."""
 
     endpoints: Execution[list[str]] = Field(default_factory=lambda: ["embedded"])
-    """Addresses that all serve this seat's model, ``embedded``, or ``deploy``."""
+    """Addresses that all serve this seat's model, ``embedded``, ``deploy``, or the name of a server
+    that hubkit starts here: ``vllm``, ``sglang``, ``llamacpp``, ``transformers``; ``auto`` is vLLM
+    where there is a CUDA device and it is installed, else the embedded engine."""
     profile: Execution[Profile] = "tgi"
     """Whose dialect of OpenAI's API the addresses speak; it leaves out what its servers refuse."""
     repo: Content[str | None]
@@ -115,6 +134,8 @@ class SeatConfig(Block):
     """Price of prompt tokens that the server had cached; null: as other prompt tokens."""
     deploy: Content[Deploy | None] = None
     """The endpoint to make, for ``deploy``."""
+    engine: Execution[Engine | None] = None
+    """How the server is run, for a name of one in `endpoints`."""
 
     @property
     def reply_tokens(self) -> int:
@@ -128,13 +149,19 @@ class SeatConfig(Block):
                 f"{DEPLOY!r} stands alone: hubkit makes that endpoint, its replicas are "
                 "deploy.replicas"
             )
+        if len(self.endpoints) > 1 and (started := set(ENGINES) & set(self.endpoints)):
+            raise ValueError(
+                f"{min(started)!r} stands alone: hubkit starts that server, on the devices that "
+                "engine.gpus counts"
+            )
         for address in self.endpoints:
-            if address in (EMBEDDED, DEPLOY):
+            if address in (EMBEDDED, DEPLOY, *ENGINES):
                 continue
             if not address.startswith(("http://", "https://")):
                 raise ValueError(
                     f"{address.rpartition('@')[2]!r} is no http(s) "
-                    "URL (http://127.0.0.1:8080), nor embedded or deploy"
+                    "URL (http://127.0.0.1:8080), nor embedded, deploy "
+                    f"or an engine ({', '.join(ENGINES)})"
                 )
             _, at, host = urlsplit(address).netloc.rpartition("@")
             if at:
@@ -153,7 +180,12 @@ class SeatConfig(Block):
     @property
     def is_elsewhere(self) -> bool:
         """Whether the model answers at addresses that hubkit does not start."""
-        return not {EMBEDDED, DEPLOY} & set(self.endpoints)
+        return not {EMBEDDED, DEPLOY, *ENGINES} & set(self.endpoints)
+
+    @property
+    def engine_kind(self) -> str | None:
+        """The server that hubkit starts for this seat; None where it starts none."""
+        return next((name for name in self.endpoints if name in ENGINES), None)
 
     @model_validator(mode="after")
     def _model(self) -> SeatConfig:

@@ -1,5 +1,5 @@
-"""Models served for the length of a block: by the local engine, by an Inference Endpoint, or where
-they answer already.
+"""Models served for the length of a block: by the embedded engine, by a server of another kind that
+is started here, by an Inference Endpoint, or where they answer already.
 
 Adapters of one base share its engine, and its endpoint where the service can: its weights are
 loaded once, each adapter answers at its own address or name."""
@@ -7,17 +7,22 @@ loaded once, each adapter answers at its own address or name."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from hubkit import settings
+from hubkit.errors import RepoMissingError
 from hubkit.hub import Hub, Ref, environment
+from hubkit.hub.adapters import base_of
 from hubkit.hub.places import cache
 from hubkit.progress import Progress
+from hubkit.recipe import Engine
 from hubkit.serving import inference_endpoints
-from hubkit.serving.client import start_engine
+from hubkit.serving.client import ClientTemplate, start_engine
+from hubkit.serving.engines.launcher import BASE, EngineOptions, launch
 from hubkit.serving.models import ModelSpec, ServedModel
+from hubkit.serving.templates import published_template
 
 
 @contextmanager
@@ -51,7 +56,9 @@ def serve(
         name: spec.source for name, spec in specs.items() if isinstance(spec.source, ServedModel)
     }
     hosted = inference_endpoints.hosted(specs, tokens)
-    local = {name: spec for name, spec in specs.items() if name not in {**answering, **hosted}}
+    rest = {name: spec for name, spec in specs.items() if name not in {**answering, **hosted}}
+    local = {name: spec for name, spec in rest.items() if spec.engine is None}
+    launched = {name: spec for name, spec in rest.items() if spec.engine is not None}
     with (
         inference_endpoints.deployed(hub, hosted, progress) as deployed,
         _engines(
@@ -62,8 +69,17 @@ def serve(
             tokens=tokens,
             slots_per_model=slots_per_model,
         ) as started,
+        _servers(
+            hub,
+            launched,
+            log_dir,
+            progress,
+            slots=slots,
+            tokens=tokens,
+            slots_per_model=slots_per_model,
+        ) as servers,
     ):
-        models = {**answering, **started, **deployed}
+        models = {**answering, **started, **servers, **deployed}
         yield {
             name: replace(model, template=specs[name].template or model.template)
             for name, model in models.items()
@@ -100,9 +116,7 @@ def _engines(
                 context=tokens,
                 slots=slots * len(names) if slots_per_model else slots,
             )
-            started = running.enter_context(engine)
-            addresses = started.addresses
-            progress(0, None, f"{base} is computed by {started.name}: {started.reason}")
+            addresses = running.enter_context(engine).addresses
             labels = {name: label for label, name in adapters.items()}
             token = settings.value(settings.ENDPOINT_TOKEN) or None  # it requires what is set here
             models |= {
@@ -110,6 +124,78 @@ def _engines(
                 for name in names
             }
         yield models
+
+
+@contextmanager
+def _servers(
+    hub: Hub,
+    specs: Mapping[str, ModelSpec],
+    log_dir: Path,
+    progress: Progress,
+    *,
+    slots: int,
+    tokens: int,
+    slots_per_model: bool,
+) -> Iterator[dict[str, ServedModel]]:
+    """Each model at a server that is started here, one a base and way to run it."""
+    bases = {
+        name: spec.base or (base_of(hub, spec.source) if isinstance(spec.source, Ref) else None)
+        for name, spec in specs.items()
+    }
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for name, spec in specs.items():
+        facts = (spec.options or Engine()).model_dump_json()
+        base = _model_argument(bases[name] or spec.source)
+        groups.setdefault((spec.engine or "", facts, base), []).append(name)
+    models: dict[str, ServedModel] = {}
+    with ExitStack() as running:
+        for number, ((kind, facts, base), names) in enumerate(groups.items()):
+            progress(0, None, f"starting {kind}: {base}")
+            adapters = {_label(specs[n].source, k): n for k, n in enumerate(names) if bases[n]}
+            labels = {name: label for label, name in adapters.items()}
+            options = Engine.model_validate_json(facts)
+            engine = running.enter_context(
+                launch(
+                    kind,
+                    base,
+                    {label: _model_argument(specs[n].source) for label, n in adapters.items()},
+                    options=EngineOptions(
+                        tuple(options.command),
+                        tuple(options.args),
+                        options.gpus,
+                        options.wait_minutes,
+                    ),
+                    env=environment() if any(_on_hub(specs[n]) for n in names) else {},
+                    log_path=log_dir / f"{kind}-{number}.log",
+                    cache_dir=cache("engine"),
+                    context=tokens,
+                    slots=slots * len(names) if slots_per_model else slots,
+                )
+            )
+            for name in names:
+                served = engine.models[labels.get(name, BASE)]
+                models[name] = ServedModel(
+                    (served.url,),
+                    engine.profile,
+                    served.model,
+                    template=_own_template(hub, specs[name], adapter=name in labels),
+                    extra_body=served.extra_body,
+                )
+        yield models
+
+
+def _label(source: Ref | Path | ServedModel, number: int) -> str:
+    """What an adapter is called in requests."""
+    name = source.repo_id if isinstance(source, Ref) else Path(str(source)).name
+    return f"{name}-{number}" if number else name
+
+
+def _own_template(hub: Hub, spec: ModelSpec, *, adapter: bool) -> ClientTemplate | None:
+    """The template that an adapter was pushed with: its server holds the base's."""
+    if adapter and isinstance(spec.source, Ref):
+        with suppress(RepoMissingError):
+            return published_template(hub, spec.source)
+    return None
 
 
 def _on_hub(spec: ModelSpec) -> bool:

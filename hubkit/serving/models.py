@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hubkit.hub import Ref
-from hubkit.recipe import DEPLOY, EMBEDDED, Deploy, Sampling, SeatConfig
+from hubkit.recipe import DEPLOY, EMBEDDED, Deploy, Engine, Sampling, SeatConfig
 from hubkit.serving.client import ClientTemplate, Endpoint
 from hubkit.serving.credentials import headers_in, key_in
 
@@ -23,7 +23,7 @@ class ServedModel:
     """Where a model answers and how requests are made there. All `urls` serve the same model.
 
     With a `template`, prompts are rendered here and sent to ``/generate``: for servers that hold
-    only another model's template."""
+    only another model's template. `extra_body` are keys of every request, before a seat's own."""
 
     urls: tuple[str, ...]
     dialect: str = "tgi"
@@ -31,8 +31,7 @@ class ServedModel:
     token: str | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     template: ClientTemplate | None = field(default=None, repr=False)
-    turn_marks: tuple[str, ...] = ()
-    """Control tokens that open turns of the model's template, where that is known."""
+    extra_body: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def at(cls, *urls: str, dialect: str = "tgi", name: str = "tgi") -> Self:
@@ -66,6 +65,8 @@ class ServedModel:
                 "chat_template_kwargs": seat.chat_template_kwargs,
                 "session_header": seat.session_header,
             }
+        if self.extra_body:
+            options["extra_body"] = {**self.extra_body, **(options.get("extra_body") or {})}
         return Endpoint(
             self.urls,
             profile=self.dialect,
@@ -85,13 +86,17 @@ class ModelSpec:
     Args:
         source: A repo at a commit, a folder here, or a model that is served already.
         base: What `source` is an adapter of; None for whole weights.
-        deploy: The terms of an Inference Endpoint that serves it; None: the local engine does.
+        deploy: The terms of an Inference Endpoint that serves it; None: an engine here does.
+        engine: The kind of engine that serves it; None: the embedded one.
+        options: How that engine is run.
         template: How its prompts are rendered here; None: as whoever serves it says.
     """
 
     source: Ref | Path | ServedModel
     base: Ref | Path | None = None
     deploy: Deploy | None = None
+    engine: str | None = None
+    options: Engine | None = None
     template: ClientTemplate | None = None
 
     @property
@@ -116,6 +121,8 @@ def spec_of(
     """
     if ref is not None and DEPLOY in seat.endpoints:
         return ModelSpec(ref, base, seat.deploy or Deploy())
+    if ref is not None and seat.engine_kind:
+        return ModelSpec(ref, base, engine=seat.engine_kind, options=seat.engine)
     if ref is not None and EMBEDDED in seat.endpoints:
         return ModelSpec(ref, base)
     return ModelSpec(ServedModel.of(seat, named_by=named_by))

@@ -38,8 +38,7 @@ class DPOTask:
     """`block` on the chat model in `chat`, an adapter of `base` or a whole model. A
     `hubkit.training.process.Task`.
 
-    `printed_as` and `thinking` are what the chat model's own block says of its template. An asker
-    is trained like a chat model, in the other `seat`."""
+    `printed_as` and `thinking` are what the chat model's own block says of its template."""
 
     block: Preference
     base: Path
@@ -47,7 +46,11 @@ class DPOTask:
     system: str | None = None
     printed_as: str | None = None
     thinking: chat_templates.Thinking = "off"
-    seat: Seat = "assistant"
+
+    @property
+    def seat(self) -> Seat:
+        """The chat model's."""
+        return "assistant"
 
     @property
     def is_adapter(self) -> bool:
@@ -84,7 +87,7 @@ class DPOTask:
     @cached_property
     def template(self) -> str:
         """The served template: what pairs are rendered with."""
-        return self.templates.source(self.seat)
+        return self.templates.source("assistant")
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -99,7 +102,7 @@ class DPOTask:
         config, notes = dpo_config(self.block, work, seed=seed)
         require_context("dpo.max_length", self.start, config.max_length, "the chat model")
         lora_config(self.block)  # its mistakes are told before anything is loaded
-        self.templates.require(self.seat)
+        self.templates.require("assistant")
         findings = check_all(self.block, self.start, options=model_options(self.block))
         findings.require()
         return config, [*notes, *findings.notes]
@@ -108,7 +111,7 @@ class DPOTask:
         """Pairs that fit; every process fits its own, to the same end."""
         progress(0, None, "fitting pairs")
         share = self.block.max_drop_share
-        encoder = PairEncoder(self.templates, self.tokenizer, self.seat)
+        encoder = PairEncoder(self.templates, self.tokenizer)
         ready, stats = fit(data, encoder, config.max_length, share, system=self.system)
         return Rows(ready, stats.to_dict(), stats.tokens, stats.answer_tokens)
 

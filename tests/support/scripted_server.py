@@ -19,6 +19,26 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200 if self.path == "/health" else 404)
         self.end_headers()
 
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        texts = {"/v1/completions": "text", "/v1/chat/completions": "message"}
+        if self.path not in texts:
+            self.send_response(404)
+            self.end_headers()
+            return
+        requests = Path(sys.argv[1]).parent / "requests.jsonl"
+        with requests.open("a") as file:
+            file.write(json.dumps({"path": self.path, "pid": os.getpid(), "body": body}) + "\n")
+        text = f"What of number {len(requests.read_text().splitlines())}?"
+        message = {"text": text, "message": {"role": "assistant", "content": text}}
+        choice = {"index": 0, "finish_reason": "stop", texts[self.path]: message[texts[self.path]]}
+        usage = {"prompt_tokens": 9, "completion_tokens": 6, "total_tokens": 15}
+        answer = {"id": "1", "model": body["model"], "choices": [choice], "usage": usage}
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+
     def log_message(self, *_: object) -> None:
         pass
 
