@@ -197,6 +197,14 @@ class SeatTemplates:
         stops = (token or end.strip(" ") for token, end in zip(tokens, ends, strict=True))
         return list(dict.fromkeys(stops))
 
+    @property
+    def turn_marks(self) -> tuple[str, ...]:
+        """The control tokens that open turns: a turn that spells one out has left its seat."""
+        headers = [self.layout.header("user"), self.layout.header("assistant")]
+        headers += [self.layout.last_header, self.layout.seat_prompt("assistant")]
+        opened = {t for t in self.tokens if t != self.bos_token and any(t in h for h in headers)}
+        return tuple(sorted(opened))
+
     def end_token(self, seat: Seat) -> str | None:
         """The control token that ends a turn of `seat`; None where its end is only text.
 

@@ -37,6 +37,7 @@ _KINDS = frozenset(
         ".md",
         ".html",
         ".css",
+        ".js",
         ".txt",
         ".png",
         ".svg",

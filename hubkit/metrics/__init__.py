@@ -114,7 +114,7 @@ class Measured:
         if value is None or n == 0:
             self.missing[measure] = why
         else:
-            self.values[measure] = Value(value, n)
+            self.values[measure] = Value(float(value), n)
 
     def record_mean(self, measure: str, values: Sequence[float | None], seed: int) -> None:
         """Note the mean of `values`, one a dialogue, with its interval; None are left out."""
@@ -129,7 +129,7 @@ class Measured:
         if number.value is None:
             self.missing[measure] = why
         else:
-            self.values[measure] = Value(number.value, number.n, number.low, number.high)
+            self.values[measure] = Value(float(number.value), number.n, number.low, number.high)
 
 
 @dataclass

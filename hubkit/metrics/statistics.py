@@ -230,9 +230,8 @@ class Bootstrap:
             return Number(None, 0)
         tops, counts = zip(*sums.values(), strict=True)
         low, high = self.interval(len(sums), ratio(tops, counts))
-        if math.isnan(low):
-            return Number(sum(tops) / n, n)
-        return Number(sum(tops) / n, n, low, high)
+        value = float(sum(tops) / n)
+        return Number(value, n) if math.isnan(low) else Number(value, n, low, high)
 
     def mean_of(self, values: Sequence[float]) -> Number:
         """Estimate the mean of `values`, each a cluster of its own."""

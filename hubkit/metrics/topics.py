@@ -5,8 +5,9 @@ another.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import SourceError, refusing_remote_code
 from hubkit.progress import Progress, silent
@@ -30,18 +31,8 @@ def embed(texts: Sequence[str], model: Path, *, progress: Progress = silent) -> 
     """
     import numpy as np
     import torch
-    from transformers import AutoModel, AutoTokenizer
 
-    try:
-        with refusing_remote_code(str(model)):
-            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-            encoder = AutoModel.from_pretrained(
-                model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-            ).eval()
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"{model} holds no encoder that can be loaded: {' '.join(str(error).split())[:200]}"
-        ) from None
+    tokenizer, encoder = _encoder(model)
     order = sorted(
         range(len(texts)), key=lambda i: len(texts[i])
     )  # alike lengths share a batch: less padding
@@ -59,6 +50,25 @@ def embed(texts: Sequence[str], model: Path, *, progress: Progress = silent) -> 
             vectors[batch] = torch.nn.functional.normalize(mean, dim=1).numpy()
             progress(start + len(batch), len(order), "embedding")
     return vectors
+
+
+@lru_cache(maxsize=1)
+def _encoder(model: Path) -> tuple[Any, Any]:
+    """The tokenizer and the model in a folder, loaded once for all calls in a row."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        with refusing_remote_code(str(model)):
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            encoder = AutoModel.from_pretrained(
+                model, dtype=torch.float32, trust_remote_code=False
+            ).eval()
+    except (OSError, ValueError) as error:
+        raise SourceError(
+            f"{model} holds no encoder that can be loaded: {' '.join(str(error).split())[:200]}"
+        ) from None
+    return tokenizer, encoder
 
 
 def mean_cosine(vectors: Matrix) -> float | None:

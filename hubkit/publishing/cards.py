@@ -182,7 +182,22 @@ def _model(facts: CardFacts, recipe: Recipe, kind: metadata.TrainedKind) -> dict
         "training": _measured(report),
         "reinforcement": read.reinforcement(report) if kind == "reinforced" else None,
         "drops": read.drops(report),
+        "preferred": _preferred(report) if kind == "asker" else None,
     }  # fmt: skip
+
+
+def _preferred(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What became of an asker's pairs with people's turns, and its scorecard before and after."""
+    facts = report.get("preference")
+    if not facts:
+        return None
+    card = scorecard.from_results(facts)
+    shown = scorecard.view_of(card) if card else None
+    return {
+        "pairs": facts["pairs"],
+        "columns": shown and shown.columns,
+        "rows": shown and shown.rows,
+    }
 
 
 def _measured(report: Mapping[str, Any]) -> list[tuple[str, Any, int]]:

@@ -43,7 +43,7 @@ from hubkit.recipe.preference import Preference
 from hubkit.recipe.reinforcement import Reinforce, RewardTerm
 from hubkit.recipe.source import Columns, Source
 from hubkit.recipe.study import Arm, Study
-from hubkit.recipe.training import Expected, Training
+from hubkit.recipe.training import Expected, PeoplePairs, Training
 from hubkit.recipe.whole import (
     PREFERENCE_STAGES,
     Names,
@@ -81,6 +81,7 @@ __all__ = [
     "Measure",
     "Names",
     "Paper",
+    "PeoplePairs",
     "Preference",
     "Publish",
     "Published",

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from hubkit.conversation import FieldPolicy
 from hubkit.recipe.block import Block
+from hubkit.recipe.dialogue import Sampling
 from hubkit.recipe.identity import Content, Display, Execution, Narrowed
 from hubkit.recipe.template_source import TemplateSource
 
@@ -50,6 +51,36 @@ class Expected(Block):
     """How the run is spread over them."""
 
 
+class PeoplePairs(Block):
+    """Pairs of what a person said next and what the asker says in the same place, and the DPO run
+    over them after the asker's training. The scorecard of ``eval.scorecard`` is taken before and
+    after. Needs the asker to be served by the local engine."""
+
+    contexts: Content[Annotated[int, Field(ge=1)]] = 2000
+    """Places in the asker's training conversations, one each at most."""
+    samples: Content[Annotated[int, Field(ge=1)]] = 4
+    """Turns that are sampled in each; the one nearest in length to the person's is rejected."""
+    max_length_ratio: Content[Annotated[float, Field(gt=1)]] = 1.5
+    """A pair whose longer turn is more than so many times as long is dropped."""
+    max_unknown_words: Content[Annotated[float, Field(ge=0, le=1)]] = 0.2
+    """A pair is dropped whose person's turn has a greater share of words that no other conversation
+    holds: mostly typos."""
+    context_chars: Content[Annotated[int, Field(ge=100)]] = 6000
+    """Most characters before the turn."""
+    sampling: Content[Sampling] = Sampling()
+    """How the asker's turns are sampled."""
+    in_flight: Execution[Annotated[int, Field(ge=1)]] = 16
+    """Most requests at once."""
+    request_timeout_s: Execution[Annotated[float, Field(gt=0)]] = 300.0
+    """Longest wait for one answer."""
+    max_drop_share: Execution[Annotated[float, Field(ge=0, le=1)]] = 0.5
+    """A run that would drop more of its pairs as too long refuses to start."""
+    checkpoint_minutes: Execution[Annotated[float, Field(gt=0)]] = 15.0
+    """The longest time that a kill can cost."""
+    dpo: Content[Annotated[dict[str, Any], Narrowed(trainer_content)]] = Field(default_factory=dict)
+    """Goes as it is to TRL's DPOConfig."""
+
+
 class Training(Block):
     """One SFT run over one seat's turns."""
 
@@ -70,6 +101,8 @@ class Training(Block):
     """What is done with tool calls and results; null: ``keep``."""
     end_mark: Content[str | None] = None
     """Text that the seat learns to say when a conversation is over."""
+    preference: Content[PeoplePairs | None] = None
+    """Of the asker: preference training on people's own next turns, after this run; null: none."""
     intent_column: Content[str | None] = None
     """Column that says what this conversation's human wants: it goes into the system message, in
     place of ``{intent}`` or after it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from hubkit import plugins
 from hubkit.recipe.block import Block
@@ -152,6 +152,15 @@ class Recipe(Block):
     metrics, benchmarks or engines of your own."""
     profile: Display[str] = ""
     """The profiles that were laid over it."""
+
+    @model_validator(mode="after")
+    def _people_are_the_asker(self) -> Recipe:
+        if self.chat.preference is not None:
+            raise ValueError(
+                "chat.preference: pairs with people's next turns are for the asker; the chat model "
+                "has the block preference"
+            )
+        return self
 
     @property
     def tags(self) -> list[str]:

@@ -8,7 +8,7 @@ message and never the partner's last turn."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,8 @@ from hubkit.rollout.plan import Plan
 from hubkit.rollout.turns import Turn
 from hubkit.serving.client import Reply
 
-# What a turn must not contain: the marks with which chat templates open turns, and, at the start of
+# What a turn must not contain: the marks with which chat templates open turns (these wherever it
+# is not known which template is printed, and those of the templates that are), and, at the start of
 # a line, the label of the dialogue's other speaker. A model that writes them has left its seat.
 _MARKS = (
     "<|im_start|>",
@@ -267,26 +268,35 @@ def turn_of(dialogue: Dialogue, block: Rollout, request: Prompt, reply: Reply, s
     )  # fmt: skip
 
 
-def judge(dialogue: Dialogue, block: Rollout, turn: Turn, reply: Reply) -> tuple[str, str, bool]:
-    """Judge an answer.
+def judge(
+    dialogue: Dialogue,
+    block: Rollout,
+    turn: Turn,
+    reply: Reply,
+    *,
+    marks: Collection[str] = (),
+) -> tuple[str, str, bool]:
+    """Judge an answer; `marks` are the control tokens that open turns in the seats' templates.
 
     Returns:
         What is wrong with it (empty: nothing); the end reason of a dialogue whose last attempt it
         is (empty where it is kept all the same); and whether it is to be asked for again.
     """
-    problem, end_reason = _problem(dialogue, block, turn, reply)
+    problem, end_reason = _problem(dialogue, block, turn, reply, marks)
     again = end_reason != "" or problem in block.retry_on
     return problem, end_reason, again and len(dialogue.failed_attempts) < block.retries_per_turn
 
 
-def _problem(dialogue: Dialogue, block: Rollout, turn: Turn, reply: Reply) -> tuple[str, str]:
+def _problem(
+    dialogue: Dialogue, block: Rollout, turn: Turn, reply: Reply, marks: Collection[str]
+) -> tuple[str, str]:
     if turn.closing:
         return "", ""
     if reply.failed:
         return "failed", "failed_turn"
     if reply.refused:
         return "refused", "refusal" if block.refusals == "failure" else ""
-    problem = flaw(dialogue, turn.content, reply.finish_reason)
+    problem = flaw(dialogue, turn.content, reply.finish_reason, marks)
     if problem == "empty":
         return problem, "empty_turn"
     if problem == "repeated" and problem in block.retry_on:
@@ -294,13 +304,13 @@ def _problem(dialogue: Dialogue, block: Rollout, turn: Turn, reply: Reply) -> tu
     return problem, ""
 
 
-def flaw(dialogue: Dialogue, content: str, finish_reason: str) -> str:
+def flaw(dialogue: Dialogue, content: str, finish_reason: str, marks: Collection[str] = ()) -> str:
     """What is wrong with a turn: ``empty``, ``role_leak``, ``repeated``, ``cut_off``; or an empty
     string.
     """
     if blank(content):
         return "empty"
-    if any(mark in content for mark in _MARKS) or _labelled(content, dialogue.seat):
+    if any(mark in content for mark in (*_MARKS, *marks)) or _labelled(content, dialogue.seat):
         return "role_leak"
     if dialogue.seat == "user" and _plain(content) in {
         _plain(m["content"]) for m in dialogue.messages if m["role"] == "user"

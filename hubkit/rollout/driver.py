@@ -59,7 +59,9 @@ class Driver:
         rows: shards.Rows,
         endpoints: dict[str, Endpoint],
         on_shard: OnShard | None = None,
+        turn_marks: frozenset[str] = frozenset(),
     ) -> None:
+        self._turn_marks = turn_marks
         self._block, self.state, self._folder, self._seed = block, state, folder, seed
         self._rows, self._endpoints, self._on_shard = rows, endpoints, on_shard
         self.budget = Budget(block, state.spent, block.seats)
@@ -378,7 +380,7 @@ class Driver:
         turn = turn_of(dialogue, block, request, reply, seed)
         if reply.thinking:
             self.state.count(f"thinking_{_SEAT_NAMES[seat]}")
-        problem, end_reason, may_retry = judge(dialogue, block, turn, reply)
+        problem, end_reason, may_retry = judge(dialogue, block, turn, reply, marks=self._turn_marks)
         if may_retry or end_reason:
             turn.failure, turn.closing = problem, False
             dialogue.failed_attempts.append(turn)

@@ -99,6 +99,7 @@ def drive(
                 rows=rows,
                 endpoints=endpoints,
                 on_shard=watch.on_shard,
+                turn_marks=frozenset((*seats.asker.turn_marks, *seats.chat.turn_marks)),
             )
             await _watched(driver, endpoints, coming, block, watch.progress, watch.on_status)
             adaptations = [a for endpoint in endpoints.values() for a in endpoint.adaptations]

@@ -116,7 +116,9 @@ def _engines(
                 context=tokens,
                 slots=slots * len(names) if slots_per_model else slots,
             )
-            addresses = running.enter_context(engine).addresses
+            started = running.enter_context(engine)
+            addresses = started.addresses
+            progress(0, None, f"{base} is computed by {started.name}: {started.reason}")
             labels = {name: label for label, name in adapters.items()}
             token = settings.value(settings.ENDPOINT_TOKEN) or None  # it requires what is set here
             models |= {

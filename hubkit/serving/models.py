@@ -31,6 +31,8 @@ class ServedModel:
     token: str | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     template: ClientTemplate | None = field(default=None, repr=False)
+    turn_marks: tuple[str, ...] = ()
+    """Control tokens that open turns of the model's template, where that is known."""
     extra_body: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.chat_templates import Thinking
+from hubkit.conversation import Seat
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Preference, Training
 from hubkit.training.config import quiet_environment
@@ -81,6 +82,7 @@ def train_dpo(
     system: str | None = None,
     template: str | None = None,
     thinking: Thinking = "off",
+    seat: Seat = "assistant",
     launch: Launch | None = None,
     progress: Progress = silent,
 ) -> TrainReport:
@@ -103,10 +105,11 @@ def train_dpo(
             own get it.
         template: As in the chat model's own block.
         thinking: As in the chat model's own block.
+        seat: Whose turns the pairs are; ``user`` for an asker, whose view they hold.
         launch: How the run is spread over processes.
         progress: Called with how far the run is."""
     quiet_environment()
-    task = DPOTask(block, base, chat, system, template, thinking)
+    task = DPOTask(block, base, chat, system, template, thinking, seat)
     facts: Any = {
         "base_repo_id": base_repo_id,
         "seed": seed,
@@ -114,6 +117,7 @@ def train_dpo(
     }
     if launch is not None:
         call = {**facts, "system": system, "template": template, "thinking": thinking}
+        call |= {"seat": seat}
         return launched(
             launch, "train_dpo", block, data, [base, chat, out], call, work=work, progress=progress
         )

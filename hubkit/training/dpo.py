@@ -38,7 +38,8 @@ class DPOTask:
     """`block` on the chat model in `chat`, an adapter of `base` or a whole model. A
     `hubkit.training.process.Task`.
 
-    `printed_as` and `thinking` are what the chat model's own block says of its template."""
+    `printed_as` and `thinking` are what the chat model's own block says of its template. An asker
+    is trained like a chat model, in the other `seat`."""
 
     block: Preference
     base: Path
@@ -46,11 +47,7 @@ class DPOTask:
     system: str | None = None
     printed_as: str | None = None
     thinking: chat_templates.Thinking = "off"
-
-    @property
-    def seat(self) -> Seat:
-        """The chat model's."""
-        return "assistant"
+    seat: Seat = "assistant"
 
     @property
     def is_adapter(self) -> bool:
@@ -87,7 +84,7 @@ class DPOTask:
     @cached_property
     def template(self) -> str:
         """The served template: what pairs are rendered with."""
-        return self.templates.source("assistant")
+        return self.templates.source(self.seat)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -102,7 +99,7 @@ class DPOTask:
         config, notes = dpo_config(self.block, work, seed=seed)
         require_context("dpo.max_length", self.start, config.max_length, "the chat model")
         lora_config(self.block)  # its mistakes are told before anything is loaded
-        self.templates.require("assistant")
+        self.templates.require(self.seat)
         findings = check_all(self.block, self.start, options=model_options(self.block))
         findings.require()
         return config, [*notes, *findings.notes]
@@ -111,7 +108,7 @@ class DPOTask:
         """Pairs that fit; every process fits its own, to the same end."""
         progress(0, None, "fitting pairs")
         share = self.block.max_drop_share
-        encoder = PairEncoder(self.templates, self.tokenizer)
+        encoder = PairEncoder(self.templates, self.tokenizer, self.seat)
         ready, stats = fit(data, encoder, config.max_length, share, system=self.system)
         return Rows(ready, stats.to_dict(), stats.tokens, stats.answer_tokens)
 

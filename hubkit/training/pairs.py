@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.chat_templates import SeatTemplates
-from hubkit.conversation import Message
+from hubkit.conversation import Message, Seat
 from hubkit.errors import SourceError, TemplateError, TrainingError
 
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -165,8 +165,8 @@ def _trim(
 class PairEncoder:
     """Turns a pair into token ids, its contents read as text."""
 
-    def __init__(self, templates: SeatTemplates, tokenizer: Any) -> None:
-        self.templates, self.tokenizer = templates, tokenizer
+    def __init__(self, templates: SeatTemplates, tokenizer: Any, seat: Seat = "assistant") -> None:
+        self.templates, self.tokenizer, self.seat = templates, tokenizer, seat
 
     def __call__(
         self, prompt: list[Message], chosen: list[Message], rejected: list[Message]
@@ -175,9 +175,9 @@ class PairEncoder:
 
         Where a tokenizer joins the prompt's last characters with an answer's first, the prompt ends
         before them."""
-        prompt_ids = self.templates.encode_prompt(self.tokenizer, prompt, "assistant")
+        prompt_ids = self.templates.encode_prompt(self.tokenizer, prompt, self.seat)
         texts = [
-            self.templates.encode(self.tokenizer, [*prompt, *answer], "assistant").input_ids
+            self.templates.encode(self.tokenizer, [*prompt, *answer], self.seat).input_ids
             for answer in (chosen, rejected)
         ]
         size = min(_common(prompt_ids, text) for text in texts)

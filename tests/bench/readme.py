@@ -289,6 +289,59 @@ def plans(found: Figures) -> str:
     return "\n".join([*lines, "", found["plans"]["about"]])
 
 
+def templates(found: Figures) -> str:
+    """Real chat templates, by where they come from, and each that is refused."""
+    found = found["templates"]
+    seats, rows = ("user", "assistant"), found["rows"]
+    lines = [
+        "| templates of | seat | templates | derived | exact | loss exact "
+        "| stopped by a token | by a text |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for origin in dict.fromkeys(row["from"] for row in rows):
+        some = [row for row in rows if row["from"] == origin]
+        for seat in seats:
+            exact = [row[seat] for row in some if row["derived"] and row[seat]["exact"]]
+            counts = (
+                len(some),
+                sum(row["derived"] for row in some),
+                len(exact),
+                sum(entry["mask_exact"] for entry in exact),
+                sum(entry["stop_is_token"] for entry in exact),
+                sum(not entry["stop_is_token"] for entry in exact),
+            )
+            name = "asker" if seat == "user" else "chat"
+            lines.append(f"| {origin} | {name} | {' | '.join(map(str, counts))} |")
+    lines += ["", f"`{found['command']}`. Refused before anything costs:", ""]
+    for row in rows:
+        reasons = [row.get("refused"), *(row[s].get("refused") for s in seats if s in row)]
+        if reason := next(filter(None, reasons), None):
+            lines.append(f"- {row['template']}: {reason}")
+    return "\n".join(lines)
+
+
+def architectures(found: Figures) -> str:
+    """The whole loop on tiny models, an architecture a row."""
+    found = found["architectures"]
+    steps = {
+        "train": "LoRA", "merge": "merge", "serve": "served", "adapter_served": "adapter served",
+        "rollout": "rollout, both seats", "eval": "eval", "push": "push",
+        "stock_libraries": "stock libraries",
+    }  # fmt: skip
+    lines = [
+        f"| architecture | engine | {' | '.join(steps.values())} |",
+        "| --- | --- |" + " --- |" * len(steps),
+    ]
+    for row in found["rows"]:
+        cells = " | ".join("yes" if row[step] else "no" for step in steps)
+        lines.append(f"| {row['architecture']} | {row.get('engine', '')} | {cells} |")
+    failed = [
+        f"- {row['architecture']}: {row['failed']}" for row in found["rows"] if "failed" in row
+    ]
+    lines += ["", f"`{found['command']}`, on {_machine(found)}; random weights.", *failed]
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[Figures], str]] = {
     "demo": demo,
     "plans": plans,
@@ -297,6 +350,8 @@ BLOCKS: dict[str, Callable[[Figures], str]] = {
     "rollout": rollout,
     "eval": evaluation,
     "train": train,
+    "templates": templates,
+    "architectures": architectures,
 }
 
 
@@ -304,6 +359,8 @@ OWN_TABLES: dict[str, Callable[[Figures], str]] = {
     "steps": steps,
     "eval": evaluation,
     "train_speed": train,
+    "templates": templates,
+    "architectures": architectures,
 }
 
 

@@ -8,15 +8,15 @@ source distribution (downloaded once), or those below a folder (``--folder``).""
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "bench")]
 
+import figures  # noqa: E402
 from support import real_templates  # noqa: E402
 
 from hubkit.chat_templates import (  # noqa: E402
@@ -29,7 +29,6 @@ from hubkit.chat_templates import (  # noqa: E402
 from hubkit.conversation import Message, Seat, swap_roles  # noqa: E402
 from hubkit.errors import TemplateError  # noqa: E402
 
-RESULT = Path(__file__).with_name("results") / "templates.json"
 SEATS: tuple[Seat, Seat] = ("user", "assistant")
 CONVERSATION: list[Message] = [
     {"role": "user", "content": "What does <s> or <|im_end|> mean?"},
@@ -154,7 +153,14 @@ def main() -> None:
     for folder in options.folder:
         sources[Path(folder).name] = real_templates.folder_templates(Path(folder))
     table = matrix(sources)
-    RESULT.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    figures.write(
+        "templates",
+        "Real chat templates in both seats: derived, exact, loss on exactly the seat's turns, and "
+        "what ends them.",
+        "python tests/bench/template_matrix.py --llama-cpp CACHE",
+        table,
+        add=False,
+    )
     print({key: value for key, value in table.items() if key != "rows"})
     for entry in table["rows"]:
         if not entry["derived"] or not all(entry[seat]["exact"] for seat in SEATS):

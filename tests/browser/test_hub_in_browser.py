@@ -25,12 +25,17 @@ PAGES = (
     "/commits/main",
     "/commit/main",
     "/rows",
+    "/viewer/default/train",
     "/discussions/1",
 )
 
 CARD = """---
 license: apache-2.0
 tags: [dialogue, synthetic]
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: data/train.jsonl}
 ---
 # Talks
 
@@ -136,3 +141,74 @@ def test_logging_in_shows_what_is_private(tab: Any, server: HubServer) -> None:
     assert tab.get_by_text("private", exact=True).count() == 1
     tab.get_by_role("button", name="Log out local").click()
     assert tab.get_by_text("local/secret").count() == 0
+
+
+def test_a_split_has_its_address_its_count_and_folded_rows(tab: Any) -> None:
+    tab.goto("/datasets/local/talks/viewer")
+    tab.get_by_role("link", name="default / train").click()
+    tab.wait_for_url("**/viewer/default/train")
+    tab.get_by_text("45 rows in this file; here are rows 0 to 19").wait_for()
+    assert tab.locator("details[open]").count() == 3
+    folded = tab.locator("summary", has_text="Row 7")
+    folded.focus()
+    tab.keyboard.press("Enter")
+    assert tab.locator("details[open]").count() == 4
+    tab.get_by_role("link", name="Next").click()
+    tab.wait_for_url("**/viewer/default/train?*start=20")
+    assert tab.goto("/datasets/local/talks/viewer/default/nothing").status == 404
+
+
+def test_code_has_a_copy_button_and_a_card_runs_no_script(tab: Any, browser: Any) -> None:
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.goto("/datasets/local/talks")
+    tab.get_by_role("button", name="Copy this code").last.click()
+    tab.get_by_text("Copied").wait_for()
+    copied = tab.evaluate("navigator.clipboard.readText()")
+    assert 'load_dataset("local/talks")' in copied
+    assert tab.title() != "broken in" and tab.locator("link[rel=icon]").count() == 1
+
+
+NAMELESS = """() => {
+  const visible = (e) => e.offsetParent !== null;
+  const named = (e) => (e.innerText || "").trim() || e.getAttribute("aria-label") || e.title
+    || (e.labels && e.labels.length) || (e.getAttribute("aria-labelledby"));
+  const luminance = (text) => {
+    const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map((v) => v / 255)
+      .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (e) => {
+    for (; e; e = e.parentElement) {
+      const colour = getComputedStyle(e).backgroundColor;
+      if (!/, 0\\)$|transparent/.test(colour)) return colour;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  const bad = [];
+  for (const e of document.querySelectorAll("a, button, input, select, summary, iframe")) {
+    if (visible(e) && e.type !== "hidden" && !named(e)) bad.push("no name: " + e.outerHTML);
+  }
+  for (const e of document.querySelectorAll("img:not(.card img)")) {
+    if (!e.hasAttribute("alt")) bad.push("no alt");
+  }
+  for (const e of document.querySelectorAll("main *, header *")) {
+    if (!visible(e) || ![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) continue;
+    const pair = [luminance(getComputedStyle(e).color), luminance(ground(e))];
+    const [a, b] = pair.sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) bad.push("contrast: " + e.outerHTML.slice(0, 120));
+  }
+  if (document.documentElement.lang !== "en") bad.push("no language");
+  if (document.querySelectorAll("main").length !== 1) bad.push("not one main");
+  if (document.querySelectorAll("h1").length < 1) bad.push("no heading");
+  const ids = [...document.querySelectorAll("[id]")].map((e) => e.id);
+  if (new Set(ids).size !== ids.length) bad.push("an id twice");
+  return bad;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everything_has_a_name_a_language_and_contrast(tab: Any, scheme: str) -> None:
+    tab.emulate_media(color_scheme=scheme)
+    for path in ("/", "/datasets", "/login", *(f"/datasets/local/talks{page}" for page in PAGES)):
+        tab.goto(path)
+        assert tab.evaluate(NAMELESS) == [], path

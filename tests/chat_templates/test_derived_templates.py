@@ -284,6 +284,16 @@ def test_control_tokens_in_a_calls_arguments_and_in_tools_are_text():
     assert sum(s.text.count("<|im_end|>") for s in example if s.is_mark) == len(turns) + 1
 
 
+def test_the_tokens_that_open_turns_are_the_derived_templates_own():
+    source = (
+        "{% for m in messages %}<~{{ m.role }}~>{{ m.content }}<~end~>{% endfor %}"
+        "{% if add_generation_prompt %}<~assistant~>{% endif %}"
+    )
+    tokens = frozenset({"<~user~>", "<~assistant~>", "<~end~>", "<~pad~>"})
+    templates = replace(derived(source), tokens=tokens)
+    assert templates.turn_marks == ("<~assistant~>", "<~user~>")
+
+
 def test_tools_that_a_template_does_not_print_are_refused():
     templates = derived(REAL["gemma"])
     with pytest.raises(TemplateError):

@@ -274,7 +274,7 @@ def test_a_judge_tells_turns_from_people_s_and_one_that_goes_by_position_shows_i
 
 
 def test_meanings_are_measured_with_an_encoder(
-    repos: dict[str, Ref], server: Handle, monkeypatch: pytest.MonkeyPatch
+    repos: dict[str, Ref], server: Handle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import numpy as np
 
@@ -287,7 +287,10 @@ def test_meanings_are_measured_with_an_encoder(
     monkeypatch.setattr(inputs, "embed", vectors)
     monkeypatch.setattr(inputs, "encoder", lambda hub, name, progress: Path(name))
     done = run("tiny-ask", "--no-base", "-n", "30", "--openings", "0", "--json",
-               "--endpoint", f"tiny-ask={server.url}", "--embedder", "any/encoder")  # fmt: skip
+               "--endpoint", f"tiny-ask={server.url}", "--embedder", "any/encoder",
+               "--out", str(tmp_path / "out"))  # fmt: skip
+    entries = yaml.safe_load((tmp_path / "out" / ".eval_results" / "scorecard.yaml").read_text())
+    assert "embedding_auc" in {entry["dataset"]["task_id"] for entry in entries}
     card = json.loads(done.stdout)
     assert card["settings"]["embedder"] == "any/encoder"
     people, asker = (row["values"] for row in card["rows"])

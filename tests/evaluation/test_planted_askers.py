@@ -175,6 +175,9 @@ def measured() -> dict[str, dict[str, Any]]:
     made = rows(block, players, sampled, played, 0, vectors)
     names = {name for row in made for name in row.values}
     assert [row.name for row in made] == ["people", *KINDS], "people's own row is beside"
+    for row in made:
+        for value in row.values.values():
+            assert {type(part) for part in value.values()} <= {float, int, type(None)}, value
     return {
         name: {
             ("baseline" if at == 0 else row.name): row.values.get(name)

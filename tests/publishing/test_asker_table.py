@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,15 @@ def test_what_contradicts_or_cannot_be_repeated_is_refused(
     (tmp_path / "4.json").write_text(json.dumps(old))
     with pytest.raises(SourceError, match="written by an older version"):
         asker_table.add(tmp_path / "t", [tmp_path / "4.json"])
+
+
+def test_the_table_that_ships_is_what_its_evidence_says(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "docs" / "askers"
+    shutil.copytree(shipped / "evidence", tmp_path / "evidence")
+    (protocol,) = asker_table.build(tmp_path)
+    for name in ("askers.jsonl", "README.md"):
+        assert (tmp_path / name).read_text() == (shipped / name).read_text(), (
+            "run `hubkit askers docs/askers`"
+        )
+    kinds = {entry["kind"] for entry in asker_table.rows(protocol)}
+    assert kinds == {"people", "asker", "prompted base"}

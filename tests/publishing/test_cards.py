@@ -195,6 +195,18 @@ def test_cards_without_any_report_say_so_and_make_no_number_up(kind: Kind) -> No
     assert numbers <= allowed, numbers - allowed
 
 
+def test_the_asker_s_card_shows_what_preference_changed() -> None:
+    pairs = {"contexts": 24, "pairs": 15, "dropped": {"lengths_differ": 9},
+             "length_ratio": {"drawn": 3.2, "matched": 1.1},
+             "unknown_words": {"chosen": 0.012, "rejected": 0.034}}  # fmt: skip
+    report = facts("asker").reports["asker"] | {"preference": {"pairs": pairs}}
+    card = render(facts("asker", reports={"asker": report}))
+    assert lint(card, "asker") == []
+    assert "DPO on 15 pairs" in card and "1.1 times the" in card and "`lengths_differ`: 9." in card
+    assert "1.2% of the chosen turns', 3.4% of the rejected ones'" in card
+    assert "Preferred towards people" not in render(facts("asker"))
+
+
 def test_the_asker_s_card_is_read_by_the_hub_as_meant() -> None:
     card = ModelCard(render(facts("asker")))
     assert card.data.base_model == SMOL

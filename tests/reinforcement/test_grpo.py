@@ -12,12 +12,14 @@ from support.tiny_models import tiny_base, write_rows
 
 from hubkit import chat_templates
 from hubkit.conversation import Message
+from hubkit.errors import RecipeError, TrainingError
 from hubkit.recipe import Reinforce, SeatConfig
 from hubkit.reinforcement import (
     REWARDS,
     AskerSeat,
     Episode,
     GRPOTask,
+    Masked,
     Opening,
     RewardContext,
     register,
@@ -142,3 +144,161 @@ def test_only_what_the_policy_wrote_carries_loss(tmp_path: Path, family: str) ->
             assert len(closes) == (1 if ended else 2)  # the asker's own end, and a cut-off answer's
             opened = templates.layout.seat_prompt("assistant")
             assert printed.endswith(opened)
+
+
+class Kill(BaseException):
+    """Ends a run where it is, as a signal would."""
+
+
+def killing(place: str) -> Callable[[Any], None]:
+    """Raise at some moment in the middle of generation, rewarding, or an optimiser step."""
+
+    def spy(trainer: Any) -> None:
+        owner, name, call = {
+            "generation": (trainer, "_generate_single_turn", 4),
+            "rewarding": (trainer.run.task, "", 0),
+            "step": (trainer, "training_step", 3),
+        }[place]
+        if place == "rewarding":
+            kill_while_scoring(trainer)
+            return
+        inner, calls = getattr(owner, name), []  # type: ignore[var-annotated]
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            if len(calls) == call:
+                raise Kill
+            return inner(*args, **kwargs)
+
+        setattr(owner, name, counted)
+
+    return spy
+
+
+def kill_while_scoring(trainer: Any) -> None:
+    inner = trainer.run.open
+
+    def opened() -> Any:
+        conversations = inner()
+        score, calls = conversations.rewards.score, []  # type: ignore[var-annotated]
+
+        async def counted(episodes: Any) -> Any:
+            calls.append(1)
+            if len(calls) == 3:
+                raise Kill
+            return await score(episodes)
+
+        conversations.rewards.score = counted
+        return conversations
+
+    trainer.run.open = opened
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("generation", marks=pytest.mark.slow),
+        "rewarding",
+        pytest.param("step", marks=pytest.mark.slow),
+    ],
+)
+def test_a_kill_costs_no_step_and_nothing_is_asked_twice(tmp_path: Path, place: str) -> None:
+    case = Case(tmp_path, held_out=1)
+    with pytest.raises(Kill):
+        case.run(killing(place))
+    assert case.asked
+    report = case.run()
+    assert report["steps"] == 2
+    # Two steps of four conversations, one before and one after, with one turn of the asker each.
+    assert len(case.asked) == 2 * 4 + 2
+    found = report["reinforcement"]
+    assert found["conversations"] == 10 and found["askers"]["requests"] == 10
+    assert found["difference"]["n"] == 1 and [e["step"] for e in found["curve"]] == [1, 2]
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+    import pyarrow.parquet as pq
+
+    [shard] = (tmp_path / "out" / "conversations").glob("*.parquet")
+    rows = pq.read_table(shard).to_pylist()
+    assert sorted({row["group"] for row in rows}) == ["after", "before", "g0", "g1"]
+    assert all(row["reward"] == row["rewards"][0]["value"] for row in rows)
+
+
+def test_advantages_are_those_worked_out_by_hand_and_a_masked_one_has_none(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"0": 1.0, "1": 2.0, "2": 4.0, "3": Masked("unsure")}
+    del REWARDS["letters"]
+
+    @register
+    def letters() -> Callable[[Episode], Any]:
+        return lambda episode: values[episode.id.rpartition("/")[2]]
+
+    grpo = {"num_generations": 4, "per_device_train_batch_size": 4, "max_steps": 1,
+            "gradient_accumulation_steps": 1}  # fmt: skip
+    case = Case(tmp_path, held_out=0, answers=1, grpo=grpo)
+    batches = []
+
+    def spy(trainer: Any) -> None:
+        inner = trainer._generate_and_score_completions
+
+        def scored(inputs: Any) -> Any:
+            batches.append(inner(inputs))
+            return batches[-1]
+
+        trainer._generate_and_score_completions = scored
+
+    report = case.run(spy)
+    mean, deviation = 7 / 3, (7 / 3) ** 0.5  # of 1, 2 and 4: ((16 + 1 + 25) / 9) / 2 squared
+    expected = [*((value - mean) / (deviation + 1e-4) for value in (1, 2, 4)), 0.0]
+    [batch] = batches
+    assert batch["advantages"].tolist() == pytest.approx(expected, abs=1e-5)
+    assert batch["tool_mask"][3].sum() == (batch["tool_mask"].shape[1] - mask_length(batch, 3))
+    assert report["reinforcement"]["masked"] == {"letters: unsure": 1}
+
+
+def mask_length(batch: Any, row: int) -> int:
+    """Tokens of a completion, padding not included."""
+    return int(batch["completion_mask"][row].sum())
+
+
+@pytest.mark.parametrize(
+    ("value", "changes", "sentence"),
+    [
+        (1.0, {"flat_batches": 1}, "1 batches in a row .* were rewarded the same"),
+        (Masked("unsure"), {}, r"all 4 conversations of a batch are masked \(letters: unsure\)"),
+    ],
+)
+def test_a_run_that_can_learn_nothing_stops_with_a_sentence(
+    tmp_path: Path, value: Any, changes: dict[str, Any], sentence: str
+) -> None:
+    del REWARDS["letters"]
+
+    @register
+    def letters() -> Callable[[Episode], Any]:
+        return lambda episode: value
+
+    case = Case(tmp_path, held_out=0, **changes)
+    with pytest.raises(TrainingError, match=sentence):
+        case.run()
+    assert len(case.asked) == 4  # one batch, and no more is spent
+
+
+def test_caps_and_batches_that_cannot_work_are_told_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
+    for changes, sentence in [
+        ({"grpo": {"steps_per_generation": 3}}, "no multiple of gradient_accumulation_steps"),
+        ({"grpo": {"generation_batch_size": 16}}, "a batch takes 8 openings, and there are 4"),
+        ({"context": 16, "grpo": {"max_completion_length": 16}}, "leaves no room before an answer"),
+        ({"grpo": {"max_stepps": 3}}, "did you mean 'max_steps'"),
+    ]:
+        case = Case(tmp_path, **changes)  # type: ignore[arg-type]
+        with pytest.raises(RecipeError, match=sentence):
+            case.run()
+        assert case.asked == []
+
+
+def test_a_cap_keeps_what_was_reached(tmp_path: Path) -> None:
+    # Each request may cost a prompt's estimate and a whole answer: the cap holds one batch.
+    case = Case(tmp_path, held_out=0, budget_tokens=900, grpo={"max_steps": 4})
+    report = case.run()
+    assert 0 < report["steps"] < 4
+    assert report["reinforcement"]["stopped"] == "budget_tokens"

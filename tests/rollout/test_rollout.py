@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,22 @@ def test_failed_checks_are_asked_again_with_another_seed_and_counted(tmp_path: P
     assert row["retries"] == ["empty", "role_leak"] and row["attempts"] == [None, 3, 1, 1]
     assert report.retries == {"empty": 1, "role_leak": 1} and len(set(seeds)) == len(seeds)
     assert report.requests == 5
+
+
+def test_a_token_that_opens_turns_of_the_seats_own_template_is_a_leak(tmp_path: Path) -> None:
+    given = block(dialogues=1, turns={"value": 1})
+    answers = ["so <~user~> it is", "so it is"]
+    for marks, expected in (((), answers[:1]), (("<~user~>",), answers[1:])):
+        with mock() as server:
+            server.script(texts=answers)
+            models = {
+                name: replace(model, turn_marks=marks)
+                for name, model in seats(given, server.url).items()
+            }
+            folder = tmp_path / str(len(marks))
+            roll(server, folder, given, **models)
+        [row] = rows(folder)
+        assert [m["content"] for m in row["messages"][1:]] == expected
 
 
 def test_repetition_and_emptiness_end_after_the_retries(tmp_path: Path) -> None:

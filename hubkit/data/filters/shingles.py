@@ -29,6 +29,9 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003134f]"
 )
+# First bytes in UTF-8 of characters that `_UNSPACED` may match; few texts have any.
+_UNSPACED_STARTS = bytes((0xE0, 0xE1, *range(0xE3, 0xEA), 0xEF, 0xF0))
+_OTHER_BYTES = bytes(sorted(set(range(256)) - set(_UNSPACED_STARTS)))
 _WIDE_MARKS = re.compile(
     "[\u2000-\u206f\u3000-\u303f\uff00-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]"
 )
@@ -38,9 +41,15 @@ def words_of(text: str) -> list[bytes]:
     """Words of `text`, ASCII lower-cased; whatever is neither letter nor digit parts them.
 
     Where a script puts no spaces between words, each character is a word."""
-    if not text.isascii() and _UNSPACED.search(text):
-        text = _UNSPACED.sub(r" \g<0> ", _WIDE_MARKS.sub(" ", text))
-    return text.encode("utf-8", "replace").translate(_FOLD).split()
+    encoded = text.encode("utf-8", "replace")
+    if (
+        len(encoded) > len(text)
+        and encoded.translate(None, _OTHER_BYTES)
+        and _UNSPACED.search(text)
+    ):
+        spaced = _UNSPACED.sub(r" \g<0> ", _WIDE_MARKS.sub(" ", text))
+        encoded = spaced.encode("utf-8", "replace")
+    return encoded.translate(_FOLD).split()
 
 
 def is_unspaced(text: str) -> bool:

@@ -30,6 +30,7 @@ MAX_LINE_BYTES = 8 * 2**20
 MAX_TEXT = 4000
 MAX_COLUMNS, MAX_OUTPUT_BYTES = 200, 8 * 2**20
 MAX_AT_ONCE = 2
+MAX_COUNTED_BYTES = 64 * 2**20
 _slots = threading.BoundedSemaphore(MAX_AT_ONCE)
 KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}
 
@@ -92,13 +93,22 @@ def _jsonl(start: int) -> tuple[int | None, Iterator[dict[str, Any]]]:
                 value = parse_json(line)
                 yield value if isinstance(value, dict) else {"value": value}
 
-    return None, islice(rows(), start, start + ROWS)
+    total = sum(1 for line in sys.stdin.buffer if line.strip()) if _is_small() else None
+    sys.stdin.buffer.seek(0)
+    return total, islice(rows(), start, start + ROWS)
+
+
+def _is_small() -> bool:
+    """Whether the file is read to its end to count its rows."""
+    return os.fstat(sys.stdin.fileno()).st_size <= MAX_COUNTED_BYTES
 
 
 def _csv(start: int, delimiter: str) -> tuple[int | None, Iterator[dict[str, Any]]]:
     text = io.TextIOWrapper(sys.stdin.buffer, "utf-8", "replace", newline="")
+    total = sum(1 for _ in csv.DictReader(text, delimiter=delimiter)) if _is_small() else None
+    text.seek(0)
     rows = csv.DictReader(text, delimiter=delimiter)
-    return None, islice(({str(k): v for k, v in row.items()} for row in rows), start, start + ROWS)
+    return total, islice(({str(k): v for k, v in row.items()} for row in rows), start, start + ROWS)
 
 
 def _cell(value: Any) -> Any:

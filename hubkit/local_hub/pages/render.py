@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from datetime import datetime
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -16,16 +18,19 @@ from starlette.responses import HTMLResponse, Response
 
 from hubkit.local_hub.api.http import Call
 
+_FOLDER = Path(__file__).parent
+_SCRIPT = (_FOLDER / "copy.js").read_text("utf-8")
+_SCRIPT_HASH = b64encode(sha256(_SCRIPT.encode()).digest()).decode()
 HEADERS = {
-    # No script at all, and nothing loaded from anywhere else: a card of a stranger can only be
-    # looked at.
+    # No script but this very one, by its hash, and nothing loaded from anywhere else: a card of a
+    # stranger can only be looked at.
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; "
+    f"script-src 'sha256-{_SCRIPT_HASH}'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Frame-Options": "DENY",
     "Cache-Control": "no-store",
 }
 MAX_MARKDOWN = 400_000
-_FOLDER = Path(__file__).parent
 
 
 @lru_cache(maxsize=1)
@@ -67,6 +72,7 @@ def page(
         "user": call.identity.user if call.identity else None,
         "search": call.query("search"),
         "active": None,
+        "script": Markup(_SCRIPT),
     }
     policy = (
         {"Content-Security-Policy": f"{HEADERS['Content-Security-Policy']}; frame-src {frame}"}

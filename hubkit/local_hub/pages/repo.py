@@ -6,9 +6,10 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import yaml
 from starlette.responses import Response
@@ -92,12 +93,27 @@ def card(call: Call, repo: Repo, tail: list[str]) -> Response:
 
 
 def rows(call: Call, repo: Repo, tail: list[str]) -> Response:
-    """Rows of a data file."""
+    """Rows of a data file: of any, or of a config's split (``/viewer/CONFIG/SPLIT``)."""
     require_gate(call, repo)
     with git(call.hub, repo) as opened:
         tree = opened.commit(commit_of(opened, DEFAULT_BRANCH)).tree
         files = [entry.path for entry in trees.files(opened, tree) if kind_of(entry.path)]
+        readme = trees.find(opened, tree, "README.md")
+        text = opened.blob(readme.sha).decode("utf-8", "replace") if readme else ""
     files.sort(key=lambda path: ("train" not in path, path))
+    splits = _splits(cards.safe_metadata(text), files)
+    chosen = (tail[0], tail[1] if len(tail) > 1 else None) if tail else None
+    if chosen and splits:
+        names = [name for name in splits if name[0] == chosen[0] and chosen[1] in (None, name[1])]
+        if not names:
+            raise Refusal(404, f"There is no config and split {'/'.join(tail)[:200]!r} here.")
+        chosen = names[0]
+        files = splits[chosen]
+    action = (
+        f"{repo.web_path}/viewer/{'/'.join(map(quote, chosen))}"
+        if chosen in splits
+        else (f"{repo.web_path}/rows")
+    )
     file = call.query("file") or (files[0] if files else "")
     if file and file not in files:
         raise Refusal(404, f"There is no data file {file[:200]!r} on the main branch.")
@@ -121,14 +137,50 @@ def rows(call: Call, repo: Repo, tail: list[str]) -> Response:
         start=start,
         total=total,
         problem=problem,
-        rows=[[_cell(name, value) for name, value in row] for row in window],
-        next=_rows_link(repo, file, start + ROWS) if has_next else None,
-        previous=_rows_link(repo, file, max(0, start - ROWS)),
+        rows=[_row(row) for row in window],
+        next=_rows_link(action, file, start + ROWS) if has_next else None,
+        previous=_rows_link(action, file, max(0, start - ROWS)),
+        action=action,
+        parts=[
+            {
+                "config": name[0],
+                "split": name[1],
+                "href": f"{repo.web_path}/viewer/{'/'.join(map(quote, name))}",
+                "current": name == chosen,
+            }
+            for name in splits
+        ],
     )
 
 
-def _rows_link(repo: Repo, file: str, start: int) -> str:
-    return f"{repo.web_path}/rows?{urlencode({'file': file, 'start': start})}"
+def _splits(metadata: dict[str, Any], files: list[str]) -> dict[tuple[str, str], list[str]]:
+    """The files of each (config, split) that a card's metadata names; those without any are left
+    out.
+    """
+    splits: dict[tuple[str, str], list[str]] = {}
+    configs = metadata.get("configs")
+    for config in configs[:100] if isinstance(configs, list) else ():
+        data_files = config.get("data_files") if isinstance(config, dict) else None
+        for entry in data_files[:100] if isinstance(data_files, list) else ():
+            pattern = entry.get("path") if isinstance(entry, dict) else None
+            patterns = [p for p in (pattern if isinstance(pattern, list) else [pattern]) if p]
+            matches = [file for file in files if any(fnmatch(file, str(p)) for p in patterns)]
+            if matches:
+                name = (str(config.get("config_name", "default")), str(entry.get("split", "train")))
+                splits[name] = sorted(matches)
+    return splits
+
+
+def _rows_link(action: str, file: str, start: int) -> str:
+    return f"{action}?{urlencode({'file': file, 'start': start})}"
+
+
+def _row(row: list[Any]) -> dict[str, Any]:
+    """A row's cells, and what a person sees of it while it is folded."""
+    cells = [_cell(name, value) for name, value in row]
+    turns = sum(len(cell["turns"]) for cell in cells)
+    note = f"{len(cells)} columns" + (f", {turns} turns" if turns else "")
+    return {"cells": cells, "note": note}
 
 
 def _cell(name: str, value: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ REPO_PAGES: dict[str, RepoPage] = {
     "commit": code.commit,
     "go": code.go,
     "rows": repo.rows,
+    "viewer": repo.rows,
     "discussions": repo.discussions,
 }
 SPACE_BUTTONS: dict[str, RepoPage] = {"start": space.start, "pause": space.pause}

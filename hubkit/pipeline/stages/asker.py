@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hubkit.hub import Ref
 from hubkit.pipeline.inputs import base_model
 from hubkit.pipeline.seat_training import train_seat
-from hubkit.pipeline.stage import RunContext, Stage, StageDirs
+from hubkit.pipeline.stage import WEIGHTS, RunContext, Stage, StageDirs
 from hubkit.pipeline.stage_cards import card
+from hubkit.pipeline.stages.people_preference import prefer_people
 from hubkit.progress import Progress
 
 
@@ -19,8 +21,18 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
 
 
 def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
-    """The trained asker."""
-    return train_seat(context, context.recipe.asker, refs["base"], refs["corpus"], dirs)
+    """The trained asker; with a preference block, preferred towards people afterwards."""
+    block = context.recipe.asker
+    if block.preference is None:
+        return train_seat(context, block, refs["base"], refs["corpus"], dirs)
+    first = replace(dirs, out=dirs.scratch / "supervised")
+    alone = block.model_copy(
+        update={"preference": None}
+    )  # its result does not depend on what follows
+    report = train_seat(context, alone, refs["base"], refs["corpus"], first)
+    base = context.hub.snapshot(refs["base"], allow_patterns=WEIGHTS)
+    facts = prefer_people(context, block.preference, base, refs, dirs)
+    return {**report, "preference": facts}
 
 
 STAGE = Stage(

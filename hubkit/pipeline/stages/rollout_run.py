@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import hubkit.rollout as rollouts
 from hubkit.conversation import Conversation
-from hubkit.errors import RepoMissingError
+from hubkit.errors import RepoMissingError, SourceError, TemplateError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.branch import Branch
 from hubkit.hub.places import runs
@@ -27,7 +27,14 @@ from hubkit.pipeline.stages.run_branch import claimed
 from hubkit.progress import Progress
 from hubkit.publishing.metadata import is_adapter
 from hubkit.recipe import EMBEDDED, Recipe, Rollout
-from hubkit.serving import ServedModel, serve, spec_of, with_own_template, with_people_template
+from hubkit.serving import (
+    ModelSpec,
+    ServedModel,
+    serve,
+    spec_of,
+    with_own_template,
+    with_people_template,
+)
 from hubkit.serving.templates import client_template, proven_templates
 from hubkit.untrusted import parse_json
 
@@ -164,7 +171,12 @@ def serve_seats(
     if is_own_adapter and (EMBEDDED in block.asker.endpoints or block.asker.engine_kind):
         base = require(context.hub, recipe.asker.base, revision=recipe.asker.base_revision)
     trained = {"asker", context.hub.qualify(recipe.repos.chat)}
-    specs, templates = {}, {}
+    specs: dict[str, ModelSpec] = {}
+    marks: dict[str, tuple[str, ...]] = {}
+    if base is not None:
+        with suppress(TemplateError, SourceError):  # its training said why
+            trained_by = proven_templates(context.hub, base, template=recipe.asker.template)
+            marks["asker"] = trained_by.turn_marks if trained_by else ()
     for seat in ("asker", "chat"):
         config, ref = getattr(block, seat), inputs.get(seat)
         spec = spec_of(config, ref, base if seat == "asker" else None, named_by=f"rollout.{seat}")
@@ -179,8 +191,9 @@ def serve_seats(
             proven = proven_templates(
                 context.hub, ref, template=config.template, named_by=f"rollout.{seat}"
             )
+            marks[seat] = proven.turn_marks if proven else ()
             if proven and (config.template or proven.base is None):
-                templates[seat] = client_template(proven)
+                spec = replace(spec, template=client_template(proven))
         specs[seat] = spec
     with serve(
         context.hub,
@@ -192,8 +205,7 @@ def serve_seats(
         slots_per_model=True,
     ) as models:
         yield {
-            name: replace(model, template=templates.get(name) or model.template)
-            for name, model in models.items()
+            name: replace(model, turn_marks=marks.get(name, ())) for name, model in models.items()
         }
 
 
