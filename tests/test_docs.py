@@ -52,6 +52,7 @@ ELSEWHERE = {
     r"hubkit eval against ": "needs a second model and an engine: test_against_cli.py",
     r"hubkit eval asker ": "needs a second asker and an engine: test_scorecard_cli.py",
     r"hubkit eval chat (?!.*--dry-run)": "needs an engine: test_eval_cli.py",
+    r"hubkit study (?!.*--dry-run)": "needs models and time: tests/pipeline/test_studies.py",
     r"pip install ": "installed already",
     r"hubkit env ": "runs until it is stopped: tests/environment",
     r"hubkit serve ": "runs until it is stopped: test_local_engine_serve.py",
