@@ -41,3 +41,30 @@ def test_a_space_runs_with_the_gpu_decorator_and_without(
     assert ("partial" in done.stdout) is there, done.stdout
     if there:
         assert "duration=60" in done.stdout
+
+
+REMOTE_CODE = """
+import sys, types
+import models
+stub = types.ModuleType("transformers")
+stub.AutoTokenizer = None
+sys.modules["transformers"] = stub
+def refused(model):
+    raise ValueError("contains custom code; pass trust_remote_code=True to allow it")
+models._Weights.of = refused
+model = models.Model("chat", "Chat", "lab/chat", "", False)
+try:
+    list(models._from_here(model, [], max_tokens=1))
+except models.ModelError as error:
+    print(error)
+"""
+
+
+def test_a_model_that_needs_code_of_its_own_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REMOTE_CODE],
+        capture_output=True, text=True, timeout=240, check=False,
+        cwd=write_sources("chat", tmp_path / "chat"),
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": "."},
+    )  # fmt: skip
+    assert "lab/chat; it needs Python code of its own repo" in done.stdout, done.stderr[-2000:]

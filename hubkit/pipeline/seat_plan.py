@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.chat_templates import SeatTemplates
+from hubkit.conversation import Seat
 from hubkit.errors import HubkitError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.adapters import base_of
@@ -96,16 +97,17 @@ def _seat(recipe: Recipe, hub: Hub, config: SeatConfig, seat: str) -> SeatPlan:
             seat, name, "that of its server", None, config.profile, f"it answers at {where}"
         )
     plan = SeatPlan(seat, config.repo)
+    prints: Seat = "user" if config.speaks else "assistant"
     try:
         ref = require(hub, config.repo, progress=refuse_import)
         is_trained = ref.repo_id == hub.qualify(recipe.repos.chat)
         templates = None
         if not is_trained:
             templates = proven_templates(
-                hub, ref, template=config.template, named_by=f"rollout.{seat}"
+                hub, ref, template=config.template, named_by=f"rollout.{seat}", seat=prints
             )
-        plan.template = _description(templates, is_trained=is_trained)
-        plan.row = sample_row(templates, config.system) if templates else None
+        plan.template = _description(templates, prints, is_trained=is_trained)
+        plan.row = sample_row(templates, config.system, prints) if templates else None
         base = base_of(hub, ref)
         _note_engine(plan, hub, config, base or ref, adapter=ref if base else None)
     except WouldImport:
@@ -115,9 +117,9 @@ def _seat(recipe: Recipe, hub: Hub, config: SeatConfig, seat: str) -> SeatPlan:
     return plan
 
 
-def _description(templates: SeatTemplates | None, *, is_trained: bool) -> str:
+def _description(templates: SeatTemplates | None, prints: Seat, *, is_trained: bool) -> str:
     if templates:
-        return templates.describe("assistant")
+        return templates.describe(prints)
     return _PUBLISHED if is_trained else "the one in its GGUF file"
 
 

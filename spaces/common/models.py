@@ -316,9 +316,11 @@ def _from_here(model: Model, messages: list[dict[str, str]], **sampling: Any) ->
         weights = _Weights.of(model)
         tokenizer = AutoTokenizer.from_pretrained(model.repo_id, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        reason = "is the repo public, or HF_TOKEN set?"
+        if "trust_remote_code" in str(error):
+            reason = "it needs Python code of its own repo, which this Space does not run"
         raise ModelError(
-            f"{model.name} could not be loaded from {model.repo_id}; is the repo public, or "
-            f"HF_TOKEN set?"
+            f"{model.name} could not be loaded from {model.repo_id}; {reason}"
         ) from error
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
         "input_ids"
