@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hubkit import extras
@@ -16,8 +17,9 @@ def connected() -> Iterator[Any]:
     """Ray over the cluster that RAY_ADDRESS names, or that runs here, or one begun for as long as
     the context lasts.
 
-    A cluster that had to be begun listens on this machine alone. Raises `MissingDependencyError`
-    without Ray."""
+    Workers of a cluster that ran already import this very hubkit, whatever is installed there; its
+    dependencies have to be there. A cluster that had to be begun listens on this machine alone.
+    Raises `MissingDependencyError` without Ray."""
     extras.require("ray", "`on: ray`")
     import ray
 
@@ -26,10 +28,18 @@ def connected() -> Iterator[Any]:
         return
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
-        ray.init(address="auto", **quiet)
+        ray.init(address="auto", runtime_env=own_code(), **quiet)
     except ConnectionError:
         ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, **quiet)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def own_code() -> dict[str, Any]:
+    """The runtime environment that gives Ray's workers this package, byte for byte."""
+    return {
+        "py_modules": [str(Path(__file__).resolve().parent)],
+        "excludes": ["__pycache__", "*.pyc"],
+    }

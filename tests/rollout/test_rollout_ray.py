@@ -81,6 +81,24 @@ def check_ledger(server: Handle, folder: Path, dialogues: int) -> int:
     return sum(len(said) - 1 for said in answers.values())
 
 
+def test_workers_run_this_hubkit_whatever_is_installed_there(nodes: Any) -> None:
+    from hubkit import ray_session
+
+    def where() -> list[tuple[str, str]]:
+        """Each place on a worker's path that holds hubkit, in order, and its text of one module."""
+        import sys
+
+        files = [Path(place) / "hubkit" / "ray_session.py" for place in sys.path]
+        return [(str(file), file.read_text("utf-8")) for file in files if file.is_file()]
+
+    with ray_session.connected() as ray:
+        places = ray.get(ray.remote(where).options(num_cpus=0).remote())
+    sent = [at for at, (file, _) in enumerate(places) if "py_modules" in file]
+    installed = [at for at, (file, _) in enumerate(places) if "site-packages" in file]
+    assert sent and sent[0] < min(installed, default=len(places))
+    assert places[sent[0]][1] == Path(ray_session.__file__).read_text("utf-8")
+
+
 def test_parts_share_one_run(nodes: Any, tmp_path: Path) -> None:
     with mock(latency=0.05) as server:
         report = roll(server, tmp_path)
