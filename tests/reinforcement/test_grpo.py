@@ -3,12 +3,18 @@ worth, what a kill leaves, and when a run stops."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.tiny_models import tiny_base, write_rows
+from support.waiting import until
 
 from hubkit import chat_templates
 from hubkit.conversation import Message
@@ -83,8 +89,9 @@ class Case:
             printed_as=self.family,
         )
 
-    def run(self, spy: Callable[[Any], None] | None = None) -> dict[str, Any]:
-        with served_callable(self.agent) as model:
+    def run(self, spy: Callable[[Any], None] | None = None, model: Any = None) -> dict[str, Any]:
+        served = served_callable(self.agent) if model is None else nullcontext(model)
+        with served as model:
             task = self.task(model)
             if spy is not None:
                 make = task.trainer
@@ -150,8 +157,13 @@ class Kill(BaseException):
     """Ends a run where it is, as a signal would."""
 
 
-def killing(place: str) -> Callable[[Any], None]:
-    """Raise at some moment in the middle of generation, rewarding, or an optimiser step."""
+def fall() -> None:
+    """End this run here."""
+    raise Kill
+
+
+def killing(place: str, strike: Callable[[], None] = fall) -> Callable[[Any], None]:
+    """Call `strike` at some moment in the middle of generation, rewarding, or an optimiser step."""
 
     def spy(trainer: Any) -> None:
         owner, name, call = {
@@ -160,14 +172,14 @@ def killing(place: str) -> Callable[[Any], None]:
             "step": (trainer, "training_step", 3),
         }[place]
         if place == "rewarding":
-            kill_while_scoring(trainer)
+            kill_while_scoring(trainer, strike)
             return
         inner, calls = getattr(owner, name), []  # type: ignore[var-annotated]
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             calls.append(1)
             if len(calls) == call:
-                raise Kill
+                strike()
             return inner(*args, **kwargs)
 
         setattr(owner, name, counted)
@@ -175,7 +187,7 @@ def killing(place: str) -> Callable[[Any], None]:
     return spy
 
 
-def kill_while_scoring(trainer: Any) -> None:
+def kill_while_scoring(trainer: Any, strike: Callable[[], None]) -> None:
     inner = trainer.run.open
 
     def opened() -> Any:
@@ -185,7 +197,7 @@ def kill_while_scoring(trainer: Any) -> None:
         async def counted(episodes: Any) -> Any:
             calls.append(1)
             if len(calls) == 3:
-                raise Kill
+                strike()
             return await score(episodes)
 
         conversations.rewards.score = counted
@@ -221,6 +233,48 @@ def test_a_kill_costs_no_step_and_nothing_is_asked_twice(tmp_path: Path, place: 
     rows = pq.read_table(shard).to_pylist()
     assert sorted({row["group"] for row in rows}) == ["after", "before", "g0", "g1"]
     assert all(row["reward"] == row["rewards"][0]["value"] for row in rows)
+
+
+CHILD = """
+import sys, threading
+from pathlib import Path
+sys.path[:0] = [sys.argv[1], str(Path(sys.argv[1]).parent)]
+import test_grpo as tests
+from hubkit.reinforcement import register
+from hubkit.serving import ServedModel
+folder, url, token, place = Path(sys.argv[2]), *sys.argv[3:]
+@register
+def letters():
+    return lambda episode: float(sum(map(len, episode.answers)) % 7)
+def stand_still():
+    (folder / "here").touch()
+    threading.Event().wait()
+case = tests.Case(folder, held_out=1)
+case.run(tests.killing(place, stand_still), ServedModel((url,), "openai", "agent", token))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["generation", "rewarding", "step"])
+def test_kill_9_costs_no_step_and_nothing_is_asked_twice(tmp_path: Path, place: str) -> None:
+    case = Case(tmp_path, held_out=1)
+    with served_callable(case.agent) as model:
+        arguments = [str(Path(__file__).parent), str(tmp_path), model.urls[0], str(model.token)]
+        child = subprocess.Popen([sys.executable, "-c", CHILD, *arguments, place])
+
+        def is_there() -> bool:
+            assert child.poll() is None, "the run ended by itself"
+            return (tmp_path / "here").exists()
+
+        try:
+            until(is_there, timeout_s=300)
+        finally:
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+        assert case.asked
+        report = case.run(model=model)
+    assert report["steps"] == 2 and len(case.asked) == 2 * 4 + 2
+    assert report["reinforcement"]["conversations"] == 10
 
 
 def test_advantages_are_those_worked_out_by_hand_and_a_masked_one_has_none(tmp_path: Path) -> None:
