@@ -13,6 +13,7 @@ from hubkit.cli import dataset_args as names
 from hubkit.cli.eval_chat import Engine, Place
 from hubkit.cli.model_args import HARDWARE, show_endpoints, terms
 from hubkit.cli.options import DryRun, Json, grouped
+from hubkit.cli.reward_options import Worth, reward_terms
 from hubkit.cli.serve import wait_for_signal
 
 if TYPE_CHECKING:
@@ -79,12 +80,14 @@ class Address:
 def env(
     who: WhoAsks,
     conversation: Conversation,
+    worth: Worth,
     place: Address,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Serve an asker as an environment in OpenEnv's protocol, on this machine only: reset gives a
-    user's first turn, step takes an answer and gives the next. Ctrl-C stops it.
+    user's first turn, step takes an answer and gives the next; the last result has the reward of
+    the whole conversation, where --reward names one. Ctrl-C stops it.
     """
     from hubkit import settings
     from hubkit.environment import Limits
@@ -97,7 +100,9 @@ def env(
         return names.find(name, hub, split="openings").files
 
     with console.bars(quiet=json) as bar_for:
-        prepared = prepare(hub, _options(who, conversation, place), locate, progress=bar_for("env"))
+        prepared = prepare(
+            hub, _options(who, conversation, worth, place), locate, progress=bar_for("env")
+        )
         if dry_run:
             plan = prepared.plan(hub)
             console.data(plan) if json else _show_plan(plan)
@@ -116,7 +121,9 @@ def env(
     console.say(f"conversations by their end: {ends or 'none'}")
 
 
-def _options(who: WhoAsks, conversation: Conversation, place: Address) -> EnvironmentOptions:
+def _options(
+    who: WhoAsks, conversation: Conversation, worth: Worth, place: Address
+) -> EnvironmentOptions:
     from hubkit.pipeline.asker_environment import EnvironmentOptions
     from hubkit.recipe import Sampling
 
@@ -127,6 +134,7 @@ def _options(who: WhoAsks, conversation: Conversation, place: Address) -> Enviro
         served_at=who.endpoint,
         deploy=terms(who.engine, who.hardware),
         sampling=Sampling(temperature=conversation.temperature, max_tokens=conversation.max_tokens),
+        rewards=reward_terms(worth) if worth.reward else [],
         turns=conversation.turns,
         retries=conversation.retries,
         slots=place.slots,
@@ -134,10 +142,10 @@ def _options(who: WhoAsks, conversation: Conversation, place: Address) -> Enviro
 
 
 def _show_plan(plan: dict[str, Any]) -> None:
-    columns = ["asker", "base", "openings", "most_user_turns", "end_mark"]
+    columns = ["asker", "base", "openings", "most_user_turns", "end_mark", "rewards"]
     console.table(
         "What would be served",
         [column.replace("_", " ") for column in columns],
-        [[plan[column] for column in columns]],
+        [[str(plan[column]) for column in columns]],
     )
     show_endpoints(plan["endpoints"])

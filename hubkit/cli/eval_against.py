@@ -10,12 +10,12 @@ import typer
 
 from hubkit.cli import console
 from hubkit.cli import dataset_args as names
-from hubkit.cli.eval_chat import WEAK_JUDGE, Engine, Place
-from hubkit.cli.model_args import DEPLOYED, HARDWARE, show_endpoints, terms
+from hubkit.cli.eval_chat import Engine, Place
+from hubkit.cli.model_args import HARDWARE, show_endpoints, terms
 from hubkit.cli.options import Json, grouped
+from hubkit.cli.reward_options import Worth, reward_terms
 
 if TYPE_CHECKING:
-    from hubkit.hub import Ref
     from hubkit.metrics.cross_table import CrossTable
     from hubkit.pipeline.against import ChatSpec, CrossTableRun
     from hubkit.progress import Progress
@@ -98,37 +98,6 @@ class Talks:
 
 
 @dataclass(frozen=True)
-class Worth:
-    """What a conversation is worth, and who says so."""
-
-    reward: Annotated[
-        list[str],
-        typer.Option(
-            "--reward",
-            "-r",
-            metavar="NAME[=WEIGHT]",
-            help="judges, length, format, or a plug-in's; several are added up. Default: judges.",
-        ),
-    ] = field(default_factory=list)
-    judge: Annotated[
-        list[str],
-        typer.Option(
-            metavar="MODEL",
-            help="Who judges, for judges: URL[#MODEL], REPO_ID, or deploy:REPO_ID; several: mean.",
-        ),
-    ] = field(default_factory=lambda: [WEAK_JUDGE])
-    rubric: Annotated[
-        str | None, typer.Option(metavar="FILE", help="What judges are told; default: ours.")
-    ] = None
-    setting: Annotated[
-        list[str],
-        typer.Option(
-            "--set", "-s", metavar="KEY=VALUE", help="Of the judges, e.g. judge.token_env=KEY."
-        ),
-    ] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Caps:
     """What it may take."""
 
@@ -168,8 +137,8 @@ def against(
     json: Json = False,
 ) -> None:
     """The cross-simulator table: every chat model in conversation with every asker on the same
-    held-out openings, mean rewards and paired differences with their intervals. Interrupted, it
-    resumes where it stopped.
+    held-out openings; mean rewards (judges' ratings, unless --reward says otherwise) and paired
+    differences with their intervals. Interrupted, it resumes where it stopped.
     """
     from hubkit.pipeline.against import write
 
@@ -196,10 +165,12 @@ def _prepared(
 ) -> CrossTableRun:
     from hubkit.pipeline.against import CrossTableRun, held_out_openings
     from hubkit.pipeline.asker_scorecards import AskerComparison, addresses, prepare
+    from hubkit.pipeline.rewarding import judge_refs
     from hubkit.recipe import Scorecard
 
     hub = _hub()
-    rewards, judges = _rewards(worth, caps, progress)
+    rewards = reward_terms(worth, caps.budget_usd, caps.budget_tokens)
+    judges = judge_refs(hub, rewards, progress)
     block = _block(talks, caps, seats, rewards)
 
     def locate(name: str) -> tuple[list[Path], str | None]:
@@ -256,54 +227,6 @@ def _price(text: str) -> tuple[str, tuple[float, float]]:
     if not name or not 0 <= price_in < 1e9 or not 0 <= price_out < 1e9:
         raise RecipeError(f"--price {text!r} must be NAME=IN,OUT in US dollars per million tokens")
     return name, (price_in, price_out)
-
-
-def _rewards(
-    worth: Worth, caps: Caps, progress: Progress
-) -> tuple[list[RewardTerm], dict[tuple[int, int], Ref]]:
-    """The reward terms, and the commits of judges that are repos."""
-    from hubkit.errors import RecipeError
-    from hubkit.evaluation.chat import JudgeChoice
-    from hubkit.pipeline import require
-    from hubkit.recipe import RewardTerm
-    from hubkit.reinforcement import check
-
-    terms_, refs = [], {}
-    for number, text in enumerate(worth.reward or ["judges"]):
-        name, equals, weight = text.partition("=")
-        try:
-            factor = float(weight) if equals else 1.0
-        except ValueError:
-            raise RecipeError(f"--reward {text!r} must be NAME=WEIGHT, with a number") from None
-        term = RewardTerm(name=name, weight=factor)
-        if name == "judges":
-            choices = [
-                JudgeChoice(
-                    judge.removeprefix(DEPLOYED),
-                    judge.startswith(DEPLOYED),
-                    worth.setting,
-                    caps.budget_usd,
-                    caps.budget_tokens,
-                )
-                for judge in worth.judge
-            ]
-            blocks = [_at_address(choice) for choice in choices]
-            term = RewardTerm(name=name, weight=factor, judges=blocks, rubric=worth.rubric)
-            for k, choice in enumerate(choices):
-                if not choice.hosted:
-                    hub = _hub()
-                    refs[number, k] = require(hub, hub.qualify(choice.name), progress=progress)
-        terms_.append(term)
-    check(terms_)
-    return terms_, refs
-
-
-def _at_address(choice: Any) -> Any:
-    block = choice.block()
-    if not choice.hosted:
-        return block
-    url = choice.name.partition("#")[0]
-    return block.model_copy(update={"judge": block.judge.model_copy(update={"endpoints": [url]})})
 
 
 def _chat(name: str, seats: Seats, progress: Progress) -> ChatSpec:

@@ -217,8 +217,8 @@ def notes(result: CrossTable) -> list[str]:
         if entry.difference is not None and entry.p_holm is not None
     ]
     sentences += [
-        f"{cell.chat} with {cell.asker}: {sum(cell.failures.values())} conversations without a "
-        f"reward ({', '.join(f'{reason} {count}' for reason, count in cell.failures.items())})"
+        f"{cell.chat} with {cell.asker}: {sum(cell.failures.values())} without a reward "
+        f" ({', '.join(f'{reason} {count}' for reason, count in cell.failures.items())})"
         for cell in result.cells
         if cell.failures
     ]

@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,20 +26,20 @@ from hubkit.metrics.cross_table import CrossTable, Scored, cross_table, notes, p
 from hubkit.metrics.statistics import Bootstrap
 from hubkit.pipeline import askers as asker_specs
 from hubkit.pipeline.askers import AskerSpec
-from hubkit.pipeline.judges import identity_of
+from hubkit.pipeline.rewarding import Place, check_rewards, served_rewards
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Against, Rollout, SeatConfig, Turns, content_of, digest
-from hubkit.reinforcement import Episode, RewardContext, Rewards
+from hubkit.reinforcement import Episode, Outcome, Rewards
 from hubkit.rollout.report import RolloutReport
 from hubkit.serving import (
     ModelSpec,
     ServedModel,
     inference_endpoints,
     serve,
-    spec_of,
     with_own_template,
 )
 from hubkit.serving.budget import CAPS
+from hubkit.serving.client import ClientTemplate
 
 PICTURE, RESULT, CONVERSATIONS = "against.png", "against.json", "against.jsonl"
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -79,7 +78,7 @@ class CrossTableRun:
 
     Attributes:
         source: What the result says that the openings are from.
-        judges: The commits of judges that are repos, by (term, judge), both by number.
+        judges: The commits of judges that are repos.
     """
 
     block: Against
@@ -88,7 +87,7 @@ class CrossTableRun:
     openings: Sequence[Opening]
     source: Mapping[str, Any]
     seed: int = 42
-    judges: Mapping[tuple[int, int], Ref] | None = None
+    judges: Mapping[Place, Ref] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse what could not be run, before anything is sent.
@@ -124,9 +123,7 @@ class CrossTableRun:
                     f"a budget of {self.block.budget_usd:g} USD caps nothing, because {name} has "
                     f"no price; say --price {name}=IN,OUT, or --budget-tokens"
                 )
-        self._judge_specs()
-        unserved = ServedModel.at("http://judge.invalid")
-        Rewards(self.block.rewards, self._context(Path(), lambda *_: unserved))
+        check_rewards(self.block.rewards, self.judges)
 
     @property
     def _models(self) -> dict[str, ModelSpec]:
@@ -282,12 +279,14 @@ class CrossTableRun:
             tokens=self.block.context,
             slots_per_model=True,
         ) as models:
-            templates = asker_specs.own_seat_templates(hub, [pair.asker for pair in missing])
+            templates = self._templates(hub, missing)
             for number, pair in enumerate(missing):
                 progress(number, len(missing), f"{pair.chat.name} with {pair.asker.name}")
-                asker = models[f"asker {pair.asker.name}"]
-                asker = replace(asker, template=templates.get(pair.asker.name) or asker.template)
-                chat = models[f"chat {pair.chat.name}"]
+                seats = {"asker": f"asker {pair.asker.name}", "chat": f"chat {pair.chat.name}"}
+                asker, chat = (
+                    replace(models[role], template=templates.get(role) or models[role].template)
+                    for role in seats.values()
+                )
                 try:
                     report = self._rollout(pair, asker, chat, list(done.values()))
                 except EmptyRolloutError:
@@ -299,6 +298,18 @@ class CrossTableRun:
                     break
             progress(len(missing), len(missing), "")
         return done
+
+    def _templates(self, hub: Hub, pairs: Sequence[_Pair]) -> dict[str, ClientTemplate]:
+        """By role and name, for models that keep their own seat and have no chat template: their
+        family's.
+        """
+        specs = {f"asker {pair.asker.name}": pair.asker for pair in pairs}
+        for pair in pairs:
+            source, name = pair.chat.model.source, f"chat {pair.chat.name}"
+            if isinstance(source, Ref) and pair.chat.model.base is None:
+                specs[name] = AskerSpec(name, source, pair.chat.model, prompted=True)
+        named = [replace(spec, name=role) for role, spec in specs.items()]
+        return asker_specs.own_seat_templates(hub, named)
 
     @property
     def _cap(self) -> str:
@@ -385,19 +396,21 @@ class CrossTableRun:
             for number, (pair, row) in enumerate(entries)
             if not _failure(row)
         }
-        with self._served_judges(hub, progress) as judges:
-
-            async def score() -> list[Any]:
-                context = self._context(self.work, lambda i, k: judges[i, k])
-                batch, rest, outcomes = self.block.in_flight, list(episodes.values()), []
-                async with Rewards(self.block.rewards, context) as rewards:
-                    for start in range(0, len(rest), batch):
-                        progress(start, len(rest), "conversations rewarded")
-                        outcomes += await rewards.score(rest[start : start + batch])
-                progress(len(rest), len(rest), "")
-                return outcomes
-
-            outcomes = dict(zip(episodes, asyncio.run(score()), strict=True)) if episodes else {}
+        with served_rewards(
+            hub,
+            self.block.rewards,
+            self.judges,
+            folder=self.work,
+            run=hashlib.sha256(self.work.name.encode()).hexdigest(),
+            progress=progress,
+        ) as rewards:
+            outcomes = dict(
+                zip(
+                    episodes,
+                    asyncio.run(self._outcomes(rewards, list(episodes.values()), progress)),
+                    strict=True,
+                )
+            )
         scored = []
         for number, (pair, row) in enumerate(entries):
             outcome = outcomes.get(number)
@@ -434,45 +447,18 @@ class CrossTableRun:
             cut_off=sum(row["finish_reasons"][at] == "length" for at in _answers(row)),
         )
 
-    def _context(self, folder: Path, served: Any) -> RewardContext:
-        """What rewards are given; `served` gives the judge of a term by their numbers."""
-        return RewardContext(
-            folder=folder / "rewards",
-            run=hashlib.sha256(self.work.name.encode()).hexdigest(),
-            judges={
-                number: [
-                    (served(number, k), identity_of(judging, (self.judges or {}).get((number, k))))
-                    for k, judging in enumerate(term.judges)
-                ]
-                for number, term in enumerate(self.block.rewards)
-                if term.judges
-            },
-        )
-
-    @contextmanager
-    def _served_judges(
-        self, hub: Hub, progress: Progress
-    ) -> Iterator[dict[tuple[int, int], ServedModel]]:
-        blocks = [judging for term in self.block.rewards for judging in term.judges]
-        with serve(
-            hub,
-            {f"judge {key}": spec for key, spec in self._judge_specs().items()},
-            log_dir=self.work,
-            progress=progress,
-            slots=max((judging.in_flight for judging in blocks), default=1),
-            tokens=max((judging.judge.context for judging in blocks), default=1),
-        ) as models:
-            yield {key: models[f"judge {key}"] for key in self._judge_specs()}
-
-    def _judge_specs(self) -> dict[tuple[int, int], ModelSpec]:
-        """Every judge, by the numbers of its term and of itself."""
-        return {
-            (number, k): spec_of(
-                judging.judge, (self.judges or {}).get((number, k)), named_by="judge"
-            )
-            for number, term in enumerate(self.block.rewards)
-            for k, judging in enumerate(term.judges)
-        }
+    async def _outcomes(
+        self, rewards: Rewards, episodes: Sequence[Episode], progress: Progress
+    ) -> list[Outcome]:
+        """What each is worth; some are scored at a time, as each batch has its limit of time."""
+        outcomes: list[Outcome] = []
+        async with rewards:
+            for start in range(0, len(episodes), self.block.in_flight):
+                progress(start, len(episodes), "conversations rewarded")
+                batch = episodes[start : start + self.block.in_flight]
+                outcomes += await rewards.score(batch)
+        progress(len(episodes), len(episodes), "")
+        return outcomes
 
 
 def held_out_openings(

@@ -5,8 +5,10 @@ runs.
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,14 +22,15 @@ from hubkit.environment import (
     openings_in,
     served,
 )
-from hubkit.environment.episode import RewardFunction
 from hubkit.errors import RecipeError, SourceError
-from hubkit.hub import Hub
+from hubkit.hub import Hub, Ref
 from hubkit.hub.places import runs
 from hubkit.pipeline import askers
 from hubkit.pipeline.askers import ENGINE_TOKENS, AskerSpec
+from hubkit.pipeline.rewarding import Place, check_rewards, judge_refs, served_rewards
 from hubkit.progress import Progress, silent
-from hubkit.recipe import Deploy, Rollout, Sampling, SeatConfig, Turns
+from hubkit.recipe import Deploy, RewardTerm, Rollout, Sampling, SeatConfig, Turns
+from hubkit.reinforcement import Episode, Outcome
 from hubkit.serving import ModelSpec, ServedModel, with_own_template
 
 DEPLOY = "deploy"
@@ -46,6 +49,7 @@ class EnvironmentOptions:
         system: Tells a repo that no asker stage made to play the user.
         served_at: Addresses where it answers; ``[deploy]``: an endpoint is made for it; empty: our
             engine.
+        rewards: What a conversation is worth; empty: nothing is said of it.
         turns: Most user turns, the opening included.
         retries: How often a turn of the asker that fails a check is asked for again.
         slots: Conversations that our engine works on at once.
@@ -57,6 +61,7 @@ class EnvironmentOptions:
     served_at: Sequence[str] = ()
     deploy: Deploy = field(default_factory=Deploy)
     sampling: Sampling = field(default_factory=Sampling)
+    rewards: Sequence[RewardTerm] = ()
     turns: int = 8
     retries: int = 2
     slots: int = 8
@@ -75,6 +80,8 @@ class PreparedEnvironment:
     openings: list[Opening]
     skipped: Counter[str]
     slots: int
+    rewards: Sequence[RewardTerm] = ()
+    judges: Mapping[Place, Ref] = field(default_factory=dict)
 
     def plan(self, hub: Hub) -> dict[str, Any]:
         """Say what would be served."""
@@ -85,6 +92,7 @@ class PreparedEnvironment:
             "skipped": dict(self.skipped),
             "most_user_turns": self.block.turns.value,
             "end_mark": self.block.end_mark,
+            "rewards": [term.name for term in self.rewards],
             "endpoints": askers.endpoints(hub, [self.spec]),
         }
 
@@ -96,25 +104,41 @@ class PreparedEnvironment:
         port: int = 0,
         token: str | None = None,
         limits: Limits = DEFAULT_LIMITS,
-        reward: RewardFunction | None = None,
         progress: Progress = silent,
     ) -> Iterator[tuple[str, Counter[str]]]:
         """Serve it until the block ends: its URL, and its conversations by how they ended."""
         log = runs() / "environment"
         log.mkdir(parents=True, exist_ok=True)
         counts: Counter[str] = Counter()
-        with askers.serve_askers(
-            hub, [self.spec], log, progress, slots=self.slots, tokens=ENGINE_TOKENS
-        ) as models:
+        run = hashlib.sha256(secrets.token_bytes()).hexdigest()  # each server has its caps anew
+        with (
+            askers.serve_askers(
+                hub, [self.spec], log, progress, slots=self.slots, tokens=ENGINE_TOKENS
+            ) as models,
+            served_rewards(
+                hub, self.rewards, self.judges, folder=log, run=run, progress=progress
+            ) as rewards,
+        ):
             model = models[0][1]
+
+            async def reward(episode: Episode) -> Outcome:
+                return (await rewards.score([episode]))[0]
 
             @asynccontextmanager
             async def opened() -> AsyncIterator[AskerEnvironment]:
-                async with model.endpoint(
-                    self.block.asker, name=self.spec.name, most_in_flight=limits.sessions
-                ) as endpoint:
+                async with (
+                    rewards,
+                    model.endpoint(
+                        self.block.asker, name=self.spec.name, most_in_flight=limits.sessions
+                    ) as endpoint,
+                ):
                     yield AskerEnvironment(
-                        self.spec.name, self.block, endpoint, self.openings, reward, counts
+                        self.spec.name,
+                        self.block,
+                        endpoint,
+                        self.openings,
+                        reward if self.rewards else None,
+                        counts,
                     )
 
             with served(opened, port=port, token=token, limits=limits) as url:
@@ -146,15 +170,18 @@ def prepare(
         )
     block = _block(spec, options)
     name = options.data or (f"{spec.data.repo_id}@{spec.data.revision}" if spec.data else "")
+    judges = judge_refs(hub, options.rewards, progress)
+    check_rewards(options.rewards, judges)
+    rewarded = (options.slots, options.rewards, judges)
     if not name:
-        return PreparedEnvironment(spec, block, [], Counter(), options.slots)
+        return PreparedEnvironment(spec, block, [], Counter(), *rewarded)
     openings, skipped = openings_in(
         locate(name), spec.intent_column, most_chars=block.max_opening_chars
     )
     if not openings:
         reasons = ", ".join(f"{reason} {count}" for reason, count in skipped.items())
         raise SourceError(f"no row of {name} can open a conversation ({reasons or 'it is empty'})")
-    return PreparedEnvironment(spec, block, openings, skipped, options.slots)
+    return PreparedEnvironment(spec, block, openings, skipped, *rewarded)
 
 
 def _block(spec: AskerSpec, options: EnvironmentOptions) -> Rollout:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from hubkit.conversation import filled_in
 from hubkit.data import wheel_assets
 from hubkit.data.filters import needs
+from hubkit.metrics import cross_table
 from hubkit.publishing import assets, card_metrics, markdown, metadata, scorecard
 from hubkit.publishing import card_data as read
 from hubkit.publishing.card_data import CardFacts, Kind
@@ -342,9 +343,28 @@ def _seats(facts: CardFacts, recipe: Recipe) -> list[tuple[str, str, str]]:
 
 
 def _results(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
-    return {
+    held_out = {
         stage + "_held_out": read.held_out(facts.results, stage)
         for stage in ("asker", "chat", "aligned")
+    }
+    return held_out | {"against": _against(facts.results)}
+
+
+def _against(results: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The cross-simulator table in results, as its section prints it; None without one."""
+    data = (results or {}).get("against")
+    if not data:
+        return None
+    try:
+        table = cross_table.of(data)
+    except (KeyError, TypeError):
+        return None
+    columns, rows = cross_table.table(table)
+    return {
+        "columns": columns,
+        "rows": rows,
+        "notes": cross_table.notes(table),
+        "settings": table.settings,
     }
 
 

@@ -37,8 +37,9 @@ from hubkit.recipe.dialogue import (
     SeatConfig,
     Turns,
 )
+from hubkit.recipe.evals import Evals
 from hubkit.recipe.identity import Content, Decides, Display, Execution, content_of, decides, digest
-from hubkit.recipe.judgement import Evals, Judging, Published, Scorecard
+from hubkit.recipe.judgement import Judging, Published, Scorecard
 from hubkit.recipe.preference import Preference
 from hubkit.recipe.reinforcement import Reinforce, RewardTerm
 from hubkit.recipe.source import Columns, Source

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from hubkit.recipe.block import Block
-from hubkit.recipe.dialogue import Sampling
+from hubkit.recipe.dialogue import Sampling, SeatConfig
 from hubkit.recipe.identity import Content, Execution
 from hubkit.recipe.reinforcement import RewardTerm
+
+ChatName = Literal["base", "chat", "aligned", "reinforced"]
+CHATS: tuple[ChatName, ...] = ("base", "chat", "aligned", "reinforced")
 
 
 class Against(Block):
@@ -22,8 +25,12 @@ class Against(Block):
     """Human turns of a conversation at most, the opening included."""
     rewards: Content[list[RewardTerm]] = Field(min_length=1)
     """What a conversation is worth. One that a reward cannot score is left out and counted."""
+    chats: Content[list[ChatName]] = Field(default_factory=lambda: list(CHATS))
+    """The recipe's chat models that are compared, where it makes them; with the first."""
     prompted: Content[bool] = True
     """Whether the first asker's base, only told to play the user, is an asker too."""
+    askers: Content[dict[str, SeatConfig]] = Field(default_factory=dict)
+    """Further askers, by name, next to the recipe's own."""
     sampling: Content[Sampling] = Sampling(max_tokens=256)
     """How the askers' turns are sampled."""
     chat_sampling: Content[Sampling] = Sampling()

@@ -59,26 +59,6 @@ class Published(Block):
     """One value per column for each model; null where none is known."""
 
 
-class Evals(Block):
-    """What is measured on held-out conversations."""
-
-    conversations: Content[Annotated[int, Field(ge=2)]] = 200
-    """How many held-out conversations."""
-    max_tokens: Content[Annotated[int, Field(ge=16)]] = 2048
-    """Longest of them, in tokens."""
-    resamples: Content[int] = 2000
-    """Bootstrap resamples for the interval."""
-    confidence: Content[Annotated[float, Field(gt=0, lt=1)]] = 0.95
-    """Share of them that the interval covers."""
-    prompted_base: Content[bool] = True
-    """Also compare an asker with its base that is only told, by its system message, to play the
-    user, and keeps its own seat."""
-    scorecard: Content[Scorecard | None] = None
-    """How like people the asker plays; null: not measured."""
-    published: Display[list[Published]] = Field(default_factory=list)
-    """Tables of the papers, as published."""
-
-
 class Judging(Block):
     """A judge, and what it may take; the caps hold over all sessions of a run."""
 

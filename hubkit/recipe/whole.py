@@ -12,6 +12,7 @@ from hubkit.recipe.block import Block
 from hubkit.recipe.block import block_of as block_type
 from hubkit.recipe.data import Corpus, Curate
 from hubkit.recipe.dialogue import Rollout
+from hubkit.recipe.evals import Evals
 from hubkit.recipe.identity import (
     Content,
     Decides,
@@ -22,7 +23,6 @@ from hubkit.recipe.identity import (
     digest,
     readers,
 )
-from hubkit.recipe.judgement import Evals
 from hubkit.recipe.preference import Preference
 from hubkit.recipe.reinforcement import Reinforce
 from hubkit.recipe.study import STUDY_STAGES, Study

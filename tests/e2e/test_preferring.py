@@ -83,6 +83,10 @@ def recipe(
             "eval.conversations": 3,
             "eval.max_tokens": 256,
             "eval.scorecard": None,  # asks for longer turns than so small a base can say
+            "eval.against": {
+                "openings": 4, "turns": 2, "rewards": [{"name": "format"}], "context": 512,
+                "sampling": {"max_tokens": 12}, "chat_sampling": {"max_tokens": 12},
+            },
             "repos": {name: f"preferring-{name}" for name in
                       ("corpus", "asker", "dialogues", "chat", "results", "preference", "aligned")},
         }  # fmt: skip
@@ -187,6 +191,24 @@ def test_the_optimised_model_stands_beside_the_chat_model_and_is_judged_beside_i
     judged = stages["eval"]["report"]["aligned"]
     assert set(judged["against"]) == {"base", "chat"} and judged["arms"]["chat"] == \
         stages["eval"]["report"]["chat"]["arms"]["trained"]  # fmt: skip
+
+
+def test_every_chat_model_met_the_asker_and_its_base(stages: dict[str, Any]) -> None:
+    table = stages["eval"]["report"]["against"]
+    assert table["chats"] == ["base", "chat", "aligned"]
+    assert table["askers"] == ["asker", "base as user"]
+    for cell in table["cells"]:
+        assert cell["n"] + sum(cell["failures"].values()) == 4
+    assert {(d["asker"], d["chat"]) for d in table["differences"]} == {
+        (asker, chat)
+        for asker in ("asker", "base as user", "all askers")
+        for chat in ("chat", "aligned")
+    }
+    hub = connect()
+    results = hub.resolve(hub.qualify("preferring-results"), repo_type="dataset")
+    assert hub.read(results, "against.png")[:4] == b"\x89PNG"
+    card = hub.read(results, "README.md").decode()
+    assert "## Chat models against askers" in card and "| aligned |" in card
 
 
 def test_cards_of_both_are_published_with_what_was_trimmed(

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from hubkit import recipe as recipes
+from hubkit.metrics.cross_table import Scored, cross_table
+from hubkit.metrics.statistics import Bootstrap
 from hubkit.publishing import (
     CardFacts,
     Input,
@@ -251,6 +253,22 @@ def test_a_card_shows_the_reports_numbers() -> None:
     assert "| 3.95 |" in dialogues and "| completion tokens of the asker | 300 |" in dialogues
     assert "| `repeated_turn` | 3 |" in dialogues and "| `asker_empty` | 2 |" in dialogues
     assert DatasetCard(corpus).data.size_categories == "10K<n<100K"
+
+
+def test_the_results_card_shows_the_cross_simulator_table() -> None:
+    scored = [
+        Scored(asker, chat, opening, 0.1 * opening + (chat == "chat"))
+        for asker in ("asker", "base as user") for chat in ("base", "chat") for opening in range(5)
+    ]  # fmt: skip
+    settings = {"openings": 5, "prompted": ["base as user"],
+                "rewards": [{"name": "judges", "weight": 1.0}]}  # fmt: skip
+    made = cross_table(["asker", "base as user"], ["base", "chat"], scored,
+                       bootstrap=Bootstrap(100), settings=settings)  # fmt: skip
+    card = render(facts("results", results={**RESULTS, "against": made.to_dict()}))
+    heads = "| chat model | with asker | with base as user |\n| --- | ---: | ---: |\n| base |"
+    assert heads in card
+    assert "- chat less base, with all askers: +1" in card and "1.0 × `judges`" in card
+    assert "## Chat models against askers" not in render(facts("results"))
 
 
 def test_held_out_results_name_every_arm_with_its_interval() -> None:

@@ -1,9 +1,11 @@
-"""8. eval: held-out loss of each seat compared with its base, and the asker's scorecard."""
+"""8. eval: held-out loss of each seat compared with its base, the asker's scorecard, and chat
+models in conversation with askers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,22 @@ from hubkit import evaluation
 from hubkit.evaluation.scorecard import scorecard
 from hubkit.hub import Ref
 from hubkit.metrics import scorecards
+from hubkit.metrics.cross_table import picture
+from hubkit.pipeline import against, askers
+from hubkit.pipeline.against import ChatSpec, CrossTableRun, held_out_openings
 from hubkit.pipeline.askers import BASE, AskerSpec, serve_askers
-from hubkit.pipeline.inputs import base_model, embedding
+from hubkit.pipeline.inputs import base_model, embedding, require
+from hubkit.pipeline.rewarding import judge_refs, judges_of
 from hubkit.pipeline.stage import WEIGHTS, RunContext, Stage, StageDirs, parquet
 from hubkit.pipeline.stage_cards import card
 from hubkit.progress import Progress
 from hubkit.publishing.metadata import is_adapter
 from hubkit.publishing.scorecard import PICTURE
-from hubkit.recipe import DEPLOY, Scorecard
+from hubkit.recipe import DEPLOY, Against, Scorecard
 from hubkit.serving import ModelSpec, spec_of, with_own_template
 
 ASKER = "asker"
+_MODELS = ("asker base", "asker", "chat base", "chat", "aligned")
 _ARMS = {ASKER: "trained", BASE: "prompted"}
 
 
@@ -35,7 +42,8 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
         "chat base": base_model(context, recipe.chat, progress),
         "chat": context.before("chat"),
     }
-    return refs | ({"aligned": context.before("align")} if recipe.preference else {})
+    refs |= {"aligned": context.before("align")} if recipe.preference else {}
+    return refs | (_table_inputs(context, recipe.eval.against, progress))
 
 
 def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
@@ -51,14 +59,16 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
     )
     if block := recipe.eval.scorecard:
         results["scorecard"] = _scorecard(context, block, refs, held_out, results["asker"], dirs)
+    if table := recipe.eval.against:
+        results["against"] = _against(context, table, refs, held_out, dirs)
     (dirs.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
     return results
 
 
 def _candidates(context: RunContext, refs: Mapping[str, Ref]) -> dict[str, evaluation.Candidate]:
     recipe = context.recipe
-    folders = {name: context.hub.snapshot(refs[name], allow_patterns=WEIGHTS) for name in refs
-               if name != "corpus"}  # fmt: skip
+    names = [name for name in _MODELS if name in refs]
+    folders = {name: context.hub.snapshot(refs[name], allow_patterns=WEIGHTS) for name in names}
     candidates = {
         name: evaluation.Candidate(
             training=block, base=folders[f"{name} base"], trained=folders[name]
@@ -137,6 +147,70 @@ def _askers(context: RunContext, block: Scorecard, refs: Mapping[str, Ref]) -> l
         AskerSpec(ASKER, refs["asker"], spec, adapted, training.system, training.end_mark),
         AskerSpec(BASE, base, spec_of(base_seat, base), None, training.system, prompted=True),
     ]
+
+
+def _table_inputs(context: RunContext, block: Against | None, progress: Progress) -> dict[str, Ref]:
+    """The further models of the cross-simulator table: askers, judges, the reinforced model."""
+    if block is None:
+        return {}
+    refs = {}
+    if "reinforced" in block.chats and getattr(context.recipe, "reinforce", None):
+        refs["reinforced"] = context.before("reinforce")
+    for name, seat in block.askers.items():
+        if seat.repo is not None:
+            refs[f"asker {name}"] = require(
+                context.hub, context.hub.qualify(seat.repo), progress=progress
+            )
+    judges = judge_refs(context.hub, block.rewards, progress)
+    return refs | {f"judge {i} {k}": ref for (i, k), ref in judges.items()}
+
+
+def _against(
+    context: RunContext,
+    block: Against,
+    refs: Mapping[str, Ref],
+    held_out: list[Path],
+    dirs: StageDirs,
+) -> dict[str, Any]:
+    """The cross-simulator table; its heat map is built."""
+    recipe, hub = context.recipe, context.hub
+    asker, base = _askers(context, recipe.eval.scorecard or Scorecard(), refs)
+    specs = [asker, *([base] if block.prompted else [])]
+    for name, seat in block.askers.items():
+        ref = refs[f"asker {name}"]
+        found = askers.find(hub, f"{ref.repo_id}@{ref.revision}", system=seat.system)
+        model = spec_of(seat, ref, found.base, named_by=f"eval.against.askers.{name}")
+        specs.append(replace(found, name=name, model=model))
+    adapted = refs["chat base"] if is_adapter(recipe.chat) else None
+    chats = {
+        "base": ModelSpec(refs["chat base"]),
+        "chat": ModelSpec(refs["chat"], adapted),
+    }
+    for name in ("aligned", "reinforced"):
+        if name in refs:
+            chats[name] = ModelSpec(refs[name], adapted or refs["chat"])
+    run = CrossTableRun(
+        block,
+        specs,
+        [
+            ChatSpec(name, str(spec.source), spec)
+            for name in dict.fromkeys(block.chats)
+            if (spec := chats.get(name))
+        ],
+        held_out_openings(
+            held_out, block, seed=recipe.seed, intent_column=recipe.asker.intent_column
+        ),
+        {**refs["corpus"].to_dict(), "split": "test"},
+        recipe.seed,
+        {
+            place: refs[role]
+            for place in judges_of(block.rewards)
+            if (role := f"judge {place[0]} {place[1]}") in refs
+        },
+    )
+    result, _ = run.run(hub, progress=dirs.progress)
+    (dirs.out / against.PICTURE).write_bytes(picture(result))
+    return result.to_dict()
 
 
 STAGE = Stage("eval", "results", "dataset", inputs, build, card("results", "eval", "results"))

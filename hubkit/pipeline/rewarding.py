@@ -1,0 +1,114 @@
+"""What rewards of conversations need from a Hub: judges at their commits, served; the asker whose
+likelihood counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hubkit.hub import Hub, Ref
+from hubkit.pipeline.inputs import require
+from hubkit.pipeline.judges import identity_of
+from hubkit.progress import Progress
+from hubkit.recipe import DEPLOY, EMBEDDED, Judging, RewardTerm
+from hubkit.reinforcement import RewardContext, Rewards
+from hubkit.serving import ModelSpec, ServedModel, serve, spec_of
+
+Place = tuple[int, int]
+"""A judge: the number of its term, and its own among the term's."""
+
+
+def judges_of(terms: Sequence[RewardTerm]) -> dict[Place, Judging]:
+    """Every judge, by its place."""
+    return {
+        (number, k): judging
+        for number, term in enumerate(terms)
+        for k, judging in enumerate(term.judges)
+    }
+
+
+def judge_refs(hub: Hub, terms: Sequence[RewardTerm], progress: Progress) -> dict[Place, Ref]:
+    """The commits of judges that are served for this, not found at an address.
+
+    Raises:
+        RepoMissingError: The Hub has no such judge.
+    """
+    return {
+        place: require(hub, hub.qualify(judging.judge.repo or ""), progress=progress)
+        for place, judging in judges_of(terms).items()
+        if {DEPLOY, EMBEDDED} & set(judging.judge.endpoints)
+    }
+
+
+def judge_specs(terms: Sequence[RewardTerm], refs: Mapping[Place, Ref]) -> dict[Place, ModelSpec]:
+    """What is asked in each judge's place. Raises `RecipeError` for a key that is not set."""
+    return {
+        place: spec_of(judging.judge, refs.get(place), named_by="judge")
+        for place, judging in judges_of(terms).items()
+    }
+
+
+def reward_context(
+    terms: Sequence[RewardTerm],
+    refs: Mapping[Place, Ref],
+    served: Callable[[Place], ServedModel],
+    *,
+    folder: Path,
+    run: str,
+) -> RewardContext:
+    """What rewards are given.
+
+    Args:
+        terms: The rewards.
+        refs: The commits of judges.
+        served: The judge of a place, where it answers.
+        folder: Where replies that were paid for are kept.
+        run: Whose money is spent.
+    """
+    judges = {
+        number: [
+            (served((number, k)), identity_of(judging, refs.get((number, k))))
+            for k, judging in enumerate(term.judges)
+        ]
+        for number, term in enumerate(terms)
+        if term.judges
+    }
+    return RewardContext(folder, run, judges)
+
+
+def check_rewards(terms: Sequence[RewardTerm], refs: Mapping[Place, Ref]) -> None:
+    """Refuse rewards that cannot be made, before anything is served or asked.
+
+    Raises:
+        RecipeError: One is not known, refuses its arguments, or its judge's key is not set.
+    """
+    judge_specs(terms, refs)
+    unserved = ServedModel.at("http://judge.invalid")
+    Rewards(terms, reward_context(terms, refs, lambda _: unserved, folder=Path(), run=""))
+
+
+@contextmanager
+def served_rewards(
+    hub: Hub,
+    terms: Sequence[RewardTerm],
+    refs: Mapping[Place, Ref],
+    *,
+    folder: Path,
+    run: str,
+    progress: Progress,
+) -> Iterator[Rewards]:
+    """The rewards, whose judges answer until the block ends; enter them to score."""
+    blocks = judges_of(terms).values()
+    with serve(
+        hub,
+        {f"judge {place}": spec for place, spec in judge_specs(terms, refs).items()},
+        log_dir=folder,
+        progress=progress,
+        slots=max((judging.in_flight for judging in blocks), default=1),
+        tokens=max((judging.judge.context for judging in blocks), default=1),
+    ) as models:
+        context = reward_context(
+            terms, refs, lambda place: models[f"judge {place}"], folder=folder / "rewards", run=run
+        )
+        yield Rewards(terms, context)
