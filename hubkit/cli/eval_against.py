@@ -165,7 +165,7 @@ def _prepared(
 ) -> CrossTableRun:
     from hubkit.pipeline.against import CrossTableRun, held_out_openings
     from hubkit.pipeline.asker_scorecards import AskerComparison, addresses, prepare
-    from hubkit.pipeline.rewarding import judge_refs
+    from hubkit.pipeline.rewarding import judge_refs, likelihood_of
     from hubkit.recipe import Scorecard
 
     hub = _hub()
@@ -192,7 +192,16 @@ def _prepared(
         found.files, block, seed=talks.seed, intent_column=found.askers[0].intent_column
     )
     chats = [_chat(name, seats, progress) for name in seats.chat]
-    run = CrossTableRun(block, found.askers, chats, openings, found.source, talks.seed, judges)
+    run = CrossTableRun(
+        block,
+        found.askers,
+        chats,
+        openings,
+        found.source,
+        talks.seed,
+        judges,
+        likelihood_of(hub, found.askers[0].ref),
+    )
     run.check()
     return run
 

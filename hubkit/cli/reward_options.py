@@ -25,7 +25,7 @@ class Worth:
             "--reward",
             "-r",
             metavar="NAME[=WEIGHT]",
-            help="judges, length, format, or a plug-in's; several are added up.",
+            help="judges, next_turn, length, format, or a plug-in's; several are added up.",
         ),
     ] = field(default_factory=list)
     judge: Annotated[

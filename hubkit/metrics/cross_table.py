@@ -218,7 +218,7 @@ def notes(result: CrossTable) -> list[str]:
     ]
     sentences += [
         f"{cell.chat} with {cell.asker}: {sum(cell.failures.values())} without a reward "
-        f" ({', '.join(f'{reason} {count}' for reason, count in cell.failures.items())})"
+        f"({', '.join(f'{reason} {count}' for reason, count in cell.failures.items())})"
         for cell in result.cells
         if cell.failures
     ]

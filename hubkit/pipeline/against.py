@@ -29,7 +29,7 @@ from hubkit.pipeline.askers import AskerSpec
 from hubkit.pipeline.rewarding import Place, check_rewards, served_rewards
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Against, Rollout, SeatConfig, Turns, content_of, digest
-from hubkit.reinforcement import Episode, Outcome, Rewards
+from hubkit.reinforcement import Episode, Likelihood, Outcome, Rewards
 from hubkit.rollout.report import RolloutReport
 from hubkit.serving import (
     ModelSpec,
@@ -79,6 +79,7 @@ class CrossTableRun:
     Attributes:
         source: What the result says that the openings are from.
         judges: The commits of judges that are repos.
+        likelihood: Of the first asker, for rewards that need it.
     """
 
     block: Against
@@ -88,6 +89,7 @@ class CrossTableRun:
     source: Mapping[str, Any]
     seed: int = 42
     judges: Mapping[Place, Ref] = field(default_factory=dict)
+    likelihood: Likelihood | None = None
 
     def check(self) -> None:
         """Refuse what could not be run, before anything is sent.
@@ -123,7 +125,13 @@ class CrossTableRun:
                     f"a budget of {self.block.budget_usd:g} USD caps nothing, because {name} has "
                     f"no price; say --price {name}=IN,OUT, or --budget-tokens"
                 )
-        check_rewards(self.block.rewards, self.judges)
+        check_rewards(self.block.rewards, self.judges, self.likelihood)
+        for term in self.block.rewards:
+            if term.args.get("of") == "end" and not self.askers[0].end_mark:
+                raise RecipeError(
+                    f"rewards: {term.name} of: end, but {self.askers[0].name} was trained without "
+                    "an end_mark; reward of: turn"
+                )
 
     @property
     def _models(self) -> dict[str, ModelSpec]:
@@ -402,6 +410,7 @@ class CrossTableRun:
             self.judges,
             folder=self.work,
             run=hashlib.sha256(self.work.name.encode()).hexdigest(),
+            likelihood=self.likelihood,
             progress=progress,
         ) as rewards:
             outcomes = dict(

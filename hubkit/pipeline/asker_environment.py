@@ -27,10 +27,16 @@ from hubkit.hub import Hub, Ref
 from hubkit.hub.places import runs
 from hubkit.pipeline import askers
 from hubkit.pipeline.askers import ENGINE_TOKENS, AskerSpec
-from hubkit.pipeline.rewarding import Place, check_rewards, judge_refs, served_rewards
+from hubkit.pipeline.rewarding import (
+    Place,
+    check_rewards,
+    judge_refs,
+    likelihood_of,
+    served_rewards,
+)
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Deploy, RewardTerm, Rollout, Sampling, SeatConfig, Turns
-from hubkit.reinforcement import Episode, Outcome
+from hubkit.reinforcement import Episode, Likelihood, Outcome
 from hubkit.serving import ModelSpec, ServedModel, with_own_template
 
 DEPLOY = "deploy"
@@ -82,6 +88,7 @@ class PreparedEnvironment:
     slots: int
     rewards: Sequence[RewardTerm] = ()
     judges: Mapping[Place, Ref] = field(default_factory=dict)
+    likelihood: Likelihood | None = None
 
     def plan(self, hub: Hub) -> dict[str, Any]:
         """Say what would be served."""
@@ -116,7 +123,13 @@ class PreparedEnvironment:
                 hub, [self.spec], log, progress, slots=self.slots, tokens=ENGINE_TOKENS
             ) as models,
             served_rewards(
-                hub, self.rewards, self.judges, folder=log, run=run, progress=progress
+                hub,
+                self.rewards,
+                self.judges,
+                folder=log,
+                run=run,
+                likelihood=self.likelihood,
+                progress=progress,
             ) as rewards,
         ):
             model = models[0][1]
@@ -171,8 +184,9 @@ def prepare(
     block = _block(spec, options)
     name = options.data or (f"{spec.data.repo_id}@{spec.data.revision}" if spec.data else "")
     judges = judge_refs(hub, options.rewards, progress)
-    check_rewards(options.rewards, judges)
-    rewarded = (options.slots, options.rewards, judges)
+    likelihood = likelihood_of(hub, spec.ref)
+    check_rewards(options.rewards, judges, likelihood)
+    rewarded = (options.slots, options.rewards, judges, likelihood)
     if not name:
         return PreparedEnvironment(spec, block, [], Counter(), *rewarded)
     openings, skipped = openings_in(

@@ -5,14 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from hubkit.conversation import Message
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline.inputs import require
 from hubkit.pipeline.judges import identity_of
+from hubkit.pipeline.stage import WEIGHTS
 from hubkit.progress import Progress
-from hubkit.recipe import DEPLOY, EMBEDDED, Judging, RewardTerm
-from hubkit.reinforcement import RewardContext, Rewards
+from hubkit.publishing import records
+from hubkit.recipe import DEPLOY, EMBEDDED, Judging, RewardTerm, Training
+from hubkit.reinforcement import AskerLikelihood, Likelihood, RewardContext, Rewards
 from hubkit.serving import ModelSpec, ServedModel, serve, spec_of
 
 Place = tuple[int, int]
@@ -56,6 +61,7 @@ def reward_context(
     *,
     folder: Path,
     run: str,
+    likelihood: Likelihood | None,
 ) -> RewardContext:
     """What rewards are given.
 
@@ -65,6 +71,7 @@ def reward_context(
         served: The judge of a place, where it answers.
         folder: Where replies that were paid for are kept.
         run: Whose money is spent.
+        likelihood: Of the asker, for rewards that need it.
     """
     judges = {
         number: [
@@ -74,10 +81,12 @@ def reward_context(
         for number, term in enumerate(terms)
         if term.judges
     }
-    return RewardContext(folder, run, judges)
+    return RewardContext(folder, run, judges, likelihood)
 
 
-def check_rewards(terms: Sequence[RewardTerm], refs: Mapping[Place, Ref]) -> None:
+def check_rewards(
+    terms: Sequence[RewardTerm], refs: Mapping[Place, Ref], likelihood: Likelihood | None
+) -> None:
     """Refuse rewards that cannot be made, before anything is served or asked.
 
     Raises:
@@ -85,7 +94,40 @@ def check_rewards(terms: Sequence[RewardTerm], refs: Mapping[Place, Ref]) -> Non
     """
     judge_specs(terms, refs)
     unserved = ServedModel.at("http://judge.invalid")
-    Rewards(terms, reward_context(terms, refs, lambda _: unserved, folder=Path(), run=""))
+    context = reward_context(
+        terms, refs, lambda _: unserved, folder=Path(), run="", likelihood=likelihood
+    )
+    Rewards(terms, context)
+
+
+class _Likelihood:
+    """How likely an asker of a Hub finds what comes next; its weights are read at the first use."""
+
+    def __init__(self, hub: Hub, ref: Ref, record: Mapping[str, Any]) -> None:
+        self._hub, self._ref, self._record = hub, ref, record
+
+    async def of_turn(self, history: Sequence[Message], turn: str, intent: str) -> float:
+        """See `Likelihood`."""
+        return await self._asker.of_turn(history, turn, intent)
+
+    async def of_end(self, history: Sequence[Message], intent: str) -> float:
+        """See `Likelihood`."""
+        return await self._asker.of_end(history, intent)
+
+    @cached_property
+    def _asker(self) -> AskerLikelihood:
+        training = Training.model_validate(self._record["block"])
+        folder = self._hub.snapshot(self._ref, allow_patterns=WEIGHTS)
+        base = folder
+        if training.lora is not None and not training.merge_adapter:
+            base = self._hub.snapshot(Ref(**self._record["inputs"]["base"]), allow_patterns=WEIGHTS)
+        return AskerLikelihood(training, base, folder)
+
+
+def likelihood_of(hub: Hub, ref: Ref) -> Likelihood | None:
+    """How likely the asker `ref` finds what comes next; None where no asker stage made it."""
+    record = records(hub, ref).get("asker")
+    return _Likelihood(hub, ref, record) if record else None
 
 
 @contextmanager
@@ -96,6 +138,7 @@ def served_rewards(
     *,
     folder: Path,
     run: str,
+    likelihood: Likelihood | None,
     progress: Progress,
 ) -> Iterator[Rewards]:
     """The rewards, whose judges answer until the block ends; enter them to score."""
@@ -109,6 +152,11 @@ def served_rewards(
         tokens=max((judging.judge.context for judging in blocks), default=1),
     ) as models:
         context = reward_context(
-            terms, refs, lambda place: models[f"judge {place}"], folder=folder / "rewards", run=run
+            terms,
+            refs,
+            lambda place: models[f"judge {place}"],
+            folder=folder / "rewards",
+            run=run,
+            likelihood=likelihood,
         )
         yield Rewards(terms, context)

@@ -148,7 +148,6 @@ def test_a_dry_run_prices_and_refuses_what_the_run_would(
     assert "requests" in run(*arguments).stdout
     for more, says in (
         (["-r", "formt"], "did you mean 'format'"),
-        (["-r", "next_turn"], "needs the recipe's own asker"),
         (["-r", "format=x"], "must be NAME=WEIGHT"),
         (["--chat", f"{server.url}#first"], "give every chat model once"),
         (["--price", "nobody=1,2"], "there is no 'nobody' to have a price"),

@@ -63,9 +63,7 @@ def test_it_survives_json_and_says_what_is_missing(made: CrossTable) -> None:
     assert of(json.loads(json.dumps(made.to_dict()))) == made
     heads, rows = table(made)
     assert heads == ["chat model", "with own", "with told"] and rows[0][0] == "base"
-    assert any(
-        "base with own: 1 without a reward (judges: judge_timeout 1)" == n for n in notes(made)
-    )
+    assert "base with own: 1 without a reward (judges: judge_timeout 1)" in notes(made)
     assert any("tuned less base, with all askers: +0.16" in note for note in notes(made))
     assert picture(made)[:4] == b"\x89PNG"
 

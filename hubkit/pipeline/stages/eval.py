@@ -18,7 +18,7 @@ from hubkit.pipeline import against, askers
 from hubkit.pipeline.against import ChatSpec, CrossTableRun, held_out_openings
 from hubkit.pipeline.askers import BASE, AskerSpec, serve_askers
 from hubkit.pipeline.inputs import base_model, embedding, require
-from hubkit.pipeline.rewarding import judge_refs, judges_of
+from hubkit.pipeline.rewarding import judge_refs, judges_of, likelihood_of
 from hubkit.pipeline.stage import WEIGHTS, RunContext, Stage, StageDirs, parquet
 from hubkit.pipeline.stage_cards import card
 from hubkit.progress import Progress
@@ -154,7 +154,7 @@ def _table_inputs(context: RunContext, block: Against | None, progress: Progress
     if block is None:
         return {}
     refs = {}
-    if "reinforced" in block.chats and getattr(context.recipe, "reinforce", None):
+    if "reinforced" in block.chats and context.recipe.reinforce is not None:
         refs["reinforced"] = context.before("reinforce")
     for name, seat in block.askers.items():
         if seat.repo is not None:
@@ -186,9 +186,13 @@ def _against(
         "base": ModelSpec(refs["chat base"]),
         "chat": ModelSpec(refs["chat"], adapted),
     }
-    for name in ("aligned", "reinforced"):
-        if name in refs:
-            chats[name] = ModelSpec(refs[name], adapted or refs["chat"])
+    if "aligned" in refs:
+        chats["aligned"] = ModelSpec(refs["aligned"], adapted or refs["chat"])
+    if (reinforce := recipe.reinforce) and "reinforced" in refs:
+        whole = reinforce.merge_adapter or (adapted is None and reinforce.lora is None)
+        chats["reinforced"] = ModelSpec(
+            refs["reinforced"], None if whole else adapted or refs["chat"]
+        )
     run = CrossTableRun(
         block,
         specs,
@@ -207,6 +211,7 @@ def _against(
             for place in judges_of(block.rewards)
             if (role := f"judge {place[0]} {place[1]}") in refs
         },
+        likelihood_of(hub, refs["asker"]),
     )
     result, _ = run.run(hub, progress=dirs.progress)
     (dirs.out / against.PICTURE).write_bytes(picture(result))
