@@ -433,6 +433,7 @@ def smoke_test(facts: CardFacts) -> str | None:
         "asker": (f"{trained} {number(conversations, 'conversations')}", names.asker),
         "chat": (f"{trained} {number(conversations, 'dialogues')}", names.chat),
         "aligned": (f"{trained} {number(pairs, 'pairs')}", names.aligned),
+        "reinforced": (f"{model}, reinforced for a few steps", names.reinforced or names.chat),
         "dialogues": (
             f"{number(kept if kept is not None else rolled, 'dialogues')} by {model}",
             names.dialogues,
