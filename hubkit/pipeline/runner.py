@@ -58,7 +58,9 @@ def run(
         if stage.settle is not None:
             stage.settle(context, inputs)
         context.commits[stage.name] = result.ref
-        progress(1, 1, "done before" if result.skipped else f"done in {result.seconds:.0f} s")
+        reused = f", with the answers of {result.answered_by}" if result.answered_by else ""
+        done = f"done before{reused}" if result.skipped else f"done in {result.seconds:.0f} s"
+        progress(1, 1, done)
         yield result
 
 

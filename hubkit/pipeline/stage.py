@@ -71,6 +71,8 @@ class StageResult:
     skipped: bool
     report: dict[str, Any]
     tag: str | None = None
+    answered_by: str = ""
+    """Whose answers it holds, where the recipe names other addresses now."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
@@ -122,6 +124,23 @@ def cap_raised(stopped: str | None, then: Mapping[str, Any], now: Caps | None) -
     return before is not None and (after is None or after > before)
 
 
+def other_servers(then: object, now: Mapping[str, Any]) -> str:
+    """Whose answers were recorded under the block `then`, where `now` names other addresses; empty
+    where they are the same.
+
+    Addresses do not decide a result, so a finished stage is not run again for them: this says so.
+    """
+    parts = []
+    for seat, config in now.items():
+        before = then.get(seat) if isinstance(then, Mapping) else None
+        if not isinstance(config, Mapping) or not isinstance(before, Mapping):
+            continue
+        former, present = before.get("endpoints"), config.get("endpoints")
+        if isinstance(former, list) and isinstance(present, list) and former != present:
+            parts.append(f"{seat}: {', '.join(map(str, former))}, not {', '.join(present)}")
+    return "; ".join(parts)
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One stage. `inputs` resolves what it reads, `build` writes `StageDirs.out` and returns its
@@ -165,7 +184,10 @@ class Stage:
         if self.outgrown is not None and self.outgrown(context.recipe, record):
             return None
         tag = self._tag(context, ref) if self.tagged else None
-        return StageResult(self.name, ref, inputs, record["seconds"], True, record["report"], tag)
+        others = other_servers(record.get("block"), context.recipe.read_by(self.name))
+        return StageResult(
+            self.name, ref, inputs, record["seconds"], True, record["report"], tag, others
+        )
 
     def _recorded(self, context: RunContext, key: str) -> tuple[Ref, dict[str, Any]] | None:
         """The newest commit of `key`, and its record.

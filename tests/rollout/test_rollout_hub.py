@@ -177,6 +177,23 @@ def test_more_dialogues_go_on_from_fewer_and_fewer_ask_for_nothing(
     assert sizes == {5: 5 * REQUESTS, 9: 9 * REQUESTS, 3: 9 * REQUESTS}
 
 
+def test_another_address_is_told_whose_answers_it_reuses(
+    recipe: list[str], cli: Callable[..., Any]
+) -> None:
+    with mock() as server:
+        args = [*recipe, *options(server, 0.25), "--dialogues", "2"]
+        assert cli("rollout", *args).returncode == 0
+        same = cli("rollout", *args)
+        args[args.index("--chat-url") + 1] = "http://127.0.0.1:9"
+        other = cli("rollout", *args)
+        answered = server.stats()["answered"]
+    assert same.returncode == other.returncode == 0, other.stderr
+    assert "with the answers of" not in same.stderr + same.stdout
+    told = " ".join((other.stderr + other.stdout).split())
+    assert f"with the answers of chat: {server.url}, not http://127.0.0.1:9" in told
+    assert answered == 2 * REQUESTS
+
+
 def test_a_larger_budget_goes_on_where_the_smaller_one_ended(
     recipe: list[str], cli: Callable[..., Any]
 ) -> None:
