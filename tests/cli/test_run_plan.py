@@ -86,6 +86,16 @@ def test_a_plan_says_how_each_seat_is_prompted_and_what_computes_it(base: str) -
     assert chat.template == "that of its server"
 
 
+def test_a_gguf_repo_takes_a_seat_with_the_template_in_its_file(base: str, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    repo = connect().commit("plans/gguf", tmp_path, "A model").repo_id
+    values = (f"asker.base={base}", f"rollout.chat.repo={repo}")
+    planned = [Planned("rollout", "", "to run")]
+    _, chat = plan_seats(load("parrot", overrides=values), connect(), planned)
+    assert chat.refusals == [] and chat.engine == "llamacpp", chat
+    assert chat.template == "the one in its GGUF file"
+
+
 def test_a_chat_seat_whose_template_is_not_proven_is_refused_with_the_way_out(
     cli: Cli, base: str, tmp_path: Path
 ) -> None:
