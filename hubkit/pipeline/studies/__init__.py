@@ -43,12 +43,13 @@ def run(
 def plan(recipe: Recipe, hub: Hub) -> list[tuple[str, str]]:
     """Every part of the study of `recipe` and whether it is ``done`` or ``to run``; nothing is
     imported, built or committed."""
-    done = []
+    finished_parts = []
     walk = _Walk(_with_repos(recipe), hub, lambda _: refuse_import, looks_only=True)
     with suppress(WouldImport):
-        done = [about for about, _ in _until_new(_parts(recipe, walk))]
+        finished_parts = [about for about, _ in _until_new(_parts(recipe, walk))]
     return [
-        (name, "done" if name in done else "to run") for name in parts_of(study_of(walk.context))
+        (name, "done" if name in finished_parts else "to run")
+        for name in parts_of(study_of(walk.context))
     ]
 
 
@@ -94,8 +95,8 @@ def _parts(recipe: Recipe, walk: _Walk) -> Iterator[Part]:
             continue
         derived = _of_arm(walk.context.recipe, name, arm)
         if arm.kind == "asker":
-            own = _asker_recipe(recipe, derived, arm)
-            yield walk.step(asker.STAGE, f"asker of {name}", recipe=own)
+            asker_recipe = _asker_recipe(recipe, derived, arm)
+            yield walk.step(asker.STAGE, f"asker of {name}", recipe=asker_recipe)
         part = walk.step(dialogues.arm_stage(name), f"dialogues of {name}", recipe=derived)
         walk.commits[f"arm {name}"] = part[1].ref
         yield part
@@ -144,13 +145,13 @@ class _Walk:
         context = replace(self.context, recipe=recipe) if recipe else self.context
         progress = self._progress_for(about)
         inputs = stage.inputs(context, progress)
-        found = stage.find(context, inputs)
+        existing = stage.find(context, inputs)
         if self._looks_only:
-            if found is None:
+            if existing is None:
                 raise _NotDoneError
-            self.commits[stage.name] = found.ref
-            return about, found
-        outcome = found or stage.run(context, inputs, progress)
+            self.commits[stage.name] = existing.ref
+            return about, existing
+        outcome = existing or stage.run(context, inputs, progress)
         self.commits[stage.name] = outcome.ref
         progress(1, 1, "done before" if outcome.skipped else f"done in {outcome.seconds:.0f} s")
         return about, outcome

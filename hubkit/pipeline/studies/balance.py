@@ -51,13 +51,13 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
     study, hub = study_of(context), context.hub
     openings = study_openings.load(hub, refs["study-openings"], study_openings.SPLIT)
     held_out = study_openings.load(hub, refs["study-openings"], study_openings.HELD_OUT)
-    answered = study_openings.load(hub, refs["study-held-out"], "answered")
+    evaluation_rows = study_openings.load(hub, refs["study-held-out"], "answered")
     arms = {
         role.removeprefix("arm "): study_openings.load(hub, ref, role.removeprefix("arm "))
         for role, ref in refs.items()
         if role.startswith("arm ")
     }
-    require_same_teacher({**arms, "the evaluation": answered})
+    require_same_teacher({**arms, "the evaluation": evaluation_rows})
     require_nothing_held_out(study, held_out, arms, openings)
     common = common_openings(study, openings, arms)
     arms = {name: [r for r in rows if r.meta["origin"] in common] for name, rows in arms.items()}
@@ -73,7 +73,7 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
         "arms": {
             name: {"rows": len(rows), "loss_tokens": tokens[name]} for name, rows in arms.items()
         },
-        "held_out": len(answered),
+        "held_out": len(evaluation_rows),
     }
 
 
@@ -105,7 +105,7 @@ def require_nothing_held_out(
     users = {opening.id: opening.meta.get("user") for opening in openings}
     overlaps = []
     for name, rows in arms.items():
-        known = (
+        with_users = (
             Conversation(
                 row.id,
                 row.messages,
@@ -114,7 +114,7 @@ def require_nothing_held_out(
             )
             for row in rows
         )
-        overlaps += list(index.overlaps(f"arm {name}", known))
+        overlaps += list(index.overlaps(f"arm {name}", with_users))
     if overlaps:
         raise StageError(
             f"{len(overlaps)} training dialogues hold what is evaluated on: "

@@ -51,9 +51,9 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
     scored: dict[int, HeldOut] = {}
     for name, ref in {role(0): None, **_sizes(refs)}.items():
         tokens = int(name.removeprefix(_ROLE))
-        kept = dirs.scratch / f"{tokens}.json"
-        if kept.exists():
-            scored[tokens] = HeldOut(**json.loads(kept.read_text("utf-8")))
+        cache_path = dirs.scratch / f"{tokens}.json"
+        if cache_path.exists():
+            scored[tokens] = HeldOut(**json.loads(cache_path.read_text("utf-8")))
             continue
         scored[tokens] = evaluation.heldout_loss(
             Evals(conversations=study.curve_conversations, max_tokens=study.max_tokens),
@@ -64,7 +64,7 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
             system=context.recipe.asker.system,
             progress=dirs.progress,
         )
-        _keep(kept, scored[tokens])
+        _keep(cache_path, scored[tokens])
     points = [_point(context, refs, tokens, scored) for tokens in sorted(scored)]
     (dirs.out / "learning_curve.json").write_text(json.dumps(points, indent=1) + "\n", "utf-8")
     plots.learning_curve(dirs.out / PICTURE, points)

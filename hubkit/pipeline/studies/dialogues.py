@@ -26,7 +26,7 @@ from hubkit.recipe import Arm, Curate, Rollout, SeatConfig, Turns
 from hubkit.recipe.study import ANSWERS, ARM, HELD_OUT, OPENINGS
 from hubkit.serving import ModelSpec, ServedModel, serve, spec_of
 
-SINGLE, ANSWERED = "single", "answered"
+SINGLE, ANSWERED_SPLIT = "single", "answered"
 _NO_LIMIT = 1 << 20
 
 
@@ -78,7 +78,7 @@ def drive(
         "asker": (asking.source or refs["openings"]).to_dict(),
         "chat": teacher.to_dict() if teacher else {"repo_id": None, "name": study.teacher.name},
     }
-    with _served(context, dirs, block, asking, teacher, people) as models:
+    with _seats(context, dirs, block, asking, teacher, people) as models:
         report = rollouts.run(
             block,
             opened,
@@ -100,7 +100,7 @@ def drive(
 
 
 @contextmanager
-def _served(
+def _seats(
     context: RunContext,
     dirs: StageDirs,
     block: Rollout,
@@ -147,7 +147,15 @@ def _held_out(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dic
     asking = Asking(people_seat(refs["openings"].repo_id))
     turns = study_of(context).turns
     return drive(
-        context, refs, dirs, ANSWERED, opened, asking, mode="seeded", turns=turns, people=opened
+        context,
+        refs,
+        dirs,
+        ANSWERED_SPLIT,
+        opened,
+        asking,
+        mode="seeded",
+        turns=turns,
+        people=opened,
     )
 
 
@@ -228,7 +236,7 @@ HELD_OUT_STAGE = Stage(
     _with_openings,
     _held_out,
     card(HELD_OUT),
-    (f"data/{ANSWERED}-*",),
+    (f"data/{ANSWERED_SPLIT}-*",),
 )
 
 

@@ -71,13 +71,13 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
         "the openings' conversations": openings,
         "the asker's training data": conversations(parquet(hub, refs["corpus"], "train")),
     }
-    taken: dict[str, str] = {}
+    overlapping: dict[str, str] = {}
     for name, rows in training_sets.items():
         dirs.progress(0, None, f"looking for held-out conversations in {name}")
         for overlap in index.overlaps(name, rows):
-            taken.setdefault(overlap.held_out, overlap.kind)
-    passed.update(f"held out, but trained on: {kind}" for kind in taken.values())
-    held_out = [c for c in candidates if c.id not in taken][: study.conversations]
+            overlapping.setdefault(overlap.held_out, overlap.kind)
+    passed.update(f"held out, but trained on: {kind}" for kind in overlapping.values())
+    held_out = [c for c in candidates if c.id not in overlapping][: study.conversations]
     for split, rows, needed, key in (
         (SPLIT, openings, study.dialogues, "dialogues"),
         (HELD_OUT, held_out, study.conversations, "conversations"),
@@ -115,19 +115,19 @@ def _usable(
 ) -> list[Conversation]:
     """Conversations with enough human turns, cut to those; openings that two share are told apart
     by nothing, so the first stays."""
-    usable, seen = [], set()
+    usable, openings_so_far = [], set()
     for conversation in candidates:
         messages = [m for m in conversation.messages if m["role"] != "system"]
         messages = messages[: 2 * study.turns]
         human = [m["content"].strip() for m in messages if m["role"] == "user"]
         reason = _unusable(study, messages, human)
         opening = " ".join(human[0].split()) if human else ""
-        if not reason and opening in seen:
+        if not reason and opening in openings_so_far:
             reason = "the same opening"
         if reason:
             passed[reason] += 1
             continue
-        seen.add(opening)
+        openings_so_far.add(opening)
         usable.append(
             Conversation(conversation.id, messages, conversation.source, conversation.meta)
         )

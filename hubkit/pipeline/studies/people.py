@@ -34,8 +34,8 @@ def served_people(conversations: Iterable[Conversation]) -> Iterator[ServedModel
         turns[_key(own[0])] = own
 
     def next_turn(messages: list[Message]) -> str:
-        spoken = [m["content"] for m in messages if m["role"] == "assistant"]
-        return turns[_key(spoken[0])][len(spoken)]
+        own_turns = [m["content"] for m in messages if m["role"] == "assistant"]
+        return turns[_key(own_turns[0])][len(own_turns)]
 
     with served_callable(next_turn) as model:
         yield model

@@ -112,7 +112,7 @@ STAGE = Stage(RESULT, "results", "dataset", inputs, build, card(RESULT))
 
 def write(hub: Hub, ref: Ref, folder: Path) -> list[Path]:
     """Write the result of a study, commit `ref`, into `folder`: data, plot and card."""
-    written = []
+    files = []
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, file in (
@@ -120,6 +120,6 @@ def write(hub: Hub, ref: Ref, folder: Path) -> list[Path]:
             (PICTURE, PICTURE),
             ("README.md", "utility.md"),
         ):
-            written.append(folder / file)
-            written[-1].write_bytes(hub.read(ref, name))
-    return written
+            files.append(folder / file)
+            files[-1].write_bytes(hub.read(ref, name))
+    return files
