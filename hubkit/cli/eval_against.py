@@ -55,6 +55,14 @@ class Seats:
         str | None,
         typer.Option(help="Tells askers that no asker stage made to play; default: the first's."),
     ] = None
+    speaks_user: Annotated[
+        list[str],
+        typer.Option(
+            "--speaks-user",
+            metavar="ASKER[=END_TOKEN]",
+            help="One of these writes people's turns under its own user header, seats not swapped.",
+        ),
+    ] = field(default_factory=list)
     endpoint: Annotated[
         list[str],
         typer.Option(
@@ -182,6 +190,10 @@ def _prepared(
         block=Scorecard(),
         data=talks.data,
         system=seats.system,
+        speaks_user={
+            name: token or None
+            for name, _, token in (text.partition("=") for text in seats.speaks_user)
+        },
         served_at=addresses(seats.askers, seats.endpoint),
         deploy=terms(seats.engine, seats.hardware),
         with_base=seats.base,

@@ -37,6 +37,7 @@ from hubkit.serving import (
     inference_endpoints,
     serve,
     with_own_template,
+    with_people_template,
 )
 from hubkit.serving.budget import CAPS
 from hubkit.serving.client import ClientTemplate
@@ -275,7 +276,11 @@ class CrossTableRun:
         }
         everybody = {name: spec for name, spec in self._specs().items() if name in needed}
         for pair in missing:  # at addresses, what a trained seat reads is proven or rendered here
-            if not pair.asker.prompted and not pair.asker.model.needs_serving:
+            if pair.asker.speaks_user:
+                everybody[f"asker {pair.asker.name}"] = with_people_template(
+                    pair.asker.model, hub, pair.asker.ref, end_token=pair.asker.end_mark
+                )
+            elif not pair.asker.prompted and not pair.asker.model.needs_serving:
                 name = f"asker {pair.asker.name}"
                 everybody[name] = with_own_template(pair.asker.model, hub, pair.asker.ref)
         with serve(
