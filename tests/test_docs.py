@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ ELSEWHERE = {
 }
 
 
+def _lines(block: str) -> list[str]:
+    """The commands of a block: a backslash at a line's end continues it."""
+    return re.sub(r"\\\n\s*", "", block).splitlines()
+
+
 def commands() -> list[str]:
     """Every `hubkit` command of the shell blocks in README and docs, without comments, pipes and
     variables before it.
@@ -67,7 +73,7 @@ def commands() -> list[str]:
     lines = [
         line.split("  #")[0].strip()
         for block in BLOCKS
-        for line in str(block.values[0]).splitlines()
+        for line in _lines(str(block.values[0]))
     ]
     lines = [re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line) for line in lines]
     return sorted({line for line in lines if line.startswith("hubkit ")})
@@ -223,12 +229,13 @@ def test_every_command_is_one_that_the_command_line_takes(
     name = str(values.get("recipe"))
     if name in recipe.available()["recipes"] or name.endswith(".yaml"):
         path = str(here / name) if name.endswith(".yaml") else name
-        recipe.load(path, profiles=values.get("profile", ()), overrides=values.get("overrides", ()))
+        load = partial(recipe.load_study, "utility") if command.name == "utility" else recipe.load
+        load(path, profiles=values.get("profile", ()), overrides=values.get("overrides", ()))
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_commands_run(block: str, shell: dict[str, str], here: Path) -> None:
-    lines = [line for line in block.splitlines() if line.strip()]
+    lines = [line for line in _lines(block) if line.strip()]
     run = [line for line in lines if not any(re.match(start, line) for start in ELSEWHERE)]
     run = [
         line for line in run if "from transformers" not in line
