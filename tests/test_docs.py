@@ -51,6 +51,9 @@ ELSEWHERE = {
     r"hubkit eval chat .*multichallenge": "its questions are on huggingface.co: test_suites.py",
     r"hubkit eval report ": "needs files of verdicts: test_verdict_files.py",
     r"hubkit eval against ": "needs a second model and an engine: test_against_cli.py",
+    r"hubkit eval votes ": "needs visitors' votes: tests/evaluation/test_votes.py",
+    r"hubkit train asker (?!.*--dry-run)": "minutes of training: tests/e2e/test_loop.py",
+    r"hubkit askers ": "needs a scorecard: tests/publishing/test_asker_table.py",
     r"hubkit eval asker ": "needs a second asker and an engine: test_scorecard_cli.py",
     r"hubkit eval chat (?!.*--dry-run)": "needs an engine: test_eval_cli.py",
     r"hubkit study (?!.*--dry-run)": "needs models and time: tests/pipeline/test_studies.py",
@@ -71,9 +74,7 @@ def commands() -> list[str]:
     variables before it.
     """
     lines = [
-        line.split("  #")[0].strip()
-        for block in BLOCKS
-        for line in _lines(str(block.values[0]))
+        line.split("  #")[0].strip() for block in BLOCKS for line in _lines(str(block.values[0]))
     ]
     lines = [re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line) for line in lines]
     return sorted({line for line in lines if line.startswith("hubkit ")})
