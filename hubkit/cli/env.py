@@ -85,9 +85,11 @@ def env(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Serve an asker as an environment in OpenEnv's protocol, on this machine only: reset gives a
-    user's first turn, step takes an answer and gives the next; the last result has the reward of
-    the whole conversation, where --reward names one. Ctrl-C stops it.
+    """Serve an asker as an environment in OpenEnv's protocol, on this machine only, for trainers of
+    your own.
+
+    Reset gives a user's first turn; step takes an answer and gives the next. The last result has
+    the reward of the whole conversation, where --reward names one. Ctrl-C stops it.
     """
     from hubkit import settings
     from hubkit.environment import Limits

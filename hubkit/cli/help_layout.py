@@ -21,8 +21,8 @@ MAP = {
         "eval",
         "push",
     ),
-    "Look at what there is": ("clean", "lineage", "stats", "diff", "askers"),
-    "Serve it": ("serve", "spaces", "deploy"),
+    "Look at what there is": ("clean", "lineage", "stats", "diff", "askers", "study"),
+    "Serve it": ("serve", "env", "spaces", "deploy"),
     "This machine": ("doctor", "hub", "reference"),
 }
 

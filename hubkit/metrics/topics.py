@@ -62,7 +62,7 @@ def _encoder(model: Path) -> tuple[Any, Any]:
         with refusing_remote_code(str(model)):
             tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             encoder = AutoModel.from_pretrained(
-                model, dtype=torch.float32, trust_remote_code=False
+                model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             ).eval()
     except (OSError, ValueError) as error:
         raise SourceError(

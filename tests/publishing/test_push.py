@@ -67,8 +67,13 @@ def recipe() -> Recipe:
     repos = {
         key: f"{value}-{mark}" for key, value in loaded.repos.model_dump(exclude_none=True).items()
     }
+    base = {"base": f"somebody/base-{mark}"}
     return loaded.model_copy(
-        update={"repos": loaded.repos.model_copy(update={**repos, "collection": f"T {mark}"})}
+        update={
+            "repos": loaded.repos.model_copy(update={**repos, "collection": f"T {mark}"}),
+            "asker": loaded.asker.model_copy(update=base),
+            "chat": loaded.chat.model_copy(update=base),
+        }
     )
 
 
