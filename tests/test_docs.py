@@ -31,8 +31,16 @@ PAGES = {
     if not path.is_symlink()
 }
 TEXT = "\n".join(PAGES.values())
+# What is run in every test run; all other pages run with the slow tests.
+FIRST_READ = ("README.md", "docs/quickstart.md", "docs/notebooks/test_an_agent.ipynb")
+
+
+def _marks(page: str) -> tuple[pytest.MarkDecorator, ...]:
+    return () if page in FIRST_READ else (pytest.mark.slow,)
+
+
 BLOCKS = [
-    pytest.param(block, id=f"{page}: {block.splitlines()[0][:50]}")
+    pytest.param(block, id=f"{page}: {block.splitlines()[0][:50]}", marks=_marks(page))
     for page, text in PAGES.items()
     for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
 ]
@@ -277,7 +285,9 @@ PYTHON = {
 }
 
 
-@pytest.mark.parametrize("page", [page for page, code in PYTHON.items() if code])
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=_marks(page)) for page, code in PYTHON.items() if code]
+)
 def test_python_runs_as_printed(page: str, shell: dict[str, str], here: Path) -> None:
     """All blocks of a page, or cells of a notebook, one after another in one process."""
     env = {**shell, "HUBKIT_HOME": shell["HUBKIT_HOME"], "PYTHONPATH": str(ROOT)}

@@ -155,6 +155,7 @@ def test_fidelity_on_fifty_prompts(dtype: str, adapter: str | None) -> None:
         assert moved < Q8_MEAN_DISTANCE
 
 
+@pytest.mark.slow
 def test_an_adapters_output_never_depends_on_what_another_computed() -> None:
     """One slot, the same prompt through every adapter, an unlike prompt between two of them:
     llama.cpp's own prompt cache (`cache_ram_mib`) then offers each adapter what another one has
