@@ -6,6 +6,7 @@ import json
 import math
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -91,22 +92,32 @@ def _both(first: Progress, second: Progress) -> Progress:
 
 @contextmanager
 def _interrupts_answered() -> Iterator[None]:
-    """Ctrl-C says at once that it was heard; what was under way may take a moment to end."""
+    """Ctrl-C says at once that it was heard; what was under way may take a moment to end.
+
+    Python writes each signal's number to a descriptor as it comes in; a thread reads it there. The
+    handler stays Python's own, which asyncio looks for before it cancels what it runs."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.getsignal(signal.SIGINT)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
 
-    def interrupt(*_: Any) -> None:
-        with suppress(RuntimeError):  # in the middle of another line
-            say("stopping; what is running ends first")
-        raise KeyboardInterrupt
+    def answer() -> None:
+        while number := reader.recv(1):
+            if number[0] == signal.SIGINT:
+                with suppress(RuntimeError):  # in the middle of another line
+                    say("stopping; what is running ends first")
 
-    signal.signal(signal.SIGINT, interrupt)
+    thread = threading.Thread(target=answer, daemon=True, name="hubkit-ctrl-c")
+    previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    thread.start()
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.set_wakeup_fd(previous)
+        writer.close()
+        thread.join()
+        reader.close()
 
 
 def _lines(name: str, write: Callable[[str], None] = say) -> Progress:

@@ -119,11 +119,16 @@ def test_ctrl_c_is_answered_before_anything_else_ends() -> None:
     lines = piped(
         """
         import signal
+        import threading
+        heard = threading.Event()
+        say = console.say
+        console.say = lambda text: (say(text), heard.set())
         try:
             with console.bars() as bar_for:
                 try:
                     signal.raise_signal(signal.SIGINT)
                 finally:
+                    heard.wait()
                     console.say("the engine ends")
         except KeyboardInterrupt:
             console.say("interrupted")
