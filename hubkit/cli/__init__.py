@@ -185,17 +185,17 @@ def _root_options_first(arguments: list[str]) -> list[str]:
     """`arguments` with ``--verbose`` and ``--log-file`` in front, wherever they were given."""
     first: list[str] = []
     remainder = iter(arguments)
-    others: list[str] = []
+    remaining: list[str] = []
     for argument in remainder:
         if argument == "--":
-            return [*first, *others, argument, *remainder]
+            return [*first, *remaining, argument, *remainder]
         if argument == "--verbose" or argument.startswith("--log-file="):
             first.append(argument)
         elif argument == "--log-file":
             first += [argument, *islice(remainder, 1)]
         else:
-            others.append(argument)
-    return [*first, *others]
+            remaining.append(argument)
+    return [*first, *remaining]
 
 
 def _fail(sentence: str, code: int) -> None:

@@ -188,18 +188,18 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
                         task.total = task.finished_time = None
                 count = f"{_amount(done)} of {_amount(total)}" if total and total > 1 else ""
                 seconds, gained = time.monotonic() - begun, done - done_before
-                left = ""
+                time_left = ""
                 if total and gained > 0 and done < total and seconds >= _STEADY_S:
-                    left = _duration(seconds / gained * (total - done))
+                    time_left = _duration(seconds / gained * (total - done))
                 if isinstance(note, Notice):  # which needs the room, and ends the count
-                    count = left = ""
+                    count = time_left = ""
                 live.update(
                     task_id,
                     completed=done,
                     total=total,
                     note=printable(short(note)),
                     count=count,
-                    left=left,
+                    left=time_left,
                 )
 
             return progress

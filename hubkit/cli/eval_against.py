@@ -199,20 +199,20 @@ def _prepared(
         with_base=seats.base,
         seed=talks.seed,
     )
-    found = prepare(hub, comparison, locate, progress=progress)
+    prepared = prepare(hub, comparison, locate, progress=progress)
     openings = held_out_openings(
-        found.files, block, seed=talks.seed, intent_column=found.askers[0].intent_column
+        prepared.files, block, seed=talks.seed, intent_column=prepared.askers[0].intent_column
     )
     chats = [_chat(name, seats, progress) for name in seats.chat]
     run = CrossTableRun(
         block,
-        found.askers,
+        prepared.askers,
         chats,
         openings,
-        found.source,
+        prepared.source,
         talks.seed,
         judges,
-        likelihood_of(hub, found.askers[0].ref),
+        likelihood_of(hub, prepared.askers[0].ref),
     )
     run.check()
     return run

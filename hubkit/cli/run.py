@@ -266,8 +266,8 @@ def _show_next(recipe: Recipe, hub: Hub, results: list[StageResult], changes: li
         if seat in by_stage["eval"].report:
             console.line(f"{seat:<6} {_verdict(by_stage['eval'].report[seat], turns)}")
     if "reinforce" in by_stage:
-        found = by_stage["reinforce"].report["reinforcement"]
-        console.line(f"reward {_reward_verdict(found)}")
+        reinforcement = by_stage["reinforce"].report["reinforcement"]
+        console.line(f"reward {_reward_verdict(reinforcement)}")
     pages = len({change.repo_id for change in changes})
     console.line(
         f"cards  {len(changes)} changes in {pages} repos"
@@ -294,31 +294,34 @@ def _show_next(recipe: Recipe, hub: Hub, results: list[StageResult], changes: li
 
 def _runnable() -> tuple[str, str]:
     """The words that call this Python and this hubkit from the person's shell."""
-    here, python = Path.cwd(), Path(sys.executable)
+    folder, python = Path.cwd(), Path(sys.executable)
     command = python.with_name("hubkit")
 
     def word(program: Path, name: str) -> str:
         on_path = shutil.which(name)
         if on_path is not None and Path(on_path).absolute() == program:
             return name
-        return shlex.quote(str(program.relative_to(here) if here in program.parents else program))
+        return shlex.quote(
+            str(program.relative_to(folder) if folder in program.parents else program)
+        )
 
     python_word = word(python, "python")
     return python_word, word(command, "hubkit") if command.exists() else f"{python_word} -m hubkit"
 
 
-def _reward_verdict(found: dict[str, Any]) -> str:
+def _reward_verdict(reinforcement: dict[str, Any]) -> str:
     from hubkit.metrics.statistics import noise
 
-    difference = found.get("difference")
+    difference = reinforcement.get("difference")
     if not difference or difference["difference"] is None:
         return "not measured before and after"
     ends = ""
     if difference["low"] is not None:
         ends = f" [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    before, after = (reinforcement[when]["reward"] for when in ("before", "after"))
     return (
-        f"on {difference['clusters']} held-out openings {found['before']['reward']:.3f} before, "
-        f"{found['after']['reward']:.3f} after: {difference['difference']:+.3f}{ends}, "
+        f"on {difference['clusters']} held-out openings {before:.3f} before, "
+        f"{after:.3f} after: {difference['difference']:+.3f}{ends}, "
         f"{noise(difference['outside_noise'])}"
     )
 

@@ -86,9 +86,9 @@ def curate(
         ShardWriter(out / "data", "train", schema) as kept,
         ShardWriter(out / "data", "dropped", pa.schema([*schema, *words])) as dropped,
     ):
-        for done, (conversation, results) in enumerate(judged):
-            if done % _SAY_EVERY == 0:
-                progress(done, rows, "filtering dialogues")
+        for count, (conversation, results) in enumerate(judged):
+            if count % _SAY_EVERY == 0:
+                progress(count, rows, "filtering dialogues")
             result = _only(results, conversation)
             if not isinstance(result, Dropped):
                 turns[result.human_turns] += 1

@@ -79,8 +79,8 @@ class AskerEnvironment:
         """
         if text is not None:
             return Opening("", text, intent or "")
-        drawn = self.openings[seed % len(self.openings)] if self.openings else Opening()
-        return drawn if intent is None else replace(drawn, intent=intent)
+        drawn_opening = self.openings[seed % len(self.openings)] if self.openings else Opening()
+        return drawn_opening if intent is None else replace(drawn_opening, intent=intent)
 
 
 def openings_in(

@@ -241,8 +241,8 @@ def _refusal(request: HTTPConnection, token: str | None) -> tuple[int, str] | No
             return 403, f"{name} is not this server; use {LOOPBACK}"
     if token is None:
         return None
-    given = _credential(request.headers.get("authorization", ""))
-    if hmac.compare_digest(given.encode(), token.encode()):
+    credential = _credential(request.headers.get("authorization", ""))
+    if hmac.compare_digest(credential.encode(), token.encode()):
         return None
     return 401, "this environment requires a token"
 
@@ -352,8 +352,8 @@ def _values(data: Any, keys: tuple[str, ...], *, strict: bool) -> dict[str, Any]
     """
     if not isinstance(data, dict):
         raise SchemaError("data must be an object")
-    if strict and (others := data.keys() - set(keys)):
-        raise SchemaError(f"a step has no {sorted(map(str, others))[0][:80]!r}, only message")
+    if strict and (unknown_keys := data.keys() - set(keys)):
+        raise SchemaError(f"a step has no {sorted(map(str, unknown_keys))[0][:80]!r}, only message")
     return {key: data[key] for key in keys if key in data}
 
 

@@ -148,8 +148,8 @@ def summary(
                 if first == second:
                     continue
                 difference = [
-                    [a - b for a, b in zip(one, other, strict=True)]
-                    for one, other in zip(by_arm[first], by_arm[second], strict=True)
+                    [a - b for a, b in zip(first_value, second_value, strict=True)]
+                    for first_value, second_value in zip(by_arm[first], by_arm[second], strict=True)
                 ]
                 estimate = statistics.over_replicates(difference, tokens)
                 result["differences"].append(

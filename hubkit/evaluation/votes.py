@@ -168,23 +168,23 @@ def screened(
         voted.add((vote.visitor, vote.pair))
         by_visitor[vote.visitor].append(vote)
     counting: list[Vote] = []
-    for own in by_visitor.values():
-        if reason := _fault(own, screen):
-            reasons[reason] += len(own)
+    for visitor_votes in by_visitor.values():
+        if reason := _fault(visitor_votes, screen):
+            reasons[reason] += len(visitor_votes)
             continue
-        slow = [vote for vote in own if vote.seconds >= screen.vote_seconds]
+        slow = [vote for vote in visitor_votes if vote.seconds >= screen.vote_seconds]
         counting += slow[: screen.most]
-        reasons["too fast"] += len(own) - len(slow)
+        reasons["too fast"] += len(visitor_votes) - len(slow)
         reasons["too many"] += max(0, len(slow) - screen.most)
     return counting, {reason: number for reason, number in reasons.items() if number}
 
 
-def _fault(own: Sequence[Vote], screen: Screen) -> str | None:
+def _fault(visitor_votes: Sequence[Vote], screen: Screen) -> str | None:
     """Why none of a visitor's votes counts; None where they do."""
-    if len(own) >= 3 and median(vote.seconds for vote in own) < screen.seconds:
+    if len(visitor_votes) >= 3 and median(vote.seconds for vote in visitor_votes) < screen.seconds:
         return "too fast"
-    sides = {vote.choice for vote in own if vote.choice != "tie"}
-    decided = sum(vote.choice != "tie" for vote in own)
+    sides = {vote.choice for vote in visitor_votes if vote.choice != "tie"}
+    decided = sum(vote.choice != "tie" for vote in visitor_votes)
     return "one-sided" if len(sides) == 1 and decided >= screen.one_sided else None
 
 
@@ -207,7 +207,9 @@ def report(
     kinds: dict[str, list[Vote]] = defaultdict(list)
     for vote in counting:
         kinds[vote.kind].append(vote)
-    standings = [_standing(kind, own, bootstrap) for kind, own in sorted(kinds.items())]
+    standings = [
+        _standing(kind, kind_votes, bootstrap) for kind, kind_votes in sorted(kinds.items())
+    ]
     return VoteReport(len(votes) + malformed, reasons, standings, screen)
 
 

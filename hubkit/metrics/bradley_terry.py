@@ -47,12 +47,12 @@ def bradley_terry(
 
     names = list(dict.fromkeys([anchor, *(n for v in votes for n in (v.first, v.second))]))
     clusters = list(dict.fromkeys(vote.cluster for vote in votes))
-    place = {name: at for at, name in enumerate(names)}
+    index_of = {name: at for at, name in enumerate(names)}
     row = {cluster: at for at, cluster in enumerate(clusters)}
     wins = np.zeros((len(clusters), len(names), len(names)))
     counts = dict.fromkeys(names, 0)
     for vote in votes:
-        first, second, mine = place[vote.first], place[vote.second], row[vote.cluster]
+        first, second, mine = index_of[vote.first], index_of[vote.second], row[vote.cluster]
         wins[mine, first, second] += vote.points
         wins[mine, second, first] += 1 - vote.points
         counts[vote.first] += 1
@@ -62,7 +62,7 @@ def bradley_terry(
     values = _strengths(total[None] + _PRIOR * compared)[0]
     tied = _reach(compared)
     result = {}
-    for name, at in place.items():
+    for name, at in index_of.items():
         if not tied[at]:
             result[name] = Number(None, counts[name])
             continue
@@ -70,9 +70,9 @@ def bradley_terry(
         def strength(indices: Indices, at: int = at) -> Values:
             weights = np.zeros((len(indices), len(clusters)))
             np.add.at(weights, (np.arange(len(indices))[:, None], indices), 1.0)
-            drawn = (weights @ wins.reshape(len(clusters), -1)).reshape(-1, *total.shape)
-            found: Values = _strengths(drawn + _PRIOR * compared)[:, at]
-            return found
+            resampled = (weights @ wins.reshape(len(clusters), -1)).reshape(-1, *total.shape)
+            estimates: Values = _strengths(resampled + _PRIOR * compared)[:, at]
+            return estimates
 
         value = float(values[at])
         low, high = (0.0, 0.0) if not at else bootstrap.interval(len(clusters), strength)
@@ -89,15 +89,15 @@ def _strengths(wins: Any) -> Any:
     import numpy as np
 
     games = wins + wins.transpose(0, 2, 1)
-    own = np.maximum(wins.sum(2), 1e-12)
-    strengths = np.ones(own.shape)
+    victories = np.maximum(wins.sum(2), 1e-12)
+    strengths = np.ones(victories.shape)
     for _ in range(_STEPS):
         pairs = strengths[:, :, None] + strengths[:, None, :]
-        new = own / np.maximum((games / pairs).sum(2), 1e-12)
+        new = victories / np.maximum((games / pairs).sum(2), 1e-12)
         new /= np.exp(np.log(new).mean(1, keepdims=True))
-        done = np.abs(np.log(new / strengths)).max() < 1e-7
+        converged = np.abs(np.log(new / strengths)).max() < 1e-7
         strengths = new
-        if done:
+        if converged:
             break
     return np.log(strengths / strengths[:, :1])
 

@@ -163,7 +163,7 @@ def _differences(
     by_pair: Mapping[tuple[str, str], Sequence[Scored]],
     bootstrap: Bootstrap,
 ) -> list[Difference]:
-    found = {}
+    differences = {}
     for chat in chats[1:]:
         for asker in [*askers, *([ALL] if len(askers) > 1 else [])]:
             columns = askers if asker == ALL else [asker]
@@ -176,15 +176,17 @@ def _differences(
                 }
                 for name in (chat, chats[0])
             ]
-            found[asker, chat] = bootstrap.difference(*sides)
-    tested = {f"{a}\x1f{c}": d.p_value for (a, c), d in found.items() if d.p_value is not None}
+            differences[asker, chat] = bootstrap.difference(*sides)
+    tested = {
+        f"{a}\x1f{c}": d.p_value for (a, c), d in differences.items() if d.p_value is not None
+    }
     adjusted = holm(tested)
     return [
         Difference(
             asker, chat, chats[0], d.difference, d.low, d.high, d.n, d.p_value,
             adjusted.get(f"{asker}\x1f{chat}"), d.outside_noise,
         )
-        for (asker, chat), d in found.items()
+        for (asker, chat), d in differences.items()
     ]  # fmt: skip
 
 

@@ -76,8 +76,8 @@ def heat_map(
     data = np.array([[np.nan if v is None else v for v in row] for row in values], float)
     axes.set_facecolor("#d0d0d0")
     image = axes.imshow(np.ma.masked_invalid(data), cmap="cividis", aspect="auto")
-    known = data[~np.isnan(data)]
-    middle = (known.min() + known.max()) / 2 if known.size else 0.0
+    finite = data[~np.isnan(data)]
+    middle = (finite.min() + finite.max()) / 2 if finite.size else 0.0
     for y, row in enumerate(texts):
         for x, text in enumerate(row):
             dark = not np.isnan(data[y, x]) and data[y, x] <= middle
@@ -85,7 +85,7 @@ def heat_map(
             axes.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(columns)), columns, rotation=20, ha="right")
     axes.set_yticks(range(len(rows)), rows)
-    if known.size:
+    if finite.size:
         figure.colorbar(image, ax=axes, label=title)
     _save(figure, axes, path, legend=False)
 

@@ -273,8 +273,8 @@ class Bootstrap:
         self.interval(clusters, keep)
         parts = [(float(np.nanvar(draws)) * clusters / (clusters - 1), clusters - 1)]
         if replicates > 1:
-            own = data.sum(1) / sizes.sum()
-            parts.append((float(own.var(ddof=1)) / replicates, replicates - 1))
+            overall = data.sum(1) / sizes.sum()
+            parts.append((float(overall.var(ddof=1)) / replicates, replicates - 1))
         variance = sum(part for part, _ in parts)
         below = sum(part**2 / degrees for part, degrees in parts)
         degrees = max(1, round(variance**2 / below)) if below else clusters - 1

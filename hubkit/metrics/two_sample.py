@@ -115,8 +115,8 @@ def _interval(
     sides = [np.flatnonzero(label_of == side) for side in (0, 1)]
 
     def statistic(first: Any, second: Any) -> float:
-        drawn = np.concatenate([sides[0][first], sides[1][second]])
-        rows = np.concatenate([rows_of[number] for number in drawn])
+        pooled = np.concatenate([sides[0][first], sides[1][second]])
+        rows = np.concatenate([rows_of[number] for number in pooled])
         return float(_aucs(x[rows], label_of[group[rows]][None], fold_of[group[rows]])[0])
 
     low, high = bootstrap.of_two(
@@ -281,8 +281,8 @@ def alike_in_length(
     rng = random.Random(seed)
     bins: list[dict[int, list[int]]] = [defaultdict(list), defaultdict(list)]
     for side, texts in zip(bins, (first, second), strict=True):
-        for place, text in enumerate(texts):
-            side[_length_class(text)].append(place)
+        for index, text in enumerate(texts):
+            side[_length_class(text)].append(index)
     chosen: tuple[list[int], list[int]] = ([], [])
     for length in sorted(bins[0].keys() & bins[1].keys()):
         number = min(len(side[length]) for side in bins)

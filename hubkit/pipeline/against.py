@@ -111,16 +111,16 @@ class CrossTableRun:
                     f"{asker.name} does not record the system message that it plays under; say it "
                     "with --system"
                 )
-        known = self._models.keys()
-        if unknown := self.block.usd_per_million.keys() - known:
+        model_names = self._models.keys()
+        if unknown := self.block.usd_per_million.keys() - model_names:
             raise RecipeError(
                 f"there is no {sorted(unknown)[0]!r} to have a price; there are "
-                f"{', '.join(sorted(known))}"
+                f"{', '.join(sorted(model_names))}"
             )
         if self.block.budget_usd is not None:
-            unpriced = known - self.block.usd_per_million.keys()
+            unpriced = model_names - self.block.usd_per_million.keys()
             paid = [n for n in sorted(unpriced) if not self._is_free(n)]
-            if paid or unpriced == known:
+            if paid or unpriced == model_names:
                 name = (paid or sorted(unpriced))[0]
                 raise RecipeError(
                     f"a budget of {self.block.budget_usd:g} USD caps nothing, because {name} has "
@@ -263,14 +263,14 @@ class CrossTableRun:
 
     def _conversations(self, hub: Hub, progress: Progress) -> dict[Path, RolloutReport]:
         """Each pair's report, by its folder; pairs after a cap that was reached have none."""
-        done = {
+        finished = {
             folder: report
             for pair in self.pairs()
             if (report := _finished(folder := pair.folder(self.work), len(self.openings)))
         }
-        missing = [pair for pair in self.pairs() if pair.folder(self.work) not in done]
+        missing = [pair for pair in self.pairs() if pair.folder(self.work) not in finished]
         if not missing:
-            return done
+            return finished
         needed = {f"asker {p.asker.name}" for p in missing} | {
             f"chat {p.chat.name}" for p in missing
         }
@@ -301,16 +301,16 @@ class CrossTableRun:
                     for role in seats.values()
                 )
                 try:
-                    report = self._rollout(pair, asker, chat, list(done.values()))
+                    report = self._rollout(pair, asker, chat, list(finished.values()))
                 except EmptyRolloutError:
                     if self._cap:
                         break
                     raise
-                done[pair.folder(self.work)] = report
+                finished[pair.folder(self.work)] = report
                 if report.stopped:
                     break
             progress(len(missing), len(missing), "")
-        return done
+        return finished
 
     def _templates(self, hub: Hub, pairs: Sequence[_Pair]) -> dict[str, ClientTemplate]:
         """By role and name, for models that keep their own seat and have no chat template: their
@@ -330,7 +330,11 @@ class CrossTableRun:
         return next((name for name in CAPS if getattr(self.block, name) is not None), "")
 
     def _rollout(
-        self, pair: _Pair, asker: ServedModel, chat: ServedModel, others: Sequence[RolloutReport]
+        self,
+        pair: _Pair,
+        asker: ServedModel,
+        chat: ServedModel,
+        earlier_reports: Sequence[RolloutReport],
     ) -> RolloutReport:
         folder = pair.folder(self.work)
         conversations = [
@@ -343,7 +347,7 @@ class CrossTableRun:
             for number, opening in enumerate(self.openings)
         ]
         return rollouts.run(
-            self._rollout_block(pair, others),
+            self._rollout_block(pair, earlier_reports),
             conversations,
             folder / "out",
             asker=asker,
@@ -356,23 +360,27 @@ class CrossTableRun:
             },
         )
 
-    def _rollout_block(self, pair: _Pair, others: Sequence[RolloutReport]) -> Rollout:
+    def _rollout_block(self, pair: _Pair, earlier_reports: Sequence[RolloutReport]) -> Rollout:
         """The rollout of a pair, under what the `others` have left of the caps."""
         block = self.block
 
-        def seat(who: str, **keys: Any) -> SeatConfig:
-            price_in, price_out = block.usd_per_million.get(who, (None, None))
+        def seat(role: str, **keys: Any) -> SeatConfig:
+            price_in, price_out = block.usd_per_million.get(role, (None, None))
             prices = {"usd_per_million_input": price_in, "usd_per_million_output": price_out}
             keys |= {key: price for key, price in prices.items() if price is not None}
             return SeatConfig(context=block.context, **keys)
 
-        usd = None if block.budget_usd is None else block.budget_usd - sum(r.usd for r in others)
+        usd = (
+            None
+            if block.budget_usd is None
+            else block.budget_usd - sum(r.usd for r in earlier_reports)
+        )
         tokens = None
         if block.budget_tokens is not None:
-            tokens = block.budget_tokens - sum(_tokens(report) for report in others)
+            tokens = block.budget_tokens - sum(_tokens(report) for report in earlier_reports)
         hours = None
         if block.max_hours is not None:
-            hours = block.max_hours - sum(report.seconds for report in others) / 3600
+            hours = block.max_hours - sum(report.seconds for report in earlier_reports) / 3600
         priced = {pair.asker.name, pair.chat.name} & block.usd_per_million.keys()
         return Rollout(
             dialogues=len(self.openings),

@@ -146,8 +146,10 @@ def prepare(
 
     first = find(comparison.repos[0], comparison.system)
     system = comparison.system or first.system
-    others = [find(name, system) for name in comparison.repos[1:]]
-    specs = [_at(one, comparison.served_at.get(one.name), comparison) for one in (first, *others)]
+    other_askers = [find(name, system) for name in comparison.repos[1:]]
+    specs = [
+        _at(one, comparison.served_at.get(one.name), comparison) for one in (first, *other_askers)
+    ]
     files, source = _held_out(comparison.data, specs, locate)
     if comparison.with_base:
         added = askers.with_base(specs)[len(specs) :]
@@ -163,8 +165,8 @@ def _at(asker: AskerSpec, urls: list[str] | None, comparison: AskerComparison) -
         return replace(asker, model=ModelSpec(asker.ref, asker.base, comparison.deploy))
     plain = [url.partition("#")[0] for url in urls]
     name = urls[0].partition("#")[2]
-    served = ServedModel.at(*plain, dialect="vllm", name=name) if name else ServedModel.at(*plain)
-    return replace(asker, model=ModelSpec(served))
+    model = ServedModel.at(*plain, dialect="vllm", name=name) if name else ServedModel.at(*plain)
+    return replace(asker, model=ModelSpec(model))
 
 
 def _held_out(

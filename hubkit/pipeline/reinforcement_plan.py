@@ -90,8 +90,8 @@ def plan_reinforcement(
         findings = check_all(block, base, options=model_options(block))
     steps = reinforcement.steps(config, block.openings) if not refusals else 0
     each = config.generation_batch_size / reinforcement.updates_per_generation(config)
-    held = round(steps * each) + 2 * block.held_out
-    tokens = _tokens(recipe, block, config, held)
+    conversations = round(steps * each) + 2 * block.held_out
+    tokens = _tokens(recipe, block, config, conversations)
     config.max_length = block.context
     memory = memory_gib(size, config, config.per_device_train_batch_size, 1, gpu=name != "cpu")
     memory["asker"] = round(2 * size.total * (2 if name != "cpu" else 4) / 2 / 2**30, 3)
@@ -105,7 +105,7 @@ def plan_reinforcement(
     return ReinforcementPlan(
         base=recipe.chat.base,
         steps=steps,
-        conversations=held,
+        conversations=conversations,
         conversations_per_step=each,
         openings=block.openings,
         tokens=tokens,
@@ -137,22 +137,22 @@ def _refusals(block: Reinforce, config: Any) -> list[str]:
     return refusals
 
 
-def _tokens(recipe: Recipe, block: Reinforce, config: Any, held: int) -> dict[str, Any]:
+def _tokens(recipe: Recipe, block: Reinforce, config: Any, conversations: int) -> dict[str, Any]:
     """Tokens of `held` conversations in which nobody ends early, turns as long as assumed."""
     assumed = assumptions()["turn_tokens"]
     answer = min(config.max_completion_length, assumed["chat"])
     asker_limit = min(seat.reply_tokens for seat in block.askers.values())
     turn = min(asker_limit, assumed["asker"])
-    asked = block.answers - 1
+    asker_turns = block.answers - 1
     whole = min(block.context, block.answers * (answer + turn))
-    read = sum((k + 1) * (answer + turn) for k in range(asked))
+    read = sum((k + 1) * (answer + turn) for k in range(asker_turns))
     judges = [judge for term in block.rewards for judge in term.judges]
     written = sum(min(j.judge.reply_tokens, _VERDICT_TOKENS) for j in judges)
     return {
-        "policy": held * block.answers * answer,
-        "trained": (held - 2 * block.held_out) * whole,
-        "asker": (held * read, held * asked * turn),
-        "judges": (held * whole * len(judges), held * written),
+        "policy": conversations * block.answers * answer,
+        "trained": (conversations - 2 * block.held_out) * whole,
+        "asker": (conversations * read, conversations * asker_turns * turn),
+        "judges": (conversations * whole * len(judges), conversations * written),
     }
 
 

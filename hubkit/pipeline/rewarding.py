@@ -40,8 +40,8 @@ def judge_refs(hub: Hub, terms: Sequence[RewardTerm], progress: Progress) -> dic
         RepoMissingError: The Hub has no such judge.
     """
     return {
-        place: require(hub, hub.qualify(judging.judge.repo or ""), progress=progress)
-        for place, judging in judges_of(terms).items()
+        position: require(hub, hub.qualify(judging.judge.repo or ""), progress=progress)
+        for position, judging in judges_of(terms).items()
         if {DEPLOY, EMBEDDED} & set(judging.judge.endpoints)
     }
 
@@ -49,15 +49,15 @@ def judge_refs(hub: Hub, terms: Sequence[RewardTerm], progress: Progress) -> dic
 def judge_specs(terms: Sequence[RewardTerm], refs: Mapping[Place, Ref]) -> dict[Place, ModelSpec]:
     """What is asked in each judge's place. Raises `RecipeError` for a key that is not set."""
     return {
-        place: spec_of(judging.judge, refs.get(place), named_by="judge")
-        for place, judging in judges_of(terms).items()
+        position: spec_of(judging.judge, refs.get(position), named_by="judge")
+        for position, judging in judges_of(terms).items()
     }
 
 
 def reward_context(
     terms: Sequence[RewardTerm],
     refs: Mapping[Place, Ref],
-    served: Callable[[Place], ServedModel],
+    model_at: Callable[[Place], ServedModel],
     *,
     folder: Path,
     run: str,
@@ -75,7 +75,7 @@ def reward_context(
     """
     judges = {
         number: [
-            (served((number, k)), identity_of(judging, refs.get((number, k))))
+            (model_at((number, k)), identity_of(judging, refs.get((number, k))))
             for k, judging in enumerate(term.judges)
         ]
         for number, term in enumerate(terms)
@@ -145,7 +145,7 @@ def served_rewards(
     blocks = judges_of(terms).values()
     with serve(
         hub,
-        {f"judge {place}": spec for place, spec in judge_specs(terms, refs).items()},
+        {f"judge {position}": spec for position, spec in judge_specs(terms, refs).items()},
         log_dir=folder,
         progress=progress,
         slots=max((judging.in_flight for judging in blocks), default=1),
@@ -154,7 +154,7 @@ def served_rewards(
         context = reward_context(
             terms,
             refs,
-            lambda place: models[f"judge {place}"],
+            lambda position: models[f"judge {position}"],
             folder=folder / "rewards",
             run=run,
             likelihood=likelihood,

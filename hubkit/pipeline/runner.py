@@ -59,8 +59,8 @@ def run(
             stage.settle(context, inputs)
         context.commits[stage.name] = result.ref
         reused = f", with the answers of {result.answered_by}" if result.answered_by else ""
-        done = f"done before{reused}" if result.skipped else f"done in {result.seconds:.0f} s"
-        progress(1, 1, done)
+        outcome = f"done before{reused}" if result.skipped else f"done in {result.seconds:.0f} s"
+        progress(1, 1, outcome)
         yield result
 
 

@@ -184,9 +184,9 @@ class Stage:
         if self.outgrown is not None and self.outgrown(context.recipe, record):
             return None
         tag = self._tag(context, ref) if self.tagged else None
-        others = other_servers(record.get("block"), context.recipe.read_by(self.name))
+        other_addresses = other_servers(record.get("block"), context.recipe.read_by(self.name))
         return StageResult(
-            self.name, ref, inputs, record["seconds"], True, record["report"], tag, others
+            self.name, ref, inputs, record["seconds"], True, record["report"], tag, other_addresses
         )
 
     def _recorded(self, context: RunContext, key: str) -> tuple[Ref, dict[str, Any]] | None:

@@ -190,24 +190,24 @@ def _write(
     drawn, matched = [], []
     unknown: dict[str, list[float]] = {"chosen": [], "rejected": []}
     with ShardWriter(out / "data", "train", _schema()) as shards:
-        for place in places:
+        for position in places:
             usable = [
                 text.strip()
-                for text, finish in samples[place.key]
+                for text, finish in samples[position.key]
                 if finish == "stop" and not blank(text) and not (end_mark and end_mark in text)
             ]
             if not usable:
                 dropped["no_usable_sample"] += 1
                 continue
-            nearest = min(usable, key=lambda text: abs(len(text) - len(place.real)))
-            drawn.append(len(place.real) / len(usable[0]))
-            ratio = len(place.real) / len(nearest)
-            shares = (_unknown(place.real, writers), _unknown(nearest, writers, own=0))
+            nearest = min(usable, key=lambda text: abs(len(text) - len(position.real)))
+            drawn.append(len(position.real) / len(usable[0]))
+            ratio = len(position.real) / len(nearest)
+            shares = (_unknown(position.real, writers), _unknown(nearest, writers, own=0))
             if max(ratio, 1 / ratio) > block.max_length_ratio:
                 dropped["lengths_differ"] += 1
             elif shares[0] > block.max_unknown_words:
                 dropped["unknown_words"] += 1
-            elif nearest.split() == place.real.split():
+            elif nearest.split() == position.real.split():
                 dropped["same_as_chosen"] += 1
             else:
                 matched.append(ratio)
@@ -215,9 +215,9 @@ def _write(
                 unknown["rejected"].append(shares[1])
                 shards.write(
                     {
-                        "id": place.key,
-                        "prompt": place.prompt,
-                        "chosen": [{"role": "assistant", "content": place.real}],
+                        "id": position.key,
+                        "prompt": position.prompt,
+                        "chosen": [{"role": "assistant", "content": position.real}],
                         "rejected": [{"role": "assistant", "content": nearest}],
                     }
                 )

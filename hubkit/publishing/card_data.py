@@ -341,19 +341,19 @@ def _flat_reinforcement(recipe: Recipe) -> dict[str, Any]:
 
 def reinforcement(report: Report) -> dict[str, Any] | None:
     """What a card says of the rewards of a run: before, after, and over the steps."""
-    found = first(report, "reinforcement")
-    if not isinstance(found, Mapping):
+    reinforcement = first(report, "reinforcement")
+    if not isinstance(reinforcement, Mapping):
         return None
-    curve = list(found.get("curve") or [])
+    curve = list(reinforcement.get("curve") or [])
     shown = curve[:: max(1, len(curve) // 10)]
     return {
-        "before": found.get("before"),
-        "after": found.get("after"),
-        "difference": found.get("difference"),
-        "conversations": found.get("conversations"),
-        "masked": list((found.get("masked") or {}).items()),
-        "ends": list((found.get("ends") or {}).items()),
-        "stopped": found.get("stopped") or "",
+        "before": reinforcement.get("before"),
+        "after": reinforcement.get("after"),
+        "difference": reinforcement.get("difference"),
+        "conversations": reinforcement.get("conversations"),
+        "masked": list((reinforcement.get("masked") or {}).items()),
+        "ends": list((reinforcement.get("ends") or {}).items()),
+        "stopped": reinforcement.get("stopped") or "",
         "curve": shown,
     }
 
@@ -401,8 +401,8 @@ def is_shrunk(recipe: Recipe) -> bool:
         return True
     pairs = ((recipe.asker, full.asker), (recipe.chat, full.chat))
     return any(
-        (here := getattr(run, cap)) is not None and (there := getattr(shipped, cap)) != here
-        and (there is None or here < there)
+        (value := getattr(run, cap)) is not None
+        and ((shipped_value := getattr(shipped, cap)) is None or value < shipped_value)
         for run, shipped in pairs
         for cap in ("max_conversations", "max_tokens")
     )  # fmt: skip
@@ -422,7 +422,7 @@ def smoke_test(facts: CardFacts) -> str | None:
     model = f"a {size[1].upper()} model" if size else "a small model"
     conversations = first(facts.report(facts.kind), "rows.rows_used", "conversations")
     pairs = first(facts.report("align"), "rows.pairs_used")
-    kept = first(facts.report("curate"), "kept")
+    kept_count = first(facts.report("curate"), "kept")
     rolled = first(facts.report("rollout"), "dialogues")
 
     def number(value: Any, noun: str) -> str:
@@ -435,7 +435,7 @@ def smoke_test(facts: CardFacts) -> str | None:
         "aligned": (f"{trained} {number(pairs, 'pairs')}", names.aligned),
         "reinforced": (f"{model}, reinforced for a few steps", names.reinforced or names.chat),
         "dialogues": (
-            f"{number(kept if kept is not None else rolled, 'dialogues')} by {model}",
+            f"{number(kept_count if kept_count is not None else rolled, 'dialogues')} by {model}",
             names.dialogues,
         ),
         "preference": (

@@ -59,8 +59,8 @@ def _may_be_shown(turns: Sample) -> bool:
 
 def _shortened(turns: Sample) -> Sample:
     shown = [
-        (who, text if len(text) <= _CHARS else text[:_CHARS].rstrip() + " …")
-        for who, text in turns[:_TURNS]
+        (speaker, text if len(text) <= _CHARS else text[:_CHARS].rstrip() + " …")
+        for speaker, text in turns[:_TURNS]
     ]
     more = len(turns) - len(shown)
     return [*shown, ("and so on", f"{more} more turns")] if more else shown

@@ -53,8 +53,8 @@ def files(space: Space, recipe: Recipe, qualify: Callable[[str], str]) -> dict[s
 def sources(name: str) -> dict[str, Path]:
     """Path in the repo → file, of the Space `name`: its own files and those that all share."""
     root = assets.folder("spaces")
-    own = (*_SPACE_FILES, *_MODULES[name])
-    space_files = {path: root / name / path for path in own}
+    own_files = (*_SPACE_FILES, *_MODULES[name])
+    space_files = {path: root / name / path for path in own_files}
     return space_files | {path: root / "common" / path for path in _COMMON}
 
 

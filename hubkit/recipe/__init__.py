@@ -148,10 +148,10 @@ def load(name: str, *, profiles: Iterable[str] = (), overrides: Iterable[str] = 
     a recipe may hold."""
     data = _read(name)
     profile_names = list(profiles)
-    own = _own_profiles(name, data)
+    recipe_profiles = _own_profiles(name, data)
     for profile in profile_names:
         data = _merge(data, _read(profile))
-        data = _merge(data, own.get(Path(profile).stem) or {})
+        data = _merge(data, recipe_profiles.get(Path(profile).stem) or {})
     for override in overrides:
         data = _merge(data, _parse_override(override))
     data.pop("over", None)  # a study's profile says what it builds on
@@ -207,8 +207,8 @@ def load_study(
     `RecipeError`."""
     layers, last = [], []
     for profile in profiles:
-        own = RECIPES / "studies" / f"{study}-{profile}.yaml"
-        if not own.is_file():
+        study_profile = RECIPES / "studies" / f"{study}-{profile}.yaml"
+        if not study_profile.is_file():
             layers.append(profile)
             continue
         last.append(f"studies/{study}-{profile}")
@@ -294,13 +294,13 @@ def _read(name: str) -> dict[str, Any]:
 
 def _own_profiles(name: str, data: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Take ``profiles`` out of a recipe: what it changes itself under a profile of that name."""
-    own = data.pop("profiles", None) or {}
-    if not isinstance(own, dict) or not all(isinstance(v, dict) for v in own.values()):
+    profiles = data.pop("profiles", None) or {}
+    if not isinstance(profiles, dict) or not all(isinstance(v, dict) for v in profiles.values()):
         raise RecipeError(
             f"recipe {name!r}: profiles must map names of profiles to keys of the recipe, "
             "such as profiles: {laptop: {corpus: {openings: 100}}}"
         )
-    return own
+    return profiles
 
 
 def _relative_to_recipe(recipe: Any, plugin: Any) -> Any:

@@ -218,9 +218,9 @@ class Conversations:
 
     def _begin(self, key: str, group: str, opening: Opening) -> Talk:
         names = sorted(self._askers)
-        drawn = _draw(self._seed, group, opening.id) % len(names)
+        index = _draw(self._seed, group, opening.id) % len(names)
         messages: list[Message] = [{"role": "user", "content": opening.text}]
-        return Talk(key, opening, names[drawn], self._printer.open(messages), messages)
+        return Talk(key, opening, names[index], self._printer.open(messages), messages)
 
     def _answer(self, talks: Sequence[Talk], place: str, generate: Generate) -> None:
         """The policy's next answer in each of `talks`: from the journal, or sampled."""

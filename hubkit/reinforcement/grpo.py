@@ -7,7 +7,6 @@ answers is always the current policy; askers and judges are models at addresses.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -35,6 +34,7 @@ from hubkit.reinforcement.transcript import TranscriptPrinter
 from hubkit.training.checks import check_all
 from hubkit.training.config import grpo_config, lora_config, model_options
 from hubkit.training.loading import (
+    ChatWeights,
     load_base,
     load_tokenizer,
     require_context,
@@ -50,7 +50,7 @@ CURVE = ("reward", "reward_std", "kl", "completions/mean_length", "entropy", "tu
 
 
 @dataclass
-class GRPOTask:
+class GRPOTask(ChatWeights):
     """`block` on the chat model in `chat`, an adapter of `base` or a whole model. A
     `hubkit.training.process.Task`.
 
@@ -87,26 +87,11 @@ class GRPOTask:
         """The chat model's."""
         return "assistant"
 
-    @property
-    def is_adapter(self) -> bool:
-        """Whether the chat model is one."""
-        return (self.chat / "adapter_config.json").exists()
-
-    @property
-    def start(self) -> Path:
-        """The weights below: the base of an adapter, or the whole chat model."""
-        return self.base if self.is_adapter else self.chat
-
     @cached_property
     def identity(self) -> str:
         """Which chat model, askers and judges they are."""
-        weights = self.chat / "adapter_model.safetensors"
-        which = self.chat.name
-        if weights.exists():
-            with weights.open("rb") as file:
-                which = hashlib.file_digest(file, "sha256").hexdigest()
         facts = json.dumps([self.provenance, self.system], sort_keys=True, default=str)
-        return f"{which} {facts} "
+        return f"{self.weights_id} {facts} "
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -249,11 +234,11 @@ class Run:
         talks = self.conversations.hold(f"g{generation}", openings, self.generate)
         self._watch(talks)
         trainer.tokens_trained += sum(len(talk.transcript.ids) for talk in talks)
-        given = any(talk.logprobs for talk in talks)
+        has_logprobs = any(talk.logprobs for talk in talks)
         return {
             "prompt_ids": [talk.transcript.prompt for talk in talks],
             "completion_ids": [talk.transcript.completion for talk in talks],
-            "logprobs": [talk.logprobs for talk in talks] if given else None,
+            "logprobs": [talk.logprobs for talk in talks] if has_logprobs else None,
             "env_mask": [loss_mask(talk) for talk in talks],
             "parts": [_parts(talk) for talk in talks],
         }
@@ -482,7 +467,7 @@ def _stop_at(model: Any, tokenizer: Any, templates: chat_templates.SeatTemplates
     token = templates.end_token("assistant")
     if token is not None:
         end = tokenizer.convert_tokens_to_ids(token)
-        ids = [end, *(known for known in ids if known != end)]
+        ids = [end, *(token for token in ids if token != end)]
     model.generation_config.eos_token_id = ids
 
 

@@ -63,8 +63,8 @@ def reinforce(
     )
     records = task.findings.pop("records", [])
     write_conversations(records, out / FOLDER)
-    found = {"conversations": len(records), **task.findings}
-    return {**report.to_dict(), "reinforcement": found}
+    findings = {"conversations": len(records), **task.findings}
+    return {**report.to_dict(), "reinforcement": findings}
 
 
 def write_conversations(records: Sequence[Mapping[str, Any]], folder: Path) -> None:

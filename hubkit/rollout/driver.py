@@ -341,11 +341,14 @@ class Driver:
 
     def _temperature(self, dialogue: Dialogue) -> float | None:
         """The temperature of an attempt after repeated ones; None for the seat's own."""
-        step, own = self._block.repeat_temperature_step, self._block.asker.sampling.temperature
+        step, temperature = (
+            self._block.repeat_temperature_step,
+            self._block.asker.sampling.temperature,
+        )
         repeats = sum(attempt.failure == "repeated" for attempt in dialogue.failed_attempts)
-        if dialogue.seat != "user" or step is None or own is None or not repeats:
+        if dialogue.seat != "user" or step is None or temperature is None or not repeats:
             return None
-        return round(own + step * repeats, 6)
+        return round(temperature + step * repeats, 6)
 
     def _check_model(self, seat: str, model: str) -> None:
         """Raise `StageError` when the run was begun with another model in the seat.

@@ -6,9 +6,9 @@ loaded once, each adapter answers at its own address or name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hubkit import settings
@@ -55,29 +55,15 @@ def serve(
     answering = {
         name: spec.source for name, spec in specs.items() if isinstance(spec.source, ServedModel)
     }
+    load = _Load(log_dir, progress, slots, tokens, slots_per_model)
     hosted = inference_endpoints.hosted(specs, tokens)
-    rest = {name: spec for name, spec in specs.items() if name not in {**answering, **hosted}}
-    local = {name: spec for name, spec in rest.items() if spec.engine is None}
-    launched = {name: spec for name, spec in rest.items() if spec.engine is not None}
+    unserved = {name: spec for name, spec in specs.items() if name not in {**answering, **hosted}}
+    local = {name: spec for name, spec in unserved.items() if spec.engine is None}
+    launched = {name: spec for name, spec in unserved.items() if spec.engine is not None}
     with (
         inference_endpoints.deployed(hub, hosted, progress) as deployed,
-        _engines(
-            local,
-            log_dir,
-            progress,
-            slots=slots,
-            tokens=tokens,
-            slots_per_model=slots_per_model,
-        ) as started,
-        _servers(
-            hub,
-            launched,
-            log_dir,
-            progress,
-            slots=slots,
-            tokens=tokens,
-            slots_per_model=slots_per_model,
-        ) as servers,
+        _engines(local, load) as started,
+        _servers(hub, launched, load) as servers,
     ):
         models = {**answering, **started, **servers, **deployed}
         yield {
@@ -86,16 +72,23 @@ def serve(
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What the engines that are started here are for: `serve`'s arguments of these names."""
+
+    log_dir: Path
+    progress: Progress
+    slots: int
+    tokens: int
+    slots_per_model: bool
+
+    def slots_for(self, names: Sequence[str]) -> int:
+        """The slots of an engine that serves these models."""
+        return self.slots * len(names) if self.slots_per_model else self.slots
+
+
 @contextmanager
-def _engines(
-    specs: Mapping[str, ModelSpec],
-    log_dir: Path,
-    progress: Progress,
-    *,
-    slots: int,
-    tokens: int,
-    slots_per_model: bool,
-) -> Iterator[dict[str, ServedModel]]:
+def _engines(specs: Mapping[str, ModelSpec], load: _Load) -> Iterator[dict[str, ServedModel]]:
     """Each model at an address of the local engine, one engine a base."""
     by_base: dict[str, list[str]] = {}
     for name, spec in specs.items():
@@ -103,22 +96,22 @@ def _engines(
     models: dict[str, ServedModel] = {}
     with ExitStack() as running:
         for number, (base, names) in enumerate(by_base.items()):
-            progress(0, None, f"starting the engine: {base}")
+            load.progress(0, None, f"starting the engine: {base}")
             adapters = {f"adapter{k}": name for k, name in enumerate(names) if specs[name].base}
             listen = [*adapters, *(["base"] if len(adapters) < len(names) else [])]
             engine = start_engine(
                 base,
                 {label: _model_argument(specs[name].source) for label, name in adapters.items()},
                 listen=listen,
-                env=environment() if any(_on_hub(specs[name]) for name in names) else {},
+                env=_environment_for(specs, names),
                 cache_dir=cache("engine"),
-                log_path=log_dir / f"engine-{number}.log",
-                context=tokens,
-                slots=slots * len(names) if slots_per_model else slots,
+                log_path=load.log_dir / f"engine-{number}.log",
+                context=load.tokens,
+                slots=load.slots_for(names),
             )
             started = running.enter_context(engine)
             addresses = started.addresses
-            progress(0, None, f"{base} is computed by {started.name}: {started.reason}")
+            load.progress(0, None, f"{base} is computed by {started.name}: {started.reason}")
             labels = {name: label for label, name in adapters.items()}
             token = settings.value(settings.ENDPOINT_TOKEN) or None  # it requires what is set here
             models |= {
@@ -130,14 +123,7 @@ def _engines(
 
 @contextmanager
 def _servers(
-    hub: Hub,
-    specs: Mapping[str, ModelSpec],
-    log_dir: Path,
-    progress: Progress,
-    *,
-    slots: int,
-    tokens: int,
-    slots_per_model: bool,
+    hub: Hub, specs: Mapping[str, ModelSpec], load: _Load
 ) -> Iterator[dict[str, ServedModel]]:
     """Each model at a server that is started here, one a base and way to run it."""
     bases = {
@@ -152,7 +138,7 @@ def _servers(
     models: dict[str, ServedModel] = {}
     with ExitStack() as running:
         for number, ((kind, facts, base), names) in enumerate(groups.items()):
-            progress(0, None, f"starting {kind}: {base}")
+            load.progress(0, None, f"starting {kind}: {base}")
             adapters = {_label(specs[n].source, k): n for k, n in enumerate(names) if bases[n]}
             labels = {name: label for label, name in adapters.items()}
             options = Engine.model_validate_json(facts)
@@ -167,21 +153,21 @@ def _servers(
                         options.gpus,
                         options.wait_minutes,
                     ),
-                    env=environment() if any(_on_hub(specs[n]) for n in names) else {},
-                    log_path=log_dir / f"{kind}-{number}.log",
+                    env=_environment_for(specs, names),
+                    log_path=load.log_dir / f"{kind}-{number}.log",
                     cache_dir=cache("engine"),
-                    context=tokens,
-                    slots=slots * len(names) if slots_per_model else slots,
+                    context=load.tokens,
+                    slots=load.slots_for(names),
                 )
             )
             for name in names:
-                served = engine.models[labels.get(name, BASE)]
+                served_model = engine.models[labels.get(name, BASE)]
                 models[name] = ServedModel(
-                    (served.url,),
+                    (served_model.url,),
                     engine.profile,
-                    served.model,
+                    served_model.model,
                     template=_own_template(hub, specs[name], adapter=name in labels),
-                    extra_body=served.extra_body,
+                    extra_body=served_model.extra_body,
                 )
         yield models
 
@@ -200,8 +186,10 @@ def _own_template(hub: Hub, spec: ModelSpec, *, adapter: bool) -> ClientTemplate
     return None
 
 
-def _on_hub(spec: ModelSpec) -> bool:
-    return isinstance(spec.source, Ref) or isinstance(spec.base, Ref)
+def _environment_for(specs: Mapping[str, ModelSpec], names: Sequence[str]) -> dict[str, str]:
+    """What an engine needs to read these models from the Hub; nothing for those in folders."""
+    refs = (source for name in names for source in (specs[name].source, specs[name].base))
+    return environment() if any(isinstance(source, Ref) for source in refs) else {}
 
 
 def _model_argument(source: Ref | Path | ServedModel) -> str:

@@ -9,7 +9,6 @@ or as a whole."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from hubkit.recipe import Preference
 from hubkit.training.checks import check_all
 from hubkit.training.config import dpo_config, lora_config, model_options
 from hubkit.training.loading import (
+    ChatWeights,
     load_base,
     load_tokenizer,
     require_context,
@@ -34,7 +34,7 @@ from hubkit.training.trainer import NoTelemetry
 
 
 @dataclass
-class DPOTask:
+class DPOTask(ChatWeights):
     """`block` on the chat model in `chat`, an adapter of `base` or a whole model. A
     `hubkit.training.process.Task`.
 
@@ -49,26 +49,10 @@ class DPOTask:
     thinking: chat_templates.Thinking = "off"
     seat: Seat = "assistant"
 
-    @property
-    def is_adapter(self) -> bool:
-        """Whether the chat model is one."""
-        return (self.chat / "adapter_config.json").exists()
-
-    @property
-    def start(self) -> Path:
-        """The weights below: the base of an adapter, or the whole chat model."""
-        return self.base if self.is_adapter else self.chat
-
     @cached_property
     def identity(self) -> str:
-        """Which chat model it is: its weights' hash where it is an adapter, its folder's name
-        else.
-        """
-        weights = self.chat / "adapter_model.safetensors"
-        if not weights.exists():
-            return f"{self.chat.name} {self.system} "
-        with weights.open("rb") as file:
-            return f"{hashlib.file_digest(file, 'sha256').hexdigest()} {self.system} "
+        """Which chat model it is, and what it is told."""
+        return f"{self.weights_id} {self.system} "
 
     @property
     def settings(self) -> dict[str, Any]:

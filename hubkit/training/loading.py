@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hubkit.errors import RecipeError, SourceError, refusing_remote_code
 from hubkit.untrusted import parse_json
+
+
+class ChatWeights:
+    """The weights of a task that trains a chat model further: in `chat` an adapter of `base`, or a
+    whole model."""
+
+    base: Path
+    chat: Path
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the chat model is one."""
+        return (self.chat / "adapter_config.json").exists()
+
+    @property
+    def start(self) -> Path:
+        """The weights below: the base of an adapter, or the whole chat model."""
+        return self.base if self.is_adapter else self.chat
+
+    @property
+    def weights_id(self) -> str:
+        """The sha256 (hex) of an adapter's weights, or the folder's name of a whole model."""
+        weights = self.chat / "adapter_model.safetensors"
+        if not weights.exists():
+            return self.chat.name
+        with weights.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_tokenizer(base: Path) -> Any:

@@ -298,9 +298,9 @@ def _encoded(
         yield from encoded.examples
 
 
-def _share(block: Training, stats: RowStats, seen: int) -> tuple[int, int]:
+def _share(block: Training, stats: RowStats, rows_seen: int) -> tuple[int, int]:
     """How far tokenising is, and where it ends: at a budget of the block, or with the rows."""
-    ways = [(seen, stats.rows_read)]
+    ways = [(rows_seen, stats.rows_read)]
     if block.max_conversations is not None:
         ways.append((stats.rows_used, block.max_conversations))
     if block.max_tokens is not None:

@@ -99,8 +99,8 @@ def context_fit(turns: Matrix, contexts: Matrix) -> list[float]:
     import numpy as np
 
     cosines = turns.astype(float) @ contexts.astype(float).T
-    own = np.diag(cosines)[:, None]
-    better = (own > cosines).sum(1) + ((own == cosines).sum(1) - 1) / 2
+    own_context = np.diag(cosines)[:, None]
+    better = (own_context > cosines).sum(1) + ((own_context == cosines).sum(1) - 1) / 2
     return [float(share) for share in better / max(len(turns) - 1, 1)]
 
 

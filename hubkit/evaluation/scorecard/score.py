@@ -186,8 +186,11 @@ def _jaccard_distances(turns: Sequence[str]) -> list[list[float]]:
     """Of every pair of turns; 0 between a turn and itself."""
     sets = [set(words(turn)) for turn in turns]
     return [
-        [1 - len(one & other) / len(one | other) if one | other else 0.0 for other in sets]
-        for one in sets
+        [
+            1 - len(words & other_words) / len(words | other_words) if words | other_words else 0.0
+            for other_words in sets
+        ]
+        for words in sets
     ]
 
 
@@ -243,9 +246,11 @@ def intent_coverage(turns: Sequence[tuple[Context, str]]) -> list[float | None]:
     there a judge counts the parts, here words are counted, one turn at a time."""
     shares: list[float | None] = []
     for context, text in turns:
-        said = set().union(*(_content(turn) for turn in context.earlier_turns))
-        left = _content(str(context.intent or "")) - said
-        shares.append(len(_content(text) & left) / len(left) if left else None)
+        earlier_words = set().union(*(_content(turn) for turn in context.earlier_turns))
+        unsaid_words = _content(str(context.intent or "")) - earlier_words
+        shares.append(
+            len(_content(text) & unsaid_words) / len(unsaid_words) if unsaid_words else None
+        )
     return shares
 
 
@@ -314,22 +319,26 @@ def _distances(
             ("length_distance", "style_distance"), "fewer than 2 turns on a side"
         )
         return
-    here, there = (np.array([style(text) for text in side.texts]) for side in (sample, reference))
-    spread = there[:, 1:].std(axis=0)
+    sample_styles, reference_styles = (
+        np.array([style(text) for text in side.texts]) for side in (sample, reference)
+    )
+    spread = reference_styles[:, 1:].std(axis=0)
     distances: dict[str, Callable[[Floats, Floats], float]] = {
         "length_distance": length_distance,
         "style_distance": partial(style_distance, spread=spread),
     }
     bootstrap = Bootstrap(block.resamples, seed=seed)
     for name, distance in distances.items():
-        value = distance(here, there)
+        value = distance(sample_styles, reference_styles)
         low, high = bootstrap.of_two(
-            (len(here), len(there)),
-            lambda first, second, distance=distance: distance(here[first], there[second]),  # type: ignore[misc]
+            (len(sample_styles), len(reference_styles)),
+            lambda first, second, distance=distance: distance(
+                sample_styles[first], reference_styles[second]
+            ),  # type: ignore[misc]
             value=value,
             lowest=0.0,
         )
-        row.values[name] = Value(value, len(here), low, high)
+        row.values[name] = Value(value, len(sample_styles), low, high)
 
 
 def _median_words(row: Measured, sample: _TurnSample, block: Scorecard, seed: int) -> None:

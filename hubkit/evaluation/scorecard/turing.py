@@ -163,12 +163,12 @@ class TuringTest:
             results = {
                 name: turing(
                     judge,
-                    pairs_of(contexts, said),
+                    pairs_of(contexts, turn_text),
                     most=self.pairs,
                     bootstrap=bootstrap,
                     progress=progress,
                 )
-                for name, said in turns.items()
+                for name, turn_text in turns.items()
             }
             self.stats.update(judge.stats)
         return [row if row.name == PEOPLE else _with_result(row, results[row.name]) for row in rows]

@@ -178,9 +178,9 @@ def _against(
     specs = [asker, *([base] if block.prompted else [])]
     for name, seat in block.askers.items():
         ref = refs[f"asker {name}"]
-        found = askers.find(hub, f"{ref.repo_id}@{ref.revision}", system=seat.system)
-        model = spec_of(seat, ref, found.base, named_by=f"eval.against.askers.{name}")
-        specs.append(replace(found, name=name, model=model))
+        asker_spec = askers.find(hub, f"{ref.repo_id}@{ref.revision}", system=seat.system)
+        model = spec_of(seat, ref, asker_spec.base, named_by=f"eval.against.askers.{name}")
+        specs.append(replace(asker_spec, name=name, model=model))
     adapted = refs["chat base"] if is_adapter(recipe.chat) else None
     chats = {
         "base": ModelSpec(refs["chat base"]),
@@ -207,9 +207,9 @@ def _against(
         {**refs["corpus"].to_dict(), "split": "test"},
         recipe.seed,
         {
-            place: refs[role]
-            for place in judges_of(block.rewards)
-            if (role := f"judge {place[0]} {place[1]}") in refs
+            position: refs[role]
+            for position in judges_of(block.rewards)
+            if (role := f"judge {position[0]} {position[1]}") in refs
         },
         likelihood_of(hub, refs["asker"]),
     )

@@ -131,17 +131,17 @@ def openings_of(
     )
     usable: list[Opening] = []
     passed_over: dict[str, int] = {}
-    seen: set[str] = set()
+    opening_ids: set[str] = set()
     for row in (row for shard in shards for row in pq.read_table(shard).to_pylist()):
         turns = [m for m in row["messages"] if m["role"] != "system"]
         opening = _opening(row, turns, column)
         reason = _unusable(opening, turns, block, needs_turn, column)
-        if reason is None and opening.id in seen:
+        if reason is None and opening.id in opening_ids:
             reason = "repeated_id"
         if reason is not None:
             passed_over[reason] = passed_over.get(reason, 0) + 1
             continue
-        seen.add(opening.id)
+        opening_ids.add(opening.id)
         usable.append(opening)
     usable.reverse()
     count = block.held_out + block.openings
@@ -188,12 +188,12 @@ def _served(
     block = reinforce_block(context.recipe)
     specs: dict[str, ModelSpec] = {}
     for role, seat in _seats(block).items():
-        own = seat.repo == OWN_ASKER
-        ref = refs["asker"] if own else refs.get(role)
-        base = refs.get("asker base") if own else None
+        is_own_asker = seat.repo == OWN_ASKER
+        ref = refs["asker"] if is_own_asker else refs.get(role)
+        base = refs.get("asker base") if is_own_asker else None
         key = f"reinforce.{'askers.' if role.startswith('asker') else ''}{role.split(' ')[-1]}"
         spec = spec_of(seat, ref, base, named_by=key)
-        specs[role] = with_own_template(spec, context.hub, refs["asker"]) if own else spec
+        specs[role] = with_own_template(spec, context.hub, refs["asker"]) if is_own_asker else spec
     with serve(
         context.hub,
         specs,

@@ -128,21 +128,21 @@ def common_openings(study: Study, openings: Sequence[Conversation], arms: Arms) 
     """The openings of which every arm has a dialogue.
 
     Raises `StageError` for an arm with other openings, and where too few are left."""
-    own = {opening.id for opening in openings}
-    common = set(own)
+    opening_ids = {opening.id for opening in openings}
+    common = set(opening_ids)
     for name, rows in arms.items():
         origins = {str(row.meta["origin"]) for row in rows}
-        if foreign := sorted(origins - own):
+        if foreign := sorted(origins - opening_ids):
             raise StageError(
                 f"arm {name!r} has dialogues of openings that are not the study's "
                 f"({', '.join(foreign[:_MOST_NAMED])}): arms must continue the same openings"
             )
         common &= origins
-    if len(common) < study.min_openings * len(own):
+    if len(common) < study.min_openings * len(opening_ids):
         counts = {name: len({row.meta["origin"] for row in rows}) for name, rows in arms.items()}
         raise StageError(
-            f"only {len(common)} of {len(own)} openings have a dialogue in every arm that passed "
-            f"study.filters ({counts}), fewer than study.min_openings {study.min_openings:.0%}; "
+            f"only {len(common)} of {len(opening_ids)} openings have a dialogue in every arm that "
+            f"passed study.filters ({counts}), fewer than study.min_openings {study.min_openings:.0%}; "
             "look at what was dropped, or change the filters or the teacher's max_tokens"
         )
     return common

@@ -91,10 +91,10 @@ def drive(
             progress=dirs.progress,
         )
     raw = [dirs.scratch / "rollout" / path for path in report.paths]
-    kept = dirs.scratch / "kept"
-    curated = curate(Curate(filters=study.filters, measure=None), raw, kept)
+    kept_folder = dirs.scratch / "kept"
+    curated = curate(Curate(filters=study.filters, measure=None), raw, kept_folder)
     (dirs.out / "data").mkdir(exist_ok=True)
-    for shard in sorted((kept / "data").glob("train-*.parquet")):
+    for shard in sorted((kept_folder / "data").glob("train-*.parquet")):
         shutil.move(shard, dirs.out / "data" / shard.name.replace("train-", f"{split}-", 1))
     return {"rollout": report.to_dict(), "curate": curated.to_dict(), "kept": curated.kept}
 

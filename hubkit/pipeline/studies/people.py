@@ -30,8 +30,8 @@ def served_people(conversations: Iterable[Conversation]) -> Iterator[ServedModel
     ends."""
     turns = {}
     for conversation in conversations:
-        own = [m["content"] for m in conversation.messages if m["role"] == "user"]
-        turns[_key(own[0])] = own
+        human_turns = [m["content"] for m in conversation.messages if m["role"] == "user"]
+        turns[_key(human_turns[0])] = human_turns
 
     def next_turn(messages: list[Message]) -> str:
         own_turns = [m["content"] for m in messages if m["role"] == "assistant"]

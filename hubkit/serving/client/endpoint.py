@@ -329,10 +329,12 @@ class Endpoint:
                     silences += 1
                     self._outcomes.failed += 1
                 self._mark(replica, error)
-                others = self._outcomes.since(before, own_failures=faults + silences)
+                other_requests = self._outcomes.since(before, own_failures=faults + silences)
                 enough = faults >= _SAME_REQUEST_FAULTS or silences >= _SAME_REQUEST_SILENCES
-                hopeless = enough and others.chance_of_failures(faults + silences) < _BY_CHANCE
-                stuck = faults >= _SAME_REQUEST_FAULTS and not others.answered
+                hopeless = (
+                    enough and other_requests.chance_of_failures(faults + silences) < _BY_CHANCE
+                )
+                stuck = faults >= _SAME_REQUEST_FAULTS and not other_requests.answered
                 await self._raise_if_final(error, replica, hopeless=hopeless, stuck=stuck)
                 wait_s = min(_back_off(tries, error.retry_after_s), self._patience_s)
             else:
