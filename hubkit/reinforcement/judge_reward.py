@@ -8,13 +8,12 @@ import re
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from importlib import resources
-from types import TracebackType
-from typing import Self
 
 from hubkit.conversation import Message
 from hubkit.errors import EndpointUnreachableError, EvalError, RecipeError
 from hubkit.judging import Judge, judging, rating
 from hubkit.reinforcement.rewards import (
+    Entered,
     Episode,
     Masked,
     Reward,
@@ -47,7 +46,7 @@ def shipped_rubric() -> str:
     return (resources.files("hubkit.reinforcement") / "rubric.md").read_text("utf-8")
 
 
-class JudgeReward:
+class JudgeReward(Entered):
     """The judges of one term. Each reply is in a journal before it counts."""
 
     def __init__(self, context: TermContext) -> None:
@@ -56,28 +55,17 @@ class JudgeReward:
         if "{conversation}" not in self._rubric:
             raise RecipeError("reinforce.rewards: the rubric does not say {conversation}")
         self._judges: list[Judge] = []
-        self._stack = AsyncExitStack()
 
-    async def __aenter__(self) -> Self:
+    async def enter(self, stack: AsyncExitStack) -> None:
+        """Reach the judges."""
         blocks = self._context.term.judges
-        async with AsyncExitStack() as entered:
-            for number, (block, (model, identity)) in enumerate(
-                zip(blocks, self._context.judges, strict=True)
-            ):
-                folder = self._context.folder / f"judge-{number}"
-                journal = entered.enter_context(Journal(folder, {"layout": 1}))
-                judge = judging(block, model, journal, identity=identity, run=self._context.run)
-                self._judges.append(await entered.enter_async_context(judge))
-            self._stack = entered.pop_all()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._stack.aclose()
+        for number, (block, (model, identity)) in enumerate(
+            zip(blocks, self._context.judges, strict=True)
+        ):
+            folder = self._context.folder / f"judge-{number}"
+            journal = stack.enter_context(Journal(folder, {"layout": 1}))
+            judge = judging(block, model, journal, identity=identity, run=self._context.run)
+            self._judges.append(await stack.enter_async_context(judge))
 
     async def score(self, episodes: Sequence[Episode]) -> list[Value]:
         """All judges on all episodes, at their own pace."""

@@ -158,7 +158,30 @@ class Outcome:
         return asdict(self)
 
 
-class Rewards:
+class Entered:
+    """An asynchronous context manager: what `enter` puts on the stack is left with it, also where
+    `enter` itself fails."""
+
+    async def enter(self, stack: AsyncExitStack) -> None:
+        """Enter what is needed, on `stack`."""
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await self.enter(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.aclose()
+
+
+class Rewards(Entered):
     """The rewards of a recipe, ready to score. Use as an asynchronous context manager.
 
     Args:
@@ -180,24 +203,13 @@ class Rewards:
             _made(term, label, context, number)
             for number, (term, label) in enumerate(zip(terms, self.labels, strict=True))
         ]
-        self._stack = AsyncExitStack()
         self.masked: Counter[str] = Counter()
 
-    async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as entered:
-            for reward in self._rewards:
-                if hasattr(reward, "__aenter__"):
-                    await entered.enter_async_context(reward)  # type: ignore[arg-type]
-            self._stack = entered.pop_all()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self._stack.aclose()
+    async def enter(self, stack: AsyncExitStack) -> None:
+        """Enter the rewards that are context managers."""
+        for reward in self._rewards:
+            if hasattr(reward, "__aenter__"):
+                await stack.enter_async_context(reward)  # type: ignore[arg-type]
 
     async def score(self, episodes: Sequence[Episode]) -> list[Outcome]:
         """What each of `episodes` is worth; all rewards are asked at the same time."""
