@@ -341,19 +341,19 @@ def _flat_reinforcement(recipe: Recipe) -> dict[str, Any]:
 
 def reinforcement(report: Report) -> dict[str, Any] | None:
     """What a card says of the rewards of a run: before, after, and over the steps."""
-    reinforcement = first(report, "reinforcement")
-    if not isinstance(reinforcement, Mapping):
+    outcome = first(report, "reinforcement")
+    if not isinstance(outcome, Mapping):
         return None
-    curve = list(reinforcement.get("curve") or [])
+    curve = list(outcome.get("curve") or [])
     shown = curve[:: max(1, len(curve) // 10)]
     return {
-        "before": reinforcement.get("before"),
-        "after": reinforcement.get("after"),
-        "difference": reinforcement.get("difference"),
-        "conversations": reinforcement.get("conversations"),
-        "masked": list((reinforcement.get("masked") or {}).items()),
-        "ends": list((reinforcement.get("ends") or {}).items()),
-        "stopped": reinforcement.get("stopped") or "",
+        "before": outcome.get("before"),
+        "after": outcome.get("after"),
+        "difference": outcome.get("difference"),
+        "conversations": outcome.get("conversations"),
+        "masked": list((outcome.get("masked") or {}).items()),
+        "ends": list((outcome.get("ends") or {}).items()),
+        "stopped": outcome.get("stopped") or "",
         "curve": shown,
     }
 

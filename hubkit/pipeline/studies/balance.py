@@ -141,8 +141,9 @@ def common_openings(study: Study, openings: Sequence[Conversation], arms: Arms) 
     if len(common) < study.min_openings * len(opening_ids):
         counts = {name: len({row.meta["origin"] for row in rows}) for name, rows in arms.items()}
         raise StageError(
-            f"only {len(common)} of {len(opening_ids)} openings have a dialogue in every arm that "
-            f"passed study.filters ({counts}), fewer than study.min_openings {study.min_openings:.0%}; "
+            f"only {len(common)} of {len(opening_ids)} openings have a dialogue in every arm "
+            f"that passed study.filters ({counts}), fewer than "
+            f"study.min_openings {study.min_openings:.0%}; "
             "look at what was dropped, or change the filters or the teacher's max_tokens"
         )
     return common
