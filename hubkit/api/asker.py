@@ -120,10 +120,8 @@ class Asker:
         report = training.train(
             block,
             data,
-            folder,
+            training.Base(folder, base, source.revision if isinstance(source, Ref) else None),
             work / "model",
-            base_repo_id=base,
-            base_revision=source.revision if isinstance(source, Ref) else None,
             seed=seed,
             work=work / "scratch",
             progress=progress,

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hubkit.cli import console
-from hubkit.cli.options import Json, Overrides, Profiles
+from hubkit.cli.options import Json, Overrides, Profiles, grouped
 from hubkit.errors import SourceError
 
 if TYPE_CHECKING:
@@ -23,24 +24,28 @@ if TYPE_CHECKING:
 _MAX_SHOWN = 20
 
 
-def clean(
-    sources: Annotated[
-        list[str],
-        typer.Argument(metavar="SOURCE...", help="Files, folders, or REPO[@REV] on the Hub."),
-    ],
-    folder: Annotated[Path, typer.Option("--out", "-o", help="Where the dataset goes.")],
+@dataclass(frozen=True)
+class ChainOptions:
+    """Whose chain of filters and splits, and what is laid over it."""
+
     recipe: Annotated[
         str, typer.Option("--recipe", "-r", help="Whose chain of filters and splits.")
-    ] = "parrot",
-    profile: Profiles = [],  # noqa: B006 - typer copies it
-    overrides: Overrides = [],  # noqa: B006
+    ] = "parrot"
+    profile: Profiles = field(default_factory=list)
+    overrides: Overrides = field(default_factory=list)
     tokenizer: Annotated[
         Path | None, typer.Option(help="Folder with a tokenizer.json, for filters that count.")
-    ] = None,
+    ] = None
     questions: Annotated[
         list[str],
         typer.Option("--questions", metavar="NAME=FILE", help="Benchmark questions to look for."),
-    ] = [],  # noqa: B006
+    ] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How files that the readers would not know by themselves are read."""
+
     column: Annotated[
         list[str],
         typer.Option(
@@ -48,7 +53,7 @@ def clean(
             metavar="KIND=NAME",
             help="A column of its own: turns, role, text or system, and its name.",
         ),
-    ] = [],  # noqa: B006
+    ] = field(default_factory=list)
     role: Annotated[
         list[str],
         typer.Option(
@@ -56,10 +61,49 @@ def clean(
             metavar="NAME=SEAT",
             help="A role of its own, and whether it is user, assistant, system or tool.",
         ),
-    ] = [],  # noqa: B006
+    ] = field(default_factory=list)
     encoding: Annotated[
         str | None, typer.Option(help="Encoding of its text files, where that is not UTF-8.")
-    ] = None,
+    ] = None
+
+    def keys(self) -> dict[str, Any]:
+        """The keys of a source that the options set. Raises `SourceError`."""
+        from pydantic import ValidationError
+
+        from hubkit.recipe import Source
+
+        keys: dict[str, Any] = {}
+        for option, entries, key in (
+            ("--column", self.column, "columns"),
+            ("--role", self.role, "roles"),
+        ):
+            pairs = [entry.partition("=")[::2] for entry in entries]
+            if bad := [entry for entry, pair in zip(entries, pairs, strict=True) if not all(pair)]:
+                shape = "turns=NAME, role=NAME, text=NAME or system=NAME"
+                shape = shape if key == "columns" else "NAME=user, NAME=assistant, NAME=system"
+                raise SourceError(f"{option} {bad[0]!r} must look like {shape}")
+            if pairs:
+                keys[key] = dict(pairs)
+        if self.encoding:
+            keys["encoding"] = self.encoding
+        try:
+            source = Source.model_validate({"path": "-", **keys})
+        except ValidationError as error:
+            about = error.errors()[0]
+            value = ".".join(map(str, about["loc"]))
+            raise SourceError(f"--column, --role or --encoding: {value}: {about['msg']}") from None
+        return {key: getattr(source, key) for key in keys}
+
+
+@grouped
+def clean(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="Files, folders, or REPO[@REV] on the Hub."),
+    ],
+    folder: Annotated[Path, typer.Option("--out", "-o", help="Where the dataset goes.")],
+    chain: ChainOptions,
+    reading: ReadingOptions,
     report_file: Annotated[
         Path | None, typer.Option("--report", help="Write the report there as well.")
     ] = None,
@@ -71,11 +115,11 @@ def clean(
     from hubkit.data import corpus
     from hubkit.recipe import load
 
-    chosen = load(recipe, profiles=profile, overrides=overrides)
+    chosen = load(chain.recipe, profiles=chain.profile, overrides=chain.overrides)
     named = [_source(name, chosen.corpus) for name in sources]
-    reading = _reading(column, role, encoding)
-    inputs = [source.model_copy(update=reading) for _, source in named]
-    question_files = _questions(chosen.corpus, questions)
+    keys = reading.keys()
+    inputs = [source.model_copy(update=keys) for _, source in named]
+    question_files = _questions(chosen.corpus, chain.questions)
     block = _without_judge(chosen.corpus).model_copy(update={"sources": inputs})
     with console.bars(quiet=json) as bar_for:
         report = corpus.build(
@@ -84,7 +128,7 @@ def clean(
             folder,
             seed=chosen.seed,
             sources=inputs,
-            tokenizer=tokenizer,
+            tokenizer=chain.tokenizer,
             questions=question_files,
             few=True,
             progress=bar_for("corpus"),
@@ -103,7 +147,7 @@ def clean(
         own = {source.repo_id for source in chosen.corpus.sources if source.repo_id}
         own_data = own == {source.repo_id for source in inputs}
         _show(
-            report, recipe if own_data else ""
+            report, chain.recipe if own_data else ""
         )  # published numbers are about the recipe's own data
 
 
@@ -138,32 +182,6 @@ def _source(name: str, block: Corpus) -> tuple[Path, Source]:
     return hub.snapshot(
         require(hub, repo_id, repo_type="dataset", revision=source.revision)
     ), source
-
-
-def _reading(columns: list[str], roles: list[str], encoding: str | None) -> dict[str, Any]:
-    """The keys of a source that the options set. Raises `SourceError`."""
-    from pydantic import ValidationError
-
-    from hubkit.recipe import Source
-
-    keys: dict[str, Any] = {}
-    for option, entries, key in (("--column", columns, "columns"), ("--role", roles, "roles")):
-        pairs = [entry.partition("=")[::2] for entry in entries]
-        if bad := [entry for entry, pair in zip(entries, pairs, strict=True) if not all(pair)]:
-            shape = "turns=NAME, role=NAME, text=NAME or system=NAME"
-            shape = shape if key == "columns" else "NAME=user, NAME=assistant, NAME=system"
-            raise SourceError(f"{option} {bad[0]!r} must look like {shape}")
-        if pairs:
-            keys[key] = dict(pairs)
-    if encoding:
-        keys["encoding"] = encoding
-    try:
-        source = Source.model_validate({"path": "-", **keys})
-    except ValidationError as error:
-        about = error.errors()[0]
-        value = ".".join(map(str, about["loc"]))
-        raise SourceError(f"--column, --role or --encoding: {value}: {about['msg']}") from None
-    return {key: getattr(source, key) for key in keys}
 
 
 def _without_judge(block: Corpus) -> Corpus:

@@ -8,39 +8,32 @@ from typing import TYPE_CHECKING
 import typer
 
 from hubkit.cli import console
-from hubkit.cli.options import DryRun, Json, OutputOptions, Overrides, Profiles, RecipeName
-from hubkit.cli.options import RecipeOptions as Options
+from hubkit.cli.options import OutputOptions, RecipeOptions, grouped
 from hubkit.cli.run import walk
-from hubkit.cli.train import Device, DeviceGib
+from hubkit.cli.train import DeviceOptions
 
 if TYPE_CHECKING:
     from hubkit.pipeline.reinforcement_plan import ReinforcementPlan
 
 
-def reinforce(
-    recipe: RecipeName,
-    profile: Profiles = [],  # noqa: B006 - typer copies it
-    overrides: Overrides = [],  # noqa: B006
-    device: Device = "",
-    device_gib: DeviceGib = None,
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> None:
+@grouped
+def reinforce(recipe: RecipeOptions, device: DeviceOptions, output: OutputOptions) -> None:
     """Reinforce the chat model in conversation with the frozen asker (GRPO); push it next to the
     chat model.
 
     With --dry-run: conversations, tokens on each side, memory, hours, the price of a step, and what
     would make it fail (then the exit status is 1)."""
-    if not dry_run:
-        walk(Options(recipe, profile, overrides), OutputOptions(json=json), "reinforce")
+    if not output.dry_run:
+        walk(recipe, output, "reinforce")
         return
     from hubkit.hub import connect
     from hubkit.pipeline.reinforcement_plan import plan_reinforcement
-    from hubkit.recipe import load
 
-    loaded = load(recipe, profiles=profile, overrides=overrides)
-    plan = plan_reinforcement(loaded, connect(), device=device or None, device_gib=device_gib)
-    console.data(plan.to_dict()) if json else _show(loaded.name, plan)
+    loaded = recipe.load()
+    plan = plan_reinforcement(
+        loaded, connect(), device=device.device or None, device_gib=device.device_gib
+    )
+    console.data(plan.to_dict()) if output.json else _show(loaded.name, plan)
     if plan.refusals:
         raise typer.Exit(1)
 

@@ -4,20 +4,13 @@ they would cost.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hubkit.cli import console, job_options
-from hubkit.cli.options import (
-    DryRun,
-    Json,
-    OutputOptions,
-    Overrides,
-    Profiles,
-    RecipeName,
-    RecipeOptions,
-)
+from hubkit.cli.options import OutputOptions, RecipeOptions, grouped
 from hubkit.cli.run import walk
 
 if TYPE_CHECKING:
@@ -57,54 +50,64 @@ Sample = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class SeatOptions:
+    """Where both seats answer."""
+
+    asker_url: AskerUrl = field(default_factory=list)
+    chat_url: ChatUrl = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CapOptions:
+    """How many dialogues are driven, and what ends that early."""
+
+    dialogues: Count = None
+    in_flight: InFlight = None
+    budget_usd: Usd = None
+    budget_tokens: Tokens = None
+    max_hours: Hours = None
+    on: On = None
+
+
+@grouped
 def rollout(
-    recipe: RecipeName,
-    profile: Profiles = [],  # noqa: B006 - typer copies it
-    overrides: Overrides = [],  # noqa: B006
-    asker_url: AskerUrl = [],  # noqa: B006
-    chat_url: ChatUrl = [],  # noqa: B006
-    dialogues: Count = None,
-    in_flight: InFlight = None,
-    budget_usd: Usd = None,
-    budget_tokens: Tokens = None,
-    max_hours: Hours = None,
-    on: On = None,
+    recipe: RecipeOptions,
+    seats: SeatOptions,
+    caps: CapOptions,
+    *,
     estimate: Sample = 0,
-    dry_run: DryRun = False,
-    json: Json = False,
+    output: OutputOptions,
 ) -> None:
     """Let the asker question the chat model; commit the raw dialogues. Stopped, it resumes where
     it was.
     """
-    chosen = {
-        "asker.endpoints": asker_url or None,
-        "chat.endpoints": chat_url or None,
-        "dialogues": dialogues,
-        "in_flight": in_flight,
-        "budget_usd": budget_usd,
-        "budget_tokens": budget_tokens,
-        "max_hours": max_hours,
-        "on": on,
-    }
-    overrides = [*overrides, *_overrides(chosen)]
-    if not estimate or dry_run:
-        walk(RecipeOptions(recipe, profile, overrides), OutputOptions(dry_run, json), "rollout")
+    values = _values(seats, caps)
+    if not estimate or output.dry_run:
+        walk(recipe, output, "rollout", values=values)
         return
     from hubkit.hub import connect
     from hubkit.pipeline.rollout_estimate import estimate as preflight
-    from hubkit.recipe import load
 
-    loaded, hub = load(recipe, profiles=profile, overrides=overrides), connect()
+    loaded, hub = recipe.load(*values), connect()
     job_options.end_what_was_left(hub)
     job_options.say_endpoints(loaded, hub)
-    with console.bars(quiet=json) as bar_for:
+    with console.bars(quiet=output.json) as bar_for:
         found = preflight(loaded, hub, dialogues=estimate, progress=bar_for("rollout"))
-    console.data(found.to_dict()) if json else _show(found)
+    if not output.print(found.to_dict()):
+        _show(found)
 
 
-def _overrides(chosen: dict[str, Any]) -> list[str]:
+def _values(seats: SeatOptions, caps: CapOptions) -> list[str]:
+    """The options that are given, as values laid over the recipe."""
     import json
+    from dataclasses import asdict
 
+    chosen = {
+        "asker.endpoints": seats.asker_url or None,
+        "chat.endpoints": seats.chat_url or None,
+        **asdict(caps),
+    }
     return [
         f"rollout.{key}={json.dumps(value)}" for key, value in chosen.items() if value is not None
     ]

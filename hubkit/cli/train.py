@@ -4,21 +4,14 @@ would take.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hubkit.cli import console
-from hubkit.cli.options import (
-    DryRun,
-    Json,
-    OutputOptions,
-    Overrides,
-    Profiles,
-    RecipeName,
-    RecipeOptions,
-)
+from hubkit.cli.options import OutputOptions, RecipeOptions, grouped
 from hubkit.cli.run import walk
 from hubkit.settings import HOME
 
@@ -49,19 +42,48 @@ DeviceGib = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class LaunchOptions:
+    """How a training is spread over processes, and whether only a batch script is written."""
+
+    launch: Strategy = ""
+    processes: Processes = None
+    nodes: Nodes = 1
+    slurm: Slurm = ""
+
+    def resolve(self) -> Launch | None:
+        """The launch that is asked for, if any. Raises `typer.BadParameter`."""
+        if not self.launch:
+            if self.processes or self.nodes > 1:
+                raise typer.BadParameter(
+                    "name a strategy too: --launch ddp, fsdp2 or deepspeed",
+                    param_hint="--processes",
+                )
+            return None
+        if self.launch not in ("ddp", "fsdp2", "deepspeed"):
+            raise typer.BadParameter(
+                f"{self.launch!r} is none of ddp, fsdp2, deepspeed", param_hint="--launch"
+            )
+        from hubkit.training import Launch
+
+        return Launch(self.launch, self.processes, self.nodes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """The device that a training is planned for."""
+
+    device: Device = ""
+    device_gib: DeviceGib = None
+
+
+@grouped
 def train(
     seat: Seat,
-    recipe: RecipeName,
-    profile: Profiles = [],  # noqa: B006 - typer copies it
-    overrides: Overrides = [],  # noqa: B006
-    launch: Strategy = "",
-    processes: Processes = None,
-    nodes: Nodes = 1,
-    slurm: Slurm = "",
-    device: Device = "",
-    device_gib: DeviceGib = None,
-    dry_run: DryRun = False,
-    json: Json = False,
+    recipe: RecipeOptions,
+    launch: LaunchOptions,
+    device: DeviceOptions,
+    output: OutputOptions,
 ) -> None:
     """Train the asker (on human turns) or the chat model (on assistant turns); push it with its
     card.
@@ -70,127 +92,63 @@ def train(
     is 1)."""
     if seat not in ("asker", "chat"):
         raise typer.BadParameter(f"{seat!r} is neither asker nor chat", param_hint="SEAT")
-    spread = (launch, processes, nodes, slurm)
-    _do(
-        seat,
-        recipe,
-        profile,
-        overrides,
-        spread,
-        (device or None, device_gib),
-        dry_run=dry_run,
-        json=json,
-    )
+    _run(seat, recipe, launch, device, output)
 
 
+@grouped
 def align(
-    recipe: RecipeName,
-    profile: Profiles = [],  # noqa: B006
-    overrides: Overrides = [],  # noqa: B006
-    launch: Strategy = "",
-    processes: Processes = None,
-    nodes: Nodes = 1,
-    slurm: Slurm = "",
-    device: Device = "",
-    device_gib: DeviceGib = None,
-    dry_run: DryRun = False,
-    json: Json = False,
+    recipe: RecipeOptions, launch: LaunchOptions, device: DeviceOptions, output: OutputOptions
 ) -> None:
     """Optimise the chat model on the preference pairs (DPO); push it next to the chat model.
 
     With --dry-run: steps, tokens, memory, hours, and what would make it fail (then the exit status
     is 1)."""
-    spread = (launch, processes, nodes, slurm)
-    _do(
-        "align",
-        recipe,
-        profile,
-        overrides,
-        spread,
-        (device or None, device_gib),
-        dry_run=dry_run,
-        json=json,
-    )
+    _run("align", recipe, launch, device, output)
 
 
-def _do(
+def _run(
     stage: str,
-    recipe: str,
-    profiles: list[str],
-    overrides: list[str],
-    spread: tuple[str, int | None, int, str],
-    device: tuple[str | None, float | None],
-    *,
-    dry_run: bool,
-    json: bool,
+    recipe: RecipeOptions,
+    options: LaunchOptions,
+    device: DeviceOptions,
+    output: OutputOptions,
 ) -> None:
-    """Run a stage that trains as `spread` (strategy, processes, nodes, batch script) says, or plan
-    it for `device`.
-    """
-    strategy, processes, nodes, slurm = spread
-    how = _how(strategy, processes, nodes)
-    if slurm:
-        _write_job(slurm, how, stage, recipe, profiles, overrides)
-    elif dry_run:
-        _plan(stage, recipe, profiles, overrides, how, *device, json=json)
+    """Run a stage that trains, write a batch script that does, or plan it."""
+    launch = options.resolve()
+    if options.slurm:
+        _write_job(options.slurm, launch, stage, recipe)
+    elif output.dry_run:
+        _plan(stage, recipe, launch, device, json=output.json)
     else:
-        walk(
-            RecipeOptions(recipe, profiles, overrides), OutputOptions(json=json), stage, launch=how
-        )
+        walk(recipe, output, stage, launch=launch)
 
 
-def _how(strategy: str, processes: int | None, nodes: int) -> Launch | None:
-    if not strategy:
-        if processes or nodes > 1:
-            raise typer.BadParameter(
-                "name a strategy too: --launch ddp, fsdp2 or deepspeed", param_hint="--processes"
-            )
-        return None
-    if strategy not in ("ddp", "fsdp2", "deepspeed"):
-        raise typer.BadParameter(
-            f"{strategy!r} is none of ddp, fsdp2, deepspeed", param_hint="--launch"
-        )
-    from hubkit.training import Launch
-
-    return Launch(strategy, processes, nodes)  # type: ignore[arg-type]
-
-
-def _write_job(
-    file: str,
-    how: Launch | None,
-    stage: str,
-    recipe: str,
-    profiles: list[str],
-    overrides: list[str],
-) -> None:
+def _write_job(file: str, launch: Launch | None, stage: str, options: RecipeOptions) -> None:
     import os
     import sys
 
     from hubkit.hub import home
-    from hubkit.recipe import load
     from hubkit.training.slurm import script
 
-    if how is None:
+    if launch is None:
         raise typer.BadParameter("--slurm needs --launch and --processes", param_hint="--slurm")
-    name = load(
-        recipe, profiles=profiles, overrides=overrides
-    ).name  # a mistake is told now, not in the queue
+    name = options.load().name  # a mistake is reported now, not in the queue
     command = [
         sys.executable,
         "-m",
         "hubkit",
         *(["align"] if stage == "align" else ["train", stage]),
-        recipe,
+        options.recipe,
     ]
-    for option, values in (("--profile", profiles), ("--set", overrides)):
+    for option, values in (("--profile", options.profile), ("--set", options.overrides)):
         command += [part for value in values for part in (option, value)]
     command += [
         "--launch",
-        how.strategy,
+        launch.strategy,
         "--processes",
-        str(how.processes),
+        str(launch.processes),
         "--nodes",
-        str(how.nodes),
+        str(launch.nodes),
     ]
     environment = {
         key: os.environ[key]
@@ -199,7 +157,7 @@ def _write_job(
     }
     environment[HOME] = str(home())
     text = script(
-        command, how, name=f"hubkit-{name}-{stage}", home=str(home()), environment=environment
+        command, launch, name=f"hubkit-{name}-{stage}", home=str(home()), environment=environment
     )
     Path(file).write_text(text, "utf-8")
     console.say(f"wrote {file}; submit it with: sbatch {file}")
@@ -207,21 +165,24 @@ def _write_job(
 
 def _plan(
     stage: str,
-    name: str,
-    profiles: list[str],
-    overrides: list[str],
-    how: Launch | None,
-    device: str | None,
-    device_gib: float | None,
+    options: RecipeOptions,
+    launch: Launch | None,
+    device: DeviceOptions,
     *,
     json: bool,
 ) -> None:
     from hubkit.hub import connect
     from hubkit.pipeline import plan_training
-    from hubkit.recipe import load
 
-    recipe = load(name, profiles=profiles, overrides=overrides)
-    plan = plan_training(recipe, connect(), stage, launch=how, device=device, device_gib=device_gib)
+    recipe = options.load()
+    plan = plan_training(
+        recipe,
+        connect(),
+        stage,
+        launch=launch,
+        device=device.device or None,
+        device_gib=device.device_gib,
+    )
     title = "optimising the chat model" if stage == "align" else f"training the {stage}"
     console.data(plan.to_dict()) if json else _show(f"{recipe.name}: {title}", plan)
     if plan.refusals:

@@ -17,10 +17,10 @@ def train_seat(
     report = training.train(
         block,
         parquet(context.hub, data, "train"),
-        context.hub.snapshot(base, allow_patterns=WEIGHTS),
+        training.Base(
+            context.hub.snapshot(base, allow_patterns=WEIGHTS), base.repo_id, base.revision
+        ),
         dirs.out,
-        base_repo_id=base.repo_id,
-        base_revision=base.revision,
         seed=context.recipe.seed,
         work=dirs.scratch,
         launch=context.launch,

@@ -49,8 +49,7 @@ def plan_training(
         training_plan = training.plan(
             block,
             data,
-            base,
-            base_repo_id=seat.base,
+            training.Base(base, seat.base),
             seed=recipe.seed,
             chat=recipe.chat,
             launch=launch,

@@ -11,6 +11,7 @@ from hubkit.data.parquet import ShardWriter
 from hubkit.progress import Progress, silent
 from hubkit.reinforcement.grpo import GRPOTask
 from hubkit.training.config import quiet_environment
+from hubkit.training.identity import Base
 from hubkit.training.process import run_in_process
 
 FOLDER = "conversations"
@@ -19,12 +20,11 @@ FOLDER = "conversations"
 def reinforce(
     task: GRPOTask,
     data: Sequence[Path],
+    base: Base,
     out: Path,
     *,
-    base_repo_id: str,
     seed: int,
     work: Path,
-    base_revision: str | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Reinforce the chat model of `task`; write a pushable model folder to `out`.
@@ -35,11 +35,10 @@ def reinforce(
     Args:
         task: What is done.
         data: The files that the openings are from: they identify the run.
+        base: The model below, which the adapter will name as its base.
         out: The model folder, with ``conversations/train-*.parquet``.
-        base_repo_id: What the adapter will name as its base.
         seed: Of all that is drawn.
         work: Keeps checkpoints.
-        base_revision: The base's commit.
         progress: Called with how far the run is.
 
     Returns:
@@ -51,16 +50,7 @@ def reinforce(
         EndpointError: An asker cannot be asked at all.
     """
     quiet_environment()
-    report = run_in_process(
-        task,
-        data,
-        out,
-        work,
-        progress,
-        base_repo_id=base_repo_id,
-        seed=seed,
-        base_revision=base_revision,
-    )
+    report = run_in_process(task, data, base, out, seed=seed, work=work, progress=progress)
     records = task.findings.pop("records", [])
     write_conversations(records, out / FOLDER)
     findings = {"conversations": len(records), **task.findings}

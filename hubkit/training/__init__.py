@@ -13,15 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from hubkit.chat_templates import Thinking
-from hubkit.conversation import Seat
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Preference, Training
 from hubkit.training.config import quiet_environment
-from hubkit.training.dpo import DPOTask
-from hubkit.training.identity import revision_of
+from hubkit.training.dpo import DPOTask, Policy
+from hubkit.training.identity import Base
 from hubkit.training.launch import Launch
 from hubkit.training.launch import launch as launched
 from hubkit.training.plan import TrainPlan, plan, write_shape
@@ -29,64 +26,58 @@ from hubkit.training.process import run_in_process
 from hubkit.training.report import TrainReport
 from hubkit.training.sft import SFTTask
 
-__all__ = ["Launch", "TrainPlan", "TrainReport", "plan", "train", "train_dpo", "write_shape"]
+__all__ = [
+    "Base",
+    "Launch",
+    "Policy",
+    "TrainPlan",
+    "TrainReport",
+    "plan",
+    "train",
+    "train_dpo",
+    "write_shape",
+]
 
 
 def train(
     block: Training,
     data: Sequence[Path],
-    base: Path,
+    base: Base,
     out: Path,
     *,
-    base_repo_id: str,
     seed: int,
     work: Path,
-    base_revision: str | None = None,
     launch: Launch | None = None,
     progress: Progress = silent,
 ) -> TrainReport:
-    """Train `block` on `data` from the model in `base`; write a pushable model folder to `out`.
+    """Train `block` on `data` from `base`; write a pushable model folder to `out`.
 
     `work` keeps checkpoints and survives a kill: the same call resumes where the last one stopped.
-    `base_repo_id` (and `base_revision`; by default read off a snapshot folder's name) is what the
-    adapter will name as its base. With `launch` the run is spread over processes through
-    ``accelerate launch``; `block` holds for each of them.
+    With `launch` the run is spread over processes through ``accelerate launch``; `block` holds for
+    each of them.
 
     Raises `RecipeError` for keys or values that TRL or PEFT refuse, `SourceError` for unreadable
     data or base, `TrainingError` when there is nothing to learn from, too much would be dropped, or
     the loss is not a number."""
     quiet_environment()
-    facts: Any = {
-        "base_repo_id": base_repo_id,
-        "seed": seed,
-        "base_revision": base_revision or revision_of(base),
-    }
     if launch is not None:
-        return launched(
-            launch, "train", block, data, [base, out], facts, work=work, progress=progress
-        )
-    return run_in_process(SFTTask(block, base), data, out, work, progress, **facts)
+        return launched(launch, block, data, base, out, seed=seed, work=work, progress=progress)
+    task = SFTTask(block, base.folder)
+    return run_in_process(task, data, base, out, seed=seed, work=work, progress=progress)
 
 
 def train_dpo(
     block: Preference,
     data: Sequence[Path],
-    base: Path,
-    chat: Path,
+    policy: Policy,
     out: Path,
     *,
-    base_repo_id: str,
     seed: int,
     work: Path,
-    base_revision: str | None = None,
-    system: str | None = None,
-    template: str | None = None,
-    thinking: Thinking = "off",
-    seat: Seat = "assistant",
     launch: Launch | None = None,
     progress: Progress = silent,
 ) -> TrainReport:
-    """Optimise the chat model in `chat` (an adapter of `base`, or a whole model) on `data`.
+    """Optimise the chat model `policy` on `data`.
 
     Histories that do not fit into ``dpo.max_length`` lose their oldest exchanges; pairs whose last
     question and answers alone do not fit are dropped; both are counted. The rest is as in `train`.
@@ -94,31 +85,22 @@ def train_dpo(
     Args:
         block: What to do.
         data: Parquet files with ``prompt``, ``chosen`` and ``rejected``.
-        base: The folder of the model below an adapter.
-        chat: The folder of the chat model.
+        policy: The chat model, and how its conversations are printed.
         out: Where the model folder is written.
-        base_repo_id: What the adapter will name as its base.
         seed: Of the order of pairs and of all that is drawn.
         work: Keeps checkpoints and survives a kill.
-        base_revision: The base's commit; by default read off a snapshot folder's name.
-        system: The message under which the chat model was trained: prompts without one of their
-            own get it.
-        template: As in the chat model's own block.
-        thinking: As in the chat model's own block.
-        seat: Whose turns the pairs are; ``user`` for an asker, whose view they hold.
         launch: How the run is spread over processes.
         progress: Called with how far the run is."""
     quiet_environment()
-    task = DPOTask(block, base, chat, system, template, thinking, seat)
-    facts: Any = {
-        "base_repo_id": base_repo_id,
-        "seed": seed,
-        "base_revision": base_revision or revision_of(task.start),
-    }
     if launch is not None:
-        call = {**facts, "system": system, "template": template, "thinking": thinking}
-        call |= {"seat": seat}
-        return launched(
-            launch, "train_dpo", block, data, [base, chat, out], call, work=work, progress=progress
-        )
-    return run_in_process(task, data, out, work, progress, **facts)
+        return launched(launch, block, data, policy, out, seed=seed, work=work, progress=progress)
+    task = DPOTask(
+        block,
+        policy.base.folder,
+        policy.folder,
+        policy.system,
+        policy.template,
+        policy.thinking,
+        policy.seat,
+    )
+    return run_in_process(task, data, policy.base, out, seed=seed, work=work, progress=progress)

@@ -21,6 +21,7 @@ from hubkit.progress import Progress
 from hubkit.recipe import Preference
 from hubkit.training.checks import check_all
 from hubkit.training.config import dpo_config, lora_config, model_options
+from hubkit.training.identity import Base
 from hubkit.training.loading import (
     ChatWeights,
     load_base,
@@ -31,6 +32,27 @@ from hubkit.training.loading import (
 from hubkit.training.pairs import PairEncoder, fit
 from hubkit.training.process import Rows
 from hubkit.training.trainer import NoTelemetry
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The chat model that preferences are trained into, and how its conversations are printed.
+
+    Attributes:
+        base: The model below an adapter.
+        folder: The chat model: an adapter of `base`, or a whole model.
+        system: The message under which it was trained: prompts without one of their own get it.
+        template: As in the chat model's own block.
+        thinking: As in the chat model's own block.
+        seat: Whose turns the pairs are; ``user`` for an asker, whose view they hold.
+    """
+
+    base: Base
+    folder: Path
+    system: str | None = None
+    template: str | None = None
+    thinking: chat_templates.Thinking = "off"
+    seat: Seat = "assistant"
 
 
 @dataclass

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -16,6 +17,21 @@ from pydantic import BaseModel
 from hubkit.errors import SourceError
 from hubkit.recipe import content_of, digest
 from hubkit.training.report import TrainReport, versions
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that a training starts from.
+
+    Attributes:
+        folder: Its weights and tokenizer.
+        repo_id: What an adapter names as its base.
+        revision: Its commit; by default read off a snapshot folder's name.
+    """
+
+    folder: Path
+    repo_id: str
+    revision: str | None = None
 
 
 def fingerprint_of(

@@ -19,16 +19,20 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import TypeAdapter
 
 import hubkit
 from hubkit import errors
 from hubkit.errors import MissingDependencyError, RecipeError, TrainingError
 from hubkit.progress import Notice, Progress
 from hubkit.recipe import Preference, Training
+from hubkit.training.dpo import Policy
+from hubkit.training.identity import Base
 from hubkit.training.report import TrainReport
 from hubkit.training.trainer import STOP
 
@@ -60,19 +64,30 @@ class Launch:
         return self.strategy != "ddp"
 
 
+@dataclass(frozen=True)
+class LaunchedCall:
+    """A call of `train` or, with a policy, of `train_dpo`, as the processes read it from a file."""
+
+    block: Training | Preference
+    data: list[Path]
+    start: Base | Policy
+    out: Path
+    work: Path
+    seed: int
+
+
 def launch(
     how: Launch,
-    run: Literal["train", "train_dpo"],
     block: Training | Preference,
     data: Sequence[Path],
-    folders: Sequence[Path],
-    facts: dict[str, Any],
+    start: Base | Policy,
+    out: Path,
     *,
+    seed: int,
     work: Path,
     progress: Progress,
 ) -> TrainReport:
-    """Call `hubkit.training`'s `run` as `how` says: its folders in their order, the outcome's last,
-    the rest in `more`.
+    """Call `train` (or, with a policy, `train_dpo`) as `how` says.
 
     Raises `RecipeError` where the strategy cannot run here, `TrainingError` (with the end of the
     log) when a process dies without a word, `RunInterruptedError` when they were stopped from
@@ -82,16 +97,12 @@ def launch(
     gpus = torch.cuda.device_count()
     refuse(how, block, gpus)
     work.mkdir(parents=True, exist_ok=True)
-    call = {
-        "run": run,
-        "block": block.model_dump(mode="json"),
-        "data": [str(path.resolve()) for path in data],
-        "folders": [str(path.resolve()) for path in folders],
-        "work": str(work.resolve()),
-        "more": facts,
-    }
+    call = LaunchedCall(
+        block, [path.resolve() for path in data], _resolved(start), out.resolve(), work.resolve(),
+        seed,
+    )  # fmt: skip
     job = work / "launch.json"
-    job.write_text(json.dumps(call), "utf-8")
+    job.write_bytes(TypeAdapter(LaunchedCall).dump_json(call))
     for name in ("launch.progress", "launch.error", STOP):
         (work / name).unlink(missing_ok=True)
     with (work / "launch.log").open("wb") as log:
@@ -106,7 +117,14 @@ def launch(
         _watch(child, work, progress)
     if child.returncode:
         raise _failure(work)
-    return TrainReport(**json.loads((folders[-1] / "training_report.json").read_text("utf-8")))
+    return TrainReport(**json.loads((out / "training_report.json").read_text("utf-8")))
+
+
+def _resolved(start: Base | Policy) -> Base | Policy:
+    if isinstance(start, Base):
+        return replace(start, folder=start.folder.resolve())
+    base = replace(start.base, folder=start.base.folder.resolve())
+    return replace(start, base=base, folder=start.folder.resolve())
 
 
 def refuse(how: Launch, block: Training | Preference, gpus: int) -> None:

@@ -28,6 +28,7 @@ from hubkit.recipe import Preference, Reinforce, Training
 from hubkit.training.checks import Findings, check_all, check_steps, meta_model
 from hubkit.training.config import dpo_config, lora_config, model_options, sft_config
 from hubkit.training.estimate import GIB, Reference, Size, duration, memory_gib
+from hubkit.training.identity import Base
 from hubkit.training.launch import Launch
 from hubkit.training.loading import load_tokenizer, over_context
 from hubkit.training.pairs import PairEncoder, sampled
@@ -117,9 +118,8 @@ class _Subject:
 def plan(
     block: Training | Preference,
     data: Sequence[Path],
-    base: Path,
+    base: Base,
     *,
-    base_repo_id: str,
     seed: int,
     chat: Training | None = None,
     launch: Launch | None = None,
@@ -135,9 +135,9 @@ def plan(
     `RecipeError` and `SourceError` as `train` does; `refusals` say what else would stop it.
     """
     if isinstance(block, Training):
-        subject = _supervised(block, data, base, seed)
+        subject = _supervised(block, data, base.folder, seed)
     else:
-        subject = _pairwise(block, chat, data, base, seed)
+        subject = _pairwise(block, chat, data, base.folder, seed)
     config, amounts = subject.config, subject.amounts
     elsewhere = device is not None and device not in local_device()[0]
     name, memory = (
@@ -148,7 +148,7 @@ def plan(
     batch = config.per_device_train_batch_size * config.gradient_accumulation_steps * processes
     flops = subject.size.flops_per_token(recompute=config.gradient_checkpointing)
     planned = TrainPlan(
-        base=base_repo_id,
+        base=base.repo_id,
         kind=subject.kind,
         seat=subject.seat,
         batch=batch,

@@ -19,7 +19,7 @@ from hubkit.conversation import Seat
 from hubkit.progress import Progress
 from hubkit.recipe import Preference, Reinforce, Training
 from hubkit.training.config import quiet_environment
-from hubkit.training.identity import fingerprint_of, finished, revision_of
+from hubkit.training.identity import Base, fingerprint_of, finished, revision_of
 from hubkit.training.report import TrainReport, outcome, versions
 from hubkit.training.save import save_trained
 from hubkit.training.trainer import Run, watcher
@@ -96,13 +96,12 @@ class Task(Protocol):
 def run_in_process(
     task: Task,
     data: Sequence[Path],
+    base: Base,
     out: Path,
+    *,
+    seed: int,
     work: Path,
     progress: Progress,
-    *,
-    base_repo_id: str,
-    seed: int,
-    base_revision: str | None,
 ) -> TrainReport:
     """Carry out `task` on `data` in this process; under a launcher, this process's part of it."""
     quiet_environment()
@@ -111,7 +110,7 @@ def run_in_process(
     printed = hashlib.sha256(task.template.encode()).hexdigest()
     task_identity = f"{task.identity}{processes} processes {printed}"
     fingerprint = fingerprint_of(
-        task.block, data, task.start, base_repo_id, seed, task=task_identity
+        task.block, data, task.start, base.repo_id, seed, task=task_identity
     )
     if (report := finished(out, fingerprint)) is not None:
         return report
@@ -125,8 +124,8 @@ def run_in_process(
     run.train(trainer, watch)
     progress(0, None, "saving the model")
     report = TrainReport(
-        base=base_repo_id,
-        base_revision=base_revision or revision_of(task.start),
+        base=base.repo_id,
+        base_revision=base.revision or revision_of(task.start),
         seat=task.seat,
         rows=rows.stats,
         tokens=rows.tokens,

@@ -10,41 +10,30 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from hubkit.errors import HubkitError
+from hubkit.progress import Progress
 from hubkit.recipe import Preference, Training
-from hubkit.training import train, train_dpo
-
-_RUNS: dict[str, tuple[type, Callable[..., Any]]] = {
-    "train": (Training, train),
-    "train_dpo": (Preference, train_dpo),
-}
+from hubkit.training import Base, Policy, train, train_dpo
+from hubkit.training.launch import LaunchedCall
 
 
 def main(job: Path) -> int:
     """Train what `job` says; returns the process's exit status."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    call = json.loads(job.read_text("utf-8"))
+    call = TypeAdapter(LaunchedCall).validate_json(job.read_bytes())
     first = os.environ.get("RANK", "0") == "0"
 
-    def progress(steps: float, total: float | None = None, note: str = "") -> None:
+    def progress(done: float, total: float | None = None, note: str = "") -> None:
         if first:
             with (job.parent / "launch.progress").open("a", encoding="utf-8") as file:
-                file.write(json.dumps([steps, total, note]) + "\n")
+                file.write(json.dumps([done, total, note]) + "\n")
 
     try:
-        block, run = _RUNS[call["run"]]
-        run(
-            block(**call["block"]),
-            [Path(path) for path in call["data"]],
-            *map(Path, call["folders"]),
-            work=Path(call["work"]),
-            progress=progress,
-            **call["more"],
-        )
+        _train(call, progress)
     except HubkitError as error:
         (job.parent / "launch.error").write_text(
             json.dumps([type(error).__name__, str(error)]), "utf-8"
@@ -58,6 +47,16 @@ def main(job: Path) -> int:
         (job.parent / "launch.error").write_text(json.dumps(error_record), "utf-8")
         return 130
     return 0
+
+
+def _train(call: LaunchedCall, progress: Progress) -> None:
+    block, start = call.block, call.start
+    if isinstance(block, Training) and isinstance(start, Base):
+        train(block, call.data, start, call.out, seed=call.seed, work=call.work, progress=progress)
+    elif isinstance(block, Preference) and isinstance(start, Policy):
+        train_dpo(
+            block, call.data, start, call.out, seed=call.seed, work=call.work, progress=progress
+        )
 
 
 def _end_with_parent() -> None:

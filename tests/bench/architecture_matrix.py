@@ -64,7 +64,7 @@ class Loop:
 
     def train(self) -> None:
         """Both seats by LoRA, and one merged."""
-        from hubkit.training import train
+        from hubkit.training import Base, train
 
         targets = (
             ["q_proj", "k_proj", "v_proj", "o_proj"] if self.architecture in FUSED else "all-linear"
@@ -81,7 +81,7 @@ class Loop:
             self.adapters[name] = out = self.folder / name / "out"
             work = self.folder / name / "work"
             report = train(
-                block, [self.data], self.base, out, base_repo_id=self.repo_id, seed=1, work=work
+                block, [self.data], Base(self.base, self.repo_id), out, seed=1, work=work
             )
             assert report.steps == 2, report.steps
             self.row["merge" if merged else "train"] = True

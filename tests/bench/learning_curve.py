@@ -21,7 +21,7 @@ from hubkit import evaluation, pipeline
 from hubkit.hub import connect
 from hubkit.pipeline.stage import WEIGHTS, parquet
 from hubkit.recipe import Recipe, load
-from hubkit.training import train
+from hubkit.training import Base, train
 
 
 def main() -> None:
@@ -71,7 +71,7 @@ def curve(name: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
             out, work = Path(scratch) / "out", Path(scratch) / "work"
             sized = block.model_copy(update={"max_tokens": tokens})
             report = train(
-                sized, rows, base_folder, out, base_repo_id=block.base, seed=made.seed, work=work
+                sized, rows, Base(base_folder, block.base), out, seed=made.seed, work=work
             )
             found = score(out)
         against = evaluation.compare(

@@ -35,6 +35,7 @@ from hubkit.reinforcement import (
     reinforce,
 )
 from hubkit.serving import ServedModel
+from hubkit.training import Base
 
 ABOUT = "GRPO beside TRL's own script: seconds of a step, and the share of them in generation."
 TINY = bool(os.environ.get("BENCH_TINY"))
@@ -101,7 +102,7 @@ def ours(base: Path, folder: Path) -> Clock:
 
     task.trainer = trainer  # type: ignore[method-assign]
     data = [write_rows(folder / "openings.parquet", [[("user", "Hi")]])]
-    reinforce(task, data, folder / "out", base_repo_id="x/base", seed=1, work=folder / "work")
+    reinforce(task, data, Base(base, "x/base"), folder / "out", seed=1, work=folder / "work")
     return clock
 
 

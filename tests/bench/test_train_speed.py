@@ -27,7 +27,7 @@ from support.tiny_models import tiny_base, write_rows
 
 from hubkit.conversation import swap_roles
 from hubkit.recipe import Training
-from hubkit.training import train
+from hubkit.training import Base, train
 
 ABOUT = "The trainer beside stock TRL's defaults: the same loss-bearing tokens, turn about."
 TINY = bool(os.environ.get("BENCH_TINY"))
@@ -87,9 +87,7 @@ def ours(folder: Path, base: Path, data: Path) -> Took:
     sft = {"num_train_epochs": 1, "max_length": MAX_LENGTH, "per_device_train_batch_size": 1}
     sft |= {"gradient_accumulation_steps": 8, "gradient_checkpointing": False}
     block = Training(base="x/y", seat="user", system=SYSTEM, lora=LORA, sft=sft)
-    report = train(
-        block, [data], base, folder / "out", base_repo_id="x/y", seed=1, work=folder / "work"
-    )
+    report = train(block, [data], Base(base, "x/y"), folder / "out", seed=1, work=folder / "work")
     return Took(report.tokens / report.tokens_per_second, report.loss_tokens, report.tokens)
 
 

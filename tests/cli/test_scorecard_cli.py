@@ -22,7 +22,7 @@ from hubkit.errors import HubkitError, RecipeError, SourceError
 from hubkit.evaluation import heldout_loss
 from hubkit.hub import Hub, Ref, connect
 from hubkit.recipe import Evals, Training
-from hubkit.training import train
+from hubkit.training import Base, train
 
 SYSTEM = "You are a person."
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -52,9 +52,8 @@ def repos(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ref]:
     train(
         block,
         data,
-        folder / "base",
+        Base(folder / "base", base.repo_id),
         folder / "out",
-        base_repo_id=base.repo_id,
         seed=1,
         work=folder / "work",
     )

@@ -15,7 +15,7 @@ from hubkit.conversation import swap_roles
 from hubkit.errors import SourceError
 from hubkit.evaluation import Candidate, HeldOut, compare, heldout, heldout_loss
 from hubkit.recipe import Evals, Training
-from hubkit.training import train
+from hubkit.training import Base, train
 
 ROWS = [
     [
@@ -51,9 +51,7 @@ def asker(
     folder = tmp_path_factory.mktemp("asker")
     lora = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
     block = Training(base="acme/tiny", seat="user", system="You ask.", lora=lora, sft=SFT)
-    train(
-        block, [data], base, folder / "out", base_repo_id="acme/tiny", seed=1, work=folder / "work"
-    )
+    train(block, [data], Base(base, "acme/tiny"), folder / "out", seed=1, work=folder / "work")
     return block, folder / "out"
 
 
@@ -138,9 +136,8 @@ def test_an_asker_that_learned_its_end_mark_ends_where_people_did(tmp_path, base
     train(
         block,
         [data],
-        base,
+        Base(base, "acme/tiny"),
         tmp_path / "out",
-        base_repo_id="acme/tiny",
         seed=1,
         work=tmp_path / "work",
     )

@@ -17,7 +17,7 @@ from hubkit.preference import people_pairs
 from hubkit.preference.people_pairs import PeoplePairsReport
 from hubkit.recipe import PeoplePairs, Preference, SeatConfig, load
 from hubkit.serving import ServedModel
-from hubkit.training import train_dpo
+from hubkit.training import Base, Policy, train_dpo
 from hubkit.training.rows import seat_view
 
 REAL = "And how long does rye bread take?"
@@ -84,11 +84,8 @@ def test_the_asker_is_trained_on_them_in_its_own_seat(tmp_path: Path) -> None:
     report = train_dpo(
         block,
         sorted((tmp_path / "out" / "data").glob("*.parquet")),
-        base,
-        base,
+        Policy(Base(base, "me/base"), base, seat="user"),
         tmp_path / "asker",
-        base_repo_id="me/base",
-        seat="user",
         seed=1,
         work=tmp_path / "work",
     )

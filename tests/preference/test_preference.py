@@ -15,7 +15,7 @@ from hubkit.errors import EndpointError, RecipeError, SourceError, TrainingError
 from hubkit.preference import STRATEGIES, build, dependence
 from hubkit.recipe import Preference, SeatConfig, Training
 from hubkit.serving import ServedModel
-from hubkit.training import Launch, plan, train, train_dpo
+from hubkit.training import Base, Launch, Policy, plan, train, train_dpo
 
 DIALOGUES = [
     [
@@ -297,9 +297,8 @@ def chat(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     train(
         training,
         [data],
-        base,
+        Base(base, "acme/tiny"),
         folder / "out",
-        base_repo_id="acme/tiny",
         seed=1,
         work=folder / "work",
     )
@@ -342,7 +341,7 @@ def test_dpo_goes_on_training_the_chat_models_own_adapter(tmp_path, base, chat):
     data = write_pairs(tmp_path / "pairs.parquet", PAIRS)
     folders = {"out": tmp_path / "out", "work": tmp_path / "work"}
     report = train_dpo(
-        block(dpo=DPO), [data], base, chat, base_repo_id="acme/tiny", seed=1, **folders
+        block(dpo=DPO), [data], Policy(Base(base, "acme/tiny"), chat), seed=1, **folders
     )
     accuracies = [e["rewards/accuracies"] for e in report.loss_curve]
     assert report.loss_curve[-1]["loss"] < report.loss_curve[0]["loss"] and accuracies[-1] == 1.0
@@ -353,7 +352,7 @@ def test_dpo_goes_on_training_the_chat_models_own_adapter(tmp_path, base, chat):
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out")
     assert list(model.peft_config) == ["default"] and report.rows["pairs_used"] == 8
     again = train_dpo(
-        block(dpo=DPO), [data], base, chat, base_repo_id="acme/tiny", seed=1, **folders
+        block(dpo=DPO), [data], Policy(Base(base, "acme/tiny"), chat), seed=1, **folders
     )
     assert again.to_dict() == report.to_dict(), "a finished run is not trained again"
 
@@ -415,10 +414,8 @@ def test_the_optimised_adapter_is_merged_where_the_recipe_says_so(tmp_path, base
         report = train_dpo(
             asked,
             [data],
-            base,
-            chat,
+            Policy(Base(base, "a/t"), chat),
             out,
-            base_repo_id="a/t",
             seed=1,
             work=tmp_path / f"work-{merged}",
         )
@@ -448,7 +445,7 @@ def test_two_processes_prefer_what_one_does(tmp_path, base, chat, strategy, whol
     for name, steps, launch in (("one", 4, None), ("two", 2, Launch(strategy, 2))):
         changed = {**dpo, "gradient_accumulation_steps": steps}
         found[name] = train_dpo(
-            block(dpo=changed), [data], base, model, tmp_path / name, base_repo_id="acme/tiny",
+            block(dpo=changed), [data], Policy(Base(base, "acme/tiny"), model), tmp_path / name,
             seed=1, work=tmp_path / f"{name}-work", launch=launch,
         )  # fmt: skip
     one, two = found["one"], found["two"]
@@ -466,7 +463,7 @@ def test_dpo_keys_are_checked(tmp_path, base, chat):
         RecipeError, match=r"dpo\.bata is not a key of DPOConfig; did you mean 'beta'"
     ):
         train_dpo(
-            block(dpo={"bata": 1}), [data], base, chat, base_repo_id="acme/tiny", seed=1, **folders
+            block(dpo={"bata": 1}), [data], Policy(Base(base, "acme/tiny"), chat), seed=1, **folders
         )
 
 
@@ -479,10 +476,10 @@ def test_a_plan_of_dpo_agrees_with_the_run_it_plans(tmp_path, base, chat, whole)
     asked = block(
         dpo={**DPO, "num_train_epochs": 1}, expected={"conversations": 100, "tokens": 500}
     )
-    planned = plan(asked, [data], base, base_repo_id="acme/tiny", seed=1, chat=training)
+    planned = plan(asked, [data], Base(base, "acme/tiny"), seed=1, chat=training)
     folders = {"out": tmp_path / "out", "work": tmp_path / "work"}
     model = base if whole else chat
-    report = train_dpo(asked, [data], base, model, base_repo_id="acme/tiny", seed=1, **folders)
+    report = train_dpo(asked, [data], Policy(Base(base, "acme/tiny"), model), seed=1, **folders)
     assert (planned.kind, planned.rows, planned.steps) == (
         "dpo",
         report.rows["pairs_used"],
@@ -491,7 +488,7 @@ def test_a_plan_of_dpo_agrees_with_the_run_it_plans(tmp_path, base, chat, whole)
     assert planned.tokens == report.tokens and planned.loss_tokens == report.loss_tokens
     assert planned.dropped_share == pytest.approx(1 / 9) and planned.refusals == []
     assert planned.trainable_parameters == report.trainable_parameters
-    from_recipe = plan(asked, [], base, base_repo_id="acme/tiny", seed=1, chat=training)
+    from_recipe = plan(asked, [], Base(base, "acme/tiny"), seed=1, chat=training)
     assert (from_recipe.rows, from_recipe.tokens) == (100, 100 * 2 * 96), (
         "a pair is cut at twice max_length"
     )

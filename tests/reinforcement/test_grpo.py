@@ -32,6 +32,7 @@ from hubkit.reinforcement import (
     reinforce,
 )
 from hubkit.serving.callable_server import served_callable
+from hubkit.training import Base
 
 OPENINGS = [Opening(f"o{i}", f"How do I bake bread number {i}?") for i in range(4)]
 SEAT = {"endpoints": ["http://127.0.0.1:9"], "repo": None, "name": "a", "license": "none",
@@ -103,7 +104,7 @@ class Case:
 
                 task.trainer = trainer  # type: ignore[method-assign]
             return reinforce(
-                task, self.data, self.folder / "out", base_repo_id="x/base", seed=1,
+                task, self.data, Base(self.base, "x/base"), self.folder / "out", seed=1,
                 work=self.folder / "work",
             )  # fmt: skip
 

@@ -112,7 +112,7 @@ def trained() -> Path:
     unlike `lora`'s noise, and with a chat template of its own. Its conversations are made up; what
     they say does not matter here."""
     from hubkit.recipe import Training
-    from hubkit.training import train
+    from hubkit.training import Base, train
 
     out = _CACHE / f"trained-{smollm2().name}"
     if not out.exists():
@@ -149,9 +149,8 @@ def trained() -> Path:
             train(
                 block,
                 [data],
-                smollm2(),
+                Base(smollm2(), block.base),
                 done,
-                base_repo_id=block.base,
                 seed=1,
                 work=Path(scratch) / "work",
             )

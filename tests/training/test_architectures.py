@@ -11,7 +11,7 @@ from support.tiny_models import ARCHITECTURES, tiny_model_of, write_rows
 from hubkit.chat_templates import for_base
 from hubkit.conversation import swap_roles
 from hubkit.recipe import Training
-from hubkit.training import plan, train
+from hubkit.training import Base, plan, train
 
 FAST = ("qwen3", "gemma3_text", "gpt2", "mamba")
 ROWS = [
@@ -33,7 +33,7 @@ def test_an_architecture_trains_merges_and_loads(tmp_path, model_type):
     targets = ["in_proj", "x_proj"] if model_type == "mamba" else "all-linear"
     lora = {"r": 4, "target_modules": targets}
     block = Training(base="acme/tiny", seat="user", lora=lora, sft=SFT)
-    made = plan(block, [data], base, base_repo_id="acme/tiny", seed=1)
+    made = plan(block, [data], Base(base, "acme/tiny"), seed=1)
     assert made.refusals == [] and made.trainable_parameters
     adapter = trained(tmp_path / "adapter", block, data, base)
     merged = trained(
@@ -47,7 +47,7 @@ def test_an_architecture_trains_merges_and_loads(tmp_path, model_type):
 def trained(folder: Path, block: Training, data: Path, base: Path) -> Path:
     """The folder of a model trained on `data`."""
     out = folder / "out"
-    report = train(block, [data], base, out, base_repo_id="acme/tiny", seed=1, work=folder / "work")
+    report = train(block, [data], Base(base, "acme/tiny"), out, seed=1, work=folder / "work")
     assert report.steps == 2 and report.final_loss is not None
     return out
 

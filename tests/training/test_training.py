@@ -19,7 +19,7 @@ from support.tiny_models import tiny_base, write_rows
 from hubkit.errors import RecipeError, SourceError, TrainingError
 from hubkit.progress import Notice
 from hubkit.recipe import Training
-from hubkit.training import Launch, train
+from hubkit.training import Base, Launch, train
 
 TURNS = [
     ("user", "How do I bake bread?"),
@@ -70,7 +70,7 @@ def run(
     **more,
 ):
     folders = {"out": tmp_path / out, "work": tmp_path / work}
-    return train(training, [rows], base, base_repo_id="acme/tiny", seed=7, **folders, **more)
+    return train(training, [rows], Base(base, "acme/tiny"), seed=7, **folders, **more)
 
 
 def test_the_result_is_a_folder_that_stock_loaders_read(tmp_path, base, rows):
@@ -506,10 +506,10 @@ LAUNCHED = """
 import json, sys
 from pathlib import Path
 from hubkit.recipe import Training
-from hubkit.training import Launch, train
+from hubkit.training import Base, Launch, train
 block, data, base, folder = json.loads(sys.argv[1])
-train(Training(**block), [Path(data)], Path(base), Path(folder) / "out",
-      base_repo_id="acme/tiny", seed=7, work=Path(folder) / "work", launch=Launch("ddp", 2))
+train(Training(**block), [Path(data)], Base(Path(base), "acme/tiny"), Path(folder) / "out",
+      seed=7, work=Path(folder) / "work", launch=Launch("ddp", 2))
 """
 
 
@@ -549,10 +549,10 @@ SCRIPT = """
 import json, sys, time
 from pathlib import Path
 from hubkit.recipe import Training
-from hubkit.training import train
+from hubkit.training import Base, train
 block, data, base, folder, pause = json.loads(sys.argv[1])
-train(Training(**block), [Path(data)], Path(base), Path(folder) / "out",
-      base_repo_id="acme/tiny", seed=7, work=Path(folder) / "work",
+train(Training(**block), [Path(data)], Base(Path(base), "acme/tiny"), Path(folder) / "out",
+      seed=7, work=Path(folder) / "work",
       progress=lambda done, total=None, note="": time.sleep(pause))
 """
 

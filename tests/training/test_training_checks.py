@@ -14,7 +14,7 @@ from support.tiny_models import tiny_adapter, tiny_base, write_rows
 
 from hubkit.errors import RecipeError, SourceError, TrainingError
 from hubkit.recipe import Preference, Training
-from hubkit.training import plan, train, train_dpo
+from hubkit.training import Base, Policy, plan, train, train_dpo
 from hubkit.training.checks import check_steps, learning_rates
 from hubkit.training.config import bf16_is_faster, fit_to_machine, sft_config
 
@@ -43,16 +43,15 @@ def block(**changes: Any) -> Training:
 
 
 def planned(training: Training, base: Path, data: Path) -> Any:
-    return plan(training, [data], base, base_repo_id="acme/tiny", seed=1)
+    return plan(training, [data], Base(base, "acme/tiny"), seed=1)
 
 
 def run(tmp_path: Path, base: Path, data: Path, training: Training) -> Any:
     return train(
         training,
         [data],
-        base,
+        Base(base, "acme/tiny"),
         tmp_path / "out",
-        base_repo_id="acme/tiny",
         seed=1,
         work=tmp_path / "work",
     )
@@ -374,10 +373,8 @@ def test_nobody_but_the_configured_hub_is_asked_when_adapters_are_saved(
     train_dpo(
         Preference(chat={"repo": "chat"}, dpo=dpo),
         [tmp_path / "pairs.parquet"],
-        base,
-        chat,
+        Policy(Base(base, "acme/tiny"), chat),
         tmp_path / "aligned",
-        base_repo_id="acme/tiny",
         seed=1,
         work=tmp_path / "work-dpo",
     )

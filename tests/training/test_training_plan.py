@@ -17,7 +17,7 @@ from support.tiny_models import tiny_base, write_rows
 from hubkit import recipe
 from hubkit.errors import RecipeError
 from hubkit.recipe import Preference, Training
-from hubkit.training import Launch, plan, train
+from hubkit.training import Base, Launch, plan, train
 from hubkit.training.estimate import GIB, flops_per_token
 from hubkit.training.plan import require_runnable
 
@@ -65,13 +65,12 @@ def test_a_plan_agrees_with_the_run_it_plans(tmp_path, data, lora):
 
     base = tiny_base(tmp_path / "base")
     block = Training(base="acme/tiny", seat="user", lora=lora, sft=SFT)
-    planned = plan(block, [data], base, base_repo_id="acme/tiny", seed=1)
+    planned = plan(block, [data], Base(base, "acme/tiny"), seed=1)
     report = train(
         block,
         [data],
-        base,
+        Base(base, "acme/tiny"),
         tmp_path / "out",
-        base_repo_id="acme/tiny",
         seed=1,
         work=tmp_path / "work",
     )
@@ -130,13 +129,13 @@ def test_the_papers_recipes_can_be_planned_from_a_config_alone(tmp_path, data, n
     )
     (base / "model.safetensors").unlink()
     block = getattr(recipe.load(name), seat)
-    options = {"base_repo_id": block.base, "seed": 1, "device": "A100", "device_gib": 80.0}
-    alone = plan(block, [data], base, **options)
+    options = {"seed": 1, "device": "A100", "device_gib": 80.0}
+    alone = plan(block, [data], Base(base, block.base), **options)
     assert alone.parameters == pytest.approx({"7b": 6.74e9, "13b": 13.0e9}[size], rel=0.01)
     assert "GiB per device are needed and 80 are there" in " ".join(alone.refusals)
     with pytest.raises(RecipeError, match="shard it"):
         require_runnable(alone)
-    spread = plan(block, [data], base, launch=Launch("fsdp2", 8), **options)
+    spread = plan(block, [data], Base(base, block.base), launch=Launch("fsdp2", 8), **options)
     assert spread.memory_gib["optimizer"] == pytest.approx(
         alone.memory_gib["optimizer"] / 8, rel=1e-3
     )
@@ -147,7 +146,7 @@ PEAK = """
 import json, resource, sys
 from pathlib import Path
 from hubkit.recipe import Preference, Training
-from hubkit.training import train, train_dpo
+from hubkit.training import Base, train, train_dpo
 def rss():
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
@@ -155,11 +154,11 @@ folder, sft, lora, warm, base, data, pairs = json.loads(sys.argv[1])
 def run(name, base):
     if pairs:
         block = Preference(chat={"repo": "acme/tiny"}, lora=lora, dpo=sft)
-        return train_dpo(block, [Path(data)], Path(base), Path(base), Path(folder) / name,
-                         base_repo_id="acme/tiny", seed=1, work=Path(folder) / (name + "-work"))
+        return train_dpo(block, [Path(data)], Policy(Base(Path(base), "acme/tiny"), Path(base)),
+                         Path(folder) / name, seed=1, work=Path(folder) / (name + "-work"))
     block = Training(base="acme/tiny", seat="user", lora=lora, sft=sft)
-    return train(block, [Path(data)], Path(base), Path(folder) / name, base_repo_id="acme/tiny",
-                 seed=1, work=Path(folder) / (name + "-work"))
+    return train(block, [Path(data)], Base(Path(base), "acme/tiny"), Path(folder) / name, seed=1,
+                 work=Path(folder) / (name + "-work"))
 run("warm", warm)  # what the packages take by themselves
 before = rss()
 run("out", base)
@@ -216,7 +215,7 @@ def test_planned_memory_is_near_a_real_runs_peak(tmp_path, lora, checkpointing, 
     if pairs:
         sft["per_device_train_batch_size"] = 2  # both answers of a pair go through the model
         block = Preference(chat={"repo": "acme/tiny"}, lora=lora, dpo=sft)
-    planned = plan(block, [data], base, base_repo_id="acme/tiny", seed=1).memory_gib
+    planned = plan(block, [data], Base(base, "acme/tiny"), seed=1).memory_gib
     call = json.dumps([str(tmp_path), sft, lora, str(warm), str(base), str(data), pairs])
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     env["MALLOC_MMAP_THRESHOLD_"] = (
@@ -234,15 +233,14 @@ def test_planned_memory_is_near_a_real_runs_peak(tmp_path, lora, checkpointing, 
 def test_a_context_over_the_bases_own_is_refused(tmp_path, data):
     base = tiny_base(tmp_path)
     block = Training(base="acme/tiny", seat="user", sft={**SFT, "max_length": 1024})
-    [reason] = plan(block, [data], base, base_repo_id="acme/tiny", seed=1).refusals
+    [reason] = plan(block, [data], Base(base, "acme/tiny"), seed=1).refusals
     assert reason == "sft.max_length 1024 is more than the 512 positions that acme/tiny knows"
     with pytest.raises(RecipeError, match="1024 is more than the 512 positions"):
         train(
             block,
             [data],
-            base,
+            Base(base, "acme/tiny"),
             tmp_path / "out",
-            base_repo_id="acme/tiny",
             seed=1,
             work=tmp_path / "work",
         )
@@ -252,14 +250,12 @@ def test_without_data_a_plan_is_what_the_recipe_expects(tmp_path):
     base = tiny_base(tmp_path)
     expected = {"conversations": 1000, "tokens": 90}
     block = Training(base="acme/tiny", seat="user", sft=SFT, expected=expected)
-    made = plan(block, [], base, base_repo_id="acme/tiny", seed=1)
+    made = plan(block, [], Base(base, "acme/tiny"), seed=1)
     assert (made.rows, made.tokens, made.sampled_rows) == (1000, 64_000, 0), (
         "rows are cut at max_length"
     )
     assert made.steps == 1000 / 4 * 2 and made.loss_tokens is None and made.hours > 0
     capped = block.model_copy(update={"max_tokens": 640})
-    assert plan(capped, [], base, base_repo_id="acme/tiny", seed=1).rows == 10
-    bare = plan(
-        block.model_copy(update={"expected": None}), [], base, base_repo_id="acme/tiny", seed=1
-    )
+    assert plan(capped, [], Base(base, "acme/tiny"), seed=1).rows == 10
+    bare = plan(block.model_copy(update={"expected": None}), [], Base(base, "acme/tiny"), seed=1)
     assert bare.steps is bare.tokens is bare.hours is None and bare.memory_gib == made.memory_gib

@@ -33,14 +33,16 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
     report = training.train_dpo(
         preference_block(context.recipe),
         parquet(context.hub, refs["preference"], "train"),
-        context.hub.snapshot(base, allow_patterns=WEIGHTS),
-        context.hub.snapshot(refs["chat"], allow_patterns=WEIGHTS),
+        training.Policy(
+            training.Base(
+                context.hub.snapshot(base, allow_patterns=WEIGHTS), base.repo_id, base.revision
+            ),
+            context.hub.snapshot(refs["chat"], allow_patterns=WEIGHTS),
+            system=context.recipe.chat.system,
+            template=context.recipe.chat.template,
+            thinking=context.recipe.chat.thinking or "off",
+        ),
         dirs.out,
-        base_repo_id=base.repo_id,
-        base_revision=base.revision,
-        system=context.recipe.chat.system,
-        template=context.recipe.chat.template,
-        thinking=context.recipe.chat.thinking or "off",
         seed=context.recipe.seed,
         work=dirs.scratch,
         launch=context.launch,

@@ -32,6 +32,7 @@ from hubkit.reinforcement import (
 from hubkit.serving import ModelSpec, ServedModel, serve, spec_of
 from hubkit.serving.budget import check_prices
 from hubkit.serving.templates import with_own_template
+from hubkit.training import Base
 
 OWN_ASKER = "asker"  # as a seat's repo: the asker that this recipe trained
 
@@ -99,9 +100,8 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
         report = reinforcement.reinforce(
             task,
             shards,
+            Base(task.base, base.repo_id, base.revision),
             dirs.out,
-            base_repo_id=base.repo_id,
-            base_revision=base.revision,
             seed=recipe.seed,
             work=dirs.scratch,
             progress=dirs.progress,

@@ -36,10 +36,12 @@ def _train(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[s
     report = training.train(
         equal_training(study_of(context).student, balance["report"], name),
         parquet(context.hub, refs["dialogues"], split_of(name)),
-        context.hub.snapshot(refs["base"], allow_patterns=WEIGHTS),
+        training.Base(
+            context.hub.snapshot(refs["base"], allow_patterns=WEIGHTS),
+            refs["base"].repo_id,
+            refs["base"].revision,
+        ),
         dirs.out,
-        base_repo_id=refs["base"].repo_id,
-        base_revision=refs["base"].revision,
         seed=context.recipe.seed,
         work=dirs.scratch,
         launch=context.launch,
