@@ -43,7 +43,7 @@ def serve(
 ) -> None:
     """Serve a model with text-generation-inference's API, on this machine only. Ctrl-C stops it."""
     from hubkit.hub import environment
-    from hubkit.serving.client import start_engine
+    from hubkit.serving.client import EngineSettings, start_engine
 
     adapters = dict(_named(text) for text in adapter or [])
     env = environment() if not all(map(os.path.exists, (repo, *adapters.values()))) else {}
@@ -51,9 +51,8 @@ def serve(
     if env and not Path(repo).exists():
         _say_template(repo)
     console.say(f"starting {repo}{names} (the first time converts its weights)")
-    options = {"engine": engine, "dtype": dtype, "context": context, "slots": slots}
-    serving = start_engine(repo, adapters, env=env, port=port, **options)  # type: ignore[arg-type]
-    with serving as running:
+    settings = EngineSettings(engine, dtype, context=context, slots=slots)
+    with start_engine(repo, adapters, env=env, port=port, settings=settings) as running:
         url = next(iter(running.addresses.values()))
         console.say(f"engine: {running.name} ({running.reason})")
         if json:

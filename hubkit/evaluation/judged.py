@@ -28,6 +28,7 @@ from hubkit.evaluation.setup import Player, Setup
 from hubkit.evaluation.verdict_files import VerdictSet, row_of, summarised, write_verdicts
 from hubkit.judging import Judge, judging
 from hubkit.progress import Progress, silent
+from hubkit.serving.client import ClientLimits
 from hubkit.serving.reply_journal import Journal
 
 if TYPE_CHECKING:
@@ -170,9 +171,7 @@ class _Run:
         )
         endpoint = player.served_model.endpoint(
             sampling=sampling,
-            most_in_flight=setup.in_flight,
-            request_timeout_s=setup.request_timeout_s,
-            patience_s=setup.block.patience_s,
+            limits=ClientLimits(setup.in_flight, setup.request_timeout_s, setup.block.patience_s),
             name=player.name,
         )
         await stack.enter_async_context(endpoint)

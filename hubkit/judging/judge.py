@@ -37,7 +37,7 @@ from hubkit.judging.verdicts import (
 from hubkit.recipe import Judging
 from hubkit.serving import ServedModel
 from hubkit.serving.budget import Budget, Spent, check_prices
-from hubkit.serving.client import Endpoint, Reply
+from hubkit.serving.client import ClientLimits, Endpoint, Reply
 from hubkit.serving.client.dialects import schema_fields
 from hubkit.serving.reply_journal import Journal
 
@@ -309,9 +309,8 @@ async def judging(
         schema_fields(model.dialect, "verdict", {})
     async with model.endpoint(
         block.judge,
-        most_in_flight=block.in_flight,
-        request_timeout_s=2 * block.timeout_s,  # ours comes first
-        patience_s=block.patience_s,
+        # Its own timeout is the longer one, so that the judge's comes first.
+        limits=ClientLimits(block.in_flight, 2 * block.timeout_s, block.patience_s),
         name="judge",
     ) as endpoint:
         yield Judge(block, endpoint, journal, identity=identity, run=run, profile=model.dialect)

@@ -38,6 +38,7 @@ from hubkit.progress import Progress, silent
 from hubkit.recipe import Deploy, RewardTerm, Rollout, Sampling, SeatConfig, Turns
 from hubkit.reinforcement import Episode, Likelihood, Outcome
 from hubkit.serving import ModelSpec, ServedModel, with_own_template
+from hubkit.serving.client import ClientLimits
 
 DEPLOY = "deploy"
 Locate = Callable[[str], list[Path]]
@@ -142,7 +143,9 @@ class PreparedEnvironment:
                 async with (
                     rewards,
                     model.endpoint(
-                        self.block.asker, name=self.spec.name, most_in_flight=limits.sessions
+                        self.block.asker,
+                        limits=ClientLimits(limits.sessions),
+                        name=self.spec.name,
                     ) as endpoint,
                 ):
                     yield AskerEnvironment(

@@ -24,7 +24,7 @@ from hubkit.preference.strategies import STRATEGIES
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Preference
 from hubkit.serving import ServedModel
-from hubkit.serving.client import Endpoint, ask_all
+from hubkit.serving.client import ClientLimits, Endpoint, ask_all
 from hubkit.serving.reply_journal import Journal
 
 __all__ = ["JUDGED", "STRATEGIES", "Choose", "PreferenceReport", "Question", "build", "dependence"]
@@ -140,8 +140,7 @@ def build(
         journaled = sum(job.key in replies for job in jobs)
         endpoint = chat.endpoint(
             block.chat,
-            most_in_flight=block.in_flight,
-            request_timeout_s=block.request_timeout_s,
+            limits=ClientLimits(block.in_flight, block.request_timeout_s),
             name="chat",
         )
         _ask(

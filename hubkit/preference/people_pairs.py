@@ -26,7 +26,7 @@ from hubkit.errors import TrainingError
 from hubkit.progress import Progress, silent
 from hubkit.recipe import PeoplePairs
 from hubkit.serving import ServedModel
-from hubkit.serving.client import ask_all
+from hubkit.serving.client import ClientLimits, ask_all
 from hubkit.serving.reply_journal import Journal
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
@@ -117,8 +117,7 @@ def build(
             ask_all(
                 asker.endpoint(
                     sampling=block.sampling,
-                    most_in_flight=block.in_flight,
-                    request_timeout_s=block.request_timeout_s,
+                    limits=ClientLimits(block.in_flight, block.request_timeout_s),
                     name="asker",
                 ),
                 waiting,

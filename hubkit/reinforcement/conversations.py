@@ -32,7 +32,7 @@ from hubkit.reinforcement.transcript import Transcript, TranscriptPrinter
 from hubkit.rollout.dialogue import split_end_mark
 from hubkit.serving import ServedModel
 from hubkit.serving.budget import Budget, Spent
-from hubkit.serving.client import Endpoint
+from hubkit.serving.client import ClientLimits, Endpoint
 from hubkit.serving.reply_journal import Journal
 
 _ATTEMPTS = 3  # at a turn that is empty, or repeats the asker's last one
@@ -173,9 +173,11 @@ class Conversations:
             for name, asker in self._askers.items():
                 endpoint = asker.model.endpoint(
                     asker.seat,
-                    most_in_flight=self._block.in_flight,
-                    request_timeout_s=self._block.request_timeout_s,
-                    patience_s=self._block.patience_s,
+                    limits=ClientLimits(
+                        self._block.in_flight,
+                        self._block.request_timeout_s,
+                        self._block.patience_s,
+                    ),
                     name=f"asker {name}" if name != "asker" else name,
                 )
                 self._endpoints[name] = await entered.enter_async_context(endpoint)

@@ -25,7 +25,7 @@ from hubkit.rollout.plan import Plan, plans
 from hubkit.rollout.report import Status
 from hubkit.rollout.state import State
 from hubkit.serving import ServedModel
-from hubkit.serving.client import Endpoint
+from hubkit.serving.client import ClientLimits, Endpoint
 
 _NOTE_EVERY_S = 0.5
 T = TypeVar("T")
@@ -129,9 +129,7 @@ def _endpoint(block: Rollout, seat: str, model: ServedModel) -> Endpoint:
     name = "asker" if seat == "user" else "chat"
     return model.endpoint(
         config,
-        most_in_flight=block.in_flight,
-        request_timeout_s=block.request_timeout_s,
-        patience_s=block.patience_s,
+        limits=ClientLimits(block.in_flight, block.request_timeout_s, block.patience_s),
         name=name,
     )
 

@@ -19,8 +19,8 @@ from hubkit.hub.places import cache
 from hubkit.progress import Progress
 from hubkit.recipe import Engine
 from hubkit.serving import inference_endpoints
-from hubkit.serving.client import ClientTemplate, start_engine
-from hubkit.serving.engines.launcher import BASE, EngineOptions, launch
+from hubkit.serving.client import ClientTemplate, EngineSettings, start_engine
+from hubkit.serving.engines.launcher import BASE, Capacity, EngineOptions, launch
 from hubkit.serving.models import ModelSpec, ServedModel
 from hubkit.serving.templates import published_template
 
@@ -106,8 +106,7 @@ def _engines(specs: Mapping[str, ModelSpec], load: _Load) -> Iterator[dict[str, 
                 env=_environment_for(specs, names),
                 cache_dir=cache("engine"),
                 log_path=load.log_dir / f"engine-{number}.log",
-                context=load.tokens,
-                slots=load.slots_for(names),
+                settings=EngineSettings(context=load.tokens, slots=load.slots_for(names)),
             )
             started = running.enter_context(engine)
             addresses = started.addresses
@@ -156,8 +155,7 @@ def _servers(
                     env=_environment_for(specs, names),
                     log_path=load.log_dir / f"{kind}-{number}.log",
                     cache_dir=cache("engine"),
-                    context=load.tokens,
-                    slots=load.slots_for(names),
+                    capacity=Capacity(load.tokens, load.slots_for(names)),
                 )
             )
             for name in names:

@@ -8,13 +8,14 @@ where prompts are rendered here."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from hubkit.hub import Ref
 from hubkit.recipe import DEPLOY, EMBEDDED, Deploy, Engine, Sampling, SeatConfig
-from hubkit.serving.client import ClientTemplate, Endpoint
+from hubkit.serving.client import ClientLimits, ClientTemplate, Endpoint, RequestOptions
+from hubkit.serving.client.endpoint import DEFAULT_LIMITS
 from hubkit.serving.credentials import headers_in, key_in
 
 
@@ -51,33 +52,39 @@ class ServedModel:
         return cls(tuple(urls or seat.endpoints), seat.profile, seat.model, token, headers)
 
     def endpoint(
-        self, seat: SeatConfig | None = None, *, sampling: Sampling | None = None, **options: Any
+        self,
+        seat: SeatConfig | None = None,
+        *,
+        sampling: Sampling | None = None,
+        limits: ClientLimits = DEFAULT_LIMITS,
+        name: str = "endpoint",
     ) -> Endpoint:
         """A client that asks this model.
 
         Args:
             seat: The recipe's seat in which it sits: its sampling and what its requests hold more.
             sampling: How answers are sampled instead.
-            options: Further ones of `Endpoint`.
+            limits: How much is asked at once, and how long answers are waited for.
+            name: What messages call it.
         """
+        request = RequestOptions(self.token, self.headers, self.extra_body)
         if seat is not None:
             sampling = sampling or seat.sampling
-            options |= {
-                "extra_body": seat.extra_body,
-                "chat_template_kwargs": seat.chat_template_kwargs,
-                "session_header": seat.session_header,
-            }
-        if self.extra_body:
-            options["extra_body"] = {**self.extra_body, **(options.get("extra_body") or {})}
+            request = replace(
+                request,
+                extra_body={**(self.extra_body or {}), **(seat.extra_body or {})},
+                chat_template_kwargs=seat.chat_template_kwargs,
+                session_header=seat.session_header,
+            )
         return Endpoint(
             self.urls,
             profile=self.dialect,
             model=self.name,
             sampling=(sampling or Sampling()).model_dump(),
-            token=self.token,
-            headers=self.headers,
             template=self.template,
-            **options,
+            request=request,
+            limits=limits,
+            name=name,
         )
 
 

@@ -89,12 +89,12 @@ class Loop:
     def serve(self) -> None:
         """Both adapters on one engine, which two dialogues are rolled out on."""
         from hubkit.serving import ServedModel
-        from hubkit.serving.client import start_engine
+        from hubkit.serving.client import EngineSettings, start_engine
 
         loras = {name: str(self.adapters[name]) for name in ("asker", "chat")}
         with start_engine(
-            str(self.base), loras, listen=[*loras, "base"], context=384, slots=4, threads=1,
-            cache_dir=CONVERTERS, start_timeout_s=300,
+            str(self.base), loras, listen=[*loras, "base"], cache_dir=CONVERTERS,
+            settings=EngineSettings(context=384, slots=4, threads=1, start_timeout_s=300),
         ) as engine:  # fmt: skip
             reason = engine.reason.replace(f"{self.folder}/", "")
             self.row |= {"serve": True, "engine": engine.name, "reason": reason}

@@ -24,7 +24,7 @@ from hubkit.conversation import Conversation, swap_roles
 from hubkit.recipe import Rollout
 from hubkit.rollout import run
 from hubkit.serving import ServedModel
-from hubkit.serving.client import start_engine
+from hubkit.serving.client import EngineSettings, start_engine
 
 DIALOGUES, TURNS, IN_FLIGHT = 8, int(os.environ.get("BENCH_TURNS", "8")), 8
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
@@ -111,7 +111,8 @@ def test_what_driving_costs_the_embedded_engine(tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         with start_engine(
             str(smollm2()), {"asker": str(lora("asker"))}, listen=["asker", "base"],
-            cache_dir=cache, context=4096, slots=2 * IN_FLIGHT, log_path=folder / "engine.log",
+            cache_dir=cache, settings=EngineSettings(context=4096, slots=2 * IN_FLIGHT),
+            log_path=folder / "engine.log",
         ) as engine:  # fmt: skip
             urls = engine.addresses
             report = run(

@@ -22,6 +22,7 @@ from hubkit.recipe import Rollout, SeatConfig, Turns
 from hubkit.reinforcement import Episode, Outcome
 from hubkit.serving import ServedModel
 from hubkit.serving.callable_server import served_callable
+from hubkit.serving.client import ClientLimits
 
 OPENINGS = [Opening("a", "How do I bake bread?", "wants to bake"), Opening("b", "Why is it blue?")]
 
@@ -75,7 +76,8 @@ def environment(
 
         @asynccontextmanager
         async def open_environment() -> AsyncIterator[AskerEnvironment]:
-            async with model.endpoint(settings.asker, name="asker", patience_s=0.1) as endpoint:
+            patience = ClientLimits(patience_s=0.1)
+            async with model.endpoint(settings.asker, limits=patience, name="asker") as endpoint:
                 opened.append(AskerEnvironment("ask", settings, endpoint, openings, reward))
                 yield opened[0]
 

@@ -29,7 +29,15 @@ from hubkit.errors import (
     RecipeError,
 )
 from hubkit.recipe import Sampling
-from hubkit.serving.client import PROFILES, ClientTemplate, Endpoint, Reply, start_engine
+from hubkit.serving.client import (
+    PROFILES,
+    ClientLimits,
+    ClientTemplate,
+    Endpoint,
+    Reply,
+    RequestOptions,
+    start_engine,
+)
 from hubkit.serving.client.address import parse_address
 from hubkit.serving.client.dialects import DIALECTS, chat_fields
 from hubkit.serving.client.health import Outcomes
@@ -141,7 +149,7 @@ def test_a_misconfigured_endpoint_stops_within_its_first_requests(
     options: dict, status: int, says: str
 ) -> None:
     with mock(latency=0.01, **options) as server:
-        errors = ask([server.url], 64, token="wrong")
+        errors = ask([server.url], 64, request=RequestOptions(token="wrong"))
         assert server.stats()["requests"] <= 8
     assert all(isinstance(error, MisconfiguredEndpointError) for error in errors)
     assert (
@@ -177,7 +185,7 @@ def test_nothing_listening_is_an_error_that_names_the_address(
 def test_patience_ends(status: int) -> None:
     with mock() as server:
         server.script(status=status)
-        [error] = ask([server.url], patience_s=0.5)
+        [error] = ask([server.url], limits=ClientLimits(patience_s=0.5))
     assert isinstance(error, EndpointUnreachableError) and "run the same command" in str(error)
     assert f"http_{status}" in str(error)
 
@@ -205,7 +213,7 @@ def test_a_request_that_breaks_the_server_is_given_up_when_the_server_is_well() 
 def test_an_answer_that_is_none_is_an_error_not_a_crash(body: str) -> None:
     with mock() as server:
         server.script(body=body)
-        [error] = ask([server.url], patience_s=0.2)
+        [error] = ask([server.url], limits=ClientLimits(patience_s=0.2))
     assert isinstance(error, HubkitError)
 
 

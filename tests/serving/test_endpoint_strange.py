@@ -17,7 +17,7 @@ import pytest
 
 from hubkit.errors import EndpointError, HubkitError, MisconfiguredEndpointError
 from hubkit.recipe import Sampling
-from hubkit.serving.client import Endpoint, Reply
+from hubkit.serving.client import ClientLimits, Endpoint, Reply
 from hubkit.serving.client.replies import read_chat, read_generate
 
 Said = tuple[int, dict[str, str], list[bytes]]  # status, headers, parts of the body
@@ -92,14 +92,14 @@ def test_an_answer_without_end_is_given_up_and_not_held_in_memory(
 ) -> None:
     monkeypatch.setattr("hubkit.serving.client.transport.LARGEST_ANSWER", 1 << 20)
     with strange({CHAT: [(200, {}, [b" " * (1 << 16)] * 64)]}) as (url, _):
-        error = ask(url, patience_s=0.2)
+        error = ask(url, limits=ClientLimits(patience_s=0.2))
     assert isinstance(error, EndpointError) and "1048576 bytes" in str(error)
 
 
 def test_a_page_of_html_is_no_completion_whatever_its_status() -> None:
     page = b"<!doctype html><title>Sign in</title>"
     with strange({CHAT: [(200, {"Content-Type": "text/html"}, [page])]}) as (url, _):
-        assert "not JSON" in str(ask(url, patience_s=0.2))
+        assert "not JSON" in str(ask(url, limits=ClientLimits(patience_s=0.2)))
     with strange({CHAT: [(422, {}, [page]), (200, {}, [GOOD])]}) as (url, _):
         error = ask(url)
     assert isinstance(error, MisconfiguredEndpointError) and "Sign in" in str(error)
@@ -107,7 +107,7 @@ def test_a_page_of_html_is_no_completion_whatever_its_status() -> None:
 
 def test_a_redirect_is_not_followed_but_told() -> None:
     with strange({CHAT: [(308, {"Location": "https://elsewhere.example/v1"}, [b""])]}) as (url, _):
-        error = ask(url, patience_s=0.2)
+        error = ask(url, limits=ClientLimits(patience_s=0.2))
     assert isinstance(error, HubkitError) and "https://elsewhere.example/v1" in str(error)
 
 
@@ -131,7 +131,7 @@ def test_a_retry_after_that_asks_for_no_wait_is_no_leave_to_hammer(value: str) -
 
 def test_a_retry_after_of_hours_does_not_outlast_patience() -> None:
     with strange({CHAT: [(503, {"Retry-After": "86400"}, [b"closed"])]}) as (url, asked):
-        error = ask(url, patience_s=0.3)
+        error = ask(url, limits=ClientLimits(patience_s=0.3))
     assert isinstance(error, HubkitError) and asked[-1] - asked[0] < 5
 
 
@@ -153,5 +153,5 @@ def test_a_number_of_tokens_that_is_none_is_left_out(count: object) -> None:
 def test_half_a_character_in_an_answer_is_refused_before_it_reaches_a_file() -> None:
     half = b'{"choices": [{"message": {"content": "\\ud83d"}}]}'
     with strange({CHAT: [(200, {}, [half])]}) as (url, _):
-        answer = ask(url, patience_s=0.2)
+        answer = ask(url, limits=ClientLimits(patience_s=0.2))
     assert isinstance(answer, EndpointError)

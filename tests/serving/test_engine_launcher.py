@@ -23,6 +23,7 @@ from hubkit.errors import EngineError, RecipeError
 from hubkit.serving.engines import devices
 from hubkit.serving.engines.launcher import (
     ENGINES,
+    Capacity,
     EngineKind,
     EngineOptions,
     choose,
@@ -90,7 +91,7 @@ def test_one_server_answers_for_the_base_and_its_adapters(
         {"asker": str(adapter)},
         options=options(runs, args=("--seed", "7")),
         log_path=log,
-        context=4096,
+        capacity=Capacity(context=4096),
     ) as engine:
         assert (engine.kind, engine.profile) == (kind, kind)
         assert engine.models["base"].url == engine.models["asker"].url
@@ -294,8 +295,7 @@ def test_llama_cpp_gets_converted_files(runs: Path, tmp_path: Path) -> None:
         {"asker": str(tmp_path / "lora")},
         options=options(runs),
         cache_dir=tmp_path / "cache",
-        context=128,
-        slots=2,
+        capacity=Capacity(128, 2),
     ) as engine:
         asker, chat = engine.models["asker"], engine.models["base"]
     arguments = record(runs)["arguments"]

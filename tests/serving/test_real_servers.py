@@ -25,7 +25,7 @@ from hubkit.errors import (
 from hubkit.recipe import Sampling
 from hubkit.rollout import RolloutReport, run
 from hubkit.serving import ServedModel
-from hubkit.serving.client import Endpoint, Reply
+from hubkit.serving.client import ClientLimits, Endpoint, Reply
 
 NULLS = dict.fromkeys(("temperature", "top_p", "frequency_penalty", "presence_penalty"))
 
@@ -269,7 +269,7 @@ def test_an_overloaded_server_is_waited_for_and_quoted(
     [("s_400ctx", "too_long"), ("s_500", ""), ("s_erronly", ""), ("s_cut", "")],
 )
 def test_errors_keep_the_servers_words(servers: ScriptedServers, behaviour: str, kind: str) -> None:
-    error = ask(servers.at(behaviour), patience_s=0.4)
+    error = ask(servers.at(behaviour), limits=ClientLimits(patience_s=0.4))
     assert isinstance(error, EndpointError) and error.kind == kind
     words = {"s_400ctx": "2048 tokens", "s_500": "CUDA out of memory",
              "s_erronly": "Provider returned error", "s_cut": "dropped the connection"}  # fmt: skip

@@ -21,7 +21,7 @@ from hubkit.progress import Progress, silent
 from hubkit.recipe import Scorecard
 from hubkit.rollout.dialogue import split_end_mark
 from hubkit.serving import ServedModel
-from hubkit.serving.client import Endpoint, ask_all
+from hubkit.serving.client import ClientLimits, Endpoint, ask_all
 from hubkit.serving.reply_journal import Journal
 from hubkit.training.rows import seat_view
 
@@ -152,8 +152,7 @@ def _identity(
 def _endpoint(block: Scorecard, player: Player) -> Endpoint:
     return player.served_model.endpoint(
         sampling=block.sampling,
-        most_in_flight=block.in_flight,
-        request_timeout_s=block.request_timeout_s,
+        limits=ClientLimits(block.in_flight, block.request_timeout_s),
         name=player.name,
     )
 

@@ -11,17 +11,20 @@ from hubkit.serving.client.address import on_loopback
 from hubkit.serving.client.batch import ask_all
 from hubkit.serving.client.client_template import ClientTemplate
 from hubkit.serving.client.dialects import PROFILES
-from hubkit.serving.client.endpoint import Endpoint
+from hubkit.serving.client.endpoint import ClientLimits, Endpoint, RequestOptions
 from hubkit.serving.client.replies import Reply
 from hubkit.serving.credentials import key_in
-from hubkit.serving.engines.local import Engine, start_engine
+from hubkit.serving.engines.local import Engine, EngineSettings, start_engine
 
 __all__ = [
     "PROFILES",
+    "ClientLimits",
     "ClientTemplate",
     "Endpoint",
     "Engine",
+    "EngineSettings",
     "Reply",
+    "RequestOptions",
     "ask_all",
     "key_in",
     "on_loopback",

@@ -88,6 +88,44 @@ class _Request:
     fields: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """What every request to a model carries besides the conversation.
+
+    Attributes:
+        token: Bearer token.
+        headers: More headers, with their values.
+        extra_body: More keys of the body; None removes one.
+        chat_template_kwargs: Variables of the server's chat template.
+        session_header: A header that carries the dialogue's id.
+    """
+
+    token: str | None = None
+    headers: Mapping[str, str] | None = None
+    extra_body: Mapping[str, Any] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    session_header: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """How much is asked at once, and how long answers are waited for.
+
+    Attributes:
+        in_flight: Most requests in flight at one address.
+        request_timeout_s: Longest wait for one answer.
+        patience_s: How long to wait while no address answers.
+    """
+
+    in_flight: int = 64
+    request_timeout_s: float = 300.0
+    patience_s: float = 900.0
+
+
+DEFAULT_REQUEST = RequestOptions()
+DEFAULT_LIMITS = ClientLimits()
+
+
 class Endpoint:
     """Chat completions from addresses that all serve the same model. Use as
     ``async with Endpoint(...) as e``.
@@ -97,16 +135,10 @@ class Endpoint:
         profile: The servers' dialect, one of `PROFILES`.
         model: The model's name in requests.
         sampling: The recipe's sampling block as a mapping; None for a value that is not sent.
-        token: Bearer token.
         template: The model's own chat template. Prompts are rendered here with it and sent as text
             unless the server proves that it renders the same.
-        headers: More headers, with their values.
-        extra_body: More keys of every request; None removes one.
-        chat_template_kwargs: Variables of the server's chat template.
-        session_header: A header that carries the dialogue's id.
-        most_in_flight: Most requests in flight at one address.
-        request_timeout_s: Longest wait for one answer.
-        patience_s: How long to wait while no address answers.
+        request: What every request carries besides the conversation.
+        limits: How much is asked at once, and how long answers are waited for.
         name: What messages call it.
 
     Attributes:
@@ -122,37 +154,34 @@ class Endpoint:
         profile: str,
         model: str,
         sampling: Mapping[str, Any],
-        token: str | None = None,
         template: ClientTemplate | None = None,
-        headers: Mapping[str, str] | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        session_header: str | None = None,
-        most_in_flight: int = 64,
-        request_timeout_s: float = 300.0,
-        patience_s: float = 900.0,
+        request: RequestOptions = DEFAULT_REQUEST,
+        limits: ClientLimits = DEFAULT_LIMITS,
         name: str = "endpoint",
     ) -> None:
         if not addresses:
             raise RecipeError(f"{name} has no addresses; give at least one URL under endpoints")
         self._profile, self._dialect = profile, dialect_of(profile)
         self._sampling, self._model, self.name = sampling, model, name
-        self._extra = dict(extra_body or {})
-        self._kwargs = dict(chat_template_kwargs or {})
+        self._extra = dict(request.extra_body or {})
+        self._kwargs = dict(request.chat_template_kwargs or {})
         self._template = template
         self._as_text = False
         self._starts_twice = False
-        self._session = f"header:{session_header}" if session_header else self._dialect.session
+        header = request.session_header
+        self._session = f"header:{header}" if header else self._dialect.session
         self._fields = self._with_extra(chat_fields(profile, model, sampling))
         if self._kwargs:
             self._fields["chat_template_kwargs"] = self._kwargs
         parsed = {address.url: address for address in map(parse_address, addresses)}
-        self._replicas = [Replica(address, ceiling=most_in_flight) for address in parsed.values()]
+        self._replicas = [Replica(address, ceiling=limits.in_flight) for address in parsed.values()]
         self._replica_of: dict[str, Replica] = {}
-        self._http = HttpClient(token=token, headers=headers, timeout_s=request_timeout_s)
+        self._http = HttpClient(
+            token=request.token, headers=request.headers, timeout_s=limits.request_timeout_s
+        )
         self._probation = Probation()
         self._outcomes = Outcomes()
-        self._patience_s = patience_s
+        self._patience_s = limits.patience_s
         self._silent_since: float | None = None  # the first failure since the last answer
         self._last_error: EndpointError | None = None
         self._draining = False

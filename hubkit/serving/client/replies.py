@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -129,10 +129,11 @@ def read_chat(answer: Any, *, latency_s: float, address: str) -> Reply:
         raise not_an_answer(answer, address)
     prompt, completion, cached = map(_count, counts)
     refused = not content and isinstance(refusal, str) and bool(refusal.strip())
-    return _reply(
-        refusal if refused else content, finish, thinking, prompt, completion, cached, latency_s,
-        address, model if isinstance(model, str) else "", refused,
+    raw = Reply(
+        refusal if refused else content, finish, prompt, completion, cached, latency_s, address,
+        thinking, model if isinstance(model, str) else "", refused,
     )  # fmt: skip
+    return _without_thinking(raw)
 
 
 def read_generate(
@@ -154,33 +155,21 @@ def read_generate(
         raise not_an_answer(answer, address) from None
     if not isinstance(content, str) or not isinstance(finish, str):
         raise not_an_answer(answer, address)
-    return _reply(
-        content, finish, "", prompt_tokens, completion, None, latency_s, address, "", False
+    raw = Reply(content, finish, prompt_tokens, completion, None, latency_s, address)
+    return _without_thinking(raw)
+
+
+def _without_thinking(raw: Reply) -> Reply:
+    """`raw` as the server sent it, its thinking apart and its ``finish_reason`` one of ours."""
+    content, tagged, unclosed = split_thinking(raw.content)
+    finish = _FINISH.get(raw.finish_reason.lower(), raw.finish_reason)
+    return replace(
+        raw,
+        content=content,
+        finish_reason=LENGTH if unclosed and finish == STOP else finish,
+        thinking="\n\n".join(filter(None, (raw.thinking.strip(), tagged))),
+        opened_in_prompt=bool(tagged) and not unclosed and not _OPENS.match(raw.content),
     )
-
-
-def _reply(
-    text: str,
-    finish: str,
-    thinking: str,
-    prompt: int | None,
-    completion: int | None,
-    cached: int | None,
-    latency_s: float,
-    address: str,
-    model: str,
-    refused: bool,
-) -> Reply:
-    content, tagged, unclosed = split_thinking(text)
-    opened_in_prompt = bool(tagged) and not unclosed and not _OPENS.match(text)
-    finish = _FINISH.get(finish.lower(), finish)
-    if unclosed and finish == STOP:
-        finish = LENGTH
-    thinking = "\n\n".join(filter(None, (thinking.strip(), tagged)))
-    return Reply(
-        content, finish, prompt, completion, cached, latency_s, address, thinking, model, refused,
-        opened_in_prompt,
-    )  # fmt: skip
 
 
 def _texts(content: Any) -> tuple[str, str]:

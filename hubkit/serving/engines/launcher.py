@@ -27,7 +27,7 @@ from hubkit.errors import EngineError, RecipeError
 from hubkit.plugins import Registry
 from hubkit.serving.engines import devices
 from hubkit.serving.engines.choice import cuda_reason, gguf_files, snapshot_folder
-from hubkit.serving.engines.local import start_engine
+from hubkit.serving.engines.local import EngineSettings, start_engine
 from hubkit.serving.engines.process import (
     answers,
     free_port,
@@ -62,6 +62,22 @@ class EngineOptions:
     args: tuple[str, ...] = ()
     gpus: int | None = None
     wait_minutes: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How much an engine computes at once; None leaves it to the engine.
+
+    Attributes:
+        context: Tokens per sequence.
+        slots: Sequences computed at once.
+    """
+
+    context: int | None = None
+    slots: int | None = None
+
+
+DEFAULT_CAPACITY = Capacity()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +183,7 @@ def launch(
     env: Mapping[str, str] | None = None,
     log_path: Path | None = None,
     cache_dir: Path | None = None,
-    context: int | None = None,
-    slots: int | None = None,
+    capacity: Capacity = DEFAULT_CAPACITY,
 ) -> Iterator[LaunchedEngine]:
     """Serve a base and its adapters until the block ends.
 
@@ -182,8 +197,7 @@ def launch(
             `HF_TOKEN`); a server of another environment gets it without tokens.
         log_path: Where its log goes; a temporary file otherwise.
         cache_dir: Where converted weights are kept.
-        context: Tokens per sequence; None leaves it to the engine.
-        slots: Sequences computed at once; None leaves it to the engine.
+        capacity: How much it computes at once.
 
     Raises:
         EngineError: It is not installed, ends early, or does not answer in time; with the end of
@@ -201,9 +215,11 @@ def launch(
             env=env,
             log_path=log_path,
             cache_dir=cache_dir,
-            context=context,
-            slots=slots,
-            start_timeout_s=options.wait_minutes * 60,
+            settings=EngineSettings(
+                context=capacity.context,
+                slots=capacity.slots,
+                start_timeout_s=options.wait_minutes * 60,
+            ),
         ) as engine:
             models = {name: ServedName(engine.addresses[name], name) for name in names}
             yield LaunchedEngine(
@@ -213,7 +229,7 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="hubkit-launch-") as scratch:
         log = log_path or Path(scratch) / f"{kind}.log"
         plan = _planned(ENGINES[kind], model, adapters or {}, options, env or {}, cache_dir)
-        plan = replace(plan, context=context, slots=slots)
+        plan = replace(plan, context=capacity.context, slots=capacity.slots)
         child, task = _started(kind, plan, options, env or {}, log)
         try:
             yield LaunchedEngine(

@@ -37,6 +37,34 @@ class Engine:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How the embedded engine computes; None is left to the engine.
+
+    Attributes:
+        engine: ``auto``, ``llamacpp`` or ``transformers``.
+        dtype: llama.cpp's weights: ``q8_0``, ``f16`` or ``f32``.
+        threads: Compute threads.
+        context: Tokens per sequence.
+        slots: Sequences computed and cached at once.
+        max_concurrent: Requests in flight before it answers 429.
+        start_timeout_s: How long it may take to come up.
+        python: The interpreter that runs it.
+    """
+
+    engine: str | None = None
+    dtype: str | None = None
+    threads: int | None = None
+    context: int | None = None
+    slots: int | None = None
+    max_concurrent: int | None = None
+    start_timeout_s: float = 600.0
+    python: str = sys.executable
+
+
+DEFAULT_SETTINGS = EngineSettings()
+
+
 @contextmanager
 def start_engine(
     model: str,
@@ -47,19 +75,12 @@ def start_engine(
     env: Mapping[str, str] | None = None,
     log_path: Path | None = None,
     cache_dir: Path | None = None,
-    engine: str | None = None,
-    dtype: str | None = None,
-    threads: int | None = None,
-    context: int | None = None,
-    slots: int | None = None,
-    max_concurrent: int | None = None,
-    start_timeout_s: float = 600.0,
-    python: str = sys.executable,
+    settings: EngineSettings = DEFAULT_SETTINGS,
 ) -> Iterator[Engine]:
     """Serve a model on the embedded engine until the block ends.
 
     Args:
-        model: ``repo_id[@revision]`` or a folder; a value of None below is left to the engine.
+        model: ``repo_id[@revision]`` or a folder.
         adapters: Name → repo or folder of a LoRA adapter of it.
         listen: Names (an adapter's, or ``base``) that each get an address of their own on
             loopback; without any there is one address.
@@ -67,14 +88,7 @@ def start_engine(
         env: Laid over this process's environment, so that the engine finds the same Hub.
         log_path: Where its log goes; a temporary file otherwise.
         cache_dir: Where converted weights are kept.
-        engine: ``auto``, ``llamacpp`` or ``transformers``.
-        dtype: llama.cpp's weights: ``q8_0``, ``f16`` or ``f32``.
-        threads: Compute threads.
-        context: Tokens per sequence.
-        slots: Sequences computed and cached at once.
-        max_concurrent: Requests in flight before it answers 429.
-        start_timeout_s: How long it may take to come up.
-        python: The interpreter that runs it.
+        settings: How it computes.
 
     Raises:
         EngineError: It does not come up in time, or dies before; with the end of its log.
@@ -82,15 +96,15 @@ def start_engine(
     with scratch_folder() as (scratch, lock):
         state = scratch / "state.json"
         log = log_path or scratch / "engine.log"
-        command = _command(python, model, adapters or {}, listen, state, port)
+        command = _command(settings.python, model, adapters or {}, listen, state, port)
         options = {
             "cache-dir": cache_dir,
-            "engine": engine,
-            "dtype": dtype,
-            "threads": threads,
-            "context": context,
-            "slots": slots,
-            "max-concurrent": max_concurrent,
+            "engine": settings.engine,
+            "dtype": settings.dtype,
+            "threads": settings.threads,
+            "context": settings.context,
+            "slots": settings.slots,
+            "max-concurrent": settings.max_concurrent,
         }
         for name, value in options.items():
             command += [] if value is None else [f"--{name}", str(value)]
@@ -98,7 +112,7 @@ def start_engine(
         child = spawn(command, log, env={**os.environ, **(env or {})}, keep_open=[lock])
         try:
             name = f"the embedded engine for {model}"
-            wait_until(lambda: bool(_state(state)), child, log, name, start_timeout_s)
+            wait_until(lambda: bool(_state(state)), child, log, name, settings.start_timeout_s)
             report = _state(state)
             addresses = {str(name): str(url) for name, url in report["addresses"].items()}
             yield Engine(
