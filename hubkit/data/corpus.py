@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from hubkit.conversation import OPTIONAL_FIELDS, Conversation
 from hubkit.data.filters import Context, Dropped, Step, Tally, count
 from hubkit.data.filters.parallel import Results, run, workers_for
-from hubkit.data.intents import first_sentence
+from hubkit.data.intents import HEURISTICS
 from hubkit.data.parquet import ShardWriter, conversation_schema, disk_errors, read_batches
 from hubkit.data.readers.containers import OnBytes
 from hubkit.data.readers.explain import nothing_left, nothing_readable
@@ -438,7 +438,7 @@ def _survivors(
 def _intent(block: Corpus, conversation: Conversation) -> str | None:
     """What the person wants, as the source or a heuristic has it; None until a judge is asked."""
     if block.intents and block.intents.heuristic:
-        return first_sentence(conversation.messages) or None
+        return HEURISTICS[block.intents.heuristic](conversation.messages) or None
     return conversation.meta.get(INTENT)
 
 

@@ -24,16 +24,18 @@ class Filter(Block):
 
 class Intents(Block):
     """The column ``intent``: a line that says what a conversation's human wants, as the sources
-    have it, as a judge model words it, or as the person's first turn begins. A row without one
-    stays in the dataset, is counted, and is no row to train such an asker on."""
+    have it, as a judge model words it, or by a heuristic over the person's own words. A row without
+    one stays in the dataset, is counted, and is no row to train such an asker on."""
 
     column: Content[str | None] = None
     """The sources' own column of that meaning."""
     judging: Content[Judging | None] = None
     """The model that is asked instead, and what it may take."""
-    heuristic: Content[Literal["first_sentence"] | None] = None
-    """What stands in for a judge where none can be asked: ``first_sentence`` of the person's first
-    turn, at most 24 words. It says what opened the conversation, not what it came to."""
+    heuristic: Content[Literal["keywords", "first_sentence"] | None] = None
+    """What stands in for a judge where none can be asked. ``keywords``: eight content words out of
+    all the person's turns, as a list that is no turn itself. ``first_sentence`` of the person's
+    first turn, at most 24 words: what opened the conversation, not what it came to; an asker tends
+    to repeat it."""
     max_missing_share: Execution[Annotated[float, Field(ge=0, le=1)]] = 0.5
     """A corpus with more rows than that without an intent is refused."""
 

@@ -17,7 +17,7 @@ import zstandard
 from datasets import load_dataset
 
 from hubkit.data.corpus import CorpusReport, FileReport, build, read
-from hubkit.data.intents import first_sentence
+from hubkit.data.intents import first_sentence, keywords
 from hubkit.errors import SourceError, StageError
 from hubkit.recipe import Columns, Corpus, Filter, Intents, Source
 
@@ -572,3 +572,23 @@ def test_an_intent_by_heuristic_is_how_the_conversation_opens(opening: str, inte
         {"role": "user", "content": opening},
     ]
     assert first_sentence(turns) == intent and first_sentence(turns[:1]) == ""
+
+
+@pytest.mark.parametrize(
+    ("turns", "intent"),
+    [
+        (["How do I bake rye bread?", "Which flour makes the bread rise?"],
+         "bake, bread, flour, makes, rise"),
+        (["zebra " * 9 + "alpha bravo charlie delta alpha echoes foxtrot golfing hotels",
+          "delta"],
+         "alpha, charlie, delta, echoes, foxtrot, golfing, hotels, zebra"),
+        (["Please don't tell me that, would you?", "ok"], ""),
+        (["你好"], "你好"),
+        (["Größe der Öfen; ÖFEN!"], "grösse, öfen"),
+    ],
+)  # fmt: skip
+def test_an_intent_by_keywords_is_a_list_from_all_turns(turns: list[str], intent: str) -> None:
+    messages: list[Any] = [{"role": "system", "content": "Baking soda."}]
+    for turn in turns:
+        messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": "Yeast!"}]
+    assert keywords(messages) == intent

@@ -48,7 +48,8 @@ def test_the_papers_numbers_are_in_the_recipes() -> None:
 def test_what_a_recipe_says_under_a_profile_s_name_lies_over_that_profile(tmp_path: Path) -> None:
     whole, laptop = load("userlm"), load("userlm", profiles=["laptop"])
     assert whole.corpus.intents and whole.corpus.intents.judging
-    assert laptop.corpus.intents and laptop.corpus.intents.heuristic == "first_sentence"
+    assert laptop.corpus.intents and laptop.corpus.intents.heuristic == "keywords"
+    assert laptop.rollout.asker.system == laptop.asker.system != whole.asker.system
     assert laptop.corpus.sources == load("parrot").corpus.sources
     assert "min_turns" in str(load("parrot", profiles=["laptop"]).curate)
     assert "min_turns" not in str(laptop.curate)

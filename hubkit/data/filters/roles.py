@@ -8,7 +8,7 @@ import re
 
 from hubkit.conversation import Conversation
 from hubkit.data.filters.chain import Drop, Edit, FilterFn, Verdict, register
-from hubkit.data.filters.shingles import is_unspaced, words_of
+from hubkit.data.filters.shingles import COMMON_WORDS, is_unspaced, words_of
 
 _LABEL = re.compile(
     r"^(?:\*\*|### ?)?(?:User|Human|Assistant|ChatGPT|USER|HUMAN|ASSISTANT)(?:\*\*)?:", re.MULTILINE
@@ -68,14 +68,6 @@ _REFUSAL = _phrases(
 _OTHER_SCRIPT = re.compile(
     "[\u0370-\u03ff\u0530-\u06ff\u0900-\u0eff\u1000-\u109f\u10a0-\u10ff\u1200-\u137f"
     "\u1780-\u17ff\uac00-\ud7af]{3}"
-)
-# English words of four letters and more that say nothing about a topic.
-_PLAIN = frozenset(
-    b"""about after again also because been before being both could does doing done each even from
-    give
-    good have help here into just like make many more most much need only other over please same
-    should some such tell than that their them then there these they thing things this those
-    through very want well were what when where which while will with would your""".split()
 )
 
 
@@ -179,4 +171,4 @@ def leaves_topic(overlap: float = 0.5, min_words: int = 3) -> FilterFn:
 
 
 def _content_words(text: str) -> set[bytes]:
-    return {word for word in words_of(text) if len(word) > 3 and word not in _PLAIN}
+    return {word for word in words_of(text) if len(word) > 3 and word not in COMMON_WORDS}

@@ -37,6 +37,16 @@ _WIDE_MARKS = re.compile(
 )
 
 
+# English words of four letters and more that say nothing about a topic.
+COMMON_WORDS = frozenset(
+    b"""about after again also because been before being both could does doing done each even from
+    give
+    good have help here into just like make many more most much need only other over please same
+    should some such tell than that their them then there these they thing things this those
+    through very want well were what when where which while will with would your""".split()
+)
+
+
 def words_of(text: str) -> list[bytes]:
     """Words of `text`, ASCII lower-cased; whatever is neither letter nor digit parts them.
 
