@@ -12,7 +12,7 @@ from hubkit.cli import console
 from hubkit.cli import dataset_args as names
 from hubkit.cli.eval_chat import Engine, Place
 from hubkit.cli.model_args import HARDWARE, show_endpoints, terms
-from hubkit.cli.options import DryRun, Json, grouped
+from hubkit.cli.options import DryRun, Json, grouped, usd_per_million
 from hubkit.cli.reward_options import Worth, reward_terms
 from hubkit.cli.serve import wait_for_signal
 
@@ -38,11 +38,22 @@ class WhoAsks:
     system: Annotated[
         str | None, typer.Option(help="Tells a repo that no asker stage made to play the user.")
     ] = None
+    speaks_user: Annotated[
+        bool,
+        typer.Option(
+            "--speaks-user",
+            help="The asker writes people's turns under its own user header, seats not swapped.",
+        ),
+    ] = False
+    end_token: Annotated[
+        str | None,
+        typer.Option(metavar="TOKEN", help="With which such an asker ends a conversation."),
+    ] = None
     endpoint: Annotated[
         list[str],
         typer.Option(
             "--endpoint",
-            metavar="URL",
+            metavar="URL[#MODEL]",
             help="Served there, not by our engine; deploy: by an endpoint made for it.",
         ),
     ] = field(default_factory=list)
@@ -65,6 +76,29 @@ class Conversation:
 
 
 @dataclass(frozen=True)
+class Caps:
+    """What the asker, and each judge, may take while it is served."""
+
+    price: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IN,OUT", help="US dollars per million of the asker's tokens, in and out."
+        ),
+    ] = None
+    budget_usd: Annotated[
+        float | None,
+        typer.Option(min=0, help="Stop before the asker costs more; each judge as much again."),
+    ] = None
+    budget_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stop before the asker takes more tokens; judges likewise."),
+    ] = None
+    max_hours: Annotated[
+        float | None, typer.Option(min=0, help="Stop asking after so many hours.")
+    ] = None
+
+
+@dataclass(frozen=True)
 class Address:
     """Where it is served."""
 
@@ -81,6 +115,7 @@ def env(
     who: WhoAsks,
     conversation: Conversation,
     worth: Worth,
+    caps: Caps,
     place: Address,
     dry_run: DryRun = False,
     json: Json = False,
@@ -103,7 +138,7 @@ def env(
 
     with console.bars(quiet=json) as bar_for:
         prepared = prepare(
-            hub, _options(who, conversation, worth, place), locate, progress=bar_for("env")
+            hub, _options(who, conversation, worth, caps, place), locate, progress=bar_for("env")
         )
         if dry_run:
             plan = prepared.plan(hub)
@@ -124,11 +159,12 @@ def env(
 
 
 def _options(
-    who: WhoAsks, conversation: Conversation, worth: Worth, place: Address
+    who: WhoAsks, conversation: Conversation, worth: Worth, caps: Caps, place: Address
 ) -> EnvironmentOptions:
     from hubkit.pipeline.asker_environment import EnvironmentOptions
     from hubkit.recipe import Sampling
 
+    rewards = reward_terms(worth, caps.budget_usd, caps.budget_tokens) if worth.reward else []
     return EnvironmentOptions(
         asker=who.asker,
         data=who.data,
@@ -136,10 +172,18 @@ def _options(
         served_at=who.endpoint,
         deploy=terms(who.engine, who.hardware),
         sampling=Sampling(temperature=conversation.temperature, max_tokens=conversation.max_tokens),
-        rewards=reward_terms(worth) if worth.reward else [],
+        rewards=rewards,
         turns=conversation.turns,
         retries=conversation.retries,
         slots=place.slots,
+        speaks_user=who.speaks_user,
+        end_token=who.end_token,
+        budget_usd=caps.budget_usd,
+        budget_tokens=caps.budget_tokens,
+        max_hours=caps.max_hours,
+        usd_per_million=usd_per_million(f"--price {caps.price!r}", caps.price)
+        if caps.price is not None
+        else None,
     )
 
 

@@ -12,7 +12,7 @@ from hubkit.cli import console
 from hubkit.cli import dataset_args as names
 from hubkit.cli.eval_chat import Engine, Place
 from hubkit.cli.model_args import HARDWARE, show_endpoints, terms
-from hubkit.cli.options import Json, grouped
+from hubkit.cli.options import Json, grouped, usd_per_million
 from hubkit.cli.reward_options import Worth, reward_terms
 
 if TYPE_CHECKING:
@@ -238,16 +238,8 @@ def _block(talks: Talks, caps: Caps, seats: Seats, rewards: list[RewardTerm]) ->
 
 
 def _price(text: str) -> tuple[str, tuple[float, float]]:
-    from hubkit.errors import RecipeError
-
     name, _, prices = text.rpartition("=")
-    try:
-        price_in, price_out = map(float, prices.split(","))
-    except ValueError:
-        price_in = price_out = -1.0
-    if not name or not 0 <= price_in < 1e9 or not 0 <= price_out < 1e9:
-        raise RecipeError(f"--price {text!r} must be NAME=IN,OUT in US dollars per million tokens")
-    return name, (price_in, price_out)
+    return name, usd_per_million(f"--price {text!r}", prices if name else "", "NAME=IN,OUT")
 
 
 def _chat(name: str, seats: Seats, progress: Progress) -> ChatSpec:
@@ -281,5 +273,10 @@ def _show_plan(plan: dict[str, Any]) -> None:
     title = f"What would be asked, on {plan['data']['repo_id']} ({plan['data']['split']})"
     rows = [[row[column] for column in columns] for row in plan["pairs"]]
     console.table(title, [column.replace("_", " ") for column in columns], rows)
-    console.say(f"{plan['judgments']} judgments; it resumes in {plan['folder']}")
+    if judges := plan["judges"]:
+        columns = ["judge", "judgments", "tokens_at_most", "usd_at_most"]
+        rows = [[row[column] for column in columns] for row in judges]
+        heads = [column.replace("_", " ") for column in columns]
+        console.table("What judges would be asked, retries apart", heads, rows)
+    console.say(f"{plan['usd_at_most']:.4f} USD at most in all; it resumes in {plan['folder']}")
     show_endpoints(plan["endpoints"])

@@ -62,6 +62,19 @@ class OutputOptions:
         return self.json
 
 
+def usd_per_million(option: str, prices: str, form: str = "IN,OUT") -> tuple[float, float]:
+    """Read two `prices`, in and out. Raises `RecipeError`, which says `option` and its `form`."""
+    from hubkit.errors import RecipeError
+
+    try:
+        price_in, price_out = map(float, prices.split(","))
+    except ValueError:
+        price_in = price_out = -1.0
+    if not 0 <= price_in < 1e9 or not 0 <= price_out < 1e9:
+        raise RecipeError(f"{option} must be {form} in US dollars per million tokens")
+    return price_in, price_out
+
+
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """`command` with the fields of its dataclass parameters as parameters of its own; those without
     a default come first, as arguments do.

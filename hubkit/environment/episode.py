@@ -28,10 +28,12 @@ from hubkit.reinforcement import Outcome
 from hubkit.rollout.dialogue import Dialogue, Prompt, judge, prompt, turn_of
 from hubkit.rollout.plan import Plan, turn_seed
 from hubkit.rollout.turns import Turn
+from hubkit.serving.budget import CAPS, Budget, Spent
 from hubkit.serving.client import Endpoint, Reply
 from hubkit.serving.client.replies import split_thinking
 
 _MOST_TRIMS = 3
+_SEAT = "asker"
 _LARGEST_SEED = 2**63 - 1
 FINISHES = ("stop", "length")
 _END_REASONS = {"target_turns": "answers", "context_full": "context"}
@@ -52,6 +54,10 @@ class Opening:
 RewardFunction = Callable[[EndedEpisode], Awaitable[Outcome]]
 
 
+class _CapReachedError(Exception):
+    """A cap forbids asking on; its text is the cap's name."""
+
+
 @dataclass(slots=True)
 class AskerEnvironment:
     """What all conversations of a server share.
@@ -63,6 +69,7 @@ class AskerEnvironment:
         openings: From which a conversation opens unless its reset names one.
         reward: Rewards finished conversations; None: they have no reward.
         counts: Conversations by how they ended, and rewards that could not be found.
+        budget: What the asker has taken, under the caps of `block`.
     """
 
     name: str
@@ -71,6 +78,10 @@ class AskerEnvironment:
     openings: Sequence[Opening] = ()
     reward: RewardFunction | None = None
     counts: Counter[str] = field(default_factory=Counter)
+    budget: Budget = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.budget = Budget(self.block, Spent({_SEAT: [0, 0]}), {_SEAT: self.block.asker})
 
     def opening(self, seed: int, text: str | None, intent: str | None) -> Opening:
         """The opening of a conversation: the given one, or the one that `seed` draws.
@@ -174,10 +185,16 @@ class Episode:
 
         Raises:
             SchemaError: A value is none of these.
+            EndpointError: A cap is reached.
             MisconfiguredEndpointError: The asker refuses every request.
             EndpointUnreachableError: The asker does not answer.
         """
         _check(seed, episode_id, opening, intent)
+        if cap := self._environment.budget.exhausted:
+            raise EndpointError(
+                f"{cap} is reached, after {self._environment.budget.spent.total:,} tokens; serve "
+                "the environment again, with a larger one"
+            )
         self._seed = secrets.randbelow(2**31) if seed is None else seed
         self._id = episode_id or secrets.token_hex(8)
         self._opening = self._environment.opening(self._seed, opening, intent)
@@ -263,7 +280,10 @@ class Episode:
             attempts = len(dialogue.failed_attempts)
             seed = turn_seed(self._seed, 0, dialogue.position, attempts)
             try:
-                reply = await endpoint.attempt(request.messages, seed=seed, key=self._id)
+                reply = await self._reply(request.messages, seed)
+            except _CapReachedError as cap:
+                dialogue.end_reason = str(cap)
+                return
             except (MisconfiguredEndpointError, EndpointUnreachableError):
                 raise
             except EndpointError as error:
@@ -274,6 +294,24 @@ class Episode:
                 return
             if self._took(dialogue, request, reply, seed):
                 return
+
+    async def _reply(self, messages: Sequence[Message], seed: int) -> Reply:
+        """The asker's reply, if the caps allow it."""
+        budget = self._environment.budget
+        estimate = sum(len(m["content"]) // 3 + 8 for m in messages)
+        if not await budget.hold(_SEAT, estimate):
+            raise _CapReachedError(budget.exhausted)
+        try:
+            reply = await self._environment.endpoint.attempt(messages, seed=seed, key=self._id)
+        finally:
+            budget.settle(_SEAT, estimate)
+        written = reply.completion_tokens
+        budget.spent.add(
+            _SEAT,
+            estimate if reply.prompt_tokens is None else reply.prompt_tokens,
+            len(reply.content) // 4 if written is None else written,
+        )
+        return reply
 
     def _took(self, dialogue: Dialogue, request: Prompt, reply: Reply, seed: int) -> bool:
         """Whether the turn is over: the answer is one, or was the last attempt at one."""
@@ -295,7 +333,9 @@ class Episode:
         self._environment.endpoint.forget(self._id)
         if self._environment.reward is None:
             return
-        if dialogue.end_reason == "error" or not self._finishes:
+        if dialogue.end_reason in CAPS:
+            self._outcome = Outcome(None, {}, {"asker": dialogue.end_reason})
+        elif dialogue.end_reason == "error" or not self._finishes:
             self._outcome = Outcome(None, {}, {"asker": "failed"})
         else:
             episode = ended_episode(

@@ -29,7 +29,7 @@ from hubkit.pipeline.askers import AskerSpec
 from hubkit.pipeline.rewarding import Place, check_rewards, served_rewards
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Against, Rollout, SeatConfig, Turns, content_of, digest
-from hubkit.reinforcement import Episode, Likelihood, Outcome, Rewards
+from hubkit.reinforcement import Episode, Likelihood, Outcome, Rewards, shipped_rubric
 from hubkit.rollout.report import RolloutReport
 from hubkit.serving import (
     ModelSpec,
@@ -106,7 +106,7 @@ class CrossTableRun:
             if len(set(names)) < len(names):
                 raise RecipeError(f"{', '.join(names)}: give every {kind} once")
         for asker in self.askers:
-            if not (asker.system or "").strip():
+            if not asker.speaks_user and not (asker.system or "").strip():
                 raise RecipeError(
                     f"{asker.name} does not record the system message that it plays under; say it "
                     "with --system"
@@ -167,7 +167,7 @@ class CrossTableRun:
         asker_tokens = block.sampling.max_tokens or block.context
         chat_tokens = block.chat_sampling.max_tokens or block.context
         opening = max(len(o.text) for o in self.openings) // _CHARS_PER_TOKEN
-        rows = []
+        rows: list[dict[str, Any]] = []
         for pair in self.pairs():
             prompts = {
                 seat: sum(
@@ -191,20 +191,43 @@ class CrossTableRun:
                     "usd_at_most": round(usd, 4),
                 }
             )
-        judged = count * len(rows) * sum(len(term.judges) for term in block.rewards)
+        whole = opening + block.turns * (asker_tokens + chat_tokens)
+        judges = self._judges(count * len(rows), whole)
         specs = {name: spec for name, spec in self._specs().items() if spec.needs_serving}
         hosted = inference_endpoints.hosted(specs, block.context)
         return {
             "data": dict(self.source),
             "pairs": rows,
-            "judgments": judged,
-            "usd_at_most": round(sum(float(str(row["usd_at_most"])) for row in rows), 4),
+            "judges": judges,
+            "judgments": sum(judge["judgments"] for judge in judges),
+            "usd_at_most": round(sum(row["usd_at_most"] for row in [*rows, *judges]), 4),
             "caps": {
                 name: getattr(block, name) for name in ("budget_usd", "budget_tokens", "max_hours")
             },
             "endpoints": inference_endpoints.prices(hub, hosted) if hosted else [],
             "folder": str(self.work),
         }
+
+    def _judges(self, conversations: int, tokens: int) -> list[dict[str, Any]]:
+        """What each judge would be asked about `conversations` of at most so many `tokens`."""
+        rows = []
+        for term in self.block.rewards:
+            rubric = len(term.rubric or shipped_rubric()) // _CHARS_PER_TOKEN
+            for judge in (judging.judge for judging in term.judges):
+                asked = conversations * min(judge.context, rubric + tokens)
+                answered = conversations * judge.reply_tokens
+                usd = (
+                    asked * judge.usd_per_million_input + answered * judge.usd_per_million_output
+                ) / 1e6
+                rows.append(
+                    {
+                        "judge": judge.model_name,
+                        "judgments": conversations,
+                        "tokens_at_most": asked + answered,
+                        "usd_at_most": round(usd, 4),
+                    }
+                )
+        return rows
 
     def run(self, hub: Hub, *, progress: Progress = silent) -> tuple[CrossTable, list[Scored]]:
         """Hold the conversations that are missing, reward all of them, and make the table.

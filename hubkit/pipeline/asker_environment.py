@@ -37,7 +37,8 @@ from hubkit.pipeline.rewarding import (
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Deploy, RewardTerm, Rollout, Sampling, SeatConfig, Turns
 from hubkit.reinforcement import Episode, Likelihood, Outcome
-from hubkit.serving import ModelSpec, ServedModel, with_own_template
+from hubkit.serving import ModelSpec, with_own_template
+from hubkit.serving.budget import CAPS, check_prices
 from hubkit.serving.client import ClientLimits
 
 DEPLOY = "deploy"
@@ -54,11 +55,17 @@ class EnvironmentOptions:
         data: ``REPO[@REV][:SPLIT]`` of openings; empty: those that the asker was held out from,
             where its repo says so, else none.
         system: Tells a repo that no asker stage made to play the user.
-        served_at: Addresses where it answers; ``[deploy]``: an endpoint is made for it; empty: our
-            engine.
+        served_at: Addresses (``URL[#MODEL]``) where it answers; ``[deploy]``: an endpoint is made
+            for it; empty: our engine.
         rewards: What a conversation is worth; empty: nothing is said of it.
         turns: Most user turns, the opening included.
         retries: How often a turn of the asker that fails a check is asked for again.
+        speaks_user: The asker writes people's turns under its own user header, seats not swapped.
+        end_token: The token with which such an asker ends a conversation, if it has one.
+        budget_usd: Most that the asker may cost while it is served; needs `usd_per_million`.
+        budget_tokens: Most tokens that it may read and write.
+        max_hours: For how long it asks.
+        usd_per_million: US dollars per million tokens, in and out.
         slots: Conversations that our engine works on at once.
     """
 
@@ -72,6 +79,12 @@ class EnvironmentOptions:
     turns: int = 8
     retries: int = 2
     slots: int = 8
+    speaks_user: bool = False
+    end_token: str | None = None
+    budget_usd: float | None = None
+    budget_tokens: int | None = None
+    max_hours: float | None = None
+    usd_per_million: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ class PreparedEnvironment:
     likelihood: Likelihood | None = None
 
     def plan(self, hub: Hub) -> dict[str, Any]:
-        """Say what would be served."""
+        """Say what would be served, under which caps."""
         return {
             "asker": str(self.spec.ref),
             "base": str(self.spec.base) if self.spec.base else None,
@@ -101,6 +114,7 @@ class PreparedEnvironment:
             "most_user_turns": self.block.turns.value,
             "end_mark": self.block.end_mark,
             "rewards": [term.name for term in self.rewards],
+            "caps": {name: getattr(self.block, name) for name in CAPS},
             "endpoints": askers.endpoints(hub, [self.spec]),
         }
 
@@ -171,8 +185,18 @@ def prepare(
         RecipeError: It has no system message, and none is given.
         SourceError: The data has no rows that can open a conversation.
     """
-    spec = askers.find(hub, options.asker, system=options.system, progress=progress)
-    if not (spec.system or "").strip():
+    if options.end_token and not options.speaks_user:
+        raise RecipeError("--end-token is of an asker with --speaks-user; others have an end mark")
+    speaks_user = {options.asker: options.end_token} if options.speaks_user else None
+    spec = askers.find(
+        hub, options.asker, system=options.system, speaks_user=speaks_user, progress=progress
+    )
+    if options.speaks_user and not spec.speaks_user:
+        raise RecipeError(
+            f"{spec.name} was trained by an asker stage, which swaps the seats; leave out "
+            "--speaks-user"
+        )
+    if not spec.speaks_user and not (spec.system or "").strip():
         raise RecipeError(
             f"{spec.name} does not record the system message that it plays under; say it with "
             "--system"
@@ -180,11 +204,15 @@ def prepare(
     if list(options.served_at) == [DEPLOY]:
         spec = replace(spec, model=ModelSpec(spec.ref, spec.base, options.deploy))
     elif options.served_at:
-        model = ModelSpec(ServedModel.at(*options.served_at))
+        model = ModelSpec(askers.addressed(options.served_at))
         spec = replace(
-            spec, model=model if spec.prompted else with_own_template(model, hub, spec.ref)
+            spec,
+            model=model
+            if spec.prompted or spec.speaks_user
+            else with_own_template(model, hub, spec.ref),
         )
     block = _block(spec, options)
+    check_prices(block.budget_usd, {"the asker": block.asker})
     name = options.data or (f"{spec.data.repo_id}@{spec.data.revision}" if spec.data else "")
     judges = judge_refs(hub, options.rewards, progress)
     likelihood = likelihood_of(hub, spec.ref)
@@ -212,6 +240,7 @@ def _block(spec: AskerSpec, options: EnvironmentOptions) -> Rollout:
             system=spec.system,
             sampling=options.sampling,
             context=ENGINE_TOKENS,
+            **_prices(options),
         ),
         chat=SeatConfig(
             repo=None,
@@ -219,4 +248,17 @@ def _block(spec: AskerSpec, options: EnvironmentOptions) -> Rollout:
             license="not declared",
             endpoints=["http://trainer.invalid"],  # it comes to us
         ),
+        budget_usd=options.budget_usd,
+        budget_tokens=options.budget_tokens,
+        max_hours=options.max_hours,
     )
+
+
+def _prices(options: EnvironmentOptions) -> dict[str, Any]:
+    """The asker's, and where it answers: a cap in dollars needs a price anywhere but here."""
+    keys: dict[str, Any] = {}
+    if options.usd_per_million is not None:
+        price_in, price_out = options.usd_per_million
+        keys = {"usd_per_million_input": price_in, "usd_per_million_output": price_out}
+    urls = [url.partition("#")[0] for url in options.served_at]
+    return keys | ({"endpoints": urls} if urls else {})

@@ -25,7 +25,7 @@ from hubkit.progress import Progress, silent
 from hubkit.publishing import scorecard as shown
 from hubkit.publishing.card_data import Input
 from hubkit.recipe import Deploy, Evals, Scorecard
-from hubkit.serving import ModelSpec, ServedModel
+from hubkit.serving import ModelSpec
 
 DEPLOY, BASE = "deploy", "base"
 Locate = Callable[[str], tuple[list[Path], str | None]]
@@ -163,10 +163,7 @@ def _at(asker: AskerSpec, urls: list[str] | None, comparison: AskerComparison) -
         return asker
     if urls == [DEPLOY]:
         return replace(asker, model=ModelSpec(asker.ref, asker.base, comparison.deploy))
-    plain = [url.partition("#")[0] for url in urls]
-    name = urls[0].partition("#")[2]
-    model = ServedModel.at(*plain, dialect="vllm", name=name) if name else ServedModel.at(*plain)
-    return replace(asker, model=ModelSpec(model))
+    return replace(asker, model=ModelSpec(askers.addressed(urls)))
 
 
 def _held_out(

@@ -128,6 +128,14 @@ def importing(progress: Progress) -> Any:
     return resolve
 
 
+def addressed(urls: Sequence[str]) -> ServedModel:
+    """What answers at addresses ``URL[#MODEL]`` of one model: the name is the first one's. With a
+    name it is asked in vLLM's dialect, without one in TGI's."""
+    name = urls[0].partition("#")[2]
+    plain = [url.partition("#")[0] for url in urls]
+    return ServedModel.at(*plain, dialect="vllm", name=name) if name else ServedModel.at(*plain)
+
+
 def with_base(askers: Sequence[AskerSpec]) -> list[AskerSpec]:
     """`askers`, followed by the first one's base, told by that one's system message to play the
     user. It is served here, but a deployed asker's is deployed too, where the service can, on one

@@ -306,7 +306,7 @@ class Conversations:
                 end = "context" if error.kind == "too_long" else ASKER_FAILED
                 return "", end, (tokens_in, tokens_out)
             tokens_in, tokens_out = tokens_in + counts[0], tokens_out + counts[1]
-            text, ended = split_end_mark(content, self._block.end_mark)
+            text, ended = split_end_mark(content, asker.seat.end_token or self._block.end_mark)
             if ended:
                 return text, "end_mark", (tokens_in, tokens_out)
             if not blank(text) and text.split() != before[-1]:

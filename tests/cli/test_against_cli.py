@@ -146,6 +146,13 @@ def test_a_dry_run_prices_and_refuses_what_the_run_would(
     assert prices["base as user", "second"] == 0, "who has no price costs none"
     assert plan["usd_at_most"] == pytest.approx(sum(prices.values()))
     assert "requests" in run(*arguments).stdout
+    judged = ["-r", "judges", "--judge", server.url, "-s", "judge.usd_per_million_input=10"]
+    with_judge = json.loads(run(*arguments, *judged, *priced, "--json").stdout)
+    [judge] = with_judge["judges"]
+    assert judge["judgments"] == with_judge["judgments"] == 16 and judge["usd_at_most"] > 0
+    total = plan["usd_at_most"] + judge["usd_at_most"]
+    assert with_judge["usd_at_most"] == pytest.approx(total), "the judge's price is in the sum"
+    assert "What judges would be asked" in run(*arguments, *judged).stdout
     for more, says in (
         (["-r", "formt"], "did you mean 'format'"),
         (["-r", "format=x"], "must be NAME=WEIGHT"),

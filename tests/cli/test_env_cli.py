@@ -84,6 +84,26 @@ def test_a_dry_run_starts_nothing(repos: dict[str, Ref]) -> None:  # noqa: F811
     assert "most user turns" in run("tiny-ask", "--data", data, "--dry-run").stdout
 
 
+def test_a_plan_names_caps_and_takes_askers_that_write_people_s_turns(
+    repos: dict[str, Ref],  # noqa: F811
+) -> None:
+    data = ["--data", f"tiny-corpus@{repos['corpus'].revision}:test", "--dry-run", "--json"]
+    caps = ["--budget-tokens", "900", "--max-hours", "2", "--budget-usd", "1", "--price", "1,2"]
+    plan = json.loads(
+        run("tiny-base", "--speaks-user", "--end-token", "<end>", *caps, *data).stdout
+    )
+    assert plan["end_mark"] == "<end>" and plan["base"] is None
+    assert plan["caps"] == {"budget_tokens": 900, "budget_usd": 1, "max_hours": 2}
+    for arguments, says in (
+        (["tiny-ask", "--budget-usd", "1"], "a budget of 1 USD caps nothing"),
+        (["tiny-ask", "--price", "1"], "must be IN,OUT in US dollars"),
+        (["tiny-ask", "--end-token", "<end>"], "is of an asker with --speaks-user"),
+        (["tiny-ask", "--speaks-user"], "leave out --speaks-user"),
+    ):
+        with pytest.raises(RecipeError, match=says):
+            run(*arguments, *data)
+
+
 def test_mistakes_are_sentences(repos: dict[str, Ref]) -> None:  # noqa: F811
     with pytest.raises(SourceError, match="no split 'openings'; it has test"):
         run("tiny-ask", "--dry-run")

@@ -184,6 +184,24 @@ def test_what_cannot_be_rewarded_is_masked_and_counted() -> None:
         assert env.step({"message": ""}).observation["end_reason"] == "empty_turn"
 
 
+def test_a_cap_ends_conversations_masks_them_and_is_said_at_the_next_reset() -> None:
+    async def never(episode: Episode) -> Outcome:
+        raise AssertionError("a conversation that a cap ended is not rewarded")
+
+    most = block().asker.reply_tokens
+    with environment(Person(), reward=never, budget_tokens=most + 60) as (url, shared):
+        with client(url) as env:
+            env.reset(seed=0)
+            assert not env.step({"message": "Knead it."}).done
+            last = env.step({"message": "Bake it. " * 20})
+            assert (last.done, last.reward) == (True, None)
+            assert last.observation["end_reason"] == "budget_tokens"
+            assert last.observation["masked"] == {"asker": "budget_tokens"}
+            with pytest.raises(RuntimeError, match=r"budget_tokens is reached, after \d+ tokens"):
+                env.reset(seed=1)
+        assert 0 < shared.budget.spent.total <= most + 60 and shared.counts["no_reward"] == 1
+
+
 def test_an_asker_that_is_gone_is_an_error_and_the_answer_is_not_lost() -> None:
     with served_callable(Person()) as model:
         pass  # nothing listens there any more

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from openenv.core.generic_client import GenericEnvClient
 from support.mock_endpoint import mock
 from support.people_models import END, people_model
 from support.tiny_models import write_rows
@@ -19,6 +20,8 @@ from hubkit.conversation import Message
 from hubkit.errors import RecipeError
 from hubkit.hub import Hub, Ref, connect
 from hubkit.pipeline import run
+from hubkit.pipeline.asker_environment import EnvironmentOptions
+from hubkit.pipeline.asker_environment import prepare as prepare_environment
 from hubkit.pipeline.asker_scorecards import AskerComparison, addresses, prepare
 from hubkit.recipe import Sampling, Scorecard, load
 from hubkit.rollout.dialogue import split_end_mark
@@ -185,7 +188,24 @@ def test_such_a_model_asks_in_a_rollout_and_stands_in_a_scorecard(
         prompts = [entry["body"]["prompt"] for entry in asker.ledger()[len(prompts) :]]
         with pytest.raises(RecipeError, match="--speaks-user names nobody"):
             prepare(hub, AskerComparison([name], Scorecard(), speaks_user={"nobody": None}), None)  # type: ignore[arg-type]
-    assert all(p.endswith("<|start_header_id|>user<|end_header_id|>\n\n") for p in prompts)
+        options = EnvironmentOptions(
+            name, "chats", "You want: bread.", [f"{asker.url}#them"],
+            speaks_user=True, end_token=END,
+        )  # fmt: skip
+        asker.script(raw=[choice("and with rye?"), choice("", stop_reason=END)])
+        before = len(asker.ledger())
+        with (
+            prepare_environment(hub, options, lambda _: [chats]).served(hub) as (url, _),
+            GenericEnvClient(base_url=url).sync() as env,
+        ):
+            opening = env.reset(seed=0).observation["message"]
+            assert env.step({"message": "Mix."}).observation["message"] == "and with rye?"
+            assert env.step({"message": "Less."}).observation["end_reason"] == "end_mark"
+        played = [entry["body"]["prompt"] for entry in asker.ledger()[before:]]
+        assert f"user<|end_header_id|>\n\n{opening}<|eot_id|>" in played[0] and len(played) == 2
+    assert all(
+        p.endswith("<|start_header_id|>user<|end_header_id|>\n\n") for p in [*prompts, *played]
+    )
     assert len(prompts) == 2 + 4 + 4  # first turns, next turns, and where people ended
     row = card.rows[-1]
     assert row.name == name

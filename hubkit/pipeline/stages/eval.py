@@ -178,7 +178,9 @@ def _against(
     specs = [asker, *([base] if block.prompted else [])]
     for name, seat in block.askers.items():
         ref = refs[f"asker {name}"]
-        asker_spec = askers.find(hub, f"{ref.repo_id}@{ref.revision}", system=seat.system)
+        repo = f"{ref.repo_id}@{ref.revision}"
+        speaks_user = {repo: seat.end_token} if seat.speaks else None
+        asker_spec = askers.find(hub, repo, system=seat.system, speaks_user=speaks_user)
         model = spec_of(seat, ref, asker_spec.base, named_by=f"eval.against.askers.{name}")
         specs.append(replace(asker_spec, name=name, model=model))
     adapted = refs["chat base"] if is_adapter(recipe.chat) else None

@@ -29,7 +29,7 @@ from hubkit.reinforcement import (
     Opening,
     RewardContext,
 )
-from hubkit.serving import ModelSpec, ServedModel, serve, spec_of
+from hubkit.serving import ModelSpec, ServedModel, serve, spec_of, with_people_template
 from hubkit.serving.budget import check_prices
 from hubkit.serving.templates import with_own_template
 from hubkit.training import Base
@@ -52,7 +52,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     if is_adapter(recipe.asker):
         refs["asker base"] = base_model(context, recipe.asker, progress)
     for role, seat in _seats(block).items():
-        if seat.repo != OWN_ASKER and not seat.is_elsewhere:
+        if seat.repo != OWN_ASKER and (seat.speaks or not seat.is_elsewhere):
             refs[role] = require(context.hub, seat.repo or "", progress=progress)
     return refs
 
@@ -193,7 +193,14 @@ def _served(
         base = refs.get("asker base") if is_own_asker else None
         key = f"reinforce.{'askers.' if role.startswith('asker') else ''}{role.split(' ')[-1]}"
         spec = spec_of(seat, ref, base, named_by=key)
-        specs[role] = with_own_template(spec, context.hub, refs["asker"]) if is_own_asker else spec
+        if is_own_asker:
+            spec = with_own_template(spec, context.hub, refs["asker"])
+        elif seat.speaks:
+            spec = with_people_template(
+                spec, context.hub, refs[role], end_token=seat.end_token, template=seat.template,
+                named_by=key,
+            )  # fmt: skip
+        specs[role] = spec
     with serve(
         context.hub,
         specs,
