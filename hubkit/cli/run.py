@@ -21,6 +21,7 @@ from hubkit.cli.options import OutputOptions, RecipeOptions, grouped
 if TYPE_CHECKING:
     from hubkit.hub import Hub
     from hubkit.pipeline import StageResult
+    from hubkit.pipeline.reinforcement_plan import ReinforcementPlan
     from hubkit.pipeline.runner import Planned
     from hubkit.publishing import Change
     from hubkit.recipe import Recipe
@@ -157,7 +158,11 @@ def _show_plan(recipe: Recipe, hub: Hub, stage: str | None, *, json: bool) -> No
     planned = pipeline.plan(recipe, hub, only=stage)
     if stage is not None:
         planned = [p for p in planned if p.stage == stage]
-    trainings = pipeline.plan_trainings(recipe, hub, planned)
+    trainings: dict[str, TrainPlan | ReinforcementPlan | str] = {
+        **pipeline.plan_trainings(recipe, hub, planned)
+    }
+    if any(p.stage == "reinforce" and p.state == "to run" for p in planned):
+        trainings["reinforce"] = _plan_reinforcement(recipe, hub)
     refusals = {
         name: [found] if isinstance(found, str) else found.refusals
         for name, found in trainings.items()
@@ -190,8 +195,9 @@ def _show_plan(recipe: Recipe, hub: Hub, stage: str | None, *, json: bool) -> No
         title = f"{recipe.name}: what would run on {hub.url}"
         console.table(title, ["stage", "repo", "state", "commit", "hours", "GiB"], rows)
         for name, training in trainings.items():
-            if not isinstance(training, str) and training.template:
-                _say_template(f"train {name}", training.template)
+            template = getattr(training, "template", None)
+            if template is not None:
+                _say_template(f"train {name}", template)
         for seat in seats:
             console.say(f"{seat.seat}: {seat.model}, engine {seat.engine}: {seat.reason}")
             console.say(f"{seat.seat}: chat template: {seat.template}")
@@ -231,11 +237,23 @@ def _reasons(
     return reasons
 
 
-def _planned(plan: TrainPlan | str | None, key: str) -> float | None:
+def _plan_reinforcement(recipe: Recipe, hub: Hub) -> ReinforcementPlan | str:
+    from hubkit.errors import HubkitError
+    from hubkit.pipeline.reinforcement_plan import plan_reinforcement
+
+    try:
+        return plan_reinforcement(recipe, hub)
+    except HubkitError as error:
+        return str(error)
+
+
+def _planned(plan: TrainPlan | ReinforcementPlan | str | None, key: str) -> float | None:
     """Hours, or GiB on each device, of a training."""
     if plan is None or isinstance(plan, str):
         return None
-    return plan.hours if key == "hours" else plan.memory_gib["total"]
+    if key != "hours":
+        return plan.memory_gib["total"]
+    return plan.hours["total"] if isinstance(plan.hours, dict) else plan.hours
 
 
 def _rounded(value: float | None) -> str:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -26,11 +26,14 @@ from hubkit.pipeline.stage import PROVENANCE
 from hubkit.recipe import (
     DEPLOY,
     PREFERENCE_STAGES,
+    Against,
     Deploy,
     Intents,
+    PeoplePairs,
     Preference,
     Recipe,
     Reinforce,
+    RewardTerm,
     SeatConfig,
     Training,
 )
@@ -38,6 +41,7 @@ from hubkit.rollout.plan import expected_human_turns
 from hubkit.training.estimate import PEAK_TFLOPS, flops_per_token
 from hubkit.untrusted import parse_json
 
+_CHARS_PER_TOKEN = 4
 LORA_SHARE = 0.01  # of a model's parameters that an adapter trains, about
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)\s*([bBmM])(?![A-Za-z0-9])")
 
@@ -138,7 +142,53 @@ def _training(
             f"; does not fit: about {need:,.0f} GiB for weights and optimizer, "
             f"{available_gib:,.0f} there"
         )
+    if block.preference is not None:
+        hours += _people_preference(recipe, block.preference, job_flavor, size, peak)
+        note += f"; then {block.preference.contexts:,} pairs with people's next turns"
     return _priced(planned, where, hours, job_flavor.usd_per_hour, note)
+
+
+def _people_preference(
+    recipe: Recipe, block: PeoplePairs, job_flavor: Flavor, size: float, peak: float
+) -> float:
+    """Hours of sampling the asker's own turns, optimising over the pairs, and the scorecards of the
+    asker before and after."""
+    turn = float(min(block.sampling.max_tokens or recipe.rollout.asker.context,
+                     assumptions()["turn_tokens"]["asker"]))  # fmt: skip
+    read = block.context_chars / _CHARS_PER_TOKEN
+    asked, written = float(block.contexts), block.contexts * block.samples * turn
+    if card := recipe.eval.scorecard:
+        asked += 2 * (card.contexts + card.openings)
+        written += 2 * (card.contexts + card.openings) * turn
+    shares = assumptions()["utilisation"]
+    answer_s = 2 * size * (written / shares["decode"] + asked * read / shares["prefill"]) / peak
+    trains_adapter = recipe.asker.lora is not None and not recipe.asker.merge_adapter
+    optimise_s = _dpo_s(
+        block.dpo, block.contexts, read + turn, size, job_flavor, peak, adapter=trains_adapter
+    )
+    return (answer_s + optimise_s) / 3600
+
+
+def _dpo_s(
+    dpo: Mapping[str, Any],
+    pairs: int,
+    tokens: float,
+    size: float,
+    job_flavor: Flavor,
+    peak: float,
+    *,
+    adapter: bool,
+) -> float:
+    """Seconds of direct preference optimisation: it reads each pair twice, chosen and rejected, and
+    the reference model does too."""
+    limit = float(dpo.get("max_length") or tokens)
+    total = 2 * pairs * min(tokens, limit) * float(dpo.get("num_train_epochs", 3))
+    trained = LORA_SHARE * size if adapter else size
+    each_token = flops_per_token(
+        int(size), int(trained), recompute=bool(dpo.get("gradient_checkpointing", True))
+    )
+    share = assumptions()["utilisation"]["train"]
+    return float((each_token + 2 * size) * total / (peak * job_flavor.devices * share))
 
 
 def _epoch(recipe: Recipe, stage: str, block: Training, rows: int) -> tuple[int, float]:
@@ -205,9 +255,7 @@ def _prefer(recipe: Recipe, block: Preference, planned: Planned, job_flavor: Fla
 
 
 def _align(recipe: Recipe, block: Preference, planned: Planned, job_flavor: Flavor) -> Cost:
-    """Direct preference optimisation reads each pair twice, chosen and rejected, and the reference
-    model does too.
-    """
+    """Direct preference optimisation over the pairs."""
     pairs, answer_tokens, read = _pairs(recipe, block)
     size, peak, where = (
         parameters(recipe.chat.base),
@@ -220,14 +268,11 @@ def _align(recipe: Recipe, block: Preference, planned: Planned, job_flavor: Flav
     tokens = (
         2 * pairs * min(answer_tokens + read, limit) * float(block.dpo.get("num_train_epochs", 3))
     )
-    trained = size if recipe.chat.lora is None and block.lora is None else LORA_SHARE * size
-    each_token = flops_per_token(
-        int(size), int(trained), recompute=bool(block.dpo.get("gradient_checkpointing", True))
+    adapter = recipe.chat.lora is not None or block.lora is not None
+    seconds = _dpo_s(
+        block.dpo, pairs, answer_tokens + read, size, job_flavor, peak, adapter=adapter
     )
-    work = (each_token + 2 * size) * tokens
-    hours = (
-        work / (peak * job_flavor.devices * assumptions()["utilisation"]["train"]) / 3600 + _start()
-    )
+    hours = seconds / 3600 + _start()
     return _priced(
         planned,
         where,
@@ -275,7 +320,8 @@ def _pairs(recipe: Recipe, block: Preference) -> tuple[int, float, float]:
 
 
 def _eval(recipe: Recipe, planned: Planned, job_flavor: Flavor) -> Cost:
-    """A forward pass over the held-out conversations, for each seat's arms."""
+    """A forward pass over the held-out conversations for each seat's arms, the scorecard's turns,
+    and the conversations of the cross-simulator table; of judges, the price of their tokens."""
     peak = _peak(job_flavor.device)
     sizes = [parameters(block.base) for block in (recipe.asker, recipe.chat)]
     if peak is None or None in sizes:
@@ -287,15 +333,52 @@ def _eval(recipe: Recipe, planned: Planned, job_flavor: Flavor) -> Cost:
             _unknown(recipe.asker.base, sizes[0], job_flavor),
         )
     tokens = 3 * recipe.eval.conversations * recipe.eval.max_tokens
-    work = sum(2 * (size or 0) for size in sizes) * tokens
-    hours = work / (peak * assumptions()["utilisation"]["prefill"]) / 3600 + _start()
-    return _priced(
-        planned,
-        f"job {job_flavor.name}",
-        hours,
-        job_flavor.usd_per_hour,
-        f"{2 * tokens / 1e6:,.1f}M tokens",
+    shares = assumptions()["utilisation"]
+    asker, chat = (size or 0.0 for size in sizes)
+    seconds = 2 * (asker + chat) * tokens / (peak * shares["prefill"])
+    note, judges_usd = f"{2 * tokens / 1e6:,.1f}M tokens", 0.0
+    if card := recipe.eval.scorecard:
+        turns = 2 * (card.contexts + card.openings)  # the asker's, and its base's
+        turn = min(card.sampling.max_tokens or 1e9, assumptions()["turn_tokens"]["asker"])
+        read = card.context_chars / _CHARS_PER_TOKEN
+        seconds += 2 * asker * turns * (turn / shares["decode"] + read / shares["prefill"]) / peak
+        note += f", {turns:,} turns for the scorecard"
+    if table := recipe.eval.against:
+        conversations, written, read = _table(recipe, table)
+        seconds += 2 * max(asker, chat) * written / shares["decode"] / peak
+        seconds += 2 * max(asker, chat) * read / shares["prefill"] / peak
+        judges_usd = _judges_usd(table.rewards, conversations, read / conversations)
+        note += f", {conversations:,} conversations for the cross-simulator table"
+        if any(term.judges for term in table.rewards):
+            note += f", its judgments at {judges_usd:,.2f} USD for their tokens"
+    cost = _priced(
+        planned, f"job {job_flavor.name}", seconds / 3600 + _start(), job_flavor.usd_per_hour, note
     )
+    return replace(cost, usd=(cost.usd or 0.0) + judges_usd)
+
+
+def _table(recipe: Recipe, block: Against) -> tuple[int, float, float]:
+    """(conversations, tokens written, tokens read once) of the cross-simulator table."""
+    made = {"base", "chat"}
+    made |= {"aligned"} if recipe.preference else set()
+    made |= {"reinforced"} if recipe.reinforce else set()
+    askers = 1 + block.prompted + len(block.askers)
+    conversations = block.openings * askers * len(made & set(block.chats))
+    turns = assumptions()["turn_tokens"]
+    asker = min(block.sampling.max_tokens or block.context, turns["asker"])
+    chat = min(block.chat_sampling.max_tokens or block.context, turns["chat"])
+    written = conversations * ((block.turns - 1) * asker + block.turns * chat)
+    read = conversations * min(block.context, block.turns * (asker + chat))
+    return conversations, float(written), float(read)
+
+
+def _judges_usd(terms: Sequence[RewardTerm], conversations: int, tokens: float) -> float:
+    """What judges take for each conversation of so many tokens, at their prices per token."""
+    usd = 0.0
+    for judge in (judging.judge for term in terms for judging in term.judges):
+        reply = min(judge.reply_tokens, assumptions()["turn_tokens"]["asker"])
+        usd += tokens * judge.usd_per_million_input + reply * judge.usd_per_million_output
+    return conversations * usd / 1e6
 
 
 def _rollout(recipe: Recipe, planned: Planned, job_flavor: Flavor) -> Cost:

@@ -14,11 +14,14 @@ from hubkit import training
 from hubkit.data.wheel_assets import IMPORTS
 from hubkit.errors import HubkitError, HubUnreachableError, RepoMissingError
 from hubkit.hub import Hub
+from hubkit.pipeline.costs import assumptions
 from hubkit.pipeline.runner import Planned, WouldImport, refuse_import, stages_until
 from hubkit.pipeline.stage import WEIGHTS, RunContext, parquet
 from hubkit.pipeline.stage_table import stages_of
-from hubkit.recipe import Preference, Recipe, Training
+from hubkit.pipeline.stages.people_preference import preference_of
+from hubkit.recipe import Expected, Preference, Recipe, Training
 
+_CHARS_PER_TOKEN = 4
 _BEFORE = {"asker": "corpus", "chat": "curate", "align": "prefer"}
 
 
@@ -56,9 +59,45 @@ def plan_training(
             device=device,
             device_gib=device_gib,
         )
+        if stage == "asker" and recipe.asker.preference:
+            _add_preference(training_plan, recipe, base, launch, device, device_gib)
     training_plan.notes = [*notes, *training_plan.notes]
     training_plan.refusals = [*refusals, *training_plan.refusals]
     return training_plan
+
+
+def _add_preference(
+    plan: training.TrainPlan,
+    recipe: Recipe,
+    base: Path,
+    launch: training.Launch | None,
+    device: str | None,
+    device_gib: float | None,
+) -> None:
+    """Add the preference training of `asker.preference` to the asker's `plan`: its hours, the
+    larger memory, and why it would not run."""
+    pairs, asker = recipe.asker.preference, recipe.asker
+    assert pairs is not None
+    shares, turns = assumptions()["utilisation"], assumptions()["turn_tokens"]
+    turn = min(pairs.sampling.max_tokens or recipe.rollout.asker.context, turns["asker"])
+    each = 2 * (pairs.context_chars // _CHARS_PER_TOKEN + turn)
+    block = preference_of(asker, pairs).model_copy(
+        update={"expected": Expected(conversations=pairs.contexts, tokens=each)}
+    )
+    dpo = training.plan(
+        block, [], base, base_repo_id=asker.base, seed=recipe.seed, chat=asker, launch=launch,
+        device=device, device_gib=device_gib,
+    )  # fmt: skip
+    sampled = pairs.contexts * pairs.samples
+    note = f"asker.preference: {sampled:,} turns sampled, then at most {pairs.contexts:,} pairs"
+    if plan.hours is not None and dpo.hours is not None and plan.peak_tflops:
+        flops = 2 * plan.parameters * sampled * turn
+        hours = dpo.hours + flops / (plan.peak_tflops * 1e12 * shares["decode"]) / 3600
+        plan.hours += hours
+        note += f", {hours:.2f} of the hours"
+    plan.notes.append(note + "; scorecards before and after are not in the hours")
+    plan.memory_gib = max(plan.memory_gib, dpo.memory_gib, key=lambda parts: parts["total"])
+    plan.refusals += [f"asker.preference: {reason}" for reason in dpo.refusals]
 
 
 def plan_trainings(

@@ -208,16 +208,15 @@ def _pairwise(
     reference: Reference = "adapter" if goes_on else "base" if trained.lora else "model"
     held = None if config.precompute_ref_log_probs else reference
     size = _size(model, trained, reference=held)
-    template = template_plan(chat, base, "assistant", findings)
+    seat: Seat = chat.seat if chat else "assistant"
+    template = template_plan(chat, base, seat, findings)
     if data and template is not None:
         amounts = _sample_pairs(block, chat, data, base, config, seed)
     else:
         amounts = _expected_pairs(block, config.max_length)
     sequences = 2 * config.per_device_train_batch_size
     settings = dict(block.dpo)
-    return _Subject(
-        "dpo", "assistant", config, findings, settings, amounts, size, sequences, template
-    )
+    return _Subject("dpo", seat, config, findings, settings, amounts, size, sequences, template)
 
 
 def write_shape(repo_id: str, folder: Path) -> bool:

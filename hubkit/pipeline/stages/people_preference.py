@@ -16,7 +16,7 @@ from hubkit.evaluation.scorecard import Player, scorecard
 from hubkit.hub import Ref
 from hubkit.pipeline.stage import RunContext, StageDirs, parquet
 from hubkit.preference import people_pairs
-from hubkit.recipe import PeoplePairs, Preference, SeatConfig
+from hubkit.recipe import PeoplePairs, Preference, SeatConfig, Training
 from hubkit.serving import ModelSpec, serve
 from hubkit.training.rows import seat_view
 
@@ -61,14 +61,7 @@ def prefer_people(
             progress=dirs.progress,
         )
     report = training.train_dpo(
-        Preference(
-            chat=SeatConfig(repo="asker"),
-            dpo=block.dpo,
-            lora=None if asker.merge_adapter else asker.lora,
-            merge_adapter=asker.merge_adapter,
-            max_drop_share=block.max_drop_share,
-            checkpoint_minutes=block.checkpoint_minutes,
-        ),
+        preference_of(asker, block),
         sorted((dirs.scratch / "people-pairs" / "data").glob("train-*.parquet")),
         training.Policy(
             training.Base(base, inputs["base"].repo_id, inputs["base"].revision),
@@ -86,6 +79,18 @@ def prefer_people(
     )
     facts = {"pairs": pairs.to_dict(), "dpo": report.to_dict()}
     return facts | _compared(context, model, base, inputs["corpus"], dirs)
+
+
+def preference_of(asker: Training, block: PeoplePairs) -> Preference:
+    """The DPO run over the pairs of `block`, which trains the adapter of `asker` further."""
+    return Preference(
+        chat=SeatConfig(repo="asker"),
+        dpo=block.dpo,
+        lora=None if asker.merge_adapter else asker.lora,
+        merge_adapter=asker.merge_adapter,
+        max_drop_share=block.max_drop_share,
+        checkpoint_minutes=block.checkpoint_minutes,
+    )
 
 
 def _compared(
