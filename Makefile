@@ -12,7 +12,7 @@ RUN   := $(BIN)/hubkit run $(RECIPE) --profile $(PROFILE)
 FIGURES := $(BIN)/python tests/bench/readme.py
 
 .PHONY: demo corpus asker rollout curate chat eval push spaces test test-slow conformance check format
-.PHONY: bench bench-demo bench-gpu bench-curve plans chaos reference scanner licences clean help
+.PHONY: bench bench-demo bench-gpu bench-curve bench-preference plans chaos reference scanner licences clean help
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -76,6 +76,10 @@ bench-demo: $(READY) ## time the whole loop, three runs of each recipe
 
 bench-curve: $(READY) ## held-out loss over three sizes of training data, both recipes, and its picture
 	$(BIN)/python tests/bench/learning_curve.py
+	$(FIGURES)
+
+bench-preference: $(READY) ## the laptop's asker before and after preference training on people's next turns
+	$(BIN)/python tests/bench/asker_preference.py
 	$(FIGURES)
 
 bench-gpu: $(READY) ## training on a GPU: tokens/s, memory, utilisation (skipped where there is none)

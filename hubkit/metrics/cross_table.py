@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hubkit.conversation import Message
 from hubkit.metrics import plots
 from hubkit.metrics.statistics import Bootstrap, holm, noise
 
@@ -32,6 +33,8 @@ class Scored:
         reason: Why `reward` is None.
         end_reason: How the conversation ended.
         answers: How many answers it has.
+        messages: What was said.
+        intent: What the person of the opening wanted, where that is known.
     """
 
     asker: str
@@ -42,6 +45,8 @@ class Scored:
     reason: str = ""
     end_reason: str = ""
     answers: int = 0
+    messages: Sequence[Message] = ()
+    intent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import hubkit.rollout as rollouts
 from hubkit.conversation import Conversation
-from hubkit.data.parquet import disk_errors
+from hubkit.data.parquet import ShardWriter, disk_errors
 from hubkit.environment import Opening, ended_episode, openings_in
 from hubkit.errors import EmptyRolloutError, RecipeError, SourceError
 from hubkit.hub import Hub, Ref
@@ -29,7 +29,14 @@ from hubkit.pipeline.askers import AskerSpec
 from hubkit.pipeline.rewarding import Place, check_rewards, served_rewards
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Against, Rollout, SeatConfig, Turns, content_of, digest
-from hubkit.reinforcement import Episode, Likelihood, Outcome, Rewards, shipped_rubric
+from hubkit.reinforcement import (
+    Episode,
+    Likelihood,
+    Outcome,
+    Rewards,
+    rewarded_schema,
+    shipped_rubric,
+)
 from hubkit.rollout.report import RolloutReport
 from hubkit.serving import (
     ModelSpec,
@@ -471,6 +478,8 @@ class CrossTableRun:
                     _failure(row) or reason,
                     row["end_reason"],
                     len(_answers(row)),
+                    [{"role": m["role"], "content": m["content"]} for m in row["messages"]],
+                    self.openings[row["index"]].intent,
                 )
             )
         present = {(s.asker, s.chat, s.opening) for s in scored}
@@ -575,6 +584,29 @@ def write(folder: Path, result: CrossTable, scored: Sequence[Scored]) -> list[Pa
         for name, content in contents.items():
             (folder / name).write_bytes(content)
     return [folder / name for name in contents]
+
+
+def write_conversations(scored: Sequence[Scored], folder: Path) -> None:
+    """Write conversations that were held, with their rewards, as the parquet files of the split
+    ``against``."""
+    import pyarrow as pa
+
+    texts = [(name, pa.string()) for name in ("asker", "chat", "intent", "end_reason")]
+    fields = [("opening", pa.int32()), *texts]
+    with ShardWriter(folder, "against", rewarded_schema(fields)) as shards:
+        for entry in scored:
+            if entry.messages:
+                shards.write(
+                    {
+                        "id": f"{entry.asker}/{entry.chat}/{entry.opening}",
+                        "messages": entry.messages,
+                        "opening": entry.opening,
+                        **{name: getattr(entry, name) for name, _ in texts},
+                        "reward": entry.reward,
+                        "rewards": [{"name": k, "value": v} for k, v in entry.parts.items()],
+                        "masked": entry.reason,
+                    }
+                )
 
 
 def section(result: CrossTable) -> str:

@@ -347,7 +347,7 @@ def _results(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
         stage + "_held_out": read.held_out(facts.results, stage)
         for stage in ("asker", "chat", "aligned")
     }
-    return held_out | {"against": _against(facts.results)}
+    return held_out | {"against": _against(facts.results), "configs": metadata.configs(facts)}
 
 
 def _against(results: Mapping[str, Any] | None) -> dict[str, Any] | None:

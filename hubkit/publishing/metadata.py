@@ -36,7 +36,11 @@ _PATTERNS: dict[str, dict[str, dict[str, str]]] = {
         "offline-checks": {"test": "offline-checks.jsonl"},
     },
     "preference": {"default": {"train": "data/train-*.parquet"}},
-    "results": {"default": {"test": "results.csv"}},
+    "results": {
+        "default": {"test": "results.csv"},
+        "reinforced": {"train": "data/reinforced-*.parquet"},
+        "against": {"train": "data/against-*.parquet"},
+    },
 }
 # Only a licence that the Hub has no word for needs a name.
 _OTHER_NAME = {"corpus": "rights-of-the-writers-unclear", "source": "rights-of-the-writers-unclear"}

@@ -62,11 +62,12 @@ _CARD_FILES = (
 )
 _FROM_ELSEWHERE = (
     "data/*",
+    "conversations/*",
     "*.safetensors",
     f"{lineage.PROVENANCE}/*",
 )  # ours to delete when pushed Hub to Hub
 # What stages write, and so all that a push takes from one Hub to another.
-_FOLDERS = (".", "data", lineage.PROVENANCE)
+_FOLDERS = (".", "data", "conversations", lineage.PROVENANCE)
 _SUFFIXES = {".csv", ".jinja", ".json", ".jsonl", ".md", ".model", ".parquet", ".png"}
 _SUFFIXES |= {".safetensors", ".txt", ".yaml"}
 _ATTEMPTS = 6

@@ -30,7 +30,7 @@ from hubkit.reinforcement.rewards import (
     labels_of,
     register,
 )
-from hubkit.reinforcement.run import reinforce, write_conversations
+from hubkit.reinforcement.run import reinforce, rewarded_schema, write_conversations
 
 __all__ = [
     "REWARDS",
@@ -54,6 +54,7 @@ __all__ = [
     "labels_of",
     "register",
     "reinforce",
+    "rewarded_schema",
     "shipped_rubric",
     "steps",
     "updates_per_generation",

@@ -59,7 +59,11 @@ def reinforce(
 
 def write_conversations(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Write finished conversations with their rewards as the parquet files of a dataset."""
-    with ShardWriter(folder, "train", _schema()) as shards:
+    import pyarrow as pa
+
+    texts = [(name, pa.string()) for name in ("group", "asker", "intent", "end_reason")]
+    fields = [*texts, ("sampled_tokens", pa.int32())]
+    with ShardWriter(folder, "train", rewarded_schema(fields)) as shards:
         for record in records:
             shards.write(_row(record))
 
@@ -81,20 +85,20 @@ def _row(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _schema() -> Any:
+def rewarded_schema(fields: Sequence[tuple[str, Any]]) -> Any:
+    """The Arrow schema of conversations with their rewards: ``id``, ``messages``, `fields`,
+    ``reward`` (the sum), ``rewards`` (each one's value) and ``masked`` (why there is no reward)."""
     import pyarrow as pa
 
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
     reward = pa.struct([("name", pa.string()), ("value", pa.float64())])
-    texts = [(name, pa.string()) for name in ("group", "asker", "intent", "end_reason")]
     return pa.schema(
         [
             ("id", pa.string()),
             ("messages", pa.list_(message)),
-            *texts,
+            *fields,
             ("reward", pa.float64()),
             ("rewards", pa.list_(reward)),
             ("masked", pa.string()),
-            ("sampled_tokens", pa.int32()),
         ]
     )

@@ -229,15 +229,54 @@ def evaluation(found: Figures) -> str:
         f"`hubkit eval asker`, at {asker['contexts']} held-out contexts, "
         f"in {asker['seconds'] / 60:.1f} minutes:"
     )
-    players = asker["players"]
+    return "\n".join([*judged, "", sentence, "", *_measures(asker)])
+
+
+def _measures(card: Figures) -> list[str]:
+    """A scorecard's measures, a column a player."""
+    players = card["players"]
     measures = [
-        name for name in asker["titles"] if sum(name in values for values in players.values()) > 1
+        name for name in card["titles"] if sum(name in values for values in players.values()) > 1
     ]
     lines = [f"| measure | {' | '.join(players)} |", "| --- |" + " ---: |" * len(players)]
     for name in measures:
         cells = " | ".join(_value(values.get(name)) for values in players.values())
-        lines.append(f"| {asker['titles'][name]} | {cells} |")
-    return "\n".join([*judged, "", sentence, "", *lines])
+        lines.append(f"| {card['titles'][name]} | {cells} |")
+    return lines
+
+
+def asker_preference(found: Figures) -> str:
+    """The asker before and after preference training on people's next turns, beside people."""
+    found = found["asker_preference"]
+    pairs = found["pairs"]
+    sentence = (
+        f"`{found['recipe']}`: {pairs['pairs']} pairs out of {pairs['contexts']} contexts "
+        f"(dropped: {sum(pairs['dropped'].values())}), {found['steps']} steps of DPO; the chosen "
+        f"turn has {pairs['length_ratio']['matched']} times the characters of the rejected one "
+        f"(median). At {found['contexts']} held-out contexts, with 95 % intervals:"
+    )
+    return "\n".join([sentence, "", *_measures(found)])
+
+
+def grpo(found: Figures) -> str:
+    """A GRPO step beside TRL's own script on the same openings, turn about."""
+    found = found["grpo"]
+    lines = [
+        "| run | seconds a step | share of it in generation | tokens generated |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, label in (("hubkit", "hubkit"), ("trl", "TRL's own script")):
+        step, share = found[name]["seconds_a_step"], found[name]["share_in_generation"]
+        lines.append(
+            f"| {label} | {step['median']:.1f} ({step['least']:.1f} to {step['most']:.1f}) | "
+            f"{share['median']:.0%} | {middle(found[name]['tokens_generated']):,.0f} |"
+        )
+    sentence = (
+        f"{found['base']}, LoRA, {found['steps']} steps of 8 answers, "
+        f"{found['hubkit']['seconds_a_step']['runs']} rounds, without a GPU; conversations of one "
+        "answer, as TRL's script has no asker."
+    )
+    return "\n".join([*lines, "", sentence])
 
 
 def _value(found: Figures | None) -> str:
@@ -352,6 +391,8 @@ BLOCKS: dict[str, Callable[[Figures], str]] = {
     "train": train,
     "templates": templates,
     "architectures": architectures,
+    "grpo": grpo,
+    "asker_preference": asker_preference,
 }
 
 
@@ -361,6 +402,8 @@ OWN_TABLES: dict[str, Callable[[Figures], str]] = {
     "train_speed": train,
     "templates": templates,
     "architectures": architectures,
+    "grpo": grpo,
+    "asker_preference": asker_preference,
 }
 
 

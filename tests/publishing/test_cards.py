@@ -237,6 +237,12 @@ def test_configs_name_only_the_files_that_are_there() -> None:
         "dialogues", files=["data/train-00000-of-00001.parquet", "data/raw-00000-of-00001.parquet"]
     )
     assert [c["config_name"] for c in front_matter(render(clean))["configs"]] == ["default", "raw"]
+    files = ["results.csv", "data/reinforced-00000-of-00001.parquet"]
+    results = render(facts("results", files=files))
+    names = [c["config_name"] for c in front_matter(results)["configs"]]
+    assert names == ["default", "reinforced"] and lint(results, "results", files) == []
+    assert 'reinforced = load_dataset("me/parrot-results", "reinforced", split="train")' in results
+    assert "## Conversations" not in render(facts("results", files=["results.csv"]))
     splits = front_matter(render(facts("corpus")))["configs"][0]["data_files"]
     assert [s["split"] for s in splits] == ["train", "openings", "test"]
 

@@ -526,6 +526,7 @@ def test_a_stray_file_beside_a_space_is_never_published(
         ("chat_template.jinja", True),
         ("data/train-00000-of-00001.parquet", True),
         ("provenance/asker.json", True),
+        ("conversations/train-00000-of-00001.parquet", True),
         (".eval_results/scorecard.yaml", True),
         (".env", False),
         (".gitattributes", False),

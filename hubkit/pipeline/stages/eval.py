@@ -4,6 +4,7 @@ models in conversation with askers."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from hubkit import evaluation
 from hubkit.evaluation.scorecard import scorecard
-from hubkit.hub import Ref
+from hubkit.hub import Hub, Ref
 from hubkit.metrics import scorecards
 from hubkit.metrics.cross_table import picture
 from hubkit.pipeline import against, askers
@@ -43,7 +44,8 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
         "chat": context.before("chat"),
     }
     refs |= {"aligned": context.before("align")} if recipe.preference else {}
-    return refs | (_table_inputs(context, recipe.eval.against, progress))
+    refs |= {"reinforced": context.before("reinforce")} if recipe.reinforce else {}
+    return refs | _table_inputs(context, recipe.eval.against, progress)
 
 
 def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
@@ -61,6 +63,8 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
         results["scorecard"] = _scorecard(context, block, refs, held_out, results["asker"], dirs)
     if table := recipe.eval.against:
         results["against"] = _against(context, table, refs, held_out, dirs)
+    if "reinforced" in refs:
+        _copy_conversations(context.hub, refs["reinforced"], dirs.out / "data")
     (dirs.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
     return results
 
@@ -154,8 +158,6 @@ def _table_inputs(context: RunContext, block: Against | None, progress: Progress
     if block is None:
         return {}
     refs = {}
-    if "reinforced" in block.chats and context.recipe.reinforce is not None:
-        refs["reinforced"] = context.before("reinforce")
     for name, seat in block.askers.items():
         if seat.repo is not None:
             refs[f"asker {name}"] = require(
@@ -215,9 +217,27 @@ def _against(
         },
         likelihood_of(hub, refs["asker"]),
     )
-    result, _ = run.run(hub, progress=dirs.progress)
+    result, scored = run.run(hub, progress=dirs.progress)
+    against.write_conversations(scored, dirs.out / "data")
     (dirs.out / against.PICTURE).write_bytes(picture(result))
     return result.to_dict()
 
 
-STAGE = Stage("eval", "results", "dataset", inputs, build, card("results", "eval", "results"))
+def _copy_conversations(hub: Hub, ref: Ref, folder: Path) -> None:
+    """The conversations of the reinforcement with their rewards, as the split ``reinforced``: a
+    repo of weights is no dataset that clients load."""
+    folder.mkdir(exist_ok=True)
+    shards = hub.snapshot(ref, allow_patterns=["conversations/*.parquet"]) / "conversations"
+    for shard in sorted(shards.glob("train-*.parquet")):
+        shutil.copyfile(shard, folder / shard.name.replace("train", "reinforced", 1))
+
+
+STAGE = Stage(
+    "eval",
+    "results",
+    "dataset",
+    inputs,
+    build,
+    card("results", "eval", "results"),
+    ("data/*",),
+)
