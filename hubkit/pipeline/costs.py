@@ -166,7 +166,7 @@ def _people_preference(
     optimise_s = _dpo_s(
         block.dpo, block.contexts, read + turn, size, job_flavor, peak, adapter=trains_adapter
     )
-    return (answer_s + optimise_s) / 3600
+    return float(answer_s + optimise_s) / 3600
 
 
 def _dpo_s(

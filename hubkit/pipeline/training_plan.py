@@ -85,7 +85,7 @@ def _add_preference(
         update={"expected": Expected(conversations=pairs.contexts, tokens=each)}
     )
     dpo = training.plan(
-        block, [], base, base_repo_id=asker.base, seed=recipe.seed, chat=asker, launch=launch,
+        block, [], training.Base(base, asker.base), seed=recipe.seed, chat=asker, launch=launch,
         device=device, device_gib=device_gib,
     )  # fmt: skip
     sampled = pairs.contexts * pairs.samples
