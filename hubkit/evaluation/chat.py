@@ -23,6 +23,7 @@ from hubkit.judging import Prompts, check_judge, default_prompts, read_prompts, 
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Judging, Published, available, load
 from hubkit.recipe import judging as judging_block
+from hubkit.serving.budget import Spent
 
 EMBEDDED_IN_FLIGHT, IN_FLIGHT = 4, 8
 EMBEDDED_TOKENS, TOKENS = 96, 1024
@@ -132,7 +133,7 @@ def plan(setup: Setup, folder: Path, endpoints: Sequence[Mapping[str, Any]] = ()
             prompt += verdicts * (sum(len(text) // 3 for text in texts) + answers + 500)
             completion += verdicts * (setup.block.judge.sampling.max_tokens or VERDICT_TOKENS)
     judge = setup.block.judge
-    usd = (prompt * judge.usd_per_million_input + completion * judge.usd_per_million_output) / 1e6
+    usd = Spent({"judge": [prompt, completion]}).usd({"judge": judge})
     return {
         **setup.to_dict(),
         "answers": setup.answers,

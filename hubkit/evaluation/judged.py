@@ -26,8 +26,8 @@ from hubkit.evaluation.aggregate import Passes, Scores, Wins
 from hubkit.evaluation.contestants import Contestant, RecordedContestant, ServedContestant
 from hubkit.evaluation.setup import Player, Setup
 from hubkit.evaluation.verdict_files import VerdictSet, row_of, summarised, write_verdicts
-from hubkit.judging import Judge, judging
-from hubkit.progress import Progress, silent
+from hubkit.judging import Judge, judging, requests_at_once
+from hubkit.progress import Notice, Progress, silent
 from hubkit.serving.client import ClientLimits
 from hubkit.serving.reply_journal import Journal
 
@@ -152,6 +152,7 @@ class _Run:
                 replies,
                 identity=setup.judge.identity,
                 run=setup.digest,
+                on_batch=lambda sentence: self._progress(self._done, None, Notice(sentence)),
             )
         )
 
@@ -200,6 +201,10 @@ class _Run:
         """
         from inspect_ai import eval_async
 
+        # A judge that is asked by batch has one batch of all that waits for a verdict.
+        at_once = self._setup.in_flight
+        if self._setup.block.judge.batch:
+            at_once = max(at_once, requests_at_once(self._setup.block))
         before = set(self._logs.glob("*.eval"))
         logs = []
         for task in self._tasks(bench, players):
@@ -209,7 +214,7 @@ class _Run:
                 log_level="error",
                 log_realtime=False,
                 ctl_server=False,
-                max_samples=self._setup.in_flight,
+                max_samples=at_once,
                 metadata={"run": self._setup.digest},
             )
             self._raise_unless_whole(bench, task_logs)

@@ -4,7 +4,7 @@ than it must be.
 Takes a recipe's `Judging` block and an endpoint; gives verdicts. A verdict that cannot be read is
 missing, with a reason; it is never a low grade and never left out of the count."""
 
-from hubkit.judging.judge import Judge, Verdict, check_judge, judging
+from hubkit.judging.judge import Judge, Verdict, check_judge, judging, requests_at_once
 from hubkit.judging.prompted_judge import PromptedJudge, clipped, context_judge, turn_values
 from hubkit.judging.prompts import (
     REFERENCE_CATEGORIES,
@@ -39,6 +39,7 @@ __all__ = [
     "question_prompts",
     "rating",
     "read_prompts",
+    "requests_at_once",
     "small_prompts",
     "turing_prompts",
     "turn_values",

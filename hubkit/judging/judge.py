@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,8 +37,8 @@ from hubkit.judging.verdicts import (
 from hubkit.recipe import Judging
 from hubkit.serving import ServedModel
 from hubkit.serving.budget import Budget, Spent, check_prices
-from hubkit.serving.client import ClientLimits, Endpoint, Reply
-from hubkit.serving.client.dialects import schema_fields
+from hubkit.serving.client import MOST_REQUESTS, ClientLimits, Endpoint, Reply
+from hubkit.serving.client.dialects import batch_api, schema_fields
 from hubkit.serving.reply_journal import Journal
 
 _SEAT = "judge"
@@ -97,7 +97,9 @@ class Judge:
         self._verdicts = 0
         self._unreadable: set[int] = set()
         self.unusable: Counter[str] = Counter()
-        self._room = asyncio.Semaphore(block.in_flight)  # before the clock of an attempt starts
+        self._room = asyncio.Semaphore(
+            requests_at_once(block)
+        )  # before the clock of an attempt starts
         self._alone: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @property
@@ -285,12 +287,20 @@ def check_judge(block: Judging, *, at_address: bool) -> None:
         at_address: Whether it answers at an address of its own, and not on an engine of ours.
 
     Raises:
-        RecipeError: A cap in dollars over a judge without prices, or a JSON schema for servers of
-            a profile that does not enforce one.
+        RecipeError: A cap in dollars over a judge without prices, or a JSON schema or batches for
+            servers of a profile that does not have them.
     """
     check_prices(block.budget_usd, {"judge": block.judge})
+    if block.judge.batch:
+        batch_api(block.judge.profile)
     if block.json_schema and at_address:
         schema_fields(block.judge.profile, "verdict", {})
+
+
+def requests_at_once(block: Judging) -> int:
+    """How many verdicts are asked for at once: as many as a batch takes, where the judge is asked
+    by batch."""
+    return MOST_REQUESTS if block.judge.batch else block.in_flight
 
 
 @asynccontextmanager
@@ -301,8 +311,10 @@ async def judging(
     *,
     identity: str,
     run: str,
+    on_batch: Callable[[str], None] = lambda sentence: None,
 ) -> AsyncIterator[Judge]:
-    """`model` as the `Judge` of `block`, for the length of the block.
+    """`model` as the `Judge` of `block`, for the length of the block. `on_batch` is told how a
+    batch does, where it is asked by batch.
 
     Raises `RecipeError` where a schema is asked for that such a server does not enforce."""
     if block.json_schema:
@@ -312,5 +324,7 @@ async def judging(
         # Its own timeout is the longer one, so that the judge's comes first.
         limits=ClientLimits(block.in_flight, 2 * block.timeout_s, block.patience_s),
         name="judge",
+        batch_folder=journal.folder,
+        on_batch=on_batch,
     ) as endpoint:
         yield Judge(block, endpoint, journal, identity=identity, run=run, profile=model.dialect)

@@ -17,12 +17,13 @@ from filelock import FileLock, Timeout
 
 from hubkit.conversation import Message
 from hubkit.errors import EndpointError, EvalError, RunLockedError
-from hubkit.judging.judge import Judge, judging
+from hubkit.judging.judge import Judge, judging, requests_at_once
 from hubkit.judging.prompts import Prompts
 from hubkit.judging.verdicts import Parse, yes_or_no
-from hubkit.progress import Progress
+from hubkit.progress import Notice, Progress
 from hubkit.recipe import Judging
 from hubkit.serving import ServedModel
+from hubkit.serving.client import MOST_REQUESTS
 from hubkit.serving.reply_journal import Journal
 
 _SHOWN_MESSAGES, _SHOWN_CHARS = (
@@ -109,10 +110,15 @@ class PromptedJudge:
                 completed += 1
                 progress(completed, total, "what the judge says")
 
-        async with judging(self._block, self._model, journal, **self._identity) as judge:
+        def on_batch(sentence: str) -> None:
+            progress(completed, total, Notice(sentence))
+
+        async with judging(
+            self._block, self._model, journal, **self._identity, on_batch=on_batch
+        ) as judge:
             try:
                 async with asyncio.TaskGroup() as group:
-                    for _ in range(self._block.in_flight):
+                    for _ in range(min(requests_at_once(self._block), total or MOST_REQUESTS)):
                         group.create_task(work(judge))
             except* (EndpointError, EvalError) as failed:
                 raise failed.exceptions[0] from None

@@ -21,10 +21,10 @@ from hubkit.data.parquet import ShardWriter, opened
 from hubkit.errors import RecipeError, SourceError
 from hubkit.preference.context import dependence
 from hubkit.preference.strategies import STRATEGIES
-from hubkit.progress import Progress, silent
+from hubkit.progress import Notice, Progress, silent
 from hubkit.recipe import Preference
 from hubkit.serving import ServedModel
-from hubkit.serving.client import ClientLimits, Endpoint, ask_all
+from hubkit.serving.client import MOST_REQUESTS, ClientLimits, Endpoint, ask_all
 from hubkit.serving.reply_journal import Journal
 
 __all__ = ["JUDGED", "STRATEGIES", "Choose", "PreferenceReport", "Question", "build", "dependence"]
@@ -138,19 +138,16 @@ def build(
     report.wanted = len(jobs)
     with Journal(journal, {"seed": seed, "provenance": provenance}) as replies:
         journaled = sum(job.key in replies for job in jobs)
+        remaining = [job for job in jobs if job.key not in replies]
         endpoint = chat.endpoint(
             block.chat,
             limits=ClientLimits(block.in_flight, block.request_timeout_s),
             name="chat",
+            batch_folder=journal,
+            on_batch=lambda sentence: progress(0, None, Notice(sentence)),
         )
-        _ask(
-            endpoint,
-            [job for job in jobs if job.key not in replies],
-            replies,
-            seed,
-            block.in_flight,
-            progress,
-        )
+        in_flight = MOST_REQUESTS if block.chat.batch else block.in_flight
+        _ask(endpoint, remaining, replies, seed, in_flight, progress)
         report.from_journal, report.asked = journaled, len(jobs) - journaled
         _write(block, jobs, replies, out, report)
     report.seconds = round(time.monotonic() - started, 3)

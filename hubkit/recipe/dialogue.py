@@ -24,6 +24,7 @@ Profile = Literal[
     "tgi", "vllm", "sglang", "llamacpp", "openai", "openai-reasoning", "claude", "mistral",
     "gemini", "grok", "ollama", "lmstudio", "transformers", "inference-providers",
 ]  # fmt: skip
+_BATCH_PRICE_SHARE = 0.5  # OpenAI, Anthropic
 _SECRET_HEADERS = ("authorization", "api-key", "x-api-key", "cookie", "proxy-authorization")
 
 
@@ -126,6 +127,10 @@ class SeatConfig(Block):
     """How its turns are sampled."""
     context: Content[int] = 4096
     """Its window, in tokens."""
+    batch: Execution[bool] = False
+    """Asks by the provider's batch API: requests go out together and are answered within a day, at
+    half the prices below. For one address of profile ``openai``, ``openai-reasoning`` or
+    ``claude``."""
     usd_per_million_input: Execution[float] = 0.0
     """Price of prompt tokens."""
     usd_per_million_output: Execution[float] = 0.0
@@ -141,6 +146,11 @@ class SeatConfig(Block):
     def reply_tokens(self) -> int:
         """The most tokens of one answer: the window's where the recipe sets no limit."""
         return self.sampling.max_tokens or self.context
+
+    @property
+    def price_share(self) -> float:
+        """The share of its prices that is paid: batches cost half."""
+        return _BATCH_PRICE_SHARE if self.batch else 1.0
 
     @model_validator(mode="after")
     def _addresses(self) -> SeatConfig:
@@ -186,6 +196,15 @@ class SeatConfig(Block):
     def engine_kind(self) -> str | None:
         """The server that hubkit starts for this seat; None where it starts none."""
         return next((name for name in self.endpoints if name in ENGINES), None)
+
+    @model_validator(mode="after")
+    def _batches(self) -> SeatConfig:
+        if self.batch and not (self.is_elsewhere and len(self.endpoints) == 1):
+            raise ValueError(
+                "batch: true asks by a provider's batch API; give the one address of that provider "
+                "under endpoints"
+            )
+        return self
 
     @model_validator(mode="after")
     def _model(self) -> SeatConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from hubkit.recipe.block import Block
 from hubkit.recipe.dialogue import SeatConfig
@@ -96,3 +96,13 @@ class Reinforce(Block):
     """Goes as it is to TRL's GRPOConfig."""
     expected: Display[Expected | None] = None
     """For plans alone: how many conversations in all, and tokens in each."""
+
+    @model_validator(mode="after")
+    def _no_batches(self) -> Reinforce:
+        judges = [judge.judge for term in self.rewards for judge in term.judges]
+        if any(seat.batch for seat in [*judges, *self.askers.values()]):
+            raise ValueError(
+                "batch: true answers within a day, and training waits for each answer of an asker "
+                "or a judge; leave batch out"
+            )
+        return self

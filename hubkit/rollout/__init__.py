@@ -131,12 +131,16 @@ def estimate(
     `options` are those of `run` (addresses, seed, provenance, templates). The sample is kept in
     `journal`: the run starts from it; where it holds the sample already, one more dialogue is
     driven. Ends of a recipe other than its target turns (end mark, full context) are not foreseen,
-    so a run may come out smaller."""
+    so a run may come out smaller. Seats that ask by batch are asked one by one for the sample, which
+    then costs twice the price of a batch."""
     openings = list(openings)
     count = min(dialogues, block.dialogues)
+    at_once = {
+        name: getattr(block, name).model_copy(update={"batch": False}) for name in ("asker", "chat")
+    }
     with tempfile.TemporaryDirectory() as scratch:
         while True:
-            sample = block.model_copy(update={"dialogues": count, "on": "here"})
+            sample = block.model_copy(update={"dialogues": count, "on": "here", **at_once})
             report = run(sample, openings, Path(scratch), journal=journal, **options)
             # What an earlier session found says nothing of the endpoint as it is now.
             if report.session["requests"] or count >= block.dialogues or report.stopped:

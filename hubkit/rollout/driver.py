@@ -30,7 +30,7 @@ from hubkit.rollout.journal import Journal
 from hubkit.rollout.plan import Plan, turn_seed
 from hubkit.rollout.state import MODEL, State, ended, opened
 from hubkit.serving.budget import Budget
-from hubkit.serving.client import Endpoint, Reply
+from hubkit.serving.client import MOST_REQUESTS, Endpoint, Reply
 
 OnShard = Callable[[Path], None]
 _OPEN_PER_PERMIT = 4  # dialogues under way, those that idle included, per permit
@@ -65,7 +65,10 @@ class Driver:
         self._block, self.state, self._folder, self._seed = block, state, folder, seed
         self._rows, self._endpoints, self._on_shard = rows, endpoints, on_shard
         self.budget = Budget(block, state.spent, block.seats)
-        self._permits = Permits(block.in_flight)
+        by_batch = any(seat.batch for seat in block.seats.values())
+        at_once = MOST_REQUESTS if by_batch else block.in_flight
+        self._most_open = at_once if by_batch else _OPEN_PER_PERMIT * at_once
+        self._permits = Permits(at_once)
         self._tasks: dict[asyncio.Task[None], Permit] = {}
         self._room = asyncio.Event()
         self._failure: BaseException | None = None
@@ -154,7 +157,7 @@ class Driver:
             task = asyncio.create_task(self._drive(dialogue, permit))
             self._tasks[task] = permit
             task.add_done_callback(self._task_ended)
-            while len(self._tasks) >= _OPEN_PER_PERMIT * self._block.in_flight and not self._halted:
+            while len(self._tasks) >= self._most_open and not self._halted:
                 self._room.clear()
                 await self._room.wait()
 

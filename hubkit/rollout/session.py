@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hubkit.conversation import Conversation
-from hubkit.progress import Progress, silent
+from hubkit.progress import Notice, Progress, silent
 from hubkit.recipe import Rollout
 from hubkit.rollout import shards
 from hubkit.rollout.driver import Driver, OnShard
@@ -88,7 +88,9 @@ def drive(
     async def session() -> tuple[Driver, dict[str, int], list[str]]:
         async with AsyncExitStack() as stack:
             endpoints = {
-                seat: await stack.enter_async_context(_endpoint(block, seat, models[seat]))
+                seat: await stack.enter_async_context(
+                    _endpoint(block, seat, models[seat], journal, watch.progress)
+                )
                 for seat in ("user", "assistant")
             }
             driver = Driver(
@@ -124,13 +126,17 @@ def _run_to_end(session: Coroutine[Any, Any, T]) -> T:
         return thread.submit(asyncio.run, session).result()
 
 
-def _endpoint(block: Rollout, seat: str, model: ServedModel) -> Endpoint:
+def _endpoint(
+    block: Rollout, seat: str, model: ServedModel, folder: Path, progress: Progress
+) -> Endpoint:
     config = block.asker if seat == "user" else block.chat
     name = "asker" if seat == "user" else "chat"
     return model.endpoint(
         config,
         limits=ClientLimits(block.in_flight, block.request_timeout_s, block.patience_s),
         name=name,
+        batch_folder=folder / f"batches-{name}",
+        on_batch=lambda sentence: progress(0, None, Notice(sentence)),
     )
 
 

@@ -52,6 +52,11 @@ class Seat(Protocol):
         ...
 
     @property
+    def price_share(self) -> float:
+        """The share of the prices that is paid."""
+        ...
+
+    @property
     def usd_per_million_input(self) -> float:
         """Price of a million tokens in."""
         ...
@@ -174,7 +179,7 @@ def _price(seat: Seat, prompt: float, completion: float, cached: float = 0.0) ->
     if cached and cached_price is not None:
         discount = min(cached, prompt) * (seat.usd_per_million_input - cached_price)
     full = prompt * seat.usd_per_million_input + completion * seat.usd_per_million_output
-    return (full - discount) / 1e6
+    return seat.price_share * (full - discount) / 1e6
 
 
 class Budget:

@@ -7,14 +7,23 @@ where prompts are rendered here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
+from hubkit.errors import RecipeError
 from hubkit.hub import Ref
 from hubkit.recipe import DEPLOY, EMBEDDED, Deploy, Engine, Sampling, SeatConfig
-from hubkit.serving.client import ClientLimits, ClientTemplate, Endpoint, RequestOptions
+from hubkit.serving.client import (
+    BatchEndpoint,
+    ClientLimits,
+    ClientTemplate,
+    Endpoint,
+    RequestOptions,
+)
+from hubkit.serving.client.dialects import batch_api
 from hubkit.serving.client.endpoint import DEFAULT_LIMITS
 from hubkit.serving.credentials import headers_in, key_in
 
@@ -58,6 +67,8 @@ class ServedModel:
         sampling: Sampling | None = None,
         limits: ClientLimits = DEFAULT_LIMITS,
         name: str = "endpoint",
+        batch_folder: Path | None = None,
+        on_batch: Callable[[str], None] = lambda sentence: None,
     ) -> Endpoint:
         """A client that asks this model.
 
@@ -66,8 +77,16 @@ class ServedModel:
             sampling: How answers are sampled instead.
             limits: How much is asked at once, and how long answers are waited for.
             name: What messages call it.
+            batch_folder: Where it is kept which requests are in which batch, for a seat that asks
+                by batch; it survives a kill.
+            on_batch: Told in a sentence how a batch does.
+
+        Raises:
+            RecipeError: The seat asks by batch, and its provider has no batches, or nothing here
+                waits for them.
         """
         request = RequestOptions(self.token, self.headers, self.extra_body)
+        kind: Callable[..., Endpoint] = Endpoint
         if seat is not None:
             sampling = sampling or seat.sampling
             request = replace(
@@ -76,7 +95,9 @@ class ServedModel:
                 chat_template_kwargs=seat.chat_template_kwargs,
                 session_header=seat.session_header,
             )
-        return Endpoint(
+            if seat.batch:
+                kind = _by_batch(batch_folder, on_batch)
+        return kind(
             self.urls,
             profile=self.dialect,
             model=self.name,
@@ -114,6 +135,14 @@ class ModelSpec:
         return not isinstance(self.source, ServedModel)
 
 
+def _by_batch(folder: Path | None, on_batch: Callable[[str], None]) -> Callable[..., BatchEndpoint]:
+    if folder is None:
+        raise RecipeError(
+            "this is asked one by one, because each answer is waited for; leave batch out"
+        )
+    return partial(BatchEndpoint, folder=folder, on_batch=on_batch)
+
+
 def spec_of(
     seat: SeatConfig, ref: Ref | None, base: Ref | None = None, *, named_by: str = "seat"
 ) -> ModelSpec:
@@ -126,7 +155,8 @@ def spec_of(
         named_by: The recipe's key of the seat, for errors.
 
     Raises:
-        RecipeError: An environment variable that it names is not set.
+        RecipeError: An environment variable that it names is not set, or it asks by batch where
+            there are no batches.
     """
     if ref is not None and DEPLOY in seat.endpoints:
         return ModelSpec(ref, base, seat.deploy or Deploy())
@@ -134,4 +164,6 @@ def spec_of(
         return ModelSpec(ref, base, engine=seat.engine_kind, options=seat.engine)
     if ref is not None and EMBEDDED in seat.endpoints:
         return ModelSpec(ref, base)
+    if seat.batch:
+        batch_api(seat.profile)
     return ModelSpec(ServedModel.of(seat, named_by=named_by))

@@ -46,6 +46,11 @@ class Journal:
     ) -> None:
         self._file.close()
 
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self._path.parent
+
     def __contains__(self, key: str) -> bool:
         return key in self._known
 

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.batch_server import batch_server
 from support.mock_endpoint import mock
 from support.tiny_models import tiny_base, write_rows
 
@@ -121,6 +122,17 @@ def test_stock_datasets_reads_them_in_trls_format(tmp_path, dialogues):
         )
     loaded = load_dataset(str(tmp_path / "data"), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.num_rows == 5 and is_conversational(loaded[0])
+
+
+def test_rejected_answers_are_asked_for_by_batch(tmp_path, dialogues):
+    with batch_server() as server:
+        server.outcome = lambda body, batch: f"About {body['messages'][-1]['content'][-9:]}"
+        seat = {"repo": "a/b", "endpoints": [server.url], "profile": "openai", "batch": True}
+        given = block(chat=seat, in_flight=1)
+        chat, journal = ServedModel.of(given.chat), tmp_path / "journal"
+        report = build(given, [dialogues], tmp_path / "out", chat=chat, journal=journal, seed=1)
+        assert [len(batch) for batch in server.batches] == [report.wanted] == [report.asked]
+    assert report.pairs + sum(report.dropped.values()) == report.wanted and report.pairs
 
 
 def test_what_cannot_be_used_is_dropped_by_reason(tmp_path, dialogues):

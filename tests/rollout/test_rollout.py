@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.batch_server import batch_server
 from support.mock_endpoint import Handle, mock
 from support.waiting import until
 
@@ -133,6 +134,23 @@ def test_each_seat_sees_its_own_side(tmp_path: Path) -> None:
         system = {"role": "system", "content": "You are a person." if asker else "You help."}
         assert body["messages"] == [system, *(swap_roles(so_far) if asker else so_far)]
         assert body["messages"][-1]["role"] == "user"
+
+
+def test_seats_that_ask_by_batch_answer_in_waves(tmp_path: Path) -> None:
+    with batch_server() as server:
+        server.polls = 0
+        server.outcome = lambda body, batch: (
+            f"wave {batch} after {body['messages'][-1]['content'][:12]}"
+        )
+        seat = {
+            "repo": "acme/m", "endpoints": [server.url], "profile": "openai", "batch": True,
+            "usd_per_million_input": 2.0,
+        }  # fmt: skip
+        given = block(asker=seat, chat=seat, in_flight=1, turns={"kind": "fixed", "value": 2})
+        report = roll(server, tmp_path, given)
+        assert [len(batch) for batch in server.batches] == [6, 6, 6]
+    assert report.end_reasons == {"target_turns": 6} and report.generated_turns == 18
+    assert report.usd == pytest.approx(18 * 100 * 2.0 / 1e6 / 2)
 
 
 def test_it_runs_where_a_loop_already_runs(tmp_path: Path) -> None:

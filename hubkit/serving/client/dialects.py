@@ -40,6 +40,7 @@ class Dialect:
         checks_rendering: Whether it can be asked how it renders a conversation.
         json_schema: How ``response_format`` holds a schema that answers must fit: as OpenAI's
             ``json_schema``, or as TGI's grammar; empty where the server does not enforce one.
+        batch: Whose batch API it has; empty for none.
     """
 
     neutral: Mapping[str, Any] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Dialect:
     text_route: TextRoute = ""
     checks_rendering: bool = False
     json_schema: Literal["openai", "tgi", ""] = "openai"
+    batch: Literal["openai", "anthropic", ""] = ""
 
 
 _TRUNCATIONS_OFF = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -77,14 +79,24 @@ DIALECTS: dict[str, Dialect] = {
         text_route="completions",
         checks_rendering=True,
     ),
-    "openai": Dialect(length_key="max_completion_tokens", most_stops=4, session="prompt_cache_key"),
+    "openai": Dialect(
+        length_key="max_completion_tokens",
+        most_stops=4,
+        session="prompt_cache_key",
+        batch="openai",
+    ),
     "openai-reasoning": Dialect(
         refuses=_NO_PENALTIES | {"temperature", "top_p", "stop"},
         length_key="max_completion_tokens",
         session="prompt_cache_key",
+        batch="openai",
     ),
     "claude": Dialect(
-        refuses=_NO_PENALTIES, seed_key="", one_of_temperature_and_top_p=True, json_schema=""
+        refuses=_NO_PENALTIES,
+        seed_key="",
+        one_of_temperature_and_top_p=True,
+        json_schema="",
+        batch="anthropic",
     ),
     "mistral": Dialect(seed_key="random_seed"),
     "gemini": Dialect(refuses=_NO_PENALTIES, most_stops=5),
@@ -188,6 +200,19 @@ def schema_fields(profile: str, name: str, schema: Mapping[str, Any]) -> dict[st
         return {"response_format": {"type": "json", "value": dict(schema)}}
     form = {"name": name, "strict": True, "schema": dict(schema)}
     return {"response_format": {"type": "json_schema", "json_schema": form}}
+
+
+def batch_api(profile: str) -> str:
+    """Whose batch API the servers of a profile have.
+
+    Raises `RecipeError` for a profile whose servers have none."""
+    if kind := dialect_of(profile).batch:
+        return kind
+    capable = ", ".join(name for name, other in DIALECTS.items() if other.batch)
+    raise RecipeError(
+        f"servers of profile {profile} have no batch API that hubkit knows; leave batch out, or "
+        f"use a model of another profile ({capable})"
+    )
 
 
 def completion_fields(profile: str, model: str, sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ _PROBE_S = 10.0  # longest wait for what a server says of itself
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
+class Request:
     """A conversation to be continued, its seed and dialogue, and where it has them, a temperature
     and further keys of its own.
     """
@@ -298,7 +298,7 @@ class Endpoint:
                 await self._probation.enter()
         elif not self._probation.proven:
             await self._probation.enter()
-        request = _Request(messages, seed, key, temperature, fields)
+        request = Request(messages, seed, key, temperature, fields)
         try:
             reply = await self._until_answered(request, prefer, idle)
         except MisconfiguredEndpointError as error:
@@ -329,7 +329,7 @@ class Endpoint:
             return replace(reply, content="", thinking=reply.content)
         return reply
 
-    async def _until_answered(self, request: _Request, prefer: str | None, idle: Idle) -> Reply:
+    async def _until_answered(self, request: Request, prefer: str | None, idle: Idle) -> Reply:
         faults = silences = tries = 0
         before = replace(self._outcomes)
         while True:
@@ -379,7 +379,7 @@ class Endpoint:
             async with idle():
                 await asyncio.sleep(wait_s)
 
-    def _adapted(self, error: EndpointError, request: _Request) -> bool:
+    def _adapted(self, error: EndpointError, request: Request) -> bool:
         """Whether something was learned from a refusal that makes the same request worth sending
         again at once.
         """
@@ -440,19 +440,23 @@ class Endpoint:
         return {key: value for key, value in merged.items() if key not in self._extra
                 or self._extra[key] is not None}  # fmt: skip
 
-    async def _send(self, replica: Replica, request: _Request) -> Reply:
+    async def _send(self, replica: Replica, request: Request) -> Reply:
         if self._as_text:
             return await self._send_text(replica, request)
+        body, headers = self._chat_request(request)
+        answer, seconds, _ = await self._http.post(replica.chat_url, body, headers)
+        return read_chat(answer, latency_s=seconds, address=replica.url)
+
+    def _chat_request(self, request: Request) -> tuple[dict[str, Any], dict[str, str] | None]:
+        """The body and the headers of a chat request."""
         body = {**self._fields, **(request.fields or {}), "messages": request.messages}
         if self._fold:
             body["messages"] = folded(request.messages)
         if request.temperature is not None and "temperature" in body:
             body["temperature"] = request.temperature
-        headers = self._name_dialogue(body, request)
-        answer, seconds, _ = await self._http.post(replica.chat_url, body, headers)
-        return read_chat(answer, latency_s=seconds, address=replica.url)
+        return body, self._name_dialogue(body, request)
 
-    def _name_dialogue(self, body: dict[str, Any], request: _Request) -> dict[str, str] | None:
+    def _name_dialogue(self, body: dict[str, Any], request: Request) -> dict[str, str] | None:
         """Put the seed and the dialogue's id where this kind of server reads them."""
         if self._dialect.seed_key and self._dialect.seed_key not in self._extra:
             body[self._dialect.seed_key] = request.seed
@@ -465,7 +469,7 @@ class Endpoint:
         body[self._session] = session
         return None
 
-    async def _send_text(self, replica: Replica, request: _Request) -> Reply:
+    async def _send_text(self, replica: Replica, request: Request) -> Reply:
         assert self._template is not None
         prompt, typed = self._template.render_typed(request.messages)
         if self._starts_twice and prompt.startswith(self._template.bos_token):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -86,8 +86,18 @@ class HttpClient:
             EndpointError: The answer is a refusal, by its status or by its body.
             EndpointUnreachableError: There was no answer (refused, dropped, timed out).
         """
+        return await self.call("POST", url, orjson.dumps(body), headers)
+
+    async def call(
+        self,
+        method: str,
+        url: str,
+        data: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[Any, float, Mapping[str, str]]:
+        """Send `data` with any method; else as `post`."""
         started = time.monotonic()
-        status, answer_headers, raw = await self._exchange("POST", url, orjson.dumps(body), headers)
+        status, answer_headers, raw = await self._exchange(method, url, data, headers)
         seconds = time.monotonic() - started
         if status != 200:
             raise refusal(url, status, answer_headers, raw)
@@ -102,6 +112,37 @@ class HttpClient:
         if problem := error_inside(answer):
             raise refusal(url, problem[0], answer_headers, problem[1], inside_200=True)
         return answer, seconds, answer_headers
+
+    async def lines(self, url: str) -> AsyncIterator[bytes]:
+        """GET `url`, and give the lines of its answer as they come, however many there are.
+
+        Raises:
+            EndpointError: The answer is a refusal, or a line is longer than `LARGEST_ANSWER`.
+            EndpointUnreachableError: There was no answer, or it ended early.
+        """
+        import aiohttp
+
+        try:
+            async with self._session.request(
+                "GET", url, allow_redirects=False, proxy=proxy_of(url),
+                headers={"Accept-Encoding": "identity"},
+            ) as response:  # fmt: skip
+                if response.status != 200:
+                    raw = await _body(response, url)
+                    raise refusal(url, response.status, response.headers, raw)
+                rest = b""
+                async for part in response.content.iter_any():
+                    *whole, rest = (rest + part).split(b"\n")
+                    if len(rest) > LARGEST_ANSWER:
+                        raise _too_large(url)
+                    for line in whole:
+                        yield line
+                if rest:
+                    yield rest
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            if isinstance(error, EndpointError):
+                raise
+            raise _unreachable(url, error, self._timeout_s) from None
 
     async def probe(self, url: str, body: Mapping[str, Any] | None = None) -> tuple[int, Any]:
         """GET `url`, or POST `body` to it, for what a server says of itself.
