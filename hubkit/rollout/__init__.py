@@ -131,8 +131,8 @@ def estimate(
     `options` are those of `run` (addresses, seed, provenance, templates). The sample is kept in
     `journal`: the run starts from it; where it holds the sample already, one more dialogue is
     driven. Ends of a recipe other than its target turns (end mark, full context) are not foreseen,
-    so a run may come out smaller. Seats that ask by batch are asked one by one for the sample, which
-    then costs twice the price of a batch."""
+    so a run may come out smaller. Seats that ask by batch are asked one by one for the sample, at
+    twice the price of a batch."""
     openings = list(openings)
     count = min(dialogues, block.dialogues)
     at_once = {
