@@ -9,10 +9,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hubkit.recipe import SeatConfig, load
+from hubkit.serving import ServedModel
 from hubkit.serving.client import PROFILES, Endpoint, RequestOptions
 from hubkit.serving.client.dialects import DIALECTS
 
@@ -112,3 +115,33 @@ def test_addresses_are_used_as_given(recorder: Recorder):
     }  # fmt: skip
     sent = {path: wire(recorder, path, "openai", RequestOptions())[0] for path in table}
     assert sent == table
+
+
+def test_keys_go_into_headers_alone_and_are_never_repeated(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login jane password from-netrc\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    _, headers, _ = wire(recorder, "", "openai", RequestOptions())
+    assert "authorization" not in headers
+    _, headers, _ = wire(recorder, "", "openai", RequestOptions(token="secret"))
+    assert headers["authorization"] == "Bearer secret"
+    host = recorder.url.removeprefix("http://")
+    monkeypatch.setenv("KEY", "sec\nret")
+    seat = {"repo": "a/b", "profile": "openai", "token_env": "KEY"}
+    refused = {
+        "user name or a password": lambda: Endpoint(
+            [f"http://jane:secret@{host}"], profile="openai", model="m", sampling=NOT_SENT
+        ),
+        "would be committed": lambda: load(
+            "parrot", overrides=[f"rollout.chat.endpoints=[http://jane:secret@{host}]"]
+        ),
+        "line break": lambda: ServedModel.of(
+            SeatConfig.model_validate({**seat, "endpoints": [recorder.url]})
+        ),
+    }
+    for words, use in refused.items():
+        with pytest.raises(ValueError, match=words) as problem:
+            use()
+        assert "secret" not in str(problem.value) and "sec\nret" not in str(problem.value)
