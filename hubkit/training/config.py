@@ -38,6 +38,7 @@ RESERVED = {
 }
 
 
+_BF16_FLAGS = re.compile(r"\b(amx_bf16|avx512_bf16)\b")
 _ENCODERS = (
     r".*(vision|visual|image|audio|speech|multi_modal_projector|mm_projector|embed_vision"
     r"|embed_audio).*"
@@ -158,27 +159,26 @@ def check_keys(where: str, settings: Mapping[str, Any], config_class: type) -> N
 
 
 def fit_to_machine(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """`given` as this machine can run it, and a sentence per change. Without an accelerator bf16
-    and fp16 are off.
+    """`settings` as this machine can run it, and a sentence per change.
 
-    CPUs without native bf16 run it some hundred times slower than fp32, and TRL turns it on by
-    default."""
+    Without an accelerator fp16 and tf32 are off, and bf16 is on only where the processor multiplies
+    in it faster than in float32: others run it some hundred times slower, and TRL turns it on by
+    default. A recipe that says ``bf16: false`` always has its way."""
     import torch
 
     values = dict(settings)
-    notes: list[str] = []
     if torch.cuda.is_available():
         values.setdefault("bf16", torch.cuda.is_bf16_supported())
-        return values, notes
+        return values, []
     if torch.backends.mps.is_available():
-        if values.get("fp16"):
-            notes.append("fp16 is off: not on Apple's GPUs")
+        notes = ["fp16 is off: not on Apple's GPUs"] if values.get("fp16") else []
         return {**values, "bf16": bool(values.get("bf16")), "fp16": False}, notes
-    if "bf16" not in values and bf16_is_faster():
-        notes.append("bf16 is on: this processor multiplies matrices faster in it than in float32")
-        values["bf16"] = True
-        return {"use_cpu": True, **values}, notes
-    for key in ("bf16", "fp16", "tf32"):
+    return _fit_to_cpu(values)
+
+
+def _fit_to_cpu(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    notes: list[str] = []
+    for key in ("fp16", "tf32"):
         if values.get(key):
             notes.append(f"{key} is off: this machine has no GPU")
             values[key] = False
@@ -186,17 +186,26 @@ def fit_to_machine(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
         notes.append(f"optim {values.pop('optim')} is left at the default: this machine has no GPU")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         values.setdefault("ddp_backend", "gloo")
-    return {"bf16": False, "use_cpu": True, **values}, notes
+    wanted = values.get("bf16")
+    values["bf16"] = wanted is not False and bf16_is_faster()
+    if values["bf16"]:
+        notes.append("bf16 is on: this processor multiplies matrices faster in it than in float32")
+    elif wanted:
+        notes.append(
+            "bf16 is off: this processor multiplies matrices no faster in it than in float32"
+        )
+    return {"use_cpu": True, **values}, notes
 
 
 def bf16_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this processor has matrix units for bfloat16 (AMX) and a product is faster in it."""
+    """Whether this processor has instructions for bfloat16 (AMX or AVX-512) and a product is faster
+    in it."""
     import time
 
     import torch
 
     try:
-        if "amx_bf16" not in cpuinfo.read_text("utf-8"):
+        if not _BF16_FLAGS.search(cpuinfo.read_text("utf-8")):
             return False
     except OSError:
         return False
@@ -204,10 +213,12 @@ def bf16_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     for dtype in (torch.float32, torch.bfloat16):
         square = torch.ones(1024, 1024, dtype=dtype)
         torch.mm(square, square)
-        started = time.perf_counter()
+        times = []
         for _ in range(5):
+            started = time.perf_counter()
             torch.mm(square, square)
-        seconds[dtype] = time.perf_counter() - started
+            times.append(time.perf_counter() - started)
+        seconds[dtype] = min(times)
     return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
 
 

@@ -262,17 +262,21 @@ def test_shipped_recipes_hold_only_keys_that_trl_and_peft_know(tmp_path):
             loaded = recipe.load(name, profiles=profiles)
             for training in (loaded.asker, loaded.chat):
                 config, notes = sft_config(training, tmp_path, seed=1)
-                assert not config.bf16 or not notes
+                assert config.use_cpu or not notes
                 lora_config(training)
 
 
-def test_bf16_is_off_without_a_gpu_and_the_report_says_so(tmp_path, base, rows):
+@pytest.mark.parametrize("faster", [True, False])
+def test_bf16_is_on_where_the_processor_is_faster_in_it_and_the_report_says_so(
+    tmp_path, base, rows, monkeypatch, faster
+):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU: bf16 stays on")
+    monkeypatch.setattr("hubkit.training.config.bf16_is_faster", lambda: faster)
     report = run(tmp_path, base, rows, block(sft={**SFT, "bf16": True, "max_steps": 1}))
-    assert report.notes == ["bf16 is off: this machine has no GPU"]
+    assert [note.split(":")[0] for note in report.notes] == [f"bf16 is {'on' if faster else 'off'}"]
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path, rows):

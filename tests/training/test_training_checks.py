@@ -288,18 +288,50 @@ def test_apples_gpus_are_used(monkeypatch):
     assert "use_cpu" not in values and not values["fp16"] and "Apple" in notes[0]
 
 
-def test_bf16_is_on_only_where_the_processor_has_matrix_units_for_it(tmp_path, monkeypatch):
+def test_bf16_is_on_only_where_the_processor_has_instructions_for_it_and_is_faster_in_it(
+    tmp_path, monkeypatch
+):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     plain = tmp_path / "cpuinfo"
-    plain.write_text("flags : avx2 avx512_bf16\n")
+    plain.write_text("flags : avx2 avx512f avx512_vnni\n")
+    monkeypatch.setattr(torch, "mm", lambda *_: pytest.fail("no such product is ever tried"))
     assert not bf16_is_faster(plain) and not bf16_is_faster(tmp_path / "missing")
-    monkeypatch.setattr("hubkit.training.config.bf16_is_faster", lambda: True)
-    values, notes = fit_to_machine({})
-    assert values["bf16"] and values["use_cpu"] and "faster" in notes[0]
-    assert fit_to_machine({"bf16": False})[0]["bf16"] is False, "a recipe's own value wins"
+    for flag in ("amx_bf16", "avx512_bf16"):
+        plain.write_text(f"flags : avx2 {flag}\n")
+        for faster in (True, False):
+            monkeypatch.setattr(torch, "mm", timed_products(monkeypatch, faster))
+            assert bf16_is_faster(plain) is faster
+
+
+def timed_products(monkeypatch, faster):
+    """A stand-in for ``torch.mm`` on a clock of its own: bfloat16 takes half or twice as long."""
+    import torch
+
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def product(left, right):
+        assert left.dtype == right.dtype
+        now[0] += 1.0 if left.dtype == torch.float32 else (0.5 if faster else 2.0)
+
+    return product
+
+
+def test_a_recipe_decides_whether_bf16_may_be_on(monkeypatch):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    for faster in (True, False):
+        monkeypatch.setattr("hubkit.training.config.bf16_is_faster", lambda is_it=faster: is_it)
+        for wanted in ({}, {"bf16": True}):
+            values, notes = fit_to_machine(wanted)
+            assert values["bf16"] is faster and values["use_cpu"]
+            assert bool(notes) is (faster or bool(wanted)), "what differs from the recipe is said"
+        assert fit_to_machine({"bf16": False}) == ({"use_cpu": True, "bf16": False}, [])
 
 
 def test_a_template_that_cannot_be_proven_is_refused_before_anything_is_loaded(
