@@ -101,6 +101,8 @@ def listen(host: str, port: int, remembered: int | None) -> socket.socket:
     for candidate in candidates:
         sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it: else a body would wait until the client confirms the headers.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             sock.bind((host, candidate))
             sock.listen(512)

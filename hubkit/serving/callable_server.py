@@ -48,6 +48,7 @@ def _handler(agent: Agent, token: str) -> type[BaseHTTPRequestHandler]:
         """One request a time on each connection."""
 
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # headers and body are sent apart
 
         def do_GET(self) -> None:
             """Say that it is up, and which model it is."""

@@ -379,6 +379,7 @@ def main() -> None:
     app.router.add_get("/v1/models", mock.models)
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.bind(("127.0.0.1", args.port))
     listener.listen(1024)
     if args.port_file:
