@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any, Literal, TypeVar
 
 from hubkit.evaluation.length_control import equal_length_win_rate
-from hubkit.metrics.statistics import Bootstrap, Number
+from hubkit.metrics.statistics import Bootstrap, Number, PairedDifference
 
 Outcome = Literal["win", "tie", "loss"]
 POINTS: dict[Outcome, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
@@ -222,15 +222,13 @@ def difference(
     model: Sequence[Rated] | Sequence[Checked],
     against: Sequence[Rated] | Sequence[Checked],
     bootstrap: Bootstrap,
-) -> dict[str, Any]:
+) -> tuple[PairedDifference, int]:
     """Compare two models over the answers that both have a verdict for, by question.
 
     Returns:
-        `PairedDifference` as plain data, and ``unpaired``: answers that only one has a verdict
-        for."""
+        The difference, and how many answers only one has a verdict for."""
     first, second = _values(model), _values(against)
-    paired = bootstrap.difference(first, second)
-    return {**paired.to_dict(), "unpaired": len(first.keys() ^ second.keys())}
+    return bootstrap.difference(first, second), len(first.keys() ^ second.keys())
 
 
 def _values(rows: Sequence[Rated] | Sequence[Checked]) -> Mapping[tuple[str, int], float]:

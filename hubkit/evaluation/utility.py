@@ -8,7 +8,8 @@ the students' seeds."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hubkit import chat_templates
 from hubkit.conversation import Message
 from hubkit.errors import EvalError
 from hubkit.evaluation.held_out_loss import usable_rows_with_ids
-from hubkit.metrics.statistics import Bootstrap, Estimate, noise
+from hubkit.metrics.statistics import Bootstrap, among_several, noise
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Training
 from hubkit.training.config import quiet_environment
@@ -120,6 +121,8 @@ def summary(
         ``depths`` (names, ``1``, ``2``, … and ``follow-ups`` for all after the first), ``arms``
         (arm → depth → estimate), ``base`` (depth → nats per token), ``differences`` (a list of
         ``arm`` less ``against`` at each ``depth``; negative: the arm's students predict better).
+        A difference's ``p_holm`` is adjusted for all pairs of arms at its depth, and its
+        ``outside_noise`` goes by it.
 
     Raises:
         EvalError: The arms were not scored on the same dialogues."""
@@ -142,28 +145,41 @@ def summary(
         }
         for arm, nats in by_arm.items():
             estimate = statistics.over_replicates(nats, tokens)
-            result["arms"].setdefault(arm, {})[name] = _facts(estimate)
-        for first in by_arm:
-            for second in by_arm:
-                if first == second:
-                    continue
-                difference = [
-                    [a - b for a, b in zip(first_value, second_value, strict=True)]
-                    for first_value, second_value in zip(by_arm[first], by_arm[second], strict=True)
-                ]
-                estimate = statistics.over_replicates(difference, tokens)
-                result["differences"].append(
-                    {"arm": first, "against": second, "depth": name, **_facts(estimate)}
-                )
+            result["arms"].setdefault(arm, {})[name] = estimate.to_dict()
+        result["differences"] += _differences(name, by_arm, tokens, statistics)
     return result
+
+
+def _differences(
+    depth: str,
+    by_arm: Mapping[str, Sequence[Sequence[float]]],
+    tokens: Sequence[float],
+    statistics: Bootstrap,
+) -> list[dict[str, Any]]:
+    """Every arm less every other one, by their students' nats."""
+    compared = {
+        (first, second): statistics.over_replicates(
+            [
+                [a - b for a, b in zip(one, other, strict=True)]
+                for one, other in zip(by_arm[first], by_arm[second], strict=True)
+            ],
+            tokens,
+        )
+        for first, second in permutations(by_arm, 2)
+    }
+    # Both directions of a pair are one comparison.
+    judged = among_several({pair: compared[pair] for pair in combinations(by_arm, 2)})
+    return [
+        {
+            "arm": first, "against": second, "depth": depth, **estimate.to_dict(),
+            **asdict(judged.get((first, second)) or judged[second, first]),
+        }
+        for (first, second), estimate in compared.items()
+    ]  # fmt: skip
 
 
 def _sums(turns: Sequence[Sequence[float]], depths: Sequence[int]) -> list[float]:
     return [sum(row[d - 1] for d in depths if d <= len(row)) for row in turns]
-
-
-def _facts(estimate: Estimate) -> dict[str, Any]:
-    return estimate.to_dict()
 
 
 def table(report: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
@@ -197,10 +213,21 @@ def verdicts(report: Mapping[str, Any]) -> list[str]:
         titles = [report["titles"].get(name, name) for name in (entry["arm"], entry["against"])]
         sentences.append(
             f"{titles[0]} compared with {titles[1]}, {FOLLOW_UPS}: {_interval(entry, '+')} nats "
-            f"per token, {words}; a true difference of {entry['smallest_detectable']:.3f} would "
-            "be found with 80 % power"
+            f"per token, {_p_value(entry)}{words}{_detectable(entry)}"
         )
     return sentences
+
+
+def _detectable(entry: Mapping[str, Any]) -> str:
+    smallest = entry["smallest_detectable"]
+    if smallest is None:
+        return ""
+    return f"; a true difference of {smallest:.3f} would be found with 80 % power"
+
+
+def _p_value(entry: Mapping[str, Any]) -> str:
+    p_value = entry.get("p_holm")
+    return "" if p_value is None else f"p {p_value:.2g} (Holm), "
 
 
 def _clusters(report: Mapping[str, Any]) -> int:

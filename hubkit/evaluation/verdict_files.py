@@ -82,7 +82,8 @@ def summarised(sets: Sequence[VerdictSet], bootstrap: Bootstrap) -> dict[str, An
     if len(sets) != 2:
         return {"scores": tables}
     graded: list[Any] = [entry.rows for entry in sets]
-    return {"scores": tables, "difference": difference(graded[0], graded[1], bootstrap)}
+    paired, unpaired = difference(graded[0], graded[1], bootstrap)
+    return {"scores": tables, "difference": {**paired.to_dict(), "unpaired": unpaired}}
 
 
 def table_of(verdicts: VerdictSet, bootstrap: Bootstrap) -> Any:

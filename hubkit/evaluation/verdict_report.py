@@ -24,7 +24,7 @@ from hubkit.evaluation.judge_quality import (
 )
 from hubkit.evaluation.report import Table, grid, scores_table, wins_table
 from hubkit.evaluation.verdict_files import VerdictSet, read_verdicts, table_of
-from hubkit.metrics.statistics import Bootstrap, Number, holm, noise
+from hubkit.metrics.statistics import Bootstrap, Number, among_several, noise
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class VerdictReport:
     Attributes:
         tables: (benchmark, judge) → label of a set → its aggregate.
         differences: (benchmark, judge) → "MODEL less MODEL" → paired difference as plain data, with
-            its p-value adjusted over all of them (Holm) under ``p_adjusted``.
+            its p-value adjusted over all of them (Holm) under ``p_holm``, by which
+            ``outside_noise`` goes.
         judges: By judge's name.
         panel: The panel's agreement with people, where there are votes and several judges."""
 
@@ -119,21 +120,15 @@ def _differences(group: Sequence[VerdictSet], bootstrap: Bootstrap) -> dict[str,
     from hubkit.evaluation.aggregate import difference
 
     graded: list[Any] = [entry for entry in group if entry.mode != "pairwise"]
-    differences = {
-        f"{compared.model} less {graded[0].model}": difference(
-            compared.rows, graded[0].rows, bootstrap
-        )
-        for compared in graded[1:]
-        if compared.mode == graded[0].mode
+    compared = {
+        f"{other.model} less {graded[0].model}": difference(other.rows, graded[0].rows, bootstrap)
+        for other in graded[1:]
+        if other.mode == graded[0].mode
     }
-    p_values = {
-        name: entry["p_value"]
-        for name, entry in differences.items()
-        if entry["p_value"] is not None
-    }
-    adjusted = holm(p_values)
+    judged = among_several({name: paired for name, (paired, _) in compared.items()})
     return {
-        name: {**entry, "p_adjusted": adjusted.get(name)} for name, entry in differences.items()
+        name: {**paired.to_dict(), "unpaired": unpaired, **asdict(judged[name])}
+        for name, (paired, unpaired) in compared.items()
     }
 
 
@@ -321,7 +316,7 @@ def notes(report: VerdictReport) -> list[str]:
             )
             lines.append(
                 f"{name}, paired: {difference['difference']:+.3f}{interval} over {difference['n']} "
-                f"answers, p {difference['p_adjusted']:.3g} (Holm), {words}."
+                f"answers, p {difference['p_holm']:.3g} (Holm), {words}."
             )
     lines.append(
         "Twice as long: how a verdict changes when an answer's length doubles. Own model: how much "

@@ -15,7 +15,7 @@ from typing import Any
 
 from hubkit.conversation import Message
 from hubkit.metrics import plots
-from hubkit.metrics.statistics import Bootstrap, holm, noise
+from hubkit.metrics.statistics import Bootstrap, among_several, noise
 
 ALL = "all askers"
 
@@ -69,7 +69,8 @@ class Cell:
 class Difference:
     """What `chat` has over `than` with `asker`, over the openings that both have a reward for.
 
-    `p_holm` is the sign-flip test's p-value, adjusted for all differences of the table."""
+    `p_holm` is the sign-flip test's p-value, adjusted for all differences of the table;
+    `outside_noise` goes by it."""
 
     asker: str
     chat: str
@@ -182,14 +183,11 @@ def _differences(
                 for name in (chat, chats[0])
             ]
             differences[asker, chat] = bootstrap.difference(*sides)
-    tested = {
-        f"{a}\x1f{c}": d.p_value for (a, c), d in differences.items() if d.p_value is not None
-    }
-    adjusted = holm(tested)
+    judged = among_several(differences)
     return [
         Difference(
             asker, chat, chats[0], d.difference, d.low, d.high, d.n, d.p_value,
-            adjusted.get(f"{asker}\x1f{chat}"), d.outside_noise,
+            judged[asker, chat].p_holm, judged[asker, chat].outside_noise,
         )
         for (asker, chat), d in differences.items()
     ]  # fmt: skip

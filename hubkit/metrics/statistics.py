@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Values = npt.NDArray[np.float64]
 
 Key = TypeVar("Key", bound=tuple[Hashable, ...])
+Name = TypeVar("Name", bound=Hashable)
 _CHUNK = 4_000_000  # indices drawn at once: 32 MB
 
 
@@ -74,12 +75,14 @@ class PairedDifference:
 class Estimate:
     """A mean over clusters and replicates with its interval.
 
-    `smallest_detectable` is the true value that a study of this size tells from zero with 80 %
-    power; `replicates_share` the part of the variance that replicates add to that of clusters."""
+    `p_value` is two-sided, of Student's test with the interval's degrees of freedom;
+    `smallest_detectable` the true value that a study of this size tells from zero with 80 % power;
+    `replicates_share` the part of the variance that replicates add to that of clusters."""
 
     value: float
     low: float | None
     high: float | None
+    p_value: float | None
     smallest_detectable: float | None
     replicates_share: float | None
     clusters: int
@@ -261,7 +264,9 @@ class Bootstrap:
         replicates, clusters = data.shape
         value = float(data.mean(0).sum() / sizes.sum())
         if clusters < 2:
-            return Estimate(value, None, None, None, None, clusters, replicates, self.confidence)
+            return Estimate(
+                value, None, None, None, None, None, clusters, replicates, self.confidence
+            )
         draws: list[float] = []
         statistic = ratio(data.mean(0), sizes)
 
@@ -284,6 +289,7 @@ class Bootstrap:
             value=value,
             low=value - half,
             high=value + half,
+            p_value=_t_tails(value / error, degrees) if error else float(value == 0),
             smallest_detectable=half + NormalDist().inv_cdf(0.8) * error,
             replicates_share=parts[-1][0] / variance if replicates > 1 and variance else None,
             clusters=clusters,
@@ -375,13 +381,44 @@ def sign_flip_p(totals: Sequence[float], *, seed: int = 0, flips: int = 10_000) 
     return (hits + 1) / (flips + 1)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+@dataclass(frozen=True, slots=True)
+class Adjusted:
+    """What one comparison of several says: `p_holm` is its p-value, adjusted for their number;
+    `outside_noise`, whether that is below the level and the interval on one side of zero."""
+
+    p_holm: float | None
+    outside_noise: bool
+
+
+def among_several(
+    comparisons: Mapping[Name, PairedDifference | Estimate],
+) -> dict[Name, Adjusted]:
+    """Judge comparisons that stand in one table: of twenty without any difference, one would lie
+    outside the noise by its own interval.
+
+    Args:
+        comparisons: All of the table, by any name.
+
+    Returns:
+        The same names, each with its adjusted p-value (see `holm`)."""
+    tested = {name: c.p_value for name, c in comparisons.items() if c.p_value is not None}
+    adjusted = holm(tested)
+    judged = {}
+    for name, comparison in comparisons.items():
+        p_value = adjusted.get(name)
+        small = p_value is not None and p_value < 1 - comparison.confidence
+        judged[name] = Adjusted(p_value, small and comparison.outside_noise)
+    return judged
+
+
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     """Adjust p-values of several comparisons so that the chance of any false one stays at α.
 
     Holm's step-down method (1979): the k-th smallest of m is multiplied by m − k + 1, and none is
     smaller than the one before it."""
     ordered = sorted(p_values, key=lambda name: p_values[name])
-    adjusted, floor = {}, 0.0
+    adjusted: dict[Name, float] = {}
+    floor = 0.0
     for index, name in enumerate(ordered):
         floor = max(floor, min(1.0, p_values[name] * (len(ordered) - index)))
         adjusted[name] = floor
@@ -458,3 +495,18 @@ def _t_quantile(probability: float, degrees: int) -> float:
         + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
         + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * degrees**4)
     )
+
+
+def _t_tails(t: float, degrees: int) -> float:
+    """The two-sided p-value of Student's t: exact (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
+    angle = math.atan(abs(t) / math.sqrt(degrees))
+    cosine = math.cos(angle)
+    term = cosine if degrees % 2 else 1.0
+    total = term if degrees > 1 else 0.0
+    for step in range(3 if degrees % 2 else 2, degrees - 1, 2):
+        term *= cosine**2 * (step - 1) / step
+        total += term
+    inside = math.sin(angle) * total
+    if degrees % 2:
+        inside = (angle + inside) * 2 / math.pi
+    return min(1.0, max(0.0, 1.0 - inside))

@@ -74,3 +74,23 @@ def test_a_pair_that_never_met_is_no_zero() -> None:
     assert made.cell("a", "y").mean is None and made.differences[0].difference is None
     assert table(made)[1][1] == ["y", "n/a"] and picture(made)
     assert "budget_usd ended it early" in notes(made)[-1]
+
+
+def test_a_difference_is_outside_the_noise_only_among_all_of_its_table() -> None:
+    """Six openings that are all better have p = 2/64: enough alone, not in a table of three."""
+
+    def judged(*chats: str) -> CrossTable:
+        scored = [
+            Scored("own", chat, opening, float(chat == "tuned") + 0.1 * opening)
+            for chat in chats
+            for opening in range(6)
+        ]
+        return cross_table(["own"], chats, scored, bootstrap=Bootstrap(200))
+
+    (alone,) = judged("base", "tuned").differences
+    assert (alone.p_value, alone.p_holm, alone.outside_noise) == (2 / 64, 2 / 64, True)
+    crowded = judged("base", "tuned", "one", "other")
+    among = crowded.differences[0]
+    assert among.low is not None and among.low > 0, "its own interval is as it was"
+    assert (among.p_value, among.p_holm, among.outside_noise) == (2 / 64, 6 / 64, False)
+    assert "within the noise, p 0.094 (Holm)" in notes(crowded)[0]

@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 
 from hubkit.metrics.statistics import (
+    Adjusted,
     Bootstrap,
+    PairedDifference,
+    _t_tails,
+    among_several,
     holm,
     noise,
     power,
@@ -122,6 +126,37 @@ def test_holm_by_hand() -> None:
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
 
 
+def paired(p_value: float | None, low: float, high: float) -> PairedDifference:
+    return PairedDifference((low + high) / 2, low, high, p_value, None, 9, 9, 0.95)
+
+
+def test_what_is_outside_the_noise_alone_need_not_be_so_among_several() -> None:
+    several = {
+        "a": paired(0.01, 0.1, 0.3),
+        "b": paired(0.04, 0.1, 0.3),
+        "c": paired(0.03, 0.1, 0.3),
+        "d": paired(None, 0.1, 0.3),
+    }
+    assert among_several(several) == {
+        "a": Adjusted(0.03, True),
+        "b": Adjusted(0.06, False),
+        "c": Adjusted(0.06, False),
+        "d": Adjusted(None, False),
+    }
+    assert among_several({"b": several["b"]}) == {"b": Adjusted(0.04, True)}
+    unsure = paired(0.01, -0.1, 0.3)
+    assert among_several({"e": unsure}) == {"e": Adjusted(0.01, False)}, "its interval holds 0"
+
+
+@pytest.mark.parametrize(
+    ("degrees", "t"),
+    [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (5, 2.57058), (30, 2.04227)],
+)
+def test_students_p_value_is_that_of_the_tables(degrees: int, t: float) -> None:
+    assert _t_tails(t, degrees) == _t_tails(-t, degrees) == pytest.approx(0.05, abs=1e-6)
+    assert _t_tails(0.0, degrees) == 1.0
+
+
 def test_power_is_what_simulations_find() -> None:
     effect = smallest_detectable_effect(2.0, 50)
     assert effect == pytest.approx((1.959964 + 0.841621) * 2 / math.sqrt(50), rel=1e-5)
@@ -193,6 +228,7 @@ def test_an_interval_over_clusters_and_replicates_covers_the_truth() -> None:
         estimate = statistics.over_replicates(totals.tolist(), [1.0] * 40)
         assert estimate.low is not None and estimate.high is not None
         covered += estimate.low <= 0.1 <= estimate.high
+        assert (estimate.p_value < 0.05) == estimate.outside_noise  # type: ignore[operator]
         alone = statistics.mean_of(totals.mean(0).tolist())
         assert alone.low is not None and alone.high is not None
         ignoring += alone.low <= 0.1 <= alone.high
