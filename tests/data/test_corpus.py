@@ -7,6 +7,8 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -480,6 +482,24 @@ def test_a_worker_that_dies_is_an_error_not_a_hang(
             seed=1,
             workers=2,
         )
+
+
+@pytest.mark.parametrize("when", ["before it said anything", "in a line", "before it read"])
+def test_a_worker_whose_parent_is_gone_ends_without_a_word(when: str) -> None:
+    settings = {"front": [["clean_text", {}]], "comparing": [], "tokenizer": None,
+                "questions": {}, "plugins": []}  # fmt: skip
+    chunk = [["a", [{"role": "user", "content": "Why?"}], "x", {}]]
+    said = "\n".join([json.dumps(settings), json.dumps(chunk), ""]).encode()
+    given = {"before it said anything": b"", "in a line": said[:-9], "before it read": said}[when]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hubkit.data.filters.worker"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin and process.stdout and process.stderr
+    process.stdout.close()
+    process.stdin.write(given)
+    process.stdin.close()
+    assert (process.wait(timeout=240), process.stderr.read()) == (0, b"")
 
 
 def test_segments_of_one_conversation_count_as_one(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ when its input does, or, over a cluster, calls `FilterWorker` in Ray's tasks."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from base64 import b64decode, b64encode
@@ -88,17 +89,28 @@ def unpack(packed: list[Any], original: Conversation) -> tuple[Conversation | Dr
 
 
 def main() -> None:
-    """Read the worker's settings, then chunks of conversations until the input ends."""
+    """Read the worker's settings, then chunks of conversations until the input ends. A parent that
+    is gone left half a line, or reads no results.
+    """
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is the parent's to handle; it ends its workers
     lines = sys.stdin.buffer
-    worker = FilterWorker(orjson.loads(lines.readline()))
+    settings = lines.readline()
+    if not settings.endswith(b"\n"):
+        return
+    worker = FilterWorker(orjson.loads(settings))
     for line in lines:
-        sys.stdout.buffer.write(
-            orjson.dumps(worker(orjson.loads(line)), option=orjson.OPT_NON_STR_KEYS) + b"\n"
-        )
-        sys.stdout.buffer.flush()
+        if not line.endswith(b"\n"):
+            return
+        results = orjson.dumps(worker(orjson.loads(line)), option=orjson.OPT_NON_STR_KEYS)
+        try:
+            sys.stdout.buffer.write(results + b"\n")
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            # What is still in the buffer has nowhere to go when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
 
 
 if __name__ == "__main__":
