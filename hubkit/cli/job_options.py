@@ -4,7 +4,7 @@ that would cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,7 +89,13 @@ class JobOptions:
 
 
 def show_costs(
-    recipe: Recipe, hub: Hub, on_jobs: OnJobs, *, json: bool, only: str | None = None
+    recipe: Recipe,
+    hub: Hub,
+    on_jobs: OnJobs,
+    *,
+    json: bool,
+    only: str | None = None,
+    again: Sequence[str] = (),
 ) -> None:
     """Every stage with its hours and price, as a table or as JSON."""
     from hubkit.cloud import prices
@@ -99,7 +105,7 @@ def show_costs(
         recipe,
         hub,
         on_jobs,
-        planned=[p for p in plan(recipe, hub, only=only) if only in (None, p.stage)],
+        planned=[p for p in plan(recipe, hub, only=only, again=again) if only in (None, p.stage)],
     )
     hours, usd, whole = costs.total(stage_costs)
     if json:

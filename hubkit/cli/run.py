@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +29,21 @@ if TYPE_CHECKING:
     from hubkit.training.plan import TemplatePlan
 
 _ROW_CHARS = 600
+Again = Annotated[
+    list[str],
+    typer.Option(
+        "--again", metavar="STAGE", help="Make this stage anew though it is done; repeatable."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class AgainOptions:
+    """Which stages are made though they are done."""
+
+    again: Again = field(default_factory=list)
+
+
 FiltersOn = Annotated[
     str | None, typer.Option("--on", help="Where filters run: here, or ray (a cluster).")
 ]
@@ -54,13 +69,16 @@ def register(app: typer.Typer) -> None:
     app.command("recipes", epilog="Example: hubkit recipes")(recipes)
 
 
-def run(recipe: RecipeOptions, jobs: JobOptions, output: OutputOptions) -> None:
+def run(
+    recipe: RecipeOptions, jobs: JobOptions, output: OutputOptions, stages: AgainOptions
+) -> None:
     """Walk all stages of a recipe: corpus, asker, rollout, curate, chat, (prefer, align,
     reinforce,) eval, publish.
 
-    What is done is skipped.
+    What is done is skipped, also where another server or model answers at the recipe's addresses
+    now: the run says whose answers it reuses, and --again makes a stage anew.
     """
-    walk(recipe, output, jobs=jobs)
+    walk(recipe, output, jobs=jobs, again=stages.again)
 
 
 def stage_verb(stage: str) -> Callable[..., None]:
@@ -96,6 +114,7 @@ def walk(
     values: Sequence[str] = (),
     launch: Launch | None = None,
     jobs: JobOptions | None = None,
+    again: Sequence[str] = (),
 ) -> None:
     """Run the stages of a recipe, or `stage` alone, or say what would run, and print the result.
 
@@ -106,6 +125,7 @@ def walk(
         values: Further values, laid over the recipe as ``key=value``.
         launch: How training is spread over processes.
         jobs: Where stages run.
+        again: Stages that are made anew though they are done.
     """
     from hubkit import pipeline
     from hubkit.hub import connect
@@ -115,13 +135,13 @@ def walk(
     on_jobs = jobs.executor(recipe) if jobs else None
     hub = connect()
     if on_jobs and (dry_run or not json):
-        job_options.show_costs(recipe, hub, on_jobs, json=json, only=stage)
+        job_options.show_costs(recipe, hub, on_jobs, json=json, only=stage, again=again)
     if on_jobs and dry_run:
         return
     if on_jobs:
         check(hub, on_jobs)
     if dry_run:
-        _show_plan(recipe, hub, stage, json=json)
+        _show_plan(recipe, hub, stage, again, json=json)
         return
     job_options.end_what_was_left(hub)
     if stage in (None, "rollout"):
@@ -130,7 +150,13 @@ def walk(
         execute = on_jobs or pipeline.Stage.run
         results = list(
             pipeline.run(
-                recipe, hub, only=stage, launch=launch, progress_for=bar_for, execute=execute
+                recipe,
+                hub,
+                only=stage,
+                launch=launch,
+                progress_for=bar_for,
+                execute=execute,
+                again=again,
             )
         )
         changes = [] if stage else pipeline.publish(recipe, hub, progress=bar_for("publish"))
@@ -150,12 +176,14 @@ def walk(
         _show_next(recipe, hub, results, changes)
 
 
-def _show_plan(recipe: Recipe, hub: Hub, stage: str | None, *, json: bool) -> None:
+def _show_plan(
+    recipe: Recipe, hub: Hub, stage: str | None, again: Sequence[str], *, json: bool
+) -> None:
     """What would run, with hours and memory of trainings;
     exit status 1 where something cannot run."""
     from hubkit import pipeline
 
-    planned = pipeline.plan(recipe, hub, only=stage)
+    planned = pipeline.plan(recipe, hub, only=stage, again=again)
     if stage is not None:
         planned = [p for p in planned if p.stage == stage]
     trainings: dict[str, TrainPlan | ReinforcementPlan | str] = {

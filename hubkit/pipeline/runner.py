@@ -4,7 +4,7 @@ stages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -30,38 +30,50 @@ def run(
     launch: Launch | None = None,
     progress_for: Callable[[str], Progress] = lambda _: silent,
     execute: Execute = Stage.run,
+    again: Collection[str] = (),
 ) -> Iterator[StageResult]:
     """Run the stages in order, yielding each result as soon as it exists; with `only`, run
-    that stage alone.
+    that stage alone. Stages named in `again` are made anew though they are done.
 
     `launch` spreads training over processes; what it makes is keyed as if one process had made it.
     `execute` runs a stage that is not done: here and now, or elsewhere
     (`hubkit.pipeline.executors.jobs.OnJobs`). A stage whose commit exists for the same recipe
     values and input commits is skipped, not run. Raises `StageError` when `only` needs a stage that
-    has not run, and what the stages raise; whatever was committed before stays, and the next run
-    resumes from there. Before the first stage that is not done, what all later ones read is looked
-    for."""
+    has not run, or `again` names none, and what the stages raise; whatever was committed before
+    stays, and the next run resumes from there. Before the first stage that is not done, what all
+    later ones read is looked for."""
     context = RunContext(recipe, hub.allowing(recipe.publish.allow), launch=launch)
     stages, looked = stages_until(recipe, only), only is not None
+    _refuse_unknown(again, recipe)
     for number, stage in enumerate(stages, start=1):
         if only not in (None, stage.name):
             _note_if_done(stage, context)
             continue
         progress = progress_for(stage.name)
         inputs = stage.inputs(context, progress)
-        result = stage.find(context, inputs)
+        result, building = stage.find(context, inputs), context
+        if stage.name in again:
+            result, building = None, stage.anew(context, inputs)
         if result is None:
             for later in () if looked else stages[number:]:
                 _look_ahead(later, context)
             looked = True
-            result = execute(stage, context, inputs, progress)
+            result = execute(stage, building, inputs, progress)
         if stage.settle is not None:
-            stage.settle(context, inputs)
+            stage.settle(building, inputs)
         context.commits[stage.name] = result.ref
-        reused = f", with the answers of {result.answered_by}" if result.answered_by else ""
+        reused = ""
+        if result.answered_by:
+            reused = f", with the answers of {result.answered_by}; --again {stage.name} asks anew"
         outcome = f"done before{reused}" if result.skipped else f"done in {result.seconds:.0f} s"
         progress(1, 1, outcome)
         yield result
+
+
+def _refuse_unknown(again: Collection[str], recipe: Recipe) -> None:
+    """Raise `StageError` for a name in `again` that is no stage of `recipe`."""
+    for name in again:
+        stages_until(recipe, name)
 
 
 def before(
@@ -151,13 +163,17 @@ class Planned:
     commit: str = ""
 
 
-def plan(recipe: Recipe, hub: Hub, *, only: str | None = None) -> list[Planned]:
+def plan(
+    recipe: Recipe, hub: Hub, *, only: str | None = None, again: Collection[str] = ()
+) -> list[Planned]:
     """What `run` would do now, without doing it: nothing is downloaded, built or committed."""
     context = RunContext(recipe, hub)
+    _refuse_unknown(again, recipe)
     planned: list[Planned] = []
     for stage in stages_until(recipe, only):
         try:
             result = _existing_result(stage, context)
+            result = None if stage.name in again else result
         except HubkitError as error:
             planned.append(Planned(stage.name, stage.repo_id(context), f"cannot run: {error}"))
             continue

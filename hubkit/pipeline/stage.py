@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -39,12 +39,16 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "huggingface_hub
 @dataclass(frozen=True, slots=True)
 class RunContext:
     """What every stage can see: the recipe, the Hub, the commits of the stages before it by stage
-    name, and how training is spread over processes."""
+    name, and how training is spread over processes.
+
+    `supersedes` is set for a stage that is made anew though it is done: the revision of its newest
+    commit, empty where it has none."""
 
     recipe: Recipe
     hub: Hub
     commits: dict[str, Ref] = field(default_factory=dict)
     launch: Launch | None = None
+    supersedes: str | None = None
 
     def before(self, stage: str) -> Ref:
         """The commit of an earlier stage. Raises `StageError` when that stage has not run."""
@@ -219,6 +223,11 @@ class Stage:
         except (KeyError, TypeError, AttributeError):
             return None
 
+    def anew(self, context: RunContext, inputs: dict[str, Ref]) -> RunContext:
+        """`context` for making this stage anew, whatever has been made of it."""
+        recorded = self._recorded(context, self.key(context, inputs))
+        return replace(context, supersedes=recorded[0].revision if recorded else "")
+
     def run(self, context: RunContext, inputs: dict[str, Ref], progress: Progress) -> StageResult:
         """Build and commit, or resume where a killed run stopped. Raises `StageError` when another
         process builds it.
@@ -248,8 +257,10 @@ class Stage:
     def folder(self, context: RunContext, key: str) -> Path:
         """Where this stage builds what has `key` for the recipe's repos on this Hub."""
         hub = "local" if context.hub.embedded else context.hub.url
-        identity = digest([key, hub, self.repo_id(context), context.recipe.repos.model_dump()])
-        return runs() / f"{context.recipe.name}-{self.name}-{identity[:12]}"
+        facts = [key, hub, self.repo_id(context), context.recipe.repos.model_dump()]
+        if context.supersedes is not None:
+            facts.append(context.supersedes)
+        return runs() / f"{context.recipe.name}-{self.name}-{digest(facts)[:12]}"
 
     def _built(
         self,
@@ -275,6 +286,8 @@ class Stage:
         (part / "report.json").unlink(missing_ok=True)  # it is in the provenance
         seconds = time.monotonic() - started
         record = record_of(self.name, context.recipe, inputs, report, seconds)
+        if context.supersedes is not None:
+            record["supersedes"] = context.supersedes
         if self.card is not None:
             (part / "README.md").write_text(self.card(context, inputs, record), "utf-8")
         (part / PROVENANCE).mkdir(exist_ok=True)

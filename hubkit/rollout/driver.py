@@ -363,8 +363,9 @@ class Driver:
         if len(names) == 1 and names[0] != model:
             raise StageError(
                 f"{_SEAT_NAMES[seat]}: this run was begun with {names[0]!r}, "
-                f"and its address is now answered by {model!r}; serve the first one again, "
-                f"or begin another run (another rollout.{_SEAT_NAMES[seat]}.repo or seed)"
+                f"and its address is now answered by {model!r}; serve the first one again, make "
+                f"the rollout anew (`hubkit run … --again rollout`), or begin another run (another "
+                f"rollout.{_SEAT_NAMES[seat]}.repo or seed)"
             )
 
     async def _take(

@@ -1,5 +1,5 @@
-"""`python -m hubkit.pipeline.executors.job_entrypoint STAGE`: one stage of a recipe, inside a Hub
-Job.
+"""`python -m hubkit.pipeline.executors.job_entrypoint STAGE [--anew]`: one stage of a recipe, in a
+Hub Job; with ``--anew``, though it is done.
 
 The recipe comes as JSON in the environment (`RECIPE`), with the Hub and the namespace; everything
 else is on the Hub. Each line of the log that is JSON with the key ``hubkit`` is for the driver:
@@ -23,6 +23,7 @@ from hubkit.settings import PLUGINS, RECIPE, value
 from hubkit.training import Launch
 
 MARK = "hubkit"
+ANEW = "--anew"
 _EVERY_S = 5.0
 
 
@@ -31,9 +32,14 @@ def main() -> int:
     try:
         plugins.restore(json.loads(value(PLUGINS, "[]")))
         recipe = Recipe.model_validate_json(os.environ[RECIPE])
-        stage = sys.argv[1]
+        stage, *options = sys.argv[1:]
         for result in run(
-            recipe, connect(), only=stage, launch=spread(recipe, stage), progress_for=_log_progress
+            recipe,
+            connect(),
+            only=stage,
+            launch=spread(recipe, stage),
+            progress_for=_log_progress,
+            again=[stage] if ANEW in options else [],
         ):
             _say({MARK: "done", "stage": result.stage, "commit": result.ref.revision})
     except (HubUnreachableError, DiskFullError, MemoryError):

@@ -15,7 +15,7 @@ from hubkit import cloud, plugins
 from hubkit.cloud import own_wheel
 from hubkit.errors import HubError, RecipeError, StageError
 from hubkit.hub import Hub, Ref
-from hubkit.pipeline.executors.job_entrypoint import MARK
+from hubkit.pipeline.executors.job_entrypoint import ANEW, MARK
 from hubkit.pipeline.stage import RunContext, Stage, StageResult
 from hubkit.progress import Progress
 from hubkit.recipe import Recipe
@@ -68,7 +68,8 @@ class OnJobs:
             if not outcome.ok:
                 with suppress(HubError):  # the reason why the job ended is what is reported
                     cloud.reap_jobs(hub)
-            if result := stage.find(context, inputs):
+            result = stage.find(replace(context, supersedes=None), inputs)
+            if result and result.ref.revision != context.supersedes:
                 return replace(result, skipped=False)
             if reason := _failure(outcome):
                 raise StageError(f"stage {stage.name!r} failed in job {outcome.url}: {reason}")
@@ -109,7 +110,13 @@ class OnJobs:
         if hub.embedded:
             env["HF_HUB_DISABLE_XET"] = "1"
         return cloud.Command(
-            args=("python", "-m", "hubkit.pipeline.executors.job_entrypoint", stage.name),
+            args=(
+                "python",
+                "-m",
+                "hubkit.pipeline.executors.job_entrypoint",
+                stage.name,
+                *((ANEW,) if context.supersedes is not None else ()),
+            ),
             labels=labels,
             flavor=self.flavor(stage.name),
             timeout_s=self.timeout_s,

@@ -22,11 +22,19 @@ from hubkit.hub import Hub, Ref
 from hubkit.hub.branch import Branch
 from hubkit.hub.places import runs
 from hubkit.pipeline.inputs import require
-from hubkit.pipeline.stage import PROVENANCE, RunContext, StageDirs, cap_raised, parquet
+from hubkit.pipeline.stage import (
+    PROVENANCE,
+    RunContext,
+    StageDirs,
+    cap_raised,
+    other_servers,
+    parquet,
+)
 from hubkit.pipeline.stages.run_branch import claimed
-from hubkit.progress import Progress
+from hubkit.progress import Notice, Progress
 from hubkit.publishing.metadata import is_adapter
 from hubkit.recipe import EMBEDDED, Recipe, Rollout
+from hubkit.recipe import digest as recipe_digest
 from hubkit.serving import (
     ModelSpec,
     ServedModel,
@@ -69,19 +77,21 @@ def estimate(
 
 
 def settle(context: RunContext, inputs: dict[str, Ref]) -> None:
-    """Remove the folder and the branch of the recipe's run, which the stage's commit supersedes."""
+    """Remove the folder and the branch of the recipe's run, which the stage's commit supersedes. A
+    run that was made anew supersedes what there was before it too.
+    """
+    dialogues, is_anew = context.recipe.rollout.dialogues, context.supersedes is not None
     for digest in _digests(context, inputs, context.recipe.rollout):
-        folder = run_folder(digest)
-        if not folder.is_dir():
-            continue
-        with rollouts.locked(folder):
-            if rollouts.holds_more(folder / "journal", digest, context.recipe.rollout.dialogues):
-                continue  # a larger run was interrupted, and resumes from there
-            Branch(
-                context.hub, _repo_id(context), _branch_name(digest), repo_type="dataset"
-            ).delete()
-            shutil.rmtree(folder / "journal", ignore_errors=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        for name in dict.fromkeys((digest, _run_name(context, digest))):
+            folder = run_folder(name)
+            if not folder.is_dir():
+                continue
+            with rollouts.locked(folder):
+                if not is_anew and rollouts.holds_more(folder / "journal", digest, dialogues):
+                    continue  # a larger run was interrupted, and resumes from there
+                _branch(context, name).delete()
+                shutil.rmtree(folder / "journal", ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def outgrown(recipe: Recipe, record: Mapping[str, Any]) -> bool:
@@ -89,13 +99,28 @@ def outgrown(recipe: Recipe, record: Mapping[str, Any]) -> bool:
     return cap_raised(record["report"].get("stopped"), record["block"], recipe.rollout)
 
 
-def run_folder(digest: str) -> Path:
-    """Where a run keeps its journal on this machine."""
-    return runs() / f"dialogues-{digest[:12]}"
+def run_folder(name: str) -> Path:
+    """Where a run keeps its journal on this machine. `name` is its digest, unless it is made
+    anew.
+    """
+    return runs() / f"dialogues-{name[:12]}"
 
 
-def _branch_name(digest: str) -> str:
-    return f"rollout-{digest[:12]}"
+def _branch_name(name: str) -> str:
+    return f"rollout-{name[:12]}"
+
+
+def _branch(context: RunContext, name: str) -> Branch:
+    return Branch(context.hub, _repo_id(context), _branch_name(name), repo_type="dataset")
+
+
+def _run_name(context: RunContext, digest: str) -> str:
+    """What a run's folder and branch are named after. One that is made anew has others than the run
+    that it supersedes, and the same ones when it is resumed.
+    """
+    if context.supersedes is None:
+        return digest
+    return recipe_digest([digest, context.supersedes])
 
 
 def _repo_id(context: RunContext) -> str:
@@ -124,10 +149,11 @@ def _digests(context: RunContext, inputs: dict[str, Ref], block: Rollout) -> tup
 def _digest(context: RunContext, inputs: dict[str, Ref], block: Rollout) -> str:
     """The digest under which the run was begun, on this machine or on the Hub."""
     digest, earlier = _digests(context, inputs, block)
+    if context.supersedes is not None:
+        return digest
     if run_folder(earlier).is_dir():
         return earlier
-    branch = Branch(context.hub, _repo_id(context), _branch_name(earlier), repo_type="dataset")
-    return earlier if branch.exists() else digest
+    return earlier if _branch(context, earlier).exists() else digest
 
 
 @contextmanager
@@ -229,37 +255,46 @@ def _run_storage(
     if not shared:
         yield {"journal": dirs.scratch / "journal"}
         return
-    digest = _digest(context, inputs, block)
-    folder, repo_id = run_folder(digest), _repo_id(context)
+    digests = _digests(context, inputs, block)
+    name = _run_name(context, _digest(context, inputs, block))
+    folder, repo_id = run_folder(name), _repo_id(context)
     lease_s = block.lease_minutes * 60
-    with claimed(context.hub, repo_id, _branch_name(digest), folder, lease_s=lease_s) as branch:
+    with claimed(context.hub, repo_id, _branch_name(name), folder, lease_s=lease_s) as branch:
+        earlier = [] if context.supersedes is not None else _superseded(context, digests, dirs)
         yield {
             "journal": folder / "journal",
-            "earlier_shards": [
-                *_superseded(context.hub, repo_id, _digests(context, inputs, block), dirs.scratch),
-                *branch.shards(),
-            ],
+            "earlier_shards": [*earlier, *branch.shards()],
             "on_shard": branch.put_shard,
             "on_status": branch.check,
         }
 
 
-def _superseded(hub: Hub, repo_id: str, digests: Sequence[str], scratch: Path) -> list[Path]:
+def _superseded(context: RunContext, digests: Sequence[str], dirs: StageDirs) -> list[Path]:
     """The shards of the largest commit on ``main`` that holds this run, whatever its size and caps;
-    often none. Of those of one size, the newest.
+    often none. Of those of one size, the newest. Whose answers they are is told where the recipe
+    names other addresses now.
     """
+    hub, repo_id = context.hub, _repo_id(context)
     with hub.translated(f"reading the history of dataset {repo_id}"):
         commits = hub.api.list_repo_commits(repo_id, repo_type="dataset")
         revisions = [c.commit_id for c in commits if "[rollout:" in c.title]
-    sizes = {}
+    records: dict[str, dict[str, Any]] = {}
     for revision in revisions:
-        digest, dialogues = _report_of(hub, Ref(repo_id, "dataset", revision))
-        if digest in digests:
-            sizes[revision] = dialogues
-    if not sizes:
+        record = _record_of(hub, Ref(repo_id, "dataset", revision))
+        if record is None or record["report"]["digest"] not in digests:
+            continue
+        records[revision] = record
+        if "supersedes" in record:
+            break  # what is older was made anew
+    if not records:
         return []
-    largest = max(sizes, key=lambda revision: sizes[revision])
-    folder = scratch / "earlier"
+    largest = max(records, key=lambda revision: records[revision]["report"]["dialogues"])
+    record = records[largest]
+    if others := other_servers(record.get("block"), context.recipe.read_by("rollout")):
+        count = record["report"]["dialogues"]
+        note = f"{count} dialogues have the answers of {others}; --again rollout asks anew"
+        dirs.progress(0, None, Notice(note))
+    folder = dirs.scratch / "earlier"
     folder.mkdir(parents=True, exist_ok=True)
     copies = []
     for path in parquet(hub, Ref(repo_id, "dataset", largest), "raw"):
@@ -269,10 +304,12 @@ def _superseded(hub: Hub, repo_id: str, digests: Sequence[str], scratch: Path) -
     return copies
 
 
-def _report_of(hub: Hub, ref: Ref) -> tuple[str, int]:
-    """The (digest, dialogues) of the run in a commit; empty where it does not say."""
+def _record_of(hub: Hub, ref: Ref) -> dict[str, Any] | None:
+    """What a rollout's commit says of itself; None where it does not say which run it is."""
     try:
-        report = parse_json(hub.read(ref, f"{PROVENANCE}/rollout.json"))["report"]
-        return str(report["digest"]), int(report["dialogues"])
+        record = parse_json(hub.read(ref, f"{PROVENANCE}/rollout.json"))
+        report = record["report"]
+        report["digest"], report["dialogues"] = str(report["digest"]), int(report["dialogues"])
     except (RepoMissingError, ValueError, KeyError, TypeError):
-        return "", 0
+        return None
+    return dict(record)
