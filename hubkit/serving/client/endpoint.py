@@ -342,12 +342,13 @@ class Endpoint:
                 continue
             if not await replica.acquire():
                 continue
+            was_folded = self._fold
             try:
                 reply = await self._send(replica, request)
             except EndpointError as error:
                 self.errors[_kind(error)] += 1
                 self._last_error = error
-                if self._adapted(error, request):
+                if self._adapted(error, request, was_folded=was_folded):
                     continue
                 if not faults and not silences:
                     before = replace(self._outcomes)
@@ -379,7 +380,7 @@ class Endpoint:
             async with idle():
                 await asyncio.sleep(wait_s)
 
-    def _adapted(self, error: EndpointError, request: Request) -> bool:
+    def _adapted(self, error: EndpointError, request: Request, *, was_folded: bool) -> bool:
         """Whether something was learned from a refusal that makes the same request worth sending
         again at once.
         """
@@ -387,14 +388,15 @@ class Endpoint:
             self.window = min(error.window, self.window or error.window)
         if error.kind != "roles" or request.messages[0]["role"] != "system" or self._as_text:
             return False
+        if was_folded:
+            return False
         if not self._fold:
             self._fold = True
             self.adaptations.append(
                 f"{self.name}: the server refuses the system role or the order of roles "
                 f"({error}); its system message is sent as a user message"
             )
-            return True
-        return False
+        return True  # also for those that were on their way when this was learned
 
     def _choose(self, key: str, prefer: str | None) -> Replica | None:
         """The key's own replica while it lives, else the least loaded living one, else None."""
