@@ -133,6 +133,10 @@ class RunLockedError(HubkitError, BlockingIOError):
     """Another process drives this run right now."""
 
 
+class LocksMissingError(HubkitError, OSError):
+    """A file system has no locks between processes, so nothing there can be held alone."""
+
+
 class RunInterruptedError(HubkitError, KeyboardInterrupt):
     """Asked to stop (Ctrl-C, SIGTERM), and did: what was acknowledged is on disk, and the same
     command goes on.

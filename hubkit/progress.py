@@ -21,6 +21,14 @@ class Notice(str):
     __slots__ = ()
 
 
+class Lasting(Notice):
+    """A notice to be read later too: it gets a line of its own, which no other note replaces, also
+    where progress is not shown.
+    """
+
+    __slots__ = ()
+
+
 def silent(done: float, total: float | None = None, note: str = "") -> None:
     """The `Progress` that shows nothing."""
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from hubkit.cli import logs
-from hubkit.progress import Notice, Progress
+from hubkit.progress import Lasting, Notice, Progress
 from hubkit.untrusted import printable
 
 _LINE_EVERY_S = 10.0
@@ -64,7 +64,7 @@ def bars(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
     """Show one progress bar for each name on a terminal, and plain lines elsewhere.
 
     Args:
-        quiet: Show nothing.
+        quiet: Show nothing but what is to be read later too.
 
     Yields:
         A function from a name to the `Progress` that draws its bar. A bar ends when ``done``
@@ -72,7 +72,7 @@ def bars(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
     """
     with _interrupts_answered():
         if quiet:
-            yield lambda name: _lines(name, logs.seen)
+            yield lambda name: _lines(name, logs.seen, lasting=say)
         elif logs.is_verbose() or not sys.stderr.isatty():
             yield _lines
         else:
@@ -120,9 +120,12 @@ def _interrupts_answered() -> Iterator[None]:
         reader.close()
 
 
-def _lines(name: str, write: Callable[[str], None] = say) -> Progress:
+def _lines(
+    name: str, write: Callable[[str], None] = say, *, lasting: Callable[[str], None] | None = None
+) -> Progress:
     """Without a terminal: the first note, its changes every `_LINE_EVERY_S` seconds, the last one,
-    and every `Notice`; no line twice."""
+    and every `Notice`; no line twice. `lasting`: what writes a `Lasting` notice, where not `write`.
+    """
     last_time, last_line = -_LINE_EVERY_S, ""
 
     def progress(done: float, total: float | None = None, note: str = "") -> None:
@@ -135,7 +138,7 @@ def _lines(name: str, write: Callable[[str], None] = say) -> Progress:
         if note and text != last_line and due:
             last_time, last_line = now, text
             with suppress(RuntimeError):  # a notice of a signal, in the middle of another line
-                write(text)
+                (lasting or write if isinstance(note, Lasting) else write)(text)
 
     return progress
 
@@ -178,6 +181,9 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
 
             def progress(done: float, total: float | None = None, note: str = "") -> None:
                 nonlocal counted, begun, done_before
+                if isinstance(note, Lasting):
+                    console.print(f"{name}: {printable(short(note))}", highlight=False)
+                    return
                 if total is not None and total > 1:
                     counted = total
                 elif total is not None and done >= 1 and counted:

@@ -209,6 +209,8 @@ def _show_plan(
             ]
         )
     else:
+        for seat in seats:
+            console.say(f"{seat.seat}: {seat.model}, engine {seat.engine}: {seat.reason}")
         rows = [
             [
                 p.stage,
@@ -227,7 +229,6 @@ def _show_plan(
             if template is not None:
                 _say_template(f"train {name}", template)
         for seat in seats:
-            console.say(f"{seat.seat}: {seat.model}, engine {seat.engine}: {seat.reason}")
             console.say(f"{seat.seat}: chat template: {seat.template}")
             if seat.row:
                 console.say(seat.row[:_ROW_CHARS])

@@ -12,9 +12,10 @@ from typing import Any, Literal, get_args
 
 from hubkit.cloud import prices
 from hubkit.cloud.images import EndpointSpec, Engine, payload
-from hubkit.errors import EndpointError, RecipeError
+from hubkit.errors import EndpointError, HubError, RecipeError
 from hubkit.hub import Hub
 from hubkit.hub.adapters import base_of
+from hubkit.hub.network import sent_once
 from hubkit.progress import Progress, silent
 
 Change = Literal["pause", "resume", "scale_to_zero"]
@@ -85,11 +86,17 @@ def make(hub: Hub, spec: EndpointSpec) -> EndpointStatus:
     """
     # An adapter's engine fetches repos besides the mounted one, with the rights of whoever deploys.
     secrets = {"HF_TOKEN": hub.token} if spec.adapters and hub.token else None
-    with hub.translated(f"creating endpoint {spec.name}"), hub.inference() as api:
-        created = api.create_inference_endpoint(
-            **payload(spec), secrets=secrets, namespace=hub.namespace, token=hub.token
-        )
-    return _deployed(hub, created.raw)
+    namespace = hub.namespace
+
+    def send() -> EndpointStatus:
+        with hub.inference() as api:
+            created = api.create_inference_endpoint(
+                **payload(spec), secrets=secrets, namespace=namespace, token=hub.token
+            )
+        return _deployed(hub, created.raw)
+
+    with hub.translated(f"creating endpoint {spec.name}"):
+        return sent_once(send, lambda: find(hub, spec.name))
 
 
 def describe(hub: Hub, name: str) -> EndpointStatus:
@@ -97,6 +104,16 @@ def describe(hub: Hub, name: str) -> EndpointStatus:
     with hub.translated(f"looking up endpoint {name}"), hub.inference() as api:
         endpoint = api.get_inference_endpoint(name, namespace=hub.namespace, token=hub.token)
     return _deployed(hub, endpoint.raw)
+
+
+def find(hub: Hub, name: str) -> EndpointStatus | None:
+    """The endpoint called `name` now; None when there is none."""
+    try:
+        return describe(hub, name)
+    except HubError as error:
+        if error.status == 404:
+            return None
+        raise
 
 
 def listed(hub: Hub) -> list[EndpointStatus]:
@@ -160,17 +177,23 @@ def wait_for_all(
         for name, timeout_s in timeouts_s.items():
             if name in up:
                 continue
-            status = _look(hub, name, resumed)
-            if status.state == "running" and _healthy(hub, name):
-                up[name] = status
-            elif time.monotonic() - started > timeout_s:
+            try:
+                status = _look(hub, name, resumed)
+                if status.state == "running" and _healthy(hub, name):
+                    up[name] = status
+                    continue
+                state, message = status.state, status.message
+            except HubError as error:
+                if error.status is not None and error.status < 500:
+                    raise
+                state, message = "not to be seen", str(error)
+            if time.monotonic() - started > timeout_s:
                 raise EndpointError(
-                    f"endpoint {name} is still {status.state} after {timeout_s:g} "
-                    f"s ({status.message}); its hardware may be taken: "
+                    f"endpoint {name} is still {state} after {timeout_s:g} "
+                    f"s ({message}); its hardware may be taken: "
                     "try other hardware, or wait longer"
                 )
-            else:
-                states.append(f"endpoint {name} is {status.state}")
+            states.append(f"endpoint {name} is {state}")
         if not states:
             return up
         progress(time.monotonic() - started, None, ", ".join(states))

@@ -11,6 +11,7 @@ from typing import Any
 
 from hubkit.errors import HubError, RunInterruptedError
 from hubkit.hub import Hub
+from hubkit.hub.network import sent_once
 from hubkit.settings import INSIDE_JOB
 
 LOG_TAIL = 200
@@ -87,6 +88,12 @@ def run_job(
             f"stopped, but job {job.url} still runs and costs; the same command follows it again, "
             f"and `hf jobs cancel {job.id}` ends it"
         ) from None
+    except HubError as error:
+        raise type(error)(
+            f"{error}; job {job.url} may still run and cost: the same command follows it again, "
+            f"and `hf jobs cancel {job.id}` ends it",
+            status=error.status,
+        ) from None
     seconds = float((ended.durations.running_secs if ended.durations else None) or 0)
     return Outcome(
         job.id, job.url, str(ended.status.stage), ended.status.message or "", seconds, tuple(tail)
@@ -137,10 +144,14 @@ def _submit(hub: Hub, command: Command) -> Any:
         "namespace": hub.namespace,
         "token": hub.token,
     }
-    with hub.translated("starting a job"):
+
+    def send() -> Any:
         if command.image:
             return hub.api.run_job(image=command.image, command=list(command.args), **common)
         first, *arguments = command.args
         return hub.api.run_uv_job(
             first, script_args=arguments, dependencies=list(command.requirements), **common
         )
+
+    with hub.translated("starting a job"):
+        return sent_once(send, lambda: _under_way(hub, command.labels))

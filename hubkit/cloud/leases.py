@@ -25,14 +25,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
-
 from hubkit.cloud import endpoints, jobs
 from hubkit.cloud.images import EndpointSpec
 from hubkit.errors import EndpointError, HubError
 from hubkit.hub import Hub
 from hubkit.hub.places import home
-from hubkit.progress import Progress, silent
+from hubkit.locks import FileLock
+from hubkit.progress import Lasting, Progress, silent
 
 After = Literal["pause", "delete", "leave"]
 MARK = "hubkit-lease"
@@ -116,7 +115,7 @@ def held(
         names = []
         for request in requests:
             lease = _take(hub, request.spec, request.after)
-            back.callback(_give_back, hub, lease)
+            back.callback(_give_back, hub, lease, progress)
             names.append(lease.endpoint)
         waits = dict(zip(names, (request.wait_s for request in requests), strict=True))
         up = endpoints.wait_for_all(hub, waits, progress=progress)
@@ -125,16 +124,21 @@ def held(
 
 
 def reap(hub: Hub) -> list[CleanupResult]:
-    """End what dead holders on this machine left on `hub`. Raises `HubError` when the service
-    refuses.
+    """End what dead holders on this machine left on `hub`. What the Hub does not end is among the
+    results, and stays for the next call.
     """
     results = []
     for path, lease in _leases():
         if lease.alive or (lease.namespace, _same_hub(lease, hub)) != (hub.namespace, True):
             continue
         with _lock(lease.endpoint):
-            if path.exists():
-                results.append(CleanupResult(lease.endpoint, _end(hub, lease, path)))
+            if not path.exists():
+                continue
+            try:
+                outcome = _end(hub, lease, path)
+            except HubError as error:
+                outcome = _left_running(lease, error)
+            results.append(CleanupResult(lease.endpoint, outcome))
     return results
 
 
@@ -176,7 +180,7 @@ def _take(hub: Hub, spec: EndpointSpec, after: After) -> Lease:
     name = spec.name
     with _lock(name):
         other_leases = [lease for _, lease in _leases() if lease.endpoint == name]
-        existing = _find(hub, name)
+        existing = endpoints.find(hub, name)
         if existing is None:
             ends: After = after
         elif other_leases:
@@ -211,18 +215,22 @@ def _with_tags(spec: EndpointSpec, tags: tuple[str, ...]) -> EndpointSpec:
     return replace(spec, called=spec.name, tags=tags)
 
 
-def _find(hub: Hub, name: str) -> endpoints.EndpointStatus | None:
-    try:
-        return endpoints.describe(hub, name)
-    except HubError as error:
-        if error.status == 404:
-            return None
-        raise
-
-
-def _give_back(hub: Hub, lease: Lease) -> None:
+def _give_back(hub: Hub, lease: Lease, progress: Progress) -> None:
+    """End the lease. Where the Hub does not take that, the endpoint is left, which is told: the
+    work that it was for is done.
+    """
     with _lock(lease.endpoint):
-        _end(hub, lease, _path(lease))
+        try:
+            _end(hub, lease, _path(lease))
+        except HubError as error:
+            progress(0, None, Lasting(f"endpoint {lease.endpoint}: {_left_running(lease, error)}"))
+
+
+def _left_running(lease: Lease, error: HubError) -> str:
+    return (
+        f"not {lease.after}d, so it may still run and cost ({error}); the next command that uses "
+        f"endpoints ends it, and `hubkit deploy delete {lease.endpoint}` does now"
+    )
 
 
 def _end(hub: Hub, lease: Lease, path: Path) -> str:

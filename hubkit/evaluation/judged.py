@@ -18,8 +18,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from hubkit import __version__
 from hubkit.errors import EvalError, RunInterruptedError, RunLockedError
 from hubkit.evaluation.aggregate import Passes, Scores, Wins
@@ -27,6 +25,7 @@ from hubkit.evaluation.contestants import Contestant, RecordedContestant, Served
 from hubkit.evaluation.setup import Player, Setup
 from hubkit.evaluation.verdict_files import VerdictSet, row_of, summarised, write_verdicts
 from hubkit.judging import Judge, judging, requests_at_once
+from hubkit.locks import FileLock, Timeout
 from hubkit.progress import Notice, Progress, silent
 from hubkit.serving.client import ClientLimits
 from hubkit.serving.reply_journal import Journal

@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
-
 from hubkit import extras
-from hubkit.errors import DiskFullError, HubError, HubUnreachableError
+from hubkit.errors import DiskFullError, HubError, HubUnreachableError, LocksMissingError
 from hubkit.hub.network import DIRECT, exempt_loopback
 from hubkit.hub.places import LOCAL, cache, local_root, make_private, settings, upstream
+from hubkit.locks import FileLock, Timeout
 from hubkit.settings import HUB_IDLE_S, value
 
 IDLE_S = 900
@@ -65,7 +64,7 @@ def ensure_running(*, jobs: bool = False, spaces: bool = False) -> str:
             f"another process has been starting the embedded Hub in {root} for "
             f"{START_TIMEOUT_S:.0f} s; see server.log"
         ) from None
-    except HubError:
+    except (HubError, LocksMissingError):
         raise
     except OSError as error:
         kind = DiskFullError if error.errno == errno.ENOSPC else HubUnreachableError

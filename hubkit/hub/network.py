@@ -2,9 +2,10 @@
 environment says, and a gateway's passing fault once more.
 
 Proxy variables never govern loopback, so the embedded Hub is found behind any proxy.
-``HF_HUB_OFFLINE=1`` turns the internet off, not the embedded Hub. A read that a gateway answers
-with 502, 503 or 504 is sent again: by every call of `huggingface_hub`, polls of jobs and
-endpoints included."""
+``HF_HUB_OFFLINE=1`` turns the internet off, not the embedded Hub. A request that a gateway answers
+with 502, 503 or 504, or drops, is sent again where doing it twice is doing it once: by every call
+of `huggingface_hub`, polls of jobs and endpoints included. What must not be done twice (a commit, a
+job, an endpoint) is looked for first: see `sent_once`."""
 
 from __future__ import annotations
 
@@ -12,19 +13,27 @@ import functools
 import ipaddress
 import os
 import random
+import re
 import time
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hubkit.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     import httpx2
 
+T = TypeVar("T")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _PASSING = frozenset({502, 503, 504})
 _ATTEMPTS = 4
 _FIRST_WAIT_S = 0.5
+_REPEATABLE = re.compile(
+    r"/(preupload/[^/]+|paths-info/[^/]+|objects/batch|repos/create|pause|resume|scale-to-zero|"
+    r"cancel)$"
+)
+"""Paths of POST requests that change nothing the second time."""
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Opens URLs of this machine, whatever proxies the environment names."""
 
@@ -71,16 +80,21 @@ def _client(request_hook: Any) -> httpx2.Client:
     import httpx2
 
     class RetryingClient(httpx2.Client):
-        """A client that sends a read again which a gateway failed."""
+        """A client that sends again what a gateway failed."""
 
         def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-            for attempt in range(_ATTEMPTS):
-                response = super().send(request, **options)
-                reads = request.method in ("GET", "HEAD")
-                if not reads or response.status_code not in _PASSING or attempt == _ATTEMPTS - 1:
-                    break
-                response.close()
-                time.sleep(_FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.0))
+            attempts = _ATTEMPTS if _may_be_repeated(request) else 1
+            for attempt in range(attempts):
+                try:
+                    response = super().send(request, **options)
+                except (httpx2.ReadError, httpx2.RemoteProtocolError):
+                    if attempt == attempts - 1:
+                        raise
+                else:
+                    if response.status_code not in _PASSING or attempt == attempts - 1:
+                        break
+                    response.close()
+                _back_off(attempt)
             return response
 
     return RetryingClient(
@@ -89,6 +103,41 @@ def _client(request_hook: Any) -> httpx2.Client:
         timeout=None,
         trust_env=_socks_without_package() is None,
     )
+
+
+def _may_be_repeated(request: httpx2.Request) -> bool:
+    if request.method == "POST":
+        return _REPEATABLE.search(request.url.path) is not None
+    return request.method in ("GET", "HEAD", "DELETE")
+
+
+def _back_off(attempt: int) -> None:
+    time.sleep(_FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.0))
+
+
+def sent_once(send: Callable[[], T], landed: Callable[[], T | None]) -> T:
+    """`send`, again after a gateway's passing fault, unless `landed` finds that it was done.
+
+    Raises what `send` raises, the last time also for a passing fault."""
+    for attempt in range(_ATTEMPTS - 1):
+        try:
+            return send()
+        except Exception as error:  # the clients' errors share no narrower class
+            if not _is_passing(error):
+                raise
+        _back_off(attempt)
+        if (found := landed()) is not None:
+            return found
+    return send()
+
+
+def _is_passing(error: Exception) -> bool:
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in _PASSING
+    return isinstance(error, httpx2.ReadError | httpx2.RemoteProtocolError)
 
 
 def _socks_without_package() -> str | None:

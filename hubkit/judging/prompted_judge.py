@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from hubkit.conversation import Message
 from hubkit.errors import EndpointError, EvalError, RunLockedError
 from hubkit.judging.judge import Judge, judging, requests_at_once
 from hubkit.judging.prompts import Prompts
 from hubkit.judging.verdicts import Parse, yes_or_no
+from hubkit.locks import FileLock, Timeout
 from hubkit.progress import Notice, Progress
 from hubkit.recipe import Judging
 from hubkit.serving import ServedModel

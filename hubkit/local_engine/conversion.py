@@ -35,8 +35,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 import hubkit
 from hubkit.errors import DiskFullError, EngineError, HubError, HubkitError
 from hubkit.local_engine import llamacpp_source
@@ -47,6 +45,7 @@ from hubkit.local_engine.gguf_model import Dtype, read_config
 from hubkit.local_engine.repo import Snapshot, converted, fetch
 from hubkit.local_engine.settings import DEFAULT_CONTEXT, default_cache_dir
 from hubkit.local_engine.tensors import check_plausible, stored_tensors
+from hubkit.locks import FileLock
 
 GGUF_MODEL = "model.gguf"
 _GIB = 1 << 30

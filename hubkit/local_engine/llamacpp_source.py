@@ -24,9 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
 
-from filelock import FileLock
-
 from hubkit.local_engine.engine import UnsupportedModelError
+from hubkit.locks import FileLock
 
 _MEMBERS = ("conversion/", "gguf-py/gguf/", "convert_lora_to_gguf.py", "LICENSE", "gguf-py/LICENSE")
 _INDEX = "https://pypi.org/simple"

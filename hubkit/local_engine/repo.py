@@ -9,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from hubkit.errors import DiskFullError, EngineError, HubUnreachableError, RepoMissingError
+from hubkit.locks import FileLock
 
 _GGUF = ".gguf"
 _PATTERNS = ["*.json", "*.jinja", "*.safetensors"]

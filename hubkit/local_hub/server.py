@@ -29,6 +29,7 @@ from hubkit.local_hub.storage.maintenance import sweep
 from hubkit.local_hub.storage.objects import make_durable_folder, write_durably
 from hubkit.local_hub.storage.store import MULTIPART_ABOVE_BYTES, PART_BYTES
 from hubkit.local_hub.storage.verification import check
+from hubkit.locks import refused_without_locks
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 FIRST_PORT = 7364
@@ -52,7 +53,8 @@ def only_server(root: Path) -> Iterator[int]:
     handle = os.open(root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with refused_without_locks(root / "lock"):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             message = (
                 f"an embedded Hub is already running for {root}; stop it first, or use its address"

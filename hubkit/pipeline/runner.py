@@ -13,7 +13,7 @@ from hubkit.evaluation import questions
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline.stage import RunContext, Stage, StageResult
 from hubkit.pipeline.stage_table import STAGES, stages_of
-from hubkit.progress import Progress, silent
+from hubkit.progress import Lasting, Progress, silent
 from hubkit.publishing import Benchmark, Change
 from hubkit.publishing import publish as push
 from hubkit.recipe import Recipe
@@ -62,10 +62,10 @@ def run(
         if stage.settle is not None:
             stage.settle(building, inputs)
         context.commits[stage.name] = result.ref
-        reused = ""
         if result.answered_by:
-            reused = f", with the answers of {result.answered_by}; --again {stage.name} asks anew"
-        outcome = f"done before{reused}" if result.skipped else f"done in {result.seconds:.0f} s"
+            told = f"with the answers of {result.answered_by}; --again {stage.name} asks anew"
+            progress(0, None, Lasting(told))
+        outcome = "done before" if result.skipped else f"done in {result.seconds:.0f} s"
         progress(1, 1, outcome)
         yield result
 

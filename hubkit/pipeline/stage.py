@@ -18,13 +18,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from hubkit import __version__, plugins
 from hubkit.errors import RepoMissingError, StageError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.places import runs
 from hubkit.hub.versions import tag_version
+from hubkit.locks import FileLock, Timeout
 from hubkit.progress import Progress
 from hubkit.recipe import Recipe, content_of_stage, digest
 from hubkit.serving.budget import CAPS, Caps

@@ -102,7 +102,7 @@ def from_records(
     A record holds ``inputs`` (role → repo_id, repo_type, revision), ``report`` and ``packages``;
     what a repo was made from is what its stages read, itself excepted."""
     inputs = [
-        Input(roles[0], **ref.to_dict(), is_present=ref.repo_type != "file")
+        Input(roles[0], **ref.to_dict(), is_present=lineage.is_repo(ref))
         for ref, roles in lineage.inputs(records, repo_id).items()
     ]
     versions: dict[str, str] = {}

@@ -334,7 +334,10 @@ def _seats(facts: CardFacts, recipe: Recipe) -> list[tuple[str, str, str]]:
     """What each seat was given, row by row: label, asker's value, chat model's value."""
     sides = (recipe.rollout.asker, recipe.rollout.chat)
     spoke = [facts.input("asker"), facts.input("chat model", "chat")]
-    names = [i.repo_id if i else side.model_name for i, side in zip(spoke, sides, strict=True)]
+    names = [
+        i.repo_id if i and side.repo else side.model_name
+        for i, side in zip(spoke, sides, strict=True)
+    ]
     names[1] = metadata.answering_model(facts)
     rows = [("model", *names), ("system message", *(side.system or "none" for side in sides))]
     for field in ("temperature", "top_p", "max_tokens", "frequency_penalty", "presence_penalty"):

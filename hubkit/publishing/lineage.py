@@ -17,7 +17,17 @@ from hubkit.untrusted import parse_json
 
 PROVENANCE = "provenance"
 PICTURE = "lineage.png"
-_COLOURS = {"model": "#ffe9b8", "dataset": "#d5e8ff", "space": "#e3d9ff", "file": "#eceff3"}
+DECLARED = "declared"
+"""The type of a model that is no repo: its recipe declares its name, and its licence in place of a
+commit."""
+_NO_REPOS = ("file", DECLARED)
+_COLOURS = {
+    "model": "#ffe9b8",
+    "dataset": "#d5e8ff",
+    "space": "#e3d9ff",
+    "file": "#eceff3",
+    DECLARED: "#eceff3",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +57,7 @@ def records(hub: Hub, ref: Ref) -> dict[str, dict[str, Any]]:
     A record that is not JSON of a record's shape is left out: another tool's file of that name is
     not ours."""
     records_by_stage: dict[str, dict[str, Any]] = {}
-    for path in _record_paths(hub, ref) if ref.repo_type != "file" else ():
+    for path in _record_paths(hub, ref) if is_repo(ref) else ():
         try:
             record = parse_json(hub.read(ref, path))
         except ValueError:
@@ -110,10 +120,26 @@ def inputs(
             ref = Ref(str(source["repo_id"]), str(source["repo_type"]), str(source["revision"]))
             if ref.repo_id != repo_id:
                 roles.setdefault(ref, {})[role] = None
+        for role, ref in _declared(record):
+            roles.setdefault(ref, {})[role] = None
     return {
         ref: tuple(role for role in named if role != "tokenizer") or tuple(named)
         for ref, named in roles.items()
     }
+
+
+def _declared(record: Mapping[str, Any]) -> Iterator[tuple[str, Ref]]:
+    """The models without a repo that sat in a stage's seats, by role."""
+    block = record.get("block")
+    for role in ("asker", "chat") if isinstance(block, Mapping) else ():
+        seat = block.get(role)
+        if isinstance(seat, Mapping) and seat.get("name") and seat.get("repo", "") is None:
+            yield role, Ref(str(seat["name"]), DECLARED, f"licence: {seat.get('license')}")
+
+
+def is_repo(ref: Ref) -> bool:
+    """Whether `ref` is a commit of a repo, not a file of the user's or a declared model."""
+    return ref.repo_type not in _NO_REPOS
 
 
 def relabelled(node: Node, name: Callable[[Ref], Ref]) -> Node:
@@ -131,6 +157,9 @@ def text(node: Node) -> str:
 def _lines(node: Node, lead: str, below: str) -> Iterator[str]:
     role = f"{node.role}: " if node.role else ""
     suffix = " (above)" if node.is_repeated and node.role else ""
+    if node.ref.repo_type == DECLARED:
+        yield f"{lead}{role}{node.ref.repo_id} (declared; {node.ref.revision}){suffix}"
+        return
     yield (
         f"{lead}{role}{node.ref.repo_type} {node.ref.repo_id} @ {node.ref.revision[:12]}{suffix}"
     )
@@ -233,7 +262,8 @@ def _box(axes: Any, at: tuple[float, float], ref: Ref) -> None:
         )
     )
     namespace, _, name = ref.repo_id.rpartition("/")
-    commit = f"{ref.repo_type} @ {ref.revision[:8]}" if ref.revision else ref.repo_type
+    has_commit = ref.revision and ref.repo_type != DECLARED
+    commit = f"{ref.repo_type} @ {ref.revision[:8]}" if has_commit else ref.repo_type
     for dy, line, size in ((0.22, namespace, 6.5), (0.0, name, 8), (-0.22, commit, 6.5)):
         axes.text(
             x, y + dy, _fitting(line), ha="center", va="center", fontsize=size, parse_math=False

@@ -286,7 +286,7 @@ def answering_model(facts: CardFacts) -> str:
     """
     seat = _recipe(facts).rollout.chat
     source = facts.input("chat model", "chat")
-    name = source.repo_id if source else seat.model_name
+    name = source.repo_id if source and seat.repo else seat.model_name
     models = facts.reports.get("rollout", {}).get("models", {}).get("chat", {})
     if not seat.is_elsewhere:
         return name

@@ -264,7 +264,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the run alone. Raises `RunLockedError`, which names the other process, when it is
     taken.
     """
-    from filelock import FileLock, Timeout
+    from hubkit.locks import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
     lock, note = FileLock(folder / "lock", thread_local=False), folder / "lock.pid"

@@ -73,6 +73,10 @@ def deployed(
                 cloud.served_as(spec, models[name].ref),
                 hub.token,
                 template=templates.get(name),
+                computed_by=(
+                    f"{models[name].ref}, by {spec.engine} on Inference Endpoint {spec.name}, "
+                    "deployed as configured"
+                ),
             )
             for name, spec in endpoints.items()
         }

@@ -16,7 +16,7 @@ from hubkit.errors import RepoMissingError
 from hubkit.hub import Hub, Ref, environment
 from hubkit.hub.adapters import base_of
 from hubkit.hub.places import cache
-from hubkit.progress import Progress
+from hubkit.progress import Lasting, Progress
 from hubkit.recipe import Engine
 from hubkit.serving import inference_endpoints
 from hubkit.serving.client import ClientTemplate, EngineSettings, start_engine
@@ -66,6 +66,8 @@ def serve(
         _servers(hub, launched, load) as servers,
     ):
         models = {**answering, **started, **servers, **deployed}
+        for name in specs:
+            progress(0, None, Lasting(f"{name}: {models[name].description}"))
         yield {
             name: replace(model, template=specs[name].template or model.template)
             for name, model in models.items()
@@ -110,11 +112,13 @@ def _engines(specs: Mapping[str, ModelSpec], load: _Load) -> Iterator[dict[str, 
             )
             started = running.enter_context(engine)
             addresses = started.addresses
-            load.progress(0, None, f"{base} is computed by {started.name}: {started.reason}")
             labels = {name: label for label, name in adapters.items()}
             token = settings.value(settings.ENDPOINT_TOKEN) or None  # it requires what is set here
+            computed_by = f"{base}, by the embedded engine ({started.name}): {started.reason}"
             models |= {
-                name: ServedModel((addresses[labels.get(name, "base")],), token=token)
+                name: ServedModel(
+                    (addresses[labels.get(name, "base")],), token=token, computed_by=computed_by
+                )
                 for name in names
             }
         yield models
@@ -166,6 +170,7 @@ def _servers(
                     served_model.model,
                     template=_own_template(hub, specs[name], adapter=name in labels),
                     extra_body=served_model.extra_body,
+                    computed_by=f"{base}, by {engine.kind}, started here: {engine.reason}",
                 )
         yield models
 

@@ -44,6 +44,18 @@ class ServedModel:
     turn_marks: tuple[str, ...] = ()
     """Control tokens that open turns of the model's template, where that is known."""
     extra_body: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    computed_by: str = ""
+    """What computes it and why, in words, where hubkit had it started."""
+
+    @property
+    def description(self) -> str:
+        """Who answers here, and why that one, in words."""
+        if self.computed_by:
+            return self.computed_by
+        named = "" if self.name == "tgi" else f" as {self.name}"
+        return (
+            f"the server at {', '.join(self.urls)}{named} (profile {self.dialect}), as configured"
+        )
 
     @classmethod
     def at(cls, *urls: str, dialect: str = "tgi", name: str = "tgi") -> Self:

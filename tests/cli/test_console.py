@@ -169,3 +169,25 @@ def test_what_has_no_count_follows_what_had_one() -> None:
     )
     assert any("committing to local/asker" in line and "30 of 30" not in line for line in lines)
     assert not any("✓" in line for line in lines), "it is not done yet"
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_what_is_to_be_read_later_has_a_line_of_its_own(columns: int) -> None:
+    lines = screen(
+        """
+        from hubkit.progress import Lasting
+        with console.bars() as bar_for:
+            rollout = bar_for("rollout")
+            rollout(0, 30, Lasting("the endpoint still runs, and costs, as long as nobody ends it "
+                                   "by a command of its own"))
+            rollout(30, 30, "done in 12 s")
+        with console.bars(quiet=True) as bar_for:
+            bar_for("corpus")(0, 30, "nobody sees this")
+            bar_for("corpus")(0, 30, Lasting("ended by nobody"))
+        """,
+        columns,
+    )
+    text = " ".join(lines)
+    assert "rollout: the endpoint still runs" in text and "by a command of its own" in text
+    assert "done in 12 s" in text and "corpus: ended by nobody" in text
+    assert "nobody sees" not in text

@@ -31,7 +31,7 @@ from hubkit.pipeline.stage import (
     parquet,
 )
 from hubkit.pipeline.stages.run_branch import claimed
-from hubkit.progress import Notice, Progress
+from hubkit.progress import Lasting, Progress
 from hubkit.publishing.metadata import is_adapter
 from hubkit.recipe import EMBEDDED, Recipe, Rollout
 from hubkit.recipe import digest as recipe_digest
@@ -293,7 +293,7 @@ def _superseded(context: RunContext, digests: Sequence[str], dirs: StageDirs) ->
     if others := other_servers(record.get("block"), context.recipe.read_by("rollout")):
         count = record["report"]["dialogues"]
         note = f"{count} dialogues have the answers of {others}; --again rollout asks anew"
-        dirs.progress(0, None, Notice(note))
+        dirs.progress(0, None, Lasting(note))
     folder = dirs.scratch / "earlier"
     folder.mkdir(parents=True, exist_ok=True)
     copies = []

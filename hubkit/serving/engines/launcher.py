@@ -222,9 +222,9 @@ def launch(
             ),
         ) as engine:
             models = {name: ServedName(engine.addresses[name], name) for name in names}
-            yield LaunchedEngine(
-                EMBEDDED, "tgi", models, engine.pid, engine.log_path, engine.reason or reason
-            )
+            reasons = [f"{reason}; {engine.name}" if engine.name else reason, engine.reason]
+            why = ": ".join(filter(None, reasons))
+            yield LaunchedEngine(EMBEDDED, "tgi", models, engine.pid, engine.log_path, why)
         return
     with tempfile.TemporaryDirectory(prefix="hubkit-launch-") as scratch:
         log = log_path or Path(scratch) / f"{kind}.log"

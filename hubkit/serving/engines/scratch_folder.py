@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hubkit.locks import refused_without_locks
+
 _PREFIX, _LOCK = "hubkit-engine-", "lock"
 
 
@@ -28,7 +30,8 @@ def scratch_folder() -> Iterator[tuple[Path, int]]:
         tempfile.TemporaryDirectory(prefix=_PREFIX) as name,
         (Path(name) / "new").open("wb") as lock,
     ):
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with refused_without_locks(Path(lock.name)):
+            fcntl.flock(lock, fcntl.LOCK_EX)
         Path(lock.name).rename(Path(name) / _LOCK)  # so it is never free while it is in use
         yield Path(name), lock.fileno()
 
