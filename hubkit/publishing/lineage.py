@@ -131,7 +131,9 @@ def inputs(
 def _declared(record: Mapping[str, Any]) -> Iterator[tuple[str, Ref]]:
     """The models without a repo that sat in a stage's seats, by role."""
     block = record.get("block")
-    for role in ("asker", "chat") if isinstance(block, Mapping) else ():
+    if not isinstance(block, Mapping):
+        return
+    for role in ("asker", "chat"):
         seat = block.get(role)
         if isinstance(seat, Mapping) and seat.get("name") and seat.get("repo", "") is None:
             yield role, Ref(str(seat["name"]), DECLARED, f"licence: {seat.get('license')}")
