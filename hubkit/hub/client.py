@@ -209,6 +209,11 @@ class Hub:
             )
             return any(info.id.lower() == repo_id.lower() for info in listed)
 
+    def files(self, repo_id: str, *, repo_type: str = "model", revision: str = "main") -> list[str]:
+        """The paths of all files at `revision` of a repo. Raises `RepoMissingError`."""
+        with self.translated(f"listing the files of {repo_type} {repo_id}"):
+            return list(self.api.list_repo_files(repo_id, revision=revision, repo_type=repo_type))
+
     def snapshot(self, ref: Ref, *, allow_patterns: Sequence[str] | None = None) -> Path:
         """A local folder with the files of `ref` (those that match, when patterns are given),
         downloaded once.

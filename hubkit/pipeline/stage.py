@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,9 @@ class StageDirs:
     progress: Progress
 
 
-RenderCard = Callable[[RunContext, dict[str, Ref], dict[str, Any]], str]
-"""The README of a commit, from what the stage reads and its record."""
+RenderCard = Callable[[RunContext, dict[str, Ref], dict[str, Any], Sequence[str]], str]
+"""The README of a commit, from what the stage reads, its record, and the paths that the repo will
+hold."""
 
 
 def with_funnel(report: dict[str, Any], dirs: StageDirs) -> dict[str, Any]:
@@ -288,13 +290,24 @@ class Stage:
         if context.supersedes is not None:
             record["supersedes"] = context.supersedes
         if self.card is not None:
-            (part / "README.md").write_text(self.card(context, inputs, record), "utf-8")
+            files = self._files_after(context, part)
+            (part / "README.md").write_text(self.card(context, inputs, record, files), "utf-8")
         (part / PROVENANCE).mkdir(exist_ok=True)
         (part / PROVENANCE / record_path.name).write_text(
             json.dumps(record, indent=1, default=str), "utf-8"
         )
         part.rename(out)
         return record
+
+    def _files_after(self, context: RunContext, part: Path) -> list[str]:
+        """The paths that the repo holds once what is in `part` is committed, sorted."""
+        built = {p.relative_to(part).as_posix() for p in part.rglob("*") if p.is_file()}
+        try:
+            head = context.hub.files(self.repo_id(context), repo_type=self.repo_type)
+        except RepoMissingError:
+            head = []
+        kept = {path for path in head if not any(fnmatch(path, p) for p in self.replace)}
+        return sorted(kept | built)
 
     def _commit(self, context: RunContext, out: Path, key: str, before: Ref | None) -> Ref:
         repo_id = self.repo_id(context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hubkit import publishing
@@ -14,7 +15,12 @@ def card(kind: publishing.Kind, stage: str, repo: str) -> RenderCard:
     `repo`.
     """
 
-    def render(context: RunContext, inputs: dict[str, Ref], record: dict[str, Any]) -> str:
+    def render(
+        context: RunContext,
+        inputs: dict[str, Ref],
+        record: dict[str, Any],
+        files: Sequence[str],
+    ) -> str:
         repo_id = context.hub.qualify(getattr(context.recipe.repos, repo))
         records: dict[str, dict[str, Any]] = {}
         for ref in inputs.values():
@@ -23,7 +29,9 @@ def card(kind: publishing.Kind, stage: str, repo: str) -> RenderCard:
         records[stage] = record
         results = record["report"] if kind == "results" else None
         return publishing.render(
-            publishing.from_records(kind, repo_id, context.recipe, records, results=results)
+            publishing.from_records(
+                kind, repo_id, context.recipe, records, results=results, files=files
+            )
         )
 
     return render

@@ -6,7 +6,8 @@ the Hub's own specifications of model and dataset card metadata."""
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
@@ -37,11 +38,12 @@ _PATTERNS: dict[str, dict[str, dict[str, str]]] = {
     },
     "preference": {"default": {"train": "data/train-*.parquet"}},
     "results": {
-        "default": {"test": "results.csv"},
+        "default": {"test": "data/results-*.parquet"},
         "reinforced": {"train": "data/reinforced-*.parquet"},
         "against": {"train": "data/against-*.parquet"},
     },
 }
+_SHARD = re.compile(r"data/(.+)-\d{5}-of-\d{5}\.parquet")
 # Only a licence that the Hub has no word for needs a name.
 _OTHER_NAME = {"corpus": "rights-of-the-writers-unclear", "source": "rights-of-the-writers-unclear"}
 
@@ -65,30 +67,27 @@ def configs(facts: CardFacts) -> list[dict[str, Any]]:
     file is named).
     """
     entries = []
-    curated = (
-        facts.kind != "dialogues"
-        or bool(facts.files)
-        or "curate" in facts.reports
-        or not facts.reports
-    )
     for name, splits in _PATTERNS.get(facts.kind, {}).items():
-        if facts.kind == "results" and not facts.files:
-            continue  # the push adds the table
-        if not curated and name in ("default", "dropped"):
-            continue  # rolled out, and nothing filtered yet
-        if (
-            name == "baseline"
-            and not facts.files
-            and not read.first(facts.report("rollout"), "baseline")
-        ):
-            continue
-        splits = {
+        present = {
             s: p for s, p in splits.items() if not facts.files or fnmatch.filter(facts.files, p)
         }
-        if splits:
-            data_files = [{"split": split, "path": path} for split, path in splits.items()]
-            entries.append({"config_name": name, "data_files": data_files})
+        if present:
+            entries.append(_config(name, present))
     return entries
+
+
+def configs_by_name(files: Sequence[str]) -> list[dict[str, Any]]:
+    """A config for each of the datasets among `files` (``data/NAME-00000-of-…parquet``), called as
+    it is: they have columns of their own."""
+    names = {m[1] for path in files if (m := _SHARD.fullmatch(path))}
+    return [
+        _config(name, {"train": f"data/{name}-?????-of-?????.parquet"}) for name in sorted(names)
+    ]
+
+
+def _config(name: str, splits: Mapping[str, str]) -> dict[str, Any]:
+    data_files = [{"split": split, "path": path} for split, path in splits.items()]
+    return {"config_name": name, "data_files": data_files}
 
 
 def license_of(facts: CardFacts) -> str:

@@ -51,7 +51,7 @@ ARTIFACTS: tuple[tuple[str, Kind, str], ...] = (
 )
 BENCHMARK = "mt-bench-8"  # the same whatever the recipe
 UNKNOWN = "0" * 40  # stands for a commit that a push will make, while it is only planned
-_FORMERLY_WRITTEN = ("croissant.json",)  # by earlier versions; a push removes it
+_FORMERLY_WRITTEN = ("croissant.json", "results.csv")  # by earlier versions; a push removes it
 _CARD_FILES = (
     "README.md",
     lineage.PICTURE,
@@ -269,7 +269,7 @@ def _artifact_steps(push: _Push) -> Iterator[_Step]:
 def _plan_artifact(push: _Push, kind: Kind, ref: Ref, repo_id: str, repo_type: str) -> RepoPlan:
     records = push.records(ref)
     files = _files_of(push.source, ref) if push.is_copy else {}
-    source_files = _listing(push.source, ref)
+    source_files = push.source.files(ref.repo_id, repo_type=ref.repo_type, revision=ref.revision)
     results = _results(push)
     table = {results_table.PATH: results_table.render(results)} if results else {}
     contents: dict[str, Content] = {**files, **(table if kind == "results" else {})}
@@ -411,13 +411,6 @@ def _tag(hub: Hub, ref: Ref) -> list[Change]:
     if not created:
         return []
     return [Change(ref.repo_id, ref.repo_type, "tag", name, commit=ref.revision)]
-
-
-def _listing(hub: Hub, ref: Ref) -> list[str]:
-    with hub.translated(f"listing {ref}"):
-        return list(
-            hub.api.list_repo_files(ref.repo_id, revision=ref.revision, repo_type=ref.repo_type)
-        )
 
 
 def _results(push: _Push) -> Mapping[str, object] | None:

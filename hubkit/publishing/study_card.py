@@ -3,7 +3,7 @@ holds one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import DatasetCardData, ModelCardData
@@ -21,6 +21,7 @@ def study_card(
     record: Mapping[str, Any],
     *,
     kind: str,
+    files: Sequence[str],
 ) -> str:
     """Render the card of the commit of `stage`.
 
@@ -29,7 +30,8 @@ def study_card(
         recipe: The recipe with its study.
         inputs: What the stage read, by role.
         record: Its provenance record, with its report.
-        kind: ``model`` or ``dataset``."""
+        kind: ``model`` or ``dataset``.
+        files: The paths that its repo holds."""
     assert recipe.study is not None
     tags = ["hubkit", "study", *recipe.tags]
     data: DatasetCardData | ModelCardData
@@ -44,7 +46,12 @@ def study_card(
             tags=tags,
         )
     else:
-        data = DatasetCardData(license="other", license_name="see-the-licence-section", tags=tags)
+        data = DatasetCardData(
+            license="other",
+            license_name="see-the-licence-section",
+            tags=tags,
+            configs=metadata.configs_by_name(files) or None,
+        )
     template = markdown.environment(assets.folder("cards")).get_template("study.md.jinja")
     return template.render(
         front_matter=Markup(data.to_yaml()),

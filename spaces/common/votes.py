@@ -38,11 +38,28 @@ CONSENT = (
     "are not."
 )
 OFF = "Choices are not kept here: this Space has no `VOTES_REPO` and `VOTES_TOKEN`."
+# Columns are named because not every kind of vote has all of them: without, the files of one kind
+# could not be read beside those of another.
 CARD = """---
 pretty_name: Votes of visitors
 configs:
 - config_name: default
   data_files: votes/*.jsonl
+dataset_info:
+  features:
+  - {name: layout, dtype: int64}
+  - {name: id, dtype: string}
+  - {name: kind, dtype: string}
+  - {name: pair, dtype: string}
+  - {name: left, dtype: string}
+  - {name: right, dtype: string}
+  - {name: visitor, dtype: string}
+  - {name: choice, dtype: string}
+  - {name: seconds, dtype: float64}
+  - {name: day, dtype: string}
+  - {name: turns, dtype: int64}
+  - {name: left_words, dtype: int64}
+  - {name: right_words, dtype: int64}
 ---
 
 # Votes of visitors

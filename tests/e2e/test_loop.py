@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.loading import datasets_of, splits_of
+
+from hubkit.hub import connect
 
 TINY = [
     "corpus.limit=1500",
@@ -94,8 +97,6 @@ def stages(loop: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def hub(loop: dict[str, Any]):
-    from hubkit.hub import connect
-
     return connect()
 
 
@@ -237,8 +238,14 @@ def test_load_dataset_by_bare_name(loop: dict[str, Any], stages: dict[str, Any])
     assert version[0]["messages"][0]["role"] == "user"
     streamed = next(iter(load_dataset("parrot-40k", split="train", streaming=True)))
     assert streamed["messages"] == version[0]["messages"]
-    raw = load_dataset("parrot-40k", "raw", split="train")
-    assert raw.num_rows == 4
+
+
+def test_every_dataset_is_read_by_stock_datasets(loop: dict[str, Any], tmp_path: Path) -> None:
+    folders = datasets_of(connect(), ["parrot-40k", "parrot-results"])
+    dialogues = splits_of(folders["parrot-40k"], tmp_path)
+    assert {name for name, _ in dialogues} == {"default", "raw", "dropped", "baseline"}
+    assert dialogues["raw", "train"].num_rows == 4
+    assert splits_of(folders["parrot-results"], tmp_path)["default", "test"].num_rows > 5
 
 
 def test_load_dataset_starts_the_hub_itself(loop: dict[str, Any], hubkit_home: Path) -> None:

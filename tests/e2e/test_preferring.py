@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.loading import datasets_of, splits_of
 from support.mock_endpoint import Handle, mock
 from support.tiny_models import tiny_base, write_rows
 
@@ -169,6 +170,12 @@ def test_the_pairs_are_a_dataset_that_stock_clients_load(stages: dict[str, Any])
     assert pairs.num_rows == stages["prefer"]["report"]["pairs"]
     assert set(pairs["strategy"]) == {"neglect", "hallucination", "misunderstanding"}
     assert all(row[-1]["role"] == "user" and len(row) >= 3 for row in pairs["prompt"])
+
+
+def test_every_dataset_is_read_by_stock_datasets(stages: dict[str, Any], tmp_path: Path) -> None:
+    names = [f"preferring-{name}" for name in ("corpus", "dialogues", "preference", "results")]
+    for name, folder in datasets_of(connect(), names).items():
+        assert splits_of(folder, tmp_path / name)
 
 
 def test_the_optimised_model_stands_beside_the_chat_model_and_is_judged_beside_it(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.loading import datasets_of, splits_of
 from support.mock_endpoint import mock
 from support.people_models import END, people_model
 from support.tiny_models import tiny_base, write_rows
@@ -137,6 +138,22 @@ def test_the_results_hold_every_conversation_as_a_config(stages: dict[str, Any])
     assert table.num_rows == sum(cell["n"] for cell in stages["eval"]["report"]["against"]["cells"])
     assert set(table["chat"]) == {"base", "chat", "reinforced"}
     assert load_dataset("reinforcing-results", split="test").num_rows > 5
+
+
+def test_every_dataset_is_read_by_stock_datasets(loop: Any, tmp_path: Path) -> None:
+    names = [f"reinforcing-{name}" for name in ("corpus", "dialogues", "results")]
+    loaded = {
+        (name, *which): rows.num_rows
+        for name, folder in datasets_of(connect(), names).items()
+        for which, rows in splits_of(folder, tmp_path / name).items()
+    }
+    configs = {(name.removeprefix("reinforcing-"), *which) for name, *which in loaded}
+    assert configs == {
+        *(("corpus", "default", split) for split in ("train", "openings", "test")),
+        *(("dialogues", config, "train") for config in ("default", "raw", "dropped")),
+        ("results", "default", "test"), ("results", "reinforced", "train"),
+        ("results", "against", "train"),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("repo", "kind"), [("reinforced", "model"), ("results", "dataset")])

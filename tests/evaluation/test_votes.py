@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.loading import splits_of
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -147,6 +148,29 @@ def test_ten_visitors_one_of_them_a_spammer_from_the_space_to_the_report(
     assert "with their consent" in (folder / "README.md").read_text()
     written = "".join(file.read_text() for file in folder.rglob("*.jsonl"))
     assert "10.0.0." not in written, "no address is kept"
+
+
+def test_votes_of_every_kind_are_one_dataset(space: ModuleType, tmp_path: Path) -> None:
+    def send(path: str, content: bytes) -> None:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+
+    (tmp_path / "README.md").write_text(space.CARD)
+    votes = space.Votes("me/v", send=send, folder=tmp_path / "kept", every_s=3600)
+    words = {"left_words": 4, "right_words": 6}
+    guess = space.ballot("who-is-human", "1", PERSON, "a")
+    votes.cast(guess, "left", visitor(1), **words)
+    assert votes.flush() == 1
+    better = space.ballot("which-is-better", "2", "a", "b")
+    votes.cast(better, "tie", visitor(2), turns=3, **words)
+    assert votes.flush() == 1
+    rows = splits_of(tmp_path, tmp_path / "cache")["default", "train"]
+    assert sorted(rows["kind"]) == ["which-is-better", "who-is-human"]
+    assert {row["kind"]: row["turns"] for row in rows} == {
+        "who-is-human": None, "which-is-better": 3,
+    }  # fmt: skip
+    written = json.loads(next((tmp_path / "votes").glob("*.jsonl")).read_text().splitlines()[0])
+    assert set(written) <= set(rows.column_names)
 
 
 def test_votes_wait_for_a_hub_that_is_down_and_for_a_restart(

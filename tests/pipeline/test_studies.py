@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
+from support.loading import datasets_of, splits_of
 from support.mock_endpoint import Handle, mock
 from support.tiny_models import tiny_base
 
@@ -168,6 +169,25 @@ def test_the_result_is_data_a_plot_and_a_card(hub: Hub, parts: dict[str, StageRe
     card = DatasetCard(hub.read(ref, "README.md").decode())
     assert "hubkit" in card.data.tags and "people's own follow-ups" in card.text
     assert f"{results['arms']['people']['2']['value']:.3f}" in card.text
+
+
+def test_what_a_study_commits_is_read_by_stock_datasets(
+    hub: Hub, recipe: Recipe, parts: dict[str, StageResult], tmp_path: Path
+) -> None:
+    names = ["study-corpus", "study-dialogues-utility", "study-results-utility"]
+    loaded = {
+        name: splits_of(folder, tmp_path / name) for name, folder in datasets_of(hub, names).items()
+    }
+    dialogues = {config for config, _ in loaded["study-dialogues-utility"]}
+    assert dialogues == {
+        *("openings", "held-out", "answered"), *ARMS, *(f"train_{arm}" for arm in ARMS)
+    }  # fmt: skip
+    assert all(rows.num_rows for rows in loaded["study-dialogues-utility"].values())
+    (table,) = loaded["study-results-utility"].values()
+    results = parts["result"].report
+    value = results["arms"]["people"]["2"]["value"]
+    assert next(r["value"] for r in table if (r["arm"], r["depth"]) == ("people", "2")) == value
+    assert {row["compared_with"] for row in table} == {None, *ARMS}
 
 
 def test_the_learning_curve_ends_at_the_askers_own_size(

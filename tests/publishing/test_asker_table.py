@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.loading import splits_of
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -71,6 +72,7 @@ def test_scorecards_of_one_protocol_share_a_table_with_people_once(
     pushed = hub.snapshot(hub.resolve(hub.qualify("table"), repo_type="dataset"))
     lines = [json.loads(line) for line in (pushed / "askers.jsonl").read_text().splitlines()]
     assert lines == result["rows"] and (pushed / lines[0]["evidence"]).exists()
+    assert splits_of(pushed, tmp_path / "cache")["default", "train"].num_rows == len(lines)
     page = (pushed / "README.md").read_text()
     assert "you/other@aaaaaaaa" in page and page.count("## me/corpus") == 1
     before = sorted(path.name for path in table.rglob("*"))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
+from support.loading import formats, splits_of
 
 from hubkit import recipe as recipes
 from hubkit.metrics.cross_table import Scored, cross_table
@@ -24,6 +28,7 @@ from hubkit.publishing import (
     lint,
     markdown,
     render,
+    results_table,
     samples,
 )
 from hubkit.publishing import card_data as read
@@ -232,19 +237,53 @@ def test_a_full_fine_tune_is_no_adapter() -> None:
 
 def test_configs_name_only_the_files_that_are_there() -> None:
     everything = front_matter(render(facts("dialogues")))["configs"]
-    assert [c["config_name"] for c in everything] == ["default", "raw", "dropped"]
+    assert [c["config_name"] for c in everything] == ["default", "raw", "dropped", "baseline"]
     clean = facts(
         "dialogues", files=["data/train-00000-of-00001.parquet", "data/raw-00000-of-00001.parquet"]
     )
     assert [c["config_name"] for c in front_matter(render(clean))["configs"]] == ["default", "raw"]
-    files = ["results.csv", "data/reinforced-00000-of-00001.parquet"]
+    files = ["data/results-00000-of-00001.parquet", "data/reinforced-00000-of-00001.parquet"]
     results = render(facts("results", files=files))
     names = [c["config_name"] for c in front_matter(results)["configs"]]
     assert names == ["default", "reinforced"] and lint(results, "results", files) == []
     assert 'reinforced = load_dataset("me/parrot-results", "reinforced", split="train")' in results
-    assert "## Conversations" not in render(facts("results", files=["results.csv"]))
+    assert "## Conversations" not in render(facts("results", files=files[:1]))
     splits = front_matter(render(facts("corpus")))["configs"][0]["data_files"]
     assert [s["split"] for s in splits] == ["train", "openings", "test"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_configs_of_a_repo_are_files_of_one_format(kind: Kind) -> None:
+    assert len(formats(render(facts(kind)))) <= 1
+
+
+def test_what_stands_beside_a_results_table_is_read_by_its_own_config(tmp_path: Path) -> None:
+    row = {"id": "g0/1", "messages": [{"role": "user", "content": "Hello?"}], "reward": -1.5}
+    table = cross_table(
+        ["asker"], ["chat"], [Scored("asker", "chat", 0, -2.5)], bootstrap=Bootstrap(10)
+    )
+    (tmp_path / "data").mkdir()
+    for name in ("reinforced", "against"):
+        path = tmp_path / "data" / f"{name}-00000-of-00001.parquet"
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    for name in ("results.json", "provenance.json"):  # of other shapes, and in no config
+        (tmp_path / name).write_text(f'{{"{name}": [1]}}')
+    content = results_table.render({**RESULTS, "against": table.to_dict()})
+    (tmp_path / results_table.PATH).write_bytes(content)
+    files = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
+    (tmp_path / "README.md").write_text(render(facts("results", files=files)))
+    loaded = splits_of(tmp_path, tmp_path / "cache")
+    assert list(loaded) == [("default", "test"), ("reinforced", "train"), ("against", "train")]
+    assert loaded["reinforced", "train"][0]["messages"] == row["messages"]
+    numbers = {
+        (r["model"], r["measure"], r["compared_with"]): (r["value"], r["low"], r["high"], r["n"])
+        for r in loaded["default", "test"]
+    }
+    assert numbers["asker", "held-out loss", None] == (3.1234, None, None, 2)
+    difference = numbers["asker", "held-out loss, difference", "base"]
+    assert difference == (-0.8642, -0.95, -0.77, 2)
+    assert numbers["chat", "reward with asker", None][0] == -2.5
+    assert {model for model, *_ in numbers} >= {"asker", "chat", "aligned", "base of asker"}
 
 
 def test_a_card_shows_the_reports_numbers() -> None:

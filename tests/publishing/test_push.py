@@ -541,20 +541,3 @@ def test_a_push_takes_what_stages_write_and_nothing_else(path: str, leaves: bool
     from hubkit.publishing.push import may_leave
 
     assert may_leave(path) is leaves
-
-
-def test_results_are_one_tidy_table() -> None:
-    import csv
-
-    from hubkit.publishing import results_table
-
-    rows = list(csv.DictReader(io.StringIO(results_table.render(RESULTS).decode())))
-    asker = [row for row in rows if row["model"] == "asker"]
-    assert asker[0]["value"] == "3.1234" and asker[0]["unit"] == "nats per token"
-    difference = next(row for row in asker if row["compared_with"] == "base")
-    assert (difference["value"], difference["low"], difference["high"]) == (
-        "-0.8642",
-        "-0.95",
-        "-0.77",
-    )
-    assert {row["model"] for row in rows} >= {"asker", "chat", "aligned", "base of asker"}

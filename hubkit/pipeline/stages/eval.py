@@ -23,6 +23,7 @@ from hubkit.pipeline.rewarding import judge_refs, judges_of, likelihood_of
 from hubkit.pipeline.stage import WEIGHTS, RunContext, Stage, StageDirs, parquet
 from hubkit.pipeline.stage_cards import card
 from hubkit.progress import Progress
+from hubkit.publishing import results_table
 from hubkit.publishing.metadata import is_adapter
 from hubkit.publishing.scorecard import PICTURE
 from hubkit.recipe import DEPLOY, Against, Scorecard
@@ -66,6 +67,8 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
     if "reinforced" in refs:
         _copy_conversations(context.hub, refs["reinforced"], dirs.out / "data")
     (dirs.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
+    (dirs.out / "data").mkdir(exist_ok=True)
+    (dirs.out / results_table.PATH).write_bytes(results_table.render(results))
     return results
 
 

@@ -20,6 +20,7 @@ from hubkit.pipeline.studies import students
 from hubkit.pipeline.studies.openings import study_of
 from hubkit.pipeline.studies.study_card import card
 from hubkit.progress import Progress
+from hubkit.publishing import results_table
 from hubkit.recipe.study import BALANCE, CURVE, OPENINGS, RESULT, STUDENT
 
 PICTURE = "utility.png"
@@ -77,6 +78,8 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
     if CURVE in refs:
         facts["learning_curve"] = _report(context, refs[CURVE], CURVE)["points"]
     (dirs.out / "results.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+    (dirs.out / "data").mkdir()
+    (dirs.out / results_table.PATH).write_bytes(_table(result))
     depths = [depth for depth in result["depths"] if depth != utility.FOLLOW_UPS]
     plots.losses_by_depth(
         dirs.out / PICTURE,
@@ -89,6 +92,25 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
         {int(d): result["base"][d] for d in depths},
     )
     return facts
+
+
+def _table(result: Mapping[str, Any]) -> bytes:
+    """Every number of a result, a row each."""
+    import pyarrow as pa
+
+    names = [(name, pa.string()) for name in ("arm", "compared_with", "depth")]
+    numbers = [(name, pa.float64()) for name in ("value", "low", "high")]
+    base = [("base", None, depth, value, None, None) for depth, value in result["base"].items()]
+    arms = [
+        (arm, None, depth, at["value"], at["low"], at["high"])
+        for arm, depths in result["arms"].items()
+        for depth, at in depths.items()
+    ]
+    differences = [
+        (entry["arm"], entry["against"], entry["depth"], *(entry[name] for name, _ in numbers))
+        for entry in result["differences"]
+    ]
+    return results_table.as_parquet([*names, *numbers], [*base, *arms, *differences])
 
 
 def require_equal_steps(steps: Mapping[str, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from hubkit import publishing
@@ -12,7 +13,12 @@ from hubkit.pipeline.stage import RenderCard, RunContext
 def card(stage: str, kind: str = "dataset") -> RenderCard:
     """A function that renders the card of a part of a study."""
 
-    def render(context: RunContext, inputs: dict[str, Ref], record: dict[str, Any]) -> str:
-        return publishing.study_card(stage, context.recipe, inputs, record, kind=kind)
+    def render(
+        context: RunContext,
+        inputs: dict[str, Ref],
+        record: dict[str, Any],
+        files: Sequence[str],
+    ) -> str:
+        return publishing.study_card(stage, context.recipe, inputs, record, kind=kind, files=files)
 
     return render
