@@ -28,7 +28,6 @@ from hubkit.recipe import (
     PREFERENCE_STAGES,
     Against,
     Deploy,
-    Intents,
     PeoplePairs,
     Preference,
     Recipe,
@@ -42,6 +41,7 @@ from hubkit.training.estimate import PEAK_TFLOPS, flops_per_token
 from hubkit.untrusted import parse_json
 
 _CHARS_PER_TOKEN = 4
+_NOT_COUNTED = "; what its judge takes is not in it"
 LORA_SHARE = 0.01  # of a model's parameters that an adapter trains, about
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)\s*([bBmM])(?![A-Za-z0-9])")
 
@@ -94,10 +94,12 @@ def _cost(recipe: Recipe, planned: Planned, job_flavor: Flavor, rows: int) -> Co
     if stage in ("corpus", "curate"):
         count = rows if stage == "corpus" else recipe.rollout.dialogues
         hours: float | None = assumptions()["minutes_per_100k_rows"] / 60 * count / 1e5 + _start()
+        cost = _priced(planned, where, hours, job_flavor.usd_per_hour, f"{count:,} rows")
         intents = recipe.corpus.intents if stage == "corpus" else None
-        return _priced(
-            planned, where, hours, job_flavor.usd_per_hour, f"{count:,} rows{_judged(intents)}"
-        )
+        if intents is None or intents.judging is None:
+            return cost
+        asked = rows + recipe.corpus.openings + recipe.corpus.test
+        return _with_intents(cost, intents.judging.judge, asked, job_flavor)
     if stage == "rollout":
         return _rollout(recipe, planned, job_flavor)
     if stage == "eval":
@@ -117,11 +119,29 @@ def _priced(planned: Planned, where: str, hours: float | None, rate: float, note
     )
 
 
-def _judged(block: Intents | Preference | None) -> str:
-    """What a note says where a judge is asked: how often depends on what it answers, and its price
-    is its owner's.
-    """
-    return "; what its judge takes is not in it" if block and block.judging else ""
+def _with_intents(cost: Cost, judge: SeatConfig, asked: int, job_flavor: Flavor) -> Cost:
+    """`cost`, with a judge asked for `asked` intents: at its prices per token, and on hardware that
+    is paid by the hour for as long as it answers, the job's meanwhile."""
+    assumed = assumptions()["intent_tokens"]
+    read, written = assumed["read"], min(judge.reply_tokens, assumed["written"])
+    prices_usd = read * judge.usd_per_million_input + written * judge.usd_per_million_output
+    usd = asked * prices_usd * judge.price_share / 1e6
+    size, machine = parameters(judge.model_name), _machine(judge, job_flavor)
+    if size is None or machine is None:
+        said = f"; {asked:,} intents at {usd:,.2f} USD" if usd else _NOT_COUNTED
+        return replace(cost, usd=(cost.usd or 0.0) + usd, note=cost.note + said)
+    name, peak, rate = machine
+    shares = assumptions()["utilisation"]
+    hours = 2 * size * asked * (written / shares["decode"] + read / shares["prefill"]) / peak / 3600
+    hours += _start() if rate else 0.0
+    usd += hours * (job_flavor.usd_per_hour + rate)
+    return replace(
+        cost,
+        where=cost.where + (f" + {name}" if rate else ""),
+        hours=(cost.hours or 0.0) + hours,
+        usd=(cost.usd or 0.0) + usd,
+        note=f"{cost.note}, {asked:,} intents",
+    )
 
 
 def _training(
@@ -250,7 +270,7 @@ def _prefer(recipe: Recipe, block: Preference, planned: Planned, job_flavor: Fla
         where,
         hours + 2 * _start(),
         job_flavor.usd_per_hour + rate,
-        f"{pairs:,} pairs{_judged(block)}",
+        f"{pairs:,} pairs" + (_NOT_COUNTED if block.judging else ""),
     )
 
 

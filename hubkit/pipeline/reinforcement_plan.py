@@ -41,7 +41,7 @@ class ReinforcementPlan:
         hours: By part, at `utilisation` of the device's peak; None where no peak is known.
         memory_gib: On the training device, the asker's likelihood included.
         usd_per_step: What a step costs at the prices that the recipe names for askers and judges.
-        usd: The same over the whole run.
+        usd: The same of all conversations, the held-out ones included.
         notes: What the figures stand on.
         refusals: Why it would not run.
     """
@@ -101,7 +101,7 @@ def plan_reinforcement(
             f"about {memory['total']:.0f} GiB are needed and {memory_there:.0f} are there; lower "
             "grpo.per_device_train_batch_size or reinforce.context, or set gradient_checkpointing"
         )
-    usd = _usd(block, tokens)
+    usd = _usd(block, tokens, conversations)
     return ReinforcementPlan(
         base=recipe.chat.base,
         steps=steps,
@@ -112,7 +112,7 @@ def plan_reinforcement(
         device=name,
         hours=_hours(config, size, tokens, name),
         memory_gib=memory,
-        usd_per_step=usd / max(steps, 1),
+        usd_per_step=usd / conversations * each if conversations else 0.0,
         usd=usd,
         config=dict(block.grpo),
         notes=[*notes, *shape_notes, *findings.notes, *_price_notes(block)],
@@ -138,7 +138,7 @@ def _refusals(block: Reinforce, config: Any) -> list[str]:
 
 
 def _tokens(recipe: Recipe, block: Reinforce, config: Any, conversations: int) -> dict[str, Any]:
-    """Tokens of `held` conversations in which nobody ends early, turns as long as assumed."""
+    """Tokens of `conversations` in which nobody ends early, turns as long as assumed."""
     assumed = assumptions()["turn_tokens"]
     answer = min(config.max_completion_length, assumed["chat"])
     asker_limit = min(seat.reply_tokens for seat in block.askers.values())
@@ -147,7 +147,7 @@ def _tokens(recipe: Recipe, block: Reinforce, config: Any, conversations: int) -
     whole = min(block.context, block.answers * (answer + turn))
     read = sum((k + 1) * (answer + turn) for k in range(asker_turns))
     judges = [judge for term in block.rewards for judge in term.judges]
-    written = sum(min(j.judge.reply_tokens, _VERDICT_TOKENS) for j in judges)
+    written = sum(_verdict(judging.judge) for judging in judges)
     return {
         "policy": conversations * block.answers * answer,
         "trained": (conversations - 2 * block.held_out) * whole,
@@ -175,12 +175,20 @@ def _price(seat: SeatConfig, amounts: tuple[int, int]) -> float:
     return (tokens_in * seat.usd_per_million_input + tokens_out * seat.usd_per_million_output) / 1e6
 
 
-def _usd(block: Reinforce, tokens: dict[str, Any]) -> float:
+def _usd(block: Reinforce, tokens: dict[str, Any], conversations: int) -> float:
     """At the seats' prices per token: each asker asks its share, each judge judges all."""
     judges = [judge.judge for term in block.rewards for judge in term.judges]
     of_askers = sum(_price(seat, tokens["asker"]) for seat in block.askers.values())
-    of_judges = sum(_price(seat, tokens["judges"]) for seat in judges)
-    return of_askers / len(block.askers) + (of_judges / len(judges) if judges else 0.0)
+    of_judges = sum(
+        _price(seat, (tokens["judges"][0] // len(judges), conversations * _verdict(seat)))
+        for seat in judges
+    )
+    return of_askers / len(block.askers) + of_judges
+
+
+def _verdict(judge: SeatConfig) -> int:
+    """Tokens of one of its replies."""
+    return min(judge.reply_tokens, _VERDICT_TOKENS)
 
 
 def _price_notes(block: Reinforce) -> list[str]:

@@ -339,6 +339,100 @@ def test_costs_follow_from_the_recipe() -> None:
     assert first.usd == 0 and total(found)[1] == pytest.approx(sum(cost.usd or 0 for cost in found))
 
 
+A100 = 312e12  # operations a second at 16 bit; decoding has 8 % of it, reading and training 35 %
+
+
+def priced(stage: str, *values: str, name: str = "parrot") -> Any:
+    """What `stage` would take on one A100, of models of a billion parameters."""
+    sizes = ("asker.base=a/one-1B", "chat.base=a/one-1B", "preference=null")
+    loaded = load(name, overrides=[*sizes, *values])
+    where = pipeline.OnJobs(flavors={"": "a100-large"})
+    (cost,) = costs(loaded, None, where, planned=[Planned(stage, "x", "to run")])  # type: ignore[arg-type]
+    return cost
+
+
+def test_an_askers_preference_training_is_sampling_two_scorecards_and_dpo_by_hand() -> None:
+    block = {
+        "contexts": 1000, "samples": 4, "context_chars": 4000, "sampling": {"max_tokens": 50},
+        "dpo": {"num_train_epochs": 1, "gradient_checkpointing": False},
+    }  # fmt: skip
+    card = 'eval.scorecard={"contexts": 100, "openings": 50}'
+    without = priced("asker", card)
+    cost = priced("asker", card, f"asker.preference={json.dumps(block)}")
+    written = 1000 * 4 * 50 + 2 * 150 * 50
+    read = (1000 + 2 * 150) * 1000
+    answering = 2e9 * (written / 0.08 + read / 0.35) / A100
+    trained = 2 * 1000 * (1000 + 50)
+    optimising = (6e9 + 2e9) * trained / (A100 * 0.35)  # the reference reads as much
+    assert cost.hours - without.hours == pytest.approx((answering + optimising) / 3600)
+    assert cost.usd == pytest.approx(2.5 * cost.hours) and "1,000 pairs" in cost.note
+
+
+def test_intents_are_paid_by_token_or_with_the_hardware_that_words_them_by_hand() -> None:
+    sized = (
+        "corpus.openings=1000", "corpus.test=500",
+        'asker.expected={"conversations": 8500, "tokens": 900}',
+    )  # fmt: skip
+    without = priced("corpus", *sized)
+    judge = {"endpoints": ["http://1.2.3.4"], "repo": "a/judge", "sampling": {"max_tokens": 20},
+             "usd_per_million_input": 2.0, "usd_per_million_output": 8.0}  # fmt: skip
+
+    def judged(**changes: Any) -> Any:
+        block = {"judging": {"judge": {**judge, **changes}}}
+        return priced("corpus", *sized, f"corpus.intents={json.dumps(block)}")
+
+    by_token = judged()
+    assert by_token.usd - without.usd == pytest.approx(10_000 * (500 * 2.0 + 20 * 8.0) / 1e6)
+    assert by_token.hours == without.hours and "10,000 intents at 11.60 USD" in by_token.note
+    hosted = judged(
+        repo="a/judge-8B", endpoints=["deploy"], sampling={"max_tokens": 128},
+        usd_per_million_input=0.0, usd_per_million_output=0.0,
+        deploy={"engine": "vllm", "hardware": "aws-nvidia-a100-x1"},
+    )  # fmt: skip
+    seconds = 2 * 8e9 * 10_000 * (30 / 0.08 + 500 / 0.35) / A100
+    hours = seconds / 3600 + 5 / 60
+    assert hosted.hours - without.hours == pytest.approx(hours)
+    assert hosted.usd - without.usd == pytest.approx(hours * (2.5 + 2.5))
+    assert "endpoint aws-nvidia-a100-x1" in hosted.where and "10,000 intents" in hosted.note
+
+
+def test_judgments_of_the_cross_simulator_table_by_hand() -> None:
+    judge = {"endpoints": ["http://1.2.3.4"], "repo": "a/judge", "sampling": {"max_tokens": 60},
+             "usd_per_million_input": 3.0, "usd_per_million_output": 10.0}  # fmt: skip
+    block = {
+        "openings": 20, "turns": 3, "chats": ["base", "chat"], "context": 4096,
+        "rewards": [{"name": "judges", "judges": [{"judge": judge}] * 2}],
+        "sampling": {"max_tokens": 40}, "chat_sampling": {"max_tokens": 200},
+    }  # fmt: skip
+    without = priced("eval", "eval.scorecard=null")
+    cost = priced("eval", "eval.scorecard=null", f"eval.against={json.dumps(block)}")
+    conversations = 20 * 2 * 2  # the asker and its base, with two chat models
+    usd = conversations * 2 * (3 * (40 + 200) * 3.0 + 60 * 10.0) / 1e6
+    assert (
+        f"80 conversations for the cross-simulator table, its judgments at {usd:.2f}" in cost.note
+    )
+    written = conversations * (2 * 40 + 3 * 200)
+    seconds = 2e9 * (written / 0.08 + conversations * 3 * 240 / 0.35) / A100
+    assert cost.hours - without.hours == pytest.approx(seconds / 3600)
+    assert cost.usd - without.usd == pytest.approx(usd + 2.5 * seconds / 3600)
+
+
+def test_a_reinforcement_as_a_job_by_hand() -> None:
+    block = {
+        "askers": {"own": {"repo": "asker"},
+                   "there": {"repo": "a/person-8B", "endpoints": ["deploy"],
+                             "deploy": {"hardware": "aws-nvidia-a100-x1"}}},
+        "expected": {"conversations": 5000, "tokens": 1200},
+    }  # fmt: skip
+    cost = priced("reinforce", f"reinforce={json.dumps(block)}", "chat.lora=null")
+    trained = (6 + 2) * 1e9 / 0.35  # forward twice, backward to inputs and to weights
+    seconds = 5000 * 1200 * (trained + 2e9 / 0.08) / A100
+    hours = seconds / 3600 + 2 * 5 / 60
+    assert cost.hours == pytest.approx(hours)
+    assert cost.usd == pytest.approx(hours * (2.5 + 2.5))
+    assert cost.note == "5,000 conversations, 6.0M tokens"
+
+
 class _Nothing:
     def find_commit(self, *_: Any, **__: Any) -> None:
         return None
