@@ -55,7 +55,7 @@ def figures(recipe: str, seconds: float, preference: dict[str, Any]) -> dict[str
         "pairs": pairs,
         "steps": dpo["steps"],
         "contexts": card["settings"]["contexts"],
-        "titles": {name: entry["title"] for name, entry in card["definitions"].items()},
+        "titles": {name: entry["title"] for name, entry in card["measures"].items()},
         "players": {row["name"]: row["values"] for row in card["rows"]},
     }
 

@@ -1,9 +1,10 @@
-"""Reinforcement against the asker and the cross-simulator table, end to end and small: one run,
-what it commits and publishes, and that the next one does nothing."""
+"""Reinforcement against the asker and the cross-simulator table, end to end and small: one run that
+was killed and resumed, what it commits and publishes, and that the next one does nothing."""
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from support.loading import datasets_of, splits_of
 from support.mock_endpoint import mock
 from support.people_models import END, people_model
 from support.tiny_models import tiny_base, write_rows
+from support.waiting import until
 
 from hubkit.hub import Ref, connect
 from hubkit.publishing import lint
@@ -85,9 +87,22 @@ def arguments(
 
 
 @pytest.fixture(scope="module")
-def loop(arguments: tuple[list[str], Any]) -> dict[str, Any]:
-    """What ``hubkit run --json`` printed."""
+def loop(arguments: tuple[list[str], Any], hubkit_home: Path) -> dict[str, Any]:
+    """What ``hubkit run --json`` printed, after a kill in the middle of the reinforcement's first
+    batch."""
     command = [sys.executable, "-m", "hubkit", "run", *arguments[0], "--json"]
+    log = hubkit_home / "reinforcing.log"
+    with log.open("wb") as out:
+        killed = subprocess.Popen(command, stdout=out, stderr=out)
+
+    def in_a_batch() -> bool:
+        assert killed.poll() is None, log.read_text("utf-8", "replace")[-3000:]
+        journals = hubkit_home.glob("runs/parrot-reinforce-*/scratch/journal/conversations.jsonl")
+        return any(b'"g0/' in journal.read_bytes() for journal in journals)
+
+    until(in_a_batch, timeout_s=900)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
     done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
@@ -102,6 +117,9 @@ def test_it_is_one_adapter_and_its_conversations_with_rewards(stages: dict[str, 
     made = stages["reinforce"]["report"]
     reinforcement = made["reinforcement"]
     assert made["steps"] == 2 and reinforcement["conversations"] == 2 * 4 + 2 * 3
+    askers = reinforcement["askers"]
+    assert askers["requests"] == 14, "a turn that was acknowledged is not asked for again"
+    assert askers["answers_from_journal"] > 0
     assert [step["step"] for step in reinforcement["curve"]] == [1, 2]
     assert reinforcement["difference"]["clusters"] == 3 and not reinforcement["stopped"]
     assert set(reinforcement["before"]["rewards"]) == {"next_turn", "format"}

@@ -10,9 +10,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from support.mock_endpoint import mock
+from support.paths import ROOT
 from support.tiny_models import tiny_base, write_rows
 
 from hubkit.errors import RecipeError, TrainingError
+from hubkit.metrics.scorecards import Row, Scorecard
 from hubkit.preference import people_pairs
 from hubkit.preference.people_pairs import PeoplePairsReport
 from hubkit.recipe import PeoplePairs, Preference, SeatConfig, load
@@ -92,6 +94,24 @@ def test_the_asker_is_trained_on_them_in_its_own_seat(tmp_path: Path) -> None:
     assert report.seat == "user" and report.rows["pairs_used"] == len(rows)
     template = (tmp_path / "asker" / "chat_template.jinja").read_text()
     assert json.dumps("<|im_start|>user\n")[1:-1] in template.rpartition("generation_prompt")[2]
+
+
+def test_its_bench_reads_what_the_stage_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "bench"))
+    import asker_preference
+    import readme
+
+    report, _, _ = pairs(tmp_path, ["Can I use less rye in the bread?"])
+    values = {"words_per_turn": {"value": 9.0, "n": 40, "low": 8.0, "high": 10.0}}
+    rows = [Row(name, None, values, {}) for name in ("people", "before", "after")]
+    card = Scorecard(rows, {"contexts": 40}).to_dict()
+    preference = {"pairs": report.to_dict(), "dpo": {"steps": 2}, "scorecard": card}
+    found = asker_preference.figures("userlm", 3.0, preference)
+    text = readme.asker_preference({"asker_preference": found})
+    assert "4 pairs out of 5 contexts (dropped: 1), 2 steps of DPO" in text
+    assert "| measure | people | before | after |" in text and "| 9 (8 to 10) |" in text
 
 
 def test_only_the_asker_has_such_a_block() -> None:

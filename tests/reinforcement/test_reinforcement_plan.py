@@ -81,7 +81,7 @@ def test_a_conversation_is_no_longer_than_its_context_and_a_free_seat_costs_noth
     ("value", "sentence"),
     [
         ("reinforce.budget_usd=5", "budget"),
-        ("reinforce.grpo.per_device_train_batch_size=3", "num_generations"),
+        ("reinforce.openings=1", "a batch takes 2 openings, and there are 1"),
         ('reinforce.rewards=[{"name": "nothing_like_it"}]', "nothing_like_it"),
     ],
 )
@@ -90,9 +90,13 @@ def test_what_the_run_would_refuse_the_plan_refuses(base: str, value: str, sente
     assert any(sentence in refusal for refusal in refusals), refusals
 
 
-def test_a_key_that_the_trainer_does_not_know_is_refused(base: str) -> None:
-    with pytest.raises(RecipeError, match="no_such_key"):
-        planned(base, "reinforce.grpo.no_such_key=1")
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [("no_such_key=1", "no_such_key"), ("per_device_train_batch_size=3", "divisible by num_gen")],
+)
+def test_a_key_or_batch_that_trl_refuses_is_refused(base: str, value: str, sentence: str) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        planned(base, f"reinforce.grpo.{value}")
 
 
 def _parameters(base: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from hubkit.conversation import Message
-from hubkit.errors import RecipeError
+from hubkit.errors import EndpointUnreachableError, RecipeError
 from hubkit.recipe import RewardTerm
 from hubkit.reinforcement import (
     REWARDS,
     Episode,
     Masked,
     Outcome,
+    Reward,
     RewardContext,
     Rewards,
     register,
@@ -97,6 +98,45 @@ def test_rewards_add_up_by_weight_and_one_mask_masks_the_conversation(
     assert [o.masks.get("moody", "") for o in found] == [
         "", "not_finite", "no_number", "unsure", "ZeroDivisionError: in a plug-in",
     ]  # fmt: skip
+
+
+class Unfit:
+    """A reward that does not give one value for each conversation in time, or at all."""
+
+    def __init__(self, how: str) -> None:
+        self._how = how
+
+    async def score(self, episodes: Sequence[Episode]) -> Sequence[Any]:
+        if self._how == "never":
+            await asyncio.Event().wait()
+        if self._how == "unreachable":
+            raise EndpointUnreachableError("nobody answers at http://127.0.0.1:9")
+        return [1.0] * (len(episodes) - 1) if self._how == "too few" else [1.0] * len(episodes)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("never", "timeout"),
+        ("too few", "wrong_count"),
+        ("unreachable", "EndpointUnreachableError: nobody answers at http://127.0.0.1:9"),
+        ("in time", ""),
+    ],
+)
+def test_a_reward_that_does_not_answer_masks_the_batch_and_is_counted(
+    tmp_path: Path, own_rewards: None, how: str, reason: str
+) -> None:
+    @register
+    def unfit() -> Reward:
+        return Unfit(how)
+
+    terms = [RewardTerm(name="unfit", timeout_s=0.05), RewardTerm(name="format")]
+    rewards = Rewards(terms, RewardContext(tmp_path))
+    found = asyncio.run(rewards.score([EPISODE, Episode("x", EPISODE.messages)]))
+    assert [outcome.total for outcome in found] == [None if reason else 1.0] * 2
+    assert [outcome.masks for outcome in found] == [{"unfit": reason} if reason else {}] * 2
+    assert [outcome.parts["format"] for outcome in found] == [0.0, 0.0]
+    assert dict(rewards.masked) == ({f"unfit: {reason}": 2} if reason else {})
 
 
 @pytest.mark.parametrize(
