@@ -74,35 +74,71 @@ class Comparison:
         return {**asdict(self), "outside_noise": self.outside_noise}
 
 
+@dataclass(frozen=True)
+class Seating:
+    """Whose turns are scored, and what is read before them.
+
+    Attributes:
+        seat: Who wrote them.
+        system: The system message in front.
+        intent_column: The column whose text goes into it, as in training; rows without are skipped.
+        printed_as: Prints the turns under the other speaker's label: a base that is *told* to play
+            the user, instead of sitting in the user's seat. None: `seat`.
+        template: How conversations are printed, as in the recipe's block; None: as the base does.
+        thinking: As in the recipe's block.
+    """
+
+    seat: Seat
+    system: str | None = None
+    intent_column: str | None = None
+    printed_as: Seat | None = None
+    template: str | None = None
+    thinking: chat_templates.Thinking = "off"
+
+    @classmethod
+    def of(cls, training: Training, *, printed_as: Seat | None = None) -> Seating:
+        """As `training` trains its seat."""
+        return cls(
+            training.seat, training.system, training.intent_column, printed_as,
+            training.template, training.thinking or "off",
+        )  # fmt: skip
+
+    def view(self, row: Mapping[str, Any]) -> list[Message] | str:
+        """A row's messages as the seat sees them, or why they cannot be scored."""
+        messages = row["messages"]
+        reason = fault(messages, first=None) if isinstance(messages, list) else "bad_message"
+        if reason is not None:
+            return reason
+        intent = row.get(self.intent_column) if self.intent_column else None
+        if self.intent_column and not (isinstance(intent, str) and intent.strip()):
+            return "no_intent"
+        return seat_view(messages, self.seat, self.system, intent=intent)
+
+
 def heldout_loss(
     block: Evals,
     base: Path,
     adapter: Path | None,
     data: Sequence[Path],
+    seating: Seating,
     *,
-    seat: Seat,
-    system: str | None,
-    printed_as: Seat | None = None,
-    templates: chat_templates.SeatTemplates | None = None,
     progress: Progress = silent,
 ) -> HeldOut:
-    """Loss of `seat`'s turns under the model in `base`, with `adapter` (an adapter or a whole model
+    """Loss of a seat's turns under the model in `base`, with `adapter` (an adapter or a whole model
     folder) if given.
 
     The first ``block.conversations`` usable rows of `data` are scored, each cut to
-    ``block.max_tokens``. Every model is given the same text: the seat's template on the base,
-    `system` in front. `printed_as` prints the seat's turns under the other speaker's label: a base
-    that is *told* to play the user, instead of sitting in the user's seat. `templates` are how the
-    base prints conversations, where the recipe says more of that than the base does.
+    ``block.max_tokens``. Every model is given the same text, as `seating` says.
 
     Raises `SourceError` when data or models cannot be read, or when no row is usable.
     """
     quiet_environment()
     tokenizer = load_tokenizer(base)
     skipped: dict[str, int] = {}
-    templates = templates or chat_templates.for_base(base)
-    printer = _Printer(tokenizer, templates, seat, printed_as or seat, block)
-    rows = list(_encoded(block, data, printer, system, skipped))
+    seat = seating.seat
+    templates = chat_templates.for_base(base, template=seating.template, thinking=seating.thinking)
+    printer = _Printer(tokenizer, templates, seat, seating.printed_as or seat, block)
+    rows = list(_encoded(block, data, printer, seating, skipped))
     if not rows:
         raise SourceError(
             f"none of the held-out rows has a turn of seat {seat!r} ({skipped}); "
@@ -198,23 +234,11 @@ def _judge(
     arms: dict[str, HeldOut] = {}
     for number, (arm, (folder, printed_as)) in enumerate(plans.items()):
         arm_progress = part(progress, number, len(plans), arm)
-        printed = (training.template, training.thinking)
-        key = (candidate.base, folder, seat, system, printed_as, printed)
+        seating = Seating.of(training, printed_as=printed_as)
+        key = (candidate.base, folder, seating)
         if key not in scored:
             scored[key] = heldout_loss(
-                block,
-                candidate.base,
-                folder,
-                data,
-                seat=seat,
-                system=system,
-                printed_as=printed_as,
-                templates=chat_templates.for_base(
-                    candidate.base,
-                    template=training.template,
-                    thinking=training.thinking or "off",
-                ),
-                progress=arm_progress,
+                block, candidate.base, folder, data, seating, progress=arm_progress
             )
         arms[arm] = scored[key]
     trained = arms["trained"]
@@ -263,39 +287,33 @@ def _encoded(
     block: Evals,
     data: Sequence[Path],
     printer: _Printer,
-    system: str | None,
+    seating: Seating,
     skipped: dict[str, int],
 ) -> Iterator[tuple[str, chat_templates.Encoded]]:
     usable = 0
-    for index, row in enumerate(_rows(data)):
+    for index, row in enumerate(rows_of(data)):
         if usable == block.conversations:
             return
-        messages = row["messages"]
-        reason = fault(messages, first=None) if isinstance(messages, list) else "bad_message"
-        if reason is None:
-            encoded = printer(seat_view(messages, printer.seat, system))
+        view = seating.view(row)
+        if not isinstance(view, str):
+            encoded = printer(view)
             if encoded.loss_tokens:
                 usable += 1
                 yield str(row.get("id", index)), encoded
                 continue
-            reason = "no_loss_tokens"
+        reason = view if isinstance(view, str) else "no_loss_tokens"
         skipped[reason] = skipped.get(reason, 0) + 1
-
-
-def usable_rows(data: Sequence[Path]) -> Iterator[list[Message]]:
-    """The messages of every well-formed row, in order."""
-    for _, messages in usable_rows_with_ids(data):
-        yield messages
 
 
 def usable_rows_with_ids(data: Sequence[Path]) -> Iterator[tuple[str, list[Message]]]:
     """The id and the messages of every well-formed row, in order."""
-    for index, row in enumerate(_rows(data)):
+    for index, row in enumerate(rows_of(data)):
         if isinstance(row["messages"], list) and fault(row["messages"], first=None) is None:
             yield str(row.get("id", index)), row["messages"]
 
 
-def _rows(data: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def rows_of(data: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """Every row of parquet files, in order. Raises `SourceError` for what is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

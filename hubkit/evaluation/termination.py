@@ -7,14 +7,15 @@ that a person could have ended on, the probability of the mark, and how well the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hubkit import chat_templates
 from hubkit.errors import SourceError
-from hubkit.evaluation.held_out_loss import usable_rows
+from hubkit.evaluation.held_out_loss import Seating, rows_of
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Evals, Training
 from hubkit.training.config import quiet_environment
@@ -77,14 +78,14 @@ def termination(
         base, template=training.template, thinking=training.thinking or "off"
     )
     measured: list[list[float]] = []
-    for messages in usable_rows(data):
+    seating = Seating.of(training)
+    for row in rows_of(data):
         progress(len(measured), block.conversations, "probabilities of the end mark")
         if len(measured) == block.conversations:
             break
-        if (
-            chances := _chances(messages, training, tokenizer, templates, model, block.max_tokens)
-        ) is not None:
-            measured.append(chances)
+        prompts = _prompts(row, training, seating, tokenizer, templates)
+        if prompts and max(len(p.input_ids) for p in prompts) <= block.max_tokens:
+            measured.append([math.exp(-score(model, prompt)) for prompt in prompts])
     if not measured:
         raise SourceError(
             f"no held-out conversation ends on an answer within {block.max_tokens} tokens"
@@ -92,30 +93,30 @@ def termination(
     return summarise(measured)
 
 
-def _chances(
-    messages: list[Any],
+def _prompts(
+    row: Mapping[str, Any],
     training: Training,
+    seating: Seating,
     tokenizer: Any,
     templates: chat_templates.SeatTemplates,
-    model: Any,
-    max_tokens: int,
-) -> list[float] | None:
-    """The mark's probability after each answer of a conversation that ends on one; None where it
-    does not fit.
-    """
-    import math
-
-    turns = [m for m in messages if m["role"] != "system"]
+) -> list[chat_templates.Encoded]:
+    """The conversation up to each of its answers with the mark after it, which alone carries loss;
+    none for a conversation that does not end on an answer, or cannot be read."""
+    if isinstance(seating.view(row), str):
+        return []
+    turns = [m for m in row["messages"] if m["role"] != "system"]
     if turns[-1]["role"] != "assistant":
-        return None
-    chances = []
-    for end in (i + 1 for i, m in enumerate(turns) if m["role"] == "assistant"):
-        view = seat_view(turns[:end], training.seat, training.system, end_mark=training.end_mark)
-        encoded = templates.encode(tokenizer, view, training.seat)
-        if len(encoded.input_ids) > max_tokens:
-            return None
-        chances.append(math.exp(-score(model, _last_turn(encoded))))
-    return chances
+        return []
+    intent = row.get(training.intent_column) if training.intent_column else None
+    views = (
+        seat_view(
+            turns[: at + 1], training.seat, training.system,
+            end_mark=training.end_mark, intent=intent,
+        )
+        for at, turn in enumerate(turns)
+        if turn["role"] == "assistant"
+    )  # fmt: skip
+    return [_last_turn(templates.encode(tokenizer, view, training.seat)) for view in views]
 
 
 def _last_turn(encoded: chat_templates.Encoded) -> chat_templates.Encoded:

@@ -15,7 +15,7 @@ from typing import Any
 from hubkit import chat_templates
 from hubkit.conversation import Seat
 from hubkit.errors import RecipeError
-from hubkit.evaluation import heldout_loss
+from hubkit.evaluation import Seating, heldout_loss
 from hubkit.evaluation.scorecard import Player, TuringTest, contexts, requests, scorecard
 from hubkit.hub import Hub, Ref
 from hubkit.hub.adapters import base_of
@@ -323,9 +323,7 @@ def _perplexities(
             hub.snapshot(asker.base, allow_patterns=WEIGHTS) if asker.base else weights,
             weights if asker.base else None,
             data,
-            seat="user",
-            system=asker.system,
-            printed_as=printed,
+            Seating("user", asker.system, asker.intent_column, printed),
             progress=progress,
         )
         perplexities[asker.name] = loss.perplexity

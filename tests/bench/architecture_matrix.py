@@ -124,12 +124,12 @@ class Loop:
 
     def evaluate(self) -> None:
         """The asker's held-out loss."""
-        from hubkit.evaluation.held_out_loss import heldout_loss
+        from hubkit.evaluation.held_out_loss import Seating, heldout_loss
         from hubkit.recipe import Evals
 
         evals = Evals(conversations=2, max_tokens=96)
         loss = heldout_loss(
-            evals, self.base, self.adapters["asker"], [self.data], seat="user", system=None
+            evals, self.base, self.adapters["asker"], [self.data], Seating("user")
         ).loss
         assert loss > 0, loss
         self.row["eval"] = True

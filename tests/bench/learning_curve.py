@@ -61,7 +61,7 @@ def curve(name: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
 
     def score(folder: Path | None) -> evaluation.HeldOut:
         return evaluation.heldout_loss(
-            made.eval, base_folder, folder, held_out, seat=block.seat, system=block.system
+            made.eval, base_folder, folder, held_out, evaluation.Seating.of(block)
         )
 
     base = score(None)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from hubkit.cli import eval_asker
 from hubkit.errors import HubkitError, RecipeError, SourceError
-from hubkit.evaluation import heldout_loss
+from hubkit.evaluation import Seating, heldout_loss
 from hubkit.hub import Hub, Ref, connect
 from hubkit.recipe import Evals, Training
 from hubkit.training import Base, train
@@ -108,8 +108,8 @@ def test_an_asker_is_compared_with_its_base_and_people(
     )
     assert asker["values"]["perplexity"]["value"] != base["values"]["perplexity"]["value"] > 1
     told = heldout_loss(Evals(conversations=30), hub.snapshot(repos["base"]), None,
-                        _data(hub, repos), seat="user",
-                        system=SYSTEM, printed_as="assistant")  # fmt: skip
+                        _data(hub, repos),
+                        Seating("user", SYSTEM, printed_as="assistant"))  # fmt: skip
     assert base["values"]["perplexity"]["value"] == pytest.approx(told.perplexity), (
         "in its own seat"
     )

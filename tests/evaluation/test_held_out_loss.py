@@ -13,7 +13,7 @@ from support.tiny_models import tiny_base, write_rows
 from hubkit import evaluation
 from hubkit.conversation import swap_roles
 from hubkit.errors import SourceError
-from hubkit.evaluation import Candidate, HeldOut, compare, heldout, heldout_loss
+from hubkit.evaluation import Candidate, HeldOut, Seating, compare, heldout, heldout_loss
 from hubkit.recipe import Evals, Training
 from hubkit.training import Base, train
 
@@ -61,7 +61,7 @@ def test_the_loss_is_the_models_own_over_the_seats_tokens(base, data):
 
     from hubkit import chat_templates
 
-    found = heldout_loss(BLOCK, base, None, [data], seat="user", system="You ask.")
+    found = heldout_loss(BLOCK, base, None, [data], Seating("user", "You ask."))
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(base),
         AutoTokenizer.from_pretrained(base),
@@ -78,6 +78,51 @@ def test_the_loss_is_the_models_own_over_the_seats_tokens(base, data):
         assert nats == pytest.approx(float(mean) * tokens, rel=1e-4)
         assert tokens == encoded.loss_tokens
     assert found.loss == pytest.approx(sum(found.nats) / sum(found.tokens))
+
+
+def test_each_conversation_is_scored_under_its_own_intent(tmp_path, base, data):
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(data)
+    intents = [["find out about rye"], ["bake a loaf"], [None]]
+    for number, intent in enumerate(intents):
+        one = rows.slice(0, 1).append_column("intent", [intent])
+        pq.write_table(one, tmp_path / f"{number}.parquet")
+    files = [tmp_path / f"{number}.parquet" for number in range(3)]
+    told = heldout_loss(
+        BLOCK, base, None, files, Seating("user", "You want to {intent}.", "intent")
+    )
+    alone = [
+        heldout_loss(BLOCK, base, None, [data], Seating("user", f"You want to {text}."))
+        for text in ("find out about rye", "bake a loaf")
+    ]
+    assert told.nats == [loss.nats[0] for loss in alone] and told.nats[0] != told.nats[1]
+    assert told.skipped == {"no_intent": 1}
+    block = Training(base="acme/tiny", seat="user", system="You want to {intent}.",
+                     intent_column="intent")  # fmt: skip
+    folder = Candidate(block, base, base)
+    found = heldout(BLOCK, files, {"asker": folder}, seed=1)["asker"]["arms"]
+    assert found["trained"]["nats"] == told.nats, "as the eval stage scores it"
+
+
+def test_an_end_is_predicted_under_the_conversation_s_intent(tmp_path, base):
+    import pyarrow.parquet as pq
+
+    closed = write_rows(tmp_path / "c.parquet", [[*ROWS[0], ("assistant", "Use less water.")]])
+    files = {}
+    for name, intent in (("rye", "find out about rye"), ("loaf", "bake a loaf"), ("none", None)):
+        files[name] = tmp_path / f"{name}.parquet"
+        pq.write_table(pq.read_table(closed).append_column("intent", [[intent]]), files[name])
+    values = {"base": "acme/tiny", "seat": "user", "end_mark": "[bye]"}
+    block = Training(**values, system="You want to {intent}.", intent_column="intent")
+
+    def at_ends(training: Training, name: str) -> float:
+        return evaluation.termination(BLOCK, training, base, base, [files[name]]).at_ends
+
+    by_hand = Training(**values, system="You want to find out about rye.")
+    assert at_ends(block, "rye") == at_ends(by_hand, "none") != at_ends(block, "loaf")
+    with pytest.raises(SourceError, match="no held-out conversation ends on an answer"):
+        at_ends(block, "none")
 
 
 def test_a_trained_asker_beats_its_base_outside_the_noise(base, data, asker):
@@ -103,9 +148,7 @@ def test_whole_weights_and_their_adapter_score_the_same(tmp_path, base, data, as
         AutoModelForCausalLM.from_pretrained(base), trained
     ).merge_and_unload()
     merged.save_pretrained(tmp_path)
-    scores = [
-        heldout_loss(BLOCK, base, m, [data], seat="user", system=None) for m in (trained, tmp_path)
-    ]
+    scores = [heldout_loss(BLOCK, base, m, [data], Seating("user")) for m in (trained, tmp_path)]
     assert scores[0].nats == pytest.approx(scores[1].nats, rel=1e-4)
 
 
@@ -175,14 +218,14 @@ def test_only_the_same_conversations_can_be_compared():
 
 def test_unusable_rows_are_counted_and_no_rows_are_an_error(tmp_path, base, data):
     found = heldout_loss(
-        Evals(conversations=50, max_tokens=64), base, None, [data], seat="user", system=None
+        Evals(conversations=50, max_tokens=64), base, None, [data], Seating("user")
     )
     assert found.skipped == {"empty_turn": 1} and len(found.ids) == 8
     bad = write_rows(tmp_path / "bad.parquet", [[("user", " ")]])
     with pytest.raises(SourceError, match="none of the held-out rows"):
-        heldout_loss(BLOCK, base, None, [bad], seat="user", system=None)
+        heldout_loss(BLOCK, base, None, [bad], Seating("user"))
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"PAR1")
     with pytest.raises(SourceError, match="cannot be read as parquet"):
-        heldout_loss(BLOCK, base, None, [broken], seat="user", system=None)
+        heldout_loss(BLOCK, base, None, [broken], Seating("user"))
     assert evaluation.__doc__

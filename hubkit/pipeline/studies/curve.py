@@ -60,8 +60,7 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
             hub.snapshot(refs["base"], allow_patterns=WEIGHTS),
             hub.snapshot(ref, allow_patterns=WEIGHTS) if ref else None,
             parquet(hub, refs["corpus"], "test"),
-            seat="user",
-            system=context.recipe.asker.system,
+            evaluation.Seating.of(context.recipe.asker),
             progress=dirs.progress,
         )
         _keep(cache_path, scored[tokens])
