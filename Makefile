@@ -11,7 +11,7 @@ RUN   := $(BIN)/hubkit run $(RECIPE) --profile $(PROFILE)
 # All figures into tests/bench/bench.json, BENCHMARKS.md and README.md.
 FIGURES := $(BIN)/python tests/bench/readme.py
 
-.PHONY: demo corpus asker rollout curate chat eval push spaces test test-slow conformance check format
+.PHONY: demo corpus asker rollout curate chat eval push spaces test test-order test-slow conformance check format
 .PHONY: bench bench-demo bench-gpu bench-curve bench-preference plans chaos reference scanner licences clean help
 .DEFAULT_GOAL := help
 
@@ -49,6 +49,10 @@ spaces: $(READY) ## both pushed Spaces on this machine, against the embedded Hub
 
 test: $(READY) ## the tests, without the slow ones (on two cores at once; WORKERS=0: one after the other)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
+test-order: $(READY) ## the same, and write down how long each file takes: the longest begin first
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --junitxml .venv/tests.xml
+	$(BIN)/python tests/support/durations.py .venv/tests.xml
 
 test-slow: $(READY) ## the slow tests: kills, chaos, whole demos
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -5,19 +5,23 @@ embedded Hub.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.paths import ROOT
+from support import durations
+from support.paths import ROOT, TESTS
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from support.hub_server import HubServer
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 for _name in [n for n in os.environ if n.startswith(("HF_", "HUBKIT_", "TRANSFORMERS_"))]:
     del os.environ[_name]
@@ -27,6 +31,26 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["GOMP_SPINCOUNT"] = "4000"  # as the command line sets it
 os.environ["PYTHONPATH"] = str(ROOT)
+# What is compiled is kept: every child process would compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# Started in a shell's background, the tests ignore Ctrl-C, and so would every process they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers take files in the order of the collection."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    by_file: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        by_file.setdefault(item.path.relative_to(TESTS).as_posix(), []).append(item)
+    order = durations.longest_first(by_file, durations.recorded())
+    items[:] = [item for file in order for item in by_file[file]]
 
 
 @pytest.fixture(scope="session")
@@ -68,9 +92,17 @@ def repo(api: HfApi) -> Iterator[str]:
 
 
 @pytest.fixture
-def cli():
-    """Run ``hubkit …`` as a person would: its own process. Returns what `subprocess.run`
-    returns.
+def cli() -> Command:
+    """Run ``hubkit …`` in this process. Returns what `subprocess.run` returns."""
+    from support import command
+
+    return command.run
+
+
+@pytest.fixture
+def cli_process() -> Command:
+    """Run ``hubkit …`` as a person would, in a process of its own, which costs seconds: where
+    plug-ins, the encoding of streams or variables that libraries read once matter.
     """
 
     def call(*args: str, timeout_s: float = 600, **env: str) -> subprocess.CompletedProcess[str]:

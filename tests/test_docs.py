@@ -7,6 +7,7 @@ demo` leaves them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 import typer
+from support import command
 from support.paths import ROOT
 
 from hubkit import cli, recipe
@@ -227,18 +229,16 @@ def test_every_command_is_one_that_the_command_line_takes(
     """Each with all its options, down to where it would begin to work; recipes, profiles and values
     are read too.
     """
-    command, words = command_line, shlex.split(line)[1:]
-    context = command.context_class(command, info_name="hubkit")
-    while hasattr(command, "resolve_command"):
-        context = command.make_context(command.name, list(words), parent=context)
-        _, command, words = command.resolve_command(
-            context, [*context._protected_args, *context.args]
-        )
-    values = command.make_context(command.name, list(words), parent=context).params
+    node, words = command_line, shlex.split(line)[1:]
+    context = node.context_class(node, info_name="hubkit")
+    while hasattr(node, "resolve_command"):
+        context = node.make_context(node.name, list(words), parent=context)
+        _, node, words = node.resolve_command(context, [*context._protected_args, *context.args])
+    values = node.make_context(node.name, list(words), parent=context).params
     name = str(values.get("recipe"))
     if name in recipe.available()["recipes"] or name.endswith(".yaml"):
         path = str(here / name) if name.endswith(".yaml") else name
-        load = partial(recipe.load_study, "utility") if command.name == "utility" else recipe.load
+        load = partial(recipe.load_study, "utility") if node.name == "utility" else recipe.load
         load(path, profiles=values.get("profile", ()), overrides=values.get("overrides", ()))
 
 
@@ -251,20 +251,34 @@ def test_commands_run(block: str, shell: dict[str, str], here: Path) -> None:
     ]  # weights: tests/e2e/test_loop.py loads them
     if not any(line.split()[0] in ("hubkit", "hf", "python") for line in run):
         pytest.skip("everything in it runs elsewhere: see ELSEWHERE")
-    done = subprocess.run(
+    for done in _done(run, shell, here):
+        assert done.returncode == 0, f"{done.args}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
+        assert (
+            "cannot run" not in done.stdout + done.stderr
+            or "--profile cloud" in block
+            or "--launch" in block
+        )
+
+
+def _done(
+    lines: list[str], shell: dict[str, str], here: Path
+) -> Iterator[subprocess.CompletedProcess[str]]:
+    """Run the lines of a block in `here`: in a shell where they need one, else in this process."""
+    plain = [line.split("  #")[0] for line in lines]
+    if all(re.fullmatch(r"hubkit [^|&;<>$`*?]+", line) for line in plain):
+        for line in plain:
+            with contextlib.chdir(here):
+                words = shlex.split(line)[1:]
+                yield command.run(*words, OPENAI_API_KEY=shell["OPENAI_API_KEY"])
+        return
+    yield subprocess.run(
         ["bash", "-e"],
-        input="\n".join(run),
+        input="\n".join(lines),
         env=shell,
         cwd=here,
         capture_output=True,
         text=True,
         check=False,
-    )
-    assert done.returncode == 0, f"{run}\n{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
-    assert (
-        "cannot run" not in done.stdout + done.stderr
-        or "--profile cloud" in block
-        or "--launch" in block
     )
 
 

@@ -7,6 +7,7 @@ imported inside commands, so that ``hubkit --help`` answers at once."""
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import sys
 from io import TextIOWrapper
@@ -78,8 +79,9 @@ def root(
     logs.configure(verbose=verbose, file=log_file)
 
 
+@functools.cache
 def register_all() -> None:
-    """Hang every command into `app`."""
+    """Hang every command into `app`, once."""
     from hubkit.cli import (
         askers,
         clean,

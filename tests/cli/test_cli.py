@@ -104,7 +104,6 @@ def test_a_terminal_that_knows_few_characters_gets_whole_data(
             str(tmp_path / "o"),
             *more,
             PYTHONIOENCODING=encoding,
-            PYTHONUTF8="1",
         )
         assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["files"][0]["unreadable"]["turn_without_text"]["examples"] == [

@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_pushing_elsewhere_without_a_token_is_one_sentence_and_starts_nothing(
-    cli: Callable[..., object], tmp_path: Path
+    cli_process: Callable[..., object], tmp_path: Path
 ):
-    said = cli(
+    said = cli_process(
         "publish", "parrot", "--profile", "laptop", "--to", "https://huggingface.co", "--dry-run",
         HUBKIT_HOME=str(tmp_path), HF_HOME=str(tmp_path / "hf"),
     )  # fmt: skip

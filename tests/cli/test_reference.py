@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
+from support import command
 from support.paths import ROOT
 
 from hubkit.recipe import Recipe, block_of
@@ -15,11 +12,7 @@ PAGE = ROOT / "REFERENCE.md"
 
 def printed(columns: str) -> str:
     """What `hubkit reference` prints in a terminal of that width."""
-    environment = {**os.environ, "COLUMNS": columns}
-    command = [sys.executable, "-m", "hubkit", "reference"]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT
-    ).stdout
+    return command.run("reference", COLUMNS=columns).stdout
 
 
 def test_the_page_is_what_the_command_prints_on_any_terminal() -> None:

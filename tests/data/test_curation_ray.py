@@ -173,7 +173,7 @@ def test_a_corpus_too_and_a_killed_worker_changes_nothing(
 @cluster
 @pytest.mark.timeout(600)
 def test_from_the_command_line_it_is_the_same_stage(
-    cli: Callable[..., Any], tmp_path: Path
+    cli_process: Callable[..., Any], tmp_path: Path
 ) -> None:
     recipe = small_recipe(
         tmp_path, "curate-ray", count=60, openings=40, rollout__dialogues=20, curate__measure=None,
@@ -184,13 +184,13 @@ def test_from_the_command_line_it_is_the_same_stage(
             urls = (
                 ["--asker-url", server.url, "--chat-url", server.url] if verb == "rollout" else []
             )
-            done = cli(verb, *recipe, *urls)
+            done = cli_process(verb, *recipe, *urls)
             assert done.returncode == 0, done.stderr
     seats = [f"rollout.{seat}.endpoints={json.dumps([server.url])}" for seat in ("asker", "chat")]
     recipe += [part for value in seats for part in ("--set", value)]
     found = []
     for more in (["--on", "ray"], []):
-        done = cli("curate", *recipe, *more, "--json")
+        done = cli_process("curate", *recipe, *more, "--json")
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout)["stages"][0])
     assert found[0]["report"]["kept"] == 20 and not found[0]["skipped"]

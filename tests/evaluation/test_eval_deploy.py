@@ -238,7 +238,7 @@ def test_an_asker_and_its_base_play_on_one_endpoint(cli: Any, hub: Hub, tmp_path
         "8",
     ]
     with Watch(hub) as watch:
-        done = cli(*args, "--json", timeout_s=300)
+        done = cli(*args, "--json")
     assert done.returncode == 0, done.stderr
     assert watch.seen == {BASE} and ASKER in done.stdout
     nothing_is_left(hub)

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
+from support import command
 from support.hub_server import HubServer, RawClient, fsck, upkeep
 from support.paths import ROOT
 
@@ -457,10 +459,7 @@ def test_backup_and_restore_from_the_command_line(
 
     monkeypatch.setenv("HUBKIT_HOME", str(tmp_path / "home"))
 
-    def hubkit(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "hubkit", "hub", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=240)
-
+    hubkit = partial(command.run, "hub")
     try:
         connect().make("local/kept")
         saved = str(tmp_path / "saved")

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from local_hub.test_local_hub_inference import engines, tiny_model
+from support import command
 from support.small_run import small_recipe
 from support.tiny_models import tiny_adapter
 from support.waiting import until
@@ -57,9 +58,7 @@ def recipe(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     drop = {"rollout.asker.repo", "rollout.chat.repo"}  # they stand in the seats
     pairs = [text for text in made[2::2] if text.partition("=")[0] not in drop]
     made = ["parrot", *[part for text in pairs for part in ("--set", text)]]
-    done = subprocess.run(
-        [sys.executable, "-m", "hubkit", "corpus", *made], capture_output=True, text=True
-    )
+    done = command.run("corpus", *made)
     assert done.returncode == 0, done.stderr
     return made
 

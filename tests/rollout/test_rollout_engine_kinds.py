@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from support import command
 from support.paths import ROOT
 from support.small_run import small_recipe
 from support.tiny_models import tiny_adapter, tiny_base
@@ -19,11 +19,6 @@ from hubkit.hub import connect
 from hubkit.recipe import load
 
 SERVER = ROOT / "tests" / "support" / "scripted_server.py"
-
-
-def _hubkit(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hubkit", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 def _seats(runs: Path, mode: str) -> dict[str, Any]:
@@ -56,7 +51,7 @@ def test_one_server_sits_in_both_seats_and_ends_with_the_stage(
     base, adapter = repos
     recipe += ["--set", f"rollout.asker.repo={adapter}", "--set", f"rollout.chat.repo={base}"]
     for stage in ("corpus", "rollout"):
-        done = _hubkit(stage, *recipe)
+        done = command.run(stage, *recipe)
         assert done.returncode == 0, done.stderr
     [record] = [json.loads(path.read_text()) for path in runs.glob("*.json")]
     assert record["arguments"][-2:] == ["--seed", "7"]
@@ -82,8 +77,8 @@ def test_a_server_that_cannot_start_is_told_with_the_end_of_its_log(
     recipe = small_recipe(tmp_path, "engine-broken", count=8, openings=4, **_seats(runs, "broken"))
     for seat in ("asker", "chat"):
         recipe += ["--set", f"rollout.{seat}.repo={repos[0]}"]
-    assert _hubkit("corpus", *recipe).returncode == 0
-    done = _hubkit("rollout", *recipe)
+    assert command.run("corpus", *recipe).returncode == 0
+    done = command.run("rollout", *recipe)
     assert done.returncode == 1 and "CUDA out of memory" in done.stderr
     assert "Traceback" not in done.stderr
 

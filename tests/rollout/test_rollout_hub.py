@@ -125,12 +125,14 @@ def test_a_new_machine_goes_on_from_the_hub_alone(
     recipe: list[str], cli: Callable[..., Any]
 ) -> None:
     hub = connect()
-    with mock(latency=0.05) as server:
+    with mock() as server:
         args = [*recipe, *options(server, 0.1), "--dialogues", "24", "--json"]
+        server.script(status=503, after=45)  # it cannot end
         driver = start(*args)
         until(lambda: len(shards_on(hub)) >= 2)
         driver.kill()
         driver.communicate()
+        server.script()
         shutil.rmtree(runs())  # the machine is lost
         # What it had sent is still counted while the server answers it.
         until(lambda: server.stats()["in_flight"] == 0)
@@ -254,28 +256,30 @@ def machine(hubkit_home: Path, tmp_path: Path) -> Callable[[str], dict[str, str]
 
 
 def test_two_machines_refuse_each_other_and_a_sleeper_that_lost_its_lease_stops(
-    recipe: list[str], cli: Callable[..., Any], machine: Callable[[str], dict[str, str]]
+    recipe: list[str], cli_process: Callable[..., Any], machine: Callable[[str], dict[str, str]]
 ) -> None:
     hub = connect()
-    with mock(latency=0.1) as server:
-        args = [*recipe, *options(server, 0.4), "--dialogues", "32", "--json"]
-        one = start(*args, **machine("one"))
-        until(lambda: len(shards_on(hub)) >= 1)
-        one.send_signal(signal.SIGSTOP)  # the lid is closed
-        refused = cli("rollout", *args, **machine("two"))
+    with mock() as first, mock() as second:
+        args = [*recipe, "--dialogues", "32", "--json"]
+        first.script(status=503, after=40)  # it cannot end before its lid is closed
+        one = start(*args, *options(first, 0.4), **machine("one"))
+        until(lambda: shards_on(hub) and first.stats()["requests"] > 40)
+        one.send_signal(signal.SIGSTOP)
+        args += options(second, 0.4)
+        refused = cli_process("rollout", *args, **machine("two"))
         assert refused.returncode == 1 and f"process {one.pid} on" in refused.stderr, refused.stderr
         expire_lease(hub)
         held = {
             index for path in shards_on(hub) for index in pq.read_table(path)["index"].to_pylist()
         }
-        count = server.stats()["answered"]
+        second.script(status=503, after=20)  # nor the second before the first has woken up
         two = start(*args, **machine("two"))
-        until(lambda: server.stats()["answered"] > count or two.poll() is not None)
-        server.script(status=503)  # the second cannot end before the first has woken up
-        assert two.poll() is None
+        until(lambda: second.stats()["answered"] or two.poll() is not None)
+        assert two.poll() is None, two.communicate()
+        first.script()
         one.send_signal(signal.SIGCONT)
         _, said = one.communicate(timeout=240)
-        server.script()
+        second.script()
         out, complaint = two.communicate(timeout=240)
         assert two.returncode == 0, complaint
         assert one.returncode == 1 and f"process {two.pid} on" in said, said
@@ -285,16 +289,18 @@ def test_two_machines_refuse_each_other_and_a_sleeper_that_lost_its_lease_stops(
 
 
 def test_ctrl_c_lets_go_at_once(
-    recipe: list[str], cli: Callable[..., Any], machine: Callable[[str], dict[str, str]]
+    recipe: list[str], cli_process: Callable[..., Any], machine: Callable[[str], dict[str, str]]
 ) -> None:
     hub = connect()
-    with mock(latency=0.1) as server:
+    with mock() as server:
         args = [*recipe, *options(server, 0.5), "--dialogues", "16", "--json"]
+        server.script(status=503, after=30)  # it cannot end
         one = start(*args, **machine("one"))
         until(lambda: shards_on(hub))
         one.send_signal(signal.SIGINT)
         _, said = one.communicate(timeout=240)
+        server.script()
         assert one.returncode == 130 and re.search("stopped with", said), said
-        done = cli("rollout", *args, **machine("two"))
+        done = cli_process("rollout", *args, **machine("two"))
         assert done.returncode == 0, done.stderr
     assert len(rows(hub, done)) == 16

@@ -172,14 +172,14 @@ def test_caps_hold_over_all_parts_and_a_larger_one_goes_on(
 
 
 def test_over_the_hub_and_after_the_driver_was_killed(
-    nodes: Any, hubkit_home: Path, cli: Callable[..., Any], tmp_path: Path
+    nodes: Any, hubkit_home: Path, cli_process: Callable[..., Any], tmp_path: Path
 ) -> None:
     from hubkit.hub import Ref, connect
 
     recipe = small_recipe(
         tmp_path, "rollout-ray", count=60, openings=40, rollout__shard_dialogues=4
     )
-    assert cli("corpus", *recipe).returncode == 0
+    assert cli_process("corpus", *recipe).returncode == 0
     with mock(latency=0.1) as server:
         args = [
             *recipe,
@@ -206,11 +206,11 @@ def test_over_the_hub_and_after_the_driver_was_killed(
             for path in runs().glob("dialogues-*/journal/shards/*.parquet")
             for index in pq.read_table(path)["index"].to_pylist()
         }
-        refused = cli("rollout", *args[:-3], "--json")
+        refused = cli_process("rollout", *args[:-3], "--json")
         assert refused.returncode == 1 and "--on ray" in refused.stderr, refused.stderr
         until_gone()
         before = Counter(int(entry["body"]["user"].split("-")[1]) for entry in server.ledger())
-        done = cli("rollout", *args)
+        done = cli_process("rollout", *args)
         assert done.returncode == 0, done.stderr
         after = (
             Counter(int(entry["body"]["user"].split("-")[1]) for entry in server.ledger()) - before
