@@ -6,12 +6,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from support.mock_endpoint import mock
 from support.paths import SHARED_DATA
+from support.waiting import until
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_dry_run_asks_nothing_and_a_cap_wants_prices(cli, tmp_path, files) -> 
         assert poor["scores"]["old-model"]["missing"]["budget_usd"] > 0
 
 
-def test_ctrl_c_keeps_every_verdict_and_says_so(tmp_path) -> None:
+def test_ctrl_c_keeps_every_verdict_and_says_so(cli, tmp_path) -> None:
     questions, answers = tmp_path / "many.jsonl", tmp_path / "old.jsonl"
     rows = [{"question_id": n, "turns": [f"question {n}"]} for n in range(60)]
     said = [{"question_id": n, "choices": [{"turns": [f"answer {n}"]}]} for n in range(60)]
@@ -156,11 +156,12 @@ def test_ctrl_c_keeps_every_verdict_and_says_so(tmp_path) -> None:
             "--judge",
             f"{judge.url}#j",
             "--json",
+            "--log-dir",
+            str(tmp_path / "log"),
         ]
-        command = [sys.executable, "-m", "hubkit", *args, "--log-dir", str(tmp_path / "log")]
+        command = [sys.executable, "-m", "hubkit", *args]
         run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        while judge.stats()["answered"] < 16 and run.poll() is None:
-            time.sleep(0.02)
+        until(lambda: judge.stats()["answered"] >= 16 or run.poll() is not None)
         run.send_signal(signal.SIGINT)
         said = run.communicate(timeout=240)[1]
         assert (
@@ -169,7 +170,8 @@ def test_ctrl_c_keeps_every_verdict_and_says_so(tmp_path) -> None:
         before = judge.stats()["answered"]
         assert 16 <= before <= 24
         judge.script(rules=[[".", ["[[5]]"]]])
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = cli(*args)
+        assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["scores"]["old"]["mean"]["n"] == 60
         assert judge.stats()["answered"] <= 60 - before + 8, "at most what was out is asked again"
 
