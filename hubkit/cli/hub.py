@@ -47,7 +47,7 @@ def start(
         console.data(embedded.running())
         return
     console.line(url)
-    console.say('It stops by itself when idle. For other programs: eval "$(hubkit hub env)"')
+    console.say(f'{embedded.stops_when()} For other programs: eval "$(hubkit hub env)"')
 
 
 @app.command(epilog="Example: hubkit hub stop")

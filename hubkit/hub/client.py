@@ -24,8 +24,9 @@ from hubkit.errors import (
     RepoMissingError,
 )
 from hubkit.hub import embedded, gate
+from hubkit.hub.in_use import Hold, hold
 from hubkit.hub.network import adapt_clients, exempt_loopback, sent_once
-from hubkit.hub.places import cache, hub_address, settings
+from hubkit.hub.places import cache, hub_address, local_root, make_private, settings
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -57,12 +58,19 @@ class Ref:
 
 
 def connect() -> Hub:
-    """The configured Hub, started first when it is the embedded one. Raises `HubError`."""
+    """The configured Hub, started first when it is the embedded one, which does not stop as idle
+    while the `Hub` that is returned exists. Raises `HubError`.
+    """
     exempt_loopback()
     configured = settings()
     if configured.url is None:
+        with suppress(OSError):  # starting it says what is wrong
+            make_private(local_root())
+        in_use = hold(local_root())
         url = embedded.ensure_running()
-        return Hub(url, embedded.token(), embedded.default_namespace(), embedded=True)
+        return Hub(
+            url, embedded.token(), embedded.default_namespace(), embedded=True, in_use=in_use
+        )
     from huggingface_hub import get_token
 
     return Hub(configured.url, get_token(), configured.namespace, embedded=False)
@@ -98,6 +106,7 @@ class Hub:
         *,
         embedded: bool,
         allowed: Iterable[str] = (),
+        in_use: Hold | None = None,
     ) -> None:
         self.url = url
         self.allowed = gate.allowed_kinds(allowed)
@@ -105,6 +114,7 @@ class Hub:
         self.embedded = embedded
         self.cache_dir: Path | None = cache("hub") if embedded else None
         self._namespace = namespace
+        self._in_use = in_use
 
     def allowing(self, kinds: Iterable[str]) -> Hub:
         """This Hub, with `kinds` of secrets and personal data allowed in what goes to it.
@@ -115,7 +125,14 @@ class Hub:
         allowed = self.allowed | gate.allowed_kinds(kinds)
         if allowed == self.allowed:
             return self
-        return Hub(self.url, self.token, self._namespace, embedded=self.embedded, allowed=allowed)
+        return Hub(
+            self.url,
+            self.token,
+            self._namespace,
+            embedded=self.embedded,
+            allowed=allowed,
+            in_use=self._in_use,
+        )
 
     @functools.cached_property
     def api(self) -> HfApi:

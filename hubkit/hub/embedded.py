@@ -1,7 +1,8 @@
 """Starting, finding and stopping the embedded Hub: a process of its own, known only by its address.
 
 The server writes ``server.json`` (its URL and pid) when it listens and exits by itself after
-`IDLE_S` seconds without a request, so it need not be started or stopped."""
+`idle_limit_s` seconds without a request while no process holds it, so it need not be started or
+stopped."""
 
 from __future__ import annotations
 
@@ -73,10 +74,37 @@ def ensure_running(*, jobs: bool = False, spaces: bool = False) -> str:
         ) from None
 
 
+def idle_limit_s() -> float:
+    """After how many seconds without a request the embedded Hub stops; 0: never.
+
+    Raises:
+        HubError: ``HUBKIT_HUB_IDLE_S`` is no such number.
+    """
+    text = value(HUB_IDLE_S, str(IDLE_S))
+    try:
+        idle_s = float(text)
+    except ValueError:
+        idle_s = -1.0
+    if not 0 <= idle_s < float("inf"):
+        raise HubError(
+            f"{HUB_IDLE_S} is {text!r}; set it to seconds, such as {IDLE_S}, or to 0, and the "
+            f"embedded Hub never stops by itself"
+        )
+    return idle_s
+
+
+def stops_when() -> str:
+    """When the embedded Hub stops by itself, as a sentence."""
+    if not (idle_s := idle_limit_s()):
+        return "It runs until `hubkit hub stop`."
+    after = f"{idle_s / 60:g} minutes" if idle_s >= 120 else f"{idle_s:g} seconds"
+    return f"It stops after {after} without a request and without a command that uses it."
+
+
 def _start(root: Path, allowed: set[str]) -> dict[str, Any]:
     extras.require("local", "the embedded Hub")
     log = root / "server.log"
-    idle_s = value(HUB_IDLE_S, str(IDLE_S))
+    idle_s = str(idle_limit_s())
     command = [
         sys.executable,
         "-m",

@@ -21,6 +21,10 @@ class Activity:
         self._open -= 1
         self._last = time.monotonic()
 
+    def restart_clock(self) -> None:
+        """Count idle seconds from now on."""
+        self._last = time.monotonic()
+
     def idle_s(self) -> float:
         """Seconds since the last request ended; 0 while one is open."""
         return 0.0 if self._open else time.monotonic() - self._last

@@ -47,6 +47,26 @@ class AlreadyRunningError(HubError):
     exit_code = 3
 
 
+def in_use(root: Path) -> bool:
+    """Whether a process holds the Hub of `root` (``hubkit.hub.in_use``).
+
+    Where none does, the file is locked for the rest of this process: who comes now waits until it
+    has ended, and starts another.
+    """
+    try:
+        handle = os.open(root / "in-use", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return True
+    except OSError:
+        os.close(handle)  # a disk that knows no locks
+    return False
+
+
 @contextmanager
 def only_server(root: Path) -> Iterator[int]:
     """Hold the folder's lock; gives its open file. Raises `AlreadyRunningError`."""
@@ -301,8 +321,12 @@ async def _watch(
             log.info("%s is gone, stopping", hub.root)
             server.should_exit = True
         elif 0 < idle_timeout_s <= hub.idle_s():
-            log.info("idle for %s s, stopping", idle_timeout_s)
-            server.should_exit = True
+            if in_use(hub.root):
+                log.info("idle for %s s, but a process uses it: staying", idle_timeout_s)
+                hub.activity.restart_clock()
+            else:
+                log.info("idle for %s s, stopping", idle_timeout_s)
+                server.should_exit = True
         else:
             hub.disk.keep_reserve()
             with contextlib.suppress(OSError):
