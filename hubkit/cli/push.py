@@ -5,6 +5,7 @@ spaces``.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,7 +55,8 @@ class TargetOptions:
     allow: Allow = field(default_factory=list)
 
 
-_LOOK_S = 60.0
+_UNTIL_CTRL_C_S = 3600.0
+_NAMED = 8  # files that are named, of many
 RepoType = Annotated[
     str, typer.Option("--type", help="model, dataset or space; asked of the Hub when not given.")
 ]
@@ -106,7 +108,10 @@ def _target(url: str) -> Hub:
     return connect_to(url)
 
 
-def _show(changes: list[Change], url: str, *, dry_run: bool) -> None:
+def _show(all_changes: list[Change], url: str, *, dry_run: bool) -> None:
+    changes = [change for change in all_changes if change.action != "leave"]
+    for sentence in _left_out(all_changes):
+        console.say(sentence)
     if not changes:
         console.say(f"nothing to change on {url}")
         return
@@ -116,6 +121,21 @@ def _show(changes: list[Change], url: str, *, dry_run: bool) -> None:
     ]
     title = f"what would change on {url}" if dry_run else f"what was changed on {url}"
     console.table(title, ["action", "type", "repo", "file", "bytes"], rows)
+
+
+def _left_out(changes: list[Change]) -> Iterator[str]:
+    """One sentence for each repo with files that were not taken along."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for change in changes:
+        if change.action == "leave":
+            names.setdefault((change.repo_type, change.repo_id), []).append(change.path)
+    for (repo_type, repo_id), paths in names.items():
+        more = ", …" if len(paths) > _NAMED else ""
+        files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
+        yield (
+            f"left out of {repo_type} {repo_id}: {files} that no push takes along "
+            f"({', '.join(paths[:_NAMED])}{more})"
+        )
 
 
 def lineage(
@@ -192,9 +212,7 @@ def spaces(
             console.line(f"{name}  {page.app_url}  (its page: {page.url})")
         console.say("Ctrl-C stops them")
         while True:
-            time.sleep(_LOOK_S)
-            for page in pages.values():  # a Hub that is asked something does not end as idle
-                hub.api.get_space_runtime(page.repo_id)
+            time.sleep(_UNTIL_CTRL_C_S)
 
 
 def _require_embedded() -> None:

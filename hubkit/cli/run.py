@@ -315,6 +315,7 @@ def _show_next(recipe: Recipe, hub: Hub, results: list[StageResult], changes: li
     if "reinforce" in by_stage:
         reinforcement = by_stage["reinforce"].report["reinforcement"]
         console.line(f"reward {_reward_verdict(reinforcement)}")
+    changes = [change for change in changes if change.action != "leave"]
     pages = len({change.repo_id for change in changes})
     console.line(
         f"cards  {len(changes)} changes in {pages} repos"

@@ -6,13 +6,18 @@ other files exists already."""
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from hubkit.hub import Hub, Ref
-from hubkit.publishing.plan import RepoPlan, compare
+from hubkit.publishing.plan import MADE_BY_HUBS, RepoPlan, compare
 from hubkit.serving.client import on_loopback
+
+_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".md"}
+_TERMS = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")
 
 
 def needed(
@@ -33,14 +38,22 @@ def plan(source: Hub, target: Hub, base: Ref, *, private: bool) -> RepoPlan:
     """What bringing `base` to `target` would change: nothing where another one has its name. Raises
     `HubError`.
     """
-    folder = source.snapshot(base)
-    files = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    files.pop(".gitattributes", None)
+    names = source.files(base.repo_id, repo_type=base.repo_type, revision=base.revision)
+    taken = sorted(name for name in names if is_needed(name))
+    folder = source.snapshot(base, allow_patterns=[glob.escape(name) for name in taken])
+    files = {name: folder / name for name in taken}
     changes_plan = compare(target, base.repo_id, base.repo_type, files, private=private)
+    changes_plan = replace(changes_plan, left_out=sorted({*names} - {*taken, *MADE_BY_HUBS}))
     if any(change.action == "update" for change in changes_plan.changes):
-        return replace(changes_plan, write={}, changes=(), is_kept=True)
+        return replace(changes_plan, write={}, changes=(), left_out=(), is_kept=True)
     return changes_plan
+
+
+def is_needed(name: str) -> bool:
+    """Whether a base's file is needed to load it, or says who made it and under which terms. Other
+    formats of the same weights, and folders with other models, are not.
+    """
+    path = PurePosixPath(name)
+    if len(path.parts) > 1 or name.startswith("."):
+        return False
+    return path.suffix in _SUFFIXES or path.stem.upper().startswith(_TERMS)

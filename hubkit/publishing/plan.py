@@ -15,14 +15,16 @@ from typing import Any, Literal
 from hubkit.errors import RepoMissingError
 from hubkit.hub import Hub
 
-Action = Literal["create", "add", "update", "delete", "tag"]
+Action = Literal["create", "add", "update", "delete", "tag", "leave"]
 Content = bytes | Path
+MADE_BY_HUBS = (".gitattributes",)
+"""Files that every Hub writes itself, and that no push moves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """One thing that a push does: to a file (`path`), a repo (``create``), a tag or a collection's
-    item.
+    item; or (``leave``) a file that it does not take along.
     """
 
     repo_id: str
@@ -45,8 +47,9 @@ class RepoPlan:
     """One repo's changes: `write` and `delete` make up one commit on top of `parent` (None: the
     repo is to be made).
 
-    `files` are the paths that the repo holds after that commit. `is_kept`: the repo holds
-    other files of these names, and stays as it is."""
+    `files` are the paths that the repo holds after that commit. `left_out` are paths at the source
+    that the push does not take. `is_kept`: the repo holds other files of these names, and stays as
+    it is."""
 
     repo_id: str
     repo_type: str
@@ -56,6 +59,7 @@ class RepoPlan:
     delete: Sequence[str] = ()
     changes: Sequence[Change] = ()
     files: Sequence[str] = ()
+    left_out: Sequence[str] = ()
     is_kept: bool = False
 
 

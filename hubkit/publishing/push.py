@@ -8,6 +8,7 @@ hash, so an interrupted push resumes where it stopped."""
 
 from __future__ import annotations
 
+import glob
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from hubkit.publishing import (
     spaces,
 )
 from hubkit.publishing.card_data import Input, Kind
-from hubkit.publishing.plan import Change, Content, RepoPlan, compare
+from hubkit.publishing.plan import MADE_BY_HUBS, Change, Content, RepoPlan, compare
 from hubkit.recipe import Recipe
 
 # The stage whose commit is the newest of each repo, in the order of the lineage: what is read comes
@@ -129,7 +130,8 @@ def publish(
 
     `source` is the Hub that holds `outputs`; when it is another one, all files move, and versions
     are tagged there. On the same Hub only cards, Spaces, `benchmark` and the collection change.
-    Returns what was changed, or with `dry_run` what would be, touching nothing. New repos are
+    Returns what was changed, or with `dry_run` what would be, touching nothing; and every file
+    that was not taken along (``leave``), because no stage writes its kind. New repos are
     private on a real Hub unless `public`; secrets and personal data go there only where their kind
     is in `allow` or the recipe's ``publish.allow``. Raises `PublishError` when a card or a file
     must not leave, `CommitConflictError` when others keep committing, `HubError` otherwise."""
@@ -141,9 +143,14 @@ def publish(
         steps.append(_benchmark_step(push, benchmark))
     planned = [_plan_all(push, step, progress, at, len(steps)) for at, step in enumerate(steps)]
     changes = [change for plan in planned for change in plan.changes]
+    left_out = [
+        Change(plan.repo_id, plan.repo_type, "leave", path)
+        for plan in planned
+        for path in plan.left_out
+    ]
     items = [(step.repo_id, step.repo_type) for step in steps[len(base_steps) :]]
     if dry_run:
-        return changes + collection.plan(hub, recipe, items)
+        return changes + collection.plan(hub, recipe, items) + left_out
     changes_made: list[Change] = []
     push.commits_there.clear()
     for at, (step, plan) in enumerate(zip(steps, planned, strict=True)):
@@ -153,7 +160,7 @@ def publish(
         changes_made += _carry_out(push, step, None if push.is_copy and step.kind else plan)
     changes_made += collection.push(hub, recipe, items, private=push.private)
     progress(len(steps) + 1, len(steps) + 1, "pushed")
-    return changes_made
+    return changes_made + left_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +275,8 @@ def _artifact_steps(push: _Push) -> Iterator[_Step]:
 
 def _plan_artifact(push: _Push, kind: Kind, ref: Ref, repo_id: str, repo_type: str) -> RepoPlan:
     records = push.records(ref)
-    files = _files_of(push.source, ref) if push.is_copy else {}
     source_files = push.source.files(ref.repo_id, repo_type=ref.repo_type, revision=ref.revision)
+    files, left_out = _files_of(push.source, ref, source_files) if push.is_copy else ({}, [])
     results = _results(push)
     table = {results_table.PATH: results_table.render(results)} if results else {}
     contents: dict[str, Content] = {**files, **(table if kind == "results" else {})}
@@ -291,16 +298,18 @@ def _plan_artifact(push: _Push, kind: Kind, ref: Ref, repo_id: str, repo_type: s
     contents |= {"README.md": card.encode(), lineage.PICTURE: lineage.picture(tree)}
     contents |= _scored(facts)
     owned = (*_FORMERLY_WRITTEN, *(_FROM_ELSEWHERE if push.is_copy else ()))
-    return compare(push.target, repo_id, repo_type, contents, private=push.private, owned=owned)
+    plan = compare(push.target, repo_id, repo_type, contents, private=push.private, owned=owned)
+    return replace(plan, left_out=left_out)
 
 
-def _files_of(source: Hub, ref: Ref) -> dict[str, Content]:
-    """The files of a commit that go to another Hub: those that stages write, by folder and kind.
-    Whatever else lies in the repo stays where it is.
+def _files_of(source: Hub, ref: Ref, names: list[str]) -> tuple[dict[str, Content], list[str]]:
+    """The files of a commit that go to another Hub, those that stages write, by folder and kind;
+    and the names of the others, which stay where they are.
     """
-    folder = source.snapshot(ref)
-    paths = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-    return {name: path for name, path in paths.items() if may_leave(name)}
+    taken = sorted(filter(may_leave, names))
+    folder = source.snapshot(ref, allow_patterns=[glob.escape(name) for name in taken])
+    left_out = sorted({*names} - {*taken, *MADE_BY_HUBS})
+    return {name: folder / name for name in taken}, left_out
 
 
 def may_leave(name: str) -> bool:
@@ -445,7 +454,8 @@ def _space_steps(push: _Push) -> Iterator[_Step]:
 
         def plan(space: spaces.Space = space, repo_id: str = repo_id) -> RepoPlan:
             contents = spaces.files(space, push.recipe, push.target.qualify)
-            return compare(push.target, repo_id, "space", contents, private=push.private)
+            plan = compare(push.target, repo_id, "space", contents, private=push.private)
+            return replace(plan, left_out=spaces.left_out(space))
 
         yield _Step(repo_id, "space", plan)
 

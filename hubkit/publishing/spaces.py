@@ -58,6 +58,21 @@ def sources(name: str) -> dict[str, Path]:
     return space_files | {path: root / "common" / path for path in _COMMON}
 
 
+def left_out(space: Space) -> list[str]:
+    """Files in the folder of `space`, or in the one that all share, which no push takes: somebody
+    put them there.
+    """
+    root = assets.folder("spaces")
+    listed = {path for name in _MODULES for path in sources(name).values()}
+    listed |= {root / name / SETTINGS for name in _MODULES}
+    found = (path for name in (space.folder, "common") for path in (root / name).rglob("*"))
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path in found
+        if path.is_file() and path not in listed and "__pycache__" not in path.parts
+    )
+
+
 def write_sources(name: str, folder: Path) -> Path:
     """Write the Space `name` with the settings it ships with into `folder`, ready to run there."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -517,6 +517,76 @@ def test_a_stray_file_beside_a_space_is_never_published(
     assert [set(spaces.files(space, recipe, str)) for space in spaces.SPACES] == shipped
 
 
+def test_what_a_push_does_not_take_along_is_named_and_counted(
+    hub: Hub,
+    recipe: Recipe,
+    some: dict[str, Ref],
+    other_hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import shutil
+
+    from hubkit.cli.push import _show
+    from hubkit.publishing import assets
+
+    shutil.copytree(assets.folder("spaces"), tmp_path / "spaces")
+    shutil.copytree(assets.folder("cards"), tmp_path / "cards")
+    (tmp_path / "spaces" / "chat" / ".env").write_text("HF_TOKEN=x")
+    monkeypatch.setattr(assets, "folder", lambda name: tmp_path / name)
+    mine = tmp_path / "mine"
+    (mine / "notes").mkdir(parents=True)
+    for name in ("modeling_own.py", "notes/mine.json"):
+        (mine / name).write_text("{}")
+    outputs = {**some, "chat": hub.commit(some["chat"].repo_id, mine, "what a person added")}
+    changes = publish(other_hub, recipe, outputs, source=hub)
+    left_out = {(c.repo_type, c.path) for c in changes if c.action == "leave"}
+    assert left_out == {
+        ("model", "modeling_own.py"),
+        ("model", "notes/mine.json"),
+        ("space", "chat/.env"),
+    }
+    there = {
+        path
+        for kind in ("model", "space")
+        for path in other_hub.api.list_repo_files(f"someone/{recipe.repos.chat}", repo_type=kind)
+    }
+    assert "adapter_model.safetensors" in there and "app.py" in there
+    assert not {"modeling_own.py", "notes/mine.json", ".env", "chat/.env"} & there
+    again = publish(other_hub, recipe, outputs, source=hub, dry_run=True)
+    assert {(c.repo_type, c.path) for c in again} == left_out
+    _show(again, other_hub.url, dry_run=True)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 files that no push takes along (modeling_own.py, notes/mine.json)" in said
+    assert "1 file that no push takes along (chat/.env)" in said and "nothing to change" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "needed"),
+    [
+        ("config.json", True),
+        ("model-00001-of-00002.safetensors", True),
+        ("model.safetensors.index.json", True),
+        ("tokenizer.model", True),
+        ("chat_template.jinja", True),
+        ("LICENSE", True),
+        ("NOTICE.txt", True),
+        ("USE_POLICY.md", True),
+        ("pytorch_model.bin", False),
+        ("onnx/model.onnx", False),
+        ("original/params.json", False),
+        ("model-Q4_K_M.gguf", False),
+        (".env", False),
+        ("modeling_own.py", False),
+    ],
+)
+def test_of_a_base_only_what_loads_it_and_its_terms_travel(path: str, needed: bool) -> None:
+    from hubkit.publishing.base_models import is_needed
+
+    assert is_needed(path) is needed
+
+
 @pytest.mark.parametrize(
     ("path", "leaves"),
     [
