@@ -1,5 +1,5 @@
-"""``hubkit reference``: every command with its options, and every key of a recipe, as one Markdown
-page.
+"""``hubkit reference``: every command with its options, every key of a recipe, and the tables of
+``reference_tables``, as one Markdown page.
 
 Taken from the code that runs, so it cannot say anything else: the commands' own help texts, and the
 keys' types, defaults and descriptions. The README's neighbour REFERENCE.md is what this prints."""
@@ -11,11 +11,13 @@ from typing import Any
 
 import typer
 
+from hubkit.cli.reference_tables import tables
+
 _WIDTH = 100
 
 
 def reference() -> None:
-    """Print the reference: all commands and all recipe keys, as Markdown."""
+    """Print the reference as Markdown: all commands, recipe keys, filters, measures and columns."""
     from hubkit.cli import app
 
     typer.echo(render(app), nl=False)
@@ -42,6 +44,7 @@ def render(app: typer.Typer) -> str:
         lines += ["", f"### `{path}`", "", "```text", _help(entry, context), "```"]
     lines += ["", "## Recipe keys", "", *_recipe()]
     lines += ["", "## Conversations that are read", "", *_layouts()]
+    lines += tables()
     return "\n".join(lines) + "\n"
 
 

@@ -257,7 +257,7 @@ def _write(
 ) -> None:
     dropped: Counter[str] = Counter()
     by_strategy: Counter[str] = Counter()
-    with ShardWriter(out / "data", "train", _schema()) as shards:
+    with ShardWriter(out / "data", "train", pair_schema()) as shards:
         for job in jobs:
             content, finish = replies[job.key]
             if finish == "length" and block.cut_off == "whole_sentences":
@@ -300,7 +300,8 @@ def _row(job: Job, content: str) -> dict[str, Any]:
     }
 
 
-def _schema() -> Any:
+def pair_schema() -> Any:
+    """The Arrow schema of preference pairs."""
     import pyarrow as pa
 
     messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))

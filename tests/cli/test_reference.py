@@ -44,3 +44,26 @@ def test_every_option_of_every_command_is_explained() -> None:
     ]
     assert silent == []
     assert all(command.help for _, command in commands(cli.app))
+
+
+def test_every_column_that_is_written_has_its_meaning_and_no_other() -> None:
+    from hubkit.cli.reference_tables import meanings_of, schemas
+
+    for title, key, fields in schemas():
+        assert [f.name for f in fields] == list(meanings_of(key)), title
+
+
+def test_every_filter_variable_and_exit_status_stands_on_the_page() -> None:
+    from hubkit import errors, settings
+    from hubkit.cli.reference_tables import exit_statuses
+    from hubkit.data.filters import FILTERS
+
+    page = PAGE.read_text("utf-8").partition("\n## Filters\n")[2]
+    variables = [v for v in vars(settings).values() if str(v).startswith("HUBKIT_")]
+    codes = {e.exit_code for e in vars(errors).values() if hasattr(e, "exit_code")}
+    filters = [n for n, made in FILTERS.items() if made.__module__.startswith("hubkit.")]
+    assert len(variables) > 8 and len(filters) > 20
+    for name in [*filters, *variables]:
+        (line,) = [row for row in page.splitlines() if row.startswith(f"| `{name}` |")]
+        assert len(line.split(" | ")[-1]) > 10, f"{name} is not explained"
+    assert codes <= {int(status.strip("`")) for status, _ in exit_statuses()}
