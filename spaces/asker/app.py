@@ -139,12 +139,14 @@ def take_back(messages: Messages) -> tuple[Messages, Messages, str]:
 
 def _asker_speaks(messages: Messages, temperature: float) -> Iterator[tuple[Any, ...]]:
     text = status = ""
+    writing = "The asker is writing …"
+    yield in_progress(swapped(messages), "assistant", "", ""), messages, writing
     try:
         for text, status in turn(ASKER, messages, temperature):
             yield (
                 in_progress(swapped(messages), "assistant", text, status),
                 messages,
-                "The asker is writing …",
+                writing,
             )
     except gr.Error as error:
         yield (
@@ -215,11 +217,13 @@ def _talking(
             return
         who, role = (ASKER, "user") if asker_next else (CHAT, "assistant")
         text = status = ""
+        writing = f"{who.name} is writing …"
+        yield in_progress(messages, role, "", ""), messages, writing
         for text, status in turn(who, messages, temperature):
             if PAUSED.pop(request.session_hash, False):
                 yield messages, messages, f"Paused after {_human_turns(messages)} turns."
                 return
-            yield in_progress(messages, role, text, status), messages, f"{who.name} is writing …"
+            yield in_progress(messages, role, text, status), messages, writing
         words, over = ended(text) if asker_next else (text.strip(), False)
         if not words and not asker_next:
             raise gr.Error(f"{CHAT.name} wrote nothing.")
@@ -300,23 +304,28 @@ def real_conversations() -> list[Messages]:
     ]
 
 
+LOOKING = "Looking for a real conversation …"
+
+
 def new_round(temperature: float, request: gr.Request) -> Iterator[tuple[Any, ...]]:
     """Show a real conversation up to a human turn; write the asker's turn; shuffle the two."""
-    LIMIT.check(request)
-    yield [], "Looking for a real conversation …", "", "", {}
     try:
+        LIMIT.check(request)
+        yield [], LOOKING, "", "", {}
         conversation = random.choice(real_conversations())
-    except (OSError, ValueError, IndexError) as error:
-        yield [], "", "", "", {}
-        raise gr.Error(
-            "The real conversations cannot be read right now; try again later."
-        ) from error
+    except gr.Error as error:
+        yield [], f"{FAILED} {error.message}", "", "", {}
+        return
+    except (OSError, ValueError, IndexError):
+        said = "The real conversations cannot be read right now; try again later."
+        yield [], f"{FAILED} {said}", "", "", {}
+        return
     before, real = conversation[:2], conversation[2]["content"]
     yield before, "The asker is writing its turn …", "", "", {}
     try:
         words, _ = ended(whole_turn(ASKER, before, temperature))
     except gr.Error as error:
-        yield before, f"**{error.message}**", "", "", {}
+        yield before, f"{FAILED} {error.message}", "", "", {}
         return
     pair = [("human", _clipped(real)), ("asker", _clipped(words or "(it says nothing and leaves)"))]
     random.shuffle(pair)
@@ -487,6 +496,8 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
             pick_first = gr.Button("A is the person", elem_id="pick-a")
             pick_second = gr.Button("B is the person", elem_id="pick-b")
             deal = gr.Button("New round", variant="primary", elem_id="deal")
+        # By the page itself, so that a server that is busy or asleep is not waited for.
+        deal.click(None, None, verdict, js=f"() => {json.dumps(LOOKING)}", **quietly)
         deal.click(new_round, [heat], [scene_before, verdict, first, second, current], **quietly)
         for place, button in enumerate((pick_first, pick_second)):
             button.click(guess(place), [current, score], [verdict, score, current], **quietly)

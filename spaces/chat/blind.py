@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 from models import Model, ModelError, stream
-from page import RateLimit, TextChatbot, aside, checked, messages_of
+from page import RateLimit, TextChatbot, aside, checked, failure, messages_of
 from votes import VoteRefusedError, Votes, ballot
 
 Messages = list[dict[str, Any]]
@@ -38,27 +38,33 @@ class Comparison:
         for at, who in enumerate(self._in_order(draw)):
             history = sides[at]
             for reply in self._answer(who, history, f"Model {LABELS[at]}"):
-                sides[at] = [*history, reply]
+                sides[at] = [*history, *reply]
                 yield *sides, "", draw, "Both are writing …"
         draw = {**draw, **ballot("which-is-better", draw["id"], *self._names(draw))}
         yield *sides, "", draw, "Go on, or choose."
 
-    def _answer(self, who: Model, history: Messages, name: str) -> Iterator[dict[str, Any]]:
-        """What is written so far, again and again; the model's name stays out of errors too."""
-        text = ""
+    def _answer(self, who: Model, history: Messages, name: str) -> Iterator[Messages]:
+        """What is written so far, again and again, with a note below an answer that was cut off;
+        the model's name stays out of errors too.
+        """
+        text, is_cut = "", False
         try:
             for piece in stream(
                 who, messages_of(history), temperature=who.temperature, top_p=who.top_p,
                 max_tokens=who.max_tokens,
             ):  # fmt: skip
                 text += piece.text
+                is_cut = is_cut or piece.is_cut
                 status = piece.status.replace(who.name, name)
-                yield {"role": "assistant", "content": text} if text else aside(f"*{status}*")
+                yield [{"role": "assistant", "content": text} if text else aside(f"*{status}*")]
         except ModelError as error:
-            yield aside(str(error).replace(who.name, name))
+            yield [failure(str(error).replace(who.name, name))]
             return
         if not text.strip():
-            yield aside(f"{name} wrote nothing.")
+            yield [failure(f"{name} wrote nothing.")]
+        elif is_cut:
+            note = f"*Cut off at {who.max_tokens} tokens.*"
+            yield [{"role": "assistant", "content": text}, aside(note)]
 
     def choose(self, choice: str) -> Callable[..., tuple[Any, ...]]:
         """What a button does: keep the vote, and say who was who."""
