@@ -554,7 +554,7 @@ def test_what_a_push_does_not_take_along_is_named_and_counted(
     }
     assert "adapter_model.safetensors" in there and "app.py" in there
     assert not {"modeling_own.py", "notes/mine.json", ".env", "chat/.env"} & there
-    again = publish(other_hub, recipe, outputs, source=hub, dry_run=True)
+    again = publish(other_hub, recipe, outputs, source=hub)
     assert {(c.repo_type, c.path) for c in again} == left_out
     _show(again, other_hub.url, dry_run=True)
     said = " ".join(capsys.readouterr().err.split())
