@@ -6,15 +6,18 @@ taken for a person's only where a word that names it stands before it."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from importlib import import_module
 
 from hubkit.sensitive_data.rules import (
+    NAMED_NUMBER,
+    Check,
     Match,
     Rule,
+    Where,
     before,
     digits_of,
     is_placeholder,
+    number_rule,
     rule,
     value_of,
 )
@@ -125,9 +128,8 @@ _NATIONAL_BY_WORDS = (
 def national_rules() -> tuple[Rule, ...]:
     """Rules for numbers that a state gives to a person."""
     rules = [
-        rule(
+        number_rule(
             "us_social_security_number",
-            "",
             rf"{_L}\d{{3}}-\d{{2}}-\d{{4}}{_R}",
             check=_ssn,
             shapes="999-99-9999",
@@ -139,36 +141,23 @@ def national_rules() -> tuple[Rule, ...]:
             r")?\W{0,2}(?P<value>\d{3}[ -]?\d{2}[ -]?\d{4})(?![\w-])",
             check=_ssn,
             folded=True,
-            reach=160,
+            where=NAMED_NUMBER,
         ),
     ]
     for module, pattern, shapes, context in _NATIONAL:
         check = _stdnum_check(module, named=bool(context))
-        rules.append(
-            rule(
-                "national_id",
-                "",
-                f"{_L}(?:{pattern}){_R}",
-                check=check,
-                shapes=shapes,
-                context=context,
-            )
-        )
+        rules.append(_national(pattern, check, shapes, context))
     for pattern, shapes, context in _NATIONAL_BY_WORDS:
-        rules.append(
-            rule(
-                "national_id",
-                "",
-                f"{_L}(?:{pattern}){_R}",
-                check=_is_number,
-                shapes=shapes,
-                context=context,
-            )
-        )
+        rules.append(_national(pattern, _is_number, shapes, context))
     return tuple(rules)
 
 
-def _stdnum_check(module: str, *, named: bool) -> Callable[[Match], bool]:
+def _national(pattern: str, check: Check, shapes: str, context: str) -> Rule:
+    whole = f"{_L}(?:{pattern}){_R}"
+    return number_rule("national_id", whole, check=check, shapes=shapes, context=context)
+
+
+def _stdnum_check(module: str, *, named: bool) -> Check:
     def check(match: Match) -> bool:
         if not named and _OTHER_NUMBER.search(before(match, 16)):
             return False
@@ -239,11 +228,11 @@ def document_rules() -> tuple[Rule, ...]:
     return (
         rule(
             "passport_number",
-            "pass pas 护照 パスポート",
+            "passport reisepass passeport pasaporte passaporto passaporte paspoort 护照 パスポート",
             passport,
             check=_has_digits,
             folded=True,
-            reach=160,
+            where=NAMED_NUMBER,
         ),
         rule("passport_number", "P<", machine),
         rule(
@@ -252,35 +241,50 @@ def document_rules() -> tuple[Rule, ...]:
             card,
             check=_is_document,
             folded=True,
-            reach=160,
+            where=NAMED_NUMBER,
         ),
         rule(
             "drivers_licence",
-            "licen führerschein permis permiso patente",
+            "driver driving führerschein permis permiso patente",
             *licence,
             check=_has_digits,
             folded=True,
-            reach=160,
+            where=NAMED_NUMBER,
         ),
-        rule("device_id", "imei meid", imei, check=_imei, folded=True, reach=160),
+        rule("device_id", "imei meid", imei, check=_imei, folded=True, where=NAMED_NUMBER),
         rule(
             "device_id",
             "udid idfa gaid advertising device android",
             serial,
             check=_has_digits,
             folded=True,
-            reach=160,
+            where=NAMED_NUMBER,
         ),
-        rule("vehicle_id", "vin chassis", vin, check=_has_digits, folded=True, reach=160),
+        rule("vehicle_id", "vin chassis", vin, check=_has_digits, folded=True, where=NAMED_NUMBER),
         rule(
             "vehicle_id",
-            "plate tag kennzeichen matrícula targa plaque",
+            _PLATE_HINTS,
             plate,
             check=_is_plate,
             folded=True,
-            reach=160,
+            where=Where(lead=0, reach=1),
         ),
     )
+
+
+_PLATE_HINTS = (
+    "license plate",
+    "licence plate",
+    "license tag",
+    "licence tag",
+    "number plate",
+    "plate number",
+    "registration plate",
+    "kennzeichen",
+    "matrícula",
+    "targa",
+    "plaque",
+)
 
 
 def _has_digits(match: Match) -> bool:

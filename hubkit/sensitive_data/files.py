@@ -149,14 +149,7 @@ class _Scanner:
         self._hidden(text, location, depth)
 
     def _hidden(self, text: str, location: str, depth: int) -> None:
-        """What JSON's escapes and base64 hide."""
-        if "\\u00" in text and (plain := _unescaped(text)) != text:
-            plain_counts = Counter(f.kind for f in scan_text(text, self._kinds))
-            for finding in scan_text(plain, self._kinds):
-                if plain_counts[finding.kind] > 0:
-                    plain_counts[finding.kind] -= 1
-                else:
-                    self._findings.add(finding.kind, _join(location, "escaped"))
+        """What base64 hides."""
         if depth >= _NESTING:
             return
         for match in _BASE64.finditer(text):
@@ -388,11 +381,6 @@ def _encoding(head: bytes) -> str | None:
         controls = sum(byte < 9 or 13 < byte < 32 for byte in head)
         return "latin-1" if controls < 0.01 * len(head) else None
     return "utf-8"
-
-
-def _unescaped(text: str) -> str:
-    """`text` with JSON's ``\\u00XX`` escapes of ASCII resolved."""
-    return re.sub(r"\\u00([2-7][0-9a-fA-F])", lambda m: chr(int(m[1], 16)), text)
 
 
 def _decoded(value: str) -> bytes | None:

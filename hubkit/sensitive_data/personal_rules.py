@@ -14,10 +14,13 @@ from hubkit.sensitive_data.document_rules import document_rules, national_rules
 from hubkit.sensitive_data.phones import PhoneNumbers
 from hubkit.sensitive_data.place_rules import place_rules
 from hubkit.sensitive_data.rules import (
+    NAMED_NUMBER,
     Match,
     Rule,
+    Where,
     before,
     digits_of,
+    number_rule,
     rule,
     value_of,
     words,
@@ -88,20 +91,42 @@ def _email_rules() -> tuple[Rule, ...]:
         r"(?: dot [A-Za-z0-9-]{2,63}){1,4}(?![A-Za-z0-9])"
     )
     spaced = r"(?<![\w.])[\w.+-]{1,64} @ [A-Za-z0-9-]{1,63} ?\. ?[A-Za-z]{2,24}(?![A-Za-z0-9(])"
+    address = Where(lead=64, reach=420)
     return (
-        rule("email", "@ ＠ %40", plain, cjk, check=_email),
-        rule("email", "mailto:", quoted, check=_email),
-        rule("email", "%40 &#64; &#x40; &commat;", encoded, check=_email, folded=True),
+        rule("email", "@ ＠", plain, cjk, check=_email, where=address),
+        rule("email", "mailto:", quoted, check=_email, where=Where(lead=0, reach=1)),
         rule(
             "email",
-            "",
-            bracketed,
-            check=_obfuscated,
-            gate=r"[\[({<] ?(?:[aA][tT]|@|ät) ?[\])}>]|_at_| AT ",
+            "%40 &#64; &#x40; &commat;",
+            encoded,
+            check=_email,
+            folded=True,
+            where=address,
         ),
-        rule("email", "", in_words, check=_obfuscated, folded=True, gate=r" dot [a-z]{2,24}\b"),
-        rule("email", "", spaced, check=_obfuscated, gate=" @ "),
+        rule("email", _AT_HINTS, bracketed, check=_obfuscated, where=address),
+        rule(
+            "email",
+            (" dot ",),
+            in_words,
+            check=_obfuscated,
+            folded=True,
+            where=Where(lead=300, reach=420),
+        ),
+        rule("email", (" @ ",), spaced, check=_obfuscated, where=address),
     )
+
+
+# What stands for the sign in an address that is written so that programs do not find it.
+_AT_HINTS = (
+    "_at_",
+    " AT ",
+    *(
+        f"{bracket}{space}{sign}"
+        for bracket in "[({<"
+        for space in ("", " ")
+        for sign in ("at", "aT", "At", "AT", "@", "ät")
+    ),
+)
 
 
 _RESERVED_DOMAINS = words(
@@ -177,24 +202,34 @@ def _account_rules() -> tuple[Rule, ...]:
         r"|num|n°|#)?"
         r"[.\s]{0,2}(?:is|ist|es|est|:|=|#)?\s{0,2}(?P<value>\d[\d -]{4,20}\d)(?![\w.]\w)",
         r"\bsort[ -]?code\b\W{0,4}(?:is )?(?P<value>\d{2}-?\d{2}-?\d{2})(?!\d)",
-        r"\b(?:swift|bic)\b(?:[ /-](?:bic|code))?\W{0,4}(?:is "
-        r")?(?P<value>[A-Z]{6}[A-Z0-9]{2}(?:[A-Z0-9]{3})?)\b",
-        r"\bifsc\b(?: code)?\W{0,4}(?:is )?(?P<value>[A-Z]{4}0[A-Z0-9]{6})\b",
         r"\b(?:bsb)\b\W{0,4}(?:is )?(?P<value>\d{3}-?\d{3})(?!\d)",
         r"\bclabe\b\W{0,4}(?:es )?(?P<value>\d{18})(?!\d)",
     )
-    names = "routing aba rtn account acct a/c konto compte cuenta sort swift bic ifsc bsb clabe"
+    codes = (
+        r"\b(?:swift|bic)\b(?:[ /-](?:bic|code))?\W{0,4}(?:is "
+        r")?(?P<value>[A-Z]{6}[A-Z0-9]{2}(?:[A-Z0-9]{3})?)\b",
+        r"\bifsc\b(?: code)?\W{0,4}(?:is )?(?P<value>[A-Z]{4}0[A-Z0-9]{6})\b",
+    )
+    names = "routing aba rtn account acct a/c konto compte cuenta sort bsb clabe"
     wallet = (
         r"(?<![A-Za-z0-9/])[13][1-9A-HJ-NP-Za-km-z]{25,34}(?![A-Za-z0-9])",
         r"(?<![A-Za-z0-9/])bc1[ac-hj-np-z02-9]{38,60}(?![A-Za-z0-9])",
         r"(?<![A-Za-z0-9/])0x[0-9a-fA-F]{40}(?![A-Za-z0-9])",
     )
     return (
-        rule("credit_card", "", *card, check=_card, needs_number=True),
-        rule("iban", "", iban, check=_iban, needs_number=True),
-        rule("iban", "iban", small_iban, check=_iban, folded=True),
-        rule("bank_account", names, *bank, check=_bank, folded=True, reach=160),
-        rule("crypto_address", "1 3 bc1 0x", *wallet, check=_wallet, needs_run=True),
+        number_rule("credit_card", *card, check=_card),
+        number_rule("iban", iban, check=_iban),
+        rule("iban", "iban", small_iban, check=_iban, folded=True, where=NAMED_NUMBER),
+        rule("bank_account", names, *bank, check=_bank, folded=True, where=NAMED_NUMBER),
+        rule(
+            "bank_account",
+            "swift bic ifsc",
+            *codes,
+            check=_bank,
+            folded=True,
+            where=Where(lead=0, reach=1),
+        ),
+        rule("crypto_address", "", *wallet, check=_wallet, where=Where("runs", run=26)),
     )
 
 
@@ -258,15 +293,10 @@ def _network_rules() -> tuple[Rule, ...]:
         r"\bskype:[\w.,-]{6,32}\?(?:call|chat)",
     )
     return (
-        rule("ip_address", "", ipv4, check=_ipv4, gate=r"\.\d{1,3}\.\d{1,3}\.\d"),
+        number_rule("ip_address", ipv4, check=_ipv4, shapes=".9.|.99.|.999."),
         rule("ip_address", "", ipv6, check=_ipv6, gate=r":[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:"),
-        rule(
-            "mac_address",
-            "",
-            mac[0],
-            check=_mac,
-            gate=r":[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}:|-[0-9A-Fa-f]{2}-[0-9A-Fa-f]{2}-",
-        ),
+        rule("mac_address", "", mac[0], check=_mac, gate=r":[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}:"),
+        rule("mac_address", "", mac[0], check=_mac, gate=r"-[0-9A-Fa-f]{2}-[0-9A-Fa-f]{2}-"),
         rule("mac_address", "", mac[1], check=_mac, gate=r"\.[0-9A-Fa-f]{4}\."),
         rule(
             "profile_url",

@@ -7,12 +7,12 @@ spoken."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 from hubkit.sensitive_data.language import identify
-from hubkit.sensitive_data.rules import Finding, Rule, Text, digits_of
+from hubkit.sensitive_data.rules import IN_NUMBERS, Finding, Rule, Text, digits_of
 
 # Language → regions whose national formats are looked for, most speakers first.
 REGIONS: dict[str, tuple[str, ...]] = {
@@ -86,15 +86,13 @@ class PhoneNumbers(Rule):
     __slots__ = ()
 
     def __init__(self) -> None:
-        super().__init__("phone_number", (_CANDIDATE, _AFTER_LETTERS), needs_number=True)
+        super().__init__("phone_number", (_CANDIDATE, _AFTER_LETTERS), where=IN_NUMBERS)
 
-    def findings(self, text: Text) -> Iterator[Finding]:
+    def findings(self, text: Text, hints: Sequence[str]) -> Iterator[Finding]:
         """Every phone number of `text`."""
-        if not text.has_number:
-            return
         regions: tuple[str, ...] | None = None
         last = 0
-        for match in _candidates(text.value):
+        for match in _candidates(text):
             start, end = match.span()
             if start < last:
                 continue
@@ -102,8 +100,6 @@ class PhoneNumbers(Rule):
             if not 7 <= len(digits) <= 15 or _is_something_else(match[0], digits):
                 continue
             lead = text.lower[max(0, start - 40) : start]
-            if len(text.lower) != len(text.value):
-                lead = text.value[max(0, start - 40) : start].lower()
             if _OTHER_WORDS.search(lead):
                 continue
             international = match[0][0] in "+\uff0b" or match[0].startswith("00")
@@ -115,10 +111,12 @@ class PhoneNumbers(Rule):
                 yield Finding(self.kind, start, end)
 
 
-def _candidates(text: str) -> Iterator[re.Match[str]]:
-    yield from _CANDIDATE.finditer(text)
-    if not text.isascii():
-        yield from _AFTER_LETTERS.finditer(text)
+def _candidates(text: Text) -> Iterator[re.Match[str]]:
+    for window in text.numbers:
+        yield from _CANDIDATE.finditer(text.value, *window)
+    if not text.value.isascii():
+        for window in text.numbers:
+            yield from _AFTER_LETTERS.finditer(text.value, *window)
 
 
 _DATE = re.compile(

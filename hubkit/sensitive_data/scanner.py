@@ -1,12 +1,17 @@
-"""All rules over one text."""
+"""All rules over one text: what is found, and the text with it masked."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from hubkit.sensitive_data import personal_rules, secret_rules
-from hubkit.sensitive_data.rules import Finding, Text
+from hubkit.sensitive_data.escapes import LEVELS, Resolved
+from hubkit.sensitive_data.json_text import JsonMask, documents
+from hubkit.sensitive_data.prefilter import Prefilter
+from hubkit.sensitive_data.rules import Finding, Rule, Text
 
 SECRETS = secret_rules.KINDS
 PERSONAL = personal_rules.KINDS
@@ -15,6 +20,9 @@ KINDS = SECRETS | PERSONAL
 
 def scan_text(text: str, kinds: Iterable[str] = KINDS) -> list[Finding]:
     """Find every value of `kinds` in `text`, in time linear in its length.
+
+    JSON's escapes are seen through: ``jane\\u0040uni.edu`` is an address, and no finding begins or
+    ends inside an escape.
 
     Returns:
         The findings in order and without overlaps: a secret wins over personal data, a longer
@@ -29,18 +37,103 @@ def scan_text(text: str, kinds: Iterable[str] = KINDS) -> list[Finding]:
             f"no kind of secret or personal data is called {', '.join(sorted(unknown))}; "
             f"known: {', '.join(sorted(KINDS))}"
         )
-    subject = Text(text)
-    findings: list[Finding] = []
-    for rules in (secret_rules.secret_rules(), personal_rules.personal_rules()):
-        for rule in rules:
-            if rule.kind in kinds_set:
-                findings.extend(rule.findings(subject))
+    rules = _rules(kinds_set)
+    findings = rules.findings(_subject(text))
+    if "\\" in text:
+        findings = _through_escapes(rules, text, findings)
     return _without_overlaps(findings) if findings else findings
 
 
+def _through_escapes(rules: _Rules, text: str, findings: list[Finding]) -> list[Finding]:
+    """`findings` without pieces of escapes, and what stands in `text` once they are resolved."""
+    above: list[Resolved] = []
+    found: list[Finding] = []
+    while True:
+        resolved = Resolved(text) if "\\" in text and len(above) < LEVELS else None
+        for kind, start, end in findings:
+            if resolved:
+                start, end = resolved.whole(start, end)
+            for outer in reversed(above):
+                start, end = outer.in_source(start, end)
+            if start < end:
+                found.append(Finding(kind, start, end))
+        if not resolved:
+            return found
+        above.append(resolved)
+        text = resolved.text
+        findings = rules.findings(Text(text))
+
+
+class _Rules:
+    """Rules, and which of them a text may match."""
+
+    def __init__(self, rules: list[Rule]) -> None:
+        self._rules = rules
+        self._unhinted = [at for at, rule in enumerate(rules) if not rule.hints]
+        self._hints = [(at, hint) for at, rule in enumerate(rules) for hint in rule.hints]
+        self._prefilter = Prefilter([hint for _, hint in self._hints])
+
+    def findings(self, text: Text) -> list[Finding]:
+        """All findings in `text`, which may overlap."""
+        possible: dict[int, list[str]] = {at: [] for at in self._unhinted}
+        for number in self._prefilter.possible(text.lower):
+            at, hint = self._hints[number]
+            possible.setdefault(at, []).append(hint)
+        return [
+            finding
+            for at in sorted(possible)
+            for finding in self._rules[at].findings(text, possible[at])
+        ]
+
+
+@lru_cache(maxsize=8)
+def _rules(kinds: frozenset[str]) -> _Rules:
+    every = (*secret_rules.secret_rules(), *personal_rules.personal_rules())
+    return _Rules([rule for rule in every if rule.kind in kinds])
+
+
+@lru_cache(maxsize=1)  # filters ask one after another about the same text
+def _subject(text: str) -> Text:
+    return Text(text)
+
+
+class Masker:
+    """Masks texts, and counts what it masked.
+
+    A text that is JSON, such as a tool call's arguments, stays JSON.
+
+    Args:
+        kinds: What is masked.
+
+    Attributes:
+        counts: Kind → how many findings were masked."""
+
+    def __init__(self, kinds: Iterable[str] = KINDS) -> None:
+        self.counts: Counter[str] = Counter()
+        self._kinds = frozenset(kinds)
+        self._json = JsonMask(self._scan, self._masked)
+
+    def __call__(self, text: str) -> str:
+        """`text` with every finding replaced by its kind in brackets, as in ``[EMAIL]``."""
+        findings = self._scan(text)
+        if not findings:
+            return text
+        parts = documents(text)
+        if parts is None:
+            return self._masked(text, findings)
+        return "".join(map(self._json, parts))
+
+    def _scan(self, text: str) -> list[Finding]:
+        return scan_text(text, self._kinds)
+
+    def _masked(self, text: str, findings: Sequence[Finding]) -> str:
+        self.counts.update(finding.kind for finding in findings)
+        return masked(text, findings)
+
+
 def mask(text: str, kinds: Iterable[str] = KINDS) -> str:
-    """`text` with every finding of `kinds` replaced by its kind in brackets, as in ``[EMAIL]``."""
-    return masked(text, scan_text(text, kinds))
+    """`text` with every finding of `kinds` masked, as by a `Masker`."""
+    return Masker(kinds)(text)
 
 
 def masked(text: str, findings: Iterable[Finding]) -> str:

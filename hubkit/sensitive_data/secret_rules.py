@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
 
@@ -18,6 +18,7 @@ from hubkit.sensitive_data.rules import (
     Match,
     Rule,
     Text,
+    Where,
     before,
     entropy,
     is_placeholder,
@@ -55,23 +56,13 @@ _PREFIXED = (
         "ATATT3 ATCTT3 ATBB",
         r"(?:ATATT3|ATCTT3)[\w=-]{50,250}|ATBB[A-Za-z0-9]{32}",
     ),
-    ("azure_key", "Q~", r"[A-Za-z0-9_~.]{3}\dQ~[A-Za-z0-9_~.-]{31,34}"),
-    (
-        "azure_key",
-        "AZDO JQQJ99",
-        r"[A-Za-z0-9]{52}AZDO[A-Za-z0-9]{4}|[A-Za-z0-9]{32,60}JQQJ99[A-Za-z0-9]{18,24}",
-    ),
     ("buildkite_token", "bkua_", r"bkua_[a-f0-9]{40}"),
     ("circleci_token", "CCIPAT_ CCIPRJ_", r"CCIP(?:AT|RJ)_[A-Za-z0-9]{22}_[a-f0-9]{40}"),
     ("cloudflare_key", "v1.0-", r"v1\.0-[a-f0-9]{24}-[a-f0-9]{100,180}"),
     ("contentful_token", "CFPAT-", r"CFPAT-[\w-]{43}"),
     ("databricks_token", "dapi dose", r"(?:dapi|dose)[a-f0-9]{32}(?:-\d)?"),
-    ("digitalocean_token", "do", r"do[opr]_v1_[a-f0-9]{64}"),
-    (
-        "discord_token",
-        ".",
-        r"(?:mfa\.[\w-]{84}|[MNO][A-Za-z\d_-]{23,27}\.[\w-]{6,7}\.[\w-]{27,40})",
-    ),
+    ("digitalocean_token", "dop_v1_ doo_v1_ dor_v1_", r"do[opr]_v1_[a-f0-9]{64}"),
+    ("discord_token", "mfa.", r"mfa\.[\w-]{84}"),
     ("docker_token", "dckr_", r"dckr_[po]at_[\w-]{27,40}"),
     (
         "doppler_token",
@@ -84,13 +75,12 @@ _PREFIXED = (
     ("facebook_token", "EAA", r"EAA[A-Za-z0-9]{60,250}"),
     ("fastly_token", "fastly", r"fastly[_-]?(?:api[_-]?)?(?:key|token)\W{1,4}(?P<value>[\w-]{32})"),
     ("figma_token", "figd_", r"figd_[\w-]{38,60}"),
-    ("firebase_key", ":APA91b", r"AAAA[\w-]{7}:APA91b[\w-]{100,180}"),
     ("flutterwave_key", "FLWSECK", r"FLWSECK(?:_TEST)?-[A-Za-z0-9]{12,40}-X"),
     ("github_token", "github_pat_", r"github_pat_\w{50,100}"),
-    ("github_token", "gh", r"gh[pousr]_[A-Za-z0-9]{36,255}"),
+    ("github_token", "ghp_ gho_ ghu_ ghs_ ghr_", r"gh[pousr]_[A-Za-z0-9]{36,255}"),
     (
         "gitlab_token",
-        "gl",
+        "glpat- gldt- glft- glsoat- glrt- glcbt- glimt- glptt- glagent- gloas- glffct- glwt-",
         r"(?:glpat|gldt|glft|glsoat|glrt|glcbt|glimt|glptt|glagent|gloas|glffct"
         r"|glwt)-[\w.-]{20,60}",
     ),
@@ -104,8 +94,7 @@ _PREFIXED = (
         "glc_ glsa_",
         r"glsa_[A-Za-z0-9]{32}_[A-Fa-f0-9]{8}|glc_[A-Za-z0-9+/]{32,400}={0,2}",
     ),
-    ("hashicorp_token", "hv", r"hv[sbr]\.[\w-]{24,250}"),
-    ("hashicorp_token", ".atlasv1.", r"[A-Za-z0-9]{14}\.atlasv1\.[\w=-]{60,70}"),
+    ("hashicorp_token", "hvs. hvb. hvr.", r"hv[sbr]\.[\w-]{24,250}"),
     ("heroku_key", "HRKU-", r"HRKU-[\w-]{36,70}"),
     ("hubspot_token", "pat-", r"pat-(?:na|eu|ap)\d-[a-f0-9]{8}(?:-[a-f0-9]{4}){3}-[a-f0-9]{12}"),
     ("huggingface_token", "hf_ api_org_", r"(?:hf|api_org)_[A-Za-z0-9]{30,40}"),
@@ -152,13 +141,13 @@ _PREFIXED = (
     ),
     (
         "service_token",
-        "duffel_ lob_ live_pub test_ phc_ phx_ dG9rO FlyV1 rnd_ railway_ vcp_ vck_",
+        "duffel_ phx_ dG9rO FlyV1 rnd_ vcp_ vck_",
         r"(?:duffel_(?:test|live)_[\w=-]{43}|phx_[A-Za-z0-9]{40,60}|rnd_[A-Za-z0-9]{24,40}"
         r"|FlyV1 fm\d[\w+/=,]{60,900}|vc[pk]_[A-Za-z0-9]{40,64}|dG9rO[\w+/=]{50,80})",
     ),
     (
         "service_token",
-        "scw AQVN t1. AKID tailscale tskey- ngrok ory_ snyk_ SCW",
+        "SCW AQVN t1. AKID tskey-",
         r"(?:SCW[A-Z0-9]{17}|AQVN[\w-]{35,38}|t1\.[A-Z0-9a-z_-]{20,400}\.[A-Za-z0-9_-]{80,90}"
         r"|AKID[A-Za-z0-9]{32}|tskey-[a-z]{2,9}-[A-Za-z0-9]{8,24}(?:CNTRL)?-[A-Za-z0-9]{20,40})",
     ),
@@ -171,13 +160,10 @@ _PREFIXED = (
     ("square_secret", "sq0 EAAA", r"(?:sq0(?:atp|csp|idp)-[\w-]{22,43}|EAAA[\w-]{60})"),
     (
         "stripe_key",
-        "k_live_ k_test_ whsec_",
+        "rk_live_ sk_live_ rk_test_ sk_test_ whsec_",
         r"(?:[rs]k_(?:live|test)_[A-Za-z0-9]{16,120}|whsec_[A-Za-z0-9+/=]{24,64})",
     ),
     ("supabase_key", "sbp_ sb_secret_", r"(?:sbp_[a-f0-9]{40}|sb_secret_[\w-]{22,60})"),
-    ("telegram_token", ":AA", r"\d{8,10}:AA[\w-]{32,34}"),
-    ("twilio_key", "SK", r"SK[a-f0-9]{32}"),
-    ("twilio_key", "AC", r"AC[a-f0-9]{32}"),
     ("twitter_token", "AAAAAAAAAAAA", r"A{20,26}[A-Za-z0-9%]{60,120}"),
     (
         "webhook_url",
@@ -185,24 +171,37 @@ _PREFIXED = (
         r"hooks\.(?:slack|zapier)\.com/(?:services|workflows|triggers|hooks/catch)/[\w/]{15,90}",
     ),
     ("webhook_url", "discord", r"discord(?:app)?\.com/api/webhooks/\d{17,20}/[\w-]{60,70}"),
-    (
-        "webhook_url",
-        ".webhook.office.com",
-        r"[a-z0-9-]{1,60}\.webhook\.office\.com/webhookb2/[\w@/-]{60,300}",
-    ),
     ("crypto_key", "xprv", r"xprv[1-9A-HJ-NP-Za-km-z]{107}"),
     ("crypto_key", "AGE-SECRET-KEY-1", r"AGE-SECRET-KEY-1[0-9A-Z]{58}"),
-    (
-        "azure_key",
-        "sig= SharedAccess",
-        r"(?<=[?&;]sig=)[A-Za-z0-9%+/]{42,64}(?:%3D|=)?",
-    ),
     (
         "azure_key",
         "SharedAccessKey= SharedSecretValue= accesskey=",
         r"(?:SharedAccessKey|SharedSecretValue|accesskey)=(?P<value>[A-Za-z0-9+/]{40,90}={0,2})",
     ),
     ("aws_key", "X-Amz-Signature= aws_session_token", r"X-Amz-Signature=(?P<value>[a-f0-9]{64})"),
+)
+
+# The same, of tokens that begin before their hint.
+_MARKED = (
+    ("azure_key", "Q~", r"[A-Za-z0-9_~.]{3}\dQ~[A-Za-z0-9_~.-]{31,34}"),
+    (
+        "azure_key",
+        "AZDO JQQJ99",
+        r"[A-Za-z0-9]{52}AZDO[A-Za-z0-9]{4}|[A-Za-z0-9]{32,60}JQQJ99[A-Za-z0-9]{18,24}",
+    ),
+    (
+        "azure_key",
+        "?sig= &sig= ;sig=",
+        r"(?<=[?&;]sig=)[A-Za-z0-9%+/]{42,64}(?:%3D|=)?",
+    ),
+    ("firebase_key", ":APA91b", r"AAAA[\w-]{7}:APA91b[\w-]{100,180}"),
+    ("hashicorp_token", ".atlasv1.", r"[A-Za-z0-9]{14}\.atlasv1\.[\w=-]{60,70}"),
+    ("telegram_token", ":AA", r"\d{8,10}:AA[\w-]{32,34}"),
+    (
+        "webhook_url",
+        ".webhook.office.com",
+        r"[a-z0-9-]{1,60}\.webhook\.office\.com/webhookb2/[\w@/-]{60,300}",
+    ),
 )
 
 # detect-secrets' class, its module there, our kind, and literals of which its patterns need one.
@@ -212,7 +211,7 @@ _LIBRARY = (
     ("ArtifactoryDetector", "artifactory", "artifactory_key", "AKC"),
     ("AWSKeyDetector", "aws", "aws_key", "AKIA ASIA ABIA ACCA A3T aws AWS Aws"),
     ("AzureStorageKeyDetector", "azure_storage_key", "azure_key", "AccountKey="),
-    ("DiscordBotTokenDetector", "discord", "discord_token", "."),
+    ("DiscordBotTokenDetector", "discord", "discord_token", ""),
     ("GitHubTokenDetector", "github_token", "github_token", "ghp_ gho_ ghu_ ghs_ ghr_"),
     (
         "GitLabTokenDetector",
@@ -228,9 +227,12 @@ _LIBRARY = (
     ("SlackDetector", "slack", "slack_token", "xox hooks.slack"),
     ("SquareOAuthDetector", "square_oauth", "square_secret", "sq0csp-"),
     ("StripeDetector", "stripe", "stripe_key", "k_live_"),
-    ("TelegramBotTokenDetector", "telegram_token", "telegram_token", ":"),
-    ("TwilioKeyDetector", "twilio", "twilio_key", "AC SK"),
+    ("TelegramBotTokenDetector", "telegram_token", "telegram_token", ""),
+    ("TwilioKeyDetector", "twilio", "twilio_key", ""),
 )
+
+# The shortest token of those whose text holds nothing to look for.
+_RUNS = {"discord_token": 58, "telegram_token": 44, "twilio_key": 34}
 
 _NAMED = (  # kinds of values that only their surroundings give away
     "api_key",
@@ -244,7 +246,9 @@ _NAMED = (  # kinds of values that only their surroundings give away
     "private_key",
     "session_cookie",
 )
-KINDS = frozenset({kind for kind, *_ in _PREFIXED} | {row[2] for row in _LIBRARY} | {*_NAMED})
+KINDS = frozenset(
+    {kind for kind, *_ in (*_PREFIXED, *_MARKED)} | {row[2] for row in _LIBRARY} | {*_NAMED}
+)
 
 
 @cache
@@ -252,15 +256,43 @@ def secret_rules() -> tuple[Rule, ...]:
     """Every rule for secrets, compiled at first use."""
     return (
         *(_prefixed(*row) for row in _PREFIXED),
+        *(_marked(*row) for row in _MARKED),
+        *_token_rules(),
         *(_library_rule(*row) for row in _LIBRARY),
         *_context_rules(),
     )
 
 
+_AT_PREFIX = Where(lead=0, reach=1, run=16)
+
+
 def _prefixed(kind: str, hints: str, pattern: str) -> Rule:
-    boundary = "" if pattern.startswith("(?<=") else _L
     check = _twitter_token if kind == "twitter_token" else _random_enough
-    return rule(kind, hints, f"{boundary}(?:{pattern}){_R}", check=check, needs_run=True)
+    return rule(kind, hints, f"{_L}(?:{pattern}){_R}", check=check, where=_AT_PREFIX)
+
+
+def _marked(kind: str, hints: str, pattern: str) -> Rule:
+    boundary = "" if pattern.startswith("(?<=") else _L
+    where = Where(lead=80, reach=400, run=16)
+    return rule(kind, hints, f"{boundary}(?:{pattern}){_R}", check=_random_enough, where=where)
+
+
+def _token_rules() -> tuple[Rule, ...]:
+    """Tokens whose form alone gives them away, looked for in runs that are long enough."""
+    discord = r"[MNO][A-Za-z\d_-]{23,27}\.[\w-]{6,7}\.[\w-]{27,40}"
+    return tuple(
+        rule(
+            kind,
+            "",
+            f"{_L}(?:{pattern}){_R}",
+            check=_random_enough,
+            where=Where("runs", run=_RUNS[kind]),
+        )
+        for kind, pattern in (
+            ("discord_token", discord),
+            ("twilio_key", "(?:AC|SK)[a-f0-9]{32}"),
+        )
+    )
 
 
 def _twitter_token(match: Match) -> bool:
@@ -285,7 +317,32 @@ def _library_rule(name: str, module: str, kind: str, hints: str) -> Rule:
     patterns = tuple(detector.denylist)
     if kind == "artifactory_key":
         patterns = patterns[:1]  # its second pattern is any word that begins with AP
-    return Rule(kind, patterns, tuple(hints.split()), not_a_placeholder, needs_run=True)
+    where = (
+        Where(lead=300, reach=_LIBRARY_CHARS, run=16) if hints else Where("runs", run=_RUNS[kind])
+    )
+    patterns = tuple(re.compile(bounded(p.pattern), p.flags) for p in patterns)
+    return Rule(kind, patterns, tuple(hints.split()), not_a_placeholder, where=where)
+
+
+def bounded(pattern: str) -> str:
+    """`pattern` with an end to each repetition that has none: ``+`` becomes ``{1,400}``."""
+    parts: list[str] = []
+    in_class = False
+    for part in _PATTERN_PARTS.findall(pattern):
+        if part == "[":
+            in_class = True
+        elif part == "]":
+            in_class = False
+        elif not in_class and part in "*+":
+            part = f"{{{int(part == '+')},{_LIBRARY_REPEATS}}}"
+        elif not in_class and part.endswith(",}"):
+            part = f"{part[:-1]}{_LIBRARY_CHARS}}}"
+        parts.append(part)
+    return "".join(parts)
+
+
+_LIBRARY_CHARS, _LIBRARY_REPEATS = 1200, 400
+_PATTERN_PARTS = re.compile(r"\\.|\{\d+,\d*\}|.", re.DOTALL)
 
 
 _PASSWORD_WORDS = (
@@ -294,7 +351,7 @@ _PASSWORD_WORDS = (
     r"|パスワード|비밀번호"
 )
 _PASSWORD_HINTS = (
-    "passw passphrase passcode pwd pass kennwort contrase senha parola wachtwoord haslo hasło "
+    "pass pwd kennwort contrase senha parola wachtwoord haslo hasło "
     "lösenord пароль 密码 密碼 パスワード 비밀번호"
 )
 _SEPARATOR = (
@@ -307,6 +364,9 @@ _KEY_NAMES = (
     r"signing[_ -]?(?:key|secret)|encryption[_ -]?key|master[_-]?key|account[_-]?key|"
     r"webhook[_-]?secret|license[_ -]?key|deploy[_ -]?key|secret[_ -]?token|consumer[_-]?secret|"
     r"session[_-]?token|bearer|secret|token|\bkey"
+)
+_USER_OPTIONS = tuple(
+    option + space for option in ("-u", "-a", "--user", "--auth") for space in " \t\n\r\f\v"
 )
 _VALUE_BREAK = r"""\s"'`,;&<>|）」。，、"""
 
@@ -325,15 +385,23 @@ def _context_rules() -> tuple[Rule, ...]:
             "eyJ",
             r"\beyJ[\w-]{5,2000}\.[\w-]{1,8000}(?:\.[\w-]{0,2000})?",
             check=_web_token,
-            needs_run=True,
+            where=_AT_PREFIX,
         ),
         rule(
             "password_in_url",
             "://",
             r"://[^\s:/?#@'\"<>]{0,64}:[^\s/?#'\"<>@]{3,128}@",
             check=_url_password,
+            where=Where(lead=0, reach=1),
         ),
-        rule("password", _PASSWORD_HINTS, *password, check=_password, folded=True, reach=200),
+        rule(
+            "password",
+            _PASSWORD_HINTS,
+            *password,
+            check=_password,
+            folded=True,
+            where=Where(lead=8, reach=200),
+        ),
         rule(
             "password",
             "mysql sshpass --pw",
@@ -342,7 +410,7 @@ def _context_rules() -> tuple[Rule, ...]:
             rf"--pw[= ]['\"]?(?P<value>[^{_VALUE_BREAK}]{{6,64}})",
             check=_password,
             folded=True,
-            reach=240,
+            where=Where(reach=240),
         ),
         rule(
             "password",
@@ -351,12 +419,15 @@ def _context_rules() -> tuple[Rule, ...]:
             r"ue>\S{4,100})",
             check=not_a_placeholder,
             folded=True,
+            where=Where(lead=0, reach=1),
         ),
         rule(
             "password",
-            "curl wget http",
+            _USER_OPTIONS,
             r"(?:-u|--user|--auth|-a)\s{1,3}['\"]?[\w.@-]{1,64}:(?P<value>[^\s'\"]{5,64})",
             check=_credential,
+            where=Where(lead=8, reach=160),
+            gate="curl|wget|http",
         ),
         rule(
             "password",
@@ -374,12 +445,13 @@ def _context_rules() -> tuple[Rule, ...]:
         ),
         rule(
             "password_hash",
-            "$",
+            "$2a$ $2b$ $2x$ $2y$ $apr1$ $1$ $5$ $6$ $y$ $argon2 $scrypt$ pbkdf2_sha256$",
             r"(?<![\w$])\$(?:2[abxy]\$\d\d\$[./A-Za-z0-9]{53}|apr1\$[./\w]{1,8}\$[./\w]{22}"
             r"|[156y]\$[./\w$=]{20,130}|argon2(?:id|i|d)\$v=[./\w$=,+-]{20,200}"
             r"|scrypt\$[./\w$=,+-]{20,200})",
             r"\bpbkdf2_sha256\$\d{3,8}\$[\w./+=-]{6,64}\$[\w./+=-]{40,60}",
             check=_not_repeating,
+            where=Where(lead=0, reach=1),
         ),
         rule(
             "one_time_password_secret",
@@ -396,6 +468,7 @@ def _context_rules() -> tuple[Rule, ...]:
             r"\b(?:bearer|basic)\s{1,3}(?P<value>[\w+/=.~-]{20,2000})",
             check=_header,
             folded=True,
+            where=Where(lead=0, reach=1, near="runs", run=12),
         ),
         rule(
             "api_key",
@@ -404,8 +477,7 @@ def _context_rules() -> tuple[Rule, ...]:
             rf"|base64:)?(?P<value>[\w+/=.~!@#%^*-]{{16,512}})",
             check=_named_key,
             folded=True,
-            reach=640,
-            needs_run=True,
+            where=Where(lead=24, reach=640, near="runs", run=16),
         ),
         rule(
             "session_cookie",
@@ -414,13 +486,14 @@ def _context_rules() -> tuple[Rule, ...]:
             r"|auth)\w{0,20}=(?P<value>[\w%.+/=-]{20,1000})",
             check=lambda m: is_random(value_of(m)),
             folded=True,
+            where=Where(lead=0, reach=1, run=20),
         ),
         rule(
             "crypto_key",
-            "5 K L",
+            "",
             r"(?<![A-Za-z0-9])[5KL][1-9A-HJ-NP-Za-km-z]{50,51}(?![A-Za-z0-9])",
             check=_wallet_key,
-            needs_run=True,
+            where=Where("runs", run=51),
         ),
         rule(
             "crypto_key",
@@ -428,7 +501,7 @@ def _context_rules() -> tuple[Rule, ...]:
             r"(?:seed|recovery|mnemonic)(?: phrase| words?)?\W{1,6}(?:is\W{1,4})?(?P<value>(?:[a"
             r"-z]{3,8} ){11,23}[a-z]{3,8})(?![a-z])",
             folded=True,
-            reach=320,
+            where=Where(lead=0, reach=1),
         ),
     )
 
@@ -443,7 +516,8 @@ class _PrivateKeys(Rule):
     def __init__(self) -> None:
         super().__init__("private_key", (), ("PRIVATE KEY", "PuTTY"))
 
-    def findings(self, text: Text) -> Iterator[Finding]:
+    def findings(self, text: Text, hints: Sequence[str]) -> Iterator[Finding]:
+        """Every such block of `text`."""
         value, at = text.value, 0
         if not any(hint in value for hint in self.hints):
             return

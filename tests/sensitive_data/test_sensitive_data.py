@@ -8,28 +8,35 @@ import gzip
 import io
 import json
 import lzma
+import re
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import sensitive_samples
 
 from hubkit.sensitive_data import (
     KINDS,
     mask,
+    personal_rules,
     scan_file,
     scan_files,
     scan_folder,
     scan_text,
+    secret_rules,
 )
+from hubkit.sensitive_data.prefilter import Prefilter
+from hubkit.sensitive_data.rules import Finding, Rule, Text, before
 
 # Put together here, so that no scanner of this repository takes them for real ones.
 TOKEN = base64.urlsafe_b64encode(json.dumps({"alg": "HS256"}).encode()).decode().rstrip("=")
@@ -92,6 +99,7 @@ def test_only_the_kinds_asked_for() -> None:
         scan_text("x", {"mail"})
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300), st.sampled_from(sorted(REAL)), st.text(max_size=300))
 def test_masking_ends_and_leaves_nothing_to_find(before: str, kind: str, after: str) -> None:
     text = f"{before} {REAL[kind]} {after}"
@@ -286,3 +294,62 @@ def test_a_bomb_is_bounded_and_counted() -> None:
     for _ in range(8):
         nested = gzip.compress(nested)
     assert "unreadable" in scan_file("bomb.gz", nested).counts
+
+
+def test_every_repetition_of_every_pattern_has_an_end() -> None:
+    """What makes a scan linear: no pattern can run over a text from each of its places."""
+    rules = (*secret_rules.secret_rules(), *personal_rules.personal_rules())
+    patterns = [pattern for rule in rules for pattern in rule.patterns]
+    assert len(patterns) > 150
+    assert [p.pattern for p in patterns if _repeats_without_end(p)] == []
+
+
+def _repeats_without_end(pattern: re.Pattern[str]) -> bool:
+    def walk(parts: Any) -> bool:
+        return any(
+            (str(name) in ("MAX_REPEAT", "MIN_REPEAT") and value[1] == re._constants.MAXREPEAT)
+            or any(walk(inner) for inner in _inside(value))
+            for name, value in parts
+        )
+
+    return walk(re._parser.parse(pattern.pattern, pattern.flags))
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """The parts of a pattern inside one of its parts."""
+    if isinstance(value, re._parser.SubPattern):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _inside(item)
+
+
+@settings(deadline=None)
+@given(st.text(max_size=200), st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=20))
+def test_no_literal_of_a_text_is_left_out(text: str, literals: list[str]) -> None:
+    cut = [text[at : at + 5] for at in range(0, len(text), 7)]
+    every = [literal.lower() for literal in [*literals, *filter(None, cut)]]
+    lower = text.lower()
+    held = {at for at, literal in enumerate(every) if literal in lower}
+    assert held <= set(Prefilter(every).possible(lower))
+
+
+def test_nothing_is_found_by_one_rule_that_all_together_leave_out() -> None:
+    """Hints, shapes, runs and numbers only say where not to look."""
+    rules = (*secret_rules.secret_rules(), *personal_rules.personal_rules())
+    for sample in sensitive_samples.samples(7):
+        text = f"Ünd {sample.text} İ"
+        subject = Text(text)
+        alone = {f for rule in rules for f in rule.findings(subject, rule.hints)}
+        whole = {f for rule in rules for p in rule.patterns for f in _everywhere(rule, p, text)}
+        assert set(scan_text(text)) <= alone
+        assert {f.kind for f in whole if f.kind != "phone_number"} <= {f.kind for f in alone}
+
+
+def _everywhere(rule: Rule, pattern: re.Pattern[str], text: str) -> Iterator[Finding]:
+    """What a pattern finds in all of a text, whatever the rule says of where to look."""
+    group = "value" if "value" in pattern.groupindex else 0
+    for match in pattern.finditer(text):
+        context = rule.context is None or rule.context.search(before(match))
+        if context and match.end(group) > match.start(group) and rule.check(match):
+            yield Finding(rule.kind, *match.span(group))

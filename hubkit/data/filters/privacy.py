@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from hubkit.conversation import Conversation
 from hubkit.data.filters.chain import Drop, Edit, FilterFn, Verdict, register
-from hubkit.sensitive_data import KINDS, PERSONAL, SECRETS, masked, scan_text
+from hubkit.sensitive_data import KINDS, PERSONAL, SECRETS, Masker, scan_text
 
 Action = Literal["mask", "drop"]
 
@@ -45,24 +45,18 @@ def _findings(action: str, kinds: frozenset[str], group: str) -> FilterFn:
         if not scan_text("\n\n".join(_texts(fields)), kinds):
             # Nearly all are clean, and one long text is cheaper to scan than many short ones.
             return None
-        found_kinds: set[str] = set()
-
-        def mask_text(text: str) -> str:
-            findings = scan_text(text, kinds)
-            found_kinds.update(finding.kind for finding in findings)
-            return masked(text, findings)
-
-        messages, meta = (_mapped(value, mask_text) for value in fields[1:])
-        name = mask_text(conversation.id)
-        if not found_kinds:
+        masker = Masker(kinds)
+        messages, meta = (_mapped(value, masker) for value in fields[1:])
+        name = masker(conversation.id)
+        if not masker.counts:
             return None
         if action == "drop":
-            return Drop(f"{group}_{min(found_kinds)}")
+            return Drop(f"{group}_{min(masker.counts)}")
         if name != conversation.id:  # two ids must not become one
             name += "-" + blake2b(conversation.id.encode(), digest_size=8).hexdigest()
         return Edit(
             [replace(conversation, id=name, messages=messages, meta=meta)],
-            tuple(f"masked_{kind}" for kind in sorted(found_kinds)),
+            tuple(f"masked_{kind}" for kind in sorted(masker.counts)),
         )
 
     return decide
