@@ -3,8 +3,8 @@
 Takes the rollout's parquet files and the recipe's ``curate`` block; writes ``data/train-*.parquet``
 (kept), ``data/dropped-*.parquet`` (with ``reason`` and ``step``) and ``report.json``. Every column
 of a raw row, its provenance above all, travels on untouched; only a filter that cleans text changes
-``messages``. Streams: what is held in memory is some thousands of rows, and about 2 KB of digests
-for each that is kept (`hubkit.data.filters.duplicates`)."""
+``messages``, one that masks also ``id``. Streams: what is held in memory is some thousands of rows,
+and about 2 KB of digests for each that is kept (`hubkit.data.filters.duplicates`)."""
 
 from __future__ import annotations
 
@@ -150,18 +150,21 @@ class _Batch:
         self._rows: int = table.num_rows
         self._judged = 0
         self._stay: list[int] = []
-        self._messages: list[Any] = []
+        self._values: dict[str, list[Any]] = {"id": [], "messages": []}  # of what stays
         self._go: list[tuple[int, str, str]] = []
-        self._changed = False
+        self._changed: set[str] = set()
 
     def take(self, result: Conversation | Dropped, conversation: Conversation) -> bool:
         """Note the verdict on the next row; says whether that was the last one."""
         if isinstance(result, Dropped):
             self._go.append((self._judged, result.reason, result.step))
         else:
-            self._changed = self._changed or result.messages != conversation.messages
             self._stay.append(self._judged)
-            self._messages.append(result.messages)
+            for name, values in self._values.items():
+                value = getattr(result, name)
+                if result is not conversation and value != getattr(conversation, name):
+                    self._changed.add(name)
+                values.append(value)
         self._judged += 1
         return self._judged == self._rows
 
@@ -171,11 +174,10 @@ class _Batch:
 
         if self._stay:
             rows = self._table.take(self._stay)
-            if self._changed:
-                at = rows.schema.get_field_index("messages")
-                rows = rows.set_column(
-                    at, rows.schema.field(at), pa.array(self._messages, rows.schema.field(at).type)
-                )
+            for name in sorted(self._changed):
+                at = rows.schema.get_field_index(name)
+                field = rows.schema.field(at)
+                rows = rows.set_column(at, field, pa.array(self._values[name], field.type))
             kept.write_table(rows)
         if self._go:
             rows = self._table.take([index for index, _, _ in self._go])

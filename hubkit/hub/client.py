@@ -107,9 +107,11 @@ class Hub:
         embedded: bool,
         allowed: Iterable[str] = (),
         in_use: Hold | None = None,
+        masks: Iterable[str] = (),
     ) -> None:
         self.url = url
         self.allowed = gate.allowed_kinds(allowed)
+        self.masks = frozenset(masks)
         self.token = token
         self.embedded = embedded
         self.cache_dir: Path | None = cache("hub") if embedded else None
@@ -125,14 +127,34 @@ class Hub:
         allowed = self.allowed | gate.allowed_kinds(kinds)
         if allowed == self.allowed:
             return self
+        return self._like(allowed=allowed, masks=self.masks)
+
+    def masking(self, kinds: Iterable[str]) -> Hub:
+        """This Hub, with `kinds` masked in the rows that go to it where it is not local."""
+        masks = self.masks.union(kinds)
+        return self if masks == self.masks else self._like(allowed=self.allowed, masks=masks)
+
+    def _like(self, *, allowed: frozenset[str], masks: frozenset[str]) -> Hub:
         return Hub(
             self.url,
             self.token,
             self._namespace,
             embedded=self.embedded,
             allowed=allowed,
+            masks=masks,
             in_use=self._in_use,
         )
+
+    @contextmanager
+    def masked(
+        self, files: Mapping[str, gate.Content]
+    ) -> Iterator[tuple[dict[str, gate.Content], str]]:
+        """`files` as they may go to this Hub, and what was masked in their rows; to a local one
+        they go as they are.
+        """
+        kinds = frozenset() if self.embedded else self.masks - self.allowed
+        with gate.masked(files, kinds) as ready:
+            yield ready
 
     @functools.cached_property
     def api(self) -> HfApi:
@@ -289,9 +311,10 @@ class Hub:
         When another commit comes in between, this one is made again on top of it, never over
         it. Raises `CommitConflictError` when that happens too often, `HubError` otherwise."""
         below = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-        self.check(
-            f"{repo_type} {repo_id} was not committed to {self.url}", below, [repo_id, message]
-        )
+        with self.masked(below) as (files, _):
+            self.check(
+                f"{repo_type} {repo_id} was not committed to {self.url}", files, [repo_id, message]
+            )
         self.make(repo_id, repo_type=repo_type, private=private)
         for attempt in range(COMMIT_ATTEMPTS):
             with self.translated(f"committing to {repo_type} {repo_id}", conflicts=True) as outcome:
@@ -336,7 +359,8 @@ class Hub:
         """Make one commit on top of `parent`: the one place where files leave for a Hub.
 
         To a Hub that is not this machine's own, nothing goes that holds a secret or personal data,
-        unless its kind is in `allowed`; the commit's description says then what passed. The
+        unless its kind is in `allowed`; rows are masked first, of the kinds in `masks`. The
+        commit's description says what passed and what was masked. The
         client's own errors come out as they are: call it inside `translated`.
 
         Args:
@@ -349,46 +373,49 @@ class Hub:
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        passed = self.check(
-            f"{repo_type} {repo_id} was not committed to {self.url}", files, [repo_id, message]
-        )
+        with self.masked(files) as (ready, masked):
+            passed = self.check(
+                f"{repo_type} {repo_id} was not committed to {self.url}", ready, [repo_id, message]
+            )
+            noted = [f"Allowed by its owner: {passed}"] if passed else []
+            noted += [f"Masked on the way: {masked}"] if masked else []
 
-        def send() -> Ref:
-            with ExitStack() as open_files:
-                # An open file goes up as one plain request; a path would go by Xet, whose client
-                # retries a full disk for minutes. Its de-duplication is worth that on a real Hub,
-                # not on this machine.
-                content: dict[str, Any] = dict(files)
-                for path, source in files.items():
-                    if isinstance(source, Path) and self.embedded:
-                        content[path] = open_files.enter_context(source.open("rb"))
-                commit = self.api.create_commit(
-                    repo_id,
-                    [
-                        *(CommitOperationAdd(path, source) for path, source in content.items()),
-                        *(CommitOperationDelete(path) for path in delete),
-                    ],
-                    commit_message=message,
-                    commit_description=f"Allowed by its owner: {passed}" if passed else None,
-                    repo_type=repo_type,
-                    revision=branch,
-                    parent_commit=parent,
-                )
-            return Ref(repo_id, repo_type, str(commit.oid))
+            def send() -> Ref:
+                with ExitStack() as open_files:
+                    # An open file goes up as one plain request; a path would go by Xet, whose
+                    # client retries a full disk for minutes. Its de-duplication is worth that on a
+                    # real Hub, not on this machine.
+                    content: dict[str, Any] = dict(ready)
+                    for path, source in ready.items():
+                        if isinstance(source, Path) and self.embedded:
+                            content[path] = open_files.enter_context(source.open("rb"))
+                    commit = self.api.create_commit(
+                        repo_id,
+                        [
+                            *(CommitOperationAdd(path, source) for path, source in content.items()),
+                            *(CommitOperationDelete(path) for path in delete),
+                        ],
+                        commit_message=message,
+                        commit_description="\n".join(noted) or None,
+                        repo_type=repo_type,
+                        revision=branch,
+                        parent_commit=parent,
+                    )
+                return Ref(repo_id, repo_type, str(commit.oid))
 
-        def landed() -> Ref | None:
-            """The commit, where only its answer was lost. On a branch, another driver's has the
-            same title: there the second one is refused for its parent, and its caller looks.
-            """
-            if branch is not None:
-                return None
-            newest, *older = self.api.list_repo_commits(repo_id, repo_type=repo_type)[:2]
-            is_ours = [commit.commit_id for commit in older] == [parent]
-            if not is_ours or newest.title != message.splitlines()[0]:
-                return None
-            return Ref(repo_id, repo_type, str(newest.commit_id))
+            def landed() -> Ref | None:
+                """The commit, where only its answer was lost. On a branch, another driver's has the
+                same title: there the second one is refused for its parent, and its caller looks.
+                """
+                if branch is not None:
+                    return None
+                newest, *older = self.api.list_repo_commits(repo_id, repo_type=repo_type)[:2]
+                is_ours = [commit.commit_id for commit in older] == [parent]
+                if not is_ours or newest.title != message.splitlines()[0]:
+                    return None
+                return Ref(repo_id, repo_type, str(newest.commit_id))
 
-        return sent_once(send, landed)
+            return sent_once(send, landed)
 
     def check(
         self, doing: str, files: Mapping[str, gate.Content], texts: Iterable[str] = ()

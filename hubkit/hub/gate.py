@@ -1,17 +1,30 @@
 """What must not leave this machine: the check before every commit to a Hub that is not local.
 
 Scans each file of a commit, its path, the message and the repo's name. A finding is reported by
-its place, never by its value; a kind that the owner allows passes and is noted in the commit."""
+its place, never by its value; a kind that the owner allows passes and is noted in the commit. Rows
+are masked first, of the kinds that the recipe's filters mask."""
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
 from hubkit.errors import PublishError
-from hubkit.sensitive_data import KINDS, PERSONAL, SECRETS, FileFindings, mask, scan_file, scan_text
+from hubkit.sensitive_data import (
+    KINDS,
+    PERSONAL,
+    SECRETS,
+    FileFindings,
+    Masker,
+    mask,
+    scan_file,
+    scan_text,
+    tables,
+)
 from hubkit.sensitive_data.files import UNREADABLE
 
 Content = bytes | Path
@@ -19,6 +32,7 @@ ALLOWABLE = KINDS | {UNREADABLE}
 GROUPS = {"personal_data": PERSONAL, "secrets": SECRETS}
 _LISTED_FILES = 5  # files in a message
 _REMEMBERED = 512  # scanned contents whose findings are remembered
+_clean: set[tuple[str, str]] = set()  # rows in which nothing of these kinds is left to mask
 _scanned: dict[tuple[str, str], FileFindings] = {}
 
 
@@ -84,6 +98,41 @@ def check(
             f"or allow a kind by name: --allow KIND, or publish.allow in the recipe"
         )
     return ", ".join(f"{kind} {count}" for kind, count in sorted(passed.items()))
+
+
+@contextmanager
+def masked(
+    files: Mapping[str, Content], kinds: frozenset[str]
+) -> Iterator[tuple[dict[str, Content], str]]:
+    """`files` with the rows among them masked, for the length of the context.
+
+    Rows are parquet files and JSON Lines. What cannot be masked in them (numbers, binary columns,
+    base64) is for `check` to refuse.
+
+    Args:
+        files: Path in the repo → content.
+        kinds: What is masked; none: nothing.
+
+    Yields:
+        The files, and what was masked, for the commit's description; empty where nothing was.
+    """
+    masker = Masker(kinds)
+    ready = dict(files)
+    with tempfile.TemporaryDirectory(prefix="hubkit-masked-") as folder:
+        for number, (path, content) in enumerate(files.items() if kinds else ()):
+            suffix = PurePosixPath(path).suffix
+            if suffix not in tables.SUFFIXES:
+                continue
+            key = (_digest(path, content), ",".join(sorted(kinds)))
+            target = Path(folder) / f"{number}{suffix}"
+            if key not in _clean and tables.mask_rows(content, target, masker):
+                ready[path] = target
+                key = (_digest(path, target), key[1])
+            if len(_clean) >= _REMEMBERED:
+                _clean.clear()
+            _clean.add(key)
+        counts = sorted(masker.counts.items())
+        yield ready, ", ".join(f"{kind} {count}" for kind, count in counts)
 
 
 def findings_in(path: str, content: Content, kinds: frozenset[str] = KINDS) -> FileFindings:

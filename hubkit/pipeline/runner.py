@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from hubkit.errors import HubkitError, StageError
 from hubkit.evaluation import questions
 from hubkit.hub import Hub, Ref
-from hubkit.pipeline.stage import RunContext, Stage, StageResult
+from hubkit.pipeline.stage import RunContext, Stage, StageResult, outgoing
 from hubkit.pipeline.stage_table import STAGES, stages_of
 from hubkit.progress import Lasting, Progress, silent
 from hubkit.publishing import Benchmark, Change
@@ -42,7 +42,7 @@ def run(
     has not run, or `again` names none, and what the stages raise; whatever was committed before
     stays, and the next run resumes from there. Before the first stage that is not done, what all
     later ones read is looked for."""
-    context = RunContext(recipe, hub.allowing(recipe.publish.allow), launch=launch)
+    context = RunContext(recipe, outgoing(hub, recipe), launch=launch)
     stages, looked = stages_until(recipe, only), only is not None
     _refuse_unknown(again, recipe)
     for number, stage in enumerate(stages, start=1):
@@ -139,12 +139,12 @@ def publish(
             )
         outputs[stage.name] = context.commits[stage.name]
     return push(
-        target or hub,
+        outgoing(target or hub, recipe),
         recipe,
         outputs,
         source=hub,
         public=public,
-        allow=[*recipe.publish.allow, *allow],
+        allow=allow,
         benchmark=Benchmark(questions.files(), questions.summary()),
         dry_run=dry_run,
         progress=progress,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit import __version__, plugins
+from hubkit.data.filters import masked_kinds
 from hubkit.errors import RepoMissingError, StageError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.places import runs
@@ -60,6 +61,13 @@ class RunContext:
             f"with the same --profile and --set, run `hubkit {verb} {self.recipe.name}` first, "
             f"or `hubkit run {self.recipe.name}` for all stages"
         )
+
+
+def outgoing(hub: Hub, recipe: Recipe) -> Hub:
+    """`hub` as rows of `recipe` may go to it where it is not local: masked of what its filters of
+    generated dialogues mask, and with what its owner allows.
+    """
+    return hub.allowing(recipe.publish.allow).masking(masked_kinds(recipe.curate.filters))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import glob
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -93,6 +94,7 @@ class _Push:
     recipe: Recipe
     outputs: Mapping[str, Ref]
     public: bool
+    stack: ExitStack  # keeps the files that are masked on their way until the push is done
     commits_there: dict[tuple[str, str], Ref] = field(default_factory=dict)
     _records: dict[Ref, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
@@ -135,8 +137,19 @@ def publish(
     private on a real Hub unless `public`; secrets and personal data go there only where their kind
     is in `allow` or the recipe's ``publish.allow``. Raises `PublishError` when a card or a file
     must not leave, `CommitConflictError` when others keep committing, `HubError` otherwise."""
-    hub = hub.allowing(allow)
-    push = _Push(source or hub, hub, recipe, outputs, public)
+    with ExitStack() as stack:
+        push = _Push(source or hub, hub.allowing(allow), recipe, outputs, public, stack)
+        return _publish(push, with_spaces, benchmark, dry_run, progress)
+
+
+def _publish(
+    push: _Push,
+    with_spaces: bool,
+    benchmark: Benchmark | None,
+    dry_run: bool,
+    progress: Progress,
+) -> list[Change]:
+    hub, recipe = push.target, push.recipe
     base_steps = list(_base_steps(push))
     steps = [*base_steps, *_artifact_steps(push), *(_space_steps(push) if with_spaces else ())]
     if benchmark:
@@ -276,7 +289,7 @@ def _artifact_steps(push: _Push) -> Iterator[_Step]:
 def _plan_artifact(push: _Push, kind: Kind, ref: Ref, repo_id: str, repo_type: str) -> RepoPlan:
     records = push.records(ref)
     source_files = push.source.files(ref.repo_id, repo_type=ref.repo_type, revision=ref.revision)
-    files, left_out = _files_of(push.source, ref, source_files) if push.is_copy else ({}, [])
+    files, left_out = _files_of(push, ref, source_files) if push.is_copy else ({}, [])
     results = _results(push)
     table = {results_table.PATH: results_table.render(results)} if results else {}
     contents: dict[str, Content] = {**files, **(table if kind == "results" else {})}
@@ -302,14 +315,15 @@ def _plan_artifact(push: _Push, kind: Kind, ref: Ref, repo_id: str, repo_type: s
     return replace(plan, left_out=left_out)
 
 
-def _files_of(source: Hub, ref: Ref, names: list[str]) -> tuple[dict[str, Content], list[str]]:
+def _files_of(push: _Push, ref: Ref, names: list[str]) -> tuple[dict[str, Content], list[str]]:
     """The files of a commit that go to another Hub, those that stages write, by folder and kind;
     and the names of the others, which stay where they are.
     """
     taken = sorted(filter(may_leave, names))
-    folder = source.snapshot(ref, allow_patterns=[glob.escape(name) for name in taken])
+    folder = push.source.snapshot(ref, allow_patterns=[glob.escape(name) for name in taken])
     left_out = sorted({*names} - {*taken, *MADE_BY_HUBS})
-    return {name: folder / name for name in taken}, left_out
+    files, _ = push.stack.enter_context(push.target.masked({name: folder / name for name in taken}))
+    return files, left_out
 
 
 def may_leave(name: str) -> bool:

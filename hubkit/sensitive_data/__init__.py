@@ -6,7 +6,7 @@ is in no message, log or report. What is found, and how well, is in docs/scanner
 - `rules`: what a rule is; `secret_rules`, `personal_rules`, `phones`: the rules.
 - `prefilter`, `escapes`: which rules a text may match; what it says without JSON's escapes.
 - `scanner`: all rules over one text; `json_text`: JSON that is masked and stays JSON.
-- `files`: the texts inside files of any kind."""
+- `files`: the texts inside files of any kind; `tables`: rows in files, masked."""
 
 from hubkit.sensitive_data.files import FileFindings, scan_file, scan_files, scan_folder
 from hubkit.sensitive_data.rules import Finding

@@ -50,5 +50,4 @@ def _codes(data: bytes) -> npt.NDArray[np.uint16]:
     values = np.frombuffer(data, np.uint8).astype(np.uint16)
     if len(values) < _RUN_BYTES:
         return np.empty(0, np.uint16)
-    codes: npt.NDArray[np.uint16] = (values[:-2] << 10) ^ (values[1:-1] << 5) ^ values[2:]
-    return codes
+    return (values[:-2] << np.uint16(10)) ^ (values[1:-1] << np.uint16(5)) ^ values[2:]

@@ -612,3 +612,23 @@ def test_an_intent_by_keywords_is_a_list_from_all_turns(turns: list[str], intent
     for turn in turns:
         messages += [{"role": "user", "content": turn}, {"role": "assistant", "content": "Yeast!"}]
     assert keywords(messages) == intent
+
+
+@pytest.mark.parametrize(
+    ("turn", "says"),
+    [
+        ({"who": "kunde", "was": "Hello"}, "nothing says who speaks; their keys: was, who (3)"),
+        ({"role": "user", "was": "Hello"}, "no text is found; their keys: role, was (3)"),
+    ],
+)
+def test_turns_of_unknown_keys_are_an_error_that_names_the_keys(
+    tmp_path: Path, turn: dict[str, str], says: str
+) -> None:
+    path = written(tmp_path / "x.json", [{"messages": [turn, turn]}] * 3)
+    block = Corpus.model_validate({"sources": [{"path": str(path)}]})
+    with pytest.raises(SourceError) as caught:
+        build(block, [path], tmp_path / "out", seed=1)
+    assert f"all 3 rows have turns in which {says}" in str(caught.value)
+    assert "--column " in str(caught.value)
+    report = load(written(tmp_path / "y.json", [{"messages": [turn, turn]}]))[1]
+    assert report.unknown_keys == {f"in a turn: {', '.join(sorted(turn))}": 1}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from support.paths import ROOT
 
+from hubkit.data.filters import masked_kinds
 from hubkit.errors import PublishError
-from hubkit.hub import Hub, connect, embedded
+from hubkit.hub import Hub, connect, embedded, gate
 from hubkit.hub.branch import Branch
+from hubkit.recipe import Filter
+from hubkit.sensitive_data import KINDS
 
 EMAIL = "jane.doe@" + "university.edu"
 TOKEN = "gh" + "p_" + "a1B2c3D4e5F6" * 3
@@ -144,3 +149,104 @@ def test_files_leave_at_one_place_only() -> None:
         if "local_hub" not in path.parts and uploads.search(path.read_text("utf-8"))
     }
     assert places == {"hub/client.py"}
+
+
+def _generated(folder: Path) -> Path:
+    """Rows as a rollout writes them: texts at every depth, numbers, finish reasons."""
+    call = {"name": "send", "arguments": json.dumps({"to": EMAIL}).replace("@", "\\u0040")}
+    messages = [
+        {"role": "user", "content": f"I am {EMAIL}.", "tool_calls": None},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": call}],
+        },
+    ]
+    rows = [
+        {"id": f"d{n}", "messages": messages if n == 7 else [], "seed": n, "stop": ["given"]}
+        for n in range(9)
+    ]
+    function = pa.struct([("name", pa.string()), ("arguments", pa.string())])
+    calls = pa.list_(pa.struct([("type", pa.string()), ("function", function)]))
+    message = pa.struct([("role", pa.string()), ("content", pa.string()), ("tool_calls", calls)])
+    schema = pa.schema(
+        [
+            ("id", pa.dictionary(pa.int32(), pa.string())),
+            ("messages", pa.list_(message)),
+            ("seed", pa.int64()),
+            ("stop", pa.large_list(pa.string())),
+        ]
+    )
+    path = folder / "data" / "raw-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema.with_metadata({"k": "v"})), path)
+    (folder / "turns.jsonl").write_text(f'{{"a": 1.50}}\n{{"turn": "x\\n{EMAIL}"}}\n', "utf-8")
+    return folder
+
+
+def test_rows_are_masked_on_their_way_and_the_commit_says_so(
+    remote_hub: Hub, tmp_path: Path
+) -> None:
+    folder = _generated(tmp_path / "folder")
+    there = remote_hub.masking(["email"])
+    ref = there.commit("local/repo", folder, "Raw rows", repo_type="dataset")
+    newest = there.api.list_repo_commits("local/repo", repo_type="dataset")[0]
+    assert newest.message.strip() == "Masked on the way: email 3"
+    name = "data/raw-00000-of-00001.parquet"
+    left, came = (pq.read_table(f / name) for f in (folder, there.snapshot(ref)))
+    assert came.schema.equals(left.schema, check_metadata=True)
+    before, after = left.to_pylist(), came.to_pylist()
+    first, second = after[7].pop("messages")
+    assert first["content"] == "I am [EMAIL]."
+    assert second["tool_calls"][0]["function"]["arguments"] == '{"to": "[EMAIL]"}'
+    del before[7]["messages"]
+    assert after == before
+    assert there.read(ref, "turns.jsonl") == b'{"a": 1.50}\n{"turn": "x\\n[EMAIL]"}\n'
+    assert EMAIL in (folder / "turns.jsonl").read_text("utf-8")  # here they stay as they are
+
+
+def test_shards_of_a_run_are_masked_and_a_second_commit_changes_nothing(
+    remote_hub: Hub, tmp_path: Path
+) -> None:
+    shard = next((_generated(tmp_path / "folder") / "data").iterdir())
+    branch = Branch(remote_hub.masking(["email"]), "local/run", "work", repo_type="dataset")
+    branch.open()
+    branch.commit({"shards/raw-0.parquet": shard, "lease.json": b"{}"}, "A shard")
+    (first,) = branch.files(["shards/*.parquet"])
+    content = first.read_bytes()
+    assert EMAIL.encode() not in content
+    branch.commit({"shards/raw-0.parquet": shard}, "The same")
+    assert branch.files(["shards/*.parquet"])[0].read_bytes() == content
+
+
+CANNOT: dict[str, tuple[pa.Array, str]] = {
+    "number": (pa.array([4539148803436467]), "1 credit card (column card, rows 0 to 0)"),
+    "binary": (pa.array([EMAIL.encode()]), "1 email (column card, rows 0 to 0)"),
+    "base64": (
+        pa.array([base64.b64encode(f"I am {EMAIL} and so on".encode()).decode()]),
+        "1 email (column card, rows 0 to 0, base64)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", sorted(CANNOT))
+def test_what_cannot_be_masked_is_refused_by_place(
+    what: str, remote_hub: Hub, tmp_path: Path
+) -> None:
+    column, place = CANNOT[what]
+    folder = tmp_path / "folder"
+    (folder / "data").mkdir(parents=True)
+    pq.write_table(pa.table({"card": column}), folder / "data" / "train-0.parquet")
+    with pytest.raises(PublishError) as caught:
+        remote_hub.masking(KINDS).commit("local/repo", folder, "Rows", repo_type="dataset")
+    assert place in str(caught.value) and EMAIL not in str(caught.value)
+
+
+def test_what_a_recipe_masks_is_masked_and_what_it_drops_is_not() -> None:
+    filters = [
+        Filter(name="secrets"),
+        Filter(name="personal_data", args={"kinds": ["email", "iban"]}),
+        Filter(name="personal_data", args={"action": "drop", "kinds": ["credit_card"]}),
+        Filter(name="min_turns"),
+    ]
+    assert masked_kinds(filters) == {*gate.GROUPS["secrets"], "email", "iban"}

@@ -31,6 +31,7 @@ from hubkit.data.filters.chain import (
     needs,
     register,
 )
+from hubkit.data.filters.privacy import masked_kinds
 
 __all__ = [
     "FILTERS",
@@ -45,6 +46,7 @@ __all__ = [
     "Tally",
     "count",
     "is_stateful",
+    "masked_kinds",
     "needs",
     "register",
 ]

@@ -101,9 +101,8 @@ class _Near(StatefulFilter):
         runs = shingles("\n".join(turns)[:_CHARS], self._words)
         if not len(runs):
             return b""
-        packed = runs.tobytes()
         sketch = self._sketch()
-        sketch.update([packed[at : at + 8] for at in range(0, len(packed), 8)])
+        sketch.update(runs.view("V8").tolist())
         state: bytes = (
             sketch.__getstate__()
         )  # rensa's own form; holds the sketch and nothing that could run

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 from hubkit.conversation import Conversation
-from hubkit.data.filters.chain import Drop, Edit, FilterFn, Verdict, register
+from hubkit.data.filters.chain import Drop, Edit, FilterFn, Spec, Verdict, register
 from hubkit.sensitive_data import KINDS, PERSONAL, SECRETS, Masker, scan_text
 
 Action = Literal["mask", "drop"]
@@ -30,6 +30,18 @@ def personal_data(action: Action = "mask", kinds: Iterable[str] = PERSONAL) -> F
     by kind.
     """
     return _findings(action, frozenset(kinds), "personal")
+
+
+def masked_kinds(specs: Iterable[Spec]) -> frozenset[str]:
+    """The kinds that the filters of `specs` mask; those that they drop for are not among them."""
+    kinds: set[str] = set()
+    for spec in specs:
+        if spec.name in _GROUPS and spec.args.get("action", "mask") == "mask":
+            kinds.update(spec.args.get("kinds", _GROUPS[spec.name]))
+    return frozenset(kinds)
+
+
+_GROUPS = {"secrets": SECRETS, "personal_data": PERSONAL}
 
 
 def _findings(action: str, kinds: frozenset[str], group: str) -> FilterFn:

@@ -10,9 +10,8 @@ from hubkit.conversation import Conversation
 from hubkit.data.filters.chain import Drop, Edit, FilterFn, Verdict, register
 from hubkit.data.filters.shingles import COMMON_WORDS, is_unspaced, words_of
 
-_LABEL = re.compile(
-    r"^(?:\*\*|### ?)?(?:User|Human|Assistant|ChatGPT|USER|HUMAN|ASSISTANT)(?:\*\*)?:", re.MULTILINE
-)
+_NAMES = ("User", "Human", "Assistant", "ChatGPT", "USER", "HUMAN", "ASSISTANT")
+_LABEL = re.compile(rf"^(?:\*\*|### ?)?(?:{'|'.join(_NAMES)})(?:\*\*)?:", re.MULTILINE)
 _SPECIAL = re.compile(
     r"<\|[a-z_]{2,30}\|>|\[/?INST\]|<</?SYS>>|</?s>|<start_of_turn>|<end_of_turn>", re.I
 )
@@ -43,6 +42,15 @@ _ASSISTANT_ANYWHERE = _phrases(
     r"\b(?:let me know|feel free to (?:ask|let me know)) if you (?:have any|need any|need)\b",
     r"\b(?:is there anything else|how else) (?:that )?(?:i|you'd like me to) (?:can |could "
     r")?(?:help|assist)\b",
+)
+# Of these, each match of the pattern above holds one.
+_IN_ASSISTANT_ANYWHERE = (
+    "here to ",
+    " an ai ",
+    "let me know if you ",
+    "feel free to ",
+    "is there anything else ",
+    "how else ",
 )
 _CANNOT = r"(?:can't|cannot|can not|am unable|'m unable|am not able|'m not able|won't)"
 _REFUSAL = _phrases(
@@ -103,11 +111,20 @@ def role_leak(echo: float = 0.9) -> FilterFn:
 def _leak(text: str, role: str) -> str | None:
     if _SPECIAL.search(text):
         return "special_token"
-    if "```" not in text and _LABEL.search(text):  # in code it is a mapping's key
+    # In code it is a mapping's key.
+    if "```" not in text and any(map(text.__contains__, _NAMES)) and _LABEL.search(text):
         return "speaker_label"
-    if role == "user" and (_ASSISTANT_OPENING.match(text) or _ASSISTANT_ANYWHERE.search(text)):
+    if role == "user" and (_ASSISTANT_OPENING.match(text) or _says_it_is_an_assistant(text)):
         return "user_speaks_as_assistant"
     return None
+
+
+def _says_it_is_an_assistant(text: str) -> bool:
+    lower = text.lower()  # literals are found many times faster than patterns
+    return (
+        any(map(lower.__contains__, _IN_ASSISTANT_ANYWHERE))
+        and _ASSISTANT_ANYWHERE.search(text) is not None
+    )
 
 
 def _echo(text: str, before: str, role: str, share: float) -> str | None:
@@ -133,7 +150,8 @@ def refusals(max_share: float = 0.0) -> FilterFn:
         refused = sum(bool(_REFUSAL.match(answer[:200])) for answer in answers)
         if refused > max_share * len(answers):
             return Drop("refusal")
-        if any(_OTHER_SCRIPT.search(answer[:200]) for answer in answers):
+        starts = (answer[:200] for answer in answers)
+        if any(not start.isascii() and _OTHER_SCRIPT.search(start) for start in starts):
             return Edit([conversation], "refusals_not_judged")
         return None
 

@@ -21,6 +21,7 @@ _KEEP = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789") | frozenset(range(128
 _FOLD = bytes(
     b if b in _KEEP else b + 32 if chr(b).isascii() and chr(b).isupper() else 32 for b in range(256)
 )
+_PARTING = bytes(b for b in range(128) if _FOLD[b] == 32)  # ASCII that parts words
 
 
 # Scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters; and
@@ -60,6 +61,15 @@ def words_of(text: str) -> list[bytes]:
         spaced = _UNSPACED.sub(r" \g<0> ", _WIDE_MARKS.sub(" ", text))
         encoded = spaced.encode("utf-8", "replace")
     return encoded.translate(_FOLD).split()
+
+
+def letters_of(text: str) -> bytes:
+    """What texts of the same words have in common, found faster than `words_of`: the letters and
+    digits, one after another.
+    """
+    if text.isascii():
+        return text.encode().translate(_FOLD, _PARTING)
+    return b" ".join(words_of(text))
 
 
 def is_unspaced(text: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from hubkit.conversation import Conversation, Seat, blank, fault
 from hubkit.data.filters.chain import Drop, Edit, FilterFn, Verdict, register
-from hubkit.data.filters.shingles import words_of
+from hubkit.data.filters.shingles import letters_of, words_of
 
 SeatChoice = Literal["user", "assistant", "both"]
 _SENTENCE_END = re.compile(
@@ -161,18 +161,28 @@ def repeated_turn(seat: SeatChoice = "both", min_words: int = 1) -> FilterFn:
     """
 
     def decide(conversation: Conversation) -> Verdict:
-        earlier_turns: set[tuple[str, bytes]] = set()
+        first_turns: dict[tuple[str, bytes], str] = {}
+        spelt: dict[tuple[str, bytes], set[bytes | None]] = {}
         for message in conversation.messages:
-            role = message["role"]
+            role, text = message["role"], message["content"]
             if role == "system" or seat not in ("both", role):
                 continue
-            turn_words = words_of(message["content"])
-            if len(turn_words) < min_words:
-                continue
-            words = b" ".join(turn_words) or message["content"].strip().encode("utf-8", "replace")
-            if (role, words) in earlier_turns:
-                return Drop(f"repeated_{role}_turn")
-            earlier_turns.add((role, words))
+            key = role, letters_of(text)
+            if key not in first_turns:
+                first_turns[key] = text
+            elif (turn := _said(text, min_words)) is not None:
+                earlier_turns = spelt.setdefault(key, {_said(first_turns[key], min_words)})
+                if turn in earlier_turns:
+                    return Drop(f"repeated_{role}_turn")
+                earlier_turns.add(turn)
         return None
 
     return decide
+
+
+def _said(text: str, min_words: int) -> bytes | None:
+    """The words of a turn, or all of a turn without one; None for a turn of too few words."""
+    words = words_of(text)
+    if len(words) < min_words:
+        return None
+    return b" ".join(words) or text.strip().encode("utf-8", "replace")

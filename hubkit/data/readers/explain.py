@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from hubkit.data.readers.layouts import TURN_LISTS
+from hubkit.data.readers.rules import TURN
 from hubkit.errors import SourceError, StageError
 
 if TYPE_CHECKING:
@@ -33,12 +34,15 @@ KINDS = {
 
 REASONS = {
     "turn_not_text": " (images, sound or other parts that are no text)",
-    "turn_without_text": " (a turn has no text)",
-    "turn_without_role": " (a turn does not say who speaks)",
     "not_an_object": " (a row is an object with keys)",
     "broken_json": " (the text is no JSON)",
     "cut_off": " (the file ends in the middle of a row)",
     "labelled_undesirable": " (their label is false)",
+}
+
+_TURN_KEYS = {
+    "turn_without_role": ("role", "nothing says who speaks"),
+    "turn_without_text": ("text", "no text is found"),
 }
 
 
@@ -78,6 +82,14 @@ def _why(reason: str, files: list[_File], share: str, encoding: str | None) -> s
             f"{share} have {keys}; turns are looked for under {', '.join(TURN_LISTS)} and "
             "the other layouts of the reference. Name the column with --column turns=NAME, "
             "or columns: in the recipe"
+        )
+    if reason in _TURN_KEYS:
+        counts = _total(file.unknown_keys for file in files)
+        turns = Counter({k.removeprefix(TURN): n for k, n in counts.items() if k.startswith(TURN)})
+        key, missing = _TURN_KEYS[reason]
+        return (
+            f"{share} have turns in which {missing}; their keys: {_few(turns)}. Name the right one "
+            f"with --column {key}=NAME, or columns: in the recipe"
         )
     if reason == "unknown_role":
         roles = _few(_total(file.unknown_roles for file in files))

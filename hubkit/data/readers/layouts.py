@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 from hubkit.conversation import Conversation, Message, fault
 from hubkit.data.readers.exports import add_best_path, add_chat_messages, add_mapping
 from hubkit.data.readers.json_text import parse_json
-from hubkit.data.readers.rules import Draft, ReadingRules, Unreadable, clean_text, has_text
+from hubkit.data.readers.rules import (
+    Draft,
+    ReadingRules,
+    Unreadable,
+    clean_text,
+    has_text,
+    keys_of,
+)
 from hubkit.data.readers.transcripts import turns_in
 from hubkit.data.readers.trims import trim
 from hubkit.data.readers.turns import (
@@ -151,10 +158,10 @@ def _read_layout(row: Mapping[str, Any], draft: Draft) -> None:
     rules = draft.rules
     if rules.turns:
         if row.get(rules.turns) is None:
-            raise Unreadable("no_turns_key", _keys(row))
+            raise Unreadable("no_turns_key", keys_of(row))
         draft.used.add(rules.turns)
         if _add_turns(row[rules.turns], draft) is False:
-            raise Unreadable("turns_not_a_list", _keys(row))
+            raise Unreadable("turns_not_a_list", keys_of(row))
         return
     if not (row.keys() & _BEFORE_TURN_LISTS):  # nearly all
         for key in TURN_LISTS:
@@ -167,15 +174,10 @@ def _read_layout(row: Mapping[str, Any], draft: Draft) -> None:
             return
         if draft.messages:
             draft.messages.clear()
-    raise Unreadable("no_turns_key", _keys(row))
+    raise Unreadable("no_turns_key", keys_of(row))
 
 
 _BEFORE_TURN_LISTS = frozenset(("mapping", "chat_messages", "chosen"))
-
-
-def _keys(row: Mapping[str, Any]) -> str:
-    names = sorted(clean_text(str(key)) for key in row)
-    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
 
 
 def _turns_key(row: Mapping[str, Any]) -> str | None:

@@ -53,7 +53,7 @@ class Draft:
 
     `notes` are the words that reports count changes by. `used` are the row's keys whose values were
     read, `unread_fields` the turns' keys whose values were not. `missing` are the positions of
-    turns without any text."""
+    turns without any text, `textless` the keys of the first of them."""
 
     rules: ReadingRules
     messages: list[Message] = field(default_factory=list)
@@ -61,6 +61,7 @@ class Draft:
     used: set[str] = field(default_factory=set)
     unread_fields: Counter[str] = field(default_factory=Counter)
     missing: set[int] = field(default_factory=set)
+    textless: str | None = None
     other_branches: int = 0
 
     def add(self, message: Message, *, missing: bool = False) -> None:
@@ -83,6 +84,15 @@ def has_text(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(has_text, value.values()))
     return isinstance(value, list) and any(map(has_text, value))
+
+
+TURN = "in a turn: "  # begins the detail of a turn's keys, so that they are told from a row's
+
+
+def keys_of(row: Mapping[str, Any]) -> str:
+    """The first keys of a row, in order, for reports."""
+    names = sorted(clean_text(str(key)) for key in row)
+    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
 
 
 def clean_text(text: str) -> str:

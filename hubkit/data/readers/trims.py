@@ -60,7 +60,7 @@ def trim(draft: Draft) -> list[Message]:
 def _check_missing(draft: Draft) -> None:
     last = len(draft.messages) - 1
     if draft.missing != {last} or draft.messages[last]["role"] != "assistant":
-        raise Unreadable("turn_without_text")
+        raise Unreadable("turn_without_text", draft.textless)
 
 
 def _without_blank_end(messages: list[Message], draft: Draft) -> list[Message]:
@@ -73,7 +73,7 @@ def _without_blank_end(messages: list[Message], draft: Draft) -> list[Message]:
         end -= 1
     if not any(m["role"] == "user" for m in messages[:end]):
         if len(messages) - 1 in draft.missing:
-            raise Unreadable("turn_without_text")
+            raise Unreadable("turn_without_text", draft.textless)
         return messages
     draft.note("blank_last_answer_cut")
     return messages[:end]

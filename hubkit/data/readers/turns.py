@@ -9,7 +9,7 @@ from typing import Any
 
 from hubkit.conversation import Message, Role, ToolCall
 from hubkit.data.readers.json_text import parse_json
-from hubkit.data.readers.rules import Draft, Unreadable, clean_text, has_text
+from hubkit.data.readers.rules import TURN, Draft, Unreadable, clean_text, has_text, keys_of
 
 ROLES: dict[str, Role] = {
     **dict.fromkeys(
@@ -72,7 +72,7 @@ def add_turn(turn: Any, draft: Draft) -> None:
     if role is None:
         if add_pair(turn, draft):
             return
-        raise Unreadable("turn_without_role")
+        raise Unreadable("turn_without_role", TURN + keys_of(turn))
     key, content = _text_of(turn, draft)
     _note_unread(turn, key, draft, *(("name",) if ROLES.get(role) == "tool" else ()))
     if role in _CALL_ROLES:
@@ -177,6 +177,8 @@ def _note_unread(turn: Mapping[str, Any], text_key: str | None, draft: Draft, *u
 def _add_message(role: Role, content: Any, turn: Mapping[str, Any], draft: Draft) -> None:
     parts = _Parts()
     missing = parts.read(content)
+    if missing and draft.textless is None:
+        draft.textless = TURN + keys_of(turn)
     message: Message = {"role": role, "content": clean_text("\n".join(parts.texts))}
     thinking = [turn[k] for k in THINKING_KEYS if isinstance(turn.get(k), str)][:1] + parts.thinking
     if text := "\n\n".join(t.strip() for t in thinking if t.strip()):

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline.runner import WouldImport, refuse_import
-from hubkit.pipeline.stage import RunContext, Stage, StageResult
+from hubkit.pipeline.stage import RunContext, Stage, StageResult, outgoing
 from hubkit.pipeline.stages import asker, corpus
 from hubkit.pipeline.studies import balance, curve, dialogues, openings, result, students
 from hubkit.pipeline.studies.openings import study_of
@@ -35,9 +35,7 @@ def run(
 
     Raises `StageError` for arms that cannot be compared, and what the stages raise. What was
     committed before stays, and the next run resumes from there."""
-    yield from _parts(
-        recipe, _Walk(_with_repos(recipe), hub.allowing(recipe.publish.allow), progress_for)
-    )
+    yield from _parts(recipe, _Walk(_with_repos(recipe), outgoing(hub, recipe), progress_for))
 
 
 def plan(recipe: Recipe, hub: Hub) -> list[tuple[str, str]]:

@@ -1,0 +1,127 @@
+"""Rows in files, masked: every text in every column of a parquet file, every line of JSON Lines.
+
+Numbers, binary columns and base64 inside texts are not changed: `files` finds what they hold."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hubkit.sensitive_data.scanner import Masker
+
+SUFFIXES = (".parquet", ".jsonl")
+_BATCH_ROWS = 1000
+_TOGETHER_CHARS = 1 << 16  # one long text is cheaper to scan than many short ones
+
+
+def mask_rows(content: Path | bytes, target: Path, masker: Masker) -> bool:
+    """Write the rows of `content`, masked, to `target`; nothing where none has to be.
+
+    Args:
+        content: A file whose name ends in one of `SUFFIXES`, or its bytes.
+        target: Where to write, by the same name.
+        masker: Masks, and counts.
+
+    Returns:
+        Whether `target` was written.
+    """
+    if target.suffix == ".parquet":
+        return _parquet(content, target, masker)
+    return _lines(content, target, masker)
+
+
+def _lines(content: Path | bytes, target: Path, masker: Masker) -> bool:
+    changed = False
+    with (
+        io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as source,
+        target.open("w", encoding="utf-8", errors="surrogateescape", newline="") as out,
+    ):
+        for line in source:
+            text = line.decode("utf-8", "surrogateescape")
+            masked = masker(text)
+            changed = changed or masked != text
+            out.write(masked)
+    return _kept(target, changed)
+
+
+def _parquet(content: Path | bytes, target: Path, masker: Masker) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    source = io.BytesIO(content) if isinstance(content, bytes) else content
+    changed = False
+    try:
+        with pq.ParquetFile(source) as table:
+            options = {
+                "compression": "zstd",
+                "write_page_index": True,
+                "use_content_defined_chunking": True,
+            }
+            with pq.ParquetWriter(target, table.schema_arrow, **options) as writer:
+                for batch in table.iter_batches(_BATCH_ROWS):
+                    columns = [_column(column, masker) for column in batch.columns]
+                    pairs = list(zip(columns, batch.columns, strict=True))
+                    changed = changed or any(new is not old for new, old in pairs)
+                    writer.write_batch(pa.record_batch(columns, schema=batch.schema))
+    except (pa.ArrowException, OSError):  # the check that follows says what is wrong with it
+        return _kept(target, changed=False)
+    return _kept(target, changed)
+
+
+def _kept(target: Path, changed: bool) -> bool:
+    if not changed:
+        target.unlink(missing_ok=True)
+    return changed
+
+
+def _column(column: Any, masker: Masker) -> Any:
+    """`column` with its texts masked; itself where they stay as they are."""
+    import pyarrow as pa
+
+    values = column.to_pylist()
+    if not any(masker.finds(text) for text in _together(_texts(values))):
+        return column
+    masked = [_mapped(value, masker) for value in values]
+    try:
+        return column if masked == values else pa.array(masked, column.type)
+    except pa.ArrowException:  # a type that cannot be made from values
+        return column
+
+
+def _together(texts: Iterable[str]) -> Iterator[str]:
+    """Texts joined to longer ones; each that comes twice is there once."""
+    parts: list[str] = []
+    size = 0
+    for text in dict.fromkeys(texts):
+        parts.append(text)
+        size += len(text)
+        if size > _TOGETHER_CHARS:
+            yield "\n\n".join(parts)
+            parts, size = [], 0
+    if parts:
+        yield "\n\n".join(parts)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _mapped(value: Any, masker: Masker) -> Any:
+    if isinstance(value, str):
+        return masker(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(item, masker) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_mapped(item, masker) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_mapped(item, masker) for item in value)
+    return value
