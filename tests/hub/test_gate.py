@@ -18,7 +18,8 @@ from hubkit.data.filters import masked_kinds
 from hubkit.errors import PublishError
 from hubkit.hub import Hub, connect, embedded, gate
 from hubkit.hub.branch import Branch
-from hubkit.recipe import Filter
+from hubkit.pipeline.stage import outgoing
+from hubkit.recipe import Filter, load
 from hubkit.sensitive_data import KINDS
 
 EMAIL = "jane.doe@" + "university.edu"
@@ -221,10 +222,10 @@ def test_shards_of_a_run_are_masked_and_a_second_commit_changes_nothing(
 
 CANNOT: dict[str, tuple[pa.Array, str]] = {
     "number": (pa.array([4539148803436467]), "1 credit card (column card, rows 0 to 0)"),
-    "binary": (pa.array([EMAIL.encode()]), "1 email (column card, rows 0 to 0)"),
+    "binary": (pa.array([EMAIL.encode()]), "1 email (column card, rows 0 to 0, line 1)"),
     "base64": (
         pa.array([base64.b64encode(f"I am {EMAIL} and so on".encode()).decode()]),
-        "1 email (column card, rows 0 to 0, base64)",
+        "1 email (column card, rows 0 to 0, base64, line 1)",
     ),
 }
 
@@ -250,3 +251,10 @@ def test_what_a_recipe_masks_is_masked_and_what_it_drops_is_not() -> None:
         Filter(name="min_turns"),
     ]
     assert masked_kinds(filters) == {*gate.GROUPS["secrets"], "email", "iban"}
+
+
+def test_stages_and_pushes_of_a_recipe_mask_what_its_filters_of_dialogues_mask(
+    remote_hub: Hub,
+) -> None:
+    recipe = load("parrot", profiles=["laptop"])
+    assert outgoing(remote_hub, recipe).masks == masked_kinds(recipe.curate.filters) == KINDS
