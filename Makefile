@@ -12,7 +12,7 @@ RUN   := $(BIN)/hubkit run $(RECIPE) --profile $(PROFILE)
 FIGURES := $(BIN)/python tests/bench/readme.py
 
 .PHONY: demo corpus asker rollout curate chat eval push spaces test test-order test-slow conformance check format
-.PHONY: bench bench-demo bench-gpu bench-curve bench-preference plans chaos reference scanner licences clean help
+.PHONY: bench bench-demo bench-gpu bench-curve bench-preference bench-study plans chaos reference scanner licences clean help
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -84,6 +84,10 @@ bench-curve: $(READY) ## held-out loss over three sizes of training data, both r
 
 bench-preference: $(READY) ## the laptop's asker before and after preference training on people's next turns
 	$(BIN)/python tests/bench/asker_preference.py
+	$(FIGURES)
+
+bench-study: $(READY) ## what asking is worth: the study, resumable (PROFILE=laptop: minutes; desk: hours)
+	$(BIN)/python tests/bench/study.py $(PROFILE) --recipe $(RECIPE)
 	$(FIGURES)
 
 bench-gpu: $(READY) ## training on a GPU: tokens/s, memory, utilisation (skipped where there is none)

@@ -18,7 +18,7 @@ from figures import GATHERED, RESULTS, ROOT, gather, tables
 Figures = Mapping[str, Any]
 PAGE = ROOT / "BENCHMARKS.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PICTURES = ("pipeline.svg", "demo.svg", "learning_curve.png")
+PICTURES = ("pipeline.svg", "demo.svg", "learning_curve.png", "study_laptop.png")
 HEAD = """# What was measured
 
 Written by `make bench`, `make bench-demo`, `make bench-curve`, `make conformance` and `make chaos` out of
@@ -279,6 +279,28 @@ def grpo(found: Figures) -> str:
     return "\n".join([*lines, "", sentence])
 
 
+def study(found: Figures) -> str:
+    """What asking is worth: the largest study that was run, its table and its verdicts."""
+    made = found.get("study_desk") or found["study_laptop"]
+    sizes, shown = made["sizes"], made["table"]
+    size = made["profile"].rpartition("-")[2]
+    sentence = (
+        f"`{made['command']}`: {sizes['dialogues_an_arm']} dialogues an arm, "
+        f"{sizes['loss_tokens_a_student']:,} loss-bearing tokens a student, {sizes['students']} "
+        f"students of {made['student']}; the teacher is {made['teacher']}. "
+        f"{made['seconds'] / 60:.0f} minutes on {_machine(made)}."
+    )
+    warning = ["", "At this size it shows that the study runs, and nothing about askers."]
+    return "\n".join(
+        [
+            sentence, *(warning if size == "laptop" else []), "", f"{shown['title']}:", "",
+            f"| {' | '.join(shown['heads'])} |", "| --- |" + " ---: |" * (len(shown["heads"]) - 1),
+            *(f"| {' | '.join(row)} |" for row in shown["rows"]), "",
+            *(f"- {sentence}." for sentence in made["verdicts"]),
+        ]
+    )  # fmt: skip
+
+
 def _value(found: Figures | None) -> str:
     if found is None:
         return "–"
@@ -393,6 +415,7 @@ BLOCKS: dict[str, Callable[[Figures], str]] = {
     "architectures": architectures,
     "grpo": grpo,
     "asker_preference": asker_preference,
+    "study": study,
 }
 
 
@@ -404,6 +427,8 @@ OWN_TABLES: dict[str, Callable[[Figures], str]] = {
     "architectures": architectures,
     "grpo": grpo,
     "asker_preference": asker_preference,
+    "study_laptop": lambda found: study({"study_laptop": found["study_laptop"]}),
+    "study_desk": study,
 }
 
 
