@@ -119,33 +119,42 @@ def summary(
 
     Returns:
         ``depths`` (names, ``1``, ``2``, … and ``follow-ups`` for all after the first), ``arms``
-        (arm → depth → estimate), ``base`` (depth → nats per token), ``differences`` (a list of
+        (arm → depth → estimate), ``base`` (depth → nats per token), ``less_base`` (arm → depth →
+        the paired difference from the base), ``differences`` (a list of
         ``arm`` less ``against`` at each ``depth``; negative: the arm's students predict better).
         A difference's ``p_holm`` is adjusted for all pairs of arms at its depth, and its
         ``outside_noise`` goes by it.
 
     Raises:
         EvalError: The arms were not scored on the same dialogues."""
-    for arm, students in scores.items():
-        for student in students:
-            if student.ids != baseline.ids or student.tokens != baseline.tokens:
+    for arm, each in scores.items():
+        for losses in each:
+            if losses.ids != baseline.ids or losses.tokens != baseline.tokens:
                 raise EvalError(
                     f"students of arm {arm!r} were not scored on the dialogues of the others"
                 )
     deepest = max(map(len, baseline.tokens))
     depths: dict[str, tuple[int, ...]] = {str(d): (d,) for d in range(1, deepest + 1)}
     depths[FOLLOW_UPS] = tuple(range(_FIRST + 1, deepest + 1))
-    result: dict[str, Any] = {"depths": list(depths), "arms": {}, "base": {}, "differences": []}
+    result: dict[str, Any] = {
+        "depths": list(depths), "arms": {}, "base": {}, "less_base": {}, "differences": []
+    }  # fmt: skip
     for name, included in depths.items():
         tokens = _sums(baseline.tokens, included)
-        result["base"][name] = float(sum(_sums(baseline.nats, included)) / sum(tokens))
+        untrained = _sums(baseline.nats, included)
+        result["base"][name] = float(sum(untrained) / sum(tokens))
         by_arm = {
-            arm: [_sums(student.nats, included) for student in students]
-            for arm, students in scores.items()
+            arm: [_sums(losses.nats, included) for losses in each] for arm, each in scores.items()
         }
-        for arm, nats in by_arm.items():
-            estimate = statistics.over_replicates(nats, tokens)
+        for arm, students in by_arm.items():
+            estimate = statistics.over_replicates(students, tokens)
             result["arms"].setdefault(arm, {})[name] = estimate.to_dict()
+            gained = [
+                [nats - base for nats, base in zip(student, untrained, strict=True)]
+                for student in students
+            ]
+            estimate = statistics.over_replicates(gained, tokens)
+            result["less_base"].setdefault(arm, {})[name] = estimate.to_dict()
         result["differences"] += _differences(name, by_arm, tokens, statistics)
     return result
 

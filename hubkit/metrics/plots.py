@@ -116,20 +116,18 @@ def funnel(path: Path, report: Mapping[str, Any]) -> None:
 
 
 def losses_by_depth(
-    path: Path,
-    arms: Mapping[str, Mapping[int, tuple[float, float, float]]],
-    base: Mapping[int, float],
+    path: Path, arms: Mapping[str, Mapping[int, tuple[float, float, float]]]
 ) -> None:
-    """Loss of each arm's students less their untrained base's over turn depth, with its interval
-    (arm → depth → loss, low, high)."""
+    """Loss of each arm's students less their untrained base's over turn depth, with the interval of
+    that difference (arm → depth → difference, low, high)."""
     figure, axes = _figure()
     for number, (colour, (name, points)) in enumerate(
         zip(_cycle(len(arms)), arms.items(), strict=True)
     ):
         at = [depth + 0.06 * (number - (len(arms) - 1) / 2) for depth in points]
-        values = [loss - base[depth] for depth, (loss, _, _) in points.items()]
-        below = [loss - low for loss, low, _ in points.values()]
-        above = [high - loss for loss, _, high in points.values()]
+        values = [difference for difference, _, _ in points.values()]
+        below = [difference - low for difference, low, _ in points.values()]
+        above = [high - difference for difference, _, high in points.values()]
         axes.errorbar(
             at, values, [below, above], fmt="o-", markersize=3, capsize=2, color=colour, label=name
         )
@@ -137,9 +135,10 @@ def losses_by_depth(
     axes.set(
         xlabel="turn depth (1: the opening; later: people's follow-ups)",
         ylabel="nats per token, less the untrained base",
-        xticks=sorted(base),
+        xticks=sorted({depth for points in arms.values() for depth in points}),
     )
-    _save(figure, axes, path)
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=2)
+    _save(figure, axes, path, legend=False)
 
 
 def learning_curve(path: Path, points: Sequence[Mapping[str, Any]]) -> None:

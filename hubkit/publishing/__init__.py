@@ -11,7 +11,7 @@ from hubkit.publishing.lineage import records
 from hubkit.publishing.lint import lint
 from hubkit.publishing.plan import Change
 from hubkit.publishing.push import Benchmark, publish
-from hubkit.publishing.study_card import study_card
+from hubkit.publishing.study_card import StudyResult, study_card
 
 __all__ = [
     "Benchmark",
@@ -19,6 +19,7 @@ __all__ = [
     "Change",
     "Input",
     "Kind",
+    "StudyResult",
     "from_records",
     "import_card",
     "lint",

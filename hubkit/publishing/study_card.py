@@ -4,6 +4,7 @@ holds one."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import DatasetCardData, ModelCardData
@@ -14,6 +15,17 @@ from hubkit.publishing import assets, markdown, metadata
 from hubkit.recipe import Recipe
 
 
+@dataclass(frozen=True, slots=True)
+class StudyResult:
+    """What a study found, as its card says it: a table with its title, and a sentence on each
+    difference."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    verdicts: Sequence[str]
+
+
 def study_card(
     stage: str,
     recipe: Recipe,
@@ -22,6 +34,7 @@ def study_card(
     *,
     kind: str,
     files: Sequence[str],
+    result: StudyResult | None = None,
 ) -> str:
     """Render the card of the commit of `stage`.
 
@@ -31,7 +44,8 @@ def study_card(
         inputs: What the stage read, by role.
         record: Its provenance record, with its report.
         kind: ``model`` or ``dataset``.
-        files: The paths that its repo holds."""
+        files: The paths that its repo holds.
+        result: What the study found, where this commit holds it."""
     assert recipe.study is not None
     tags = ["hubkit", "study", *recipe.tags]
     data: DatasetCardData | ModelCardData
@@ -58,6 +72,11 @@ def study_card(
         stage=stage,
         recipe=recipe,
         study=recipe.study,
-        inputs=inputs,
-        result=record["report"] if "differences" in record["report"] else None,
+        inputs={role: ref for role, ref in inputs.items() if not _is_of_a_student(role)},
+        of_students=sum(map(_is_of_a_student, inputs)),
+        result=result,
     )
+
+
+def _is_of_a_student(role: str) -> bool:
+    return role.startswith(("student ", "scores "))

@@ -96,7 +96,7 @@ class Study(Block):
     """Held-out conversations that each of these is scored on."""
     max_tokens: Content[Annotated[int, ReadBy(CURVE), ReadBy(SCORE), Field(ge=16)]] = 1024
     """Longest held-out conversation that is scored, in tokens."""
-    resamples: Content[Annotated[int, ReadBy(RESULT), Field(ge=10)]] = 2000
+    resamples: Content[Annotated[int, ReadBy(RESULT), Field(ge=10)]] = 5000
     """Bootstrap resamples for the intervals."""
     confidence: Content[Annotated[float, ReadBy(RESULT), Field(gt=0, lt=1)]] = 0.95
     """Share of them that an interval covers."""

@@ -45,3 +45,11 @@ def test_a_difference_counts_for_less_among_more_arms() -> None:
     assert back["value"] == -among["value"] and back["p_holm"] == among["p_holm"]
     assert "(Holm), outside the noise" in verdicts(two)[0]
     assert "(Holm), within the noise" in verdicts(four)[0]
+
+
+def test_what_students_gained_on_their_base_is_paired() -> None:
+    gained = report(same=0.0, worse=1.0)["less_base"]
+    same, worse = gained["same"][FOLLOW_UPS], gained["worse"][FOLLOW_UPS]
+    assert (same["value"], same["low"], same["high"]) == (0.0, 0.0, 0.0)
+    assert worse["value"] == pytest.approx(sum(SHIFTS) / len(SHIFTS)) and worse["low"] > 0
+    assert gained["worse"]["1"]["value"] == 0.0, "only follow-ups were made worse"

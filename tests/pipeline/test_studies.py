@@ -169,6 +169,9 @@ def test_the_result_is_data_a_plot_and_a_card(hub: Hub, parts: dict[str, StageRe
     card = DatasetCard(hub.read(ref, "README.md").decode())
     assert "hubkit" in card.data.tags and "people's own follow-ups" in card.text
     assert f"{results['arms']['people']['2']['value']:.3f}" in card.text
+    assert "| arm | turn 1 | turn 2 |" in card.text and "| untrained base |" in card.text
+    assert card.text.count(" compared with ") == len(ARMS) * (len(ARMS) - 1) // 2
+    assert card.text.count("scores") < 4, "one line for all students, not one each"
 
 
 def test_what_a_study_commits_is_read_by_stock_datasets(
@@ -217,7 +220,7 @@ def test_a_study_that_is_done_does_nothing(
         part for arm in ARMS for part in (f"student of {arm}, seed 3", f"scores of {arm}, seed 3")
     ] + ["result"]
     files = studies.write(hub, parts["result"].ref, tmp_path)
-    assert [file.name for file in files] == ["utility.json", result.PICTURE, "utility.md"]
+    assert [file.name for file in files] == ["results.json", result.PICTURE, "README.md"]
     assert json.loads(files[0].read_text())["arms"] == parts["result"].report["arms"]
     again = dict(studies.run(recipe, hub))
     assert all(part.skipped for part in again.values()) and endpoint.stats() == asked

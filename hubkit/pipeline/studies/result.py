@@ -87,9 +87,8 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
             titles.get(arm, arm): {
                 int(d): (at[d]["value"], at[d]["low"], at[d]["high"]) for d in depths
             }
-            for arm, at in result["arms"].items()
+            for arm, at in result["less_base"].items()
         },
-        {int(d): result["base"][d] for d in depths},
     )
     return facts
 
@@ -134,14 +133,9 @@ STAGE = Stage(RESULT, "results", "dataset", inputs, build, card(RESULT))
 
 def write(hub: Hub, ref: Ref, folder: Path) -> list[Path]:
     """Write the result of a study, commit `ref`, into `folder`: data, plot and card."""
-    files = []
+    files = [folder / name for name in ("results.json", PICTURE, "README.md")]
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, file in (
-            ("results.json", "utility.json"),
-            (PICTURE, PICTURE),
-            ("README.md", "utility.md"),
-        ):
-            files.append(folder / file)
-            files[-1].write_bytes(hub.read(ref, name))
+        for file in files:
+            file.write_bytes(hub.read(ref, file.name))
     return files

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from hubkit import publishing
+from hubkit.evaluation import utility
 from hubkit.hub import Ref
 from hubkit.pipeline.stage import RenderCard, RunContext
+from hubkit.recipe.study import RESULT
 
 
 def card(stage: str, kind: str = "dataset") -> RenderCard:
@@ -19,6 +21,14 @@ def card(stage: str, kind: str = "dataset") -> RenderCard:
         record: dict[str, Any],
         files: Sequence[str],
     ) -> str:
-        return publishing.study_card(stage, context.recipe, inputs, record, kind=kind, files=files)
+        report = record["report"]
+        result = (
+            publishing.StudyResult(*utility.table(report), utility.verdicts(report))
+            if stage == RESULT
+            else None
+        )
+        return publishing.study_card(
+            stage, context.recipe, inputs, record, kind=kind, files=files, result=result
+        )
 
     return render
