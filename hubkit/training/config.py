@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import warnings
@@ -197,9 +198,10 @@ def _fit_to_cpu(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return {"use_cpu": True, **values}, notes
 
 
+@functools.cache
 def bf16_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this processor has instructions for bfloat16 (AMX or AVX-512) and a product is faster
-    in it."""
+    in it; measured once, so that all trainings of a process are planned the same."""
     import time
 
     import torch

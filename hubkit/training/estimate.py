@@ -4,6 +4,7 @@ part.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from dataclasses import dataclass
@@ -76,9 +77,10 @@ def duration(
     }
 
 
+@functools.cache
 def peak_tflops(device: str) -> float | None:
     """A device's peak: a GPU's from its data sheet, this processor's from a product that takes a
-    moment.
+    moment, once.
     """
     if device != "cpu":
         return next((value for part, value in PEAK_TFLOPS.items() if part in device), None)

@@ -302,8 +302,11 @@ def test_bf16_is_on_only_where_the_processor_has_instructions_for_it_and_is_fast
     for flag in ("amx_bf16", "avx512_bf16"):
         plain.write_text(f"flags : avx2 {flag}\n")
         for faster in (True, False):
+            bf16_is_faster.cache_clear()
             monkeypatch.setattr(torch, "mm", timed_products(monkeypatch, faster))
             assert bf16_is_faster(plain) is faster
+    monkeypatch.setattr(torch, "mm", lambda *_: pytest.fail("it is measured once"))
+    assert not bf16_is_faster(plain)
 
 
 def timed_products(monkeypatch, faster):
