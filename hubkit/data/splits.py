@@ -98,7 +98,12 @@ class Splitter:
         if rows < 2 or rows * 2 <= self.rows:
             return ""
         name = next((n for g, n in self._repeated.items() if self._find(g) == root), None)
-        shared = f"share the id or prefix {name!r}" if name else "begin with the same words"
+        if name:
+            shared = f"share the id or prefix {name!r}"
+        elif any(self._find(person) == root for person in self._people):
+            shared = "are one person's"
+        else:
+            shared = "begin with the same words"
         return f" ({rows} rows {shared}, so they go to one split)"
 
     @staticmethod

@@ -280,6 +280,19 @@ def test_one_group_of_nearly_all_rows_is_named(tmp_path: Path) -> None:
     rows = [sharegpt(i, name="same") for i in range(40)] + [sharegpt(99)]
     with pytest.raises(StageError, match=r"40 rows share the id or prefix 'same'"):
         corpus(written(tmp_path / "x.json", rows), tmp_path / "out")
+    for row in rows:
+        row["id"], row["conversations"][0]["value"] = f"id{id(row)}", "A prompt that travels. " * 9
+    with pytest.raises(StageError, match=r"41 rows begin with the same words"):
+        corpus(written(tmp_path / "x.json", rows), tmp_path / "out")
+
+
+def test_one_person_of_nearly_all_rows_is_named(tmp_path: Path) -> None:
+    rows = [{**sharegpt(i), "who": "ann" if i else "bob"} for i in range(41)]
+    path = written(tmp_path / "x.json", rows)
+    source = {"path": str(path), "columns": {"person": "who"}}
+    block = Corpus.model_validate({"sources": [source], "openings": 5, "test": 3})
+    with pytest.raises(StageError, match=r"40 rows are one person's, so they go to one split"):
+        build(block, [path], tmp_path / "out", seed=1)
 
 
 def test_splits_depend_on_seed_and_content_not_on_order(tmp_path: Path) -> None:
