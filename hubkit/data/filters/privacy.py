@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import blake2b
+from itertools import accumulate
 from typing import Any, Literal
 
 from hubkit.conversation import Conversation
@@ -54,12 +56,17 @@ def _findings(action: str, kinds: frozenset[str], group: str) -> FilterFn:
 
     def decide(conversation: Conversation) -> Verdict:
         fields = [conversation.id, conversation.messages, conversation.meta]
-        if not scan_text("\n\n".join(_texts(fields)), kinds):
-            # Nearly all are clean, and one long text is cheaper to scan than many short ones.
+        # Nearly all are clean, and one long text is cheaper to scan than many short ones.
+        affected = _affected(list(_texts(fields)), kinds)
+        if not affected:
             return None
         masker = Masker(kinds)
-        messages, meta = (_mapped(value, masker) for value in fields[1:])
-        name = masker(conversation.id)
+
+        def mask(text: str) -> str:
+            return masker(text) if text in affected else text
+
+        messages, meta = (_mapped(value, mask) for value in fields[1:])
+        name = mask(conversation.id)
         if not masker.counts:
             return None
         if action == "drop":
@@ -72,6 +79,24 @@ def _findings(action: str, kinds: frozenset[str], group: str) -> FilterFn:
         )
 
     return decide
+
+
+def _affected(texts: list[str], kinds: frozenset[str]) -> set[str]:
+    """Those of `texts` that hold a part of a finding, scanned as one text."""
+    findings = scan_text(_PARTING.join(texts), kinds)
+    if not findings:
+        return set()
+    starts = [0, *accumulate(len(text) + len(_PARTING) for text in texts)]
+    return {
+        text
+        for finding in findings
+        for text in texts[
+            bisect_right(starts, finding.start) - 1 : bisect_left(starts, finding.end)
+        ]
+    }
+
+
+_PARTING = "\n\n"
 
 
 def _texts(value: Any) -> Iterator[str]:
