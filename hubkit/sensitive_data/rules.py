@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -201,24 +200,22 @@ class Rule:
         """Where the hints stand that have near them what the rule needs, in order."""
         haystack = self._haystack(text)
         hits: set[int] = set()
-        for hint in hints:
-            at = haystack.find(hint)
-            while at >= 0:
-                hits.add(at)
-                at = haystack.find(hint, at + len(hint))
-        if self.where.near == "text":
-            return sorted(hits)
+        for start, end in self._regions(text):
+            for hint in hints:
+                at = haystack.find(hint, start, end + len(hint))
+                while at >= 0:
+                    hits.add(at)
+                    at = haystack.find(hint, at + len(hint), end + len(hint))
+        return sorted(hits)
+
+    def _regions(self, text: Text) -> list[Span]:
+        """Where hints can begin: everywhere, or in and shortly before what must be near."""
         spans = text.spans(self.where.near)
+        if self.where.near == "text":
+            return spans
         if self.where.near == "runs":
             spans = [span for span in spans if span[1] - span[0] >= self.where.run]
-        ends = [end for _, end in spans]
-        return [hit for hit in sorted(hits) if _is_near(hit, spans, ends)]
-
-
-def _is_near(hit: int, spans: list[Span], ends: list[int]) -> bool:
-    """Whether one of `spans`, which end at `ends`, reaches beyond `hit` and begins soon after."""
-    following = bisect_left(ends, hit)
-    return following < len(spans) and spans[following][0] <= hit + _NEAR_CHARS
+        return _merged((max(0, start - _NEAR_CHARS), end) for start, end in spans)
 
 
 def _merged(spans: Iterable[Span]) -> list[Span]:

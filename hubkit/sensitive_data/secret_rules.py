@@ -519,11 +519,11 @@ class _PrivateKeys(Rule):
     def findings(self, text: Text, hints: Sequence[str]) -> Iterator[Finding]:
         """Every such block of `text`."""
         value, at = text.value, 0
-        if not any(hint in value for hint in self.hints):
+        if not any(hint in value for hint in hints):
             return
+        ends, begins = _Places(value, "-----END"), _Places(value, "-----BEGIN")
         while match := _KEY_BEGIN.search(value, at):
-            end = value.find("-----END", match.end())
-            following = value.find("-----BEGIN", match.end())
+            end, following = ends.after(match.end()), begins.after(match.end())
             if end < 0 or (0 <= following < end):
                 body = _KEY_BODY.match(value, match.end())
                 at = body.end() if body else match.end()
@@ -535,9 +535,24 @@ class _PrivateKeys(Rule):
                 body_end = end if closed else at
                 if not is_placeholder_block(value[match.end() : body_end]):
                     yield Finding(self.kind, match.start(), at)
+        blanks = _Places(value, "\n\n")
         for match in _PUTTY.finditer(value):
-            end = value.find("\n\n", match.end())
+            end = blanks.after(match.end())
             yield Finding(self.kind, match.start(), end if end >= 0 else len(value))
+
+
+class _Places:
+    """Where a literal stands in a text, asked for ever later places: each is looked up once."""
+
+    def __init__(self, text: str, literal: str) -> None:
+        self._text, self._literal = text, literal
+        self._next = text.find(literal)
+
+    def after(self, place: int) -> int:
+        """The first place from `place` on; -1 where there is none."""
+        if 0 <= self._next < place:
+            self._next = self._text.find(self._literal, place)
+        return self._next
 
 
 _KEY_BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
