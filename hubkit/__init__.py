@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "Address",
     "Asker",
     "Conversations",
     "Dialogues",
@@ -31,12 +32,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from hubkit.api import Asker, Conversations, Dialogues, rollout, run
+    from hubkit.api import Address, Asker, Conversations, Dialogues, rollout, run
     from hubkit.hub import load_dataset
     from hubkit.recipe import Recipe
     from hubkit.recipe import load as load_recipe
 
 _MODULES = {
+    "Address": ("hubkit.api", "Address"),
     "Asker": ("hubkit.api", "Asker"),
     "Conversations": ("hubkit.api", "Conversations"),
     "Dialogues": ("hubkit.api", "Dialogues"),

@@ -77,6 +77,14 @@ class Conversation:
         return sum(m["role"] == "user" for m in self.messages)
 
 
+class ConversationRow(TypedDict):
+    """A row of a dataset of conversations; what other columns it has, `get` gives."""
+
+    id: str
+    messages: list[Message]
+    source: str
+
+
 _OTHER_SEAT: dict[str, Role] = {"user": "assistant", "assistant": "user", "system": "system"}
 _ROLES = frozenset((*_OTHER_SEAT, "tool"))
 
@@ -235,7 +243,7 @@ def fault(messages: Sequence[Message], *, first: Seat | None = "user") -> str | 
         ``roles_not_alternating``, ``tool_result_without_call``, ``tool_call_without_result``,
         ``ends_in_tool_result``."""
     expected: str | None = first
-    started = calling = answered = False
+    started = calling = has_result = False
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             return "bad_message"
@@ -245,7 +253,7 @@ def fault(messages: Sequence[Message], *, first: Seat | None = "user") -> str | 
         if role == "tool":
             if not calling:
                 return "tool_result_without_call"
-            answered = True
+            has_result = True
             continue
         calls = role == "assistant" and bool(message.get("tool_calls"))
         if not calls and blank(message["content"]):
@@ -254,14 +262,14 @@ def fault(messages: Sequence[Message], *, first: Seat | None = "user") -> str | 
             if index:
                 return "system_not_first"
             continue
-        if calling and not answered:
+        if calling and not has_result:
             return "tool_call_without_result"
         if calling:
             expected = "assistant"
         if expected is not None and role != expected:
             return "roles_not_alternating" if started else "wrong_start"
         expected, started = _OTHER_SEAT[role], True
-        calling, answered = calls, False
-    if calling and answered:
+        calling, has_result = calls, False
+    if calling and has_result:
         return "ends_in_tool_result"
     return None if started else "empty_conversation"

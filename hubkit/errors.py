@@ -64,7 +64,7 @@ class RepoMissingError(HubError, LookupError):
 
 
 class CommitConflictError(HubError):
-    """Somebody else committed first (HTTP 409 or 412) more often than we retried."""
+    """Another client committed first (HTTP 409 or 412) more often than we retried."""
 
 
 class EndpointError(HubkitError, OSError):
@@ -114,11 +114,11 @@ class EngineError(HubkitError, RuntimeError):
 
 
 class TrainingError(HubkitError, RuntimeError):
-    """Training cannot start or cannot go on: nothing to learn from, a loss that is not a number."""
+    """Training cannot start or continue: nothing to learn from, a loss that is not a number."""
 
 
 class EvalError(HubkitError, RuntimeError):
-    """An evaluation cannot start or cannot go on."""
+    """An evaluation cannot start or cannot continue."""
 
 
 class StageError(HubkitError, RuntimeError):
@@ -139,7 +139,7 @@ class LocksMissingError(HubkitError, OSError):
 
 class RunInterruptedError(HubkitError, KeyboardInterrupt):
     """Asked to stop (Ctrl-C, SIGTERM), and did: what was acknowledged is on disk, and the same
-    command goes on.
+    command resumes.
     """
 
     exit_code = 130

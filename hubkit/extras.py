@@ -30,13 +30,13 @@ def modules() -> dict[str, dict[str, str]]:
         required = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return {}
-    found: dict[str, dict[str, str]] = {}
+    extras: dict[str, dict[str, str]] = {}
     for requirement in required:
         extra, name = _EXTRA.search(requirement), _NAME.match(requirement)
         if extra and name and name[0] != DISTRIBUTION:
             module = _IMPORTED_AS.get(name[0], name[0].replace("-", "_"))
-            found.setdefault(extra[1], {})[module] = name[0]
-    return found
+            extras.setdefault(extra[1], {})[module] = name[0]
+    return extras
 
 
 def require(extra: str, purpose: str) -> None:

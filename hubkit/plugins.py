@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from hubkit.errors import RecipeError
+from hubkit.untrusted import JsonObject
 
 T = TypeVar("T")
 GROUPS = (
@@ -107,7 +108,7 @@ def load(names: Iterable[str]) -> None:
             _import(_described(name))
 
 
-def snapshot() -> list[dict[str, Any]]:
+def snapshot() -> list[JsonObject]:
     """What is loaded in this process, as JSON, for `restore` in another."""
     return [asdict(plugin) for plugin in _loaded.values()]
 
@@ -146,15 +147,15 @@ def _described(name: str) -> Plugin:
 def _module_sha256(name: str) -> str:
     """sha256 over the module's source, or over all of a package's."""
     try:
-        found = importlib.util.find_spec(name)
+        module_spec = importlib.util.find_spec(name)
     except (ImportError, ValueError) as error:
         raise _not_importable(name, error) from error
-    if found is None or found.origin is None:
+    if module_spec is None or module_spec.origin is None:
         raise RecipeError(
             f"plug-in {name!r} is neither an installed module nor a file that ends in .py; "
             f"install it, or give the file's path"
         )
-    origin = Path(found.origin)
+    origin = Path(module_spec.origin)
     folder = origin.parent
     files = sorted(folder.rglob("*.py")) if origin.name == "__init__.py" else [origin]
     content = hashlib.sha256()

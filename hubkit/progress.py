@@ -12,7 +12,7 @@ class Progress(Protocol):
     short note.
     """
 
-    def __call__(self, done: float, total: float | None = None, note: str = "") -> None: ...
+    def __call__(self, completed: float, total: float | None = None, note: str = "") -> None: ...
 
 
 class Notice(str):
@@ -29,15 +29,15 @@ class Lasting(Notice):
     __slots__ = ()
 
 
-def silent(done: float, total: float | None = None, note: str = "") -> None:
+def silent(completed: float, total: float | None = None, note: str = "") -> None:
     """The `Progress` that shows nothing."""
 
 
 def part(progress: Progress, number: int, parts: int, name: str) -> Progress:
     """`progress` for one of `parts` equal parts of a longer task."""
 
-    def partial(done: float, total: float | None = None, note: str = "") -> None:
-        share = done / total if total else 0.0
+    def partial(completed: float, total: float | None = None, note: str = "") -> None:
+        share = completed / total if total else 0.0
         progress(number + share, parts, name)
 
     return partial

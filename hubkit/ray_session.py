@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit import extras
+from hubkit.untrusted import JsonObject
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def connected() -> Iterator[Any]:
         ray.shutdown()
 
 
-def own_code() -> dict[str, Any]:
+def own_code() -> JsonObject:
     """The runtime environment that gives Ray's workers this package, byte for byte."""
     return {
         "py_modules": [str(Path(__file__).resolve().parent)],

@@ -6,9 +6,14 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+"""What JSON holds."""
+JsonObject: TypeAlias = dict[str, Json]
+"""An object of JSON, by its keys."""
 
 
 def is_inside(path: str) -> bool:
@@ -50,6 +55,48 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it nests too deeply") from None
+
+
+def text_in(values: Mapping[str, object], key: str, default: str = "") -> str:
+    """The text under `key`; `default` where there is none."""
+    value = values.get(key)
+    return value if isinstance(value, str) else default
+
+
+def number_in(values: Mapping[str, object], key: str, default: float = 0.0) -> float:
+    """The number under `key`; `default` where there is none."""
+    value = values.get(key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number else default  # type: ignore[arg-type]
+
+
+def count_in(values: Mapping[str, object], key: str, default: int = 0) -> int:
+    """The whole number under `key`; `default` where there is none."""
+    value = values.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else default
+
+
+def object_in(values: Mapping[str, object], key: str) -> JsonObject:
+    """The object under `key`; an empty one where there is none."""
+    value = values.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def list_in(values: Mapping[str, object], key: str) -> list[Json]:
+    """The list under `key`; an empty one where there is none."""
+    value = values.get(key)
+    return value if isinstance(value, list) else []
+
+
+def texts_in(values: Mapping[str, object], key: str) -> dict[str, str]:
+    """The texts in the object under `key`, by name; other values are left out."""
+    found = object_in(values, key)
+    return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def objects_in(values: Mapping[str, object], key: str) -> list[JsonObject]:
+    """The objects in the list under `key`; other items are left out."""
+    return [item for item in list_in(values, key) if isinstance(item, dict)]
 
 
 class TypedTokens:

@@ -37,8 +37,9 @@ def _package_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def _imports(path: Path) -> list[tuple[str, bool]]:
-    """(module, whether the import runs when the module is imported) for every import in a file."""
+def _imports(path: Path, *, typed: bool = True) -> list[tuple[str, bool]]:
+    """(module, whether the import runs when the module is imported) for every import in a file;
+    without those for types alone unless `typed`."""
     tree = ast.parse(path.read_text("utf-8"))
     inside = {
         id(n)
@@ -55,6 +56,8 @@ def _imports(path: Path) -> list[tuple[str, bool]]:
     found = []
     for node in ast.walk(tree):
         at_top = id(node) not in inside and id(node) not in guarded
+        if id(node) in guarded and not typed:
+            continue
         if isinstance(node, ast.Import):
             found += [(alias.name, at_top) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -166,6 +169,59 @@ def test_long_files_and_functions_are_named() -> None:
                 if lines > 60:
                     place = f"{path}:{node.lineno} {node.name}"
                     warnings.warn(f"{place} has {lines} lines: name its parts?", stacklevel=1)
+
+
+MOST_PARAMETERS = 8
+
+
+def test_no_function_has_more_than_eight_parameters() -> None:
+    """What belongs together stands in a dataclass; `self` and `cls` do not count."""
+    long = []
+    for folder in ("hubkit", "spaces", "tests"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    count = len(_parameters(node))
+                    if count > MOST_PARAMETERS:
+                        long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {count}")
+    assert long == []
+
+
+MOST_UNTYPED = 126  # occurrences of dict[str, Any]: what a library's own keywords and files hold
+PARSING = ("hubkit/cli/eval_*.py", "hubkit/cli/stats.py", "hubkit/cli/env.py")
+
+
+def test_plain_data_has_types() -> None:
+    """What is JSON says so (`hubkit.untrusted.Json`); open mappings of anything are the exception,
+    under whatever name."""
+    pattern = re.compile(r"\bdict\[str, Any\]")
+    counts = {path: len(pattern.findall(path.read_text("utf-8"))) for path in _files()}
+    most = sorted(counts.items(), key=lambda item: -item[1])[:10]
+    assert sum(counts.values()) <= MOST_UNTYPED, most
+    aliases = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in _files()
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if re.match(r"\w+(: TypeAlias)? = \"?dict\[str, Any\]", line)
+    ]
+    assert aliases == []
+
+
+def test_evaluations_on_the_command_line_are_arguments_and_printing() -> None:
+    """Models and datasets are looked up, served and asked by `hubkit.api.evaluations` alone."""
+    asking = ("hubkit.serving", "hubkit.judging", "hubkit.rollout", "hubkit.reinforcement")
+    for pattern in PARSING:
+        for path in ROOT.glob(pattern):
+            found = [
+                module for module, _ in _imports(path, typed=False) if module.startswith(asking)
+            ]
+            assert not found, f"{path} imports {found}; put it into hubkit/api/evaluations.py"
+
+
+def _parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    found = node.args
+    names = [arg.arg for arg in (*found.posonlyargs, *found.args, *found.kwonlyargs)]
+    return names[1:] if names[:1] in (["self"], ["cls"]) else names
 
 
 def test_whatever_is_public_says_what_it_is() -> None:

@@ -142,7 +142,7 @@ def _model_with_code(folder: Path, marker: Path) -> Path:
 
 
 LOADERS = {
-    "tokenizer": "from hubkit.training.loading import load_tokenizer as f; f(path)",
+    "tokenizer": "from hubkit.tokenization import load_tokenizer as f; f(path)",
     "weights": "from hubkit.training.loading import load_base as f; f(path, adapter=False)",
     "plan": "from hubkit.training.checks import meta_model as f; f(path)",
     "encoder": "from hubkit.metrics.topics import embed as f; f(['x'], path)",

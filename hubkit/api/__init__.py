@@ -9,6 +9,6 @@ from hubkit.api.asker import Asker
 from hubkit.api.conversations import Conversations, Splits
 from hubkit.api.dialogues import Dialogues
 from hubkit.api.recipes import run
-from hubkit.api.rollouts import rollout
+from hubkit.api.rollouts import Address, rollout
 
-__all__ = ["Asker", "Conversations", "Dialogues", "Splits", "rollout", "run"]
+__all__ = ["Address", "Asker", "Conversations", "Dialogues", "Splits", "rollout", "run"]

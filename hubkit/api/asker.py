@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from hubkit import training
 from hubkit.api.conversations import Conversations
 from hubkit.api.history import History, file_ref, library_folder, push
 from hubkit.conversation import Message
 from hubkit.errors import SourceError
+from hubkit.evaluation.scorecard import HeldOutFiles
 from hubkit.hub import Hub, Ref, connect
 from hubkit.metrics.scorecards import Scorecard as ScorecardResult
 from hubkit.pipeline import askers, require
@@ -26,9 +27,10 @@ from hubkit.rollout.dialogue import split_end_mark
 from hubkit.serving import ModelSpec, ServedModel, serve
 from hubkit.training.loading import context_of
 from hubkit.training.rows import seat_view
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json, text_in
 
 T = TypeVar("T")
+Also = Literal["base", "perplexity"]
 DEFAULT_SYSTEM = (
     "You are a person who is talking with an AI assistant. Write only the next message that you, "
     "the person, would send."
@@ -179,7 +181,7 @@ class Asker:
     @classmethod
     def _from_folder(cls, folder: Path, system: str | None, base: str | None) -> Asker:
 
-        def read(name: str) -> dict[str, Any]:
+        def read(name: str) -> JsonObject:
             try:
                 value = parse_json((folder / name).read_text("utf-8"))
             except (OSError, ValueError):
@@ -195,7 +197,7 @@ class Asker:
             folder.name,
             folder.resolve(),
             _base(base, revision, silent)[0] if base else None,
-            system=system or read("training_report.json").get("system"),
+            system=system or (text_in(read("training_report.json"), "system") or None),
         )
 
     def next_turn(
@@ -281,8 +283,7 @@ class Asker:
         *,
         contexts: int = 100,
         openings: int = 20,
-        with_base: bool = True,
-        perplexity: bool = False,
+        also: tuple[Also, ...] = ("base",),
         embedder: str | None = None,
         max_tokens: int = 256,
         seed: int = 42,
@@ -294,8 +295,8 @@ class Asker:
             test: Conversations that it was not trained on.
             contexts: At most so many of them.
             openings: First turns to ask for.
-            with_base: Also its base, told to play the user.
-            perplexity: Also the perplexity of people's turns (loads the weights).
+            also: What else is measured: ``base``, its base, told to play the user; and
+                ``perplexity``, of people's turns (loads the weights).
             embedder: Encoder for the measures in an embedding space; None: they are not taken.
             max_tokens: Longest turn.
             seed: Draws contexts and turns.
@@ -304,7 +305,6 @@ class Asker:
         Returns:
             The measures of people, of the asker and of its base, with their intervals.
         """
-        data = test.parquet()
         block = Scorecard(
             contexts=max(2, min(contexts, len(test))),
             openings=openings,
@@ -323,20 +323,17 @@ class Asker:
             self.intent_column,
             self.data,
         )
-        compared = askers.with_base([spec]) if with_base else [spec]
-        losses = Evals(conversations=max(2, len(test))) if perplexity else None
+        compared = askers.with_base([spec]) if "base" in also else [spec]
+        losses = Evals(conversations=max(2, len(test))) if "perplexity" in also else None
         if losses is not None and not isinstance(self.source, Ref):
             raise SourceError("perplexity is measured of pushed askers: push it, then load it")
-        work = askers.workplace(block, compared, data, seed)
         return askers.compare(
             hub,
             block,
             compared,
-            data,
+            HeldOutFiles(test.parquet(), source=test.ref.to_dict() if test.ref else None),
             seed=seed,
             losses=losses,
-            source=test.ref.to_dict() if test.ref else None,
-            work=work,
             progress=progress,
         )
 

@@ -20,6 +20,7 @@ from hubkit.errors import SourceError
 from hubkit.hub import Ref, connect
 from hubkit.pipeline.inputs import files_of, locate
 from hubkit.recipe import Corpus, Filter, Source
+from hubkit.untrusted import JsonObject
 
 FilterLike = str | Mapping[str, Any] | Filter
 """A filter by its name, or with arguments:
@@ -195,7 +196,7 @@ class Splits:
     train: Conversations
     openings: Conversations
     test: Conversations
-    report: dict[str, Any]
+    report: JsonObject
 
     def push_to_hub(
         self,

@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hubkit.api.conversations import FilterLike, filters_of
 from hubkit.api.history import History, file_ref, library_folder, push
-from hubkit.conversation import Conversation
+from hubkit.conversation import Conversation, ConversationRow
 from hubkit.data import curation
 from hubkit.data.parquet import read_batches
 from hubkit.hub import Ref
 from hubkit.recipe import Curate
+from hubkit.untrusted import JsonObject
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Dialogues:
     """
 
     raw: tuple[Path, ...]
-    report: dict[str, Any]
+    report: JsonObject
     history: History
     kept: tuple[Path, ...] = ()
     dropped: tuple[Path, ...] = ()
@@ -36,7 +36,7 @@ class Dialogues:
         """The parquet files of these dialogues."""
         return self.kept or self.raw
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self) -> Iterator[ConversationRow]:
         """Every dialogue as a row of the dataset."""
         for path in self.files:
             for batch in read_batches(path):

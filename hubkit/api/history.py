@@ -17,6 +17,7 @@ from hubkit.hub import Ref, connect, gate
 from hubkit.hub.places import home
 from hubkit.hub.versions import tag_version
 from hubkit.pipeline.stage import PROVENANCE, record_of
+from hubkit.publishing.lineage import StageRecord
 from hubkit.recipe import Recipe
 
 _NAME = "python"
@@ -52,7 +53,7 @@ class History:
     `records` what each step read and reported."""
 
     recipe: Recipe = field(default_factory=lambda: Recipe.model_validate(_ANYTHING))
-    records: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    records: Mapping[str, StageRecord] = field(default_factory=dict)
 
     def with_blocks(self, **blocks: Any) -> History:
         """The same with other blocks in its recipe."""
@@ -145,7 +146,7 @@ def _named(recipe: Recipe, repo_id: str, kind: str, license: str) -> Recipe:
     """`recipe` with the repo's own name for what it holds, and its licence."""
     name = repo_id.rpartition("/")[2]
     names = recipe.names.model_copy(update={kind: name} if kind != "corpus" else {"asker": name})
-    update: dict[str, Any] = {"names": names}
+    update: dict[str, object] = {"names": names}
     if key := _LICENSE_KEYS.get(kind):
         update["publish"] = recipe.publish.model_copy(update={key: license})
     return recipe.model_copy(update=update)

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,36 @@ from hubkit.serving.callable_server import Agent, served_callable
 from hubkit.serving.client import key_in
 
 
+@dataclass(frozen=True)
+class Address:
+    """A server that answers chat completions.
+
+    Args:
+        url: Its URL.
+        model: The model's name there.
+        dialect: What it speaks: ``openai``, ``vllm``, ``tgi``, ``llamacpp``, ...
+        token_env: The environment variable that holds the key.
+
+    Example:
+        >>> from hubkit import Address
+        >>> Address("http://localhost:8000/v1", model="Qwen/Qwen3-8B", dialect="vllm").model
+        'Qwen/Qwen3-8B'
+    """
+
+    url: str
+    model: str | None = None
+    dialect: str = "openai"
+    token_env: str | None = None
+
+
 def rollout(
     asker: Asker,
     *,
-    chat: str | Path | Agent,
+    chat: str | Path | Address | Agent,
     openings: Conversations,
     n: int | None = None,
     turns: int = 4,
     model: str | None = None,
-    dialect: str = "openai",
-    token_env: str | None = None,
     seed: int = 42,
     progress: Progress = silent,
     **settings: Any,
@@ -46,14 +67,13 @@ def rollout(
 
     Args:
         asker: Who asks.
-        chat: Who answers: a URL of chat completions, a model repo or folder that the local engine
-            serves, or a function from messages to text (async too).
+        chat: Who answers: a URL of chat completions, an `Address` where the server has a key or a
+            dialect of its own, a model repo or folder that the local engine serves, or a function
+            from messages to text (async too).
         openings: Conversations whose first turns open the dialogues.
         n: At most so many dialogues; by default one an opening.
         turns: Human turns of each, the opening included.
         model: The model's name at a URL.
-        dialect: The dialect of the server at a URL.
-        token_env: The environment variable that holds its key.
         seed: Draws everything that chance decides.
         progress: Told how far it is.
         settings: Further keys of a recipe's rollout block: `in_flight`, `budget_tokens`,
@@ -72,7 +92,8 @@ def rollout(
         >>> [message["role"] for message in next(iter(dialogues)).messages]
         ['user', 'assistant', 'user', 'assistant']
     """
-    identity = _identity(chat, model)
+    chat = _addressed(chat, model)
+    identity = _identity(chat)
     asker_seat = SeatConfig(
         repo="asker",
         system=asker.system or DEFAULT_SYSTEM,
@@ -80,11 +101,11 @@ def rollout(
     )
     chat_seat = SeatConfig(
         repo=identity["repo_id"],
-        model=model or "tgi",
+        model=(chat.model if isinstance(chat, Address) else None) or "tgi",
         system=settings.pop("chat_system", None),
         sampling=Sampling.model_validate(settings.pop("chat_sampling", {})),
     )
-    settings.setdefault("in_flight", 8 if isinstance(chat, str | Path) else 1)
+    settings.setdefault("in_flight", 1 if callable(chat) else 8)
     block = Rollout(
         dialogues=n or len(openings),
         turns=Turns(value=turns),
@@ -98,17 +119,14 @@ def rollout(
     provenance = {role: ref.to_dict() for role, ref in inputs.items()}
     work = library_folder("rollout", rollouts.run_digest(block, seed, provenance))
     started = time.monotonic()
-    with _answering(chat, model, dialect, token_env, work, block) as answering:
+    with _answering(chat, work, block) as answering:
         report = rollouts.run(
             block,
             openings,
             work / str(block.dialogues),
-            asker=asker.serve(),
-            chat=answering,
-            journal=work / "journal",
-            seed=seed,
-            provenance=provenance,
-            progress=progress,
+            rollouts.Seats(asker.serve(), answering),
+            rollouts.JournalSpec(work / "journal", seed, provenance),
+            watch=rollouts.Watch(progress),
         )
     files = tuple(work / str(block.dialogues) / path for path in report.paths)
     history = asker.history.with_blocks(rollout=block)
@@ -116,15 +134,24 @@ def rollout(
     return Dialogues(files, report.to_dict(), history)
 
 
-def _identity(chat: str | Path | Agent, model: str | None) -> dict[str, str]:
+def _addressed(
+    chat: str | Path | Address | Agent, model: str | None
+) -> str | Path | Address | Agent:
+    """`chat`, with a plain URL as an `Address`."""
+    if isinstance(chat, str) and chat.startswith(("http://", "https://")):
+        return Address(chat, model)
+    return chat
+
+
+def _identity(chat: str | Path | Address | Agent) -> dict[str, str]:
     """Who answers, as provenance names it."""
     if callable(chat):
         name = f"{getattr(chat, '__module__', '')}.{getattr(chat, '__qualname__', repr(chat))}"
         # What a function does cannot be known by its name: each rollout is one of its own.
         return {"repo_id": name, "repo_type": "file", "revision": uuid.uuid4().hex}
+    if isinstance(chat, Address):
+        return {"repo_id": chat.model or chat.url, "repo_type": "file", "revision": chat.url}
     text = str(chat)
-    if text.startswith(("http://", "https://")):
-        return {"repo_id": model or text, "repo_type": "file", "revision": text}
     spec = _local(text)
     ref = spec.source if isinstance(spec.source, Ref) else file_ref(text, _weights(Path(text)))
     return ref.to_dict()
@@ -146,25 +173,19 @@ def _local(name: str) -> ModelSpec:
 
 @contextmanager
 def _answering(
-    chat: str | Path | Agent,
-    model: str | None,
-    dialect: str,
-    token_env: str | None,
-    work: Path,
-    block: Rollout,
+    chat: str | Path | Address | Agent, work: Path, block: Rollout
 ) -> Iterator[ServedModel]:
     if callable(chat):
         with served_callable(chat) as served_agent:
             yield served_agent
         return
-    text = str(chat)
-    if text.startswith(("http://", "https://")):
-        url = text.rstrip("/").removesuffix("/v1")
-        yield ServedModel((url,), dialect, model or "tgi", key_in(token_env))
+    if isinstance(chat, Address):
+        url = chat.url.rstrip("/").removesuffix("/v1")
+        yield ServedModel((url,), chat.dialect, chat.model or "tgi", key_in(chat.token_env))
         return
     with serve(
         connect(),
-        {"chat": _local(text)},
+        {"chat": _local(str(chat))},
         log_dir=work,
         progress=silent,
         slots=block.in_flight,

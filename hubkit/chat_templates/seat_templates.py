@@ -29,10 +29,11 @@ from hubkit.chat_templates.text_tokenizer import text_tokenizer
 from hubkit.chat_templates.tool_rows import has_tools, tool_segments
 from hubkit.conversation import Message, Seat
 from hubkit.errors import TemplateError
+from hubkit.untrusted import JsonObject
 
 Thinking = Literal["off", "keep"]
 Method = Literal["derived", "family", "plain"]
-_THINKING: dict[str, dict[str, Any]] = {
+_THINKING: dict[str, JsonObject] = {
     "off": {"enable_thinking": False, "thinking": False},
     "keep": {"enable_thinking": True, "thinking": True},
 }
@@ -212,7 +213,7 @@ class SeatTemplates:
         return _first_token(self.layout.end(seat), self.tokens)
 
     @cached_property
-    def template_variables(self) -> dict[str, Any]:
+    def template_variables(self) -> JsonObject:
         """What the base's own template must be given to print as this layout does."""
         if self.base is None:
             return {}

@@ -178,7 +178,7 @@ def main() -> None:
             "or make this one yours to use",
             1,
         )
-    except Exception:  # a fault of ours: the trace is for whoever mends it
+    except Exception:  # a fault in hubkit: the trace is for whoever fixes it
         logs.trace()
         raise
 

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hubkit.cli import console
 from hubkit.cli.options import Json, Overrides, Profiles, grouped
 from hubkit.errors import SourceError
+from hubkit.untrusted import JsonObject
 
 if TYPE_CHECKING:
     from hubkit.data.corpus import CorpusReport
@@ -66,13 +67,13 @@ class ReadingOptions:
         str | None, typer.Option(help="Encoding of its text files, where that is not UTF-8.")
     ] = None
 
-    def keys(self) -> dict[str, Any]:
+    def keys(self) -> JsonObject:
         """The keys of a source that the options set. Raises `SourceError`."""
         from pydantic import ValidationError
 
         from hubkit.recipe import Source
 
-        keys: dict[str, Any] = {}
+        keys: JsonObject = {}
         for option, entries, key in (
             ("--column", self.column, "columns"),
             ("--role", self.role, "roles"),
@@ -113,6 +114,7 @@ def clean(
     every row.
     """
     from hubkit.data import corpus
+    from hubkit.data.filters import Context
     from hubkit.recipe import load
 
     chosen = load(chain.recipe, profiles=chain.profile, overrides=chain.overrides)
@@ -124,12 +126,13 @@ def clean(
     with console.bars(quiet=json) as bar_for:
         report = corpus.build(
             block,
-            [path for path, _ in named],
+            [
+                corpus.SourceFile(path, source)
+                for (path, _), source in zip(named, inputs, strict=True)
+            ],
             folder,
             seed=chosen.seed,
-            sources=inputs,
-            tokenizer=chain.tokenizer,
-            questions=question_files,
+            context=Context(chain.tokenizer, question_files),
             few=True,
             progress=bar_for("corpus"),
         )
@@ -144,8 +147,8 @@ def clean(
     if json:
         console.data(report.to_dict())
     else:
-        own = {source.repo_id for source in chosen.corpus.sources if source.repo_id}
-        own_data = own == {source.repo_id for source in inputs}
+        recipe_repos = {source.repo_id for source in chosen.corpus.sources if source.repo_id}
+        own_data = recipe_repos == {source.repo_id for source in inputs}
         _show(
             report, chain.recipe if own_data else ""
         )  # published numbers are about the recipe's own data
@@ -158,8 +161,8 @@ def _source(name: str, block: Corpus) -> tuple[Path, Source]:
     from hubkit.recipe import Source, available
 
     path = Path(name)
-    own = [s for s in block.sources if s.path and Path(s.path) == path]
-    source = own[0] if own else Source(path=name)
+    named = [s for s in block.sources if s.path and Path(s.path) == path]
+    source = named[0] if named else Source(path=name)
     if path.exists():
         return path, source
     for kind, names in available().items():
@@ -175,8 +178,8 @@ def _source(name: str, block: Corpus) -> tuple[Path, Source]:
 
     repo_id, _, revision = name.partition("@")
     hub = connect()
-    own = [s for s in block.sources if s.repo_id == repo_id]
-    source = (own[0] if own else Source(repo_id=repo_id)).model_copy(
+    named = [s for s in block.sources if s.repo_id == repo_id]
+    source = (named[0] if named else Source(repo_id=repo_id)).model_copy(
         update={"revision": revision or "main"}
     )
     return hub.snapshot(

@@ -67,7 +67,7 @@ def bars(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
         quiet: Show nothing but what is to be read later too.
 
     Yields:
-        A function from a name to the `Progress` that draws its bar. A bar ends when ``done``
+        A function from a name to the `Progress` that draws its bar. A bar ends when ``completed``
         reaches ``total``; a call with 1 of 1 ends any bar.
     """
     with _interrupts_answered():
@@ -83,9 +83,9 @@ def bars(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
 def _both(first: Progress, second: Progress) -> Progress:
     """One `Progress` that calls both."""
 
-    def progress(done: float, total: float | None = None, note: str = "") -> None:
-        first(done, total, note)
-        second(done, total, note)
+    def progress(completed: float, total: float | None = None, note: str = "") -> None:
+        first(completed, total, note)
+        second(completed, total, note)
 
     return progress
 
@@ -128,11 +128,11 @@ def _lines(
     """
     last_time, last_line = -_LINE_EVERY_S, ""
 
-    def progress(done: float, total: float | None = None, note: str = "") -> None:
+    def progress(completed: float, total: float | None = None, note: str = "") -> None:
         nonlocal last_time, last_line
         now = time.monotonic()
-        complete = bool(total) and done >= (total or 0)
-        count = f" ({_amount(done)} of {_amount(total)})" if total and total > 1 else ""
+        complete = bool(total) and completed >= (total or 0)
+        count = f" ({_amount(completed)} of {_amount(total)})" if total and total > 1 else ""
         text = f"{name}: {short(note)}{count}"
         due = complete or isinstance(note, Notice) or now - last_time >= _LINE_EVERY_S
         if note and text != last_line and due:
@@ -177,31 +177,31 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
         def bar_for(name: str) -> Progress:
             task_id = live.add_task(name, total=None, stage=name, note="", count="", left="")
             task = live.tasks[live.task_ids.index(task_id)]
-            counted, begun, done_before = 0.0, time.monotonic(), 0.0
+            counted, started_at, done_before = 0.0, time.monotonic(), 0.0
 
-            def progress(done: float, total: float | None = None, note: str = "") -> None:
-                nonlocal counted, begun, done_before
+            def progress(completed: float, total: float | None = None, note: str = "") -> None:
+                nonlocal counted, started_at, done_before
                 if isinstance(note, Lasting):
                     console.print(f"{name}: {printable(short(note))}", highlight=False)
                     return
                 if total is not None and total > 1:
                     counted = total
-                elif total is not None and done >= 1 and counted:
-                    done = total = counted  # the end of a bar that counted something
+                elif total is not None and completed >= 1 and counted:
+                    completed = total = counted  # the end of a bar that counted something
                 if total != task.total:
-                    begun, done_before = time.monotonic(), done
+                    started_at, done_before = time.monotonic(), completed
                     if total is None:  # `update` takes None for "as before"
                         task.total = task.finished_time = None
-                count = f"{_amount(done)} of {_amount(total)}" if total and total > 1 else ""
-                seconds, gained = time.monotonic() - begun, done - done_before
+                count = f"{_amount(completed)} of {_amount(total)}" if total and total > 1 else ""
+                seconds, gained = time.monotonic() - started_at, completed - done_before
                 time_left = ""
-                if total and gained > 0 and done < total and seconds >= _STEADY_S:
-                    time_left = _duration(seconds / gained * (total - done))
+                if total and gained > 0 and completed < total and seconds >= _STEADY_S:
+                    time_left = _duration(seconds / gained * (total - completed))
                 if isinstance(note, Notice):  # which needs the room, and ends the count
                     count = time_left = ""
                 live.update(
                     task_id,
-                    completed=done,
+                    completed=completed,
                     total=total,
                     note=printable(short(note)),
                     count=count,

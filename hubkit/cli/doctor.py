@@ -40,7 +40,7 @@ def doctor(
         _hub(),
     ]
     if json:
-        console.data([{"check": name, "ok": ok, "found": found} for name, ok, found in findings])
+        console.data([{"check": name, "ok": ok, "found": result} for name, ok, result in findings])
     else:
         console.table(
             "hubkit doctor",
@@ -59,7 +59,7 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    found, missing = [], []
+    installed, missing = [], []
     for name in (
         "torch",
         "transformers",
@@ -70,7 +70,7 @@ def _packages() -> Finding:
         "xllamacpp",
     ):
         try:
-            found.append(f"{name} {metadata.version(name)}")
+            installed.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             missing.append(name)
     note = (
@@ -78,7 +78,7 @@ def _packages() -> Finding:
         if missing
         else ""
     )
-    return "packages", not missing, ", ".join(found) + note
+    return "packages", not missing, ", ".join(installed) + note
 
 
 def _programs() -> Finding:
@@ -99,24 +99,24 @@ def _home() -> Finding:
     """Whether hubkit's folder, or the one that it would be made in, is ours to write."""
     from hubkit.hub import home
 
-    place = _nearest(home())
-    if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+    folder = _nearest(home())
+    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
         return "home", True, f"{home()} can be written"
-    return "home", False, f"{place} is no folder that you may write to; set HUBKIT_HOME elsewhere"
+    return "home", False, f"{folder} is no folder that you may write to; set HUBKIT_HOME elsewhere"
 
 
-def _nearest(place: Path) -> Path:
-    """`place`, or whatever of the way to it is there."""
-    while not place.exists():
-        place = place.parent
-    return place
+def _nearest(path: Path) -> Path:
+    """`place`, or its nearest folder that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def _disk() -> Finding:
     from hubkit.hub import home
 
-    place = _nearest(home())
-    free = shutil.disk_usage(place).free / 2**30
+    folder = _nearest(home())
+    free = shutil.disk_usage(folder).free / 2**30
     note = (
         ""
         if free >= NEEDS_GIB

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hubkit.cli import console
-from hubkit.cli import dataset_args as names
 from hubkit.cli.eval_chat import Engine, Place
-from hubkit.cli.model_args import HARDWARE, show_endpoints, terms
+from hubkit.cli.model_args import HARDWARE, show_endpoints
 from hubkit.cli.options import DryRun, Json, grouped, usd_per_million
 from hubkit.cli.reward_options import Worth, reward_terms
 from hubkit.cli.serve import wait_for_signal
+from hubkit.untrusted import JsonObject, objects_in
 
 if TYPE_CHECKING:
     from hubkit.pipeline.asker_environment import EnvironmentOptions
@@ -127,6 +127,7 @@ def env(
     the reward of the whole conversation, where --reward names one. Ctrl-C stops it.
     """
     from hubkit import settings
+    from hubkit.api.datasets import find
     from hubkit.environment import Limits
     from hubkit.hub import connect
     from hubkit.pipeline.asker_environment import prepare
@@ -134,7 +135,7 @@ def env(
     hub = connect()
 
     def locate(name: str) -> list[Path]:
-        return names.find(name, hub, split="openings").files
+        return find(name, hub, split="openings").files
 
     with console.bars(quiet=json) as bar_for:
         prepared = prepare(
@@ -161,6 +162,7 @@ def env(
 def _options(
     who: WhoAsks, conversation: Conversation, worth: Worth, caps: Caps, place: Address
 ) -> EnvironmentOptions:
+    from hubkit.api.evaluations import deploy_terms
     from hubkit.pipeline.asker_environment import EnvironmentOptions
     from hubkit.recipe import Sampling
 
@@ -170,7 +172,7 @@ def _options(
         data=who.data,
         system=who.system,
         served_at=who.endpoint,
-        deploy=terms(who.engine, who.hardware),
+        deploy=deploy_terms(who.engine, who.hardware),
         sampling=Sampling(temperature=conversation.temperature, max_tokens=conversation.max_tokens),
         rewards=rewards,
         turns=conversation.turns,
@@ -187,11 +189,11 @@ def _options(
     )
 
 
-def _show_plan(plan: dict[str, Any]) -> None:
+def _show_plan(plan: JsonObject) -> None:
     columns = ["asker", "base", "openings", "most_user_turns", "end_mark", "rewards"]
     console.table(
         "What would be served",
         [column.replace("_", " ") for column in columns],
         [[str(plan[column]) for column in columns]],
     )
-    show_endpoints(plan["endpoints"])
+    show_endpoints(objects_in(plan, "endpoints"))

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hubkit.cli import console
-from hubkit.cli import dataset_args as names
 from hubkit.cli.eval_chat import Engine, Place
-from hubkit.cli.model_args import HARDWARE, show_endpoints, terms
+from hubkit.cli.model_args import HARDWARE, show_endpoints
 from hubkit.cli.options import Json, grouped, usd_per_million
 from hubkit.cli.reward_options import Worth, reward_terms
+from hubkit.untrusted import JsonObject, number_in, object_in, objects_in
 
 if TYPE_CHECKING:
+    from hubkit.api.evaluations import ChatModels
     from hubkit.metrics.cross_table import CrossTable
-    from hubkit.pipeline.against import ChatSpec, CrossTableRun
+    from hubkit.pipeline.against import CrossTableRun
     from hubkit.progress import Progress
-    from hubkit.recipe import Against, RewardTerm
+    from hubkit.recipe import Against, Deploy, RewardTerm
 
 EXAMPLE = (
     "Example: hubkit eval against parrot-ask --chat HuggingFaceTB/SmolLM2-135M-Instruct "
@@ -148,7 +149,7 @@ def against(
     held-out openings; mean rewards (judges' ratings, unless --reward says otherwise) and paired
     differences with their intervals. Interrupted, it resumes where it stopped.
     """
-    from hubkit.pipeline.against import write
+    from hubkit.api.evaluations import write_cross_table
 
     with console.bars(quiet=json) as bar_for:
         prepared = _prepared(seats, talks, worth, caps, bar_for("look up"))
@@ -158,7 +159,7 @@ def against(
             console.data(plan) if json else _show_plan(plan)
             return
         result, scored = prepared.run(hub, progress=bar_for("against"))
-        files = write(folder, result, scored) if folder else []
+        files = write_cross_table(folder, result, scored) if folder else []
     console.data(result.to_dict()) if json else _show(result, files)
 
 
@@ -171,20 +172,10 @@ def _hub() -> Any:
 def _prepared(
     seats: Seats, talks: Talks, worth: Worth, caps: Caps, progress: Progress
 ) -> CrossTableRun:
-    from hubkit.pipeline.against import CrossTableRun, held_out_openings
-    from hubkit.pipeline.asker_scorecards import AskerComparison, addresses, prepare
-    from hubkit.pipeline.rewarding import judge_refs, likelihood_of
+    from hubkit.api.evaluations import AskerComparison, addresses, cross_table, deploy_terms
     from hubkit.recipe import Scorecard
 
-    hub = _hub()
-    rewards = reward_terms(worth, caps.budget_usd, caps.budget_tokens)
-    judges = judge_refs(hub, rewards, progress)
-    block = _block(talks, caps, seats, rewards)
-
-    def locate(name: str) -> tuple[list[Path], str | None]:
-        located = names.find(name, hub, split="test")
-        return located.files, located.revision
-
+    deploy = deploy_terms(seats.engine, seats.hardware)
     comparison = AskerComparison(
         repos=seats.askers,
         block=Scorecard(),
@@ -195,27 +186,14 @@ def _prepared(
             for name, _, token in (text.partition("=") for text in seats.speaks_user)
         },
         served_at=addresses(seats.askers, seats.endpoint),
-        deploy=terms(seats.engine, seats.hardware),
+        deploy=deploy,
         with_base=seats.base,
         seed=talks.seed,
     )
-    prepared = prepare(hub, comparison, locate, progress=progress)
-    openings = held_out_openings(
-        prepared.files, block, seed=talks.seed, intent_column=prepared.askers[0].intent_column
-    )
-    chats = [_chat(name, seats, progress) for name in seats.chat]
-    run = CrossTableRun(
-        block,
-        prepared.askers,
-        chats,
-        openings,
-        prepared.source,
-        talks.seed,
-        judges,
-        likelihood_of(hub, prepared.askers[0].ref),
-    )
-    run.check()
-    return run
+    rewards = reward_terms(worth, caps.budget_usd, caps.budget_tokens)
+    chats = [_chat(name, seats, deploy) for name in seats.chat]
+    block = _block(talks, caps, seats, rewards)
+    return cross_table(block, comparison, chats, hub=_hub(), progress=progress)
 
 
 def _block(talks: Talks, caps: Caps, seats: Seats, rewards: list[RewardTerm]) -> Against:
@@ -242,20 +220,10 @@ def _price(text: str) -> tuple[str, tuple[float, float]]:
     return name, usd_per_million(f"--price {text!r}", prices if name else "", "NAME=IN,OUT")
 
 
-def _chat(name: str, seats: Seats, progress: Progress) -> ChatSpec:
-    from hubkit.cli.model_args import AddressOptions, Names
-    from hubkit.evaluation.chat import dialect_of
-    from hubkit.pipeline.against import ChatSpec
-    from hubkit.serving import ModelSpec
+def _chat(name: str, seats: Seats, deploy: Deploy) -> ChatModels:
+    from hubkit.api.evaluations import ChatModels
 
-    looked_up = Names(progress)
-    address = AddressOptions(seats.server or dialect_of(name), seats.token_env)
-    player = looked_up.player(name, address, terms(seats.engine, seats.hardware))
-    model = looked_up.models.get(player.identity)
-    if model is None:
-        assert player.served is not None  # files of answers are refused without questions
-        model = ModelSpec(player.served)
-    return ChatSpec(player.name, player.identity, model)
+    return ChatModels(name, server=seats.server, token_env=seats.token_env, deploy=deploy)
 
 
 def _show(result: CrossTable, files: list[Path]) -> None:
@@ -268,15 +236,18 @@ def _show(result: CrossTable, files: list[Path]) -> None:
         console.say(note)
 
 
-def _show_plan(plan: dict[str, Any]) -> None:
+def _show_plan(plan: JsonObject) -> None:
     columns = ["asker", "chat", "conversations", "requests", "tokens_at_most", "usd_at_most"]
-    title = f"What would be asked, on {plan['data']['repo_id']} ({plan['data']['split']})"
-    rows = [[row[column] for column in columns] for row in plan["pairs"]]
+    data = object_in(plan, "data")
+    title = f"What would be asked, on {data['repo_id']} ({data['split']})"
+    rows = [[row[column] for column in columns] for row in objects_in(plan, "pairs")]
     console.table(title, [column.replace("_", " ") for column in columns], rows)
-    if judges := plan["judges"]:
+    if judges := objects_in(plan, "judges"):
         columns = ["judge", "judgments", "tokens_at_most", "usd_at_most"]
         rows = [[row[column] for column in columns] for row in judges]
         heads = [column.replace("_", " ") for column in columns]
         console.table("What judges would be asked, retries apart", heads, rows)
-    console.say(f"{plan['usd_at_most']:.4f} USD at most in all; it resumes in {plan['folder']}")
-    show_endpoints(plan["endpoints"])
+    console.say(
+        f"{number_in(plan, 'usd_at_most'):.4f} USD at most in all; it resumes in {plan['folder']}"
+    )
+    show_endpoints(objects_in(plan, "endpoints"))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hubkit.cli import console
-from hubkit.cli import dataset_args as names
 from hubkit.cli.eval_chat import Engine, Place
-from hubkit.cli.model_args import DEPLOYED, HARDWARE, show_endpoints, terms
+from hubkit.cli.model_args import HARDWARE, show_endpoints
 from hubkit.cli.options import Json, grouped
+from hubkit.untrusted import JsonObject, object_in, objects_in
 
 if TYPE_CHECKING:
+    from hubkit.api.evaluations import AskerComparison
     from hubkit.metrics.scorecards import Scorecard
-    from hubkit.pipeline.asker_scorecards import AskerComparison
 
 EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 EXAMPLE = "Example: hubkit eval asker parrot-ask --against usergpt --out scorecard"
@@ -170,18 +170,15 @@ def asker(
     """How like people an asker plays: its turns at real contexts, next to its base's, other askers'
     and people's.
     """
+    from hubkit.api.evaluations import asker_comparison
     from hubkit.hub import connect
-    from hubkit.pipeline.asker_scorecards import prepare
 
     hub = connect()
-
-    def locate(name: str) -> tuple[list[Path], str | None]:
-        located = names.find(name, hub, split="test")
-        return located.files, located.revision
-
     with console.bars(quiet=json) as bar_for:
         progress = bar_for("eval")
-        prepared = prepare(hub, _comparison(askers, sample, measures), locate, progress=progress)
+        prepared = asker_comparison(
+            _comparison(askers, sample, measures), hub=hub, progress=progress
+        )
         if dry_run:
             plan = prepared.plan(hub)
             console.data(plan) if json else _show_plan(plan)
@@ -191,8 +188,13 @@ def asker(
 
 
 def _comparison(askers: Askers, sample: Sample, measures: Measures) -> AskerComparison:
-    from hubkit.evaluation.chat import JudgeChoice
-    from hubkit.pipeline.asker_scorecards import AskerComparison, addresses
+    from hubkit.api.evaluations import (
+        DEPLOYED,
+        AskerComparison,
+        JudgeChoice,
+        addresses,
+        deploy_terms,
+    )
     from hubkit.recipe import Sampling, Scorecard
 
     repos, full = [askers.repo, *askers.against], measures.full
@@ -216,7 +218,7 @@ def _comparison(askers: Askers, sample: Sample, measures: Measures) -> AskerComp
             for name, _, token in (text.partition("=") for text in askers.speaks_user)
         },
         served_at=addresses(repos, askers.endpoint),
-        deploy=terms(askers.engine, askers.hardware),
+        deploy=deploy_terms(askers.engine, askers.hardware),
         with_base=askers.base,
         perplexity=full if measures.perplexity is None else measures.perplexity,
         judge=JudgeChoice(
@@ -246,11 +248,12 @@ def _show(card: Scorecard, files: list[Path], *, json: bool) -> None:
         console.say(note)
 
 
-def _show_plan(plan: dict[str, Any]) -> None:
+def _show_plan(plan: JsonObject) -> None:
     columns = ["name", "model", "base", "served", "requests", "tokens_at_most"]
-    title = f"What would be asked, on {plan['data']['repo_id']} ({plan['data']['split']})"
-    rows = [[row[column] for column in columns] for row in plan["players"]]
+    data = object_in(plan, "data")
+    title = f"What would be asked, on {data['repo_id']} ({data['split']})"
+    rows = [[row[column] for column in columns] for row in objects_in(plan, "players")]
     console.table(title, [column.replace("_", " ") for column in columns], rows)
     if plan["judgments"]:
         console.say(f"and the judge, at most {plan['judgments']:,} times")
-    show_endpoints(plan["endpoints"])
+    show_endpoints(objects_in(plan, "endpoints"))

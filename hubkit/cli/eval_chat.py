@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hubkit.cli import console
-from hubkit.cli.model_args import DEPLOYED, HARDWARE, show_endpoints
+from hubkit.cli.model_args import HARDWARE, show_endpoints
 from hubkit.cli.options import Json, grouped
+from hubkit.untrusted import JsonObject, count_in, number_in, object_in, objects_in, text_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from hubkit.cli.model_args import Names
-    from hubkit.evaluation import Judged, Player, Setup
-    from hubkit.evaluation.items import Benchmark
+    from hubkit.api.evaluations import ChatModels, ChatTest, JudgeChoice
+    from hubkit.evaluation import Judged
 
 WEAK_JUDGE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _MODEL = (
@@ -173,26 +170,24 @@ def chat(players: Players, test: Test, judge: Judge, output: Output) -> None:
     """Put a chat model before a judge: grades, win rates or met criteria, with intervals.
     Interrupted, it resumes where it stopped.
     """
-    from hubkit.cli.model_args import Names
-    from hubkit.evaluation import chat as library
-    from hubkit.hub import home
+    from hubkit.api.evaluations import chat_evaluation
 
     exports = exports_of(output.export)
     with console.bars(quiet=output.json) as bar_for:
-        names = Names(bar_for("look up"))
-        benchmark = _benchmark(test, names, quiet=output.json)
-        setup = _setup(players, test, judge, benchmark, names)
-        folder = output.log_dir or home() / "evals" / benchmark.name
-        setup.check()
+        _say_terms(test, quiet=output.json)
+        evaluation = chat_evaluation(
+            _models(players),
+            _test(test),
+            _judge(judge),
+            prompts=judge.judge_prompts,
+            folder=output.log_dir,
+            progress=bar_for("look up"),
+        )
         if output.dry_run:
-            plan = library.plan(setup, folder, names.endpoints(setup.block.judge.context))
+            plan = evaluation.plan()
         else:
-            result = library.run(
-                setup,
-                folder,
-                serve=_serve(names, setup, folder, bar_for("serve")),
-                exports=exports,
-                progress=bar_for("judge"),
+            result = evaluation.run(
+                exports=exports, serving_progress=bar_for("serve"), progress=bar_for("judge")
             )
     if output.dry_run:
         console.data(plan) if output.json else _show_plan(plan)
@@ -200,95 +195,53 @@ def chat(players: Players, test: Test, judge: Judge, output: Output) -> None:
         console.data(result.to_dict()) if output.json else _show(result)
 
 
-def _benchmark(test: Test, names: Names, *, quiet: bool) -> Benchmark:
-    from hubkit.evaluation import benchmarks
+def _say_terms(test: Test, *, quiet: bool) -> None:
+    from hubkit.evaluation.benchmarks import NAMED
 
-    entry = benchmarks.NAMED.get(test.benchmark)
+    entry = NAMED.get(test.benchmark)
     if entry and entry.terms and not test.questions and not quiet:
         console.say(f"{test.benchmark}: {entry.terms}")
-    return benchmarks.load(
+
+
+def _models(players: Players) -> ChatModels:
+    from hubkit.api.evaluations import ChatModels, deploy_terms
+
+    return ChatModels(
+        players.model,
+        players.against,
+        players.user,
+        players.server,
+        players.token_env,
+        deploy_terms(players.engine, players.hardware),
+    )
+
+
+def _test(test: Test) -> ChatTest:
+    from hubkit.api.evaluations import ChatTest
+
+    return ChatTest(
         test.benchmark,
-        names.file,
-        questions=test.questions,
-        references=test.references,
-        columns=_columns(test.column),
-    ).part(questions=test.limit, turns=test.turns)
+        test.questions,
+        test.references,
+        _columns(test.column),
+        test.mode,
+        test.limit,
+        test.turns,
+        test.max_tokens,
+    )
 
 
-def _setup(players: Players, test: Test, judge: Judge, benchmark: Benchmark, names: Names) -> Setup:
-    from hubkit.cli.model_args import AddressOptions, terms
-    from hubkit.evaluation import Setup
-    from hubkit.evaluation import chat as library
+def _judge(judge: Judge) -> JudgeChoice:
+    from hubkit.api.evaluations import DEPLOYED, JudgeChoice
 
-    mode = library.mode_for(test.mode, benchmark)
-    block = library.JudgeChoice(
+    return JudgeChoice(
         judge.judge.removeprefix(DEPLOYED),
         judge.judge.startswith(DEPLOYED),
         judge.setting,
         judge.budget_usd,
         judge.budget_tokens,
         judge.in_flight,
-    ).block()
-    deploy = terms(players.engine, players.hardware)
-
-    def player(name: str) -> Player:
-        dialect = players.server or library.dialect_of(name)
-        return names.player(
-            name, AddressOptions(dialect, players.token_env), deploy, benchmark.questions
-        )
-
-    model = player(players.model)
-    against = player(players.against) if players.against else None
-    user = _user(player(players.user), names) if players.user else None
-    if mode == "checks":
-        judging = _no_judge()
-    else:
-        judging = names.player(
-            judge.judge, AddressOptions.of(block.judge), block.judge.deploy or deploy
-        )
-    answering = [entry for entry in (model, against) if entry]
-    return Setup(
-        benchmark=benchmark,
-        mode=mode,
-        model=model,
-        against=against or library.recorded_opponent(benchmark, mode),
-        judge=judging,
-        prompts=library.prompts_for(judge.judge_prompts, names.file, judging),
-        block=block,
-        user=user,
-        max_tokens=test.max_tokens or library.answer_tokens(answering),
-        in_flight=block.in_flight,
     )
-
-
-def _user(player: Player, names: Names) -> Player:
-    """A trained asker with the system message and the end mark that it was trained on."""
-    from dataclasses import replace
-
-    from hubkit.pipeline import askers
-
-    if player.identity not in names.models or "@" not in player.identity:
-        return player
-    asker = askers.find(names.hub, player.identity.partition(" on ")[0])
-    return replace(player, system=asker.system, end_mark=asker.end_mark)
-
-
-def _no_judge() -> Player:
-    from hubkit.evaluation import Player
-
-    return Player("no judge", "none")
-
-
-def _serve(names: Names, setup: Setup, folder: Path, progress: Any) -> Any:
-    from hubkit.cli.model_args import serving
-
-    @contextmanager
-    def serve(players: Sequence[Player]) -> Iterator[list[Player]]:
-        engine = {"context": setup.block.judge.context, "slots": 2 * setup.in_flight}
-        with serving(names, players, **engine, log_dir=folder, progress=progress) as served_players:
-            yield served_players
-
-    return serve
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:
@@ -337,22 +290,24 @@ def _show(result: Judged) -> None:
     )
 
 
-def _show_plan(plan: dict[str, Any]) -> None:
-    limits, judge = plan["at_most"], plan["judge"]
-    rows = [
-        ["benchmark", f"{plan['benchmark']['name']}: {plan['benchmark']['questions']} questions"],
+def _show_plan(plan: JsonObject) -> None:
+    limits, judge = object_in(plan, "at_most"), object_in(plan, "judge")
+    benchmark = object_in(plan, "benchmark")
+    rows: list[list[object]] = [
+        ["benchmark", f"{benchmark['name']}: {benchmark['questions']} questions"],
         ["answers to be played", plan["answers"]],
         ["judgments", plan["judgments"]],
     ]
     if judge:
-        prompts = judge["prompts"]
+        prompts = object_in(judge, "prompts")
         rows += [
-            ["judge prompts", f"{prompts['source']} ({prompts['sha256'][:12]})"],
+            ["judge prompts", f"{prompts['source']} ({text_in(prompts, 'sha256')[:12]})"],
             [
                 "judge's tokens, at most",
-                f"{limits['prompt_tokens']:,} in, {limits['completion_tokens']:,} out",
+                f"{count_in(limits, 'prompt_tokens'):,} in, "
+                f"{count_in(limits, 'completion_tokens'):,} out",
             ],
-            ["maximum cost in USD, excluding retries", f"{limits['usd']:,.2f}"],
+            ["maximum cost in USD, excluding retries", f"{number_in(limits, 'usd'):,.2f}"],
         ]
     console.table("what would be asked", ["", ""], [*rows, ["folder", plan["log_dir"]]])
-    show_endpoints(plan["endpoints"])
+    show_endpoints(objects_in(plan, "endpoints"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,15 +31,11 @@ def votes(
     """Report people's votes: win rates and Bradley-Terry strengths, with intervals over visitors,
     and the share that was screened out.
     """
+    from hubkit.api.evaluations import vote_report
     from hubkit.evaluation import votes as library
-    from hubkit.metrics.statistics import Bootstrap
 
-    files = [file for name in source for file in _files(name)]
-    result = library.report(
-        files,
-        screen=library.Screen(seconds=seconds, one_sided=one_sided),
-        bootstrap=Bootstrap(seed=seed),
-    )
+    screen = library.Screen(seconds=seconds, one_sided=one_sided)
+    result = vote_report(source, screen=screen, seed=seed)
     if json:
         console.data(result.to_dict())
         return
@@ -48,15 +43,3 @@ def votes(
         console.table(title, *content)
     for line in library.notes(result):
         console.line(line)
-
-
-def _files(name: str) -> list[Path]:
-    """A file here, or the files of votes in a dataset of the Hub."""
-    from hubkit.hub import connect
-
-    if Path(name).is_file():
-        return [Path(name)]
-    hub = connect()
-    repo, _, revision = name.partition("@")
-    ref = hub.resolve(hub.qualify(repo), repo_type="dataset", revision=revision or "main")
-    return sorted((hub.snapshot(ref, allow_patterns=["votes/*.jsonl"]) / "votes").glob("*.jsonl"))

@@ -13,6 +13,7 @@ import typer
 
 from hubkit.cli import console
 from hubkit.errors import HubError
+from hubkit.untrusted import JsonObject, list_in, number_in, text_in
 
 app = typer.Typer(
     name="hub",
@@ -68,7 +69,7 @@ def status(json: Json = False) -> None:
     state = embedded.running()
     report = {"running": state is not None, "folder": str(local_root()), **(state or {})}
     if state:
-        report |= {"repositories": _counts(state["url"]), "bytes": _bytes_used()}
+        report |= {"repositories": _counts(text_in(state, "url")), "bytes": _bytes_used()}
     if json:
         console.data(report)
     else:
@@ -152,7 +153,7 @@ def gc(
     Removes nothing while `verify` finds problems (exit code 1)."""
     result = _run_on_folder("gc", "--grace-s", str(grace_h * 3600))
     removed = f"{result['large_files']} large files and {result['git_objects']} git objects"
-    summary = f"removed {removed}: {result['bytes'] / 2**20:.1f} MiB"
+    summary = f"removed {removed}: {number_in(result, 'bytes') / 2**20:.1f} MiB"
     if result["problems"]:
         summary = "removed nothing, because of these problems"
     _report(result, summary, json=json)
@@ -197,37 +198,40 @@ def adopt(folders: Folders = None, json: Json = False) -> None:
 
     The Hub must not run."""
     result = _run_on_folder("adopt", *(folders or []))
-    _report(result, f"adopted {', '.join(result['adopted']) or 'nothing'}", json=json)
+    _report(
+        result, f"adopted {', '.join(map(str, list_in(result, 'adopted'))) or 'nothing'}", json=json
+    )
 
 
 @app.command("set-aside", epilog="Example: hubkit hub set-aside")
 def set_aside(folders: Folders = None, json: Json = False) -> None:
     """Move repositories that the settings database does not know out of the way."""
     result = _run_on_folder("set-aside", *(folders or []))
-    _report(result, f"moved to {', '.join(result['moved']) or 'nothing'}", json=json)
-
-
-def _checked(result: dict[str, Any]) -> str:
-    repositories = f"{result['repositories']} repositories, {result['git_objects']} git objects"
-    return (
-        f"{repositories}, {result['large_files']} large files: {len(result['problems'])} problems"
+    _report(
+        result, f"moved to {', '.join(map(str, list_in(result, 'moved'))) or 'nothing'}", json=json
     )
 
 
-def _report(result: dict[str, Any], summary: str, *, json: bool) -> None:
+def _checked(result: JsonObject) -> str:
+    repositories = f"{result['repositories']} repositories, {result['git_objects']} git objects"
+    problems = len(list_in(result, "problems"))
+    return f"{repositories}, {result['large_files']} large files: {problems} problems"
+
+
+def _report(result: JsonObject, summary: str, *, json: bool) -> None:
     """Print a result; ends with exit code 1 where there are problems."""
-    problems = result.get("problems", [])
+    problems = list_in(result, "problems")
     if json:
         console.data(result)
     else:
         for problem in problems:
-            console.line(problem)
+            console.line(str(problem))
         console.say(summary) if problems else console.line(summary)
     if problems:
         raise typer.Exit(1)
 
 
-def _run_on_folder(action: str, *arguments: str) -> dict[str, Any]:
+def _run_on_folder(action: str, *arguments: str) -> JsonObject:
     """Let the embedded Hub's own program work on its folder. Raises `HubError`."""
     from hubkit.hub import local_root
 
@@ -235,7 +239,7 @@ def _run_on_folder(action: str, *arguments: str) -> dict[str, Any]:
     command += ["--root", str(local_root()), "--json", *arguments]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
-        result: dict[str, Any] = jsonlib.loads(process.stdout)
+        result: JsonObject = jsonlib.loads(process.stdout)
     except ValueError:
         last = (process.stderr.strip().splitlines() or ["no output"])[-1]
         raise HubError(f"hub {action} failed: {last}") from None

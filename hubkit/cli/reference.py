@@ -6,7 +6,7 @@ keys' types, defaults and descriptions. The README's neighbour REFERENCE.md is w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import typer
@@ -83,7 +83,11 @@ def _recipe() -> Iterator[str]:
 
 
 def _block(
-    block: Any, path: str, shipped: dict[str, Any], printed: set[str], later: list[tuple[str, Any]]
+    block: Any,
+    path: str,
+    shipped: Mapping[str, Any],
+    printed: set[str],
+    later: list[tuple[str, Any]],
 ) -> Iterator[str]:
     import inspect
 
@@ -109,7 +113,7 @@ def _block(
 
 def _below(
     blocks: list[tuple[str, Any]],
-    shipped: dict[str, Any],
+    shipped: Mapping[str, Any],
     printed: set[str],
     later: list[tuple[str, Any]],
 ) -> Iterator[str]:
@@ -120,7 +124,7 @@ def _below(
         yield from _block(inner, key, shipped, printed, later)
 
 
-def _somewhere(shipped: dict[str, Any], key: str) -> bool:
+def _somewhere(shipped: Mapping[str, Any], key: str) -> bool:
     """Whether some shipped recipe sets the block at `key`."""
     return any(_at(loaded, key) is not None for loaded in shipped.values())
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hubkit.cli.eval_chat import WEAK_JUDGE
-from hubkit.cli.model_args import DEPLOYED
 
 if TYPE_CHECKING:
     from hubkit.evaluation.chat import JudgeChoice
@@ -54,6 +53,7 @@ def reward_terms(
     Raises:
         RecipeError: One is not known, or a judge could not be asked with its settings.
     """
+    from hubkit.api.models import DEPLOYED
     from hubkit.errors import RecipeError
     from hubkit.evaluation.chat import JudgeChoice
     from hubkit.recipe import RewardTerm

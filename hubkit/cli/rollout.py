@@ -93,9 +93,9 @@ def rollout(
     job_options.end_what_was_left(hub)
     job_options.say_endpoints(loaded, hub)
     with console.bars(quiet=output.json) as bar_for:
-        found = preflight(loaded, hub, dialogues=estimate, progress=bar_for("rollout"))
-    if not output.print(found.to_dict()):
-        _show(found)
+        guess = preflight(loaded, hub, dialogues=estimate, progress=bar_for("rollout"))
+    if not output.print(guess.to_dict()):
+        _show(guess)
 
 
 def _values(seats: SeatOptions, caps: CapOptions) -> list[str]:
@@ -113,23 +113,23 @@ def _values(seats: SeatOptions, caps: CapOptions) -> list[str]:
     ]
 
 
-def _show(found: Estimate) -> None:
+def _show(guess: Estimate) -> None:
     rows = [
         [
             seat,
-            f"{found.requests[seat]:,}",
-            f"{found.prompt_tokens[seat]:,}",
-            f"{found.completion_tokens[seat]:,}",
+            f"{guess.requests[seat]:,}",
+            f"{guess.prompt_tokens[seat]:,}",
+            f"{guess.completion_tokens[seat]:,}",
         ]
         for seat in ("asker", "chat")
     ]
     console.table(
-        f"{found.dialogues:,} dialogues would take",
+        f"{guess.dialogues:,} dialogues would take",
         ["seat", "requests", "tokens in", "tokens out"],
         rows,
     )
     console.say(
-        f"about {found.seconds / 3600:.1f} hours and ${found.usd:,.2f}, judged by "
-        f"{found.sampled} dialogues (tokens may be {found.spread:.0%} off); those are kept, and "
+        f"about {guess.seconds / 3600:.1f} hours and ${guess.usd:,.2f}, judged by "
+        f"{guess.sampled} dialogues (tokens may be {guess.spread:.0%} off); those are kept, and "
         "the rollout resumes from them"
     )

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hubkit.cli import console, job_options
 from hubkit.cli.job_options import JobOptions
 from hubkit.cli.options import OutputOptions, RecipeOptions, grouped
+from hubkit.untrusted import JsonObject, number_in, object_in
 
 if TYPE_CHECKING:
     from hubkit.hub import Hub
@@ -311,9 +312,9 @@ def _show_next(recipe: Recipe, hub: Hub, results: list[StageResult], changes: li
     by_stage = {m.stage: m for m in results}
     for seat, turns in (("asker", "human"), ("chat", "assistant"), ("aligned", "assistant")):
         if seat in by_stage["eval"].report:
-            console.line(f"{seat:<6} {_verdict(by_stage['eval'].report[seat], turns)}")
+            console.line(f"{seat:<6} {_verdict(object_in(by_stage['eval'].report, seat), turns)}")
     if "reinforce" in by_stage:
-        reinforcement = by_stage["reinforce"].report["reinforcement"]
+        reinforcement = object_in(by_stage["reinforce"].report, "reinforcement")
         console.line(f"reward {_reward_verdict(reinforcement)}")
     changes = [change for change in changes if change.action != "leave"]
     pages = len({change.repo_id for change in changes})
@@ -357,32 +358,37 @@ def _runnable() -> tuple[str, str]:
     return python_word, word(command, "hubkit") if command.exists() else f"{python_word} -m hubkit"
 
 
-def _reward_verdict(reinforcement: dict[str, Any]) -> str:
-    from hubkit.metrics.statistics import noise
+def _reward_verdict(reinforcement: JsonObject) -> str:
+    from hubkit.statistics import noise
 
-    difference = reinforcement.get("difference")
-    if not difference or difference["difference"] is None:
+    difference = object_in(reinforcement, "difference")
+    if difference.get("difference") is None:
         return "not measured before and after"
     ends = ""
     if difference["low"] is not None:
-        ends = f" [{difference['low']:+.3f}, {difference['high']:+.3f}]"
-    before, after = (reinforcement[when]["reward"] for when in ("before", "after"))
+        low, high = number_in(difference, "low"), number_in(difference, "high")
+        ends = f" [{low:+.3f}, {high:+.3f}]"
+    before, after = (
+        number_in(object_in(reinforcement, when), "reward") for when in ("before", "after")
+    )
     return (
         f"on {difference['clusters']} held-out openings {before:.3f} before, "
-        f"{after:.3f} after: {difference['difference']:+.3f}{ends}, "
-        f"{noise(difference['outside_noise'])}"
+        f"{after:.3f} after: {number_in(difference, 'difference'):+.3f}{ends}, "
+        f"{noise(bool(difference['outside_noise']))}"
     )
 
 
-def _verdict(seat: dict[str, Any], turns: str) -> str:
-    from hubkit.metrics.statistics import noise
+def _verdict(seat: JsonObject, turns: str) -> str:
+    from hubkit.statistics import noise
 
-    losses = {arm: values["loss"] for arm, values in seat["arms"].items()}
+    arms = object_in(seat, "arms")
+    losses = {arm: number_in(object_in(arms, arm), "loss") for arm in arms}
     rival = "chat" if "chat" in losses else "base"
-    against = seat["against"][rival]
-    words = noise(against["outside_noise"])
+    against = object_in(object_in(seat, "against"), rival)
+    words = noise(bool(against["outside_noise"]))
+    gap, low, high = (number_in(against, key) for key in ("difference", "low", "high"))
     return (
         f"{losses['trained']:.3f} nats per {turns}-turn token on held-out conversations, "
-        f"{rival} {losses[rival]:.3f}: {against['difference']:+.3f} [{against['low']:+.3f}, "
-        f"{against['high']:+.3f}] over {against['conversations']} conversations, {words}"
+        f"{rival} {losses[rival]:.3f}: {gap:+.3f} [{low:+.3f}, "
+        f"{high:+.3f}] over {against['conversations']} conversations, {words}"
     )

@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hubkit.cli import console
-from hubkit.cli import dataset_args as names
 from hubkit.cli.options import Json, grouped
 
 if TYPE_CHECKING:
-    from hubkit.hub import Hub
-    from hubkit.metrics import Judge
-    from hubkit.progress import Progress
+    from hubkit.api.evaluations import ContextJudge as Judge
 
 Size = Annotated[int, typer.Option("--sample", min=1, help="Dialogues measured of each dataset.")]
 Tokenizer = Annotated[
@@ -97,26 +94,21 @@ def stats(
     """Compare dialogues with real people's: turns, lengths, diversity, context, likeness,
     duplicates.
     """
-    from hubkit.metrics import stats as measure
-    from hubkit.pipeline.inputs import encoder
+    from hubkit.api.evaluations import StatsOptions, dialogue_stats
 
-    hub = _hub(datasets.names)
-    located = [names.find(name, hub) for name in datasets.names]
-    tokenizer = datasets.tokenizer
+    options = StatsOptions(
+        datasets.tokenizer, datasets.topics, _judge(judge), datasets.size, datasets.seed
+    )
     with console.bars(quiet=json) as bar_for:
-        progress = bar_for("stats")
-        report = measure(
-            {entry.name: entry.files for entry in located},
+        measured = dialogue_stats(
+            datasets.names,
             folder,
             baseline=datasets.baseline,
-            tokenizer=_tokenizer(hub, tokenizer, progress) if tokenizer else None,
-            judge=_judge(judge, progress) if judge.judge else None,
-            embedder=encoder(hub or _connect(), progress=progress) if datasets.topics else None,
-            size=datasets.size,
-            seed=datasets.seed,
-            progress=progress,
+            options=options,
+            progress=bar_for("stats"),
         )
-    result = report.to_dict() | {"revisions": {entry.name: entry.revision for entry in located}}
+    report = measured.report
+    result = report.to_dict() | {"revisions": dict(measured.revisions)}
     result |= {"judge": judge.judge_model} if judge.judge else {}
     if json:
         console.data(result)
@@ -143,19 +135,17 @@ def diff(
     json: Json = False,
 ) -> None:
     """Compare two versions of a dataset: rows added, dropped and changed; measures side by side."""
-    from hubkit.metrics import diff as compare
-    from hubkit.metrics import stats as measure
+    from hubkit.api.evaluations import dataset_changes
 
-    hub = _hub([before, after])
-    old, new = names.find(before, hub), names.find(after, hub)
-    changes = compare(old.files, new.files)
-    report = measure(
-        {before: old.files, after: new.files} if before != after else {before: old.files}, size=size
-    )
+    changed = dataset_changes(before, after, size=size)
+    changes, report = changed.rows, changed.stats.report
     if json:
-        revisions = {before: old.revision, after: new.revision}
         console.data(
-            changes.to_dict() | {"revisions": revisions, "measures": report.to_dict()["datasets"]}
+            changes.to_dict()
+            | {
+                "revisions": dict(changed.stats.revisions),
+                "measures": report.to_dict()["datasets"],
+            }
         )
         return
     rows: list[list[Any]] = [
@@ -184,53 +174,16 @@ def _published() -> tuple[list[str], list[list[str]]]:
     return ["dataset", "numbers"], rows
 
 
-def _hub(sources: list[str]) -> Hub | None:
-    return _connect() if names.needs_hub(sources) else None
-
-
-def _connect() -> Hub:
-    from hubkit.hub import connect
-
-    return connect()
-
-
-def _judge(options: ContextJudge, progress: Progress) -> Judge:
+def _judge(options: ContextJudge) -> Judge | None:
     """The judge at its address, its key read from the environment, never from the command line."""
-    from hubkit.evaluation.chat import dialect_of
-    from hubkit.hub.places import judge_replies
-    from hubkit.judging import PromptedJudge, context_judge, question_prompts
-    from hubkit.recipe import judging
-    from hubkit.serving import ServedModel
-    from hubkit.serving.client import key_in
+    from hubkit.api.evaluations import ContextJudge as Judge
 
-    url, model = options.judge or "", options.judge_model
-    profile, token_env = options.judge_profile or dialect_of(url), options.judge_token_env
-    seat = {
-        "repo": url,
-        "endpoints": [url],
-        "profile": profile,
-        "model": model,
-        "sampling": {"temperature": 0.0},
-    }
-    judge = PromptedJudge(
-        judging({"judge": seat, "in_flight": 16, "patience_s": 60.0}),
-        ServedModel((url,), profile, model, key_in(token_env, said_by="--judge-token-env")),
-        question_prompts(),
-        "context-v1",
-        identity=f"{url} {model}",
-        run="stats",
-        folder=judge_replies(),
+    if options.judge is None:
+        return None
+    return Judge(
+        options.judge,
+        options.judge_model,
+        options.judge_profile,
+        options.judge_token_env,
+        "--judge-token-env",
     )
-    return context_judge(judge, progress)
-
-
-def _tokenizer(hub: Hub | None, name: str, progress: Progress) -> Path:
-    """A tokenizer's folder here, or its snapshot; on the embedded Hub, known models are
-    imported.
-    """
-    from hubkit.pipeline.inputs import require
-
-    if Path(name).exists():
-        return Path(name)
-    hub = hub or _connect()
-    return hub.snapshot(require(hub, name, progress=progress), allow_patterns=["tokenizer.json"])

@@ -17,6 +17,7 @@ from hubkit.hub import Hub
 from hubkit.hub.adapters import base_of
 from hubkit.hub.network import sent_once
 from hubkit.progress import Progress, silent
+from hubkit.untrusted import JsonObject, count_in, list_in, object_in, text_in
 
 Change = Literal["pause", "resume", "scale_to_zero"]
 COSTING = ("initializing", "running", "updating", "updateFailed")
@@ -53,7 +54,7 @@ class EndpointStatus:
         """Whether it costs money now."""
         return self.state in COSTING
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data."""
         return asdict(self)
 
@@ -227,30 +228,36 @@ def _healthy(hub: Hub, name: str) -> bool:
     return True
 
 
-def _deployed(hub: Hub, raw: dict[str, Any]) -> EndpointStatus:
-    status, model, compute, provider = raw["status"], raw["model"], raw["compute"], raw["provider"]
-    variant, container = next(iter((model.get("image") or {"huggingface": {}}).items()))
-    hardware_name = (
-        f"{provider['vendor']}-{provider['region']}-"
-        f"{compute['instanceType']}-{compute['instanceSize']}"
+def _deployed(hub: Hub, raw: JsonObject) -> EndpointStatus:
+    status, model, compute, provider = (
+        object_in(raw, part) for part in ("status", "model", "compute", "provider")
     )
-    replicas = int(status.get("targetReplica") or (1 if status["state"] in COSTING else 0))
-    rate = usd_per_hour(hub, hardware_name) * replicas if status["state"] in COSTING else 0.0
+    image = object_in(model, "image") or {"huggingface": {}}
+    variant = next(iter(image))
+    hardware_name = "-".join(
+        [
+            *(text_in(provider, key) for key in ("vendor", "region")),
+            *(text_in(compute, key) for key in ("instanceType", "instanceSize")),
+        ]
+    )
+    state = text_in(status, "state")
+    replicas = count_in(status, "targetReplica") or (1 if state in COSTING else 0)
+    rate = usd_per_hour(hub, hardware_name) * replicas if state in COSTING else 0.0
     created_at = datetime.fromisoformat(str(status["createdAt"]))
     hours = (datetime.now(UTC) - created_at).total_seconds() / 3600
     return EndpointStatus(
-        name=raw["name"],
+        name=text_in(raw, "name"),
         namespace=hub.namespace,
-        state=str(status["state"]),
-        message=str(status.get("message") or ""),
-        url=status.get("url"),
-        repo_id=model["repository"],
-        revision=model.get("revision"),
-        image=str(container.get("url") or variant),
+        state=state,
+        message=text_in(status, "message"),
+        url=text_in(status, "url") or None,
+        repo_id=text_in(model, "repository"),
+        revision=text_in(model, "revision") or None,
+        image=text_in(object_in(image, variant), "url") or variant,
         hardware=hardware_name,
         replicas=replicas,
         created_at=str(status["createdAt"]),
-        tags=tuple(raw.get("tags") or ()),
+        tags=tuple(map(str, list_in(raw, "tags"))),
         usd_per_hour=rate,
         usd_at_most=round(usd_per_hour(hub, hardware_name) * max(1, replicas) * hours, 4),
     )

@@ -166,7 +166,7 @@ def _vllm(spec: EndpointSpec) -> Payload:
     if spec.hardware.accelerators > 1:
         size += ["--tensor-parallel-size", str(spec.hardware.accelerators)]
     if not spec.adapters:
-        return Payload(custom_image={"vLLM": dict(_container(spec))}, container_args=size)
+        return Payload(custom_image={"vLLM": _container(spec)}, container_args=size)
     adapter = _only_adapter(spec)
     args = [
         spec.model.repo_id,
@@ -191,7 +191,7 @@ def _sglang(spec: EndpointSpec) -> Payload:
     if spec.hardware.accelerators > 1:
         size += ["--tp", str(spec.hardware.accelerators)]
     if not spec.adapters:
-        return Payload(custom_image={"sGLang": dict(_container(spec))}, container_args=size)
+        return Payload(custom_image={"sGLang": _container(spec)}, container_args=size)
     adapter = _only_adapter(spec)
     command = ["python3", "-m", "sglang.launch_server"]
     args = [
@@ -224,7 +224,7 @@ def _llamacpp(spec: EndpointSpec) -> Payload:
     container["nParallel"] = 8
     if spec.context:
         container["ctxSize"] = spec.context * 8
-    return Payload(custom_image={"llamacpp": dict(container)})
+    return Payload(custom_image={"llamacpp": container})
 
 
 def _only_adapter(spec: EndpointSpec) -> Ref:

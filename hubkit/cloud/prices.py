@@ -4,15 +4,17 @@ sources.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import functools
 from dataclasses import asdict, dataclass
 from importlib import resources
-from typing import Any
+from typing import TypedDict
 
 import yaml
 
 from hubkit.errors import RecipeError
+from hubkit.untrusted import JsonObject
 
 REGIONS = {"aws": "us-east-1", "gcp": "us-east4", "azure": "eastus"}
 """The region that is meant where none is named."""
@@ -40,7 +42,7 @@ class Hardware:
     def __str__(self) -> str:
         return f"{self.vendor}-{self.instance_type}-{self.instance_size}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data."""
         return asdict(self)
 
@@ -58,10 +60,35 @@ class Flavor:
     usd_per_hour: float
 
 
+class EndpointPrices(TypedDict):
+    """Vendor → instance type → size → USD an hour, accelerators, GiB of memory."""
+
+    source: str
+    billed: str
+    hardware: dict[str, dict[str, dict[str, tuple[float, int, float]]]]
+
+
+class JobPrices(TypedDict):
+    """Flavor → USD an hour, accelerator, how many, GiB of memory of one."""
+
+    source: str
+    billed: str
+    flavors: dict[str, tuple[float, str, int, float]]
+
+
+class PriceTable(TypedDict):
+    """The table as it ships."""
+
+    date: datetime.date
+    currency: str
+    endpoints: EndpointPrices
+    jobs: JobPrices
+
+
 @functools.cache
-def table() -> dict[str, Any]:
+def table() -> PriceTable:
     """The table as it ships: date, currency, endpoints, jobs."""
-    values: dict[str, Any] = yaml.safe_load(
+    values: PriceTable = yaml.safe_load(
         (resources.files("hubkit.cloud") / "prices.yaml").read_text("utf-8")
     )
     return values

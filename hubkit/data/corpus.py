@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from hubkit.conversation import OPTIONAL_FIELDS, Conversation
 from hubkit.data.filters import Context, Dropped, Step, Tally, count
@@ -37,14 +37,22 @@ from hubkit.data.splits import SPLITS, Splitter
 from hubkit.errors import StageError
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Corpus, Source
+from hubkit.untrusted import JsonObject
 
-__all__ = ["INTENT", "CorpusReport", "FileReport", "build", "read"]
+__all__ = ["INTENT", "CorpusReport", "FileReport", "SourceFile", "build", "read"]
 INTENT = "intent"  # the column, and the key of a conversation's meta
 T = TypeVar("T")
 _SAY_EVERY_S = 0.1
 _PERSON = "person"  # the key of a conversation's meta that says whose it is
 _MAX_NAMES = 200  # of columns, keys and files that a report names
 TOOLS = "tools"  # the same; the JSON text of the tools' descriptions, as TRL reads it
+
+
+class SourceFile(NamedTuple):
+    """A file or folder, and what the recipe says about it."""
+
+    path: Path
+    source: Source
 
 
 @dataclass
@@ -77,7 +85,7 @@ class FileReport:
     likely_encoding: str | None = None
     passed_over: dict[str, str] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The file as a report holds it."""
         data = dict(vars(self))
         for name in ("unreadable", "notes"):
@@ -111,7 +119,7 @@ class CorpusReport:
     seed: int = 0
     seconds: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The report as JSON holds it."""
         data = dict(vars(self))
         data["files"] = [file.to_dict() for file in self.files]
@@ -131,13 +139,11 @@ class CorpusReport:
 
 def build(
     block: Corpus,
-    files: Sequence[Path],
+    files: Sequence[Path | SourceFile],
     out: Path,
     *,
     seed: int,
-    sources: Sequence[Source] | None = None,
-    tokenizer: Path | None = None,
-    questions: dict[str, Path] | None = None,
+    context: Context | None = None,
     workers: int | None = None,
     few: bool = False,
     progress: Progress = silent,
@@ -146,12 +152,11 @@ def build(
 
     Args:
         block: The recipe's ``corpus``.
-        files: Files and folders, in the order in which they are read.
+        files: Files and folders, in the order in which they are read; one without a source of its
+            own has that of `block` which names it.
         out: The folder that the dataset goes to.
         seed: Decides which conversations go to which split.
-        sources: The source of each of `files`; without it, that of `block` which names the file.
-        tokenizer: A folder with a ``tokenizer.json``, or that file, for filters that count tokens.
-        questions: Files of benchmark questions, by name, for decontamination.
+        context: What filters need from outside the recipe.
         workers: A number of processes; None: by the size of the input. Results do not depend on it.
         few: Where too little is left for openings and test, train on all of it.
         progress: Called with the bytes of the files whose conversations are cleaned.
@@ -163,11 +168,11 @@ def build(
         DiskFullError: The disk is full."""
     started = time.monotonic()
     report = CorpusReport(seed=seed)
-    inputs = _inputs(block, files, sources, report)
+    inputs = _inputs(block, files, report)
     gauge = _Gauge(progress, [path.stat().st_size for path, _ in inputs])
     report.steps, results = run(
         block.filters,
-        Context(tokenizer=tokenizer, questions=questions or {}),
+        context or Context(),
         gauge.entering(_conversations(block, inputs, report, gauge)),
         workers=workers_for(sum(path.stat().st_size for path, _ in inputs))
         if workers is None
@@ -183,7 +188,7 @@ def build(
             for conversation in _survivors(gauge.leaving(results), report):
                 splitter.add(conversation)
                 fields.update(*(m for m in conversation.messages if len(m) > 2))
-                row: dict[str, Any] = {"id": names.unique(conversation.id)}
+                row: dict[str, object] = {"id": names.unique(conversation.id)}
                 row["messages"] = conversation.messages
                 row |= {"source": conversation.source, INTENT: _intent(block, conversation)}
                 if TOOLS in conversation.meta:
@@ -299,15 +304,16 @@ def _count_name(counts: dict[str, int], name: str, number: int = 1) -> None:
 
 
 def _inputs(
-    block: Corpus, files: Sequence[Path], sources: Sequence[Source] | None, report: CorpusReport
+    block: Corpus, files: Sequence[Path | SourceFile], report: CorpusReport
 ) -> list[tuple[Path, Source]]:
     """Every file below `files` with its source; what is passed over in folders goes to `report`."""
     inputs: list[tuple[Path, Source]] = []
-    for index, path in enumerate(files):
+    for item in files:
+        path, source = item if isinstance(item, SourceFile) else (item, None)
         below, passed = find_files([path])
-        for item in passed[: _MAX_NAMES - len(report.passed_over)]:
-            report.passed_over[_printable(item.name)] = item.reason
-        inputs += [(p, sources[index] if sources else _source_of(block, p)) for p in below]
+        for left_out in passed[: _MAX_NAMES - len(report.passed_over)]:
+            report.passed_over[_printable(left_out.name)] = left_out.reason
+        inputs += [(p, source or _source_of(block, p)) for p in below]
     return inputs
 
 
@@ -445,7 +451,7 @@ def _intent(block: Corpus, conversation: Conversation) -> str | None:
 def _schema(block: Corpus, fields: Collection[str]) -> Any:
     """The columns of the dataset, with the optional message fields that are in use.
 
-    ``intent`` is there where the recipe asks for it, though a judge fills it in later; ``tools``
+    ``intent`` is a column where the recipe asks for it, though a judge fills it in later; ``tools``
     where a row describes some.
     """
     import pyarrow as pa

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from hubkit.data.parquet import ShardWriter, disk_errors, read_batches
 from hubkit.errors import RecipeError, SourceError
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Curate
+from hubkit.untrusted import JsonObject
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +47,7 @@ class CurateReport:
     human_turns: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The report as JSON holds it."""
         return vars(self) | {"steps": [step.to_dict() for step in self.steps]}
 
@@ -56,17 +57,16 @@ def curate(
     raw: list[Path],
     out: Path,
     *,
-    tokenizer: Path | None = None,
-    questions: dict[str, Path] | None = None,
+    context: Context | None = None,
     workers: int | None = None,
     progress: Progress = silent,
 ) -> CurateReport:
     """Judge every row of `raw` by `block.filters`; write what is kept, what is dropped and why, and
     the report.
 
-    `tokenizer`, `questions` and `workers` are as in `hubkit.data.corpus.build`. Raises
-    `SourceError` (no parquet files, a broken one, no ``messages`` column), `RecipeError` (unknown
-    filter, or one that cuts dialogues up), `DiskFullError`."""
+    `context` and `workers` are as in `hubkit.data.corpus.build`. Raises `SourceError` (no parquet
+    files, a broken one, no ``messages`` column), `RecipeError` (unknown filter, or one that cuts
+    dialogues up), `DiskFullError`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -75,7 +75,7 @@ def curate(
     batches: deque[_Batch] = deque()
     if workers is None:
         workers = workers_for(sum(path.stat().st_size for path in raw) * _UNPACKED)
-    context = Context(tokenizer=tokenizer, questions=questions or {})
+    context = context or Context()
     rows = sum(pq.read_metadata(path).num_rows for path in raw)
     dialogues = _dialogues(raw, schema, batches)
     steps, judged = run(block.filters, context, dialogues, workers=workers, on=block.on)
@@ -208,7 +208,7 @@ def _dialogues(
             yield from map(_conversation, judged.to_pylist())
 
 
-def _conversation(row: dict[str, Any]) -> Conversation:
+def _conversation(row: Mapping[str, Any]) -> Conversation:
     messages = [
         {"role": "", "content": "", **m} for m in compact(m or {} for m in row["messages"] or [])
     ]

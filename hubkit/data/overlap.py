@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from hubkit.conversation import Conversation
 from hubkit.data.filters.shingles import shingles, words_of
+from hubkit.untrusted import JsonObject
 
 Kind = Literal["conversation", "near_duplicate", "user"]
 _RUN_WORDS = 5
@@ -40,7 +41,7 @@ class Overlap:
         }[self.kind]
         return f"held-out {self.held_out} {what} {self.training} in {self.training_set}"
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data."""
         return asdict(self)
 
@@ -93,16 +94,16 @@ class HeldOutIndex:
 
     def _matches(self, conversation: Conversation) -> Iterator[tuple[Kind, int, float]]:
         text = _human_side(conversation)
-        same = {self._origins[o] for o in _origins(conversation) if o in self._origins}
+        matches = {self._origins[o] for o in _origins(conversation) if o in self._origins}
         if (number := self._texts.get(_normal(text))) is not None:
-            same.add(number)
-        yield from (("conversation", number, 1.0) for number in sorted(same))
+            matches.add(number)
+        yield from (("conversation", number, 1.0) for number in sorted(matches))
         shared: Counter[int] = Counter()
         for run in set(shingles(text, _RUN_WORDS).tolist()):
             shared.update(self._runs.get(run, ()))
         for number, count in shared.items():
             share = count / self._sizes[number]
-            if share >= self._threshold and number not in same:
+            if share >= self._threshold and number not in matches:
                 yield "near_duplicate", number, share
         if user := _user(conversation):
             yield from (("user", number, 1.0) for number in self._users.get(user, ()))

@@ -8,7 +8,7 @@ the end, so they are written under other names and renamed when all is well."""
 from __future__ import annotations
 
 import errno
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -62,7 +62,7 @@ class ShardWriter:
         self.folder, self.split, self.schema, self.rows = folder, split, schema, 0
         self.paths: list[Path] = []
         self._shard_rows = shard_rows
-        self._buffer: list[dict[str, Any]] = []
+        self._buffer: list[Mapping[str, object]] = []
         self._parts: list[Path] = []
         self._writer: Any = None
         self._in_shard = 0
@@ -74,7 +74,7 @@ class ShardWriter:
                 old.unlink()
         return self
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: Mapping[str, object]) -> None:
         """Add one row."""
         self._buffer.append(row)
         if len(self._buffer) >= ROW_GROUP_ROWS:

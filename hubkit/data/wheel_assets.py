@@ -20,6 +20,7 @@ from pathlib import Path
 
 from hubkit.errors import HubError, SourceError
 from hubkit.progress import Progress, silent
+from hubkit.tokenization import load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,13 +214,11 @@ def dequantised_smollm2(gguf: Path, out: Path) -> None:
     import torch
     from safetensors.torch import save_file
     from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, trust_remote_code=False
-    )
+    tokenizer = load_tokenizer(gguf.parent, gguf_file=gguf.name)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),

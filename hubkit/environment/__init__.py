@@ -1,5 +1,5 @@
-"""A frozen asker as an environment for somebody else's trainer: the asker plays the user, the model
-under training answers, and a finished conversation is rewarded.
+"""A frozen asker as an environment for another trainer: the asker plays the user, the model under
+training answers, and a finished conversation is rewarded.
 
 Takes an asker that answers and openings; gives a server on loopback that speaks OpenEnv's protocol
 over WebSockets, one session a connection."""

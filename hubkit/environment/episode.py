@@ -31,6 +31,7 @@ from hubkit.rollout.turns import Turn
 from hubkit.serving.budget import CAPS, Budget, Spent
 from hubkit.serving.client import Endpoint, Reply
 from hubkit.serving.client.replies import split_thinking
+from hubkit.tokenization import likely_tokens, prompt_estimate
 
 _MOST_TRIMS = 3
 _SEAT = "asker"
@@ -171,7 +172,7 @@ class Episode:
         episode_id: str | None = None,
         opening: str | None = None,
         intent: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Begin a conversation.
 
         Args:
@@ -215,7 +216,7 @@ class Episode:
             await self._finish(self._dialogue)
         return self._result(self._dialogue)
 
-    async def step(self, message: str, finish_reason: str = "stop") -> dict[str, Any]:
+    async def step(self, message: str, finish_reason: str = "stop") -> dict[str, object]:
         """Take the chat model's answer, and give the user's next turn or the end.
 
         Args:
@@ -254,7 +255,7 @@ class Episode:
             await self._finish(dialogue)
         return self._result(dialogue)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What OpenEnv calls the state: for the trainer, not for its model."""
         dialogue = self._dialogue
         return {
@@ -298,30 +299,30 @@ class Episode:
     async def _reply(self, messages: Sequence[Message], seed: int) -> Reply:
         """The asker's reply, if the caps allow it."""
         budget = self._environment.budget
-        estimate = sum(len(m["content"]) // 3 + 8 for m in messages)
+        estimate = prompt_estimate(m["content"] for m in messages)
         if not await budget.hold(_SEAT, estimate):
             raise _CapReachedError(budget.exhausted)
         try:
             reply = await self._environment.endpoint.attempt(messages, seed=seed, key=self._id)
         finally:
             budget.settle(_SEAT, estimate)
-        written = reply.completion_tokens
+        tokens = reply.completion_tokens
         budget.spent.add(
             _SEAT,
             estimate if reply.prompt_tokens is None else reply.prompt_tokens,
-            len(reply.content) // 4 if written is None else written,
+            likely_tokens(len(reply.content)) if tokens is None else tokens,
         )
         return reply
 
     def _took(self, dialogue: Dialogue, request: Prompt, reply: Reply, seed: int) -> bool:
         """Whether the turn is over: the answer is one, or was the last attempt at one."""
         turn = turn_of(dialogue, self._environment.block, request, reply, seed)
-        problem, end_reason, again = judge(dialogue, self._environment.block, turn, reply)
-        if again or end_reason:
+        problem, end_reason, retry = judge(dialogue, self._environment.block, turn, reply)
+        if retry or end_reason:
             turn.failure, turn.closing = problem, False
             dialogue.failed_attempts.append(turn)
-            dialogue.end_reason = "" if again else end_reason
-            return not again
+            dialogue.end_reason = "" if retry else end_reason
+            return not retry
         turn.flaw = problem
         dialogue.add(turn)
         dialogue.end_reason = dialogue.completion()
@@ -350,22 +351,22 @@ class Episode:
         if self._outcome.total is None:
             counts["no_reward"] += 1
 
-    def _result(self, dialogue: Dialogue) -> dict[str, Any]:
-        done = bool(dialogue.end_reason)
+    def _result(self, dialogue: Dialogue) -> dict[str, object]:
+        is_done = bool(dialogue.end_reason)
         messages = dialogue.messages
-        observation: dict[str, Any] = {
-            "message": "" if done else messages[-1]["content"],
+        observation: dict[str, object] = {
+            "message": "" if is_done else messages[-1]["content"],
             "messages": messages,
             "end_reason": dialogue.end_reason,
         }
-        outcome = self._outcome if done else None
+        outcome = self._outcome if is_done else None
         if outcome is not None:
             observation["rewards"] = dict(outcome.parts)
             observation["masked"] = dict(outcome.masks)
         return {
             "observation": observation,
             "reward": outcome.total if outcome else None,
-            "done": done,
+            "done": is_done,
         }
 
 

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from hubkit import extras
 from hubkit.environment.episode import FINISHES, AskerEnvironment, Episode
 from hubkit.errors import EndpointError, EngineError, HubkitError, SchemaError
+from hubkit.untrusted import JsonObject
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -38,7 +39,7 @@ _STEP_KEYS = ("message", "finish_reason", "metadata")
 _TRY_AGAIN_LATER = 1013  # a WebSocket's close code
 _FIRST_MESSAGE_S = 10.0
 _TEXT = {"type": "string"}
-SCHEMAS: dict[str, Any] = {
+SCHEMAS: JsonObject = {
     "action": {
         "type": "object",
         "properties": {
@@ -212,7 +213,7 @@ def _app(open_environment: Open, sessions: _Sessions, token: str | None) -> Star
     )
 
 
-def _description(path: str, sessions: _Sessions) -> dict[str, Any]:
+def _description(path: str, sessions: _Sessions) -> JsonObject:
     environment = sessions.environment
     assert environment is not None
     if path == "/health":

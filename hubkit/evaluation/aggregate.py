@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from hubkit.evaluation.length_control import equal_length_win_rate
-from hubkit.metrics.statistics import Bootstrap, Number, PairedDifference
+from hubkit.statistics import Bootstrap, Number, PairedDifference
+from hubkit.untrusted import JsonObject
 
 Outcome = Literal["win", "tie", "loss"]
 POINTS: dict[Outcome, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
@@ -96,7 +97,7 @@ class _Table:
         values = [n.value for n in self.categories.values() if n.value is not None]
         return fmean(values) if values else None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data, `macro` included."""
         return {**asdict(self), "macro": self.macro}  # type: ignore[call-overload]
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from hubkit.conversation import Message
 from hubkit.errors import HubkitError, SourceError
 from hubkit.evaluation import suites
 from hubkit.evaluation.items import Benchmark, Check, Criterion, Mode, Question
@@ -32,6 +33,7 @@ from hubkit.evaluation.records import (
 )
 from hubkit.judging import REFERENCE_CATEGORIES
 from hubkit.plugins import Registry
+from hubkit.untrusted import list_in, objects_in, text_in
 
 __all__ = [
     "COLUMNS",
@@ -57,7 +59,7 @@ class NamedBenchmark:
     Attributes:
         mode: How it is scored by default.
         questions: Where its questions are; empty where only a file of the user's has them.
-        follow_ups: A file of ours whose turns follow those of the questions.
+        follow_ups: A file shipped with hubkit whose turns follow those of the questions.
         references: Where the reference answers are, for a benchmark that is judged with them.
         only: Only the questions of this category.
         read: Reads records of its own layout.
@@ -302,10 +304,11 @@ def _question(record: Record, number: int, name: str) -> Question:
             category=str(category),
             turns=texts(turns, where, "turns"),
             reference=texts(record.get("reference") or [], where, "reference"),
-            messages=tuple(record.get("messages") or ()),
-            criteria=tuple(_criterion(c) for c in record.get("criteria") or ()),
+            messages=cast("tuple[Message, ...]", tuple(objects_in(record, "messages"))),
+            criteria=tuple(_criterion(c) for c in list_in(record, "criteria")),
             checks=tuple(
-                tuple(Check(**c) for c in turn_checks) for turn_checks in record.get("checks") or ()
+                tuple(Check(**c) for c in turn_checks)
+                for turn_checks in cast("Sequence[Sequence[Any]]", list_in(record, "checks"))
             ),
             checklist=texts(record.get("checklist") or [], where, "checklist"),
             group=str(record.get("group") or ""),
@@ -327,7 +330,7 @@ def _outputs(
     for record, question in zip(records, questions, strict=True):
         if isinstance(record.get("output"), str):
             generator = str(record.get("generator", "baseline"))
-            outputs.setdefault(generator, {})[question.id] = (record["output"],)
+            outputs.setdefault(generator, {})[question.id] = (text_in(record, "output"),)
     return outputs
 
 

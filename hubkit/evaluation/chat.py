@@ -24,6 +24,8 @@ from hubkit.progress import Progress, silent
 from hubkit.recipe import Judging, Published, available, load
 from hubkit.recipe import judging as judging_block
 from hubkit.serving.budget import Spent
+from hubkit.tokenization import most_tokens
+from hubkit.untrusted import JsonObject
 
 EMBEDDED_IN_FLIGHT, IN_FLIGHT = 4, 8
 EMBEDDED_TOKENS, TOKENS = 96, 1024
@@ -121,7 +123,7 @@ def answer_tokens(players: Sequence[Player]) -> int:
     return min(EMBEDDED_TOKENS if player.embedded else TOKENS for player in players)
 
 
-def plan(setup: Setup, folder: Path, endpoints: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def plan(setup: Setup, folder: Path, endpoints: Sequence[Mapping[str, Any]] = ()) -> JsonObject:
     """Say what a run would ask and cost at most: if every answer and verdict were as long as it may
     be. Refuses what the run would refuse (`Setup.check`)."""
     setup.check()
@@ -130,7 +132,7 @@ def plan(setup: Setup, folder: Path, endpoints: Sequence[Mapping[str, Any]] = ()
         for turn, verdicts in _verdicts(setup, question):
             texts = question.turns[:turn] + tuple(m["content"] for m in question.messages)
             answers = turn * setup.max_tokens * (2 if setup.mode == "pairwise" else 1)
-            prompt += verdicts * (sum(len(text) // 3 for text in texts) + answers + 500)
+            prompt += verdicts * (sum(most_tokens(len(text)) for text in texts) + answers + 500)
             completion += verdicts * (setup.block.judge.sampling.max_tokens or VERDICT_TOKENS)
     judge = setup.block.judge
     usd = Spent({"judge": [prompt, completion]}).usd({"judge": judge})

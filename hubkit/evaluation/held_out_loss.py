@@ -14,13 +14,14 @@ from typing import Any
 from hubkit import chat_templates
 from hubkit.conversation import Message, Seat, fault
 from hubkit.errors import SourceError
-from hubkit.metrics.statistics import Bootstrap, Number, ratio
 from hubkit.progress import Progress, part, silent
 from hubkit.recipe import Evals, Training
+from hubkit.statistics import Bootstrap, Number, ratio
+from hubkit.tokenization import load_tokenizer
 from hubkit.training.config import quiet_environment
 from hubkit.training.likelihood import load_model, score
-from hubkit.training.loading import load_tokenizer
 from hubkit.training.rows import seat_view
+from hubkit.untrusted import JsonObject
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,28 @@ class HeldOut:
         """e to the power of `loss`."""
         return math.exp(self.loss)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data, `loss` and `perplexity` included."""
         return {**asdict(self), "loss": self.loss, "perplexity": self.perplexity}
+
+
+@dataclass(frozen=True)
+class SeatView:
+    """Whose turns are scored, and how the conversation is put to the model.
+
+    Args:
+        seat: The seat.
+        system: The system message in front.
+        printed_as: Prints the seat's turns under this speaker's label: a base that is *told* to
+            play the user, instead of sitting in the user's seat. None: under the seat's own.
+        templates: How the base prints conversations, where the recipe says more of that than the
+            base does.
+    """
+
+    seat: Seat
+    system: str | None = None
+    printed_as: Seat | None = None
+    templates: chat_templates.SeatTemplates | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +89,7 @@ class Comparison:
         number = Number(self.difference, self.conversations, self.low, self.high)
         return number.excludes_zero
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data, `outside_noise` included."""
         return {**asdict(self), "outside_noise": self.outside_noise}
 
@@ -196,7 +216,7 @@ def heldout(
     *,
     seed: int,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The content of a results file: per candidate its own held-out loss, its base's, and the
     paired difference.
 
@@ -221,7 +241,7 @@ def _judge(
     seed: int,
     scored: dict[tuple[Any, ...], HeldOut],
     progress: Progress,
-) -> dict[str, Any]:
+) -> JsonObject:
     training = candidate.training
     seat, system = training.seat, training.system
     plans: dict[str, tuple[Path | None, Seat]] = {

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hubkit.metrics.statistics import Bootstrap, Number
+from hubkit.statistics import Bootstrap, Number
 
 Choice = str
 """``A``, ``B`` or ``tie``: what a judge or a person prefers."""

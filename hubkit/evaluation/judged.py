@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hubkit import __version__
 from hubkit.errors import EvalError, RunInterruptedError, RunLockedError
@@ -29,6 +29,7 @@ from hubkit.locks import FileLock, Timeout
 from hubkit.progress import Notice, Progress, silent
 from hubkit.serving.client import ClientLimits
 from hubkit.serving.reply_journal import Journal
+from hubkit.untrusted import JsonObject
 
 if TYPE_CHECKING:
     from inspect_ai import Task
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from hubkit.evaluation.tasks import Bench
 
-_JOURNAL = {"layout": 1}
+_JOURNAL: JsonObject = {"layout": 1}
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class Judged:
 
     setup: Setup
     scores: dict[str, Scores | Passes]
-    difference: dict[str, Any] | None
+    difference: JsonObject | None
     wins: Wins | None
-    judging: dict[str, Any]
+    judging: JsonObject
     path: Path
     logs: Path
 
@@ -71,7 +72,7 @@ class Judged:
         )
         return sum(sum(count.values()) for count in counts)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data, as in the results file."""
         return {
             "run": self.setup.digest,
@@ -236,7 +237,7 @@ class _Run:
                 f"the evaluation stopped: {reason}; its log is {log.location}"
             ) from None
 
-    def _result(self, logs: Sequence[EvalLog], judge_stats: dict[str, Any]) -> Judged:
+    def _result(self, logs: Sequence[EvalLog], judge_stats: JsonObject) -> Judged:
         setup = self._setup
         path = self._folder / f"results-{setup.digest[:12]}.json"
         result = Judged(setup, {}, None, None, judge_stats, path, self._logs)
@@ -256,7 +257,7 @@ class _Run:
         return sets
 
 
-def _rows(log: EvalLog) -> Iterator[dict[str, Any]]:
+def _rows(log: EvalLog) -> Iterator[JsonObject]:
     """What the scorer noted, sample by sample, in the order of the questions."""
     for sample in log.samples or []:
         for score in (sample.scores or {}).values():

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import SourceError
 from hubkit.evaluation.records import parse
-from hubkit.metrics.statistics import Bootstrap, Number
+from hubkit.statistics import Bootstrap, Number
 
 if TYPE_CHECKING:
-    from hubkit.metrics.statistics import Indices, Values
+    from hubkit.statistics import Indices, Values
 
 GAMED_BASELINE = "tatsu-lab/alpaca_eval:df_gamed.csv"
 """Annotations of AlpacaEval's gamed baseline, with each instruction's difficulty."""

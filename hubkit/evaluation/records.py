@@ -12,11 +12,11 @@ from typing import Any
 
 from hubkit.errors import SourceError
 from hubkit.evaluation.items import Question
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 Find = Callable[[str], tuple[Path, str]]
 """A named file → where it lies here, and what to call it (a repo's at its commit)."""
-Record = dict[str, Any]
+Record = JsonObject
 _PARQUET = b"PAR1"
 _IDS = ("question_id", "prompt_id", "id", "session_id", "QUESTION_ID", "key")
 
@@ -165,7 +165,7 @@ def check(questions: Iterable[Question], name: str) -> None:
     ids: set[str] = set()
     for question in questions:
         if question.id in ids:
-            raise SourceError(f"{name}: question {question.id} is there twice; ids must differ")
+            raise SourceError(f"{name}: question {question.id} occurs twice; ids must differ")
         if not question.turns or not all(turn.strip() for turn in question.turns):
             raise SourceError(f"{name}: question {question.id} has no turns, or an empty one")
         ids.add(question.id)

@@ -12,8 +12,8 @@ from typing import Any
 
 from hubkit.evaluation.aggregate import Passes, Scores, Wins
 from hubkit.evaluation.judged import Judged
-from hubkit.metrics.statistics import Number, noise
 from hubkit.recipe import Published
+from hubkit.statistics import Number, noise
 
 Table = tuple[list[str], list[list[str]]]
 _MEANINGS = (
@@ -118,7 +118,7 @@ def _difference(result: Judged) -> str:
             f"{models[0]} and {models[1]} have no answer that both got a grade for: "
             "nothing can be compared."
         )
-    words = noise(difference["outside_noise"])
+    words = noise(bool(difference["outside_noise"]))
     return (
         f"{models[0]} less {models[1]}, paired: {difference['difference']:+.2f} "
         f"{_signed_interval(difference)} over {difference['n']} answers, {words}"

@@ -14,9 +14,10 @@ from hubkit.errors import EvalError
 from hubkit.evaluation.checkers import refuse_unknown
 from hubkit.evaluation.items import Benchmark, Mode
 from hubkit.judging import Kind, Prompts
-from hubkit.metrics.statistics import Bootstrap
 from hubkit.recipe import Judging
 from hubkit.serving import ServedModel
+from hubkit.statistics import Bootstrap
+from hubkit.untrusted import JsonObject
 
 _KINDS: dict[Mode, Kind] = {"single": "single", "pairwise": "pairwise", "criteria": "criterion"}
 
@@ -45,7 +46,7 @@ class Player:
             raise EvalError(f"{self.name} answers nowhere: serve it, or give its recorded answers")
         return self.served
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """What a result says of it."""
         return {"name": self.name, "identity": self.identity, "embedded": self.embedded}
 
@@ -143,7 +144,7 @@ class Setup:
                 )
             refuse_unknown(questions)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """What identifies it, and what a result says of it."""
         judge = {
             **self.judge.to_dict(),

@@ -18,10 +18,11 @@ from hubkit.errors import SourceError
 from hubkit.evaluation.held_out_loss import Seating, rows_of
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Evals, Training
+from hubkit.tokenization import load_tokenizer
 from hubkit.training.config import quiet_environment
 from hubkit.training.likelihood import load_model, score
-from hubkit.training.loading import load_tokenizer
 from hubkit.training.rows import seat_view
+from hubkit.untrusted import JsonObject
 
 _BINS = 5
 
@@ -49,7 +50,7 @@ class Termination:
     predicted_turns: float
     bins: list[tuple[float, float, int]]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data."""
         return asdict(self)
 

@@ -17,13 +17,14 @@ from hubkit import chat_templates
 from hubkit.conversation import Message
 from hubkit.errors import EvalError
 from hubkit.evaluation.held_out_loss import usable_rows_with_ids
-from hubkit.metrics.statistics import Bootstrap, among_several, noise
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Training
+from hubkit.statistics import Bootstrap, among_several, noise
+from hubkit.tokenization import load_tokenizer
 from hubkit.training.config import quiet_environment
 from hubkit.training.likelihood import load_model, token_losses
-from hubkit.training.loading import load_tokenizer
 from hubkit.training.rows import seat_view
+from hubkit.untrusted import JsonObject
 
 FOLLOW_UPS = "follow-ups"
 _FIRST = 1
@@ -38,7 +39,7 @@ class TurnLosses:
     nats: list[list[float]]
     tokens: list[list[int]]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data."""
         return {"ids": self.ids, "nats": self.nats, "tokens": self.tokens}
 
@@ -109,7 +110,7 @@ def summary(
     *,
     statistics: Bootstrap,
     baseline: TurnLosses,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Losses of every arm, and the paired difference of every two arms, by turn depth.
 
     Args:
@@ -136,27 +137,31 @@ def summary(
     deepest = max(map(len, baseline.tokens))
     depths: dict[str, tuple[int, ...]] = {str(d): (d,) for d in range(1, deepest + 1)}
     depths[FOLLOW_UPS] = tuple(range(_FIRST + 1, deepest + 1))
-    result: dict[str, Any] = {
-        "depths": list(depths), "arms": {}, "base": {}, "less_base": {}, "differences": []
-    }  # fmt: skip
+    arms: dict[str, JsonObject] = {}
+    base: dict[str, float] = {}
+    less_base: dict[str, JsonObject] = {}
+    differences: list[JsonObject] = []
     for name, included in depths.items():
         tokens = _sums(baseline.tokens, included)
         untrained = _sums(baseline.nats, included)
-        result["base"][name] = float(sum(untrained) / sum(tokens))
+        base[name] = float(sum(untrained) / sum(tokens))
         by_arm = {
             arm: [_sums(losses.nats, included) for losses in each] for arm, each in scores.items()
         }
         for arm, students in by_arm.items():
             estimate = statistics.over_replicates(students, tokens)
-            result["arms"].setdefault(arm, {})[name] = estimate.to_dict()
+            arms.setdefault(arm, {})[name] = estimate.to_dict()
             gained = [
-                [nats - base for nats, base in zip(student, untrained, strict=True)]
+                [own - base_nats for own, base_nats in zip(student, untrained, strict=True)]
                 for student in students
             ]
             estimate = statistics.over_replicates(gained, tokens)
-            result["less_base"].setdefault(arm, {})[name] = estimate.to_dict()
-        result["differences"] += _differences(name, by_arm, tokens, statistics)
-    return result
+            less_base.setdefault(arm, {})[name] = estimate.to_dict()
+        differences += _differences(name, by_arm, tokens, statistics)
+    return {
+        "depths": list(depths), "arms": arms, "base": base, "less_base": less_base,
+        "differences": differences,
+    }  # fmt: skip
 
 
 def _differences(
@@ -164,7 +169,7 @@ def _differences(
     by_arm: Mapping[str, Sequence[Sequence[float]]],
     tokens: Sequence[float],
     statistics: Bootstrap,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Every arm less every other one, by their students' nats."""
     compared = {
         (first, second): statistics.over_replicates(

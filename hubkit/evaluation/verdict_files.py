@@ -26,7 +26,8 @@ from hubkit.evaluation.aggregate import (
 )
 from hubkit.evaluation.items import MODES, Mode
 from hubkit.evaluation.records import Record, explicit_id, parse
-from hubkit.metrics.statistics import Bootstrap
+from hubkit.statistics import Bootstrap
+from hubkit.untrusted import count_in, list_in, text_in
 
 Row = Rated | Compared | Checked
 Format = Literal["hubkit", "fastchat", "alpaca_eval", "lm_eval"]
@@ -156,11 +157,11 @@ def _fastchat(records: Sequence[Record], name: str) -> list[VerdictSet]:
     for number, record in enumerate(records, start=1):
         where = f"{name}, record {number}"
         try:
-            question, turn = str(record["question_id"]), int(record.get("turn", 1))
+            question, turn = str(record["question_id"]), count_in(record, "turn", 1)
             judge = record["judge"]
             judge = str(judge[0] if isinstance(judge, list) else judge)
             if "score" in record:
-                grade = float(record["score"])
+                grade = float(str(record["score"]))
                 missing = grade == -1
                 row: Row = Rated(
                     question=question,
@@ -205,7 +206,7 @@ def _alpaca_eval(records: Sequence[Record], name: str) -> list[VerdictSet]:
             question = explicit_id(record) or str(record["instruction"])
             preference = record["preference"]
             missing = preference is None or preference != preference
-            chance = 0.5 if missing else (float(preference) or 1.5) - 1
+            chance = 0.5 if missing else (float(str(preference)) or 1.5) - 1
             outcome: Outcome | None = None
             if not missing:
                 outcome = "tie" if chance == 0.5 else "win" if chance > 0.5 else "loss"
@@ -224,8 +225,8 @@ def _alpaca_eval(records: Sequence[Record], name: str) -> list[VerdictSet]:
                 first=outcome,
                 second=outcome,
                 reasons=("no_verdict",) if missing else (),
-                length=len(record["output_2"]),
-                against_length=len(record["output_1"]),
+                length=len(text_in(record, "output_2")),
+                against_length=len(text_in(record, "output_1")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise SourceError(f"{where} is not an annotation of AlpacaEval's ({error!r})") from None
@@ -239,7 +240,7 @@ def _alpaca_eval(records: Sequence[Record], name: str) -> list[VerdictSet]:
 def _lm_eval(records: Sequence[Record], path: Path) -> list[VerdictSet]:
     """lm-eval's ``samples_TASK_TIME.jsonl``: the first of its ``metrics`` is 1 for right, 0 for
     wrong."""
-    metric = next(iter(records[0].get("metrics") or []), None)
+    metric = next(map(str, list_in(records[0], "metrics")), "")
     if metric is None:
         metrics = [k for k, v in records[0].items() if k in ("acc", "exact_match", "acc_norm")]
         metric = metrics[0] if metrics else None

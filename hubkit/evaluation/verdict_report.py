@@ -24,7 +24,8 @@ from hubkit.evaluation.judge_quality import (
 )
 from hubkit.evaluation.report import Table, grid, scores_table, wins_table
 from hubkit.evaluation.verdict_files import VerdictSet, read_verdicts, table_of
-from hubkit.metrics.statistics import Bootstrap, Number, among_several, noise
+from hubkit.statistics import Bootstrap, Number, among_several, noise
+from hubkit.untrusted import JsonObject
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ class VerdictReport:
         panel: The panel's agreement with people, where there are votes and several judges."""
 
     tables: dict[tuple[str, str], dict[str, Scores | Passes | Wins]]
-    differences: dict[tuple[str, str], dict[str, dict[str, Any]]]
+    differences: dict[tuple[str, str], dict[str, JsonObject]]
     judges: dict[str, JudgeQuality]
     panel: Agreement | None = None
     files: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data."""
         return {
             "benchmarks": [
@@ -115,7 +116,7 @@ def report(
     )
 
 
-def _differences(group: Sequence[VerdictSet], bootstrap: Bootstrap) -> dict[str, dict[str, Any]]:
+def _differences(group: Sequence[VerdictSet], bootstrap: Bootstrap) -> dict[str, JsonObject]:
     """Paired differences of every model from the first, p-values adjusted for their number."""
     from hubkit.evaluation.aggregate import difference
 
@@ -308,7 +309,7 @@ def notes(report: VerdictReport) -> list[str]:
             if difference["difference"] is None:
                 lines.append(f"{name}: no answer that both have a verdict for.")
                 continue
-            words = noise(difference["outside_noise"])
+            words = noise(bool(difference["outside_noise"]))
             interval = (
                 ""
                 if difference["low"] is None

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from hubkit.errors import SourceError
 from hubkit.metrics.bradley_terry import Comparison, bradley_terry
-from hubkit.metrics.statistics import Bootstrap, Number
+from hubkit.statistics import Bootstrap, Number
+from hubkit.untrusted import JsonObject
 
 POINTS = {"left": 1.0, "tie": 0.5, "right": 0.0}
 PERSON = "person"
@@ -92,7 +92,7 @@ class VoteReport:
         """The share that does not count."""
         return sum(self.screened.values()) / self.total if self.total else 0.0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data."""
         standings = [
             {

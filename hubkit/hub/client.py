@@ -286,7 +286,7 @@ class Hub:
         from huggingface_hub.errors import HfUriError
 
         hidden = not self.embedded if private is None else private
-        # Where a token may not create what is there already, the client is content, but then fails
+        # Where a token may not create what exists already, the client is content, but then fails
         # to read an address that is not huggingface.co's. Whether the token may write is for the
         # commit to say.
         with self.translated(f"creating {repo_type} {repo_id}"), suppress(HfUriError):

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from hubkit import extras
@@ -27,16 +26,17 @@ from hubkit.hub.network import DIRECT, exempt_loopback
 from hubkit.hub.places import LOCAL, cache, local_root, make_private, settings, upstream
 from hubkit.locks import FileLock, Timeout
 from hubkit.settings import HUB_IDLE_S, value
+from hubkit.untrusted import JsonObject, count_in
 
 IDLE_S = 900
 START_TIMEOUT_S = 60.0
 _ALREADY_RUNNING = 3  # the server's exit status
 
 
-def running() -> dict[str, Any] | None:
+def running() -> JsonObject | None:
     """The embedded Hub's ``{url, pid, …}`` when it answers, else None."""
     try:
-        state: dict[str, Any] = json.loads((local_root() / "server.json").read_text("utf-8"))
+        state: JsonObject = json.loads((local_root() / "server.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return state if isinstance(state, dict) and _answers(state) else None
@@ -101,7 +101,7 @@ def stops_when() -> str:
     return f"It stops after {after} without a request and without a command that uses it."
 
 
-def _start(root: Path, allowed: set[str]) -> dict[str, Any]:
+def _start(root: Path, allowed: set[str]) -> JsonObject:
     extras.require("local", "the embedded Hub")
     log = root / "server.log"
     idle_s = str(idle_limit_s())
@@ -147,7 +147,7 @@ def stop(*, timeout_s: float = 10.0) -> bool:
     state = running()
     if state is None:
         return False
-    os.kill(state["pid"], signal.SIGTERM)
+    os.kill(count_in(state, "pid"), signal.SIGTERM)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and _answers(state):
         time.sleep(0.05)
@@ -192,7 +192,7 @@ def default_namespace() -> str:
     return settings().namespace or LOCAL
 
 
-def _answers(state: dict[str, Any]) -> bool:
+def _answers(state: JsonObject) -> bool:
     """Whether the server of our folder answers at the address of `state`.
 
     Another program may have taken its port since, or the folder may be a copy of another Hub's: the

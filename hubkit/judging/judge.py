@@ -15,7 +15,6 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from hubkit.conversation import Message
 from hubkit.errors import (
@@ -40,6 +39,8 @@ from hubkit.serving.budget import Budget, Spent, check_prices
 from hubkit.serving.client import MOST_REQUESTS, ClientLimits, Endpoint, Reply
 from hubkit.serving.client.dialects import batch_api, schema_fields
 from hubkit.serving.reply_journal import Journal
+from hubkit.tokenization import likely_tokens, prompt_estimate
+from hubkit.untrusted import JsonObject, count_in
 
 _SEAT = "judge"
 _PARSE: dict[Kind, Parse] = {"single": rating, "pairwise": winner, "criterion": yes_or_no}
@@ -90,7 +91,7 @@ class Judge:
         spent = Spent({_SEAT: [0, 0]})
         for record in journal.records():
             if record.get("run") == run:
-                spent.add(_SEAT, record["in"], record["out"])
+                spent.add(_SEAT, count_in(record, "in"), count_in(record, "out"))
         self.budget = Budget(block, spent, {_SEAT: block.judge})
         self.asked = self.from_journal = 0
         self._answered = time.monotonic()
@@ -107,7 +108,7 @@ class Judge:
         """What this run's judgments have cost, over all its sessions, at the judge's prices."""
         return self.budget.spent.usd({_SEAT: self._block.judge})
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """What a result says of the judging: requests, replies found on disk, attempts that were
         unusable, tokens, money, and the cap that ended it."""
         tokens_in, tokens_out = self.budget.spent.tokens[_SEAT]
@@ -139,7 +140,7 @@ class Judge:
         """What `read` finds in the judge's reply to `messages`; else as `verdict`."""
         parsed, text, attempt = ParsedReply(reason="no_verdict"), "", 0
         schema = verdict_schema(read) if self._block.json_schema else None
-        fields: dict[str, Any] = {}
+        fields: JsonObject = {}
         if schema is not None:
             read = schema.parse
             fields = schema_fields(self._profile, "verdict", schema.schema)
@@ -191,7 +192,7 @@ class Judge:
                 "a verdict, or another judge"
             )
 
-    def _key(self, messages: Sequence[Message], attempt: int, fields: dict[str, Any]) -> str:
+    def _key(self, messages: Sequence[Message], attempt: int, fields: JsonObject) -> str:
         """What a reply is found by: who was asked what, how, for which time."""
         sampling = self._block.judge.sampling.model_dump()
         if attempt:
@@ -205,19 +206,19 @@ class Judge:
         messages: Sequence[Message],
         attempt: int,
         conversation: str,
-        fields: dict[str, Any],
+        fields: JsonObject,
     ) -> tuple[tuple[str, str] | None, str]:
         """(text, finish reason) from disk or from the judge, or None and why there is none."""
         if key in self._journal:
             self.from_journal += 1
             return self._journal[key], ""
-        prompt_tokens = sum(len(m["content"]) // 3 + 8 for m in messages)
-        if not await self.budget.hold(_SEAT, prompt_tokens):
+        estimate = prompt_estimate(m["content"] for m in messages)
+        if not await self.budget.hold(_SEAT, estimate):
             return None, self.budget.exhausted or "stopped"
         try:
             async with self._room:
                 reply = await self._ask(key, messages, attempt, conversation, fields)
-            self._note(key, reply, prompt_tokens, attempt)
+            self._note(key, reply, estimate, attempt)
         except (EndpointUnreachableError, MisconfiguredEndpointError):
             raise
         except TimeoutError:
@@ -226,7 +227,7 @@ class Judge:
         except EndpointError:
             return None, "refused"
         finally:
-            self.budget.settle(_SEAT, prompt_tokens)
+            self.budget.settle(_SEAT, estimate)
         return self._journal[key], ""
 
     def _raise_if_silent(self) -> None:
@@ -239,9 +240,8 @@ class Judge:
 
     def _note(self, key: str, reply: Reply, guessed: int, attempt: int) -> None:
         tokens_in = guessed if reply.prompt_tokens is None else reply.prompt_tokens
-        tokens_out = (
-            len(reply.content) // 4 if reply.completion_tokens is None else reply.completion_tokens
-        )
+        counted = reply.completion_tokens
+        tokens_out = likely_tokens(len(reply.content)) if counted is None else counted
         metadata = {"run": self._run, "attempt": attempt, "in": tokens_in, "out": tokens_out}
         self._journal.note(key, reply.content, reply.finish_reason, **metadata)
         self.budget.spent.add(_SEAT, tokens_in, tokens_out)
@@ -254,7 +254,7 @@ class Judge:
         messages: Sequence[Message],
         attempt: int,
         conversation: str,
-        fields: dict[str, Any],
+        fields: JsonObject,
     ) -> Reply:
         """One request; raises `TimeoutError` when it takes longer than ``block.timeout_s``, waits
         not counted.
@@ -284,7 +284,7 @@ def check_judge(block: Judging, *, at_address: bool) -> None:
 
     Args:
         block: The judge's settings.
-        at_address: Whether it answers at an address of its own, and not on an engine of ours.
+        at_address: Whether it answers at an address of its own, and not on an engine started here.
 
     Raises:
         RecipeError: A cap in dollars over a judge without prices, or a JSON schema or batches for

@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any
 
 from hubkit.conversation import Message
 from hubkit.errors import EndpointError, EvalError, RunLockedError
@@ -24,6 +23,7 @@ from hubkit.recipe import Judging
 from hubkit.serving import ServedModel
 from hubkit.serving.client import MOST_REQUESTS
 from hubkit.serving.reply_journal import Journal
+from hubkit.untrusted import JsonObject, count_in, object_in
 
 _SHOWN_MESSAGES, _SHOWN_CHARS = (
     2,
@@ -63,7 +63,7 @@ class PromptedJudge:
         self._missing: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._unusable: Counter[str] = Counter()
-        self.stats: dict[str, Any] = {}
+        self.stats: JsonObject = {}
 
     def ask(
         self, about: Iterable[tuple[str, dict[str, str]]], read: Parse, progress: Progress
@@ -124,12 +124,13 @@ class PromptedJudge:
             self._add_stats(judge.to_dict())
         return answers
 
-    def _add_stats(self, counts: dict[str, Any]) -> None:
+    def _add_stats(self, counts: JsonObject) -> None:
         """Add what one call of `ask` took to what is told of all of them; tokens and money add up
         by themselves.
         """
-        self._counts.update({name: counts[name] for name in ("asked", "from_journal")})
-        self._unusable.update(counts["unusable_attempts"])
+        self._counts.update({name: count_in(counts, name) for name in ("asked", "from_journal")})
+        unusable = object_in(counts, "unusable_attempts")
+        self._unusable.update({why: count_in(unusable, why) for why in unusable})
         self.stats = {
             **counts,
             **self._counts,

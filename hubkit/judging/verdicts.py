@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 Winner = Literal["A", "B", "tie"]
 LOWEST, HIGHEST = 1.0, 10.0
@@ -140,7 +140,7 @@ class VerdictSchema:
     """A JSON schema for what `read` reads from marks."""
 
     read: Parse
-    schema: dict[str, Any]
+    schema: Mapping[str, object]
 
     def parse(self, text: str, finish_reason: str = "stop") -> ParsedReply:
         """Read the ``verdict`` (or ``rating``, ``winner``) of a JSON object as if it was a mark; a
@@ -161,7 +161,7 @@ _VERDICT_KEYS = ("verdict", "rating", "winner")
 def verdict_schema(read: Parse) -> VerdictSchema | None:
     """The schema for what `read` reads: an explanation, then a verdict; None for text of one's own
     (`line`)."""
-    verdict: dict[str, Any]
+    verdict: JsonObject
     if read is rating:
         verdict = {"type": "number"}  # bounds are refused by some servers
     elif read is winner:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -21,6 +20,7 @@ from hubkit.local_engine import chat, completions, tgi_routes
 from hubkit.local_engine.http_errors import RequestError
 from hubkit.local_engine.service import Service, error_response
 from hubkit.local_engine.validation import MAX_BEST_OF, MAX_STOP_SEQUENCES
+from hubkit.untrusted import JsonObject
 
 _log = logging.getLogger("hubkit.local_engine")
 _OPEN_PATHS = {"/health"}
@@ -132,7 +132,7 @@ async def _health(service: Service, request: Request) -> Response:
 
 async def _info(service: Service, request: Request) -> Response:
     model, engine = service.model, service.generator.engine
-    info: dict[str, Any] = {
+    info: JsonObject = {
         "model_id": model.model_id,
         "model_sha": model.revision,
         "model_pipeline_tag": "text-generation",

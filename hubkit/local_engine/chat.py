@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -20,6 +19,7 @@ from hubkit.local_engine.requests import (
 )
 from hubkit.local_engine.service import Service, event_stream, unless_gone
 from hubkit.local_engine.tgi_routes import simple_tokens, timing_headers
+from hubkit.untrusted import JsonObject
 
 _MOST_TOP_LOGPROBS = 5
 
@@ -81,7 +81,7 @@ async def chat_tokenize(service: Service, request: Request) -> Response:
     return JSONResponse({"tokenize_response": tokens, "templated_text": prompt})
 
 
-def chat_messages(body: ChatRequest) -> list[dict[str, Any]]:
+def chat_messages(body: ChatRequest) -> list[JsonObject]:
     """The messages as templates see them: text content only. Raises `RequestError` (422) for
     tools.
     """
@@ -92,7 +92,7 @@ def chat_messages(body: ChatRequest) -> list[dict[str, Any]]:
     return [_template_message(message) for message in body.messages]
 
 
-def _template_message(message: Message) -> dict[str, Any]:
+def _template_message(message: Message) -> JsonObject:
     if isinstance(message.content, list):
         parts = [
             c.text if isinstance(c, TextChunk) else f"![]({c.image_url.url})"
@@ -133,7 +133,7 @@ def chat_reason(ending: Ending) -> str:
     return "stop" if ending.reason == "eos_token" else ending.reason
 
 
-def usage_of(ending: Ending) -> dict[str, Any]:
+def usage_of(ending: Ending) -> JsonObject:
     """Token counts; `cached_tokens` is how much of the prompt was not computed again."""
     return {
         "prompt_tokens": ending.input_length,
@@ -143,7 +143,7 @@ def usage_of(ending: Ending) -> dict[str, Any]:
     }
 
 
-def _envelope(service: Service, adapter: str) -> dict[str, Any]:
+def _envelope(service: Service, adapter: str) -> JsonObject:
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),
@@ -154,18 +154,20 @@ def _envelope(service: Service, adapter: str) -> dict[str, Any]:
 
 def _chunks(
     body: ChatRequest,
-    envelope: dict[str, Any],
+    envelope: JsonObject,
     token: TokenText,
     ending: Ending | None,
     usage: bool,
-) -> list[dict[str, Any]]:
-    choice = {
+) -> list[JsonObject]:
+    choice: JsonObject = {
         "index": 0,
         "delta": {"role": "assistant", "content": "" if token.special else token.text},
         "logprobs": {"content": [_logprob(token)]} if body.logprobs else None,
         "finish_reason": chat_reason(ending) if ending else None,
     }
-    chunks = [{**envelope, "object": "chat.completion.chunk", "choices": [choice], "usage": None}]
+    chunks: list[JsonObject] = [
+        {**envelope, "object": "chat.completion.chunk", "choices": [choice], "usage": None}
+    ]
     if ending and usage:
         chunks.append(
             {
@@ -178,9 +180,11 @@ def _chunks(
     return chunks
 
 
-def _logprob(token: TokenText) -> dict[str, Any]:
+def _logprob(token: TokenText) -> JsonObject:
     return {
         "token": token.text,
         "logprob": token.logprob,
-        "top_logprobs": [{"token": other.text, "logprob": other.logprob} for other in token.top],
+        "top_logprobs": [
+            {"token": candidate.text, "logprob": candidate.logprob} for candidate in token.top
+        ],
     }

@@ -7,8 +7,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
 
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
@@ -24,6 +23,7 @@ from hubkit.local_engine.requests import (
     GenerateParameters,
 )
 from hubkit.local_engine.service import EventStream, Service, close_all, unless_gone, with_ending
+from hubkit.untrusted import JsonObject
 
 _MOST_PROMPTS = 4  # TGI's --max-client-batch-size
 
@@ -102,7 +102,7 @@ async def answer(service: Service, request: Request, body: CompletionRequest) ->
     return JSONResponse({**envelope, "choices": choices, "usage": _usage(endings)})
 
 
-async def _events(sequences: list[Sequence], envelope: dict[str, Any]) -> AsyncIterator[str]:
+async def _events(sequences: list[Sequence], envelope: Mapping[str, object]) -> AsyncIterator[str]:
     """One prompt after the other: all of them are computed at the same time, and buffered."""
     for index, sequence in enumerate(sequences):
         async for token, ending in with_ending(sequence):
@@ -112,7 +112,7 @@ async def _events(sequences: list[Sequence], envelope: dict[str, Any]) -> AsyncI
     yield "[DONE]"
 
 
-def _choice(index: int, token: TokenText, ending: Ending | None) -> dict[str, Any]:
+def _choice(index: int, token: TokenText, ending: Ending | None) -> JsonObject:
     return {
         "index": index,
         "text": "" if token.special else token.text,

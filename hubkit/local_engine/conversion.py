@@ -9,7 +9,7 @@ Everything else is converted by llama.cpp's own converter (`llamacpp_source`).
   change both together; a second implementation would lag behind.
 - *Breadth*: 199 architectures that write text, LoRA for all of them, and weights stored as FP8,
   GPTQ, MXFP4 or compressed tensors. Widening ours by hand gained eight.
-- *Upkeep*: one pinned version and hash, against a table of ours per architecture and release.
+- *Upkeep*: one pinned version and hash, against a table kept here per architecture and release.
 - *Cost*: 37 MB once, and torch for a few seconds per conversion. Where it cannot be fetched, the
   transformers engine serves, and says so.
 
@@ -46,6 +46,7 @@ from hubkit.local_engine.repo import Snapshot, converted, fetch
 from hubkit.local_engine.settings import DEFAULT_CONTEXT, default_cache_dir
 from hubkit.local_engine.tensors import check_plausible, stored_tensors
 from hubkit.locks import FileLock
+from hubkit.untrusted import JsonObject, text_in
 
 GGUF_MODEL = "model.gguf"
 _GIB = 1 << 30
@@ -131,7 +132,7 @@ def model_to_gguf(folder: Path, out: Path, *, dtype: Dtype, context: int, cache_
     config = read_config(folder)
     size = check_plausible(folder, config)
     check_convertible(config, context)
-    task = {"kind": "model", "folder": str(folder), "out": str(out), "dtype": dtype}
+    task: JsonObject = {"kind": "model", "folder": str(folder), "out": str(out), "dtype": dtype}
     _convert(converts_here(config), task, size, cache_dir)
 
 
@@ -143,7 +144,7 @@ def adapter_to_gguf(adapter: Path, base: Path, base_gguf: Path, out: Path, cache
     alpha = check_adapter(adapter)
     tensors = stored_tensors(adapter, "adapter_model*.safetensors")
     size = sum(path.stat().st_size for path in {tensor.path for tensor in tensors.values()})
-    task = {
+    task: JsonObject = {
         "kind": "adapter",
         "folder": str(adapter),
         "base": str(base),
@@ -154,7 +155,7 @@ def adapter_to_gguf(adapter: Path, base: Path, base_gguf: Path, out: Path, cache
     _convert(converts_here(config), task, size + base_gguf.stat().st_size, cache_dir)
 
 
-def _convert(built_in: bool, task: dict[str, Any], size: int, cache_dir: Path) -> None:
+def _convert(built_in: bool, task: JsonObject, size: int, cache_dir: Path) -> None:
     """Convert with this package where it can, else with llama.cpp's converter."""
     if built_in:
         try:
@@ -165,7 +166,7 @@ def _convert(built_in: bool, task: dict[str, Any], size: int, cache_dir: Path) -
     run_limited({**task, "converter": str(converter)}, size)
 
 
-def run_limited(task: dict[str, Any], size: int) -> None:
+def run_limited(task: JsonObject, size: int) -> None:
     """Carry out `task` in a child process whose limits follow from `size`, the bytes it reads.
 
     Raises:
@@ -204,17 +205,18 @@ def run_limited(task: dict[str, Any], size: int) -> None:
     _judge(task, outcome, child, cpu_s)
 
 
-def _judge(task: dict[str, Any], outcome: dict[str, Any], child: Any, cpu_s: int) -> None:
+def _judge(task: JsonObject, outcome: JsonObject, child: Any, cpu_s: int) -> None:
     folder, phase = task["folder"], outcome.get("phase")
     if phase == "done":
         return
     if outcome.get("error"):
-        if outcome["kind"] == "full":
+        problem = text_in(outcome, "kind")
+        if problem == "full":
             raise DiskFullError(f"no space left for {task['out']}; free some or set --cache-dir")
         kind: Callable[[str], Exception] = (
-            UnsupportedModelError if outcome["kind"] == "unsupported" else EngineError
+            UnsupportedModelError if problem == "unsupported" else EngineError
         )
-        raise kind(outcome["error"])
+        raise kind(text_in(outcome, "error"))
     last = (child.stderr.strip().splitlines() or ["no message"])[-1][-300:]
     if -child.returncode == signal.SIGXCPU:
         last = f"it took more than {cpu_s} s of CPU time"

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from hubkit.errors import EngineError
 from hubkit.local_engine.engine import Job, UnsupportedModelError
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, object_in, parse_json, text_in
 
 _FORBIDDEN = (
     "socket.connect",
@@ -93,15 +93,16 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
         raise EngineError(f"the conversion tried {event}, which it has no reason for")
 
 
-def _load_libraries(task: dict[str, Any]) -> None:
+def _load_libraries(task: JsonObject) -> None:
     """Import, before anything is forbidden, what looks around in the system when imported."""
     if task["kind"] == "gguf":
         import transformers
 
         assert transformers.AutoTokenizer
-    if task["converter"] is None:
+    if not text_in(task, "converter"):
         return
-    sys.path[:0] = [task["converter"], f"{task['converter']}/gguf-py"]
+    converter = text_in(task, "converter")
+    sys.path[:0] = [converter, f"{converter}/gguf-py"]
     import torch
     from transformers import AutoConfig, AutoTokenizer, dynamic_module_utils
 
@@ -122,9 +123,9 @@ def _read_current_configurations() -> None:
 
     load = ModelBase.load_hparams
 
-    def load_hparams(folder: Path, is_mistral_format: bool, guess: bool = False) -> dict[str, Any]:
-        hparams: dict[str, Any] = load(folder, is_mistral_format, guess=False)
-        rope = hparams.get("rope_parameters") or {}
+    def load_hparams(folder: Path, is_mistral_format: bool, guess: bool = False) -> JsonObject:
+        hparams: JsonObject = load(folder, is_mistral_format, guess=False)
+        rope = object_in(hparams, "rope_parameters")
         share, theta = rope.get("partial_rotary_factor"), rope.get("rope_theta")
         names = {"partial_rotary_factor": share, "rotary_pct": share, "rope_theta": theta}
         names |= {"rotary_emb_base": theta, "n_ctx": hparams.get("n_positions")}
@@ -143,20 +144,21 @@ class _Errors(logging.Handler):
             type(self).last = record.getMessage()
 
 
-def _model_here(task: dict[str, Any], out: Path) -> None:
-    from hubkit.local_engine.gguf_model import convert_model
+def _model_here(task: JsonObject, out: Path) -> None:
+    from hubkit.local_engine.gguf_model import QUANTISATIONS, convert_model
 
-    convert_model(Path(task["folder"]), out, task["dtype"])
+    (dtype,) = (name for name in QUANTISATIONS if name == text_in(task, "dtype"))
+    convert_model(Path(text_in(task, "folder")), out, dtype)
 
 
-def _adapter_here(task: dict[str, Any], out: Path) -> None:
+def _adapter_here(task: JsonObject, out: Path) -> None:
     from hubkit.local_engine.gguf_lora import convert_lora
     from hubkit.local_engine.gguf_model import read_config
 
-    convert_lora(Path(task["folder"]), read_config(Path(task["base"])), out)
+    convert_lora(Path(text_in(task, "folder")), read_config(Path(text_in(task, "base"))), out)
 
 
-def _model_by_llamacpp(task: dict[str, Any], out: Path) -> None:
+def _model_by_llamacpp(task: JsonObject, out: Path) -> None:
     """llama.cpp's tensors and hyper-parameters, and our vocabulary."""
     import gguf
     import torch
@@ -170,7 +172,7 @@ def _model_by_llamacpp(task: dict[str, Any], out: Path) -> None:
     from hubkit.local_engine.gguf_model import eos_token_ids, read_config
     from hubkit.local_engine.gguf_vocab import write_vocab
 
-    folder = Path(task["folder"])
+    folder = Path(text_in(task, "folder"))
     kinds = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
 
     def convert() -> None:
@@ -186,34 +188,34 @@ def _model_by_llamacpp(task: dict[str, Any], out: Path) -> None:
                 ends = eos_token_ids(folder, read_config(folder))
                 write_vocab(self.gguf_writer, folder, rows=rows, eos_token_ids=ends)
 
-        kind = getattr(gguf.LlamaFileType, kinds[task["dtype"]])
+        kind = getattr(gguf.LlamaFileType, kinds[text_in(task, "dtype")])
         with torch.inference_mode():
             Model(folder, kind, out, model_name="model", hparams=hparams).write()
 
     _call_converter(convert, task)
 
 
-def _adapter_by_llamacpp(task: dict[str, Any], out: Path) -> None:
+def _adapter_by_llamacpp(task: JsonObject, out: Path) -> None:
     """The adapter with the alpha that llama.cpp needs, through its script."""
-    source, copy = Path(task["folder"]), Path(task["scratch"]) / "adapter"
+    source, copy = Path(text_in(task, "folder")), Path(text_in(task, "scratch")) / "adapter"
     copy.mkdir()
     config = parse_json((source / "adapter_config.json").read_text("utf-8"))
     config["lora_alpha"] = task["alpha"]
     (copy / "adapter_config.json").write_text(json.dumps(config), "utf-8")
     (copy / "adapter_model.safetensors").symlink_to(source / "adapter_model.safetensors")
     script = f"{task['converter']}/convert_lora_to_gguf.py"
-    sys.argv = [script, "--base", task["base"], "--outfile", str(out), "--outtype", "f32"]
+    sys.argv = [script, "--base", text_in(task, "base"), "--outfile", str(out), "--outtype", "f32"]
     sys.argv.append(str(copy))
     _call_converter(lambda: runpy.run_path(script, run_name="__main__"), task)
 
 
-def _gguf(task: dict[str, Any], out: Path) -> None:
+def _gguf(task: JsonObject, out: Path) -> None:
     from hubkit.local_engine.gguf_file import serve_folder
 
-    serve_folder(Path(task["folder"]), out)
+    serve_folder(Path(text_in(task, "folder")), out)
 
 
-def _call_converter(convert: Any, task: dict[str, Any]) -> None:
+def _call_converter(convert: Any, task: JsonObject) -> None:
     """Whatever llama.cpp's converter raises means that it cannot convert this."""
     try:
         convert()

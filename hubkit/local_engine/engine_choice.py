@@ -15,13 +15,14 @@ import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from hubkit.errors import EngineError
 from hubkit.local_engine import llamacpp_source
 from hubkit.local_engine.engine import UnsupportedModelError
 from hubkit.local_engine.gguf_lora import check_adapter
 from hubkit.local_engine.gguf_model import check_supported, read_config
+from hubkit.untrusted import JsonObject
 
 # Ways of storing quantised weights that llama.cpp's converter reads.
 _QUANTISATIONS = {"bitnet", "fp8", "gptq", "compressed-tensors", "modelopt", "mxfp4"}
@@ -70,7 +71,7 @@ def engine_for(
     return EngineChoice("llamacpp", reason)
 
 
-def converts_here(config: dict[str, Any]) -> bool:
+def converts_here(config: JsonObject) -> bool:
     """Whether this package's own converter handles `config`, without torch and without a
     download.
     """
@@ -81,7 +82,7 @@ def converts_here(config: dict[str, Any]) -> bool:
     return True
 
 
-def check_convertible(config: dict[str, Any], context: int) -> None:
+def check_convertible(config: JsonObject, context: int) -> None:
     """Raise `UnsupportedModelError` for a model that llama.cpp does not compute exactly."""
     name = architecture(config)
     if name not in _architectures():
@@ -99,7 +100,7 @@ def check_convertible(config: dict[str, Any], context: int) -> None:
         raise UnsupportedModelError(f"llama.cpp's converter reads no {method} weights")
 
 
-def architecture(config: dict[str, Any]) -> str:
+def architecture(config: JsonObject) -> str:
     """The name of the class that computes the text of `config`."""
     text = config.get("text_config")
     for source in (text if isinstance(text, dict) else {}, config):
@@ -125,7 +126,7 @@ def cuda() -> str | None:
     return None if "+cpu" in build else f"torch {build} computes on the GPU"
 
 
-def _conversion(config: dict[str, Any], context: int, cache_dir: Path | None) -> str:
+def _conversion(config: JsonObject, context: int, cache_dir: Path | None) -> str:
     check_convertible(config, context)
     name = architecture(config)
     if converts_here(config):
@@ -144,7 +145,7 @@ def _architectures() -> dict[str, bool]:
     return {row[0]: "window" in row[2:] for row in rows}
 
 
-def _window(config: dict[str, Any]) -> int | None:
+def _window(config: JsonObject) -> int | None:
     """The attention window in tokens, where one is in use."""
     text = config.get("text_config")
     merged = {**config, **(text if isinstance(text, dict) else {})}

@@ -14,9 +14,9 @@ from gguf import GGUFWriter
 
 from hubkit.errors import EngineError
 from hubkit.local_engine.engine import UnsupportedModelError
-from hubkit.local_engine.gguf_model import LAYER_TENSORS, permuted, rotary_heads
+from hubkit.local_engine.gguf_model import LAYER_TENSORS, number, permuted, rotary_heads, whole
 from hubkit.local_engine.tensors import stored_tensors
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 _WEIGHT = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(.+)\.lora_([AB])\.weight")
@@ -36,7 +36,7 @@ _MUST_BE: dict[str, tuple[Any, ...]] = {
 }
 
 
-def read_adapter_config(folder: Path) -> dict[str, Any]:
+def read_adapter_config(folder: Path) -> JsonObject:
     """`folder`/adapter_config.json. Raises `EngineError` when it is missing or not a LoRA."""
     try:
         config = parse_json((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -70,9 +70,11 @@ def check_adapter(folder: Path) -> float:
                 "merge it and serve that"
             )
     try:
-        alpha, rank = float(config["lora_alpha"]), float(config["r"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise EngineError(f"{folder}/{ADAPTER_CONFIG} has no {error}; push it again") from error
+        alpha, rank = number(config, "lora_alpha"), number(config, "r")
+    except EngineError:
+        raise EngineError(
+            f"{folder}/{ADAPTER_CONFIG} has no numbers lora_alpha and r; push it again"
+        ) from None
     if config.get("use_rslora"):
         if config.get("rank_pattern"):
             raise UnsupportedModelError(
@@ -83,7 +85,7 @@ def check_adapter(folder: Path) -> float:
     return alpha
 
 
-def convert_lora(folder: Path, base_config: dict[str, Any], out: Path) -> None:
+def convert_lora(folder: Path, base_config: JsonObject, out: Path) -> None:
     """Write `out`, the GGUF of the LoRA adapter in `folder`, for a base with `base_config`.
 
     Weights stay float32. Raises `EngineError` or `UnsupportedModelError`.
@@ -102,7 +104,7 @@ def convert_lora(folder: Path, base_config: dict[str, Any], out: Path) -> None:
         writer.close()
 
 
-def _add_tensors(writer: GGUFWriter, folder: Path, base_config: dict[str, Any]) -> None:
+def _add_tensors(writer: GGUFWriter, folder: Path, base_config: JsonObject) -> None:
     for name, tensor in stored_tensors(folder, "adapter_model*.safetensors").items():
         match = _WEIGHT.fullmatch(name)
         if not match or match[2] not in LAYER_TENSORS:
@@ -110,7 +112,7 @@ def _add_tensors(writer: GGUFWriter, folder: Path, base_config: dict[str, Any]) 
                 f"{folder}: no conversion for adapter tensor {name!r}; merge it and serve that"
             )
         layer, module, side = match.groups()
-        if int(layer) >= int(base_config["num_hidden_layers"]):
+        if int(layer) >= whole(base_config, "num_hidden_layers"):
             raise EngineError(
                 f"{folder}: {name!r} is beyond the base's last layer; this adapter has another base"
             )

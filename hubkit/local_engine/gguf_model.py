@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,15 @@ from hubkit.errors import EngineError
 from hubkit.local_engine.engine import UnsupportedModelError
 from hubkit.local_engine.gguf_vocab import write_vocab
 from hubkit.local_engine.tensors import StoredTensor, stored_tensors
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import (
+    JsonObject,
+    count_in,
+    list_in,
+    number_in,
+    object_in,
+    parse_json,
+    text_in,
+)
 
 Dtype = Literal["q8_0", "f16", "f32"]
 QUANTISATIONS: dict[Dtype, GGMLQuantizationType] = {
@@ -71,7 +80,7 @@ def convert_model(folder: Path, out: Path, dtype: Dtype) -> None:
         writer.close()
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> JsonObject:
     """`folder`/config.json. Raises `EngineError` when missing or malformed."""
     try:
         config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
@@ -84,26 +93,54 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def rope_parameters(config: dict[str, Any]) -> dict[str, Any]:
-    """Rotary settings, from transformers 5's `rope_parameters` or the older `rope_theta` and
-    `rope_scaling`.
-    """
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    theta = scaling.get("rope_theta") or config.get("rope_theta") or 10000.0
-    return {**scaling, "rope_type": kind, "rope_theta": theta}
+def number(values: JsonObject, key: str) -> float:
+    """A number that `values`, of a config.json, must hold. Raises `EngineError` without it."""
+    value = values.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise EngineError(f"config.json has no number {key!r}; download the model again")
+    return float(value)
 
 
-def check_supported(config: dict[str, Any]) -> None:
+def whole(config: JsonObject, key: str) -> int:
+    """A whole number that `config` must hold. Raises `EngineError` without it."""
+    return int(number(config, key))
+
+
+def head_sizes(config: JsonObject) -> tuple[int, int, int]:
+    """Heads, heads of keys and values, and the dimension of each."""
+    heads = whole(config, "num_attention_heads")
+    dimension = count_in(config, "head_dim") or whole(config, "hidden_size") // heads
+    return heads, count_in(config, "num_key_value_heads") or heads, dimension
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary settings: the kind of scaling, the base, and what the kind needs."""
+
+    kind: str
+    theta: float
+    scaling: JsonObject
+
+    @classmethod
+    def of(cls, config: JsonObject) -> Rope:
+        """From transformers 5's `rope_parameters` or the older `rope_theta` and `rope_scaling`."""
+        scaling = object_in(config, "rope_parameters") or object_in(config, "rope_scaling")
+        kind = text_in(scaling, "rope_type") or text_in(scaling, "type") or "default"
+        theta = number_in(scaling, "rope_theta") or number_in(config, "rope_theta") or 10000.0
+        return cls(kind, theta, scaling)
+
+
+def check_supported(config: JsonObject) -> None:
     """Raise `EngineError` when llama.cpp's `llama` architecture would not compute what `config`
     describes.
     """
-    architecture = (config.get("architectures") or [config.get("model_type")])[0]
+    names = list_in(config, "architectures") or [config.get("model_type")]
+    architecture = names[0]
     if architecture not in ("LlamaForCausalLM", "MistralForCausalLM"):
         raise UnsupportedModelError(
             f"no conversion to llama.cpp for {architecture}; use --engine transformers"
         )
-    rope = rope_parameters(config)["rope_type"]
+    rope = Rope.of(config).kind
     if rope not in ("default", "linear", "llama3"):
         raise UnsupportedModelError(
             f"no conversion for {rope!r} rotary scaling; use --engine transformers"
@@ -118,7 +155,7 @@ def check_supported(config: dict[str, Any]) -> None:
         )
 
 
-def eos_token_ids(folder: Path, config: dict[str, Any]) -> list[int]:
+def eos_token_ids(folder: Path, config: JsonObject) -> list[int]:
     """The ids that end a generation: generation_config.json's, else config.json's. Raises
     `EngineError` if none.
     """
@@ -159,50 +196,51 @@ def permuted(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     )
 
 
-def rotary_heads(name: str, config: dict[str, Any]) -> int | None:
+def rotary_heads(name: str, config: JsonObject) -> int | None:
     """Number of heads whose rows `permuted` must reorder in llama.cpp tensor `name`; None for the
     other tensors.
     """
-    heads = int(config["num_attention_heads"])
+    heads, key_heads, _ = head_sizes(config)
     if ".attn_q." in name:
         return heads
-    return int(config.get("num_key_value_heads") or heads) if ".attn_k." in name else None
+    return key_heads if ".attn_k." in name else None
 
 
-def _write_metadata(writer: GGUFWriter, config: dict[str, Any]) -> None:
-    heads = int(config["num_attention_heads"])
-    head_dim = int(config.get("head_dim") or config["hidden_size"] // heads)
-    rope = rope_parameters(config)
-    writer.add_context_length(int(config["max_position_embeddings"]))
-    writer.add_embedding_length(int(config["hidden_size"]))
-    writer.add_block_count(int(config["num_hidden_layers"]))
-    writer.add_feed_forward_length(int(config["intermediate_size"]))
+def _write_metadata(writer: GGUFWriter, config: JsonObject) -> None:
+    heads, key_heads, head_dim = head_sizes(config)
+    rope = Rope.of(config)
+    writer.add_context_length(whole(config, "max_position_embeddings"))
+    writer.add_embedding_length(whole(config, "hidden_size"))
+    writer.add_block_count(whole(config, "num_hidden_layers"))
+    writer.add_feed_forward_length(whole(config, "intermediate_size"))
     writer.add_head_count(heads)
-    writer.add_head_count_kv(int(config.get("num_key_value_heads") or heads))
+    writer.add_head_count_kv(key_heads)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(float(rope["rope_theta"]))
-    writer.add_layer_norm_rms_eps(float(config["rms_norm_eps"]))
-    writer.add_vocab_size(int(config["vocab_size"]))
-    if rope["rope_type"] == "linear":
+    writer.add_rope_freq_base(rope.theta)
+    writer.add_layer_norm_rms_eps(number(config, "rms_norm_eps"))
+    writer.add_vocab_size(whole(config, "vocab_size"))
+    if rope.kind == "linear":
         writer.add_string("llama.rope.scaling.type", "linear")
-        writer.add_rope_scaling_factor(float(rope["factor"]))
+        writer.add_rope_scaling_factor(number(rope.scaling, "factor"))
 
 
-def _llama3_factors(rope: dict[str, Any], head_dim: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _llama3_factors(rope: Rope, head_dim: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Llama 3.1's per-frequency divisors, shape (head_dim / 2,): as in transformers'
     `_compute_llama3_parameters`.
     """
-    old_context = rope["original_max_position_embeddings"]
-    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    old_context = number(rope.scaling, "original_max_position_embeddings")
+    low, high, factor = (
+        number(rope.scaling, key) for key in ("low_freq_factor", "high_freq_factor", "factor")
+    )
     factors = []
     for i in range(0, head_dim, 2):
-        wavelength = 2 * math.pi * rope["rope_theta"] ** (i / head_dim)
+        wavelength = 2 * math.pi * rope.theta ** (i / head_dim)
         if wavelength < old_context / high:
             factors.append(1.0)
         elif wavelength > old_context / low:
-            factors.append(float(factor))
+            factors.append(factor)
         else:
             smooth = (old_context / wavelength - low) / (high - low)
             factors.append(1 / ((1 - smooth) / factor + smooth))
@@ -218,7 +256,7 @@ def _storage(tensor: StoredTensor, dtype: Dtype) -> GGMLQuantizationType:
 
 
 def _write_tensors(
-    writer: GGUFWriter, config: dict[str, Any], tensors: dict[str, StoredTensor], dtype: Dtype
+    writer: GGUFWriter, config: JsonObject, tensors: dict[str, StoredTensor], dtype: Dtype
 ) -> None:
     extra = _extra_tensors(config)
     kinds = {name: _storage(tensor, dtype) for name, tensor in tensors.items()}
@@ -251,10 +289,10 @@ def _declare(
         writer.add_tensor_info(name, shape, dtype, size)
 
 
-def _extra_tensors(config: dict[str, Any]) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+def _extra_tensors(config: JsonObject) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     """Tensors that llama.cpp expects and the checkpoint does not store."""
-    rope = rope_parameters(config)
-    if rope["rope_type"] != "llama3":
+    rope = Rope.of(config)
+    if rope.kind != "llama3":
         return {}
-    head_dim = int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+    _, _, head_dim = head_sizes(config)
     return {"rope_freqs.weight": _llama3_factors(rope, head_dim)}

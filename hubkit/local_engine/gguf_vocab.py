@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from gguf import GGUFWriter, TokenType
 
 from hubkit.errors import EngineError
 from hubkit.local_engine.engine import UnsupportedModelError
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, count_in, list_in, object_in, objects_in, parse_json
 
 
 def write_vocab(writer: GGUFWriter, folder: Path, *, rows: int, eos_token_ids: list[int]) -> None:
@@ -27,21 +26,24 @@ def write_vocab(writer: GGUFWriter, folder: Path, *, rows: int, eos_token_ids: l
     byte fallback."""
     spec = read_tokenizer_json(folder)
     texts = _texts(spec)
-    added = {int(token["id"]): bool(token.get("special")) for token in spec.get("added_tokens", [])}
+    added = {
+        count_in(token, "id"): bool(token.get("special"))
+        for token in objects_in(spec, "added_tokens")
+    }
     highest = max([*texts, *added], default=-1)
     if highest >= rows:
         raise UnsupportedModelError(
             f"{folder}: the tokenizer has token id {highest} but the embedding only {rows} rows; "
             "resize the embedding and save the model again"
         )
-    tokens, kinds, seen = [], [], set()
+    tokens, kinds, known_tokens = [], [], set()
     for i in range(rows):
         text = texts.get(i)
         control = added.get(i, False) or text is None or i in eos_token_ids
-        if control or text in seen:
+        if control or text in known_tokens:
             text = f"<|{i}|>"
         assert text is not None
-        seen.add(text)
+        known_tokens.add(text)
         tokens.append(_byte_level(text.encode()))
         kinds.append(
             TokenType.CONTROL
@@ -60,7 +62,7 @@ def write_vocab(writer: GGUFWriter, folder: Path, *, rows: int, eos_token_ids: l
     writer.add_eos_token_id(eos_token_ids[0])
 
 
-def read_tokenizer_json(folder: Path) -> dict[str, Any]:
+def read_tokenizer_json(folder: Path) -> JsonObject:
     """`folder`/tokenizer.json, parsed. Raises `EngineError` when it is missing or not JSON."""
     path = folder / "tokenizer.json"
     try:
@@ -76,16 +78,17 @@ def read_tokenizer_json(folder: Path) -> dict[str, Any]:
     return spec
 
 
-def _texts(spec: dict[str, Any]) -> dict[int, str]:
+def _texts(spec: JsonObject) -> dict[int, str]:
     """Token id → its own text, for the ids whose bytes are whole UTF-8."""
-    vocab = spec["model"].get("vocab")
-    decoders = str(spec.get("decoder"))
-    if spec["model"].get("type") == "Unigram" and isinstance(vocab, list):
-        vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
-    elif spec["model"].get("type") != "BPE" or not isinstance(vocab, dict):
-        raise UnsupportedModelError(
-            f"a {spec['model'].get('type')} tokenizer needs the transformers engine"
-        )
+    model = object_in(spec, "model")
+    kind, decoders = model.get("type"), str(spec.get("decoder"))
+    if kind == "Unigram" and list_in(model, "vocab"):
+        pieces = (entry for entry in list_in(model, "vocab") if isinstance(entry, list))
+        vocab = {str(entry[0]): i for i, entry in enumerate(pieces)}
+    elif kind == "BPE" and isinstance(model.get("vocab"), dict):
+        vocab = {token: i for token, i in object_in(model, "vocab").items() if isinstance(i, int)}
+    else:
+        raise UnsupportedModelError(f"a {kind} tokenizer needs the transformers engine")
     if "ByteLevel" in decoders:
         alphabet = {char: byte for byte, char in enumerate(_BYTE_CHARS)}
         raw = {i: _from_byte_level(token, alphabet) for token, i in vocab.items()}
@@ -121,11 +124,11 @@ def _byte_chars() -> list[str]:
     """GPT-2's printable stand-in for each byte: printable bytes are themselves, the rest are
     shifted past U+0100.
     """
-    kept = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    printable_bytes = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     chars, shifted = [], 0
     for byte in range(256):
-        chars.append(chr(byte) if byte in kept else chr(256 + shifted))
-        shifted += byte not in kept
+        chars.append(chr(byte) if byte in printable_bytes else chr(256 + shifted))
+        shifted += byte not in printable_bytes
     return chars
 
 

@@ -27,6 +27,7 @@ from typing import Any
 from hubkit.errors import EngineError
 from hubkit.local_engine.engine import Event, Finish, GenerationError, Job, Sampling, Started, Step
 from hubkit.local_engine.slots import Slot, SlotPool
+from hubkit.untrusted import JsonObject, count_in, number_in, object_in, objects_in, text_in
 
 _SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "typ_p"]
 _PREFILL_CHUNK = 128  # tokens between two looks at whether the request was cancelled
@@ -100,7 +101,7 @@ class LlamaCppEngine:
         self._threads.shutdown(wait=True)
         del self._server
 
-    def _request(self, job: Job, slot: Slot) -> dict[str, Any]:
+    def _request(self, job: Job, slot: Slot) -> JsonObject:
         return {
             "prompt": job.prompt_ids,
             "id_slot": slot.id,
@@ -118,7 +119,7 @@ class LlamaCppEngine:
         }
 
 
-def _sampling(sampling: Sampling) -> dict[str, Any]:
+def _sampling(sampling: Sampling) -> JsonObject:
     return {
         "samplers": _SAMPLERS,
         "temperature": sampling.temperature if sampling.do_sample else 0.0,
@@ -176,7 +177,7 @@ class _Call:
     loop.
     """
 
-    def __init__(self, server: Any, request: dict[str, Any]) -> None:
+    def __init__(self, server: Any, request: JsonObject) -> None:
         self._server, self._request = server, json.dumps(request)
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Event | GenerationError] = asyncio.Queue()
@@ -218,32 +219,33 @@ class _Call:
     def _post(self, event: Event | GenerationError) -> None:
         self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
-    def _parse(self, message: dict[str, Any]) -> list[Event | GenerationError]:
+    def _parse(self, message: JsonObject) -> list[Event | GenerationError]:
         if "error" in message:
-            error = message["error"]
-            return [
-                GenerationError(f"llama.cpp refused the request: {error.get('message', error)}")
-            ]
+            reason = text_in(object_in(message, "error"), "message") or message["error"]
+            return [GenerationError(f"llama.cpp refused the request: {reason}")]
         if "prompt_progress" in message:  # one before the first chunk, then one after each
             first, self._started = not self._started, True
-            return [Started(message["prompt_progress"]["cache"], 0.0)] if first else []
+            cached = count_in(object_in(message, "prompt_progress"), "cache")
+            return [Started(cached, 0.0)] if first else []
         self.computed = True
-        choice = message["choices"][0]
-        steps = [_step(entry) for entry in (choice.get("logprobs") or {}).get("content", [])]
+        choice = objects_in(message, "choices")[0]
+        steps = [_step(entry) for entry in objects_in(object_in(choice, "logprobs"), "content")]
         self.generated += [step.token_id for step in steps]
-        if not choice["finish_reason"]:
+        reason = text_in(choice, "finish_reason")
+        if not reason:
             return [*steps]
-        return [*steps, Finish("length" if choice["finish_reason"] == "length" else "eos")]
+        return [*steps, Finish("length" if reason == "length" else "eos")]
 
 
-def _step(entry: dict[str, Any]) -> Step:
-    top = tuple((item["id"], _logprob(item)) for item in entry["top_logprobs"])
-    return Step(entry["id"], _logprob(entry), top)
+def _step(entry: JsonObject) -> Step:
+    top = tuple(
+        (count_in(item, "id"), _logprob(item)) for item in objects_in(entry, "top_logprobs")
+    )
+    return Step(count_in(entry, "id"), _logprob(entry), top)
 
 
-def _logprob(item: dict[str, Any]) -> float:
-    value = item["logprob"]
-    return _IMPOSSIBLE_LOGPROB if value is None else float(value)
+def _logprob(item: JsonObject) -> float:
+    return number_in(item, "logprob", _IMPOSSIBLE_LOGPROB)
 
 
 def count_tokens(model: Path, texts: list[str]) -> list[int]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import uvicorn
 
@@ -33,7 +33,7 @@ from hubkit.local_engine.settings import Listen, Settings, bearer_token, check_a
 from hubkit.local_engine.templates import TemplateRenderer, read_template
 from hubkit.local_engine.tensors import check_plausible
 from hubkit.local_engine.text import TextCodec
-from hubkit.untrusted import repo_name
+from hubkit.untrusted import JsonObject, count_in, repo_name
 
 _log = logging.getLogger("hubkit.local_engine")
 _GRACE_S = 2
@@ -45,7 +45,7 @@ def run(settings: Settings) -> None:
     check_addresses(settings.listen, settings.adapters)
     context = min(
         settings.context,
-        int(read_config(model.folder).get("max_position_embeddings") or settings.context),
+        count_in(read_config(model.folder), "max_position_embeddings") or settings.context,
     )
     engine, reason = load_engine(replace(settings, context=context), model, adapters)
     try:
@@ -62,8 +62,8 @@ def _snapshots(settings: Settings) -> tuple[Settings, Snapshot, dict[str, Snapsh
     if model.is_adapter:
         config = read_adapter_config(model.folder)
         base = str(config.get("base_model_name_or_path") or "")
-        # An adapter in a folder of this machine's owner may have its base beside it; one from a Hub
-        # may not.
+        # An adapter in a folder of this machine's owner may name a folder as its base; one from a
+        # Hub may not.
         base_in_folder = Path(settings.model).is_dir() and Path(base).is_dir()
         if not base_in_folder:
             try:
@@ -156,8 +156,8 @@ def build_service(
     eos = {BASE: base_eos}
     for name, adapter in adapters.items():
         templates[name] = read_template(adapter.folder, base_template)
-        own = (adapter.folder / "generation_config.json").exists()
-        eos[name] = frozenset(eos_token_ids(adapter.folder, {})) if own else base_eos
+        has_config = (adapter.folder / "generation_config.json").exists()
+        eos[name] = frozenset(eos_token_ids(adapter.folder, {})) if has_config else base_eos
     info = ServedModel(
         model_id=model.name,
         revision=model.key,
@@ -260,8 +260,8 @@ def _addresses(listen: list[Listen], sockets: list[socket.socket]) -> dict[str, 
     """Name → URL; a second address of the same name is called NAME-2, and so on."""
     addresses: dict[str, str] = {}
     for at, sock in zip(listen, sockets, strict=True):
-        same = sum(name == at.serves or name.startswith(f"{at.serves}-") for name in addresses)
-        addresses[f"{at.serves}-{same + 1}" if same else at.serves] = (
+        servers = sum(name == at.serves or name.startswith(f"{at.serves}-") for name in addresses)
+        addresses[f"{at.serves}-{servers + 1}" if servers else at.serves] = (
             f"http://{at.host}:{sock.getsockname()[1]}"
         )
     return addresses
@@ -270,7 +270,7 @@ def _addresses(listen: list[Listen], sockets: list[socket.socket]) -> dict[str, 
 def _write_state(
     path: Path, model: Snapshot, addresses: dict[str, str], engine: tuple[str, str]
 ) -> None:
-    state: dict[str, Any] = {
+    state: JsonObject = {
         "pid": os.getpid(),
         "addresses": addresses,
         "engine": engine[0],

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -23,7 +23,7 @@ from hubkit.local_engine.requests import Extension, GenerateParameters
 from hubkit.local_engine.templates import TemplateError, TemplateRenderer
 from hubkit.local_engine.text import TextCodec, Tokens
 from hubkit.local_engine.validation import check_limits, checked_sampling, new_tokens, too_long
-from hubkit.untrusted import TypedTokens
+from hubkit.untrusted import JsonObject, TypedTokens
 
 BASE = "base"
 # Names that clients send when their user named no model.
@@ -79,9 +79,9 @@ class Service:
 
         TGI falls back to the base model for a name it does not know; here that is an error, because
         a rollout with the wrong model is worse than none."""
-        here = self._default_adapters.get((request.scope.get("server") or ("", 0))[1], BASE)
+        default = self._default_adapters.get((request.scope.get("server") or ("", 0))[1], BASE)
         if name in _UNNAMED:
-            return here
+            return default
         if name in self.model.adapters:
             return str(name)
         if name in (BASE, self.model.model_id):
@@ -106,14 +106,14 @@ class Service:
         except ValidationError as error:
             raise invalid(_first_fault(error)) from error
 
-    def checked(self, fields: dict[str, Any], kind: type[Body]) -> Body:
+    def checked(self, fields: JsonObject, kind: type[Body]) -> Body:
         """`fields` as `kind`. Raises `RequestError` (422)."""
         try:
             return kind.model_validate(fields)
         except ValidationError as error:
             raise invalid(_first_fault(error)) from error
 
-    async def render(self, adapter: str, messages: list[dict[str, Any]]) -> tuple[str, Extension]:
+    async def render(self, adapter: str, messages: list[JsonObject]) -> tuple[str, Extension]:
         """The prompt for `messages`, and which of its control tokens were typed in them. Raises
         `RequestError` (422).
         """

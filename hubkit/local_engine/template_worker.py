@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -60,7 +61,7 @@ def without_generation_marks(template: str) -> str:
     return template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
 
 
-def render(template: Any, variables: dict[str, Any]) -> dict[str, str]:
+def render(template: Any, variables: Mapping[str, Any]) -> dict[str, str]:
     """One answer: the text, or why there is none."""
     pieces, size = [], 0
     try:
@@ -82,11 +83,11 @@ def main() -> None:
     """Serve lines until end of file."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     env = environment()
-    served = json.loads(sys.stdin.buffer.readline())["templates"]
+    sources = json.loads(sys.stdin.buffer.readline())["templates"]
     compiled: dict[str, Any] = {}
     for line in sys.stdin.buffer:
         request = json.loads(line)
-        source = served[request.pop("name")]
+        source = sources[request.pop("name")]
         text = source["template"]
         try:
             if text not in compiled:

@@ -12,7 +12,7 @@ from typing import Any
 
 from hubkit.errors import EngineError
 from hubkit.local_engine import template_worker
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json, text_in
 
 _RENDER_TIMEOUT_S = 5.0
 _LINE_LIMIT_BYTES = 32 * 1024 * 1024
@@ -50,7 +50,7 @@ def read_template(folder: Path, fallback: ChatTemplate | None = None) -> ChatTem
     return ChatTemplate(text, bos, eos)
 
 
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
+def _tokenizer_config(folder: Path) -> JsonObject:
     try:
         config = parse_json((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -84,7 +84,7 @@ class TemplateRenderer:
         self._turn = asyncio.Lock()
 
     async def render(
-        self, name: str, messages: list[dict[str, Any]], tools: list[Any] | None = None
+        self, name: str, messages: list[JsonObject], tools: list[Any] | None = None
     ) -> str:
         """The prompt for `messages`, with the next turn opened, or the final assistant message left
         open.
@@ -100,14 +100,14 @@ class TemplateRenderer:
             raise TemplateError(answer["error"])
         text = answer["text"]
         if messages and messages[-1]["role"] == "assistant":
-            content = messages[-1]["content"]
-            found = text.rfind(content)
-            text = text if found < 0 else text[: found + len(content)].rstrip()
+            content = text_in(messages[-1], "content")
+            start = text.rfind(content)
+            text = text if start < 0 else text[: start + len(content)].rstrip()
         return text
 
     async def check(self) -> None:
         """Compile every template. Raises `EngineError` for one that is not a template at all."""
-        probe = [{"role": "user", "content": "hello"}]
+        probe: list[JsonObject] = [{"role": "user", "content": "hello"}]
         for name in self._served:
             try:
                 await self.render(name, probe)
@@ -127,7 +127,7 @@ class TemplateRenderer:
             await self._process.wait()
         self._process = None
 
-    async def _ask(self, request: dict[str, Any]) -> dict[str, str]:
+    async def _ask(self, request: JsonObject) -> dict[str, str]:
         line = json.dumps(request).encode() + b"\n"
         async with self._turn:
             try:

@@ -15,7 +15,7 @@ import numpy as np
 
 from hubkit.errors import EngineError
 from hubkit.local_engine.engine import UnsupportedModelError
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, list_in, parse_json
 
 _HEADER_LIMIT_BYTES = 64 * 1024 * 1024
 _DTYPES: dict[str, str] = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -65,7 +65,7 @@ def stored_tensors(folder: Path, pattern: str = "model*.safetensors") -> dict[st
     return tensors
 
 
-def check_plausible(folder: Path, config: dict[str, Any]) -> int:
+def check_plausible(folder: Path, config: JsonObject) -> int:
     """Check what a loader would believe: headers, the shard index, and the number of layers.
 
     Returns:
@@ -119,11 +119,16 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     return entries
 
 
-def _entry(
-    path: Path, name: str, fields: dict[str, Any], data_start: int, size: int
-) -> StoredTensor:
-    begin, end = fields["data_offsets"]
-    shape = tuple(int(n) for n in fields["shape"])
+def _whole_numbers(fields: JsonObject, key: str) -> tuple[int, ...]:
+    numbers = tuple(n for n in list_in(fields, key) if isinstance(n, int))
+    if key not in fields or len(numbers) != len(list_in(fields, key)):
+        raise ValueError(f"{key} holds no whole numbers")
+    return numbers
+
+
+def _entry(path: Path, name: str, fields: JsonObject, data_start: int, size: int) -> StoredTensor:
+    begin, end = _whole_numbers(fields, "data_offsets")
+    shape = _whole_numbers(fields, "shape")
     dtype = str(fields["dtype"])
     bits = _BITS.get(dtype) or int(dtype.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ").partition("_")[0])
     expected = math.prod(shape) * bits // 8  # exact: Python's integers do not overflow

@@ -98,9 +98,9 @@ class TextCodec:
         for i, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
             original = self._original_ids.get(i)
             if original is None:
-                replaced, own = anchors[bisect.bisect(anchors, (start, len(text))) - 1]
+                replaced, fallback = anchors[bisect.bisect(anchors, (start, len(text))) - 1]
                 ids.append(i)
-                offsets.append((start - replaced + own, stop - replaced + own))
+                offsets.append((start - replaced + fallback, stop - replaced + fallback))
             else:
                 ids.append(original)
                 offsets.append(next(control)[1:])

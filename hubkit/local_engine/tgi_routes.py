@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,6 +16,7 @@ from hubkit.local_engine.requests import (
     GenerateRequest,
 )
 from hubkit.local_engine.service import Service, close_all, event_stream, unless_gone
+from hubkit.untrusted import JsonObject
 
 Sampled = tuple[list[TokenText], Ending]
 
@@ -69,7 +69,7 @@ async def answer(service: Service, request: Request, body: GenerateRequest) -> J
     results = await unless_gone(request, sequences, collect())
     results.sort(key=lambda result: -_mean_logprob(result[0]))
     prefix = body.inputs if p.return_full_text else ""
-    payload: dict[str, Any] = {"generated_text": prefix + results[0][1].generated_text}
+    payload: JsonObject = {"generated_text": prefix + results[0][1].generated_text}
     if p.details:
         details = [_details(service, work, p, result) for result in results]
         best = details[0]
@@ -98,9 +98,9 @@ async def stream(service: Service, request: Request, body: GenerateRequest) -> R
     def encode(token: TokenText, ending: Ending | None) -> list[str]:
         nonlocal index
         index += 1
-        event: dict[str, Any] = {"index": index, "token": _token(token)}
+        event: JsonObject = {"index": index, "token": _token(token)}
         if token.top:
-            event["top_tokens"] = [_token(other) for other in token.top]
+            event["top_tokens"] = [_token(candidate) for candidate in token.top]
         event["generated_text"] = event["details"] = None
         if ending:
             event["generated_text"] = (
@@ -123,7 +123,7 @@ async def tokenize(service: Service, request: Request) -> Response:
     return JSONResponse(await simple_tokens(service, body.inputs, body.hubkit))
 
 
-async def simple_tokens(service: Service, text: str, extension: Extension) -> list[dict[str, Any]]:
+async def simple_tokens(service: Service, text: str, extension: Extension) -> list[JsonObject]:
     """Every token of `text` with its id and its character span."""
     encoding = await service.encode(text, extension)
     return [
@@ -153,16 +153,14 @@ def _timings(response: Response) -> dict[str, str]:
     return {name: value for name, value in response.headers.items() if name.startswith("x-")}
 
 
-def _token(token: TokenText) -> dict[str, Any]:
+def _token(token: TokenText) -> JsonObject:
     return {"id": token.id, "text": token.text, "logprob": token.logprob, "special": token.special}
 
 
-def _details(
-    service: Service, work: Work, p: GenerateParameters, result: Sampled
-) -> dict[str, Any]:
+def _details(service: Service, work: Work, p: GenerateParameters, result: Sampled) -> JsonObject:
     tokens, ending = result
     prefill = work.job.prompt_ids if p.decoder_input_details else []
-    details: dict[str, Any] = {
+    details: JsonObject = {
         "finish_reason": ending.reason,
         "generated_tokens": ending.generated_tokens,
         "seed": _shown_seed(work),
@@ -173,7 +171,7 @@ def _details(
         "tokens": [_token(token) for token in tokens],
     }
     if p.top_n_tokens:
-        details["top_tokens"] = [[_token(other) for other in token.top] for token in tokens]
+        details["top_tokens"] = [[_token(candidate) for candidate in token.top] for token in tokens]
     return details
 
 

@@ -330,16 +330,16 @@ class _Decoder:
 
     def _shared_prefix(self, job: Job) -> tuple[int, Layers]:
         """The longest beginning of the prompt that was computed before, by the same adapter."""
-        best, found = 0, None
+        best, longest = 0, None
         for prefix in self._prefixes:
             if prefix.adapter == job.adapter:
                 limit = min(len(prefix.tokens), len(job.prompt_ids) - 1)
                 shared = _common(prefix.tokens, job.prompt_ids, limit)
                 if shared > best:
-                    best, found = shared, prefix
-        if found is None or best < _SHORTEST_PREFIX:
+                    best, longest = shared, prefix
+        if longest is None or best < _SHORTEST_PREFIX:
             return 0, []
-        return best, [(k[:, :, :best], v[:, :, :best]) for k, v in found.layers]
+        return best, [(k[:, :, :best], v[:, :, :best]) for k, v in longest.layers]
 
     def _keep(self, running: _Running) -> None:
         """Keep what was computed, in place of a shorter beginning of the same."""

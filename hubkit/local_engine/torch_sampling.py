@@ -54,10 +54,10 @@ def choose(logits: torch.Tensor, rows: Sequence[Draws], prompts: Sequence[list[i
     logprobs = logits.log_softmax(-1)
     scores = _penalised(logits, rows, prompts)
     chosen = scores.argmax(-1)
-    drawn = [i for i, row in enumerate(rows) if row.sampling.do_sample]
-    if drawn:
-        index = torch.tensor(drawn, device=logits.device)
-        chosen[index] = _draw(scores[index], [rows[i] for i in drawn])
+    sampled_rows = [i for i, row in enumerate(rows) if row.sampling.do_sample]
+    if sampled_rows:
+        index = torch.tensor(sampled_rows, device=logits.device)
+        chosen[index] = _draw(scores[index], [rows[i] for i in sampled_rows])
     for i, row in enumerate(rows):
         if row.counts is not None:
             row.counts[chosen[i]] += 1
@@ -124,12 +124,12 @@ def _top_k_and_p(scores: torch.Tensor, rows: Sequence[Draws]) -> torch.Tensor:
     import torch
 
     vocabulary = scores.shape[-1]
-    most = [row.sampling.top_k or vocabulary for row in rows]
-    if min(most) >= vocabulary and all(row.sampling.top_p >= 1 for row in rows):
+    top_ks = [row.sampling.top_k or vocabulary for row in rows]
+    if min(top_ks) >= vocabulary and all(row.sampling.top_p >= 1 for row in rows):
         return scores
     ordered, places = scores.sort(-1, descending=True)
     rank = torch.arange(vocabulary, device=scores.device)
-    ordered = ordered.masked_fill(rank >= _column(scores, most), float("-inf"))
+    ordered = ordered.masked_fill(rank >= _column(scores, top_ks), float("-inf"))
     before = ordered.softmax(-1).cumsum(-1).roll(1, -1)
     before[:, 0] = 0.0
     share = _column(scores, [row.sampling.top_p if row.sampling.top_p < 1 else 2.0 for row in rows])

@@ -89,21 +89,18 @@ def main() -> int:
     )
     try:
         if options.action == "serve":
-            from hubkit.local_hub.server import serve
+            from hubkit.local_hub.server import Limits, Services, serve
 
-            parts = (options.multipart_above_mib * 2**20, options.part_mib * 2**20)
-            allowed = {"jobs": options.jobs, "spaces": options.spaces}
-            serve(
-                root,
-                options.host,
-                options.port,
+            limits = Limits(
                 options.idle_timeout_s,
-                parts,
-                **allowed,
-                upstream=options.upstream,
-                own_namespaces=options.own_namespace,
-                stall_timeout_s=options.stall_timeout_s,
+                options.stall_timeout_s,
+                options.multipart_above_mib * 2**20,
+                options.part_mib * 2**20,
             )
+            services = Services(
+                options.jobs, options.spaces, options.upstream, options.own_namespace
+            )
+            serve(root, options.host, options.port, limits, services)
             return 0
         from hubkit.local_hub import commands
 

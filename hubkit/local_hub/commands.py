@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from hubkit.errors import HubError, HubkitError
 from hubkit.local_hub.errors import DISK_FULL, is_disk_full
@@ -21,6 +20,7 @@ from hubkit.local_hub.storage.objects import make_durable_folder
 from hubkit.local_hub.storage.settings import damaged
 from hubkit.local_hub.storage.store import Store
 from hubkit.local_hub.storage.verification import check
+from hubkit.untrusted import JsonObject, list_in
 
 
 def run(options: argparse.Namespace, root: Path) -> int:
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace, root: Path) -> int:
     return 1 if result.get("problems") else 0
 
 
-def _result(options: argparse.Namespace, root: Path) -> dict[str, Any]:
+def _result(options: argparse.Namespace, root: Path) -> JsonObject:
     if options.action == "restore":
         with only_server(root) if root.is_dir() else nullcontext():
             former = restore(_folder(options), root)
@@ -81,8 +81,8 @@ def _opened(root: Path, *, adopting: bool = False) -> Iterator[Store]:
         store.close()
 
 
-def _in_words(result: dict[str, Any]) -> str:
-    problems = result.get("problems", [])
+def _in_words(result: JsonObject) -> str:
+    problems = [str(problem) for problem in list_in(result, "problems")]
     values = {key: value for key, value in result.items() if key != "problems"}
     lines = [*problems, *(f"{key}: {value}" for key, value in values.items())]
     return "".join(f"{line}\n" for line in [*lines, f"{len(problems)} problems"])

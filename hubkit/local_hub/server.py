@@ -14,6 +14,7 @@ import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -139,31 +140,55 @@ def listen(host: str, port: int, remembered: int | None) -> socket.socket:
     raise AssertionError("unreachable: the last candidate returns or raises")
 
 
-def serve(
-    root: Path,
-    host: str,
-    port: int,
-    idle_timeout_s: float,
-    parts: tuple[int, int] = (MULTIPART_ABOVE_BYTES, PART_BYTES),
-    *,
-    jobs: bool = False,
-    spaces: bool = False,
-    upstream: str | None = None,
-    own_namespaces: Sequence[str] = (),
-    stall_timeout_s: float = STALL_TIMEOUT_S,
-) -> None:
-    """Serve a folder until SIGTERM, SIGINT or idleness. `parts`: above how many bytes a file is
-    uploaded in parts, and the size of a part. With `jobs`, holders of a write token may run
-    commands here, with `spaces` the apps of Spaces (either on loopback only).
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a server does beyond storing, on loopback only.
 
-    Raises `AlreadyRunningError` or `HubUnreachableError`."""
+    Args:
+        jobs: Holders of a write token may run commands here.
+        spaces: They may run the apps of Spaces here.
+        upstream: The Hub that repositories which are not here are read through from.
+        own_namespaces: What the upstream is never asked for.
+    """
+
+    jobs: bool = False
+    spaces: bool = False
+    upstream: str | None = None
+    own_namespaces: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Times and sizes of a server.
+
+    Args:
+        idle_timeout_s: Stop after so long without requests; 0: never.
+        stall_timeout_s: Close connections on which a client neither sends nor reads for so long.
+        multipart_above_bytes: Larger files are uploaded in parts.
+        part_bytes: The size of a part.
+    """
+
+    idle_timeout_s: float = 0
+    stall_timeout_s: float = STALL_TIMEOUT_S
+    multipart_above_bytes: int = MULTIPART_ABOVE_BYTES
+    part_bytes: int = PART_BYTES
+
+
+def serve(root: Path, host: str, port: int, limits: Limits, services: Services) -> None:
+    """Serve a folder until SIGTERM, SIGINT or idleness.
+
+    Raises:
+        AlreadyRunningError: A server runs for this folder.
+        HubUnreachableError: It cannot listen there.
+    """
     make_durable_folder(root)
     with only_server(root) as lock:
         hub = Hub(root)
-        hub.multipart_above_bytes, hub.part_bytes = parts
-        hub.jobs.enabled = jobs and host in LOOPBACK
-        hub.upstream.open(upstream if host in LOOPBACK else None, own_namespaces)
-        hub.spaces.enabled = spaces and host in LOOPBACK
+        hub.multipart_above_bytes, hub.part_bytes = limits.multipart_above_bytes, limits.part_bytes
+        hub.jobs.enabled = services.jobs and host in LOOPBACK
+        upstream = services.upstream if host in LOOPBACK else None
+        hub.upstream.open(upstream, services.own_namespaces)
+        hub.spaces.enabled = services.spaces and host in LOOPBACK
         try:
             hub.require_known_folders()
             _require_whole_copy(hub)
@@ -174,7 +199,7 @@ def serve(
                 hub.settings.set("port", str(sock.getsockname()[1]))
             except Refusal:  # the disk is full: this Hub can still be read
                 hub.settings.read_only = True
-            asyncio.run(_serve(hub, sock, host, idle_timeout_s, stall_timeout_s, lock))
+            asyncio.run(_serve(hub, sock, host, limits, lock))
         finally:
             if holds_folder(root, lock):
                 (root / "server.json").unlink(missing_ok=True)
@@ -247,12 +272,11 @@ async def _serve(
     hub: Hub,
     sock: socket.socket,
     host: str,
-    idle_timeout_s: float,
-    stall_timeout_s: float,
+    limits: Limits,
     lock: int,
 ) -> None:
-    app = App(hub, open_to_network=host not in LOOPBACK, stall_timeout_s=stall_timeout_s)
-    _Protocol.head_timeout_s = min(HEAD_TIMEOUT_S, stall_timeout_s)
+    app = App(hub, open_to_network=host not in LOOPBACK, stall_timeout_s=limits.stall_timeout_s)
+    _Protocol.head_timeout_s = min(HEAD_TIMEOUT_S, limits.stall_timeout_s)
     config = uvicorn.Config(
         ActivityMiddleware(app, hub),
         lifespan="off",
@@ -279,7 +303,7 @@ async def _serve(
     about = _about(hub, url)
     write_durably(hub.root / "server.json", about)
     log.info("serving %s at %s", hub.root, url)
-    watcher = asyncio.create_task(_watch(hub, server, idle_timeout_s, lock, about))
+    watcher = asyncio.create_task(_watch(hub, server, limits.idle_timeout_s, lock, about))
     try:
         await task
     finally:

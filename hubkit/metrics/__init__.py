@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.conversation import Message
 from hubkit.data.parquet import disk_errors
-from hubkit.errors import SourceError
 from hubkit.metrics import plots
 from hubkit.metrics.dataset_diff import Difference, diff
 from hubkit.metrics.definitions import (
@@ -43,7 +42,6 @@ from hubkit.metrics.lexical import (
     words,
 )
 from hubkit.metrics.sampling import Dialogue, Sample, sample
-from hubkit.metrics.statistics import Bootstrap, Number
 from hubkit.metrics.topics import (
     cluster_entropy,
     embed,
@@ -53,6 +51,9 @@ from hubkit.metrics.topics import (
     shifts,
 )
 from hubkit.progress import Progress, part, silent
+from hubkit.statistics import Bootstrap, Number
+from hubkit.tokenization import load_fast_tokenizer
+from hubkit.untrusted import JsonObject
 
 if TYPE_CHECKING:
     from hubkit.metrics.topics import Matrix
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METRICS",
     "Difference",
+    "Helpers",
     "Judge",
     "Measured",
     "Metric",
@@ -144,7 +146,7 @@ class StatsReport:
     seed: int
     files: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As ``stats.json`` holds it, with every measure's definition and the published numbers."""
         used = {name for dataset in self.datasets for name in (*dataset.values, *dataset.missing)}
         return asdict(self) | {
@@ -186,14 +188,28 @@ def _cell(value: Value | None, digits: int) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Helpers:
+    """What measures need besides dialogues.
+
+    Args:
+        tokenizer: A folder with a ``tokenizer.json``, or that file; without it lengths are in
+            words.
+        embedder: A folder with an encoder; without it topics are not measured.
+        judge: Says whether turns need their context; without it only the heuristic is shown.
+    """
+
+    tokenizer: Path | None = None
+    embedder: Path | None = None
+    judge: Judge | None = None
+
+
 def stats(
     datasets: Mapping[str, Sequence[Path]],
     out: Path | None = None,
     *,
     baseline: str | None = None,
-    tokenizer: Path | None = None,
-    embedder: Path | None = None,
-    judge: Judge | None = None,
+    helpers: Helpers | None = None,
     size: int = 1000,
     seed: int = 42,
     progress: Progress = silent,
@@ -201,12 +217,11 @@ def stats(
     """Measure every dataset (name → parquet files) alike, on `size` dialogues each; write
     ``stats.json`` and plots.
 
-    `baseline` names the one of real people; human likeness is measured against it. `tokenizer` is a
-    folder with a ``tokenizer.json`` (without one, lengths are in words). `embedder` is a folder
-    with an encoder (without one, topics are not measured). `judge` says whether turns need their
-    context (without one, only the heuristic is shown). Embedding and judging read at most 1,000
-    follow-up turns of a dataset. Raises `SourceError`."""
-    counter = token_counter(_load(tokenizer))
+    `baseline` names the one of real people; human likeness is measured against it. Embedding and
+    judging read at most 1,000 follow-up turns of a dataset. Raises `SourceError`."""
+    helpers = helpers or Helpers()
+    tokenizer = load_fast_tokenizer(helpers.tokenizer) if helpers.tokenizer else None
+    counter = token_counter(tokenizer)
     samples = {name: sample(name, files, size=size, seed=seed) for name, files in datasets.items()}
     real = samples.get(baseline) if baseline else None
     usable = [available(dataset.dialogues) for dataset in samples.values()]
@@ -219,35 +234,21 @@ def stats(
         result = Measured(name, dataset.total, len(dataset.dialogues))
         sizes[name] = _lengths(result, dataset, counter, seed)
         _words(result, dataset, seed)
-        _context(result, dataset, judge, seed)
-        if embedder:
-            told = part(progress, at, len(samples), name)
-            vectors[name] = _topics(result, dataset, embedder, seed, progress=told)
+        _context(result, dataset, helpers.judge, seed)
+        if helpers.embedder:
+            dataset_progress = part(progress, at, len(samples), name)
+            vectors[name] = _topics(
+                result, dataset, helpers.embedder, seed, progress=dataset_progress
+            )
         _likeness(result, dataset, real, alike, seed)
         _plugins(result, dataset, seed)
         measured.append(result)
     progress(len(samples), len(samples), "")
-    unit = "tokens" if tokenizer else "words"
+    unit = "tokens" if helpers.tokenizer else "words"
     report = StatsReport(measured, baseline, unit, seed)
     if out:
         _write(report, out, sizes, vectors)
     return report
-
-
-def _load(tokenizer: Path | None) -> Any:
-    from tokenizers import Tokenizer
-
-    if tokenizer is None:
-        return None
-    file = tokenizer / "tokenizer.json" if tokenizer.is_dir() else tokenizer
-    try:
-        return Tokenizer.from_file(str(file))
-    except (
-        Exception
-    ) as error:  # the library raises plain Exception for a missing and for a broken file
-        raise SourceError(
-            f"{file} cannot be read as a tokenizer: {error}; give a folder with a tokenizer.json"
-        ) from None
 
 
 def _lengths(

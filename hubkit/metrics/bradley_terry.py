@@ -10,10 +10,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hubkit.metrics.statistics import Bootstrap, Number
+from hubkit.statistics import Bootstrap, Number
 
 if TYPE_CHECKING:
-    from hubkit.metrics.statistics import Indices, Values
+    from hubkit.statistics import Indices, Values
 
 _STEPS = 500
 _PRIOR = 0.5  # wins of either side of a pair that was voted on, before any vote
@@ -60,10 +60,10 @@ def bradley_terry(
     total = wins.sum(0)
     compared = (total + total.T) > 0
     values = _strengths(total[None] + _PRIOR * compared)[0]
-    tied = _reach(compared)
+    reachable = _reach(compared)
     result = {}
     for name, at in index_of.items():
-        if not tied[at]:
+        if not reachable[at]:
             result[name] = Number(None, counts[name])
             continue
 
@@ -106,8 +106,8 @@ def _reach(compared: Any) -> Any:
     """Whom a chain of votes ties to the first contestant."""
     import numpy as np
 
-    reached = np.zeros(len(compared), bool)
-    reached[0] = True
+    visited = np.zeros(len(compared), bool)
+    visited[0] = True
     for _ in range(len(compared)):
-        reached |= compared[reached].any(0)
-    return reached
+        visited |= compared[visited].any(0)
+    return visited

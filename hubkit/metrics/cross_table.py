@@ -15,7 +15,8 @@ from typing import Any
 
 from hubkit.conversation import Message
 from hubkit.metrics import plots
-from hubkit.metrics.statistics import Bootstrap, among_several, noise
+from hubkit.statistics import Bootstrap, among_several, noise
+from hubkit.untrusted import JsonObject
 
 ALL = "all askers"
 
@@ -93,10 +94,10 @@ class CrossTable:
     chats: list[str]
     cells: list[Cell]
     differences: list[Difference]
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: JsonObject = field(default_factory=dict)
     stopped: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data."""
         return asdict(self)
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 from hubkit.errors import SourceError
 from hubkit.metrics.sampling import rows_of
+from hubkit.untrusted import JsonObject
 
 EXAMPLES = 10
 
@@ -32,7 +32,7 @@ class Difference:
         default_factory=lambda: {"added": [], "dropped": [], "changed": []}
     )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As JSON holds it."""
         return asdict(self)
 

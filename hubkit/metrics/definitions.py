@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, TypedDict
 
 from hubkit.plugins import Registry
 
@@ -28,12 +28,45 @@ class Definition:
     best: str = ""
 
 
+class PublishedMeasures(TypedDict):
+    """Numbers of one dataset, as published."""
+
+    dataset: str
+    source: str
+    values: dict[str, float]
+
+
+class PublishedStep(TypedDict, total=False):
+    """What a step of a published preparation left."""
+
+    step: str
+    conversations: int
+    rows: int
+
+
+class PublishedSteps(TypedDict, total=False):
+    """The steps of a recipe's published preparation."""
+
+    source: str
+    caution: str
+    rows: list[PublishedStep]
+
+
+class Published(TypedDict):
+    """What the papers published."""
+
+    measures: list[PublishedMeasures]
+    caution: str
+    steps: dict[str, PublishedSteps]
+
+
 @cache
-def published() -> dict[str, Any]:
+def published() -> Published:
     """The papers' numbers: ``measures`` (dataset, source, values), ``caution``, ``steps`` by
     recipe.
     """
-    return _data("published.yaml")
+    values: Published = _data("published.yaml")
+    return values
 
 
 Metric = Callable[[Any], float | None]
@@ -65,13 +98,10 @@ def card_definitions() -> dict[str, Definition]:
     return {name: Definition(**entry) for name, entry in _data("scorecard.yaml").items()}
 
 
-def _data(name: str) -> dict[str, Any]:
+def _data(name: str) -> Any:
     import yaml
 
-    data: dict[str, Any] = yaml.safe_load(
-        (resources.files("hubkit.metrics") / name).read_text("utf-8")
-    )
-    return data
+    return yaml.safe_load((resources.files("hubkit.metrics") / name).read_text("utf-8"))
 
 
 def step_table(report: Mapping[str, Any], recipe: str = "") -> tuple[list[str], list[list[str]]]:
@@ -79,7 +109,8 @@ def step_table(report: Mapping[str, Any], recipe: str = "") -> tuple[list[str], 
     step next to it.
     """
     published_rows = {
-        row["step"]: row for row in published()["steps"].get(recipe, {}).get("rows", [])
+        row["step"]: row
+        for row in published()["steps"].get(recipe, PublishedSteps()).get("rows", [])
     }
     columns = ["step", "conversations", "rows", "published conversations", "published rows"]
     read = report["rows_read"] - report.get("unreadable", 0) - report.get("joined", 0)
@@ -91,8 +122,10 @@ def step_table(report: Mapping[str, Any], recipe: str = "") -> tuple[list[str], 
     return (columns, rows) if published_rows else (columns[:3], [row[:3] for row in rows])
 
 
-def _row(name: str, conversations: int, rows: int, published_rows: Mapping[str, Any]) -> list[str]:
-    published_row = published_rows.get(name, {})
+def _row(
+    name: str, conversations: int, rows: int, published_rows: Mapping[str, PublishedStep]
+) -> list[str]:
+    published_row = published_rows.get(name, PublishedStep())
     published_cells = [
         f"{published_row[key]:,}" if key in published_row else ""
         for key in ("conversations", "rows")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hubkit.metrics.sampling import Dialogue
-from hubkit.metrics.statistics import Bootstrap
+from hubkit.statistics import Bootstrap
 
 if TYPE_CHECKING:
     import numpy as np

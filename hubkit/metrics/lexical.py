@@ -80,7 +80,7 @@ def mtld_released(text: str, threshold: float = MTLD_THRESHOLD) -> float | None:
 def distinct(texts: Iterable[str], size: int, budget: int = 20_000) -> float | None:
     """Distinct runs of `size` words ÷ all runs, over the first `budget` runs of `texts`.
 
-    The budget is there because the ratio falls with length: only equal amounts of text compare.
+    The budget exists because the ratio falls with length: only equal amounts of text compare.
     None below the budget's tenth. Source: Li et al. 2016, arXiv 1510.03055."""
     types: set[tuple[str, ...]] = set()
     total = 0

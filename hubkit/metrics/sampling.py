@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from heapq import heappush, heappushpop
 from pathlib import Path
-from typing import Any
 
-from hubkit.conversation import Message
+from hubkit.conversation import ConversationRow, Message
 from hubkit.data.parquet import read_batches
 from hubkit.errors import SourceError
+from hubkit.untrusted import list_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def sample(name: str, files: Sequence[Path], *, size: int, seed: int) -> Sample:
     return Sample(name, [dialogue for _, _, dialogue in sorted(heap, key=lambda e: -e[0])], total)
 
 
-def rows_of(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def rows_of(files: Sequence[Path]) -> Iterator[ConversationRow]:
     """Rows as dicts of ``id``, ``messages`` and, where there, ``finish_reasons``. Raises
     `SourceError`.
     """
@@ -103,13 +103,13 @@ def rows_of(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
             yield from batch.select(columns).to_pylist()
 
 
-def _dialogue(row: dict[str, Any]) -> Dialogue:
+def _dialogue(row: ConversationRow) -> Dialogue:
     messages: list[Message] = [
         {"role": m["role"], "content": m["content"]}
         for m in row["messages"] or []
         if m and m["content"] and m["role"] in ("user", "assistant", "system")
     ]
-    reasons = row.get("finish_reasons") or []
+    reasons = list_in(row, "finish_reasons")
     given_messages = next(
         (at for at, reason in enumerate(reasons) if reason not in (None, "given")), len(reasons)
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.metrics.definitions import Definition, card_definitions
 from hubkit.metrics.plots import COLOURS
+from hubkit.untrusted import JsonObject
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +51,7 @@ class Scorecard:
     rows: Sequence[Row]
     settings: Mapping[str, Any]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As a results file holds it, with the definition of every measure in it."""
         used = {name for row in self.rows for name in (*row.values, *row.missing)}
         measures = {

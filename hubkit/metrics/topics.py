@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import SourceError, refusing_remote_code
 from hubkit.progress import Progress, silent
+from hubkit.tokenization import load_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,11 +57,11 @@ def embed(texts: Sequence[str], model: Path, *, progress: Progress = silent) -> 
 def _encoder(model: Path) -> tuple[Any, Any]:
     """The tokenizer and the model in a folder, loaded once for all calls in a row."""
     import torch
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
+    tokenizer = load_tokenizer(model)
     try:
         with refusing_remote_code(str(model)):
-            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
             encoder = AutoModel.from_pretrained(
                 model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             ).eval()

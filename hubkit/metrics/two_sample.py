@@ -16,7 +16,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from hubkit.metrics.lexical import words
-from hubkit.metrics.statistics import Bootstrap, Number
+from hubkit.statistics import Bootstrap, Number
 
 if TYPE_CHECKING:
     from hubkit.metrics.topics import Matrix

@@ -23,7 +23,6 @@ from hubkit.errors import EmptyRolloutError, RecipeError, SourceError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.places import runs
 from hubkit.metrics.cross_table import CrossTable, Scored, cross_table, notes, picture, table
-from hubkit.metrics.statistics import Bootstrap
 from hubkit.pipeline import askers as asker_specs
 from hubkit.pipeline.askers import AskerSpec
 from hubkit.pipeline.rewarding import Place, check_rewards, served_rewards
@@ -38,6 +37,7 @@ from hubkit.reinforcement import (
     shipped_rubric,
 )
 from hubkit.rollout.report import RolloutReport
+from hubkit.rollout.shards import Row
 from hubkit.serving import (
     ModelSpec,
     ServedModel,
@@ -48,10 +48,12 @@ from hubkit.serving import (
 )
 from hubkit.serving.budget import CAPS
 from hubkit.serving.client import ClientTemplate
+from hubkit.statistics import Bootstrap
+from hubkit.tokenization import most_tokens
+from hubkit.untrusted import JsonObject, count_in, number_in
 
 PICTURE, RESULT, CONVERSATIONS = "against.png", "against.json", "against.jsonl"
 _LOCAL = ("127.0.0.1", "localhost", "::1")
-_CHARS_PER_TOKEN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,14 +169,14 @@ class CrossTableRun:
         """Every asker with every chat model."""
         return [_Pair(asker, chat) for asker in self.askers for chat in self.chats]
 
-    def plan(self, hub: Hub) -> dict[str, Any]:
+    def plan(self, hub: Hub) -> JsonObject:
         """Say what would be asked, and what it would cost at most, retries apart."""
         self.check()
         block, count = self.block, len(self.openings)
         asker_tokens = block.sampling.max_tokens or block.context
         chat_tokens = block.chat_sampling.max_tokens or block.context
-        opening = max(len(o.text) for o in self.openings) // _CHARS_PER_TOKEN
-        rows: list[dict[str, Any]] = []
+        opening = most_tokens(max(len(o.text) for o in self.openings))
+        rows: list[JsonObject] = []
         for pair in self.pairs():
             prompts = {
                 seat: sum(
@@ -206,8 +208,8 @@ class CrossTableRun:
             "data": dict(self.source),
             "pairs": rows,
             "judges": judges,
-            "judgments": sum(judge["judgments"] for judge in judges),
-            "usd_at_most": round(sum(row["usd_at_most"] for row in [*rows, *judges]), 4),
+            "judgments": sum(count_in(judge, "judgments") for judge in judges),
+            "usd_at_most": round(sum(number_in(row, "usd_at_most") for row in [*rows, *judges]), 4),
             "caps": {
                 name: getattr(block, name) for name in ("budget_usd", "budget_tokens", "max_hours")
             },
@@ -215,22 +217,23 @@ class CrossTableRun:
             "folder": str(self.work),
         }
 
-    def _judges(self, conversations: int, tokens: int) -> list[dict[str, Any]]:
+    def _judges(self, conversations: int, tokens: int) -> list[JsonObject]:
         """What each judge would be asked about `conversations` of at most so many `tokens`."""
-        rows = []
+        rows: list[JsonObject] = []
         for term in self.block.rewards:
-            rubric = len(term.rubric or shipped_rubric()) // _CHARS_PER_TOKEN
+            rubric = most_tokens(len(term.rubric or shipped_rubric()))
             for judge in (judging.judge for judging in term.judges):
-                asked = conversations * min(judge.context, rubric + tokens)
-                answered = conversations * judge.reply_tokens
+                prompt_tokens = conversations * min(judge.context, rubric + tokens)
+                reply_tokens = conversations * judge.reply_tokens
                 usd = (
-                    asked * judge.usd_per_million_input + answered * judge.usd_per_million_output
+                    prompt_tokens * judge.usd_per_million_input
+                    + reply_tokens * judge.usd_per_million_output
                 ) / 1e6
                 rows.append(
                     {
                         "judge": judge.model_name,
                         "judgments": conversations,
-                        "tokens_at_most": asked + answered,
+                        "tokens_at_most": prompt_tokens + reply_tokens,
                         "usd_at_most": round(usd, 4),
                     }
                 )
@@ -264,7 +267,7 @@ class CrossTableRun:
         )
         return result, scored
 
-    def _settings(self, reports: Any) -> dict[str, Any]:
+    def _settings(self, reports: Any) -> JsonObject:
         block = self.block
         return {
             "data": dict(self.source),
@@ -325,13 +328,14 @@ class CrossTableRun:
             templates = self._templates(hub, missing)
             for number, pair in enumerate(missing):
                 progress(number, len(missing), f"{pair.chat.name} with {pair.asker.name}")
-                seats = {"asker": f"asker {pair.asker.name}", "chat": f"chat {pair.chat.name}"}
-                asker, chat = (
-                    replace(models[role], template=templates.get(role) or models[role].template)
-                    for role in seats.values()
+                seats = rollouts.Seats(
+                    *(
+                        replace(models[role], template=templates.get(role) or models[role].template)
+                        for role in (f"asker {pair.asker.name}", f"chat {pair.chat.name}")
+                    )
                 )
                 try:
-                    report = self._rollout(pair, asker, chat, list(finished.values()))
+                    report = self._rollout(pair, seats, list(finished.values()))
                 except EmptyRolloutError:
                     if self._cap:
                         break
@@ -362,8 +366,7 @@ class CrossTableRun:
     def _rollout(
         self,
         pair: _Pair,
-        asker: ServedModel,
-        chat: ServedModel,
+        seats: rollouts.Seats,
         earlier_reports: Sequence[RolloutReport],
     ) -> RolloutReport:
         folder = pair.folder(self.work)
@@ -380,14 +383,15 @@ class CrossTableRun:
             self._rollout_block(pair, earlier_reports),
             conversations,
             folder / "out",
-            asker=asker,
-            chat=chat,
-            journal=folder / "journal",
-            seed=self.seed,
-            provenance={
-                "asker": pair.asker.ref.to_dict(),
-                "chat": {"repo_id": pair.chat.name, "revision": pair.chat.identity},
-            },
+            seats,
+            rollouts.JournalSpec(
+                folder / "journal",
+                self.seed,
+                {
+                    "asker": pair.asker.ref.to_dict(),
+                    "chat": {"repo_id": pair.chat.name, "revision": pair.chat.identity},
+                },
+            ),
         )
 
     def _rollout_block(self, pair: _Pair, earlier_reports: Sequence[RolloutReport]) -> Rollout:
@@ -440,7 +444,7 @@ class CrossTableRun:
         )
 
     def _scored(
-        self, hub: Hub, entries: Sequence[tuple[_Pair, dict[str, Any]]], progress: Progress
+        self, hub: Hub, entries: Sequence[tuple[_Pair, Row]], progress: Progress
     ) -> list[Scored]:
         episodes = {
             number: self._episode(pair, row)
@@ -548,7 +552,7 @@ def _failure(row: Mapping[str, Any]) -> str:
     return "" if _answers(row) else str(row["end_reason"])
 
 
-def _rows(out: Path, report: RolloutReport) -> list[dict[str, Any]]:
+def _rows(out: Path, report: RolloutReport) -> list[Row]:
     import pyarrow.parquet as pq
 
     return [row for path in report.paths for row in pq.read_table(out / path).to_pylist()]

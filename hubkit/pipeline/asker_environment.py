@@ -40,6 +40,7 @@ from hubkit.reinforcement import Episode, Likelihood, Outcome
 from hubkit.serving import ModelSpec, with_own_template
 from hubkit.serving.budget import CAPS, check_prices
 from hubkit.serving.client import ClientLimits
+from hubkit.untrusted import JsonObject
 
 DEPLOY = "deploy"
 Locate = Callable[[str], list[Path]]
@@ -104,7 +105,7 @@ class PreparedEnvironment:
     judges: Mapping[Place, Ref] = field(default_factory=dict)
     likelihood: Likelihood | None = None
 
-    def plan(self, hub: Hub) -> dict[str, Any]:
+    def plan(self, hub: Hub) -> JsonObject:
         """Say what would be served, under which caps."""
         return {
             "asker": str(self.spec.ref),

@@ -15,6 +15,7 @@ from typing import Any
 from hubkit.data.parquet import disk_errors
 from hubkit.errors import RecipeError, SourceError
 from hubkit.evaluation.chat import JudgeChoice
+from hubkit.evaluation.scorecard import HeldOutFiles
 from hubkit.hub import Hub
 from hubkit.metrics.scorecards import Scorecard as Result
 from hubkit.metrics.scorecards import picture
@@ -26,6 +27,7 @@ from hubkit.publishing import scorecard as shown
 from hubkit.publishing.card_data import Input
 from hubkit.recipe import Deploy, Evals, Scorecard
 from hubkit.serving import ModelSpec
+from hubkit.untrusted import JsonObject
 
 DEPLOY, BASE = "deploy", "base"
 Locate = Callable[[str], tuple[list[Path], str | None]]
@@ -45,7 +47,7 @@ class AskerComparison:
         data: ``REPO[@REV][:SPLIT]`` of held-out conversations; empty: what the first was held out
             from.
         perplexity: Whether people's turns are also scored under each (loads the weights).
-        judge: Who tells turns from people's; None: nobody is asked.
+        judge: Who tells turns from people's; None: no judge is asked.
         judge_pairs: At most so many pairs a player are shown, each in both orders."""
 
     repos: Sequence[str]
@@ -69,9 +71,9 @@ class Prepared:
     comparison: AskerComparison
     askers: list[AskerSpec]
     files: list[Path]
-    source: dict[str, Any]
+    source: JsonObject
 
-    def plan(self, hub: Hub) -> dict[str, Any]:
+    def plan(self, hub: Hub) -> JsonObject:
         """Say what would be asked of whom, and which endpoints would be made."""
         block, seed = self.comparison.block, self.comparison.seed
         return {
@@ -87,33 +89,35 @@ class Prepared:
         self, hub: Hub, folder: Path | None = None, *, progress: Progress = silent
     ) -> tuple[Result, list[Path]]:
         """Compare the askers, or resume, and write the scorecard in every form into `folder`."""
-        made = self.comparison
-        work = askers.workplace(made.block, self.askers, self.files, made.seed)
+        comparison = self.comparison
+        work = askers.workplace(comparison.block, self.askers, self.files, comparison.seed)
         turing = (
-            turing_test(hub, made.judge, pairs=made.judge_pairs, log=work, progress=progress)
-            if made.judge
+            turing_test(
+                hub, comparison.judge, pairs=comparison.judge_pairs, log=work, progress=progress
+            )
+            if comparison.judge
             else None
         )
         card = askers.compare(
             hub,
-            made.block,
+            comparison.block,
             self.askers,
-            self.files,
-            seed=made.seed,
-            losses=Evals(conversations=made.block.contexts) if made.perplexity else None,
-            source=self.source,
+            HeldOutFiles(self.files, source=self.source),
+            seed=comparison.seed,
+            losses=Evals(conversations=comparison.block.contexts)
+            if comparison.perplexity
+            else None,
             turing=turing,
-            work=work,
             progress=progress,
         )
-        written = write(folder, card, self.source, work, self.askers[0].name) if folder else []
+        files = write(folder, card, self.source, work, self.askers[0].name) if folder else []
         shutil.rmtree(work, ignore_errors=True)  # all of it is in the card
-        return card, written
+        return card, files
 
 
 def addresses(repos: Sequence[str], pairs: Sequence[str]) -> dict[str, list[str]]:
     """Read ``NAME=URL`` pairs. Raises `RecipeError` for a name that is none of `repos` or base."""
-    served: dict[str, list[str]] = {}
+    served_at: dict[str, list[str]] = {}
     for pair in pairs:
         name, equals, url = pair.partition("=")
         if not equals or name not in (*repos, BASE):
@@ -121,8 +125,8 @@ def addresses(repos: Sequence[str], pairs: Sequence[str]) -> dict[str, list[str]
                 f"--endpoint {pair!r} must be NAME=URL, with a NAME out of "
                 f"{', '.join([*repos, BASE])}"
             )
-        served.setdefault(name, []).append(url)
-    return served
+        served_at.setdefault(name, []).append(url)
+    return served_at
 
 
 def prepare(
@@ -148,12 +152,13 @@ def prepare(
     system = comparison.system or first.system
     other_askers = [find(name, system) for name in comparison.repos[1:]]
     specs = [
-        _at(one, comparison.served_at.get(one.name), comparison) for one in (first, *other_askers)
+        _at(asker, comparison.served_at.get(asker.name), comparison)
+        for asker in (first, *other_askers)
     ]
     files, source = _held_out(comparison.data, specs, locate)
     if comparison.with_base:
         added = askers.with_base(specs)[len(specs) :]
-        specs += [_at(one, comparison.served_at.get(BASE), comparison) for one in added]
+        specs += [_at(asker, comparison.served_at.get(BASE), comparison) for asker in added]
     return Prepared(comparison, specs, files, source)
 
 
@@ -168,7 +173,7 @@ def _at(asker: AskerSpec, urls: list[str] | None, comparison: AskerComparison) -
 
 def _held_out(
     name: str, specs: Sequence[AskerSpec], locate: Locate
-) -> tuple[list[Path], dict[str, Any]]:
+) -> tuple[list[Path], JsonObject]:
     if name:
         files, revision = locate(name)
         repo, _, split = name.partition(":")

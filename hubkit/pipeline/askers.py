@@ -16,7 +16,14 @@ from hubkit import chat_templates
 from hubkit.conversation import Seat
 from hubkit.errors import RecipeError
 from hubkit.evaluation import Seating, heldout_loss
-from hubkit.evaluation.scorecard import Player, TuringTest, contexts, requests, scorecard
+from hubkit.evaluation.scorecard import (
+    HeldOutFiles,
+    Player,
+    TuringTest,
+    contexts,
+    requests,
+    scorecard,
+)
 from hubkit.hub import Hub, Ref
 from hubkit.hub.adapters import base_of
 from hubkit.hub.places import runs
@@ -34,7 +41,7 @@ from hubkit.serving import (
     with_people_template,
 )
 from hubkit.serving.client import ClientTemplate
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 BASE = "base as user"
 ENGINE_TOKENS = 4096
@@ -158,7 +165,7 @@ def with_base(askers: Sequence[AskerSpec]) -> list[AskerSpec]:
     return [*askers, base]
 
 
-def endpoints(hub: Hub, askers: Sequence[AskerSpec]) -> list[dict[str, Any]]:
+def endpoints(hub: Hub, askers: Sequence[AskerSpec]) -> list[JsonObject]:
     """The endpoints that `compare` would make, and what each costs an hour."""
     hosted = inference_endpoints.hosted({a.name: a.model for a in askers}, ENGINE_TOKENS)
     return inference_endpoints.prices(hub, hosted)
@@ -166,12 +173,12 @@ def endpoints(hub: Hub, askers: Sequence[AskerSpec]) -> list[dict[str, Any]]:
 
 def plan(
     block: Scorecard, askers: Sequence[AskerSpec], data: Sequence[Path], *, seed: int
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """What `compare` would ask of each: its repo, base, requests, and at most how many new
     tokens.
     """
     sampled = contexts(block, data, seed=seed, intent_column=askers[0].intent_column)
-    rows = []
+    rows: list[JsonObject] = []
     for asker in askers:
         count = requests(block, asker.player(), sampled)
         rows.append(
@@ -197,27 +204,25 @@ def compare(
     hub: Hub,
     block: Scorecard,
     askers: Sequence[AskerSpec],
-    data: Sequence[Path],
+    data: HeldOutFiles,
     *,
     seed: int,
     losses: Evals | None,
-    source: Mapping[str, Any] | None = None,
     turing: TuringTest | None = None,
-    work: Path | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Score `askers` on the held-out conversations in `data`.
+
+    Replies and logs are in their `workplace`: after a kill the same call resumes from there.
 
     Args:
         hub: Where the askers are.
         block: How many contexts, and how turns are sampled.
         askers: Who is compared; the first one's intent column is read.
-        data: Parquet files of conversations.
+        data: Held-out conversations.
         seed: Draws contexts and turns.
         losses: With it, the perplexity of people's turns under each as well.
-        source: What the result says that `data` is.
-        turing: A judge who tells their turns from people's; None: nobody is asked.
-        work: A folder for replies and logs that survives a kill: the same call resumes from there.
+        turing: A judge who tells their turns from people's; None: no judge is asked.
         progress: Told how far it is.
 
     Raises:
@@ -228,22 +233,20 @@ def compare(
         raise RecipeError(
             f"{', '.join(names)}: each asker needs a name of its own; give every repo once"
         )
-    work = work or workplace(block, askers, data, seed)
+    work = workplace(block, askers, data.files, seed)
     work.mkdir(parents=True, exist_ok=True)
     embed = embedding(hub, block.embedder, progress=progress)
-    perplexities = _perplexities(hub, losses, askers, data, progress) if losses else {}
+    perplexities = _perplexities(hub, losses, askers, data.files, progress) if losses else {}
     with serve_askers(
         hub, askers, work, progress, slots=block.in_flight, tokens=ENGINE_TOKENS
     ) as models:
         players = [asker.player(model, perplexities.get(asker.name)) for asker, model in models]
         card = scorecard(
             block,
-            data,
+            replace(data, intent_column=askers[0].intent_column),
             players,
             seed=seed,
             journal=work,
-            intent_column=askers[0].intent_column,
-            source=source,
             embed=embed,
             turing=turing,
             progress=progress,

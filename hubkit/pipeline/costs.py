@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
-from typing import Any
+from typing import Any, TypedDict
 
 import yaml
 
@@ -37,10 +37,10 @@ from hubkit.recipe import (
     Training,
 )
 from hubkit.rollout.plan import expected_human_turns
+from hubkit.tokenization import likely_tokens
 from hubkit.training.estimate import PEAK_TFLOPS, flops_per_token
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
-_CHARS_PER_TOKEN = 4
 _NOT_COUNTED = "; what its judge takes is not in it"
 LORA_SHARE = 0.01  # of a model's parameters that an adapter trains, about
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)\s*([bBmM])(?![A-Za-z0-9])")
@@ -59,15 +59,29 @@ class Cost:
     usd: float | None
     note: str
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data."""
         return asdict(self)
 
 
+class Assumptions(TypedDict):
+    """What an estimate assumes where nothing was measured yet, as ``assumptions.yaml`` says."""
+
+    conversations: int
+    tokens_per_conversation: int
+    kept_share: float
+    turn_tokens: dict[str, int]
+    intent_tokens: dict[str, int]
+    minutes_per_100k_rows: float
+    start_minutes: float
+    job_hours: float
+    utilisation: dict[str, float]
+
+
 @functools.cache
-def assumptions() -> dict[str, Any]:
+def assumptions() -> Assumptions:
     """What is assumed, as it ships."""
-    values: dict[str, Any] = yaml.safe_load(
+    values: Assumptions = yaml.safe_load(
         (resources.files("hubkit.pipeline") / "assumptions.yaml").read_text("utf-8")
     )
     return values
@@ -175,13 +189,15 @@ def _people_preference(
     asker before and after."""
     turn = float(min(block.sampling.max_tokens or recipe.rollout.asker.context,
                      assumptions()["turn_tokens"]["asker"]))  # fmt: skip
-    read = block.context_chars / _CHARS_PER_TOKEN
-    asked, written = float(block.contexts), block.contexts * block.samples * turn
+    read = likely_tokens(block.context_chars)
+    requests, new_tokens = float(block.contexts), block.contexts * block.samples * turn
     if card := recipe.eval.scorecard:
-        asked += 2 * (card.contexts + card.openings)
-        written += 2 * (card.contexts + card.openings) * turn
+        requests += 2 * (card.contexts + card.openings)
+        new_tokens += 2 * (card.contexts + card.openings) * turn
     shares = assumptions()["utilisation"]
-    answer_s = 2 * size * (written / shares["decode"] + asked * read / shares["prefill"]) / peak
+    answer_s = (
+        2 * size * (new_tokens / shares["decode"] + requests * read / shares["prefill"]) / peak
+    )
     trains_adapter = recipe.asker.lora is not None and not recipe.asker.merge_adapter
     optimise_s = _dpo_s(
         block.dpo, block.contexts, read + turn, size, job_flavor, peak, adapter=trains_adapter
@@ -219,7 +235,9 @@ def _epoch(recipe: Recipe, stage: str, block: Training, rows: int) -> tuple[int,
     if stage == "asker":
         count, each = (
             rows,
-            block.expected.tokens if block.expected else assumptions()["tokens_per_conversation"],
+            float(block.expected.tokens)
+            if block.expected
+            else float(assumptions()["tokens_per_conversation"]),
         )
     else:
         count = int(recipe.rollout.dialogues * assumptions()["kept_share"])
@@ -360,12 +378,12 @@ def _eval(recipe: Recipe, planned: Planned, job_flavor: Flavor) -> Cost:
     if card := recipe.eval.scorecard:
         turns = 2 * (card.contexts + card.openings)  # the asker's, and its base's
         turn = min(card.sampling.max_tokens or 1e9, assumptions()["turn_tokens"]["asker"])
-        read = card.context_chars / _CHARS_PER_TOKEN
+        read = float(likely_tokens(card.context_chars))
         seconds += 2 * asker * turns * (turn / shares["decode"] + read / shares["prefill"]) / peak
         note += f", {turns:,} turns for the scorecard"
     if table := recipe.eval.against:
-        conversations, written, read = _table(recipe, table)
-        seconds += 2 * max(asker, chat) * written / shares["decode"] / peak
+        conversations, new_tokens, read = _table(recipe, table)
+        seconds += 2 * max(asker, chat) * new_tokens / shares["decode"] / peak
         seconds += 2 * max(asker, chat) * read / shares["prefill"] / peak
         judges_usd = _judges_usd(table.rewards, conversations, read / conversations)
         note += f", {conversations:,} conversations for the cross-simulator table"
@@ -379,17 +397,17 @@ def _eval(recipe: Recipe, planned: Planned, job_flavor: Flavor) -> Cost:
 
 def _table(recipe: Recipe, block: Against) -> tuple[int, float, float]:
     """(conversations, tokens written, tokens read once) of the cross-simulator table."""
-    made = {"base", "chat"}
-    made |= {"aligned"} if recipe.preference else set()
-    made |= {"reinforced"} if recipe.reinforce else set()
+    trained_models = {"base", "chat"}
+    trained_models |= {"aligned"} if recipe.preference else set()
+    trained_models |= {"reinforced"} if recipe.reinforce else set()
     askers = 1 + block.prompted + len(block.askers)
-    conversations = block.openings * askers * len(made & set(block.chats))
+    conversations = block.openings * askers * len(trained_models & set(block.chats))
     turns = assumptions()["turn_tokens"]
     asker = min(block.sampling.max_tokens or block.context, turns["asker"])
     chat = min(block.chat_sampling.max_tokens or block.context, turns["chat"])
-    written = conversations * ((block.turns - 1) * asker + block.turns * chat)
+    new_tokens = conversations * ((block.turns - 1) * asker + block.turns * chat)
     read = conversations * min(block.context, block.turns * (asker + chat))
-    return conversations, float(written), float(read)
+    return conversations, float(new_tokens), float(read)
 
 
 def _judges_usd(terms: Sequence[RewardTerm], conversations: int, tokens: float) -> float:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hubkit.data.filters import needs
+from hubkit.data.filters import Context, needs
 from hubkit.data.readers.files import select_files
 from hubkit.data.wheel_assets import IMPORTS
 from hubkit.data.wheel_assets import encoder as offline_encoder
@@ -124,11 +124,17 @@ def base_model(context: RunContext, block: Training, progress: Progress) -> Ref:
     return require(context.hub, block.base, revision=block.base_revision, progress=progress)
 
 
-def tokenizer(context: RunContext, refs: dict[str, Ref]) -> Path | None:
-    """The folder of the tokenizer that lengths are counted with, where a stage reads one."""
-    if "tokenizer" not in refs:
-        return None
-    return context.hub.snapshot(refs["tokenizer"], allow_patterns=WEIGHTS[1:])
+def filter_context(context: RunContext, refs: dict[str, Ref]) -> Context:
+    """The tokenizer and the question files that a stage's filters need, where it read them."""
+    tokenizer = None
+    if "tokenizer" in refs:
+        tokenizer = context.hub.snapshot(refs["tokenizer"], allow_patterns=WEIGHTS[1:])
+    questions = {
+        name: files_of(context.hub, source, refs[f"questions {name}"])[0]
+        for name, source in context.recipe.corpus.questions.items()
+        if f"questions {name}" in refs
+    }
+    return Context(tokenizer, questions)
 
 
 def question_inputs(
@@ -139,15 +145,6 @@ def question_inputs(
     return {
         f"questions {name}": locate(context.hub, source, progress=progress)
         for name, source in sources.items()
-    }
-
-
-def question_files(context: RunContext, refs: dict[str, Ref]) -> dict[str, Path]:
-    """The files of those questions, by the benchmark's name."""
-    return {
-        name: files_of(context.hub, source, refs[f"questions {name}"])[0]
-        for name, source in context.recipe.corpus.questions.items()
-        if f"questions {name}" in refs
     }
 
 

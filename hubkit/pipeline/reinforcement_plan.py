@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from hubkit import reinforcement
 from hubkit.errors import HubkitError
@@ -22,8 +22,19 @@ from hubkit.training.checks import check_all
 from hubkit.training.config import grpo_config, model_options
 from hubkit.training.estimate import duration, memory_gib, peak_tflops
 from hubkit.training.plan import local_device, size_of
+from hubkit.untrusted import JsonObject
 
 _VERDICT_TOKENS = 150  # of a judge's reply, at most its limit
+
+
+class Tokens(TypedDict):
+    """Of a run: the policy's new ones, those trained on, and what askers and judges read and
+    write."""
+
+    policy: int
+    trained: int
+    asker: tuple[int, int]
+    judges: tuple[int, int]
 
 
 @dataclass
@@ -51,17 +62,17 @@ class ReinforcementPlan:
     conversations: int
     conversations_per_step: float
     openings: int
-    tokens: dict[str, Any]
+    tokens: Tokens
     device: str
     hours: dict[str, float] | None
     memory_gib: dict[str, float]
     usd_per_step: float
     usd: float
-    config: dict[str, Any]
+    config: JsonObject
     notes: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data."""
         return asdict(self)
 
@@ -137,8 +148,8 @@ def _refusals(block: Reinforce, config: Any) -> list[str]:
     return refusals
 
 
-def _tokens(recipe: Recipe, block: Reinforce, config: Any, conversations: int) -> dict[str, Any]:
-    """Tokens of `conversations` in which nobody ends early, turns as long as assumed."""
+def _tokens(recipe: Recipe, block: Reinforce, config: Any, conversations: int) -> Tokens:
+    """Tokens of `held` conversations in which neither side ends early, turns as long as assumed."""
     assumed = assumptions()["turn_tokens"]
     answer = min(config.max_completion_length, assumed["chat"])
     asker_limit = min(seat.reply_tokens for seat in block.askers.values())
@@ -147,16 +158,16 @@ def _tokens(recipe: Recipe, block: Reinforce, config: Any, conversations: int) -
     whole = min(block.context, block.answers * (answer + turn))
     read = sum((k + 1) * (answer + turn) for k in range(asker_turns))
     judges = [judge for term in block.rewards for judge in term.judges]
-    written = sum(_verdict(judging.judge) for judging in judges)
+    verdict_tokens = sum(_verdict(judging.judge) for judging in judges)
     return {
         "policy": conversations * block.answers * answer,
         "trained": (conversations - 2 * block.held_out) * whole,
         "asker": (conversations * read, conversations * asker_turns * turn),
-        "judges": (conversations * whole * len(judges), conversations * written),
+        "judges": (conversations * whole * len(judges), conversations * verdict_tokens),
     }
 
 
-def _hours(config: Any, size: Any, tokens: dict[str, Any], device: str) -> dict[str, float] | None:
+def _hours(config: Any, size: Any, tokens: Tokens, device: str) -> dict[str, float] | None:
     """Generation and training on the device; askers and judges answer elsewhere meanwhile."""
     peak = peak_tflops(device)
     if peak is None:
@@ -175,7 +186,7 @@ def _price(seat: SeatConfig, amounts: tuple[int, int]) -> float:
     return (tokens_in * seat.usd_per_million_input + tokens_out * seat.usd_per_million_output) / 1e6
 
 
-def _usd(block: Reinforce, tokens: dict[str, Any], conversations: int) -> float:
+def _usd(block: Reinforce, tokens: Tokens, conversations: int) -> float:
     """At the seats' prices per token: each asker asks its share, each judge judges all."""
     judges = [judge.judge for term in block.rewards for judge in term.judges]
     of_askers = sum(_price(seat, tokens["asker"]) for seat in block.askers.values())
@@ -193,8 +204,8 @@ def _verdict(judge: SeatConfig) -> int:
 
 def _price_notes(block: Reinforce) -> list[str]:
     notes = [
-        "tokens assume that nobody ends early, and turns as long as assumptions.yaml says; hours "
-        "are the training device's, askers and judges not included"
+        "tokens assume that no conversation ends early, and turns as long as assumptions.yaml "
+        "says; hours are the training device's, askers and judges not included"
     ]
     deployed = [
         seat.deploy.hardware

@@ -14,7 +14,7 @@ from hubkit.hub import Hub, Ref
 from hubkit.pipeline.stage import RunContext, Stage, StageResult, outgoing
 from hubkit.pipeline.stage_table import STAGES, stages_of
 from hubkit.progress import Lasting, Progress, silent
-from hubkit.publishing import Benchmark, Change
+from hubkit.publishing import Benchmark, Change, PushOptions
 from hubkit.publishing import publish as push
 from hubkit.recipe import Recipe
 from hubkit.training import Launch
@@ -143,9 +143,11 @@ def publish(
         recipe,
         outputs,
         source=hub,
-        public=public,
-        allow=allow,
-        benchmark=Benchmark(questions.files(), questions.summary()),
+        options=PushOptions(
+            public=public,
+            allow=allow,
+            benchmark=Benchmark(questions.files(), questions.summary()),
+        ),
         dry_run=dry_run,
         progress=progress,
     )
@@ -205,7 +207,7 @@ class WouldImport(Exception):
     """A plan met an input that a run would import first."""
 
 
-def refuse_import(done: float, total: float | None = None, note: str = "") -> None:
+def refuse_import(completed: float, total: float | None = None, note: str = "") -> None:
     """A `Progress` for plans: who reports progress is about to do something."""
     raise WouldImport
 

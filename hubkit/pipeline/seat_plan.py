@@ -26,6 +26,7 @@ from hubkit.serving.engines.choice import EngineChoice, engine_for
 from hubkit.serving.engines.launcher import EMBEDDED, EngineOptions, choose
 from hubkit.serving.templates import SMALL_FILES, proven_templates
 from hubkit.training.plan import sample_row
+from hubkit.untrusted import JsonObject
 
 _PUBLISHED = "the one that it was trained with"
 
@@ -51,7 +52,7 @@ class SeatPlan:
     reason: str = "the model is not at hand"
     refusals: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data."""
         return asdict(self)
 
@@ -139,7 +140,7 @@ def _note_engine(
 
 
 def engine_of(
-    hub: Hub, base: Ref, *, adapter: Ref | dict[str, Any] | None = None, context: int | None = None
+    hub: Hub, base: Ref, *, adapter: Ref | JsonObject | None = None, context: int | None = None
 ) -> EngineChoice:
     """Which engine the embedded server takes for a model on `hub`, and why.
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hubkit import training
 from hubkit.hub import Ref
 from hubkit.pipeline.stage import WEIGHTS, RunContext, StageDirs, parquet
 from hubkit.recipe import Training
+from hubkit.untrusted import JsonObject
 
 
 def train_seat(
     context: RunContext, block: Training, base: Ref, data: Ref, dirs: StageDirs
-) -> dict[str, Any]:
+) -> JsonObject:
     """Train `block` from `base` on the training split of `data`; give the report."""
     report = training.train(
         block,

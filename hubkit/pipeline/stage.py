@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hubkit import __version__, plugins
 from hubkit.data.filters import masked_kinds
@@ -27,10 +27,11 @@ from hubkit.hub.places import runs
 from hubkit.hub.versions import tag_version
 from hubkit.locks import FileLock, Timeout
 from hubkit.progress import Progress
+from hubkit.publishing.lineage import StageRecord
 from hubkit.recipe import Recipe, content_of_stage, digest
 from hubkit.serving.budget import CAPS, Caps
 from hubkit.training import Launch
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 PROVENANCE = "provenance"
 WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -81,12 +82,12 @@ class StageResult:
     inputs: dict[str, Ref]
     seconds: float
     skipped: bool
-    report: dict[str, Any]
+    report: JsonObject
     tag: str | None = None
     answered_by: str = ""
     """Whose answers it holds, where the recipe names other addresses now."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data for ``--json``."""
         return {
             "stage": self.stage,
@@ -110,12 +111,12 @@ class StageDirs:
     progress: Progress
 
 
-RenderCard = Callable[[RunContext, dict[str, Ref], dict[str, Any], Sequence[str]], str]
+RenderCard = Callable[[RunContext, dict[str, Ref], StageRecord, Sequence[str]], str]
 """The README of a commit, from what the stage reads, its record, and the paths that the repo will
 hold."""
 
 
-def with_funnel(report: dict[str, Any], dirs: StageDirs) -> dict[str, Any]:
+def with_funnel(report: JsonObject, dirs: StageDirs) -> JsonObject:
     """`report`, after its drop funnel was plotted for the card."""
     from hubkit.metrics import plots
 
@@ -169,12 +170,12 @@ class Stage:
     repo: str
     repo_type: str
     inputs: Callable[[RunContext, Progress], dict[str, Ref]]
-    build: Callable[[RunContext, dict[str, Ref], StageDirs], dict[str, Any]]
+    build: Callable[[RunContext, dict[str, Ref], StageDirs], JsonObject]
     card: RenderCard | None = None
     replace: tuple[str, ...] = ()
     tagged: bool = False
     settle: Callable[[RunContext, dict[str, Ref]], None] | None = None
-    outgrown: Callable[[Recipe, dict[str, Any]], bool] | None = None
+    outgrown: Callable[[Recipe, StageRecord], bool] | None = None
     needs: str = ""
 
     def repo_id(self, context: RunContext) -> str:
@@ -202,7 +203,7 @@ class Stage:
             self.name, ref, inputs, record["seconds"], True, record["report"], tag, other_addresses
         )
 
-    def _recorded(self, context: RunContext, key: str) -> tuple[Ref, dict[str, Any]] | None:
+    def _recorded(self, context: RunContext, key: str) -> tuple[Ref, StageRecord] | None:
         """The newest commit of `key`, and its record.
 
         Its key is in a commit's title. Keys of earlier versions covered more than what decides
@@ -216,17 +217,17 @@ class Stage:
                 return ref, record
         return None
 
-    def _record(self, hub: Hub, ref: Ref) -> dict[str, Any] | None:
+    def _record(self, hub: Hub, ref: Ref) -> StageRecord | None:
         try:
             record = parse_json(hub.read(ref, f"{PROVENANCE}/{self.name}.json"))
         except (RepoMissingError, ValueError):
             return None
-        return record if isinstance(record, dict) else None
+        return cast("StageRecord", record) if isinstance(record, dict) else None
 
-    def _key_of(self, record: dict[str, Any]) -> str | None:
+    def _key_of(self, record: StageRecord) -> str | None:
         """The key of a record that any version wrote; None for one that is not whole."""
         try:
-            plugin_digests = record.get("plugins", [])
+            plugin_digests: Any = record.get("plugins", [])
             content = content_of_stage(self.name, record["seed"], record["block"], plugin_digests)
             return _key(content, record["inputs"])
         except (KeyError, TypeError, AttributeError):
@@ -277,13 +278,13 @@ class Stage:
         inputs: dict[str, Ref],
         folder: Path,
         progress: Progress,
-    ) -> dict[str, Any]:
+    ) -> StageRecord:
         out, part = folder / "out", folder / "out.part"
         record_path = out / PROVENANCE / f"{self.name}.json"
         with suppress(
             OSError, ValueError
         ):  # not there, or cut short by a machine that went down: built (again) then
-            finished: dict[str, Any] = parse_json(record_path.read_text("utf-8"))
+            finished: StageRecord = parse_json(record_path.read_text("utf-8"))
             return finished
         for stale in (part, out):
             shutil.rmtree(stale, ignore_errors=True)
@@ -335,8 +336,8 @@ class Stage:
 
 
 def record_of(
-    stage: str, recipe: Recipe, inputs: Mapping[str, Ref], report: dict[str, Any], seconds: float
-) -> dict[str, Any]:
+    stage: str, recipe: Recipe, inputs: Mapping[str, Ref], report: JsonObject, seconds: float
+) -> StageRecord:
     """What a commit says of itself: recipe, inputs, seed, code, packages, time, and the stage's
     report.
     """
@@ -358,7 +359,7 @@ def record_of(
     }
 
 
-def _key(content: dict[str, Any], inputs: dict[str, dict[str, str]]) -> str:
+def _key(content: JsonObject, inputs: dict[str, dict[str, str]]) -> str:
     return digest({"content": content, "inputs": inputs})
 
 

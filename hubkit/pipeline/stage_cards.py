@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from hubkit import publishing
 from hubkit.hub import Ref
 from hubkit.pipeline.stage import RenderCard, RunContext
+from hubkit.publishing.lineage import StageRecord
 
 
 def card(kind: publishing.Kind, stage: str, repo: str) -> RenderCard:
@@ -18,11 +18,11 @@ def card(kind: publishing.Kind, stage: str, repo: str) -> RenderCard:
     def render(
         context: RunContext,
         inputs: dict[str, Ref],
-        record: dict[str, Any],
+        record: StageRecord,
         files: Sequence[str],
     ) -> str:
         repo_id = context.hub.qualify(getattr(context.recipe.repos, repo))
-        records: dict[str, dict[str, Any]] = {}
+        records: dict[str, StageRecord] = {}
         for ref in inputs.values():
             if ref.repo_id == repo_id:
                 records |= publishing.records(context.hub, ref)

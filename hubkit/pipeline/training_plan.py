@@ -20,8 +20,8 @@ from hubkit.pipeline.stage import WEIGHTS, RunContext, parquet
 from hubkit.pipeline.stage_table import stages_of
 from hubkit.pipeline.stages.people_preference import preference_of
 from hubkit.recipe import Expected, Preference, Recipe, Training
+from hubkit.tokenization import likely_tokens
 
-_CHARS_PER_TOKEN = 4
 _BEFORE = {"asker": "corpus", "chat": "curate", "align": "prefer"}
 
 
@@ -80,7 +80,7 @@ def _add_preference(
     assert pairs is not None
     shares, turns = assumptions()["utilisation"], assumptions()["turn_tokens"]
     turn = min(pairs.sampling.max_tokens or recipe.rollout.asker.context, turns["asker"])
-    each = 2 * (pairs.context_chars // _CHARS_PER_TOKEN + turn)
+    each = 2 * (likely_tokens(pairs.context_chars) + turn)
     block = preference_of(asker, pairs).model_copy(
         update={"expected": Expected(conversations=pairs.contexts, tokens=each)}
     )

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hubkit.conversation import Message, fault
+from hubkit.conversation import ConversationRow, Message, fault
 from hubkit.data.filters.turns import to_sentence_end
 from hubkit.data.parquet import ShardWriter, opened
 from hubkit.errors import RecipeError, SourceError
@@ -25,7 +25,8 @@ from hubkit.progress import Notice, Progress, silent
 from hubkit.recipe import Preference
 from hubkit.serving import ServedModel
 from hubkit.serving.client import MOST_REQUESTS, ClientLimits, Endpoint, ask_all
-from hubkit.serving.reply_journal import Journal
+from hubkit.serving.reply_journal import Journal, JournalSpec
+from hubkit.untrusted import JsonObject
 
 __all__ = ["JUDGED", "STRATEGIES", "Choose", "PreferenceReport", "Question", "build", "dependence"]
 JUDGED = "judged"  # the kind of a question that a judge, not a sign, found to need its context
@@ -50,10 +51,10 @@ class PreferenceReport:
     asked: int = 0
     from_journal: int = 0
     seconds: float = 0.0
-    judging: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    judging: JsonObject = field(default_factory=dict)
+    provenance: JsonObject = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data, as in ``report.json``."""
         return asdict(self)
 
@@ -72,7 +73,7 @@ class Question:
     answer: str
 
 
-Choose = Callable[[list[Question], int], tuple[list[Question], dict[str, Any]]]
+Choose = Callable[[list[Question], int], tuple[list[Question], JsonObject]]
 """Questions in the order in which they are to be looked at, and how many are wanted → those, and
 what it took.
 """
@@ -92,18 +93,16 @@ def build(
     block: Preference,
     dialogues: Sequence[Path],
     out: Path,
-    *,
     chat: ServedModel,
-    journal: Path,
-    seed: int,
+    journal: JournalSpec,
+    *,
     choose: Choose | None = None,
-    provenance: dict[str, Any] | None = None,
     progress: Progress = silent,
 ) -> PreferenceReport:
     """Make up to ``block.pairs`` preference pairs and write them to ``out``/data and
     ``out``/report.json.
 
-    `chat` is the model that answers wrongly on order; `journal` is a folder that survives a kill.
+    `chat` is the model that answers wrongly on order; what it answered is kept in `journal`.
     `choose` finds the questions that need their context; without it, `dependence` does. A pair
     whose rejected answer is empty, cut off, refused by the server or equal to the chosen one is
     dropped by reason.
@@ -117,7 +116,8 @@ def build(
             f"preference.strategies: {unknown[0]!r} is none of {', '.join(STRATEGIES)}"
         )
     started = time.monotonic()
-    report = PreferenceReport(provenance=provenance or {})
+    seed = journal.seed
+    report = PreferenceReport(provenance=dict(journal.provenance))
     questions, histories = _questions(
         dialogues, report, dependence if choose is None else lambda _: JUDGED
     )
@@ -136,14 +136,14 @@ def build(
         )
     jobs = list(_jobs(block, questions, histories, seed))
     report.wanted = len(jobs)
-    with Journal(journal, {"seed": seed, "provenance": provenance}) as replies:
+    with Journal.of(journal) as replies:
         journaled = sum(job.key in replies for job in jobs)
         remaining = [job for job in jobs if job.key not in replies]
         endpoint = chat.endpoint(
             block.chat,
             limits=ClientLimits(block.in_flight, block.request_timeout_s),
             name="chat",
-            batch_folder=journal,
+            batch_folder=journal.folder,
             on_batch=lambda sentence: progress(0, None, Notice(sentence)),
         )
         in_flight = MOST_REQUESTS if block.chat.batch else block.in_flight
@@ -185,7 +185,7 @@ def _questions(
     return questions, histories
 
 
-def _rows(dialogues: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def _rows(dialogues: Sequence[Path]) -> Iterator[ConversationRow]:
     import pyarrow as pa
 
     for path in dialogues:
@@ -286,7 +286,7 @@ def _unusable(content: str, finish: str, chosen: str) -> str | None:
     return "same_as_chosen" if content.split() == chosen.split() else None
 
 
-def _row(job: Job, content: str) -> dict[str, Any]:
+def _row(job: Job, content: str) -> dict[str, object]:
     question = job.question
     return {
         "id": job.key,

@@ -1,11 +1,11 @@
-"""Preference pairs for an asker out of data that is there: what a person said next, against what
+"""Preference pairs for an asker out of existing data: what a person said next, against what
 the asker says in the same place.
 
 Takes conversations, the asker's addresses and a recipe's `PeoplePairs` block; gives a preference
 dataset in the asker's own view (``prompt``, ``chosen``, ``rejected``). No judge is asked. Two ways
 to win without being more like people are guarded against, and reported. *Length*: several turns are
 sampled, the one nearest in length to the person's is taken, and a pair that still differs too much
-is dropped. *Typos*: a person's turn with many words that nobody else writes is dropped, since the
+is dropped. *Typos*: a person's turn with many words that no one else writes is dropped, since the
 asker would learn to misspell."""
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from hubkit.conversation import Message, blank, compact, fault
+from hubkit.conversation import ConversationRow, Message, blank, compact, fault
 from hubkit.data.parquet import ShardWriter, read_batches
 from hubkit.errors import TrainingError
 from hubkit.progress import Progress, silent
 from hubkit.recipe import PeoplePairs
 from hubkit.serving import ServedModel
 from hubkit.serving.client import ClientLimits, ask_all
-from hubkit.serving.reply_journal import Journal
+from hubkit.serving.reply_journal import Journal, JournalSpec
+from hubkit.untrusted import JsonObject, text_in
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 View = Callable[[Sequence[Message], str | None], list[Message]]
@@ -49,9 +50,26 @@ class PeoplePairsReport:
     length_ratio: dict[str, float] = field(default_factory=dict)
     unknown_words: dict[str, float] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data for the report."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class AskerSeat:
+    """An asker where it answers, and how it reads a conversation.
+
+    Args:
+        model: Where it answers.
+        view: A conversation and its intent as the asker reads them.
+        intent_column: Where what a conversation's person wants is.
+        end_mark: What it says when a conversation is over: no turn that is compared here.
+    """
+
+    model: ServedModel
+    view: View
+    intent_column: str | None = None
+    end_mark: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +85,9 @@ def build(
     block: PeoplePairs,
     conversations: Sequence[Path],
     out: Path,
+    asker: AskerSeat,
+    journal: JournalSpec,
     *,
-    asker: ServedModel,
-    view: View,
-    intent_column: str | None,
-    end_mark: str | None,
-    journal: Path,
-    seed: int,
-    provenance: dict[str, Any],
     progress: Progress = silent,
 ) -> PeoplePairsReport:
     """Make up to ``block.contexts`` pairs and write them to ``out``/data and ``out``/report.json.
@@ -83,13 +96,8 @@ def build(
         block: How many, and how the asker's turns are sampled.
         conversations: Parquet files of people's conversations; those that the asker was trained on.
         out: A folder.
-        asker: Where it answers.
-        view: A conversation and its intent as the asker reads them.
-        intent_column: Where what a conversation's person wants is.
-        end_mark: What it says when a conversation is over: no turn that is compared here.
-        journal: A folder that survives a kill: what was answered is not asked for again.
-        seed: Draws places and turns.
-        provenance: What tells these replies from others'.
+        asker: Who is sampled.
+        journal: Where its turns are kept; its seed draws places and turns.
         progress: Told how many turns were sampled.
 
     Raises:
@@ -100,11 +108,12 @@ def build(
     writers: Counter[str] = Counter()
     for row in rows:
         writers.update({w for m in row["messages"] for w in _words(m["content"])})
-    places = _places(block, rows, view, intent_column, seed)
+    places = _places(block, rows, asker, journal.seed)
     jobs = {f"{p.key}/{n}": p.prompt for p in places for n in range(block.samples)}
     report = PeoplePairsReport(contexts=len(places))
-    identity = {"seed": seed, "sampling": block.sampling.model_dump(), "provenance": provenance}
-    with Journal(journal, identity) as replies:
+    sampling = {"sampling": block.sampling.model_dump()}
+    identity = {"seed": journal.seed, **sampling, "provenance": journal.provenance}
+    with Journal(journal.folder, identity) as replies:
         waiting = {key: prompt for key, prompt in jobs.items() if key not in replies}
         completed = len(jobs) - len(waiting)
 
@@ -115,7 +124,7 @@ def build(
 
         if waiting:
             ask_all(
-                asker.endpoint(
+                asker.model.endpoint(
                     sampling=block.sampling,
                     limits=ClientLimits(block.in_flight, block.request_timeout_s),
                     name="asker",
@@ -123,12 +132,12 @@ def build(
                 waiting,
                 replies,
                 refused=lambda error: ("", f"refused_{error.status}"),
-                seed=seed,
+                seed=journal.seed,
                 in_flight=block.in_flight,
                 step=step,
             )
         samples = {p.key: [replies[f"{p.key}/{n}"] for n in range(block.samples)] for p in places}
-    _write(block, places, samples, writers, end_mark, out, report)
+    _write(block, places, samples, writers, asker.end_mark, out, report)
     (out / "report.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n", "utf-8")
     if not report.pairs:
         raise TrainingError(
@@ -138,20 +147,20 @@ def build(
     return report
 
 
-def _rows(conversations: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def _rows(conversations: Sequence[Path]) -> Iterator[ConversationRow]:
     for path in conversations:
         for batch in read_batches(path):
             for row in batch.to_pylist():
                 messages = compact(row["messages"] or [])
                 if fault(messages, first=None) is None:
-                    yield {**row, "messages": messages}
+                    row["messages"] = messages
+                    yield row
 
 
 def _places(
     block: PeoplePairs,
-    rows: list[dict[str, Any]],
-    view: View,
-    intent_column: str | None,
+    rows: list[ConversationRow],
+    asker: AskerSeat,
     seed: int,
 ) -> list[Place]:
     """One place a conversation, drawn among the human turns that follow an answer."""
@@ -168,11 +177,13 @@ def _places(
             if at > 1 and turn["role"] == "user"
             and sum(len(m["content"]) for m in turns[:at]) <= block.context_chars
         ]  # fmt: skip
-        intent = row.get(intent_column) if intent_column else None
-        if not ends or (intent_column and not intent):
+        intent = text_in(row, asker.intent_column or "") or None
+        if not ends or (asker.intent_column and not intent):
             continue
         at = random.Random(f"{seed}/{row['id']}").choice(ends)
-        places.append(Place(str(row["id"]), view(turns[:at], intent), turns[at]["content"].strip()))
+        places.append(
+            Place(str(row["id"]), asker.view(turns[:at], intent), turns[at]["content"].strip())
+        )
     return places
 
 
@@ -186,7 +197,7 @@ def _write(
     report: PeoplePairsReport,
 ) -> None:
     dropped: Counter[str] = Counter()
-    drawn, matched = [], []
+    first_ratios, matched = [], []
     unknown: dict[str, list[float]] = {"chosen": [], "rejected": []}
     with ShardWriter(out / "data", "train", _schema()) as shards:
         for position in places:
@@ -199,7 +210,7 @@ def _write(
                 dropped["no_usable_sample"] += 1
                 continue
             nearest = min(usable, key=lambda text: abs(len(text) - len(position.real)))
-            drawn.append(len(position.real) / len(usable[0]))
+            first_ratios.append(len(position.real) / len(usable[0]))
             ratio = len(position.real) / len(nearest)
             shares = (_unknown(position.real, writers), _unknown(nearest, writers, own=0))
             if max(ratio, 1 / ratio) > block.max_length_ratio:
@@ -223,7 +234,7 @@ def _write(
     report.pairs, report.dropped = len(matched), dict(dropped)
     if matched:
         report.length_ratio = {
-            "drawn": round(median(drawn), 3), "matched": round(median(matched), 3)
+            "drawn": round(median(first_ratios), 3), "matched": round(median(matched), 3)
         }  # fmt: skip
         report.unknown_words = {
             side: round(sum(shares) / len(shares), 4) for side, shares in unknown.items()

@@ -10,7 +10,7 @@ from hubkit.publishing.cards import import_card, render
 from hubkit.publishing.lineage import records
 from hubkit.publishing.lint import lint
 from hubkit.publishing.plan import Change
-from hubkit.publishing.push import Benchmark, publish
+from hubkit.publishing.push import Benchmark, PushOptions, publish
 from hubkit.publishing.study_card import StudyResult, study_card
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Change",
     "Input",
     "Kind",
+    "PushOptions",
     "StudyResult",
     "from_records",
     "import_card",

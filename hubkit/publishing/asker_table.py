@@ -21,6 +21,7 @@ from hubkit.metrics.definitions import card_definitions
 from hubkit.metrics.scorecards import PEOPLE, Row, Scorecard
 from hubkit.publishing import markdown
 from hubkit.publishing import scorecard as shown
+from hubkit.untrusted import JsonObject
 
 EVIDENCE, ROWS, PAGE = "evidence", "askers.jsonl", "README.md"
 _PROTOCOL = ("contexts", "contexts_sha256", "other_contexts", "ends", "openings", "context_chars",
@@ -53,7 +54,7 @@ class Protocol:
 
 
 def add(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """Take scorecards into the table in `folder` as evidence; one that is there is not taken again.
+    """Take scorecards into the table in `folder` as evidence, each once.
 
     Raises:
         SourceError: A file is no scorecard of this version, or its rows contradict others."""
@@ -95,7 +96,7 @@ def build(folder: Path) -> list[Protocol]:
     return protocols
 
 
-def rows(protocol: Protocol) -> list[dict[str, Any]]:
+def rows(protocol: Protocol) -> list[JsonObject]:
     """Every figure of a table: whose, of which measure, with its interval and its evidence."""
     settings = protocol.card.settings
     return [
@@ -161,7 +162,7 @@ def _card(content: bytes, path: Path) -> Scorecard:
     unnamed = [row.name for row in card.rows[1:] if not (row.model or {}).get("revision")]
     if unnamed:
         raise SourceError(
-            f"{path}: {', '.join(unnamed)} has no commit, so nobody could measure it again; push "
+            f"{path}: {', '.join(unnamed)} has no commit, so it cannot be measured again; push "
             "it, and measure it from there"
         )
     return card
@@ -201,8 +202,8 @@ def _merged(digest: str, cards: Sequence[tuple[Path, Scorecard]]) -> Protocol:
 def _name(row: Row, card: Scorecard) -> str:
     """What a table calls a row: its repo at its commit, and that it was only told to play."""
     model = row.model or {}
-    told = " (prompted)" if _kind(row, card.settings) != "asker" else ""
-    return f"{model['repo_id']}@{str(model['revision'])[:8]}{told}"
+    suffix = " (prompted)" if _kind(row, card.settings) != "asker" else ""
+    return f"{model['repo_id']}@{str(model['revision'])[:8]}{suffix}"
 
 
 def _disagree(first: Row, second: Row) -> bool:

@@ -17,7 +17,7 @@ def folder(name: Literal["cards", "spaces"]) -> Path:
     """The folder `name`: ``hubkit/_assets/<name>`` as a wheel carries it, else
     ``<checkout>/<name>``.
 
-    Raises `MissingDependencyError` when neither is there, which means that the installation is
+    Raises `MissingDependencyError` when neither exists, which means that the installation is
     incomplete."""
     for candidate in (_PACKAGE / "_assets" / name, _PACKAGE.parent / name):
         if candidate.is_dir():

@@ -16,6 +16,7 @@ from hubkit import recipe as recipes
 from hubkit.errors import RecipeError
 from hubkit.publishing import lineage
 from hubkit.recipe import Recipe, Training
+from hubkit.untrusted import JsonObject
 
 Kind = Literal[
     "corpus",
@@ -324,11 +325,11 @@ def settings_of(recipe: Recipe, kind: str) -> list[tuple[str, Any, Any, bool]]:
     return settings(recipe, "asker" if kind == "asker" else "chat")
 
 
-def _flat_reinforcement(recipe: Recipe) -> dict[str, Any]:
+def _flat_reinforcement(recipe: Recipe) -> JsonObject:
     block = recipe.reinforce
     if block is None:
         return {}
-    flat: dict[str, Any] = {
+    flat: JsonObject = {
         "askers": ", ".join(f"{name} ({seat.model_name})" for name, seat in block.askers.items()),
         "rewards": ", ".join(f"{term.weight:g} x {term.name}" for term in block.rewards),
         "answers": block.answers,
@@ -339,13 +340,13 @@ def _flat_reinforcement(recipe: Recipe) -> dict[str, Any]:
     return {k: v for k, v in flat.items() if v is not None}
 
 
-def reinforcement(report: Report) -> dict[str, Any] | None:
+def reinforcement(report: Report) -> JsonObject | None:
     """What a card says of the rewards of a run: before, after, and over the steps."""
     outcome = first(report, "reinforcement")
     if not isinstance(outcome, Mapping):
         return None
     curve = list(outcome.get("curve") or [])
-    shown = curve[:: max(1, len(curve) // 10)]
+    points = curve[:: max(1, len(curve) // 10)]
     return {
         "before": outcome.get("before"),
         "after": outcome.get("after"),
@@ -354,11 +355,11 @@ def reinforcement(report: Report) -> dict[str, Any] | None:
         "masked": list((outcome.get("masked") or {}).items()),
         "ends": list((outcome.get("ends") or {}).items()),
         "stopped": outcome.get("stopped") or "",
-        "curve": shown,
+        "curve": points,
     }
 
 
-def _flat_preference(recipe: Recipe) -> dict[str, Any]:
+def _flat_preference(recipe: Recipe) -> JsonObject:
     block = recipe.preference
     if block is None:
         return {}
@@ -367,8 +368,8 @@ def _flat_preference(recipe: Recipe) -> dict[str, Any]:
     return {k: v for k, v in flat.items() if v is not None}
 
 
-def _flat(run: Training) -> dict[str, Any]:
-    flat: dict[str, Any] = {
+def _flat(run: Training) -> JsonObject:
+    flat: JsonObject = {
         "base": run.base,
         "max_conversations": run.max_conversations,
         "max_tokens": run.max_tokens,

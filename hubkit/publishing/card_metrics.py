@@ -21,7 +21,7 @@ PLOTS = {
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """A table of measures (first column: what; then one a dataset), and what belongs beside it."""
+    """A table of measures (first column: what; then one a dataset), and its notes."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -35,7 +35,7 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """What each step of a chain left, and beside it what the paper published of its own."""
+    """What each step of a chain left, next to what the paper published of its own."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]

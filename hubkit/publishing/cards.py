@@ -43,6 +43,9 @@ _CONFIG_HELP = {
     "baseline": "dialogues that open alike, in which the chat model was only told to play the user",
 }
 
+Values = dict[str, object]
+"""What a card's template is given."""
+
 
 def render(facts: CardFacts) -> str:
     """The card of `facts`' repo: YAML front matter and Markdown, ready to be its README.md.
@@ -115,7 +118,7 @@ def _bibtex(value: object) -> Markup:
     return Markup(cleaned)
 
 
-def _context(facts: CardFacts) -> dict[str, Any]:
+def _context(facts: CardFacts) -> Values:
     if facts.kind in ("base", "source"):
         return _imported(facts)
     if facts.kind == "benchmark":
@@ -124,7 +127,7 @@ def _context(facts: CardFacts) -> dict[str, Any]:
         raise ValueError(
             f"a {facts.kind} card is rendered from a recipe; give CardFacts(recipe=...)"
         )
-    common: dict[str, Any] = {
+    common: Values = {
         "recipe": facts.recipe,
         "inputs": facts.inputs,
         "versions": [f"{name} {version}" for name, version in sorted(facts.versions.items())],
@@ -156,7 +159,7 @@ def _looked_for(recipe: Recipe, chain: Sequence[Filter]) -> list[str] | None:
     return list(recipe.corpus.questions) if "questions" in needs(chain) else None
 
 
-def _imported(facts: CardFacts) -> dict[str, Any]:
+def _imported(facts: CardFacts) -> Values:
     report = facts.report("import")
     context = {
         key: report.get(key) or "not recorded" for key in ("package", "version", "member", "sha256")
@@ -164,7 +167,7 @@ def _imported(facts: CardFacts) -> dict[str, Any]:
     return context | {"file": str(context["member"]).rsplit("/", 1)[-1]}
 
 
-def _model(facts: CardFacts, recipe: Recipe, kind: metadata.TrainedKind) -> dict[str, Any]:
+def _model(facts: CardFacts, recipe: Recipe, kind: metadata.TrainedKind) -> Values:
     training = recipe.asker if kind == "asker" else recipe.chat
     seat: SeatConfig = recipe.rollout.asker if kind == "asker" else recipe.rollout.chat
     report = facts.report({"aligned": "align", "reinforced": "reinforce"}.get(kind, kind))
@@ -187,17 +190,17 @@ def _model(facts: CardFacts, recipe: Recipe, kind: metadata.TrainedKind) -> dict
     }  # fmt: skip
 
 
-def _preferred(report: Mapping[str, Any]) -> dict[str, Any] | None:
+def _preferred(report: Mapping[str, Any]) -> Values | None:
     """What became of an asker's pairs with people's turns, and its scorecard before and after."""
     facts = report.get("preference")
     if not facts:
         return None
     card = scorecard.from_results(facts)
-    shown = scorecard.view_of(card) if card else None
+    view = scorecard.view_of(card) if card else None
     return {
         "pairs": facts["pairs"],
-        "columns": shown and shown.columns,
-        "rows": shown and shown.rows,
+        "columns": view and view.columns,
+        "rows": view and view.rows,
     }
 
 
@@ -230,7 +233,7 @@ def _told_apart(report: Mapping[str, Any]) -> float | None:
     return sum(shares) / len(shares) if shares else None
 
 
-def _preference(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
+def _preference(facts: CardFacts, recipe: Recipe) -> Values:
     report = facts.report("prefer")
     numbers = [
         ("dialogues looked at", report.get("dialogues")),
@@ -267,7 +270,7 @@ def _counts(report: Mapping[str, Any], key: str) -> list[tuple[str, int]]:
     return sorted((report.get(key) or {}).items())
 
 
-def _corpus(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
+def _corpus(facts: CardFacts, recipe: Recipe) -> Values:
     report = facts.report("corpus")
     names = ("rows_read", "kept", "dropped", "unreadable", "joined", "added")
     counts = {name: rows for name in names if isinstance(rows := report.get(name), int)}
@@ -285,7 +288,7 @@ def _corpus(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _dialogues(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
+def _dialogues(facts: CardFacts, recipe: Recipe) -> Values:
     rolled, curated = facts.report("rollout"), facts.report("curate")
     tokens = read.first(rolled, "tokens") or {}
     numbers = [
@@ -345,7 +348,7 @@ def _seats(facts: CardFacts, recipe: Recipe) -> list[tuple[str, str, str]]:
     return [(label, left, right) for label, left, right in rows]
 
 
-def _results(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
+def _results(facts: CardFacts, recipe: Recipe) -> Values:
     held_out = {
         stage + "_held_out": read.held_out(facts.results, stage)
         for stage in ("asker", "chat", "aligned")
@@ -353,7 +356,7 @@ def _results(facts: CardFacts, recipe: Recipe) -> dict[str, Any]:
     return held_out | {"against": _against(facts.results), "configs": metadata.configs(facts)}
 
 
-def _against(results: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _against(results: Mapping[str, Any] | None) -> Values | None:
     """The cross-simulator table in results, as its section prints it; None without one."""
     data = (results or {}).get("against")
     if not data:

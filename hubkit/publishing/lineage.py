@@ -9,11 +9,11 @@ import io
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from hubkit.errors import RepoMissingError
 from hubkit.hub import Hub, Ref
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 PROVENANCE = "provenance"
 PICTURE = "lineage.png"
@@ -42,7 +42,7 @@ class Node:
     made_from: list[Node] = field(default_factory=list)
     is_repeated: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data, for ``--json``."""
         return {
             "role": self.role,
@@ -51,12 +51,31 @@ class Node:
         }
 
 
-def records(hub: Hub, ref: Ref) -> dict[str, dict[str, Any]]:
+class StageRecord(TypedDict, total=False):
+    """What a commit says of the stage that made it. Earlier versions said less."""
+
+    stage: str
+    stage_key: str
+    recipe: JsonObject
+    digest: str
+    block: JsonObject
+    plugins: Any
+    inputs: dict[str, dict[str, str]]
+    seed: int
+    hubkit: str
+    packages: dict[str, str]
+    made_at: str
+    seconds: float
+    report: JsonObject
+    supersedes: Any
+
+
+def records(hub: Hub, ref: Ref) -> dict[str, StageRecord]:
     """The provenance records that a commit holds, by stage; none for a repo that no stage made.
 
     A record that is not JSON of a record's shape is left out: another tool's file of that name is
     not ours."""
-    records_by_stage: dict[str, dict[str, Any]] = {}
+    records_by_stage: dict[str, StageRecord] = {}
     for path in _record_paths(hub, ref) if is_repo(ref) else ():
         try:
             record = parse_json(hub.read(ref, path))
@@ -67,7 +86,7 @@ def records(hub: Hub, ref: Ref) -> dict[str, dict[str, Any]]:
             and isinstance(record.get("inputs"), dict)
             and isinstance(record.get("stage"), str)
         ):
-            records_by_stage[record["stage"]] = record
+            records_by_stage[record["stage"]] = cast("StageRecord", record)
     return records_by_stage
 
 

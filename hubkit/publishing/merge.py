@@ -7,12 +7,12 @@ everything below the line that says so."""
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import yaml
 from huggingface_hub.repocard_data import CardData
 
 from hubkit.bounded_yaml import parse_yaml
+from hubkit.untrusted import JsonObject
 
 KEEP = "<!-- What you write below this line stays when the card is published again. -->"
 # Every key that this room ever writes; one of these that is missing from the new card is gone on
@@ -39,7 +39,7 @@ def with_existing(card: str, existing: str) -> str:
     return f"{card.rstrip()}\n\n{KEEP}\n" + (below.lstrip("\n") if mark else "")
 
 
-def metadata(card: str) -> dict[str, Any]:
+def metadata(card: str) -> JsonObject:
     """The front matter of a card; nothing where it has none that can be read."""
     match = _FRONT_MATTER.match(card)
     try:

@@ -18,6 +18,7 @@ from hubkit.publishing import scorecard
 from hubkit.publishing.card_data import CardFacts, Input
 from hubkit.recipe import Recipe, Training
 from hubkit.serving.model_names import is_another_model
+from hubkit.untrusted import JsonObject
 
 TAG = "hubkit"
 TrainedKind = Literal["asker", "chat", "aligned", "reinforced"]
@@ -62,11 +63,11 @@ def is_adapter(training: Training) -> bool:
     return training.lora is not None and not training.merge_adapter
 
 
-def configs(facts: CardFacts) -> list[dict[str, Any]]:
+def configs(facts: CardFacts) -> list[JsonObject]:
     """The dataset's configs as the Hub wants them, only those whose files are there (all when no
     file is named).
     """
-    entries = []
+    entries: list[JsonObject] = []
     for name, splits in _PATTERNS.get(facts.kind, {}).items():
         present = {
             s: p for s, p in splits.items() if not facts.files or fnmatch.filter(facts.files, p)

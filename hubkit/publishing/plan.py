@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from hubkit.errors import RepoMissingError
 from hubkit.hub import Hub
+from hubkit.untrusted import JsonObject
 
 Action = Literal["create", "add", "update", "delete", "tag", "leave"]
 Content = bytes | Path
@@ -34,7 +35,7 @@ class Change:
     size_bytes: int | None = None
     commit: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data, for ``--json``."""
         return asdict(self)
 

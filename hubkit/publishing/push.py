@@ -3,8 +3,8 @@ nothing to do.
 
 Takes the commits that the stages made; gives the list of changes. Everything is rendered, linted
 and scanned before the first byte leaves. One commit per repo on top of the commit that was looked
-at; when another commit comes in between, the repo is looked at again. What is there is compared by
-hash, so an interrupted push resumes where it stopped."""
+at; when another commit comes in between, the repo is looked at again. Files on the Hub are
+compared by hash, so an interrupted push resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from hubkit.publishing import (
     spaces,
 )
 from hubkit.publishing.card_data import Input, Kind
+from hubkit.publishing.lineage import StageRecord
 from hubkit.publishing.plan import MADE_BY_HUBS, Change, Content, RepoPlan, compare
 from hubkit.recipe import Recipe
 
@@ -85,6 +86,23 @@ class Benchmark:
     report: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class PushOptions:
+    """What goes to the Hub, and who may see it.
+
+    Args:
+        public: New repos are public; else they are private on a real Hub.
+        allow: Kinds of secrets and personal data that may go to a real Hub, besides the recipe's.
+        with_spaces: Also the Spaces.
+        benchmark: Also these questions.
+    """
+
+    public: bool = False
+    allow: Iterable[str] = ()
+    with_spaces: bool = True
+    benchmark: Benchmark | None = None
+
+
 @dataclass
 class _Push:
     """One push: where from, where to, and which commit there each commit here has become."""
@@ -96,9 +114,9 @@ class _Push:
     public: bool
     stack: ExitStack  # keeps the files that are masked on their way until the push is done
     commits_there: dict[tuple[str, str], Ref] = field(default_factory=dict)
-    _records: dict[Ref, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    _records: dict[Ref, dict[str, StageRecord]] = field(default_factory=dict)
 
-    def records(self, ref: Ref) -> dict[str, dict[str, Any]]:
+    def records(self, ref: Ref) -> dict[str, StageRecord]:
         """The records of a commit on the source Hub, asked for once: a commit never changes."""
         if ref not in self._records:
             self._records[ref] = lineage.records(self.source, ref)
@@ -121,39 +139,35 @@ def publish(
     outputs: Mapping[str, Ref],
     *,
     source: Hub | None = None,
-    public: bool = False,
-    allow: Iterable[str] = (),
-    with_spaces: bool = True,
-    benchmark: Benchmark | None = None,
+    options: PushOptions | None = None,
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> list[Change]:
     """Bring what `outputs` (stage → commit; those of `ARTIFACTS` that exist) point at to `hub`.
 
     `source` is the Hub that holds `outputs`; when it is another one, all files move, and versions
-    are tagged there. On the same Hub only cards, Spaces, `benchmark` and the collection change.
+    are tagged there. On the same Hub only cards, Spaces, the benchmark and the collection change.
     Returns what was changed, or with `dry_run` what would be, touching nothing; and every file
-    that was not taken along (``leave``), because no stage writes its kind. New repos are
-    private on a real Hub unless `public`; secrets and personal data go there only where their kind
-    is in `allow` or the recipe's ``publish.allow``. Raises `PublishError` when a card or a file
-    must not leave, `CommitConflictError` when others keep committing, `HubError` otherwise."""
+    that was not taken along (``leave``), because no stage writes its kind. Raises `PublishError`
+    when a card or a file must not leave, `CommitConflictError` when others keep committing,
+    `HubError` otherwise."""
+    options = options or PushOptions()
     with ExitStack() as stack:
-        push = _Push(source or hub, hub.allowing(allow), recipe, outputs, public, stack)
-        return _publish(push, with_spaces, benchmark, dry_run, progress)
+        target = hub.allowing(options.allow)
+        push = _Push(source or hub, target, recipe, outputs, options.public, stack)
+        return _publish(push, options, dry_run, progress)
 
 
-def _publish(
-    push: _Push,
-    with_spaces: bool,
-    benchmark: Benchmark | None,
-    dry_run: bool,
-    progress: Progress,
-) -> list[Change]:
+def _publish(push: _Push, options: PushOptions, dry_run: bool, progress: Progress) -> list[Change]:
     hub, recipe = push.target, push.recipe
     base_steps = list(_base_steps(push))
-    steps = [*base_steps, *_artifact_steps(push), *(_space_steps(push) if with_spaces else ())]
-    if benchmark:
-        steps.append(_benchmark_step(push, benchmark))
+    steps = [
+        *base_steps,
+        *_artifact_steps(push),
+        *(_space_steps(push) if options.with_spaces else ()),
+    ]
+    if options.benchmark:
+        steps.append(_benchmark_step(push, options.benchmark))
     planned = [_plan_all(push, step, progress, at, len(steps)) for at, step in enumerate(steps)]
     changes = [change for plan in planned for change in plan.changes]
     left_out = [

@@ -1,6 +1,6 @@
 """Results as one tidy table, a row for each number: what a Hub's viewer and a plot read alike.
 
-It is parquet, as the conversations beside it are: the configs of a dataset are all read by what
+It is parquet, as the conversations next to it are: the configs of a dataset are all read by what
 reads the first one."""
 
 from __future__ import annotations

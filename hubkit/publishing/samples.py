@@ -58,9 +58,9 @@ def _may_be_shown(turns: Sample) -> bool:
 
 
 def _shortened(turns: Sample) -> Sample:
-    shown = [
+    sample_turns = [
         (speaker, text if len(text) <= _CHARS else text[:_CHARS].rstrip() + " …")
         for speaker, text in turns[:_TURNS]
     ]
-    more = len(turns) - len(shown)
-    return [*shown, ("and so on", f"{more} more turns")] if more else shown
+    left_out = len(turns) - len(sample_turns)
+    return [*sample_turns, ("and so on", f"{left_out} more turns")] if left_out else sample_turns

@@ -1,7 +1,7 @@
 """The Spaces as a recipe pushes them: their own files, the modules that they share, and
 ``space.json``, which says which models they show.
 
-A pushed Space is complete and imports nothing of ours. Which files go into it is listed here, so
+A pushed Space is complete and imports nothing of hubkit. Which files go into it is listed here, so
 that nothing else that lies in those folders leaves."""
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from huggingface_hub import SpaceCard
 
 from hubkit.publishing import assets, metadata
 from hubkit.publishing.plan import Content
 from hubkit.recipe import Recipe, SeatConfig, Training
+from hubkit.untrusted import JsonObject, object_in, text_in
 
 SETTINGS = "space.json"
 _SPACE_FILES = ("README.md", "app.py", "preview.png", "requirements.txt")
@@ -82,7 +83,7 @@ def write_sources(name: str, folder: Path) -> Path:
     return folder
 
 
-def settings(recipe: Recipe, qualify: Callable[[str], str]) -> dict[str, Any]:
+def settings(recipe: Recipe, qualify: Callable[[str], str]) -> JsonObject:
     """What both Spaces read from ``space.json``: names, models, seats, data."""
     return {
         "system": recipe.names.system,
@@ -99,7 +100,7 @@ def settings(recipe: Recipe, qualify: Callable[[str], str]) -> dict[str, Any]:
     }
 
 
-def _model(name: str, repo_id: str, training: Training, seat: SeatConfig) -> dict[str, Any]:
+def _model(name: str, repo_id: str, training: Training, seat: SeatConfig) -> JsonObject:
     return {
         "name": name,
         "repo_id": repo_id,
@@ -113,19 +114,23 @@ def _model(name: str, repo_id: str, training: Training, seat: SeatConfig) -> dic
     }
 
 
-def _card(readme: Path, space: Space, recipe: Recipe, values: dict[str, Any]) -> str:
+def _card(readme: Path, space: Space, recipe: Recipe, values: JsonObject) -> str:
     """The Space's own README with the metadata of this recipe: title, models, datasets."""
     card = SpaceCard(readme.read_text("utf-8"))
     stages = ("chat",) if space.folder == "chat" else ("asker", "chat")
-    name = values[space.named_after]["name"]
+    name = text_in(object_in(values, space.named_after), "name")
     card.data["title"] = (
         f"Chat with {name}" if space.folder == "chat" else f"{name}: be the assistant"
     )
     card.data["models"] = list(
-        dict.fromkeys(values[stage][key] for stage in stages for key in ("repo_id", "base"))
+        dict.fromkeys(
+            object_in(values, stage).get(key) for stage in stages for key in ("repo_id", "base")
+        )
     )
     card.data["datasets"] = [
-        values["dialogues" if space.folder == "chat" else "conversations"]["repo_id"]
+        text_in(
+            object_in(values, "dialogues" if space.folder == "chat" else "conversations"), "repo_id"
+        )
     ]
     card.data["tags"] = ["hubkit", *recipe.tags, "mcp-server"]
     return str(card)

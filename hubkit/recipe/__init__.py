@@ -54,6 +54,7 @@ from hubkit.recipe.whole import (
     Repos,
     content_of_stage,
 )
+from hubkit.untrusted import JsonObject, text_in
 
 __all__ = [
     "DEPLOY",
@@ -212,7 +213,8 @@ def load_study(
             layers.append(profile)
             continue
         last.append(f"studies/{study}-{profile}")
-        layers += [p for p in (_read(last[-1]).get("over"),) if p and p not in layers]
+        over = text_in(_read(last[-1]), "over")
+        layers += [over] if over and over not in layers else []
     layers += [f"studies/{study}", *last]
     recipe = load(name, profiles=layers, overrides=overrides)
     assert recipe.study is not None
@@ -263,7 +265,7 @@ def judging(values: Mapping[str, Any], overrides: Iterable[str] = ()) -> Judging
         raise RecipeError(_explain("judging", error, Judging)) from None
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str) -> JsonObject:
     path: Any = Path(name)
     if not name.endswith((".yaml", ".yml")):
         path = RECIPES / f"{name}.yaml"
@@ -292,7 +294,7 @@ def _read(name: str) -> dict[str, Any]:
     return data
 
 
-def _own_profiles(name: str, data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _own_profiles(name: str, data: JsonObject) -> dict[str, JsonObject]:
     """Take ``profiles`` out of a recipe: what it changes itself under a profile of that name."""
     profiles = data.pop("profiles", None) or {}
     if not isinstance(profiles, dict) or not all(isinstance(v, dict) for v in profiles.values()):
@@ -310,7 +312,7 @@ def _relative_to_recipe(recipe: Any, plugin: Any) -> Any:
     return plugin
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> JsonObject:
     merged = dict(below)
     for key, value in above.items():
         under = merged.get(key)
@@ -320,7 +322,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def _parse_override(text: str) -> JsonObject:
     key, equals, raw = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(

@@ -32,7 +32,7 @@ class Intents(Block):
     judging: Content[Judging | None] = None
     """The model that is asked instead, and what it may take."""
     heuristic: Content[Literal["keywords", "first_sentence"] | None] = None
-    """What stands in for a judge where none can be asked. ``keywords``: eight content words out of
+    """What replaces a judge where none can be asked. ``keywords``: eight content words out of
     all the person's turns, as a list that is no turn itself. ``first_sentence`` of the person's
     first turn, at most 24 words: what opened the conversation, not what it came to; an asker tends
     to repeat it."""

@@ -18,6 +18,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from hubkit.untrusted import JsonObject
+
 T = TypeVar("T")
 
 
@@ -64,7 +66,7 @@ def readers(field: FieldInfo) -> set[str]:
 
 def content_of(
     block: type[BaseModel], values: Mapping[str, Any], *, without: Collection[str] = ()
-) -> dict[str, Any]:
+) -> JsonObject:
     """What decides the result in `values`, the JSON form of a `block`.
 
     A missing key counts as its default, an unset one as absent: keys that later versions add, unset

@@ -27,6 +27,7 @@ from hubkit.recipe.preference import Preference
 from hubkit.recipe.reinforcement import Reinforce
 from hubkit.recipe.study import STUDY_STAGES, Study
 from hubkit.recipe.training import Training
+from hubkit.untrusted import JsonObject
 
 PREFERENCE_STAGES = ("prefer", "align")
 DISPLAY = Decides.DISPLAY
@@ -177,7 +178,7 @@ class Recipe(Block):
             raise ValueError(f"a recipe without a {name} block has no stage {stage!r}")
         return block
 
-    def read_by(self, stage: str) -> dict[str, Any]:
+    def read_by(self, stage: str) -> JsonObject:
         """What `stage` reads of its block, as JSON; ``prefer`` and ``align`` share one."""
         block = self.block_of(stage)
         unread = _read_by_others(type(block), stage)
@@ -186,7 +187,7 @@ class Recipe(Block):
         }
         return block.model_dump(mode="json", exclude=unread | display_keys)
 
-    def content(self, stage: str) -> dict[str, Any]:
+    def content(self, stage: str) -> JsonObject:
         """What decides the result of `stage`: its seed, the content of its block, and the code of
         plug-ins.
         """
@@ -201,7 +202,7 @@ class Recipe(Block):
 
 def content_of_stage(
     stage: str, seed: int, block: Mapping[str, Any], plugin_digests: Sequence[str] = ()
-) -> dict[str, Any]:
+) -> JsonObject:
     """As `Recipe.content`, from what a stage's record holds.
 
     Args:
@@ -214,7 +215,8 @@ def content_of_stage(
     assert kind is not None
     content = content_of(kind, block, without=_read_by_others(kind, stage))
     used = list(plugin_digests) if stage in _USES_PLUGINS else []
-    return {"stage": stage, "seed": seed, "block": content} | ({"plugins": used} if used else {})
+    identity: JsonObject = {"stage": stage, "seed": seed, "block": content}
+    return identity | ({"plugins": used} if used else {})
 
 
 def _read_by_others(block: type[BaseModel], stage: str) -> set[str]:

@@ -12,10 +12,9 @@ import asyncio
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -33,7 +32,9 @@ from hubkit.rollout.dialogue import split_end_mark
 from hubkit.serving import ServedModel
 from hubkit.serving.budget import Budget, Spent
 from hubkit.serving.client import ClientLimits, Endpoint
-from hubkit.serving.reply_journal import Journal
+from hubkit.serving.reply_journal import Journal, JournalSpec
+from hubkit.tokenization import likely_tokens, prompt_estimate
+from hubkit.untrusted import JsonObject, count_in, list_in, number_in, object_in, text_in
 
 _ATTEMPTS = 3  # at a turn that is empty, or repeats the asker's last one
 ASKER_FAILED = "asker_failed"
@@ -107,9 +108,8 @@ class Conversations:
         askers: Who asks; one is drawn for each generation and opening.
         printer: How the policy reads and writes.
         rewards: What conversations are worth.
-        folder: Where the journal is; it survives a kill.
-        identity: What the journal belongs to; one of another run is put aside.
-        seed: Of all that is drawn.
+        journal: Where turns are kept, and the seed of all that is drawn; a journal of another run
+            is put aside.
         max_tokens: Most tokens of an answer.
         progress: Told what is going on.
 
@@ -126,16 +126,14 @@ class Conversations:
         printer: TranscriptPrinter,
         rewards: Rewards,
         *,
-        folder: Path,
-        identity: Mapping[str, Any],
-        seed: int,
+        journal: JournalSpec,
         max_tokens: int,
         progress: Progress = silent,
     ) -> None:
         self._block, self._printer, self.rewards = block, printer, rewards
         self._askers = {asker.name: asker for asker in askers}
-        self._journal = Journal(folder, dict(identity), name="conversations")
-        self._seed, self._max_tokens, self._progress = seed, max_tokens, progress
+        self._journal = Journal(journal.folder, dict(journal.provenance), name="conversations")
+        self._seed, self._max_tokens, self._progress = journal.seed, max_tokens, progress
         self._runner = asyncio.Runner()
         self._stack = AsyncExitStack()
         self._endpoints: dict[str, Endpoint] = {}
@@ -148,8 +146,8 @@ class Conversations:
         spent = Spent({name: [0, 0] for name in self._askers})
         for record in self._journal.records():
             if "asker" in record:
-                spent.add(record["asker"], record["in"], record["out"])
-            spent.seconds += record.get("seconds", 0.0)
+                spent.add(text_in(record, "asker"), count_in(record, "in"), count_in(record, "out"))
+            spent.seconds += number_in(record, "seconds")
         self._noted_at = time.monotonic()
         self.budget = Budget(self._block, spent, {n: a.seat for n, a in self._askers.items()})
         self._runner.__enter__()
@@ -224,12 +222,12 @@ class Conversations:
         messages: list[Message] = [{"role": "user", "content": opening.text}]
         return Talk(key, opening, names[index], self._printer.open(messages), messages)
 
-    def _answer(self, talks: Sequence[Talk], place: str, generate: Generate) -> None:
+    def _answer(self, talks: Sequence[Talk], position: str, generate: Generate) -> None:
         """The policy's next answer in each of `talks`: from the journal, or sampled."""
         missing = [talk for talk in talks if f"{talk.key}/a{talk.answers}" not in self._journal]
         self.counts["answers_from_journal"] += len(talks) - len(missing)
         if missing:
-            seed = _draw(self._seed, place, "answers")
+            seed = _draw(self._seed, position, "answers")
             sampled, logprobs = generate([talk.transcript.ids for talk in missing], seed)
             self.counts["answers_sampled"] += len(missing)
             for number, (talk, ids) in enumerate(zip(missing, sampled, strict=True)):
@@ -239,10 +237,11 @@ class Conversations:
                 )
         for talk in talks:
             record = self._journal.record(f"{talk.key}/a{talk.answers}")
-            talk.transcript.answer(record["ids"])
-            talk.logprobs += record.get("logprobs", [])
-            talk.cut_off += len(record["ids"]) >= self._max_tokens
-            talk.messages.append({"role": "assistant", "content": record["content"]})
+            ids = [int(token) for token in list_in(record, "ids") if isinstance(token, int)]
+            talk.transcript.answer(ids)
+            talk.logprobs += map(float, map(str, list_in(record, "logprobs")))
+            talk.cut_off += len(ids) >= self._max_tokens
+            talk.messages.append({"role": "assistant", "content": text_in(record, "content")})
             room = self._block.context - len(talk.transcript.ids) - self._max_tokens
             if talk.answers >= self._block.answers:
                 talk.end_reason = "answers"
@@ -317,7 +316,7 @@ class Conversations:
         self, name: str, view: Sequence[Message], seed: int, key: str
     ) -> tuple[str, tuple[int, int]]:
         """What the asker `name` says, and tokens in and out."""
-        guess = sum(len(m["content"]) // 3 + 8 for m in view)
+        guess = prompt_estimate(m["content"] for m in view)
         if not await self.budget.hold(name, guess):
             raise CapReachedError(self.budget.exhausted or "stopped")
         try:
@@ -326,7 +325,7 @@ class Conversations:
             self.budget.settle(name, guess)
         self.counts["turns_asked"] += 1
         tokens_in = guess if reply.prompt_tokens is None else reply.prompt_tokens
-        guess_out = len(reply.content) // 4
+        guess_out = likely_tokens(len(reply.content))
         tokens_out = guess_out if reply.completion_tokens is None else reply.completion_tokens
         self.budget.spent.add(name, tokens_in, tokens_out)
         return reply.content, (tokens_in, tokens_out)
@@ -337,7 +336,7 @@ class Conversations:
         for talk in talks:
             if f"{talk.key}/r" in self._journal:
                 record = self._journal.record(f"{talk.key}/r")
-                talk.outcome = Outcome(**record["outcome"])
+                talk.outcome = Outcome.of(object_in(record, "outcome"))
             elif talk.end_reason == ASKER_FAILED:
                 talk.outcome = Outcome(None, {}, {"asker": ASKER_FAILED})
                 self._note(talk)
@@ -359,7 +358,7 @@ class Conversations:
             tokens=talk.transcript.sampled,
         )
 
-    def finished(self) -> list[dict[str, Any]]:
+    def finished(self) -> list[JsonObject]:
         """The records of all conversations that were rewarded, in order."""
         return [record for record in self._journal.records() if "outcome" in record]
 
@@ -380,7 +379,7 @@ class _Timer:
         self._seconds[self._name] += time.monotonic() - self._started  # type: ignore[assignment]
 
 
-def _draw(seed: int, place: str, name: str) -> int:
+def _draw(seed: int, position: str, name: str) -> int:
     """62 bits that follow from all three."""
-    digest = hashlib.blake2b(f"{seed}\x1f{place}\x1f{name}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{seed}\x1f{position}\x1f{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 2

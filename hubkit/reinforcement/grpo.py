@@ -19,7 +19,6 @@ from typing import Any
 from hubkit import chat_templates
 from hubkit.conversation import Seat
 from hubkit.errors import RecipeError, SourceError, TrainingError
-from hubkit.metrics.statistics import Bootstrap
 from hubkit.progress import Progress
 from hubkit.recipe import Reinforce
 from hubkit.reinforcement.conversations import (
@@ -31,18 +30,21 @@ from hubkit.reinforcement.conversations import (
 )
 from hubkit.reinforcement.rewards import RewardContext, Rewards, labels_of
 from hubkit.reinforcement.transcript import TranscriptPrinter
+from hubkit.serving.reply_journal import JournalSpec
+from hubkit.statistics import Bootstrap
+from hubkit.tokenization import load_tokenizer
 from hubkit.training.checks import check_all
 from hubkit.training.config import grpo_config, lora_config, model_options
 from hubkit.training.loading import (
     ChatWeights,
     load_base,
-    load_tokenizer,
     require_context,
     require_pad_token,
 )
 from hubkit.training.process import Rows
 from hubkit.training.report import versions
 from hubkit.training.trainer import NoTelemetry
+from hubkit.untrusted import JsonObject
 
 BEFORE, AFTER = "before", "after"
 CURVE = ("reward", "reward_std", "kl", "completions/mean_length", "entropy", "turns",
@@ -80,7 +82,9 @@ class GRPOTask(ChatWeights):
     system: str | None = None
     printed_as: str | None = None
     thinking: chat_templates.Thinking = "off"
-    findings: dict[str, Any] = field(default_factory=dict)
+    findings: JsonObject = field(default_factory=dict)
+    rewards: dict[str, dict[str, float]] = field(default_factory=dict)
+    records: list[JsonObject] = field(default_factory=list)
 
     @property
     def seat(self) -> Seat:
@@ -94,7 +98,7 @@ class GRPOTask(ChatWeights):
         return f"{self.weights_id} {facts} "
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """What went to TRL."""
         return self.block.grpo
 
@@ -203,15 +207,17 @@ class Run:
             task.askers,
             TranscriptPrinter(task.templates, task.tokenizer, task.system),
             Rewards(task.block.rewards, context),
-            folder=task.folder,
-            identity={"identity": task.identity, "seed": self.config.seed, "versions": versions()},
-            seed=self.config.seed,
+            journal=JournalSpec(
+                task.folder,
+                self.config.seed,
+                {"identity": task.identity, "seed": self.config.seed, "versions": versions()},
+            ),
             max_tokens=self.config.max_completion_length,
             progress=self.say,
         )
         return self.conversations
 
-    def say(self, done: float, total: float | None = None, note: str = "") -> None:
+    def say(self, completed: float, total: float | None = None, note: str = "") -> None:
         """Show what is going on next to the step."""
         if self.watch is not None:
             state = self.trainer.state
@@ -227,7 +233,7 @@ class Run:
         ids, logprobs = self.trainer._generate_single_turn(prompts, None, {}, 1)
         return [list(map(int, answer)) for answer in ids], logprobs
 
-    def rollout(self, prompts: list[Any], trainer: Any) -> dict[str, Any]:
+    def rollout(self, prompts: list[Any], trainer: Any) -> JsonObject:
         """TRL's ``rollout_func``: whole conversations, and which tokens the policy wrote."""
         generation = trainer.state.global_step // self.updates
         openings = [self.by_id[prompt[0]["opening"]] for prompt in prompts]
@@ -273,7 +279,7 @@ class Run:
             self.trainer.model.eval()
             talks = self.conversations.hold(when, self.task.held_out, self.generate)
             self.task.findings[when] = measured(talks)
-            self.task.findings[f"{when}_rewards"] = {
+            self.task.rewards[when] = {
                 t.opening.id: t.outcome.total
                 for t in talks
                 if t.outcome and t.outcome.total is not None
@@ -282,8 +288,7 @@ class Run:
     def conclude(self) -> None:
         """What the report says of the whole run."""
         findings, conversations = self.task.findings, self.conversations
-        first = findings.pop(f"{BEFORE}_rewards", {})
-        second = findings.pop(f"{AFTER}_rewards", {})
+        first, second = (self.task.rewards.get(when, {}) for when in (BEFORE, AFTER))
         if first and second:
             bootstrap = Bootstrap(self.task.block.resamples, seed=self.config.seed)
             findings["difference"] = bootstrap.difference(
@@ -307,7 +312,7 @@ class Run:
         findings["ends"] = dict(sorted(_ends(records).items()))
         findings["seconds_by_part"] = {k: round(v, 1) for k, v in conversations.seconds.items()}
         findings["stopped"] = self.stopped
-        self.task.findings["records"] = records
+        self.task.records = records
 
 
 def loss_mask(talk: Talk) -> list[int]:
@@ -318,7 +323,7 @@ def loss_mask(talk: Talk) -> list[int]:
     return list(talk.transcript.mask)
 
 
-def measured(talks: Sequence[Talk]) -> dict[str, Any]:
+def measured(talks: Sequence[Talk]) -> JsonObject:
     """What is watched about conversations: rewards by term, turns, lengths, repetition, masks."""
     outcomes = [talk.outcome for talk in talks if talk.outcome is not None]
     totals = [o.total for o in outcomes if o.total is not None]
@@ -432,11 +437,11 @@ def _callback(run: Run) -> Any:
                 control.should_save = False
 
         def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kw: Any
+            self, args: Any, state: Any, control: Any, logs: JsonObject | None = None, **kw: Any
         ) -> None:
-            shown = {"reward": "reward", "kl": "KL", "completions/mean_length": "tokens",
+            curves = {"reward": "reward", "kl": "KL", "completions/mean_length": "tokens",
                      "turns": "turns", "masked_share": "masked"}  # fmt: skip
-            parts = [f"{name} {logs[k]:.3g}" for k, name in shown.items() if logs and logs.get(k)]
+            parts = [f"{name} {logs[k]:.3g}" for k, name in curves.items() if logs and logs.get(k)]
             if parts and run.watch is not None:
                 run.watch.note = ", ".join(parts)
 

@@ -1,4 +1,4 @@
-"""Rewards that need nobody: bounds on length, and on the form of answers."""
+"""Rewards that need no judge: bounds on length, and on the form of answers."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from hubkit.reinforcement.rewards import (
     register,
 )
 from hubkit.serving.reply_journal import Journal
+from hubkit.untrusted import JsonObject
 
 HIGHEST = 10.0
 _PLACEHOLDER = re.compile(r"\{(intent|conversation)\}")
@@ -37,7 +38,7 @@ def judges(context: TermContext) -> Reward:
     schema, a cap) is masked: the mean of the others would favour whoever a strict judge skipped.
     """
     if not context.judges:
-        raise RecipeError("reinforce.rewards: judges names nobody; list them under its judges")
+        raise RecipeError("reinforce.rewards: judges names no judge; list them under its judges")
     return JudgeReward(context)
 
 
@@ -105,6 +106,6 @@ class JudgeReward(Entered):
         return [{"role": "user", "content": text}]
 
     @property
-    def stats(self) -> list[dict[str, object]]:
+    def stats(self) -> list[JsonObject]:
         """What each judge was asked, and what it took."""
         return [judge.to_dict() for judge in self._judges]

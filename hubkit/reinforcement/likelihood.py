@@ -16,8 +16,8 @@ from hubkit.chat_templates.encode import encode_segments
 from hubkit.conversation import Message
 from hubkit.errors import RecipeError
 from hubkit.recipe import Training
+from hubkit.tokenization import load_tokenizer
 from hubkit.training.likelihood import load_model, score
-from hubkit.training.loading import load_tokenizer
 from hubkit.training.rows import seat_view
 
 

@@ -39,7 +39,7 @@ def next_turn(context: TermContext, of: Literal["turn", "end"] = "turn") -> Rewa
     It is watched by what a run records next to it and its card shows: the divergence from the model
     at the start (``kl``), the length of answers, the share of an answer's 4-grams that it repeats,
     the number of turns, and the same reward on held-out openings before and after. Give it the
-    guards ``length`` and ``format``, or a judge, beside it.
+    guards ``length`` and ``format``, or a judge, as well.
     """
     if context.likelihood is None:
         raise RecipeError(

@@ -17,13 +17,14 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+from typing import Protocol, Self, TypeVar, runtime_checkable
 
 from hubkit.conversation import Message
 from hubkit.errors import EndpointError, EvalError, HubkitError, RecipeError
 from hubkit.plugins import Registry
 from hubkit.recipe import RewardTerm
 from hubkit.serving import ServedModel
+from hubkit.untrusted import JsonObject, number_in, object_in, texts_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Episode:
         """What the chat model said, in order."""
         return [m["content"] for m in self.messages if m["role"] == "assistant"]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data."""
         return asdict(self)
 
@@ -153,9 +154,19 @@ class Outcome:
     parts: dict[str, float | None]
     masks: dict[str, str] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data."""
         return asdict(self)
+
+    @classmethod
+    def of(cls, values: JsonObject) -> Outcome:
+        """The inverse of `to_dict`."""
+        parts = object_in(values, "parts")
+        numbers = {
+            label: None if parts[label] is None else number_in(parts, label) for label in parts
+        }
+        total = None if values.get("total") is None else number_in(values, "total")
+        return cls(total, numbers, texts_in(values, "masks"))
 
 
 class Entered:

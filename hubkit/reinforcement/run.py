@@ -13,6 +13,7 @@ from hubkit.reinforcement.grpo import GRPOTask
 from hubkit.training.config import quiet_environment
 from hubkit.training.identity import Base
 from hubkit.training.process import run_in_process
+from hubkit.untrusted import JsonObject
 
 FOLDER = "conversations"
 
@@ -26,7 +27,7 @@ def reinforce(
     seed: int,
     work: Path,
     progress: Progress = silent,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Reinforce the chat model of `task`; write a pushable model folder to `out`.
 
     `work` keeps checkpoints and survives a kill, as the journal in ``task.folder`` does: the same
@@ -51,9 +52,8 @@ def reinforce(
     """
     quiet_environment()
     report = run_in_process(task, data, base, out, seed=seed, work=work, progress=progress)
-    records = task.findings.pop("records", [])
-    write_conversations(records, out / FOLDER)
-    findings = {"conversations": len(records), **task.findings}
+    write_conversations(task.records, out / FOLDER)
+    findings: JsonObject = {"conversations": len(task.records), **task.findings}
     return {**report.to_dict(), "reinforcement": findings}
 
 
@@ -68,7 +68,7 @@ def write_conversations(records: Sequence[Mapping[str, Any]], folder: Path) -> N
             shards.write(_row(record))
 
 
-def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+def _row(record: Mapping[str, Any]) -> JsonObject:
     episode, outcome = record["episode"], record["outcome"]
     group = record["key"].split("/", 1)[0]
     return {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -18,22 +18,23 @@ from typing import Any
 
 from hubkit.conversation import Conversation
 from hubkit.errors import StageError
-from hubkit.progress import Progress, silent
 from hubkit.recipe import Rollout
 from hubkit.rollout import ray_driver, shards
-from hubkit.rollout.driver import OnShard
 from hubkit.rollout.outputs import report
 from hubkit.rollout.plan import check, run_digest, run_digest_of_0_1
 from hubkit.rollout.preflight import Estimate, extrapolate
 from hubkit.rollout.report import RolloutReport, Status
 from hubkit.rollout.session import Seats, Watch, drive
 from hubkit.rollout.state import PARTS, load, locked, written_by
-from hubkit.serving import ServedModel
+from hubkit.serving.reply_journal import JournalSpec
 
 __all__ = [
     "Estimate",
+    "JournalSpec",
     "RolloutReport",
+    "Seats",
     "Status",
+    "Watch",
     "estimate",
     "holds_more",
     "locked",
@@ -47,28 +48,28 @@ def run(
     block: Rollout,
     openings: Iterable[Conversation],
     out: Path,
+    seats: Seats,
+    journal: JournalSpec,
     *,
-    asker: ServedModel,
-    chat: ServedModel,
-    journal: Path,
-    seed: int,
-    provenance: Mapping[str, Any],
-    progress: Progress = silent,
-    on_status: Callable[[Status], None] | None = None,
-    on_shard: OnShard | None = None,
+    watch: Watch | None = None,
     earlier_shards: Sequence[Path] = (),
 ) -> RolloutReport:
     """Roll out `block.dialogues` dialogues; write ``out/data/raw-*.parquet`` and
     ``out/report.json``.
 
-    `openings` are read once, in order, as they are needed; give the same ones in the same order to
-    resume a run. `journal` is the run's folder: keep it until the run is done. `asker` and `chat`
-    answer in the two seats, whatever addresses the block names. `provenance` (``asker`` and
-    ``chat``, each with repo_id, revision, template hash) is in every row and tells this run
-    from others. `on_shard` is called in a thread with each finished shard's path
-    (for a Hub commit); with a lost machine's shards as `earlier_shards`, a fresh `journal` resumes
-    from those alone: what it had spent counts, and dialogues that a cap had ended are resumed. What
-    `on_status` raises ends the run.
+    Args:
+        block: The recipe's.
+        openings: Read once, in order, as they are needed; give the same ones in the same order to
+            resume a run.
+        out: Where the dialogues go.
+        seats: Who answers in each seat, whatever addresses the block names.
+        journal: The run's folder, which is kept until the run is done; its provenance (``asker``
+            and ``chat``, each with repo_id, revision, template hash) is in every row and tells this
+            run from others.
+        watch: Who is told how the run goes. What its `on_status` raises ends the run; its
+            `on_shard` is called in a thread with each finished shard's path (for a Hub commit).
+        earlier_shards: A lost machine's. A fresh journal resumes from those alone: what it had
+            spent counts, and dialogues that a cap had ended are resumed.
 
     With ``block.on`` "ray" it is the Ray cluster that RAY_ADDRESS names, or that runs here, or one
     begun for this run, that drives; hubkit must be installed on every node.
@@ -76,31 +77,35 @@ def run(
     A run resumes under other caps and another number of dialogues. Where the caps end it, dialogues
     that have an answer are rows with the cap's name as their end, and stay open in the journal.
 
-    Raises `RecipeError` for a block that cannot run, `RunLockedError` when another process drives
-    this run, `MisconfiguredEndpointError` / `EndpointUnreachableError` when a seat cannot be asked,
-    `RunInterruptedError` after Ctrl-C or SIGTERM (once: answers on their way are taken; twice: they
-    are not), `DiskFullError`; on a cluster, `MissingDependencyError` without Ray. After any of them
-    the same call resumes."""
+    After any of these errors the same call resumes.
+
+    Raises:
+        RecipeError: The block cannot run.
+        RunLockedError: Another process drives this run.
+        MisconfiguredEndpointError, EndpointUnreachableError: A seat cannot be asked.
+        RunInterruptedError: After Ctrl-C or SIGTERM (once: answers on their way are taken; twice:
+            they are not).
+        DiskFullError: The disk is full.
+        MissingDependencyError: On a cluster, without Ray.
+    """
     check(block)
+    folder, seed, provenance = journal.folder, journal.seed, journal.provenance
     digest = run_digest(block, seed, provenance)
     earlier_digest = run_digest_of_0_1(block, seed, provenance)
-    if earlier_digest in written_by(journal, earlier_shards):
+    if earlier_digest in written_by(folder, earlier_shards):
         digest = earlier_digest
-    seats = Seats(asker, chat)
-    with locked(journal):
-        if block.on != "ray" and (journal / PARTS).exists():
+    with locked(folder):
+        if block.on != "ray" and (folder / PARTS).exists():
             raise StageError(
-                f"a Ray cluster was driving the run in {journal} and did not end well: parts "
+                f"a Ray cluster was driving the run in {folder} and did not end well: parts "
                 "of it know dialogues that are not here. Resume it there (--on ray), or remove "
-                f"{journal / PARTS} to ask for those again"
+                f"{folder / PARTS} to ask for those again"
             )
-        state = load(journal, digest, earlier_shards)
+        state = load(folder, digest, earlier_shards)
         rows = shards.Rows(block, seed=seed, digest=digest, provenance=provenance)
         driven = ray_driver.drive if block.on == "ray" else drive
-        watch = Watch(progress, on_status, on_shard)
-        return report(
-            block, state, rows, out, driven(block, openings, state, rows, journal, seats, watch)
-        )
+        session = driven(block, openings, state, rows, folder, seats, watch or Watch())
+        return report(block, state, rows, out, session)
 
 
 def holds_more(journal: Path, digest: str, dialogues: int) -> bool:
@@ -120,19 +125,20 @@ def holds_more(journal: Path, digest: str, dialogues: int) -> bool:
 def estimate(
     block: Rollout,
     openings: Iterable[Conversation],
+    seats: Seats,
+    journal: JournalSpec,
     *,
-    journal: Path,
     dialogues: int = 8,
-    **options: Any,
+    watch: Watch | None = None,
+    earlier_shards: Sequence[Path] = (),
 ) -> Estimate:
     """What the run will take and cost, from its first `dialogues` dialogues, really driven; raises
     what `run` raises.
 
-    `options` are those of `run` (addresses, seed, provenance, templates). The sample is kept in
-    `journal`: the run starts from it; where it holds the sample already, one more dialogue is
-    driven. Ends of a recipe other than its target turns (end mark, full context) are not foreseen,
-    so a run may come out smaller. Seats that ask by batch are asked one by one for the sample, at
-    twice the price of a batch."""
+    The other arguments are those of `run`. The sample is kept in `journal`: the run starts from it;
+    where it holds the sample already, one more dialogue is driven. Ends of a recipe other than its
+    target turns (end mark, full context) are not foreseen, so a run may come out smaller. Seats
+    that ask by batch are asked one by one for the sample, at twice the price of a batch."""
     openings = list(openings)
     count = min(dialogues, block.dialogues)
     at_once = {
@@ -141,7 +147,10 @@ def estimate(
     with tempfile.TemporaryDirectory() as scratch:
         while True:
             sample = block.model_copy(update={"dialogues": count, "on": "here", **at_once})
-            report = run(sample, openings, Path(scratch), journal=journal, **options)
+            report = run(
+                sample, openings, Path(scratch), seats, journal, watch=watch,
+                earlier_shards=earlier_shards,
+            )  # fmt: skip
             # What an earlier session found says nothing of the endpoint as it is now.
             if report.session["requests"] or count >= block.dialogues or report.stopped:
                 break

@@ -17,6 +17,8 @@ from hubkit.recipe import Rollout, SeatConfig
 from hubkit.rollout.plan import Plan
 from hubkit.rollout.turns import Turn
 from hubkit.serving.client import Reply
+from hubkit.tokenization import TOKENS_PER_MESSAGE, prompt_estimate
+from hubkit.untrusted import JsonObject
 
 # What a turn must not contain: the marks with which chat templates open turns (these wherever it
 # is not known which template is printed, and those of the templates that are), and, at the start of
@@ -33,10 +35,7 @@ _LABELS = {
     "user": ("Assistant:", "AI:", "### Assistant", "### Response"),
     "assistant": ("User:", "Human:", "### User", "### Human"),
 }
-_TOKENS_PER_MESSAGE = 6  # headers of a turn, at most, in the usual templates
 _SHARE_AFTER_TRIM = 0.75
-# Until a server has counted; low, so that the estimate is rather too long than too short.
-_CHARS_PER_TOKEN = 3.0
 
 
 @dataclass(slots=True)
@@ -49,7 +48,7 @@ class Dialogue:
     turns: list[Turn] = field(default_factory=list)
     failed_attempts: list[Turn] = field(default_factory=list)
     end_reason: str = ""
-    error: dict[str, Any] | None = None
+    error: JsonObject | None = None
     ended_at: float = 0.0
 
     @property
@@ -129,7 +128,7 @@ def prompt(
     system = _system(dialogue, seat)
     room, hard_room = _room(seat, window)
     sizes = _sizes(dialogue)
-    trimmed, total = _as_before(dialogue, sizes, sum(_guess(m["content"]) for m in system))
+    trimmed, total = _as_before(dialogue, sizes, prompt_estimate(m["content"] for m in system))
     if block.context_full == "end":
         return None if total > room or more_exchanges else Prompt(system + view, trimmed, total)
     target = total if total <= room else int(_SHARE_AFTER_TRIM * room)
@@ -179,20 +178,18 @@ def _system(dialogue: Dialogue, seat: SeatConfig) -> list[Message]:
     return [{"role": "system", "content": text}] if text.strip() else []
 
 
-def _guess(text: str) -> int:
-    return int(len(text) / _CHARS_PER_TOKEN) + _TOKENS_PER_MESSAGE
-
-
 def _sizes(dialogue: Dialogue) -> list[int]:
     """Tokens of each message: as the server counted them, else estimated from its length. Thinking
     is counted by servers, and is not sent back.
     """
-    sizes = [_guess(m["content"]) for m in dialogue.plan.messages]
+    sizes = [prompt_estimate([m["content"]]) for m in dialogue.plan.messages]
     for turn in dialogue.turns:
         if not turn.closing:
             count = turn.completion_tokens
             uncounted = count is None or turn.thinking_chars
-            sizes.append(_guess(turn.content) if uncounted else (count or 0) + _TOKENS_PER_MESSAGE)
+            sizes.append(
+                prompt_estimate([turn.content]) if uncounted else (count or 0) + TOKENS_PER_MESSAGE
+            )
     return sizes
 
 
@@ -283,8 +280,8 @@ def judge(
         is (empty where it is kept all the same); and whether it is to be asked for again.
     """
     problem, end_reason = _problem(dialogue, block, turn, reply, marks)
-    again = end_reason != "" or problem in block.retry_on
-    return problem, end_reason, again and len(dialogue.failed_attempts) < block.retries_per_turn
+    retry = end_reason != "" or problem in block.retry_on
+    return problem, end_reason, retry and len(dialogue.failed_attempts) < block.retries_per_turn
 
 
 def _problem(

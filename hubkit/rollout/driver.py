@@ -31,6 +31,7 @@ from hubkit.rollout.plan import Plan, turn_seed
 from hubkit.rollout.state import MODEL, State, ended, opened
 from hubkit.serving.budget import Budget
 from hubkit.serving.client import MOST_REQUESTS, Endpoint, Reply
+from hubkit.tokenization import likely_tokens
 
 OnShard = Callable[[Path], None]
 _OPEN_PER_PERMIT = 4  # dialogues under way, those that idle included, per permit
@@ -95,7 +96,7 @@ class Driver:
 
     @property
     def under_way(self) -> float:
-        """How much of the dialogues that are open is there, in dialogues."""
+        """How much of the open dialogues is finished, in dialogues."""
         return sum(
             min(dialogue.human_turns / max(dialogue.plan.human_turns, 1), 1.0)
             for dialogue in self.state.open_below(self._block.dialogues)
@@ -336,7 +337,7 @@ class Driver:
             prompt_tokens = request.tokens if reply.prompt_tokens is None else reply.prompt_tokens
             completion = reply.completion_tokens
             if completion is None:
-                completion = (len(reply.content) + len(reply.thinking)) // 4
+                completion = likely_tokens(len(reply.content) + len(reply.thinking))
             self.state.spent.add(seat, prompt_tokens, completion, reply.cached_tokens or 0)
         finally:
             self.budget.settle(seat, request.tokens)

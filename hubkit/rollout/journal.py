@@ -19,13 +19,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import orjson
 
 from hubkit.errors import DiskFullError, SourceError
+from hubkit.untrusted import JsonObject
 
-Record = dict[str, Any]
+Record = JsonObject
 _SYNC_INTERVAL_S = 1.0
 
 

@@ -11,13 +11,14 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from hubkit.conversation import Conversation, Message, fault
 from hubkit.errors import RecipeError
 from hubkit.recipe import Rollout, content_of
 from hubkit.recipe import digest as recipe_digest
 from hubkit.serving.budget import check_prices
+from hubkit.untrusted import Json, JsonObject
 
 # Keys that decide how much of a run is made, not what its dialogues say: a run may be resumed
 # under other values of them.
@@ -44,10 +45,11 @@ class Plan:
     intent: str = ""
     persona: str = ""
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> JsonObject:
         """As the journal keeps it."""
         return {
-            "id": self.id, "messages": self.messages, "human_turns": self.human_turns,
+            "id": self.id, "messages": cast("Json", self.messages),
+            "human_turns": self.human_turns,
             "opening": self.opening, "intent": self.intent, "persona": self.persona,
         }  # fmt: skip
 

@@ -11,11 +11,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from hubkit.recipe import Rollout
 from hubkit.rollout.plan import expected_human_turns
+from hubkit.rollout.shards import Row
 from hubkit.serving.budget import Spent
+from hubkit.statistics import relative_error
+from hubkit.tokenization import likely_tokens
+from hubkit.untrusted import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Estimate:
     usd: float
     spread: float
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As a mapping."""
         return asdict(self)
 
@@ -49,7 +52,7 @@ def extrapolate(
     """
     import pyarrow.parquet as pq
 
-    sample = [row for path in shards for row in pq.read_table(path).to_pylist()]
+    sample: list[Row] = [row for path in shards for row in pq.read_table(path).to_pylist()]
     human = expected_human_turns(block)
     requests, prompts, completions = {}, {}, {}
     for seat, role in (("asker", "user"), ("chat", "assistant")):
@@ -89,11 +92,11 @@ def extrapolate(
             sum(requests.values()) * pace / max(1, min(block.in_flight, block.dialogues)), 1
         ),
         usd=round(spent.usd(block.seats), 4),
-        spread=round(_spread([sum(row["usage"].values()) for row in sample]), 3),
+        spread=round(relative_error([sum(row["usage"].values()) for row in sample]), 3),
     )
 
 
-def _generated_turns(row: dict[str, Any], role: str) -> list[tuple[int, int, int, int]]:
+def _generated_turns(row: Row, role: str) -> list[tuple[int, int, int, int]]:
     """(position, prompt tokens, completion tokens, attempts) of the turns that one seat generated
     in a row.
     """
@@ -101,11 +104,11 @@ def _generated_turns(row: dict[str, Any], role: str) -> list[tuple[int, int, int
     for position, message in enumerate(row["messages"]):
         if message["role"] == role and row["seeds"][position] is not None:
             prompt, completion = row["prompt_tokens"][position], row["completion_tokens"][position]
-            guess = len(message["content"]) // 4
-            so_far = sum(len(m["content"]) for m in row["messages"][:position]) // 4
+            guess = likely_tokens(len(message["content"]))
+            so_far = likely_tokens(sum(len(m["content"]) for m in row["messages"][:position]))
             turns.append((position, so_far if prompt is None else prompt,
                           guess if completion is None else completion,
-                          row["attempts"][position]))  # fmt: skip
+                          row["attempts"][position] or 0))  # fmt: skip
     return turns
 
 
@@ -135,12 +138,3 @@ def _line(points: Iterable[tuple[int, int]]) -> tuple[float, float]:
     spread = sum((x - mean_x) ** 2 for x, _ in points)
     slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 0.0
     return slope, mean_y - slope * mean_x
-
-
-def _spread(values: Sequence[float]) -> float:
-    """1.96 standard errors over the mean."""
-    if len(values) < 2 or not sum(values):
-        return 1.0
-    mean = sum(values) / len(values)
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return 1.96 * math.sqrt(variance / len(values)) / mean

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import Any
+
+from hubkit.rollout.ray_worker import PartStatus
 
 
 class Collector:
@@ -19,7 +20,7 @@ class Collector:
         self._shards: dict[int, bytes] = {}
         self._taken: dict[int, asyncio.Event] = {}
         self._attempts: dict[int, int] = {}
-        self._statuses: dict[int, dict[str, Any]] = {}
+        self._statuses: dict[int, PartStatus] = {}
         self._halted = False
 
     async def begin(self, part: int, attempt: int) -> None:
@@ -48,13 +49,13 @@ class Collector:
         """The driver has a shard."""
         self._taken[ticket].set()
 
-    async def note(self, part: int, attempt: int, status: dict[str, Any]) -> bool:
+    async def note(self, part: int, attempt: int, status: PartStatus) -> bool:
         """How a part is doing. False when it is to stop."""
         if self._attempts.get(part) == attempt:
             self._statuses[part] = status
         return not self._halted and self._attempts.get(part) == attempt
 
-    async def statuses(self) -> dict[int, dict[str, Any]]:
+    async def statuses(self) -> dict[int, PartStatus]:
         """The last word of each part."""
         return self._statuses
 

@@ -26,11 +26,12 @@ from hubkit.recipe import Rollout
 from hubkit.rollout import shards
 from hubkit.rollout.journal import Journal
 from hubkit.rollout.ray_collector import Collector
-from hubkit.rollout.ray_worker import Job, Outcome, Part, clear, look, work
+from hubkit.rollout.ray_worker import Caps, Job, Outcome, Part, PartStatus, clear, look, work
 from hubkit.rollout.report import Status
 from hubkit.rollout.session import Seats, Session, Watch
 from hubkit.rollout.state import PARTS, State
 from hubkit.serving.client import on_loopback
+from hubkit.untrusted import JsonObject, count_in
 
 _DEATHS = 50  # of one part, until something is taken to be wrong with it
 _LOOK_EVERY_S = 0.2
@@ -143,10 +144,10 @@ class _Parts:
         where = NodeAffinitySchedulingStrategy(node, soft=True)
         return task.options(num_cpus=cpus, max_retries=0, scheduling_strategy=where)
 
-    def _caps(self) -> dict[str, Any]:
+    def _caps(self) -> Caps:
         """One part's share of what the caps leave, on top of what it has spent itself."""
         block, spent = self._job.block, self._state.spent
-        caps: dict[str, Any] = {"in_flight": max(1, block.in_flight // self.of)}
+        caps: Caps = {"in_flight": max(1, block.in_flight // self.of)}
         if block.budget_tokens is not None:
             caps["budget_tokens"] = max(0, block.budget_tokens - spent.total) // self.of
         if block.budget_usd is not None:
@@ -224,7 +225,7 @@ class _Parts:
         self._state.learn({driver: {**sums, "seconds": 0.0} for driver, sums in ledger.items()})
 
     def _tell(self) -> None:
-        statuses: dict[int, dict[str, Any]] = self._ray.get(self._collector.statuses.remote())
+        statuses: dict[int, PartStatus] = self._ray.get(self._collector.statuses.remote())
         status = _together(
             list(statuses.values()), self._job.block, self._before, time.monotonic() - self._started
         )
@@ -282,8 +283,9 @@ class _Parts:
         errors: Counter[str] = Counter()
         for session in sessions:
             errors.update(session.errors)
-        facts = {
-            name: sum(session.facts[name] for session in sessions) for name in ("turns", "requests")
+        facts: JsonObject = {
+            name: sum(count_in(session.facts, name) for session in sessions)
+            for name in ("turns", "requests")
         }
         facts |= {"seconds": round(time.monotonic() - self._started, 3), "parts": self.of}
         facts["resumed"] = {"dialogues": self._before}
@@ -295,19 +297,17 @@ async def _write(folder: Path, state: State) -> None:
     await Journal(folder, state.snapshot()).close()
 
 
-def _together(
-    statuses: list[dict[str, Any]], block: Rollout, before: int, seconds: float
-) -> Status:
+def _together(statuses: list[PartStatus], block: Rollout, before: int, seconds: float) -> Status:
     """What the parts say of themselves, as one."""
-    gained = sum(status["dialogues"] - status["began_with"] for status in statuses)
+    gained = sum(part.status.dialogues - part.began_with for part in statuses)
 
     def added(name: str) -> Any:
-        return sum(status[name] for status in statuses)
+        return sum(getattr(part.status, name) for part in statuses)
 
     counted = {name: Counter[str]() for name in ("in_flight", "limits", "errors")}
-    for status in statuses:
+    for part in statuses:
         for name, counts in counted.items():
-            counts.update(status[name])
+            counts.update(getattr(part.status, name))
     remaining = max(0, block.dialogues - before - gained)
     return Status(
         dialogues=before + gained,

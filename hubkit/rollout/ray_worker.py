@@ -7,9 +7,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from hubkit.conversation import Conversation
 from hubkit.errors import RunInterruptedError, RunLockedError
@@ -37,6 +37,23 @@ class Job:
         return runs() / f"parts-{self.digest[:12]}" / f"{number}-of-{of}"
 
 
+class Caps(TypedDict, total=False):
+    """What one part may take, of the block's keys."""
+
+    in_flight: int
+    budget_tokens: int
+    budget_usd: float
+    max_hours: float
+
+
+@dataclass(frozen=True, slots=True)
+class PartStatus:
+    """How a part is doing, and with how many dialogues its worker began."""
+
+    status: Status
+    began_with: int
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One part's dialogues: every `of`-th, but for those that are `known` (finished) already.
@@ -49,7 +66,7 @@ class Part:
     attempt: int
     known: frozenset[int]
     live: tuple[Dialogue, ...]
-    caps: dict[str, Any]
+    caps: Caps
 
     def wants(self, index: int) -> bool:
         """Whether dialogue `index` is this part's to begin."""
@@ -104,7 +121,7 @@ def work(job: Job, openings: list[Conversation], part: Part, collector: Any) -> 
                 )
 
         def tell(status: Status) -> None:
-            message = {**asdict(status), "began_with": began_with}
+            message = PartStatus(status, began_with)
             if not ray.get(collector.note.remote(part.number, part.attempt, message)):
                 raise RunInterruptedError("asked to stop")
 
@@ -120,14 +137,14 @@ def work(job: Job, openings: list[Conversation], part: Part, collector: Any) -> 
         )
 
 
-def _with_caps(block: Rollout, caps: dict[str, Any], state: State) -> Rollout:
+def _with_caps(block: Rollout, caps: Caps, state: State) -> Rollout:
     """The block with a part's share: what it may spend in addition to what its journal says it has
     spent."""
-    spent, changes = state.spent, dict(caps)
+    spent, changes = state.spent, caps.copy()
     if "budget_tokens" in caps:
         changes["budget_tokens"] += spent.total
     if "budget_usd" in caps:
         changes["budget_usd"] += spent.usd(block.seats)
     if "max_hours" in caps:
         changes["max_hours"] += spent.seconds / 3600
-    return block.model_copy(update=changes)
+    return block.model_copy(update=dict(changes))

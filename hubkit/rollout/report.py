@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hubkit.progress import Notice
+from hubkit.untrusted import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
     """A run at this moment. Rates are this session's; `eta_s` is None until there is something to
-    judge by. `under_way` is how much of the open dialogues is there, in dialogues. `stopping` says
-    that the run was interrupted: what is in flight is taken, and nothing more is sent.
+    judge by. `under_way` is how much of the open dialogues is finished, in dialogues. `stopping`
+    says that the run was interrupted: what is in flight is taken, and nothing more is sent.
     """
 
     dialogues: int
@@ -78,14 +78,14 @@ class RolloutReport:
     cached_tokens: int
     usd: float
     seconds: float
-    session: dict[str, Any]
+    session: JsonObject
     damaged_records: int
     thinking: dict[str, int] = field(default_factory=dict)
     models: dict[str, dict[str, int]] = field(default_factory=dict)
     shards: list[str] = field(default_factory=list)
     digest: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As ``report.json`` holds it."""
         return asdict(self)
 

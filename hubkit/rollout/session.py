@@ -26,6 +26,7 @@ from hubkit.rollout.report import Status
 from hubkit.rollout.state import State
 from hubkit.serving import ServedModel
 from hubkit.serving.client import ClientLimits, Endpoint
+from hubkit.untrusted import JsonObject
 
 _NOTE_EVERY_S = 0.5
 T = TypeVar("T")
@@ -55,7 +56,7 @@ class Session:
     stopped: str
     skipped: dict[str, int]
     errors: dict[str, int]
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
 
 
 def drive(
@@ -110,7 +111,7 @@ def drive(
 
     started = time.monotonic()
     driver, errors, adaptations = _run_to_end(session())
-    facts = {"resumed": resumed, "turns": driver.turns, "requests": driver.sent}
+    facts: JsonObject = {"resumed": resumed, "turns": driver.turns, "requests": driver.sent}
     facts["adaptations"] = adaptations
     facts["seconds"] = round(time.monotonic() - started, 3)
     return Session(driver.budget.exhausted, dict(skipped), errors, facts)

@@ -15,19 +15,64 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
+from hubkit.conversation import Message
 from hubkit.errors import DiskFullError, SourceError
 from hubkit.recipe import Rollout
 from hubkit.rollout.dialogue import Dialogue, ended_on_answer
 from hubkit.rollout.journal import sync_folder
 from hubkit.serving.model_names import is_another_model
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Row = dict[str, Any]
+
+class Source(TypedDict):
+    """The model of a seat."""
+
+    repo_id: str | None
+    revision: str | None
+
+
+class Row(TypedDict, total=False):
+    """A dialogue, as a shard holds it; shards of earlier versions lack columns. Lists of turns are
+    parallel to `messages`, with nothing for those of the opening."""
+
+    asker: Source
+    chat: Source
+    sampling: str
+    provenance: str
+    run: str
+    seed: int
+    id: str
+    index: int
+    messages: list[Message]
+    human_turns: int
+    end_reason: str
+    source: str | None
+    opening: dict[str, str]
+    intent: str | None
+    persona: str | None
+    target_turns: int
+    finish_reasons: list[str | None]
+    seeds: list[int | None]
+    attempts: list[int | None]
+    trimmed: list[int]
+    prompt_tokens: list[int | None]
+    completion_tokens: list[int | None]
+    cached_tokens: list[int | None]
+    flaws: list[str]
+    thinking: list[str | None]
+    models: list[str | None]
+    retries: list[str]
+    usage: dict[str, int]
+    unanswered: str | None
+    error: JsonObject | None
+    created_at: datetime
+
+
 _LEDGER = b"hubkit.ledger"
 _SHARD = re.compile(r"raw-\d+(-[0-9a-f]+)*")
 _PER_TURN = (
@@ -94,14 +139,14 @@ class Rows:
     def __init__(
         self, block: Rollout, *, seed: int, digest: str, provenance: Mapping[str, Any]
     ) -> None:
-        def model(seat: str) -> Row:
+        def model(seat: str) -> Source:
             source = provenance.get(seat) or {}
             return {
                 "repo_id": source.get("repo_id") or getattr(block, seat).repo,
                 "revision": source.get("revision"),
             }
 
-        def sampling(seat: str) -> Row:
+        def sampling(seat: str) -> JsonObject:
             config = getattr(block, seat)
             return {
                 **config.sampling.model_dump(),
@@ -132,7 +177,7 @@ class Rows:
             unanswered = dialogue.turns[-1].content
         turns = dialogue.turns[: max(0, len(messages) - len(plan.messages))]
         opening = len(messages) - len(turns)
-        return {
+        values = {
             **self._shared,
             **self._other_models(dialogue),
             "id": plan.id,
@@ -162,12 +207,13 @@ class Rows:
             "error": dialogue.error,
             "created_at": datetime.fromtimestamp(dialogue.ended_at, UTC),
         }
+        return cast("Row", values)
 
-    def _other_models(self, dialogue: Dialogue) -> Row:
+    def _other_models(self, dialogue: Dialogue) -> dict[str, Source]:
         """The seats whose servers, at addresses of the user's own, gave their model another name
         than the recipe does.
         """
-        named = {}
+        named: dict[str, Source] = {}
         for role, config in self._seats.items():
             names = {turn.model for turn in dialogue.turns if turn.seat == role}
             repo = config.repo or config.name or ""
@@ -180,7 +226,7 @@ class Rows:
         return named
 
 
-def _usage(dialogue: Dialogue) -> Row:
+def _usage(dialogue: Dialogue) -> dict[str, int]:
     usage = dict.fromkeys(
         [f"{s}_{k}_tokens" for s in ("asker", "chat") for k in ("prompt", "completion")], 0
     )

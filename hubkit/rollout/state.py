@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hubkit.errors import RunLockedError, StageError
 from hubkit.rollout import shards
@@ -194,7 +195,7 @@ def _replay(state: State, records: Iterable[Record | None], path: Path) -> None:
             ) from None
 
 
-def _apply(state: State, record: Record, path: Path) -> None:
+def _apply(state: State, record: Mapping[str, Any], path: Path) -> None:
     kind = record.get("k")
     if kind == "run":
         if record["digest"] != state.digest:
@@ -216,7 +217,7 @@ def _apply(state: State, record: Record, path: Path) -> None:
         _apply_to_dialogue(state, record)
 
 
-def _apply_to_dialogue(state: State, record: Record) -> None:
+def _apply_to_dialogue(state: State, record: Mapping[str, Any]) -> None:
     """Turns count only in their order: after a damaged record, what no longer joins on is left out
     and asked again.
     """
@@ -242,7 +243,7 @@ def _apply_to_dialogue(state: State, record: Record) -> None:
         _count(state, record)
 
 
-def _count(state: State, record: Record) -> None:
+def _count(state: State, record: Mapping[str, Any]) -> None:
     """What a record of the last session adds to the run's sums."""
     if record["k"] in ("turn", "try"):
         state.spent.add(

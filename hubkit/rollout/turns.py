@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hubkit.conversation import Seat
+from hubkit.untrusted import JsonObject
 
 
 @dataclass(slots=True)
@@ -58,9 +59,9 @@ class Turn:
     thinking_chars: int = 0
     model: str = ""
 
-    def to_record(self) -> dict[str, Any]:
+    def to_record(self) -> JsonObject:
         """As the journal keeps it."""
-        record: dict[str, Any] = {
+        record: JsonObject = {
             "k": "try" if self.failure else "turn", "d": self.dialogue, "t": self.position,
             "seat": self.seat, "content": self.content, "finish": self.finish_reason,
             "in": self.prompt_tokens, "out": self.completion_tokens, "cached": self.cached_tokens,

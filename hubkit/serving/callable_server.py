@@ -8,7 +8,7 @@ import inspect
 import json
 import secrets
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -81,8 +81,8 @@ def _handler(agent: Agent, token: str) -> type[BaseHTTPRequestHandler]:
             )
 
         def _authorized(self) -> bool:
-            given = self.headers.get("Authorization", "")
-            if secrets.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            authorization = self.headers.get("Authorization", "")
+            if secrets.compare_digest(authorization.encode(), f"Bearer {token}".encode()):
                 return True
             self._fail(HTTPStatus.UNAUTHORIZED, "wrong key")
             return False
@@ -90,7 +90,7 @@ def _handler(agent: Agent, token: str) -> type[BaseHTTPRequestHandler]:
         def _fail(self, status: HTTPStatus, message: str) -> None:
             self._reply(status, {"error": {"message": message}})
 
-        def _reply(self, status: HTTPStatus, body: dict[str, Any]) -> None:
+        def _reply(self, status: HTTPStatus, body: Mapping[str, object]) -> None:
             payload = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from hubkit import cloud
 from hubkit.cloud.prices import hardware
@@ -20,6 +19,7 @@ from hubkit.progress import Progress
 from hubkit.recipe import Deploy
 from hubkit.serving.models import ModelSpec, ServedModel
 from hubkit.serving.templates import published_template
+from hubkit.untrusted import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +82,22 @@ def deployed(
         }
 
 
-def prices(hub: Hub, models: Mapping[str, HostedModel]) -> list[dict[str, Any]]:
+def prices(hub: Hub, models: Mapping[str, HostedModel]) -> list[JsonObject]:
     """Each endpoint that would be made: its ``name``, which of `models` it ``serves``, its
     ``engine`` and ``hardware``, and ``usd_per_hour`` at most while it is up."""
-    rows: dict[cloud.EndpointSpec, dict[str, Any]] = {}
+    names_by_spec: dict[cloud.EndpointSpec, list[str]] = {}
     for name, spec in _endpoint_specs(hub, models).items():
-        rate = spec.hardware.usd_per_hour * spec.max_replica
-        row = {
+        names_by_spec.setdefault(spec, []).append(name)
+    return [
+        {
             "name": spec.name,
-            "serves": [],
+            "serves": names,
             "engine": spec.engine,
             "hardware": str(spec.hardware),
+            "usd_per_hour": spec.hardware.usd_per_hour * spec.max_replica,
         }
-        rows.setdefault(spec, {**row, "usd_per_hour": rate})["serves"].append(name)
-    return list(rows.values())
+        for spec, names in names_by_spec.items()
+    ]
 
 
 def _endpoint_specs(hub: Hub, models: Mapping[str, HostedModel]) -> dict[str, cloud.EndpointSpec]:

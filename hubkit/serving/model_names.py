@@ -21,8 +21,8 @@ def is_another_model(name: str, repo: str, alias: str) -> bool:
     is_path = name.startswith(("/", "./", "~")) or "\\" in name
     if not name or is_path or (name == alias and "/" not in name):
         return False
-    served, configured = _plain(name), _plain(repo)
-    return served not in configured and configured not in served
+    served_name, configured = _plain(name), _plain(repo)
+    return served_name not in configured and configured not in served_name
 
 
 def _plain(name: str) -> str:

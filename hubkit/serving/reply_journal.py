@@ -8,12 +8,29 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from hubkit.errors import DiskFullError
+from hubkit.untrusted import JsonObject, text_in
+
+
+@dataclass(frozen=True, slots=True)
+class JournalSpec:
+    """Where a run keeps its journal, and what tells the run from others.
+
+    Args:
+        folder: It survives a kill: what was answered is not asked for again.
+        seed: Of all that the run draws.
+        provenance: What the run is made from.
+    """
+
+    folder: Path
+    seed: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Journal:
@@ -21,10 +38,18 @@ class Journal:
     mixed in.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], *, name: str = "replies") -> None:
+    def __init__(
+        self, folder: Path, identity: Mapping[str, object], *, name: str = "replies"
+    ) -> None:
         self._path = folder / f"{name}.jsonl"
         self._identity = json.dumps(identity, sort_keys=True, default=str)
-        self._known: dict[str, dict[str, Any]] = {}
+        self._known: dict[str, JsonObject] = {}
+
+    @classmethod
+    def of(cls, spec: JournalSpec, *, name: str = "replies") -> Self:
+        """The journal that `spec` describes."""
+        identity = {"seed": spec.seed, "provenance": dict(spec.provenance)}
+        return cls(spec.folder, identity, name=name)
 
     def __enter__(self) -> Self:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,13 +80,14 @@ class Journal:
         return key in self._known
 
     def __getitem__(self, key: str) -> tuple[str, str]:
-        return self._known[key]["content"], self._known[key]["finish_reason"]
+        record = self._known[key]
+        return text_in(record, "content"), text_in(record, "finish_reason")
 
-    def record(self, key: str) -> dict[str, Any]:
+    def record(self, key: str) -> JsonObject:
         """A reply with what else was noted."""
         return self._known[key]
 
-    def records(self) -> Iterable[dict[str, Any]]:
+    def records(self) -> Iterable[JsonObject]:
         """Every reply with what else was noted, in the order in which they came."""
         return self._known.values()
 
@@ -71,7 +97,7 @@ class Journal:
         self._append(record)
         self._known[key] = record
 
-    def _append(self, record: dict[str, Any]) -> None:
+    def _append(self, record: JsonObject) -> None:
         try:
             self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
             self._file.flush()

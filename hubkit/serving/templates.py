@@ -38,7 +38,7 @@ def proven_templates(
     named_by: str = "the model",
     seat: Seat = "assistant",
 ) -> SeatTemplates | None:
-    """How a model that nobody trains here is asked: its own template, proven for its
+    """How a model that is not trained here is asked: its own template, proven for its
     seat.
 
     Args:
@@ -49,7 +49,7 @@ def proven_templates(
         seat: Whose turns it writes.
 
     Returns:
-        The templates; None where the repo's template stands in a GGUF file, which its engine reads.
+        The templates; None where the repo's template is in a GGUF file, which its engine reads.
 
     Raises:
         TemplateError: It is not proven; the sentence says what to write.

@@ -18,7 +18,7 @@ from hubkit.chat_templates import SeatTemplates
 from hubkit.errors import RecipeError, SourceError, refusing_remote_code
 from hubkit.recipe import Preference, Reinforce, Training
 from hubkit.training.config import lora_config
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 _MIN_NORM_SHARE = 0.02
 
@@ -298,7 +298,7 @@ def _unmatched_pattern(pattern: str, model: Any, linear: Iterable[str]) -> list[
     ]
 
 
-def _config(base: Path) -> dict[str, Any]:
+def _config(base: Path) -> JsonObject:
     try:
         config = parse_json((base / "config.json").read_text("utf-8"))
     except (OSError, ValueError):

@@ -20,6 +20,7 @@ from typing import Any
 from hubkit.errors import MissingDependencyError, RecipeError
 from hubkit.hub.places import home
 from hubkit.recipe import Preference, Reinforce, Training
+from hubkit.untrusted import JsonObject, object_in
 
 # What hubkit decides itself, with the reason a recipe's author reads when they set it all the same.
 RESERVED = {
@@ -121,26 +122,26 @@ def grpo_config(block: Reinforce, work: Path, *, seed: int) -> tuple[Any, list[s
         **values,
         "output_dir": str(work),
         "seed": seed,
-        "shuffle_dataset": False,  # rows stand in the order in which they are used
+        "shuffle_dataset": False,  # rows keep the order in which they are used
         "remove_unused_columns": False,
     }
     return _build("grpo", GRPOConfig, values), notes
 
 
-def settings_of(block: Training | Preference | Reinforce) -> dict[str, Any]:
+def settings_of(block: Training | Preference | Reinforce) -> JsonObject:
     """What of the block goes to TRL."""
     if isinstance(block, Training):
         return block.sft
     return block.dpo if isinstance(block, Preference) else block.grpo
 
 
-def model_options(block: Training | Preference | Reinforce) -> dict[str, Any]:
+def model_options(block: Training | Preference | Reinforce) -> JsonObject:
     """What the recipe says of how the model is loaded: ``model_init_kwargs``."""
     settings = settings_of(block)
-    return dict(settings.get("model_init_kwargs") or {})
+    return object_in(settings, "model_init_kwargs")
 
 
-def _without_model_options(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _without_model_options(settings: Mapping[str, Any]) -> JsonObject:
     """TRL takes them only for models that it loads itself."""
     return {key: value for key, value in settings.items() if key != "model_init_kwargs"}
 
@@ -159,7 +160,7 @@ def check_keys(where: str, settings: Mapping[str, Any], config_class: type) -> N
             raise RecipeError(f"{where}.{key} is not a key of {config_class.__name__}{hint}")
 
 
-def fit_to_machine(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def fit_to_machine(settings: Mapping[str, Any]) -> tuple[JsonObject, list[str]]:
     """`settings` as this machine can run it, and a sentence per change.
 
     Without an accelerator fp16 and tf32 are off, and bf16 is on only where the processor multiplies
@@ -177,7 +178,7 @@ def fit_to_machine(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
     return _fit_to_cpu(values)
 
 
-def _fit_to_cpu(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _fit_to_cpu(values: dict[str, Any]) -> tuple[JsonObject, list[str]]:
     notes: list[str] = []
     for key in ("fp16", "tf32"):
         if values.get(key):
@@ -241,7 +242,7 @@ def lora_config(block: Training | Preference | Reinforce, model: Any = None) -> 
     return _build("lora", LoraConfig, {"task_type": "CAUSAL_LM", **extra, **block.lora})
 
 
-def encoder_exclusion(lora: Mapping[str, Any], model: Any) -> dict[str, Any]:
+def encoder_exclusion(lora: Mapping[str, Any], model: Any) -> JsonObject:
     """``exclude_modules`` that keeps LoRA off the vision and audio parts of a multimodal model."""
     names = (name for name, _ in model.named_modules())
     if "exclude_modules" in lora or not any(re.fullmatch(_ENCODERS, name) for name in names):
@@ -249,7 +250,7 @@ def encoder_exclusion(lora: Mapping[str, Any], model: Any) -> dict[str, Any]:
     return {"exclude_modules": _ENCODERS}
 
 
-def _defaults() -> dict[str, Any]:
+def _defaults() -> JsonObject:
     """Where hubkit's defaults differ from TRL's. A recipe's own value always wins."""
     return {
         "report_to": "none",
@@ -266,7 +267,7 @@ def _defaults() -> dict[str, Any]:
     }
 
 
-def _evaluation(block: Training) -> dict[str, Any]:
+def _evaluation(block: Training) -> JsonObject:
     """When held-out rows are looked at: once an epoch, and the best epoch is kept when the run may
     stop early.
 
@@ -278,7 +279,7 @@ def _evaluation(block: Training) -> dict[str, Any]:
         )
     if not block.holdout:
         return {}
-    best = {
+    best: JsonObject = {
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
         "save_strategy": "epoch",
@@ -307,7 +308,7 @@ def _check_quantize(block: Training) -> None:
         raise MissingDependencyError("quantize: 4bit needs bitsandbytes: pip install bitsandbytes")
 
 
-def _build(where: str, config_class: type, values: dict[str, Any]) -> Any:
+def _build(where: str, config_class: type, values: JsonObject) -> Any:
     try:
         return config_class(**values)
     except ImportError as error:

@@ -19,19 +19,20 @@ from hubkit import chat_templates
 from hubkit.conversation import Seat
 from hubkit.progress import Progress
 from hubkit.recipe import Preference
+from hubkit.tokenization import load_tokenizer
 from hubkit.training.checks import check_all
 from hubkit.training.config import dpo_config, lora_config, model_options
 from hubkit.training.identity import Base
 from hubkit.training.loading import (
     ChatWeights,
     load_base,
-    load_tokenizer,
     require_context,
     require_pad_token,
 )
 from hubkit.training.pairs import PairEncoder, fit
 from hubkit.training.process import Rows
 from hubkit.training.trainer import NoTelemetry
+from hubkit.untrusted import JsonObject
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class DPOTask(ChatWeights):
         return f"{self.weights_id} {self.system} "
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """What went to TRL."""
         return self.block.dpo
 

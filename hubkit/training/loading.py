@@ -38,19 +38,6 @@ class ChatWeights:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_tokenizer(base: Path) -> Any:
-    """The tokenizer in `base`. Raises `SourceError` when there is none that can be read."""
-    from transformers import AutoTokenizer
-
-    try:
-        with refusing_remote_code(str(base)):
-            return AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise SourceError(
-            f"{base} holds no tokenizer that transformers reads ({error}); fetch the model again"
-        ) from None
-
-
 def require_pad_token(tokenizer: Any) -> None:
     """Give `tokenizer` a padding token where it has none: its end of text, or any added token.
 

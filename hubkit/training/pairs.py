@@ -11,13 +11,26 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from hubkit.chat_templates import SeatTemplates
 from hubkit.conversation import Message, Seat
 from hubkit.errors import SourceError, TemplateError, TrainingError
+from hubkit.untrusted import JsonObject
 
 COLUMNS = ("prompt", "chosen", "rejected")
+
+
+class PairRow(TypedDict):
+    """A row of preference data in TRL's conversational format."""
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+
+
+EncodedPair = dict[str, list[int]]
+"""Token ids of a prompt and of both answers."""
 
 
 @dataclass
@@ -34,7 +47,7 @@ class PairStats:
     answer_tokens: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data for the report."""
         return dict(vars(self))
 
@@ -46,7 +59,7 @@ def fit(
     max_drop_share: float,
     *,
     system: str | None = None,
-) -> tuple[list[dict[str, Any]], PairStats]:
+) -> tuple[list[EncodedPair], PairStats]:
     """Pairs that fit into `max_length` tokens, histories trimmed at turn boundaries, oldest
     exchange first.
 
@@ -82,12 +95,12 @@ def sampled(
 
 
 def fitted(
-    pairs: Iterable[dict[str, Any]],
+    pairs: Iterable[PairRow],
     encoder: PairEncoder,
     max_length: int | None,
     *,
     system: str | None = None,
-) -> tuple[list[dict[str, Any]], PairStats]:
+) -> tuple[list[EncodedPair], PairStats]:
     """`fit` of `pairs` that are read, however few are left."""
     stats, dropped, rows = PairStats(), Counter[str](), []
     for row in pairs:
@@ -116,11 +129,11 @@ def fitted(
     return rows, stats
 
 
-def _pairs(data: Sequence[Path]) -> list[dict[str, Any]]:
+def _pairs(data: Sequence[Path]) -> list[PairRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows: list[dict[str, Any]] = []
+    rows: list[PairRow] = []
     for path in data:
         try:
             rows += pq.read_table(path, columns=list(COLUMNS)).to_pylist()
@@ -131,7 +144,7 @@ def _pairs(data: Sequence[Path]) -> list[dict[str, Any]]:
     return rows
 
 
-def _fault(row: dict[str, Any]) -> str | None:
+def _fault(row: PairRow) -> str | None:
     for column in COLUMNS:
         messages = row.get(column)
         if not isinstance(messages, list) or any(
@@ -146,7 +159,7 @@ def _fault(row: dict[str, Any]) -> str | None:
 
 
 def _trim(
-    row: dict[str, Any], encoder: PairEncoder, max_length: int | None
+    row: PairRow, encoder: PairEncoder, max_length: int | None
 ) -> tuple[dict[str, list[int]] | None, int]:
     """`row` encoded with as many of its oldest exchanges left out as needed, and how many; None
     when none helps.

@@ -25,14 +25,16 @@ from hubkit.chat_templates import SeatTemplates, Segment, for_base, text_of
 from hubkit.conversation import Message, Seat
 from hubkit.errors import RecipeError, SourceError, TemplateError
 from hubkit.recipe import Preference, Reinforce, Training
+from hubkit.tokenization import load_tokenizer
 from hubkit.training.checks import Findings, check_all, check_steps, meta_model
 from hubkit.training.config import dpo_config, lora_config, model_options, sft_config
 from hubkit.training.estimate import GIB, Reference, Size, duration, memory_gib
 from hubkit.training.identity import Base
 from hubkit.training.launch import Launch
-from hubkit.training.loading import load_tokenizer, over_context
+from hubkit.training.loading import over_context
 from hubkit.training.pairs import PairEncoder, sampled
 from hubkit.training.rows import RowMaker, RowStats, seat_view, table
+from hubkit.untrusted import JsonObject
 
 _SAMPLE = 200
 _FOUND = ("rows", "tokens", "loss_tokens", "truncated_share", "dropped_share")
@@ -88,12 +90,12 @@ class TrainPlan:
     peak_tflops: float | None
     utilisation: float
     hours: float | None
-    config: dict[str, Any]
+    config: JsonObject
     template: TemplatePlan | None = None
     notes: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data."""
         return asdict(self)
 
@@ -108,7 +110,7 @@ class _Subject:
     seat: str
     config: Any
     findings: Findings
-    settings: dict[str, Any]
+    settings: JsonObject
     amounts: dict[str, Any]
     size: Size
     sequences: int
@@ -206,8 +208,8 @@ def _pairwise(
     findings = check_all(trained, base, options=model_options(block), model=model)
     findings.notes[:0] = notes
     reference: Reference = "adapter" if goes_on else "base" if trained.lora else "model"
-    held = None if config.precompute_ref_log_probs else reference
-    size = _size(model, trained, reference=held)
+    held_reference = None if config.precompute_ref_log_probs else reference
+    size = _size(model, trained, reference=held_reference)
     seat: Seat = chat.seat if chat else "assistant"
     template = template_plan(chat, base, seat, findings)
     if data and template is not None:
@@ -261,7 +263,7 @@ def _sample(
     max_length: int | None,
     seed: int,
     template: TemplatePlan,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Rows and tokens of one epoch, estimated from up to 200 rows in the order that training would
     take them in.
     """
@@ -316,7 +318,7 @@ def _sample_pairs(
     base: Path,
     config: Any,
     seed: int,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The same of pairs."""
     encoder = PairEncoder(_templates(chat, base), load_tokenizer(base))
     system = chat.system if chat else None

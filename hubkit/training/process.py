@@ -23,6 +23,7 @@ from hubkit.training.identity import Base, fingerprint_of, finished, revision_of
 from hubkit.training.report import TrainReport, outcome, versions
 from hubkit.training.save import save_trained
 from hubkit.training.trainer import Run, watcher
+from hubkit.untrusted import JsonObject
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Rows:
     """
 
     ready: Any
-    stats: dict[str, Any]
+    stats: JsonObject
     tokens: int
     loss_tokens: int
 
@@ -61,7 +62,7 @@ class Task(Protocol):
         ...
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """What goes to TRL."""
         ...
 

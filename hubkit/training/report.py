@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.conversation import Seat
+from hubkit.untrusted import JsonObject
 
 CURVE = (
     "step",
@@ -34,7 +35,7 @@ class TrainReport:
     seat: Seat
     steps: int
     epochs: float
-    rows: dict[str, Any]
+    rows: JsonObject
     tokens: int
     loss_tokens: int
     seconds: float
@@ -52,11 +53,11 @@ class TrainReport:
     processes: int = 1
     kind: str = "adapter"
     notes: list[str] = field(default_factory=list)
-    sft: dict[str, Any] = field(default_factory=dict)
-    lora: dict[str, Any] | None = None
+    sft: JsonObject = field(default_factory=dict)
+    lora: JsonObject | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data, as in ``training_report.json``."""
         return asdict(self)
 

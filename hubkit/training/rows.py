@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from hubkit.conversation import (
 from hubkit.errors import SourceError, TemplateError, TrainingError
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Training
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 _EXAMPLES = 5
 _BATCH = 256
@@ -78,7 +78,7 @@ class RowStats:
     rows_differing_examples: list[str] = field(default_factory=list)
     dropped: Drops = field(default_factory=Drops)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data for the report."""
         return asdict(self)
 
@@ -159,7 +159,7 @@ class RowMaker:
         self.block, self.tokenizer, self.templates = block, tokenizer, templates
         self.max_length = max_length
 
-    def __call__(self, row: dict[str, Any]) -> Row | str:
+    def __call__(self, row: Mapping[str, Any]) -> Row | str:
         view = self.view(row)
         if isinstance(view, str):
             return view
@@ -176,7 +176,7 @@ class RowMaker:
             return "no_loss_tokens" if texts else "answers_without_thinking"
         return Row(examples, self.templates.same_as_base(_recorded(view, seat), seat))
 
-    def view(self, row: dict[str, Any]) -> list[Message] | str:
+    def view(self, row: Mapping[str, Any]) -> list[Message] | str:
         """The row's messages as the seat sees them, or the reason why there is nothing to learn."""
         block = self.block
         messages = row.get("messages")
@@ -201,7 +201,7 @@ class RowMaker:
         return seat_view(messages, block.seat, block.system, end_mark=block.end_mark, intent=intent)
 
 
-def _tools(row: dict[str, Any]) -> list[Any] | None:
+def _tools(row: Mapping[str, Any]) -> list[Any] | None:
     """The descriptions of the tools that a row's conversation may call."""
     try:
         tools = parse_json(row.get("tools") or "null")
@@ -281,9 +281,9 @@ def _encoded(
     stats.rows_read = rows.num_rows
     order = list(range(rows.num_rows))
     random.Random(seed).shuffle(order)
-    for seen, index in enumerate(order):
+    for position, index in enumerate(order):
         if _full(block, stats):
-            stats.rows_over_budget = stats.rows_read - seen
+            stats.rows_over_budget = stats.rows_read - position
             return
         row = rows.slice(index, 1).to_pylist()[0]
         encoded = maker(row)
@@ -293,8 +293,8 @@ def _encoded(
         if block.max_loss_tokens is not None:
             encoded = encoded.upto(block.max_loss_tokens - stats.loss_tokens)
         stats.add(encoded, str(row.get("id", index)), maker.max_length)
-        if seen % 64 == 0:
-            progress(*_share(block, stats, seen), "tokenising")
+        if position % 64 == 0:
+            progress(*_share(block, stats, position), "tokenising")
         yield from encoded.examples
 
 

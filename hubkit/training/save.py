@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hubkit.chat_templates import SeatTemplates
 from hubkit.conversation import Seat
 from hubkit.training.loading import load_base
 from hubkit.training.report import TrainReport
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 
 def save_trained(
@@ -109,7 +109,7 @@ def _merged(model: Any, base: Path) -> Any:
     return whole.merge_and_unload()
 
 
-def _untied(model: Any, state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _untied(model: Any, state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """`state`, gathered from shards, without what it holds a second time: a head that is the
     embedding.
     """
@@ -132,17 +132,12 @@ def _write_generation_config(
 ) -> None:
     """The base's generation defaults, stopping also at the end of this seat's turns."""
     path = base / "generation_config.json"
-    config: dict[str, Any] = (
+    config: JsonObject = (
         parse_json(path.read_text("utf-8")) if path.exists() else {"_from_model_config": True}
     )
     stored_ends = config.get("eos_token_id")
-    ends: list[int] = (
-        []
-        if stored_ends is None
-        else stored_ends
-        if isinstance(stored_ends, list)
-        else [stored_ends]
-    )
+    ids = stored_ends if isinstance(stored_ends, list) else [stored_ends]
+    ends = [number for number in ids if isinstance(number, int)]
     for text in templates.stop_texts(seat):
         token = tokenizer.convert_tokens_to_ids(text)
         if isinstance(token, int) and token != tokenizer.unk_token_id and token not in ends:

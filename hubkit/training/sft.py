@@ -15,17 +15,18 @@ from hubkit import chat_templates
 from hubkit.conversation import Seat
 from hubkit.progress import Progress
 from hubkit.recipe import Training
+from hubkit.tokenization import load_tokenizer
 from hubkit.training import rows as rows_
 from hubkit.training.checks import check_all
 from hubkit.training.config import lora_config, model_options, sft_config
 from hubkit.training.loading import (
     load_base,
-    load_tokenizer,
     require_context,
     require_pad_token,
 )
 from hubkit.training.process import Rows
 from hubkit.training.trainer import trainer_class
+from hubkit.untrusted import JsonObject
 
 
 @dataclass
@@ -47,7 +48,7 @@ class SFTTask:
         return self.block.system
 
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """What went to TRL."""
         return self.block.sft
 

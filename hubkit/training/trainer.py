@@ -119,9 +119,9 @@ def watcher(progress: Progress, checkpoint_minutes: float, run: Run) -> Any:
             self.stopping = False
             self.notes: list[str] = []
 
-        def say(self, done: float, total: float, note: str) -> None:
+        def say(self, completed: float, total: float, note: str) -> None:
             """Show what a step is at."""
-            progress(done, total, note)
+            progress(completed, total, note)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             findings = check_steps(args, state.max_steps)

@@ -27,10 +27,10 @@ def main(job: Path) -> int:
     call = TypeAdapter(LaunchedCall).validate_json(job.read_bytes())
     first = os.environ.get("RANK", "0") == "0"
 
-    def progress(done: float, total: float | None = None, note: str = "") -> None:
+    def progress(completed: float, total: float | None = None, note: str = "") -> None:
         if first:
             with (job.parent / "launch.progress").open("a", encoding="utf-8") as file:
-                file.write(json.dumps([done, total, note]) + "\n")
+                file.write(json.dumps([completed, total, note]) + "\n")
 
     try:
         _train(call, progress)

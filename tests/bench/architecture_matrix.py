@@ -115,8 +115,8 @@ class Loop:
             ]
             models = {name: ServedModel.at(engine.addresses[name]) for name in loras}
             report = rollouts.run(
-                block, openings, self.folder / "dialogues", journal=self.folder / "journal",
-                seed=1, provenance={}, **models,
+                block, openings, self.folder / "dialogues", rollouts.Seats(**models),
+                rollouts.JournalSpec(self.folder / "journal", 1),
             )  # fmt: skip
             self.row["adapter_served"] = True
             assert report.dialogues == 2 and report.generated_turns >= 2, report.end_reasons

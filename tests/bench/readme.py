@@ -185,9 +185,9 @@ def rollout(found: Figures) -> str:
             lines.append(f"| {name} | {speed['median']:.0f} ({spread}) | {cpu_ms:.2f} |")
     share, memory = middle(found["speed"]["hubkit over bare aiohttp"]), found["memory"]
     sentence = (
-        f"Beside bare aiohttp: {share:.2f} (median of pairs), with every turn synced to "
+        f"Compared with bare aiohttp: {share:.2f} (median of pairs), with every turn synced to "
         f"disk before its dialogue goes on. {memory['dialogues']:,} dialogues take at most "
-        f"{memory['peak_rss_mb']} MB; going on with them, {memory['resume_s']:.1f} s."
+        f"{memory['peak_rss_mb']} MB; resuming them, {memory['resume_s']:.1f} s."
     )
     return "\n".join([*lines, "", sentence])
 

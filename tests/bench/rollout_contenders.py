@@ -74,7 +74,7 @@ def bare(options: dict[str, Any], *, retry: bool = False) -> float:
 def hubkit(options: dict[str, Any]) -> float:
     """This project, with its journal; parquet shards are written within the time."""
     from hubkit.recipe import Rollout
-    from hubkit.rollout import run
+    from hubkit.rollout import JournalSpec, Seats, run
     from hubkit.serving import ServedModel
 
     seat = {"repo": "x", "system": "You are a person.", "sampling": SAMPLING, "context": 1 << 20}
@@ -91,9 +91,9 @@ def hubkit(options: dict[str, Any]) -> float:
     )
     with tempfile.TemporaryDirectory(dir=options["folder"]) as folder:
         report = run(
-            block, [], Path(folder) / "out", asker=ServedModel.of(block.asker, options["urls"]),
-            chat=ServedModel.of(block.chat, options["urls"]),
-            journal=Path(folder) / "journal", seed=1, provenance={},
+            block, [], Path(folder) / "out",
+            Seats(*(ServedModel.of(seat, options["urls"]) for seat in (block.asker, block.chat))),
+            JournalSpec(Path(folder) / "journal", 1),
         )  # fmt: skip
     assert report.end_reasons == {"target_turns": options["dialogues"]}, report
     return float(report.session["seconds"])

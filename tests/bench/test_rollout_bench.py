@@ -179,7 +179,7 @@ MEMORY = """
 import json, sys, time
 from pathlib import Path
 from hubkit.recipe import Rollout
-from hubkit.rollout import run
+from hubkit.rollout import JournalSpec, Seats, Watch, run
 from hubkit.serving import ServedModel
 from hubkit.conversation import Conversation
 url, folder, count = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
@@ -193,9 +193,8 @@ seen = []
 started = time.perf_counter()
 report = run(
     Rollout.model_validate(given), openings, folder / "out",
-    asker=ServedModel.at(url), chat=ServedModel.at(url),
-    journal=folder / "journal", seed=1, provenance={},
-    on_status=lambda s: seen.append((s.dialogues, rss())),
+    Seats(ServedModel.at(url), ServedModel.at(url)), JournalSpec(folder / "journal", 1),
+    watch=Watch(on_status=lambda s: seen.append((s.dialogues, rss()))),
 )
 at = lambda n: next((m for d, m in seen if d >= n), None)
 # Of this program alone: getrusage also counts what its parent held before it was one.

@@ -22,7 +22,7 @@ from support.engine_server import lora, smollm2
 
 from hubkit.conversation import Conversation, swap_roles
 from hubkit.recipe import Rollout
-from hubkit.rollout import run
+from hubkit.rollout import JournalSpec, Seats, run
 from hubkit.serving import ServedModel
 from hubkit.serving.client import EngineSettings, start_engine
 
@@ -116,9 +116,9 @@ def test_what_driving_costs_the_embedded_engine(tmp_path: Path) -> None:
         ) as engine:  # fmt: skip
             urls = engine.addresses
             report = run(
-                given, openings, folder / "out", asker=ServedModel.at(urls["asker"]),
-                chat=ServedModel.at(urls["base"]),
-                journal=folder / "journal", seed=number, provenance={},
+                given, openings, folder / "out",
+                Seats(ServedModel.at(urls["asker"]), ServedModel.at(urls["base"])),
+                JournalSpec(folder / "journal", number),
             )  # fmt: skip
             rows = pq.read_table(folder / "out" / "data").to_pylist()
             plain = asyncio.run(replay([requests_of(row, given, urls) for row in rows]))

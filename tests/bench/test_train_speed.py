@@ -97,7 +97,8 @@ def stock(folder: Path, base: Path, rows: list[list[tuple[str, str]]]) -> Took:
     from trl import SFTConfig, SFTTrainer
 
     from hubkit import chat_templates
-    from hubkit.training.loading import load_base, load_tokenizer
+    from hubkit.tokenization import load_tokenizer
+    from hubkit.training.loading import load_base
 
     tokenizer = load_tokenizer(base)
     tokenizer.chat_template = chat_templates.for_base(base).source("user", marks=True)

@@ -18,7 +18,7 @@ import pytest
 import zstandard
 from datasets import load_dataset
 
-from hubkit.data.corpus import CorpusReport, FileReport, build, read
+from hubkit.data.corpus import CorpusReport, FileReport, SourceFile, build, read
 from hubkit.data.intents import first_sentence, keywords
 from hubkit.errors import SourceError, StageError
 from hubkit.recipe import Columns, Corpus, Filter, Intents, Source
@@ -576,7 +576,7 @@ def test_wildchat_is_read_and_one_person_s_conversations_stay_together(
     block = Corpus(
         sources=[source], openings=30, test=30, intents=Intents(heuristic="first_sentence")
     )
-    report = build(block, [path], tmp_path / "out", seed=1, sources=[source])
+    report = build(block, [SourceFile(path, source)], tmp_path / "out", seed=1)
     assert (report.rows_read, report.kept, report.people) == (200, 200, 40 if person else 0)
     split_of_person: dict[int, set[str]] = {}
     for split in ("train", "openings", "test"):

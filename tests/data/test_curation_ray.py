@@ -23,7 +23,7 @@ from support.small_run import WORDS, small_recipe
 
 from hubkit.data import corpus
 from hubkit.data.curation import curate
-from hubkit.data.filters import parallel
+from hubkit.data.filters import Context, parallel
 from hubkit.errors import MissingDependencyError
 from hubkit.recipe import Corpus, Curate, Filter, Source
 
@@ -45,7 +45,7 @@ CHAIN = [
 
 
 @pytest.fixture(scope="module")
-def needed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def needed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Context]:
     """A tokenizer of one token a word, and a benchmark's questions: files that other nodes do not
     have.
     """
@@ -57,7 +57,7 @@ def needed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     tokenizer.save(str(folder / "tokenizer.json"))
     question = " ".join(f"asked{i}" for i in range(20))
     (folder / "bench.jsonl").write_text(json.dumps({"question_id": 1, "turns": [question]}) + "\n")
-    return {"tokenizer": folder, "questions": {"bench": folder / "bench.jsonl"}}
+    return {"context": Context(folder, {"bench": folder / "bench.jsonl"})}
 
 
 def raw(folder: Path, count: int) -> list[Path]:

@@ -15,7 +15,7 @@ import pytest
 from datasets import Dataset
 
 from hubkit.conversation import Conversation
-from hubkit.data.corpus import FileReport, build, read
+from hubkit.data.corpus import FileReport, SourceFile, build, read
 from hubkit.data.readers import containers
 from hubkit.data.readers.files import select_files
 from hubkit.data.readers.layouts import LAYOUTS
@@ -356,9 +356,8 @@ def test_a_source_is_called_by_its_own_name(tmp_path: Path) -> None:
     block = load("parrot").corpus.model_copy(update={"filters": []})
     from hubkit.recipe import Source
 
-    report = build(
-        block, [path], tmp_path / "out", seed=1, few=True, sources=[Source(path=str(path))]
-    )
+    file = SourceFile(path, Source(path=str(path)))
+    report = build(block, [file], tmp_path / "out", seed=1, few=True)
     assert report.files[0].source == "mine.jsonl"
 
 

@@ -31,9 +31,9 @@ from hubkit.evaluation.aggregate import (
 from hubkit.evaluation.benchmarks import Benchmark, Question
 from hubkit.evaluation.report import markdown, sentences, table
 from hubkit.judging import default_prompts, read_prompts
-from hubkit.metrics.statistics import Bootstrap
 from hubkit.recipe import Judging, Sampling, SeatConfig, available, load
 from hubkit.serving import ServedModel
+from hubkit.statistics import Bootstrap
 
 FASTCHAT = SHARED_DATA / "fastchat"
 BLOCK = Judging(

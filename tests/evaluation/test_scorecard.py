@@ -16,7 +16,7 @@ from support.mock_endpoint import Handle, mock
 
 from hubkit.errors import EndpointError, SourceError
 from hubkit.evaluation import scorecard as cards
-from hubkit.evaluation.scorecard import Player, contexts, scorecard
+from hubkit.evaluation.scorecard import HeldOutFiles, Player, contexts, scorecard
 from hubkit.evaluation.scorecard import score as measures
 from hubkit.metrics import scorecards as shown
 from hubkit.recipe import Scorecard
@@ -87,7 +87,9 @@ def run(
     server: Handle, data: Path, folder: Path, texts: list[str], **changes: Any
 ) -> shown.Scorecard:
     server.script(texts=texts)
-    return scorecard(BLOCK, [data], [player(server, **changes)], seed=3, journal=folder)
+    return scorecard(
+        BLOCK, HeldOutFiles([data]), [player(server, **changes)], seed=3, journal=folder
+    )
 
 
 def test_a_player_that_talks_like_people_scores_like_people(
@@ -127,7 +129,7 @@ def test_players_are_asked_from_the_humans_seat_at_real_contexts(
     tmp_path: Path, data: Path
 ) -> None:
     with mock() as server:
-        scorecard(BLOCK, [data], [player(server)], seed=3, journal=tmp_path)
+        scorecard(BLOCK, HeldOutFiles([data]), [player(server)], seed=3, journal=tmp_path)
         bodies = [entry["body"] for entry in server.ledger()]
     assert [m["role"] for m in bodies[0]["messages"]] == ["system"] and len(bodies) == 34
     assert len({body["seed"] for body in bodies[:4]}) == 4, (
@@ -183,9 +185,8 @@ def test_intents_are_given_and_adherence_is_measured(server: Handle, tmp_path: P
     own = [f"does {context.intent.split()[3]} keep?" for context in found.next]
     server.script(texts=["hello"] * 4 + own)
     journal = tmp_path / "journal"
-    card = scorecard(
-        BLOCK, [data], [player(server)], seed=3, journal=journal, intent_column="intent"
-    )
+    held_out = HeldOutFiles([data], "intent")
+    card = scorecard(BLOCK, held_out, [player(server)], seed=3, journal=journal)
     assert card.rows[1].values["intent_adherence"]["value"] > 0.9
     asked = server.ledger()[-1]["body"]["messages"][0]["content"]
     assert asked == f"{SYSTEM}\n\n{found.next[-1].intent}"
@@ -193,15 +194,22 @@ def test_intents_are_given_and_adherence_is_measured(server: Handle, tmp_path: P
 
 def test_a_stopped_run_asks_only_for_the_rest(data: Path, tmp_path: Path) -> None:
     with mock(deterministic=True) as server:
-        first = scorecard(BLOCK, [data], [player(server)], seed=3, journal=tmp_path)
+        first = scorecard(BLOCK, HeldOutFiles([data]), [player(server)], seed=3, journal=tmp_path)
         journal = tmp_path / "0" / "replies.jsonl"
         lines = journal.read_bytes().splitlines(keepends=True)
         journal.write_bytes(b"".join(lines[:21]) + lines[21][:7])
         before = server.stats()["answered"]
-        assert scorecard(BLOCK, [data], [player(server)], seed=3, journal=tmp_path) == first
+        assert (
+            scorecard(BLOCK, HeldOutFiles([data]), [player(server)], seed=3, journal=tmp_path)
+            == first
+        )
         assert server.stats()["answered"] - before == 34 - 20
         scorecard(
-            BLOCK, [data], [player(server, model={"repo_id": "me/other"})], seed=3, journal=tmp_path
+            BLOCK,
+            HeldOutFiles([data]),
+            [player(server, model={"repo_id": "me/other"})],
+            seed=3,
+            journal=tmp_path,
         )
         assert server.stats()["answered"] - before == 14 + 34, (
             "another model's replies are not this one's"
@@ -214,12 +222,14 @@ def test_refused_requests_are_counted_and_a_dead_endpoint_is_an_error(
     data: Path, tmp_path: Path
 ) -> None:
     with mock(longest=55) as server:
-        card = scorecard(BLOCK, [data], [player(server)], seed=3, journal=tmp_path / "a")
+        card = scorecard(
+            BLOCK, HeldOutFiles([data]), [player(server)], seed=3, journal=tmp_path / "a"
+        )
         failed = card.rows[1].counts["failed"]
         assert 0 < failed < 34 and card.rows[1].values["words_per_turn"]["n"] == 30 - failed
         assert f"asker: {failed} requests failed" in " ".join(shown.notes(card))
     with mock(key="secret") as server, pytest.raises(EndpointError):
-        scorecard(BLOCK, [data], [player(server)], seed=3, journal=tmp_path / "b")
+        scorecard(BLOCK, HeldOutFiles([data]), [player(server)], seed=3, journal=tmp_path / "b")
 
 
 def test_contexts_are_the_same_whatever_the_order_and_never_overlap(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hubkit.evaluation.utility import FOLLOW_UPS, TurnLosses, summary, verdicts
-from hubkit.metrics.statistics import Bootstrap
+from hubkit.statistics import Bootstrap
 
 SHIFTS = [0.5, 1.2, 0.2, 1.4, 0.1, 1.0]  # of six conversations, when an arm is worse
 

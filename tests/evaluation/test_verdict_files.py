@@ -27,9 +27,9 @@ from hubkit.evaluation.length_control import alpaca_eval_of, alpaca_eval_win_rat
 from hubkit.evaluation.verdict_files import VerdictSet, read_verdicts, write_verdicts
 from hubkit.evaluation.verdict_report import report, result_tables, write
 from hubkit.judging import default_prompts
-from hubkit.metrics.statistics import Bootstrap
 from hubkit.recipe import Judging, SeatConfig
 from hubkit.serving import ServedModel
+from hubkit.statistics import Bootstrap
 
 
 def here(name: str) -> tuple[Path, str]:

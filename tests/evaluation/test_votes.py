@@ -23,8 +23,8 @@ from hubkit.evaluation import votes as library
 from hubkit.evaluation.votes import PERSON, Screen, Vote, screened
 from hubkit.hub import connect
 from hubkit.metrics.bradley_terry import Comparison, bradley_terry
-from hubkit.metrics.statistics import Bootstrap
 from hubkit.publishing.spaces import write_sources
+from hubkit.statistics import Bootstrap
 
 
 def test_strengths_recover_the_truth_and_cover_it_over_visitors() -> None:

@@ -18,7 +18,7 @@ from hubkit.metrics.cross_table import (
     picture,
     table,
 )
-from hubkit.metrics.statistics import Bootstrap
+from hubkit.statistics import Bootstrap
 
 REWARDS = {  # (asker, chat) → openings' rewards
     ("own", "base"): [0.1, 0.2, 0.3, None],

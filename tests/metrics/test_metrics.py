@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hubkit.errors import SourceError
-from hubkit.metrics import definitions, diff, plots, published, stats, step_table
+from hubkit.metrics import Helpers, definitions, diff, plots, published, stats, step_table
 from hubkit.metrics.human_likeness import human_likeness
 from hubkit.metrics.lexical import (
     distinct,
@@ -216,12 +216,12 @@ def test_topics_with_a_real_encoder_from_random_weights(tmp_path: Path) -> None:
     )
     BertModel(config).save_pretrained(tmp_path / "m")
     files = {"asker": [parquet(tmp_path / "asker", made_up(MACHINE, 12, seed=1))]}
-    report = stats(files, tmp_path / "out", embedder=tmp_path / "m", size=30)
+    report = stats(files, tmp_path / "out", helpers=Helpers(embedder=tmp_path / "m"), size=30)
     values = report.datasets[0].values
     assert 0 < values["mean_cosine"].value <= 1 and values["topic_shifts"].n == 12
     assert "cluster_entropy" in report.datasets[0].missing and "topics.png" in report.files
     with pytest.raises(SourceError, match="no encoder"):
-        stats(files, embedder=tmp_path / "asker", size=5)
+        stats(files, helpers=Helpers(embedder=tmp_path / "asker"), size=5)
 
 
 def test_a_judge_is_asked_when_there_is_one(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_judge_is_asked_when_there_is_one(tmp_path: Path) -> None:
         seen.extend(map(len, conversations))
         return [len(messages) == 3 for messages in conversations[:-1]] + [None]
 
-    (measured,) = stats(files, judge=judge, size=5).datasets
+    (measured,) = stats(files, helpers=Helpers(judge=judge), size=5).datasets
     judged = measured.values["context_judged_per_dialogue"]
     assert judged.value == 1.0 and judged.n == 3, (
         "a dialogue with a turn that has no verdict is left out"

@@ -10,7 +10,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from hubkit.metrics.statistics import (
+from hubkit.statistics import (
     Adjusted,
     Bootstrap,
     PairedDifference,

@@ -19,6 +19,7 @@ from hubkit.preference import people_pairs
 from hubkit.preference.people_pairs import PeoplePairsReport
 from hubkit.recipe import PeoplePairs, Preference, SeatConfig, load
 from hubkit.serving import ServedModel
+from hubkit.serving.reply_journal import JournalSpec
 from hubkit.training import Base, Policy, train_dpo
 from hubkit.training.rows import seat_view
 
@@ -44,13 +45,12 @@ def pairs(
                 block,
                 [data],
                 tmp_path / "out",
-                asker=ServedModel.at(server.url),
-                view=lambda turns, intent: seat_view(turns, "user", "You ask."),
-                intent_column=None,
-                end_mark="<bye>",
-                journal=tmp_path / "journal",
-                seed=3,
-                provenance={},
+                people_pairs.AskerSeat(
+                    ServedModel.at(server.url),
+                    lambda turns, intent: seat_view(turns, "user", "You ask."),
+                    end_mark="<bye>",
+                ),
+                JournalSpec(tmp_path / "journal", 3),
             )
         asked = len(server.ledger())
     files = sorted((tmp_path / "out" / "data").glob("*.parquet"))

@@ -16,6 +16,7 @@ from hubkit.errors import EndpointError, RecipeError, SourceError, TrainingError
 from hubkit.preference import STRATEGIES, build, dependence
 from hubkit.recipe import Preference, SeatConfig, Training
 from hubkit.serving import ServedModel
+from hubkit.serving.reply_journal import JournalSpec
 from hubkit.training import Base, Launch, Policy, plan, train, train_dpo
 
 DIALOGUES = [
@@ -77,9 +78,8 @@ def test_pairs_hold_the_given_answer_and_one_that_lost_the_context(tmp_path, dia
             block(),
             [dialogues],
             out,
-            chat=ServedModel.at(server.url),
-            journal=tmp_path / "journal",
-            seed=1,
+            ServedModel.at(server.url),
+            JournalSpec(tmp_path / "journal", 1),
         )
         asked = [entry["body"]["messages"] for entry in server.ledger()]
     rows = read(out)
@@ -116,9 +116,8 @@ def test_stock_datasets_reads_them_in_trls_format(tmp_path, dialogues):
             block(pairs=5),
             [dialogues],
             tmp_path,
-            chat=ServedModel.at(server.url),
-            journal=tmp_path / "journal",
-            seed=1,
+            ServedModel.at(server.url),
+            JournalSpec(tmp_path / "journal", 1),
         )
     loaded = load_dataset(str(tmp_path / "data"), split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.num_rows == 5 and is_conversational(loaded[0])
@@ -130,7 +129,7 @@ def test_rejected_answers_are_asked_for_by_batch(tmp_path, dialogues):
         seat = {"repo": "a/b", "endpoints": [server.url], "profile": "openai", "batch": True}
         given = block(chat=seat, in_flight=1)
         chat, journal = ServedModel.of(given.chat), tmp_path / "journal"
-        report = build(given, [dialogues], tmp_path / "out", chat=chat, journal=journal, seed=1)
+        report = build(given, [dialogues], tmp_path / "out", chat, JournalSpec(journal, 1))
         assert [len(batch) for batch in server.batches] == [report.wanted] == [report.asked]
     assert report.pairs + sum(report.dropped.values()) == report.wanted and report.pairs
 
@@ -142,9 +141,8 @@ def test_what_cannot_be_used_is_dropped_by_reason(tmp_path, dialogues):
             block(in_flight=1),
             [dialogues],
             tmp_path,
-            chat=ServedModel.at(server.url),
-            journal=tmp_path / "journal",
-            seed=1,
+            ServedModel.at(server.url),
+            JournalSpec(tmp_path / "journal", 1),
         )
     assert report.wanted == 12 == report.pairs + sum(report.dropped.values())
     assert report.dropped["empty"] == 2
@@ -154,9 +152,8 @@ def test_what_cannot_be_used_is_dropped_by_reason(tmp_path, dialogues):
             block(pairs=1),
             [bad],
             tmp_path,
-            chat=ServedModel.at(server.url),
-            journal=tmp_path / "other",
-            seed=1,
+            ServedModel.at(server.url),
+            JournalSpec(tmp_path / "other", 1),
         )
     assert report.skipped_dialogues == {"roles_not_alternating": 1} and report.dialogues == 5
 
@@ -172,9 +169,8 @@ def test_answers_that_ran_into_their_limit_are_dropped_or_cut_back(tmp_path, dia
                 block(in_flight=1, pairs=3, cut_off=cut_off),
                 [dialogues],
                 tmp_path / cut_off,
-                chat=ServedModel.at(server.url),
-                journal=tmp_path / f"{cut_off}-journal",
-                seed=1,
+                ServedModel.at(server.url),
+                JournalSpec(tmp_path / f"{cut_off}-journal", 1),
             )
     assert found["drop"].dropped == {"cut_off": 3} and found["drop"].pairs == 0
     kept = found["whole_sentences"]
@@ -184,19 +180,13 @@ def test_answers_that_ran_into_their_limit_are_dropped_or_cut_back(tmp_path, dia
 
 def test_the_model_is_asked_under_its_own_system_message_and_key(tmp_path, dialogues, monkeypatch):
     seat = SeatConfig(repo="acme/chat", system="Be brief.", token_env="PREFER_KEY")
-    folders = {"out": tmp_path, "journal": tmp_path / "journal"}
     with mock(key="secret") as server:
         with pytest.raises(RecipeError, match="PREFER_KEY, which is not set"):
             ServedModel.of(seat)
         monkeypatch.setenv("PREFER_KEY", "secret")
         said = block(chat=seat, pairs=3)
-        build(
-            said,
-            [dialogues],
-            chat=ServedModel.of(seat, [server.url]),
-            seed=1,
-            **folders,
-        )
+        chat = ServedModel.of(seat, [server.url])
+        build(said, [dialogues], tmp_path, chat, JournalSpec(tmp_path / "journal", 1))
         asked = [entry["body"]["messages"] for entry in server.ledger()]
     assert len(asked) == 3 and all(
         m[0] == {"role": "system", "content": "Be brief."} for m in asked
@@ -210,9 +200,8 @@ def test_a_run_that_broke_off_asks_for_nothing_twice(tmp_path, dialogues):
             block(pairs=5),
             [dialogues],
             tmp_path / "a",
-            chat=ServedModel.at(server.url),
-            journal=journal,
-            seed=1,
+            ServedModel.at(server.url),
+            JournalSpec(journal, 1),
         )
         with (journal / "replies.jsonl").open("ab") as file:
             file.write(b'{"key": "c0/1/negl')  # what a kill leaves
@@ -220,9 +209,8 @@ def test_a_run_that_broke_off_asks_for_nothing_twice(tmp_path, dialogues):
             block(),
             [dialogues],
             tmp_path / "b",
-            chat=ServedModel.at(server.url),
-            journal=journal,
-            seed=1,
+            ServedModel.at(server.url),
+            JournalSpec(journal, 1),
         )
         assert (first.asked, second.asked, second.from_journal) == (5, 7, 5)
         assert server.stats()["answered"] == 12
@@ -230,18 +218,16 @@ def test_a_run_that_broke_off_asks_for_nothing_twice(tmp_path, dialogues):
             block(),
             [dialogues],
             tmp_path / "c",
-            chat=ServedModel.at(server.url),
-            journal=journal,
-            seed=1,
+            ServedModel.at(server.url),
+            JournalSpec(journal, 1),
         )
         assert again.asked == 0 and read(tmp_path / "c") == read(tmp_path / "b")
         other = build(
             block(),
             [dialogues],
             tmp_path / "d",
-            chat=ServedModel.at(server.url),
-            journal=journal,
-            seed=2,
+            ServedModel.at(server.url),
+            JournalSpec(journal, 2),
         )
         assert other.from_journal == 0, "another run's answers are not mixed in"
 
@@ -254,31 +240,28 @@ def test_what_stops_the_whole_run_is_an_error(tmp_path, dialogues):
             block(strategies=["neglet"]),
             [dialogues],
             tmp_path,
-            chat=ServedModel.at("http://x"),
-            journal=tmp_path,
-            seed=1,
+            ServedModel.at("http://x"),
+            JournalSpec(tmp_path, 1),
         )
     plain = write_rows(tmp_path / "plain.parquet", [DIALOGUES[0][:2]])
     with pytest.raises(SourceError, match="nothing to prefer"):
-        build(block(), [plain], tmp_path, chat=ServedModel.at("http://x"), journal=tmp_path, seed=1)
+        build(block(), [plain], tmp_path, ServedModel.at("http://x"), JournalSpec(tmp_path, 1))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1PAR1")
     with pytest.raises(SourceError, match=r"broken\.parquet"):
         build(
             block(),
             [tmp_path / "broken.parquet"],
             tmp_path,
-            chat=ServedModel.at("http://x"),
-            journal=tmp_path,
-            seed=1,
+            ServedModel.at("http://x"),
+            JournalSpec(tmp_path, 1),
         )
     with mock(key="secret") as server, pytest.raises(EndpointError):
         build(
             block(),
             [dialogues],
             tmp_path,
-            chat=ServedModel.at(server.url),
-            journal=tmp_path / "j",
-            seed=1,
+            ServedModel.at(server.url),
+            JournalSpec(tmp_path / "j", 1),
         )
 
 
@@ -371,8 +354,8 @@ def test_dpo_goes_on_training_the_chat_models_own_adapter(tmp_path, base, chat):
 
 def test_over_long_histories_lose_their_oldest_exchanges_and_are_counted(tmp_path, base, chat):
     from hubkit.chat_templates import for_base
+    from hubkit.tokenization import load_tokenizer
     from hubkit.training.dpo import PairEncoder, fit
-    from hubkit.training.loading import load_tokenizer
 
     long = [
         ("system", "Be kind."),

@@ -19,7 +19,6 @@ from support.loading import formats, splits_of
 
 from hubkit import recipe as recipes
 from hubkit.metrics.cross_table import Scored, cross_table
-from hubkit.metrics.statistics import Bootstrap
 from hubkit.publishing import (
     CardFacts,
     Input,
@@ -33,6 +32,7 @@ from hubkit.publishing import (
 )
 from hubkit.publishing import card_data as read
 from hubkit.publishing.card_data import KINDS, Kind
+from hubkit.statistics import Bootstrap
 
 SHA = {
     name: format(i, "x") * 40

@@ -24,7 +24,7 @@ from publishing.test_cards import REPORTS, RESULTS
 from hubkit import recipe as recipes
 from hubkit.errors import CommitConflictError, PublishError
 from hubkit.hub import Hub, Ref, connect
-from hubkit.publishing import collection, lineage, lint, publish
+from hubkit.publishing import PushOptions, collection, lineage, lint, publish
 from hubkit.publishing.merge import KEEP
 from hubkit.recipe import Recipe
 
@@ -319,7 +319,7 @@ def test_who_never_stops_committing_is_named(
     monkeypatch.setattr(hub.api, "create_commit", create_commit)
     monkeypatch.setattr(time, "sleep", lambda _: None)
     with pytest.raises(CommitConflictError, match="push again later"):
-        publish(hub, recipe, some, with_spaces=False)
+        publish(hub, recipe, some, options=PushOptions(with_spaces=False))
 
 
 def test_lineage_reaches_the_base_and_draws_the_same_twice(
@@ -385,11 +385,13 @@ def test_a_base_of_the_same_name_with_other_files_stays_as_it_is(
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "config.json").write_text('{"theirs": true}')
     theirs = other_hub.commit(recipe.chat.base, tmp_path / "theirs", "another model of that name")
-    publish(other_hub, recipe, some, source=hub, with_spaces=False)
+    publish(other_hub, recipe, some, source=hub, options=PushOptions(with_spaces=False))
     assert other_hub.resolve(recipe.chat.base) == theirs
     card = card_of(other_hub, f"someone/{recipe.repos.chat}")
     assert "not on this Hub" in card and theirs.revision not in card
-    assert publish(other_hub, recipe, some, source=hub, with_spaces=False) == []
+    assert (
+        publish(other_hub, recipe, some, source=hub, options=PushOptions(with_spaces=False)) == []
+    )
 
 
 def test_personal_data_does_not_go_to_a_real_hub_unasked(
@@ -404,14 +406,18 @@ def test_personal_data_does_not_go_to_a_real_hub_unasked(
     pq.write_table(rows, tmp_path / "more" / "data" / "test-00000-of-00001.parquet")
     corpus = hub.commit(some["corpus"].repo_id, tmp_path / "more", "more rows", repo_type="dataset")
     told = {**some, "corpus": corpus}
-    assert publish(hub, recipe, told, with_spaces=False), "the embedded Hub is this machine"
+    assert publish(hub, recipe, told, options=PushOptions(with_spaces=False)), (
+        "the embedded Hub is this machine"
+    )
     with pytest.raises(
         PublishError, match=r"data/test-00000-of-00001\.parquet holds 1 email"
     ) as caught:
-        publish(other_hub, recipe, told, source=hub, with_spaces=False)
+        publish(other_hub, recipe, told, source=hub, options=PushOptions(with_spaces=False))
     assert "jane" not in str(caught.value)
     assert not other_hub.api.repo_exists(f"someone/{recipe.repos.corpus}", repo_type="dataset")
-    publish(other_hub, recipe, told, source=hub, with_spaces=False, allow=["email"])
+    publish(
+        other_hub, recipe, told, source=hub, options=PushOptions(with_spaces=False, allow=["email"])
+    )
     assert other_hub.api.repo_exists(f"someone/{recipe.repos.corpus}", repo_type="dataset")
 
 

@@ -19,7 +19,7 @@ from hubkit.evaluation import questions
 from hubkit.hub import Hub, Ref, connect
 from hubkit.metrics import scorecards
 from hubkit.metrics.scorecards import Row, Scorecard
-from hubkit.publishing import Benchmark, lint, publish, render, scorecard
+from hubkit.publishing import Benchmark, PushOptions, lint, publish, render, scorecard
 from hubkit.recipe import Recipe
 
 
@@ -116,7 +116,7 @@ def test_a_push_brings_picture_entries_and_card_and_is_then_quiet(
     (folder / "scorecard.png").write_bytes(scorecards.picture(CARD))
     scored = hub.commit(outputs["eval"].repo_id, folder, "scored", repo_type="dataset")
     told = {**outputs, "eval": scored}
-    changes = publish(hub, recipe, told, with_spaces=False)
+    changes = publish(hub, recipe, told, options=PushOptions(with_spaces=False))
     repo_id = hub.qualify(recipe.repos.asker)
     assert {"scorecard.png", ".eval_results/scorecard.yaml"} <= {
         c.path for c in changes if c.repo_id == repo_id
@@ -127,7 +127,7 @@ def test_a_push_brings_picture_entries_and_card_and_is_then_quiet(
     assert entry["dataset"]["id"] == hub.qualify(recipe.repos.corpus)
     assert entry["dataset"]["revision"] == outputs["corpus"].revision
     assert "Scorecard: how like people it plays" in card_of(hub, repo_id)
-    assert publish(hub, recipe, told, with_spaces=False) == []
+    assert publish(hub, recipe, told, options=PushOptions(with_spaces=False)) == []
 
 
 def test_the_benchmark_is_a_dataset_that_loads(
@@ -138,14 +138,16 @@ def test_the_benchmark_is_a_dataset_that_loads(
 ) -> None:
     benchmark = Benchmark(questions.files(), questions.summary())
     one = {"corpus": outputs["corpus"]}
-    publish(hub, recipe, one, with_spaces=False, benchmark=benchmark)
+    publish(hub, recipe, one, options=PushOptions(with_spaces=False, benchmark=benchmark))
     repo_id = hub.qualify(
         "mt-bench-8"
     )  # the same whatever the recipe: another test's push may have made it
     there = set(hub.api.list_repo_files(repo_id, repo_type="dataset"))
     assert {"mt-bench-8.jsonl", "offline-16.jsonl", "GUIDELINE.md", "README.md"} <= there
     assert lint(card_of(hub, repo_id, "dataset"), "benchmark") == []
-    assert publish(hub, recipe, one, with_spaces=False, benchmark=benchmark) == []
+    assert (
+        publish(hub, recipe, one, options=PushOptions(with_spaces=False, benchmark=benchmark)) == []
+    )
     folder = hub.snapshot(hub.resolve(repo_id, repo_type="dataset"))
     from datasets import load_dataset
 

@@ -144,7 +144,7 @@ def test_a_reward_that_does_not_answer_masks_the_batch_and_is_counted(
     [
         ({"name": "lenght"}, "did you mean 'length'"),
         ({"name": "length", "args": {"letters": 3}}, "unexpected keyword argument 'letters'"),
-        ({"name": "judges"}, "names nobody"),
+        ({"name": "judges"}, "names no judge"),
         ({"name": "next_turn"}, "needs the recipe's own asker"),
         ({"name": "length", "args": {"words": 0}}, "words of 1 or more"),
     ],

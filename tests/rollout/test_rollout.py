@@ -37,7 +37,7 @@ from hubkit.errors import (
     StageError,
 )
 from hubkit.recipe import Rollout
-from hubkit.rollout import RolloutReport, Status, estimate, run
+from hubkit.rollout import JournalSpec, RolloutReport, Seats, Status, Watch, estimate, run
 from hubkit.rollout.journal import decode, encode, newest, read
 from hubkit.rollout.plan import turn_seed
 from hubkit.serving import ServedModel
@@ -75,19 +75,24 @@ def openings(count: int = 100, text: str = "opening {}") -> list[Conversation]:
     ]
 
 
-def seats(given: Rollout, *urls: str) -> dict[str, ServedModel]:
+def seats(given: Rollout, *urls: str) -> Seats:
     """Both seats of a block at `urls`."""
-    return {seat: ServedModel.of(getattr(given, seat), urls) for seat in ("asker", "chat")}
+    return Seats(ServedModel.of(given.asker, urls), ServedModel.of(given.chat, urls))
 
 
 def roll(
     server: Handle, folder: Path, given: Rollout | None = None, **options: Any
 ) -> RolloutReport:
     """One call of `run` with both seats at `server`."""
-    arguments = {"seed": 7, "provenance": PROVENANCE, "journal": folder / "journal", **options}
     given = given or block()
-    arguments = {**seats(given, server.url), **arguments}
-    return run(given, arguments.pop("openings", openings()), folder / "out", **arguments)
+    journal = JournalSpec(
+        folder / "journal", options.pop("seed", 7), options.pop("provenance", PROVENANCE)
+    )
+    opened = options.pop("openings", None) or openings()
+    models = options.pop("models", None) or seats(given, server.url)
+    shards = options.pop("earlier_shards", ())
+    watch = Watch(**options)
+    return run(given, opened, folder / "out", models, journal, watch=watch, earlier_shards=shards)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -246,12 +251,12 @@ def test_a_token_that_opens_turns_of_the_seats_own_template_is_a_leak(tmp_path: 
     for marks, expected in (((), answers[:1]), (("<~user~>",), answers[1:])):
         with mock() as server:
             server.script(texts=answers)
-            models = {
-                name: replace(model, turn_marks=marks)
-                for name, model in seats(given, server.url).items()
-            }
+            plain = seats(given, server.url)
+            models = Seats(
+                replace(plain.asker, turn_marks=marks), replace(plain.chat, turn_marks=marks)
+            )
             folder = tmp_path / str(len(marks))
-            roll(server, folder, given, **models)
+            roll(server, folder, given, models=models)
         [row] = rows(folder)
         assert [m["content"] for m in row["messages"][1:]] == expected
 
@@ -470,12 +475,8 @@ def test_an_estimate_from_a_sample_comes_near_and_the_run_goes_on_from_it(tmp_pa
         dialogues=60, turns={"kind": "choice", "weights": {2: 1, 5: 1}}, asker=prices, chat=prices
     )
     with mock(latency=0.01, padding="some words " * 5) as server:
-        options = {
-            **seats(given, server.url),
-            "seed": 7,
-            "provenance": PROVENANCE,
-        }
-        guess = estimate(given, openings(), journal=tmp_path / "journal", dialogues=10, **options)
+        journal = JournalSpec(tmp_path / "journal", 7, PROVENANCE)
+        guess = estimate(given, openings(), seats(given, server.url), journal, dialogues=10)
         asked = server.stats()["answered"]
         report = roll(server, tmp_path, given)
         assert server.stats()["answered"] == report.requests  # the sample was not asked for again
@@ -502,12 +503,12 @@ import json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from rollout.test_rollout import block, openings, seats, PROVENANCE
-from hubkit.rollout import run
+from hubkit.rollout import JournalSpec, Watch, run
 o = json.loads(sys.argv[1])
 given = block(**o["block"])
-run(given, openings(o["openings"]), Path(o["folder"]) / "out", **seats(given, *o["urls"]),
-    journal=Path(o["folder"]) / "journal", seed=7, provenance=PROVENANCE,
-    progress=lambda d, t, n="": print(d, n, flush=True))
+run(given, openings(o["openings"]), Path(o["folder"]) / "out", seats(given, *o["urls"]),
+    JournalSpec(Path(o["folder"]) / "journal", 7, PROVENANCE),
+    watch=Watch(lambda d, t, n="": print(d, n, flush=True)))
 """
 
 

@@ -26,7 +26,7 @@ from support.small_run import small_recipe
 ray = pytest.importorskip("ray", reason="needs hubkit-simulators[ray]")
 
 from hubkit.hub.places import runs  # noqa: E402
-from hubkit.rollout import RolloutReport, run  # noqa: E402
+from hubkit.rollout import JournalSpec, RolloutReport, run  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NODES = 3  # of the fixture's cluster
@@ -38,8 +38,8 @@ def roll(server: Handle, folder: Path, **changes: Any) -> RolloutReport:
         **{"dialogues": 60, "in_flight": 12, "shard_dialogues": 4, "on": "ray", **changes}
     )
     return run(
-        given, openings(), folder / "out", **seats(given, server.url),
-        journal=folder / "journal", seed=7, provenance=PROVENANCE,
+        given, openings(), folder / "out", seats(given, server.url),
+        JournalSpec(folder / "journal", 7, PROVENANCE),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from rollout.test_rollout import PROVENANCE, block, openings, roll, rows
 from support.mock_endpoint import mock
 
 from hubkit.errors import RecipeError, StageError
-from hubkit.rollout import estimate
+from hubkit.rollout import JournalSpec, Seats, estimate
 from hubkit.serving import ServedModel
 from hubkit.serving.model_names import is_another_model
 
@@ -99,11 +99,8 @@ def test_cached_tokens_have_a_price_of_their_own() -> None:
 def test_an_estimate_asks_the_endpoint_at_least_once(tmp_path: Path) -> None:
     given = block(dialogues=9)
     with mock() as server:
-        options = {
-            "asker": ServedModel.at(server.url), "chat": ServedModel.at(server.url), "seed": 7,
-            "provenance": PROVENANCE,
-        }  # fmt: skip
+        model, journal = ServedModel.at(server.url), JournalSpec(tmp_path, 7, PROVENANCE)
         for sampled in (4, 5, 6):  # the sample is in the journal from the second time on
             before = server.stats()["answered"]
-            guess = estimate(given, openings(), journal=tmp_path, dialogues=4, **options)
+            guess = estimate(given, openings(), Seats(model, model), journal, dialogues=4)
             assert guess.sampled == sampled and server.stats()["answered"] > before

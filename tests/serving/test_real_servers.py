@@ -23,7 +23,7 @@ from hubkit.errors import (
     MisconfiguredEndpointError,
 )
 from hubkit.recipe import Sampling
-from hubkit.rollout import RolloutReport, run
+from hubkit.rollout import JournalSpec, RolloutReport, Seats, run
 from hubkit.serving import ServedModel
 from hubkit.serving.client import ClientLimits, Endpoint, Reply
 
@@ -50,11 +50,11 @@ def roll(
         recipe,
         texts or openings(),
         folder / "out",
-        asker=ServedModel.of(recipe.asker, [asker_address or servers.at("asker")]),
-        chat=ServedModel.of(recipe.chat, [address]),
-        seed=7,
-        provenance=PROVENANCE,
-        journal=folder / "journal",
+        Seats(
+            ServedModel.of(recipe.asker, [asker_address or servers.at("asker")]),
+            ServedModel.of(recipe.chat, [address]),
+        ),
+        JournalSpec(folder / "journal", 7, PROVENANCE),
     )
 
 

@@ -104,7 +104,8 @@ def test_labels_are_those_of_trls_own_assistant_only_loss(tmp_path, base, rows, 
     from trl import SFTConfig, SFTTrainer
 
     from hubkit import chat_templates
-    from hubkit.training.loading import load_base, load_tokenizer
+    from hubkit.tokenization import load_tokenizer
+    from hubkit.training.loading import load_base
     from hubkit.training.rows import RowMaker, seat_view
 
     training, tokenizer = block(seat), load_tokenizer(base)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
@@ -19,6 +19,7 @@ from hubkit.data.filters.arguments import mistake
 from hubkit.errors import RecipeError
 from hubkit.plugins import Registry
 from hubkit.sensitive_data import mask
+from hubkit.untrusted import JsonObject, count_in, list_in, object_in
 
 EXAMPLES = 5  # ids kept per reason: enough to look one up, few enough for a card
 
@@ -56,14 +57,17 @@ class Spec(Protocol):
         """One of `FILTERS`."""
 
     @property
-    def args(self) -> dict[str, Any]:
+    def args(self) -> Mapping[str, Any]:
         """Keyword arguments of its factory."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What filters may need from outside the recipe: a tokenizer's folder or file; question files,
-    by name.
+    """What filters may need from outside the recipe.
+
+    Args:
+        tokenizer: A folder with a ``tokenizer.json``, or that file, for filters that count tokens.
+        questions: Files of benchmark questions, by name, for decontamination.
     """
 
     tokenizer: Path | None = None
@@ -145,12 +149,12 @@ class Tally:
 
     def add(self, example: str) -> None:
         """Count one more; keep its id while there is room,
-        masked where it is somebody's address."""
+        masked where it is a person's address."""
         self.count += 1
         if len(self.examples) < EXAMPLES and (label := mask(example)) not in self.examples:
             self.examples.append(label)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """``{"count": int, "examples": [id, …]}``"""
         return {"count": self.count, "examples": self.examples}
 
@@ -168,7 +172,7 @@ class Step:
     which differs from `rows_out` only after a filter that cuts conversations up."""
 
     name: str
-    args: dict[str, Any] = field(default_factory=dict)
+    args: Mapping[str, Any] = field(default_factory=dict)
     rows_in: int = 0
     rows_out: int = 0
     conversations_out: int = 0
@@ -176,22 +180,23 @@ class Step:
     dropped: dict[str, Tally] = field(default_factory=dict)
     changed: dict[str, Tally] = field(default_factory=dict)
 
-    def merge(self, counts: dict[str, Any]) -> None:
+    def merge(self, counts: JsonObject) -> None:
         """Add what another process counted in the same step (a `to_dict` of its own), later rows'
         counts after ours.
         """
         for key in ("rows_in", "rows_out", "conversations_out", "added"):
-            setattr(self, key, getattr(self, key) + counts[key])
-        for target_tallies, tallies in (
-            (self.dropped, counts["dropped"]),
-            (self.changed, counts["changed"]),
-        ):
-            for reason, tally in tallies.items():
-                target = target_tallies.setdefault(reason, Tally())
-                target.count += tally["count"]
-                target.examples += tally["examples"][: EXAMPLES - len(target.examples)]
+            setattr(self, key, getattr(self, key) + count_in(counts, key))
+        for target_tallies, name in ((self.dropped, "dropped"), (self.changed, "changed")):
+            tallies = object_in(counts, name)
+            for reason in tallies:
+                tally, target = (
+                    object_in(tallies, reason), target_tallies.setdefault(reason, Tally())
+                )  # fmt: skip
+                target.count += count_in(tally, "count")
+                examples = map(str, list_in(tally, "examples"))
+                target.examples += list(examples)[: EXAMPLES - len(target.examples)]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The step as a report holds it."""
         return {
             "name": self.name,

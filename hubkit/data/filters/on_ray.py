@@ -11,17 +11,22 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import HubkitError, StageError
 from hubkit.ray_session import connected
 
+if TYPE_CHECKING:
+    from hubkit.data.filters.worker import FilterWorker, WorkerReply, WorkerSettings
+
 _RETRIES = 5  # of one chunk, on workers that die under it
-_workers: dict[str, Any] = {}  # in a process of the cluster: made once, used for all of its chunks
+_workers: dict[
+    str, FilterWorker
+] = {}  # in a process of the cluster: made once, used for all of its chunks
 
 
 @contextmanager
-def worker_pool(settings: dict[str, Any]) -> Iterator[list[Callable[[list[Any]], dict[str, Any]]]]:
+def worker_pool(settings: WorkerSettings) -> Iterator[list[Callable[[list[Any]], WorkerReply]]]:
     """As many callables as the cluster has processors; each hands its chunk to the cluster and
     waits for the answer.
 
@@ -38,11 +43,11 @@ def worker_pool(settings: dict[str, Any]) -> Iterator[list[Callable[[list[Any]],
         ]  # in a list, so that a task fetches it only when it has to
         under_way: set[Any] = set()
 
-        def ask(chunk: list[Any]) -> dict[str, Any]:
+        def ask(chunk: list[Any]) -> WorkerReply:
             task = remote.remote(digest.hexdigest(), shared, chunk)
             under_way.add(task)
             try:
-                reply: dict[str, Any] = ray.get(task)
+                reply: WorkerReply = ray.get(task)
             except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, HubkitError):
                     raise error.cause from None
@@ -64,25 +69,25 @@ def worker_pool(settings: dict[str, Any]) -> Iterator[list[Callable[[list[Any]],
                 ray.cancel(task, force=True)
 
 
-def decide(digest: str, shared: list[Any], chunk: list[Any]) -> dict[str, Any]:
+def decide(digest: str, shared: list[Any], chunk: list[Any]) -> WorkerReply:
     """A chunk's results and ledger, in a task of the cluster."""
     if digest not in _workers:
         import ray
 
         _workers.clear()
         _workers[digest] = _worker_of(*ray.get(shared[0]))
-    reply: dict[str, Any] = _workers[digest](chunk)
+    reply: WorkerReply = _workers[digest](chunk)
     return reply
 
 
-def _paths(settings: dict[str, Any]) -> list[str]:
+def _paths(settings: WorkerSettings) -> list[str]:
     tokenizer = settings["tokenizer"]
     if tokenizer and Path(tokenizer).is_dir():
         tokenizer = settings["tokenizer"] = str(Path(tokenizer) / "tokenizer.json")
     return [*filter(None, [tokenizer]), *settings["questions"].values()]
 
 
-def _worker_of(settings: dict[str, Any], files: dict[str, bytes]) -> Any:
+def _worker_of(settings: WorkerSettings, files: dict[str, bytes]) -> FilterWorker:
     """The worker, its files laid down for as long as it reads them."""
     from hubkit.data.filters.worker import FilterWorker
 
@@ -96,7 +101,5 @@ def _worker_of(settings: dict[str, Any], files: dict[str, bytes]) -> Any:
         questions = {
             name: written_paths.get(path, path) for name, path in settings["questions"].items()
         }
-        return FilterWorker(
-            settings
-            | {"tokenizer": written_paths.get(settings["tokenizer"]), "questions": questions}
-        )
+        tokenizer = written_paths.get(settings["tokenizer"] or "")
+        return FilterWorker({**settings, "tokenizer": tokenizer, "questions": questions})

@@ -19,16 +19,19 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice, takewhile
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from hubkit.conversation import Conversation
 from hubkit.data.filters.chain import Chain, Context, Dropped, Spec, Step, is_stateful
 from hubkit.errors import StageError
 
+if TYPE_CHECKING:
+    from hubkit.data.filters.worker import WorkerReply, WorkerSettings
+
 CHUNK = 128  # conversations sent at once
 SMALL_BYTES = 16 << 20  # below this, starting workers takes longer than they save
 Results = list[Conversation | Dropped]
-Ask = Callable[[list[Any]], dict[str, Any]]
+Ask: TypeAlias = "Callable[[list[Any]], WorkerReply]"
 """One worker: a chunk of conversations' fields in, results and ledger out."""
 
 
@@ -95,7 +98,7 @@ def _spread(
 
     order = iter(conversations)
     idle: SimpleQueue[Ask] = SimpleQueue()
-    under_way: deque[tuple[list[Conversation], Future[dict[str, Any]]]] = deque()
+    under_way: deque[tuple[list[Conversation], Future[WorkerReply]]] = deque()
     with worker_pool as asks:
         for ask in asks:
             idle.put(ask)
@@ -123,7 +126,7 @@ def _spread(
             )  # leaving the worker_pool ends what is under way
 
 
-def _ask(idle: SimpleQueue[Ask], chunk: list[Conversation]) -> dict[str, Any]:
+def _ask(idle: SimpleQueue[Ask], chunk: list[Conversation]) -> WorkerReply:
     ask = idle.get()
     try:
         return ask([[c.id, c.messages, c.source, c.meta] for c in chunk])
@@ -132,7 +135,7 @@ def _ask(idle: SimpleQueue[Ask], chunk: list[Conversation]) -> dict[str, Any]:
 
 
 @contextmanager
-def _processes(settings: dict[str, Any], count: int) -> Iterator[list[Ask]]:
+def _processes(settings: WorkerSettings, count: int) -> Iterator[list[Ask]]:
     """Subprocesses of this one, which end with the context."""
     worker_pool: list[_Worker] = []
     try:
@@ -147,7 +150,7 @@ def _processes(settings: dict[str, Any], count: int) -> Iterator[list[Ask]]:
 class _Worker:
     """One subprocess that runs the front of the chain on chunks, one at a time."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: WorkerSettings) -> None:
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
@@ -158,7 +161,7 @@ class _Worker:
         )
         self._send(settings)
 
-    def ask(self, chunk: list[Any]) -> dict[str, Any]:
+    def ask(self, chunk: list[Any]) -> WorkerReply:
         """Results and ledger of one chunk. Raises `StageError` when the worker has died."""
         import orjson
 
@@ -173,7 +176,7 @@ class _Worker:
                 f"a filter process ended early (exit status {self._process.wait()}); is memory "
                 "short? Run again, or with one worker"
             )
-        reply: dict[str, Any] = orjson.loads(line)
+        reply: WorkerReply = orjson.loads(line)
         return reply
 
     def _send(self, value: Any) -> None:

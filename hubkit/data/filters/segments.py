@@ -10,7 +10,8 @@ from typing import Any
 
 from hubkit.conversation import Conversation, Message
 from hubkit.data.filters.chain import Context, Drop, Edit, FilterFn, Verdict, register
-from hubkit.errors import RecipeError
+from hubkit.errors import RecipeError, SourceError
+from hubkit.tokenization import load_fast_tokenizer
 
 Sizes = Callable[[list[Message]], list[int]]
 
@@ -116,17 +117,7 @@ def _sizes(name: str, context: Context, per_turn: int) -> Sizes:
 
 @lru_cache(maxsize=2)
 def _tokenizer(path: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    file = path / "tokenizer.json" if path.is_dir() else path
     try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except (
-        Exception
-    ) as error:  # the library raises plain Exception for a missing and for a broken file
-        raise RecipeError(
-            f"{file} cannot be read as a tokenizer: {error}; give a folder with a tokenizer.json"
-        ) from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+        return load_fast_tokenizer(path)
+    except SourceError as error:
+        raise RecipeError(str(error)) from None

@@ -11,13 +11,14 @@ import signal
 import sys
 from base64 import b64decode, b64encode
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import orjson
 
 from hubkit import plugins
 from hubkit.conversation import Conversation
 from hubkit.data.filters import Chain, Context, Dropped, Spec
+from hubkit.untrusted import JsonObject
 
 
 class _Spec(NamedTuple):
@@ -25,15 +26,32 @@ class _Spec(NamedTuple):
     args: dict[str, Any]
 
 
-def worker_settings(front: list[Spec], comparing: list[Spec], context: Context) -> dict[str, Any]:
+class WorkerSettings(TypedDict):
+    """What a `FilterWorker` is made of."""
+
+    front: list[tuple[str, dict[str, Any]]]
+    comparing: list[tuple[str, dict[str, Any]]]
+    tokenizer: str | None
+    questions: dict[str, str]
+    plugins: list[JsonObject]
+
+
+class WorkerReply(TypedDict):
+    """What became of a chunk: packed results of each conversation, and the steps' counts."""
+
+    results: list[list[list[Any]]]
+    steps: list[JsonObject]
+
+
+def worker_settings(front: list[Spec], comparing: list[Spec], context: Context) -> WorkerSettings:
     """What a `FilterWorker` is made of, as JSON.
 
     `front` runs in the worker; `comparing` are the stateful filters that come next, whose keys are
     computed there.
     """
     return {
-        "front": [[spec.name, dict(spec.args)] for spec in front],
-        "comparing": [[spec.name, dict(spec.args)] for spec in comparing],
+        "front": [(spec.name, dict(spec.args)) for spec in front],
+        "comparing": [(spec.name, dict(spec.args)) for spec in comparing],
         "tokenizer": str(context.tokenizer.resolve()) if context.tokenizer else None,
         "questions": {name: str(path.resolve()) for name, path in context.questions.items()},
         "plugins": plugins.snapshot(),
@@ -45,7 +63,7 @@ class FilterWorker:
     depend on others.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
+    def __init__(self, settings: WorkerSettings) -> None:
         plugins.restore(settings["plugins"])
         tokenizer = Path(settings["tokenizer"]) if settings["tokenizer"] else None
         context = Context(
@@ -54,7 +72,7 @@ class FilterWorker:
         self._front = Chain((_Spec(*spec) for spec in settings["front"]), context)
         self._comparing = Chain((_Spec(*spec) for spec in settings["comparing"]), context)
 
-    def __call__(self, chunk: list[list[Any]]) -> dict[str, Any]:
+    def __call__(self, chunk: list[list[Any]]) -> WorkerReply:
         """For each conversation (its fields) its results, packed; and the front's ledger of this
         chunk.
         """

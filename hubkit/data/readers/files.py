@@ -59,14 +59,14 @@ def find_files(paths: Iterable[Path]) -> tuple[list[Path], list[PassedOver]]:
     passed: list[PassedOver] = []
     for path in paths:
         if path.is_dir():
-            inside, others = _data_files(path)
+            inside, passed_over = _data_files(path)
             if not inside:
                 raise SourceError(
                     f"{path} holds no {', '.join(SUFFIXES)} file; give a file, or a folder with "
                     "some"
                 )
             files.extend(inside)
-            passed.extend(others)
+            passed.extend(passed_over)
         elif path.exists():
             files.append(path)
         else:

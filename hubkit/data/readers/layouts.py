@@ -33,6 +33,7 @@ from hubkit.data.readers.turns import (
     pair_in,
     to_json,
 )
+from hubkit.untrusted import JsonObject
 
 TURN_LISTS = (
     "messages", "conversations", "conversation", "items", "dialog", "dialogue", "turns", "chat",
@@ -109,7 +110,7 @@ def read_row(
     identity = id_of(row) or (clean_text(label) if label else None)
     name = identity or f"{position}-{_digest(messages)}"
     first = next((m["role"] for m in messages if m["role"] != "system"), None)
-    meta: dict[str, Any] = {"group": name, "is_start": first == "user"}
+    meta: JsonObject = {"group": name, "is_start": first == "user"}
     if rules.tools == "keep" and (tools := _tools(row, draft)):
         meta["tools"] = tools
     return Reading(Conversation(name, messages, source, meta), draft)

@@ -45,11 +45,11 @@ def layout_tables() -> Iterator[str]:
 def _containers() -> Iterator[Sequence[str]]:
     yield from PLACES
     kinds = dict.fromkeys((*FOREIGN.values(), *(kind for _, kind in MARKUP)))
-    others = [f"`{kind}`" for kind in kinds if kind not in KINDS]
+    unknown_kinds = [f"`{kind}`" for kind in kinds if kind not in KINDS]
     for kind in kinds:
         if kind in KINDS:
             yield f"`{kind}`", _FOREIGN_TEXT, KINDS[kind]
-    yield ", ".join(others), _FOREIGN_TEXT, ""
+    yield ", ".join(unknown_kinds), _FOREIGN_TEXT, ""
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

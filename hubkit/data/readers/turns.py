@@ -10,6 +10,7 @@ from typing import Any
 from hubkit.conversation import Message, Role, ToolCall
 from hubkit.data.readers.json_text import parse_json
 from hubkit.data.readers.rules import TURN, Draft, Unreadable, clean_text, has_text, keys_of
+from hubkit.untrusted import JsonObject
 
 ROLES: dict[str, Role] = {
     **dict.fromkeys(
@@ -87,7 +88,7 @@ def add_turn(turn: Any, draft: Draft) -> None:
     _add_message(seat, content, turn, draft)  # type: ignore[arg-type]
 
 
-def _add_plain(turn: dict[str, Any], draft: Draft) -> bool:
+def _add_plain(turn: JsonObject, draft: Draft) -> bool:
     """Append a turn of the two most common spellings, if it is one."""
     role, content = turn.get("from"), turn.get("value")
     if role is None:

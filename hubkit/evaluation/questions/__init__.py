@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TypedDict, cast
 
 from hubkit.errors import SourceError
 from hubkit.evaluation.questions.checks import PHENOMENA, faults, signs
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 __all__ = [
     "CHECKED",
@@ -41,28 +41,47 @@ FOLLOW_UPS, OFFLINE, CHECKED, GUIDELINE = (
 )
 
 
-def follow_ups() -> list[dict[str, Any]]:
+class FollowUp(TypedDict):
+    """A human turn after the first, and what makes it hard."""
+
+    text: str
+    needs_context: bool
+    phenomenon: str
+
+
+class QuestionRow(TypedDict, total=False):
+    """A row of a question file, in FastChat's layout; those that ship have more."""
+
+    question_id: int
+    category: str
+    turns: list[str]
+    reference: list[str]
+    follow_ups: list[FollowUp]
+    checks: list[JsonObject]
+
+
+def follow_ups() -> list[QuestionRow]:
     """Rows ``question_id``, ``category``, ``follow_ups``: six of ``text``, ``needs_context``,
     ``phenomenon`` each.
     """
     return list(_rows(FOLLOW_UPS))
 
 
-def offline() -> list[dict[str, Any]]:
+def offline() -> list[QuestionRow]:
     """Sixteen conversations of eight human turns, two in each of MT-Bench's categories, none of
     them MT-Bench's.
     """
     return list(_rows(OFFLINE))
 
 
-def checked() -> list[dict[str, Any]]:
+def checked() -> list[QuestionRow]:
     """Twelve conversations of three human turns, all our own, whose answers code can check
     (``checks``: a list of checks of each turn, in names of `hubkit.evaluation.checkers`).
     """
     return list(_rows(CHECKED))
 
 
-def extended(questions: Path) -> list[dict[str, Any]]:
+def extended(questions: Path) -> list[QuestionRow]:
     """MT-Bench's questions from a file in FastChat's layout, each with our six turns after its
     two.
 
@@ -87,7 +106,7 @@ def files() -> dict[str, Path]:
     return {path.name: path for path in (FOLLOW_UPS, OFFLINE, CHECKED, GUIDELINE)}
 
 
-def summary() -> dict[str, Any]:
+def summary() -> JsonObject:
     """The numbers that its card shows: questions, turns, words, and turns by phenomenon."""
     rows = follow_ups()
     turns = [turn for row in rows for turn in row["follow_ups"]]
@@ -105,7 +124,7 @@ def summary() -> dict[str, Any]:
     }
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def _rows(path: Path) -> Iterator[QuestionRow]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -123,4 +142,4 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             raise SourceError(
                 f"line {number} of {path} is not a JSON object; give a file of one object a line"
             )
-        yield row
+        yield cast("QuestionRow", row)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from hubkit.evaluation.scorecard.play import Played, Player, Turn, play, request
 from hubkit.evaluation.scorecard.score import rows, settings
 from hubkit.evaluation.scorecard.turing import TuringTest
 from hubkit.metrics.scorecards import Scorecard as Result
-from hubkit.metrics.statistics import Bootstrap
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Scorecard
+from hubkit.statistics import Bootstrap
 
 __all__ = [
     "Context",
     "Contexts",
     "Embed",
+    "HeldOutFiles",
     "Played",
     "Player",
     "TuringTest",
@@ -36,42 +38,53 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
+class HeldOutFiles:
+    """Held-out conversations.
+
+    Args:
+        files: Parquet files.
+        intent_column: Where what a conversation's human wants is.
+        source: What the result says that they are.
+    """
+
+    files: Sequence[Path]
+    intent_column: str | None = None
+    source: Mapping[str, Any] | None = None
+
+
 def scorecard(
     block: Scorecard,
-    data: Sequence[Path],
+    data: HeldOutFiles,
     players: Sequence[Player],
     *,
     seed: int,
     journal: Path,
-    intent_column: str | None = None,
-    source: Mapping[str, Any] | None = None,
     embed: Embed | None = None,
     turing: TuringTest | None = None,
     progress: Progress = silent,
 ) -> Result:
-    """Let every player go on at the same real contexts out of `data`, and measure what it says
-    beside what people said.
+    """Let every player continue the same real contexts out of `data`, and compare what it says with
+    what people said.
 
     Args:
         block: How many contexts, and how turns are sampled.
-        data: Parquet files of held-out conversations.
+        data: Held-out conversations.
         players: Who plays, each at its address.
         seed: Draws contexts and turns.
         journal: A folder in which replies survive a kill: the same call resumes from there.
-        intent_column: Where what a conversation's human wants is.
-        source: What the result says that `data` is.
         embed: The encoder for measures in an embedding space; None: they are not taken.
-        turing: A judge who tells turns from people's; None: nobody is asked.
+        turing: A judge who tells turns from people's; None: no judge is asked.
         progress: Told how far it is.
 
     Raises:
         SourceError: Too few conversations can be used.
         EndpointError: An endpoint refuses everything or does not answer."""
-    sampled = contexts(block, data, seed=seed, intent_column=intent_column)
+    sampled = contexts(block, data.files, seed=seed, intent_column=data.intent_column)
     played = play(block, players, sampled, seed=seed, journal=journal, progress=progress)
     _keep(journal / "turns.jsonl", sampled, played)
     measured = rows(block, players, sampled, played, seed, embed)
-    facts = settings(block, sampled, seed, source)
+    facts = settings(block, sampled, seed, data.source)
     if turing:
         turns = {
             name: {number: turn.text for number, turn in result.next.items()}

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
-from hubkit.conversation import Message, fault
+from hubkit.conversation import ConversationRow, Message, fault
 from hubkit.data.parquet import read_batches
 from hubkit.errors import SourceError
 from hubkit.recipe import Scorecard
+from hubkit.untrusted import text_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,8 @@ def contexts(
         if len(chosen) == 2 * block.contexts:
             break
         turns = [m for m in row["messages"] if m["role"] != "system"]
-        row_id, intent = str(row.get("id", "")), row.get(intent_column) if intent_column else None
+        row_id = str(row.get("id", ""))
+        intent = text_in(row, intent_column) or None if intent_column else None
         if turns[0]["role"] == "user" and len(first) < block.openings:
             first.append(turns[0]["content"])
         places = _places(turns, block.context_chars)
@@ -108,7 +109,7 @@ def _chars(turns: Sequence[Message]) -> int:
     return sum(len(turn["content"]) for turn in turns)
 
 
-def _rows(data: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def _rows(data: Sequence[Path]) -> Iterator[ConversationRow]:
     for path in data:
         for batch in read_batches(path):
             if "messages" not in batch.schema.names:

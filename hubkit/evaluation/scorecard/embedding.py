@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from hubkit.evaluation.scorecard.contexts import Context
 from hubkit.metrics import Measured, Value
-from hubkit.metrics.statistics import Bootstrap
 from hubkit.metrics.two_sample import (
     alike_in_length,
     cluster_divergence,
     coverage,
     two_sample,
 )
+from hubkit.statistics import Bootstrap
 
 if TYPE_CHECKING:
     from hubkit.metrics.topics import Matrix

@@ -24,6 +24,7 @@ from hubkit.serving import ServedModel
 from hubkit.serving.client import ClientLimits, Endpoint, ask_all
 from hubkit.serving.reply_journal import Journal
 from hubkit.training.rows import seat_view
+from hubkit.untrusted import JsonObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ def _jobs(block: Scorecard, player: Player, sampled: Contexts) -> dict[str, list
 
 def _identity(
     block: Scorecard, player: Player, jobs: Mapping[str, list[Message]], seed: int
-) -> dict[str, Any]:
+) -> JsonObject:
     """What makes earlier replies worth keeping: the same model, asked for the same in the same
     way.
     """

@@ -29,8 +29,9 @@ from hubkit.metrics.human_likeness import human_likeness
 from hubkit.metrics.lexical import leans_on_context, self_rouge, words
 from hubkit.metrics.sampling import Dialogue
 from hubkit.metrics.scorecards import PEOPLE, Row
-from hubkit.metrics.statistics import Bootstrap
 from hubkit.recipe import Scorecard
+from hubkit.statistics import Bootstrap
+from hubkit.untrusted import JsonObject
 
 if TYPE_CHECKING:
     import numpy as np
@@ -388,7 +389,7 @@ def _endings(
     row.record_number("end_recall", recall, "no conversation ended on an answer")
 
 
-def settings(block: Scorecard, sampled: Contexts, seed: int, data: Any) -> dict[str, Any]:
+def settings(block: Scorecard, sampled: Contexts, seed: int, data: Any) -> JsonObject:
     """What a reader must know to compare two scorecards: the contexts, how they were drawn, and the
     sampling.
     """

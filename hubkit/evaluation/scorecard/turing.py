@@ -6,15 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 from hubkit.evaluation.aggregate import Compared, Outcome, Wins, wins
 from hubkit.evaluation.scorecard.contexts import Context
 from hubkit.judging import PromptedJudge, clipped, winner
 from hubkit.metrics.lexical import words
 from hubkit.metrics.scorecards import PEOPLE, Row
-from hubkit.metrics.statistics import Bootstrap
 from hubkit.progress import Progress, silent
+from hubkit.statistics import Bootstrap
+from hubkit.untrusted import JsonObject
 
 PROMPT = "turing-v1"
 MEASURES = ("turing_rate", "turing_flips")
@@ -46,7 +46,7 @@ class TuringResult:
     pairs: int
     unmatched: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data."""
         return {**asdict(self), "wins": self.wins.to_dict()}
 
@@ -147,7 +147,7 @@ class TuringTest:
     open: Callable[[], AbstractContextManager[PromptedJudge]]
     judge: str
     pairs: int
-    stats: dict[str, Any] = field(default_factory=dict)
+    stats: JsonObject = field(default_factory=dict)
 
     def judged(
         self,
@@ -173,7 +173,7 @@ class TuringTest:
             self.stats.update(judge.stats)
         return [row if row.name == PEOPLE else _with_result(row, results[row.name]) for row in rows]
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """What a reader must know of the judge."""
         return {
             "judge": self.judge,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
@@ -11,6 +10,7 @@ from hubkit.local_hub.api.http import Call, field, page, require_gate, require_u
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.accounts import now
 from hubkit.local_hub.storage.repos import Repo
+from hubkit.untrusted import JsonObject
 
 STATUSES = ("pending", "accepted", "rejected")
 
@@ -50,7 +50,7 @@ def requests(call: Call, repo: Repo, tail: list[str]) -> Response:
     raise Refusal(404, "Not offered for access requests.")
 
 
-def _described(call: Call, row: sqlite3.Row) -> dict[str, Any]:
+def _described(call: Call, row: sqlite3.Row) -> JsonObject:
     account = call.hub.settings.row("SELECT * FROM accounts WHERE name = ?", row["user"])
     user = {
         "user": row["user"],
@@ -67,7 +67,7 @@ def _described(call: Call, row: sqlite3.Row) -> dict[str, Any]:
     }
 
 
-def _user(call: Call, body: dict[str, Any]) -> str:
+def _user(call: Call, body: JsonObject) -> str:
     name = field(body, "user", str, "") or field(body, "requestId", str)
     row = call.hub.settings.row("SELECT name FROM accounts WHERE name = ? AND kind = 'user'", name)
     if row is None:

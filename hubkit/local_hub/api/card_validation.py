@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from hubkit.local_hub.api.http import Call, field
 from hubkit.local_hub.storage.cards import CardError, metadata
+from hubkit.untrusted import JsonObject, list_in
 
 _LICENSES = frozenset(
     """
@@ -54,7 +53,7 @@ def validate(call: Call) -> Response:
     )
 
 
-def _problems(card: dict[str, Any], kind: str) -> list[str]:
+def _problems(card: JsonObject, kind: str) -> list[str]:
     problems = []
     names = card.get("license")
     for name in names if isinstance(names, list) else [names]:
@@ -63,7 +62,7 @@ def _problems(card: dict[str, Any], kind: str) -> list[str]:
     for key in ("tags", "datasets", "language"):
         if not isinstance(card.get(key), (list, str, type(None))):
             problems.append(f'"{key}" must be a string or a list')
-    if isinstance(card.get("tags"), list) and not all(isinstance(tag, str) for tag in card["tags"]):
+    if not all(isinstance(tag, str) for tag in list_in(card, "tags")):
         problems.append('"tags" must be a list of strings')
     results = card.get("model-index")
     if kind == "model" and results is not None and not isinstance(results, list):

@@ -14,6 +14,7 @@ from hubkit.local_hub.api.info import describe
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.accounts import now
 from hubkit.local_hub.storage.repos import can_read, lookup
+from hubkit.untrusted import JsonObject, list_in, text_in
 
 THEMES = ("orange", "blue", "green", "purple", "pink", "indigo")
 MAX_NOTE = 500
@@ -54,7 +55,7 @@ def _collection_row(call: Call, *, write: bool = False) -> sqlite3.Row:
     return row
 
 
-def _described(call: Call, row: sqlite3.Row) -> dict[str, Any]:
+def _described(call: Call, row: sqlite3.Row) -> JsonObject:
     items = call.hub.settings.rows(
         "SELECT * FROM collection_items WHERE collection = ? ORDER BY position", row["id"]
     )
@@ -79,7 +80,7 @@ def _described(call: Call, row: sqlite3.Row) -> dict[str, Any]:
     }
 
 
-def _item(call: Call, row: sqlite3.Row) -> dict[str, Any] | None:
+def _item(call: Call, row: sqlite3.Row) -> JsonObject | None:
     answer = {"_id": row["id"], "id": row["item"], "type": row["type"], "position": row["position"]}
     if row["note"]:
         answer["note"] = {"text": row["note"], "html": None}
@@ -120,7 +121,7 @@ def list_collections(call: Call) -> Response:
         if visible and (not owners or row["namespace"].lower() in owners) and _holds(call, row):
             described = _described(call, row)
             described.pop("position")
-            descriptions.append({**described, "items": described["items"][:4]})
+            descriptions.append({**described, "items": list_in(described, "items")[:4]})
     return page(call, descriptions, call.number("limit", 100, 100))
 
 
@@ -138,7 +139,7 @@ def _slug(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "collection"
 
 
-def _title(body: dict[str, Any]) -> str:
+def _title(body: JsonObject) -> str:
     title = field(body, "title", str).strip()
     if not title or len(title) > MAX_TITLE:
         raise Refusal(400, f"A title has between 1 and {MAX_TITLE} characters.")
@@ -189,10 +190,10 @@ def get(call: Call) -> Response:
 def update(call: Call) -> Response:
     """PATCH {title, description, private, theme, position}."""
     row, body = _collection_row(call, write=True), call.json()
-    changes: dict[str, Any] = {"updated_at": now()}
+    changes: JsonObject = {"updated_at": now()}
     if "title" in body:
         changes["title"] = _title(body)
-        changes["slug"] = _slug(changes["title"])
+        changes["slug"] = _slug(text_in(changes, "title"))
     kinds: dict[str, type[Any]] = {
         "description": str,
         "private": bool,
@@ -252,7 +253,7 @@ def add_item(call: Call) -> Response:
     return JSONResponse(_described(call, _found_by(call, row["id"])))
 
 
-def _note(body: dict[str, Any]) -> str | None:
+def _note(body: JsonObject) -> str | None:
     note = field(body, "note", str, "")
     if len(note) > MAX_NOTE:
         raise Refusal(400, f"A note has at most {MAX_NOTE} characters.")

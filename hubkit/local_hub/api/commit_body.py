@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hubkit.local_hub.api import http
 from hubkit.local_hub.errors import Refusal
@@ -19,7 +18,7 @@ from hubkit.local_hub.storage.git import BLOB, NewObject, blob_sha
 from hubkit.local_hub.storage.objects import SHA256
 from hubkit.local_hub.storage.paths import checked_path
 from hubkit.local_hub.storage.trees import Pointer, parse_pointer
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 MAX_REGULAR_BYTES = 10 * 2**20
 """A file larger than this must be uploaded as a large file; preupload says so."""
@@ -82,7 +81,7 @@ class CommitRequest:
         value = item.get("value") if isinstance(item, dict) else None
         if not isinstance(value, dict):
             raise Refusal(400, "Each line of a commit is an object with 'key' and 'value'.")
-        handlers: dict[str, Callable[[dict[str, Any]], None]] = {
+        handlers: dict[str, Callable[[JsonObject], None]] = {
             "header": self._header,
             "file": self._file,
             "lfsFile": self._large_file,
@@ -103,7 +102,7 @@ class CommitRequest:
             + len(self.deleted_folders)
         )
 
-    def _header(self, value: dict[str, Any]) -> None:
+    def _header(self, value: JsonObject) -> None:
         self.seen_header = True
         self.summary = http.field(value, "summary", str)[:10_000]
         self.description = http.field(value, "description", str, "")[:65_536]
@@ -111,7 +110,7 @@ class CommitRequest:
             raise Refusal(400, "A commit needs a message.")
         self.parent = http.field(value, "parentCommit", str, "") or None
 
-    def _file(self, value: dict[str, Any]) -> None:
+    def _file(self, value: JsonObject) -> None:
         path = _path(value)
         content, encoding = (
             http.field(value, "content", str),
@@ -131,7 +130,7 @@ class CommitRequest:
             self.blobs[path] = self.spool.add(data)
             self.pointers.pop(path, None)
 
-    def _large_file(self, value: dict[str, Any]) -> None:
+    def _large_file(self, value: JsonObject) -> None:
         path, oid = _path(value), http.field(value, "oid", str)
         if http.field(value, "algo", str, "sha256") != "sha256" or not SHA256.fullmatch(oid):
             raise Refusal(400, f"{path}: a large file is named by its sha256.")
@@ -142,7 +141,7 @@ class CommitRequest:
         self.blobs.pop(path, None)
 
 
-def _path(value: dict[str, Any], *, folder: bool = False) -> str:
+def _path(value: JsonObject, *, folder: bool = False) -> str:
     path = http.field(value, "path", str)
     return checked_path(path.rstrip("/") if folder else path)
 

@@ -22,6 +22,7 @@ from hubkit.local_hub.storage.git import GitRepo, NewObject
 from hubkit.local_hub.storage.object_owners import link
 from hubkit.local_hub.storage.paths import checked_path
 from hubkit.local_hub.storage.repos import Repo, commit_of, git
+from hubkit.untrusted import JsonObject
 
 MAX_PREUPLOAD_FILES = 1000
 
@@ -47,7 +48,7 @@ def preupload(call: Call, repo: Repo, tail: list[str]) -> Response:
 
 def _preupload_one(
     repo: GitRepo, tree: bytes, item: Any, large: list[str], ignored: Callable[[str], bool]
-) -> dict[str, Any]:
+) -> JsonObject:
     if not isinstance(item, dict):
         raise Refusal(400, "Each of 'files' must be an object.")
     path, size = checked_path(field(item, "path", str)), field(item, "size", int, 0)
@@ -56,7 +57,7 @@ def _preupload_one(
     except (binascii.Error, ValueError):
         raise Refusal(400, f"The sample of {path!r} is not valid base64.") from None
     is_large = size > MAX_REGULAR_BYTES or _matches(path, large) or b"\0" in sample
-    answer: dict[str, Any] = {"path": path, "uploadMode": "lfs" if is_large and size else "regular"}
+    answer: JsonObject = {"path": path, "uploadMode": "lfs" if is_large and size else "regular"}
     answer["shouldIgnore"] = ignored(path)
     existing = trees.find(repo, tree, path)
     if existing and existing.is_file and repo.is_intact(existing.sha):

@@ -7,7 +7,6 @@ import json
 import secrets
 import sqlite3
 from html import escape
-from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
@@ -19,13 +18,14 @@ from hubkit.local_hub.storage import trees
 from hubkit.local_hub.storage.accounts import Identity, now
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH, GitRepo, NewObject, new_commit
 from hubkit.local_hub.storage.repos import Repo, commit_of, git
+from hubkit.untrusted import JsonObject, text_in
 
 PAGE = 10
 MAX_DIFF_BYTES = 2 * 2**20
 MAX_TEXT = 65_536
 
 
-def _author(name: str) -> dict[str, Any]:
+def _author(name: str) -> JsonObject:
     return {"name": name, "fullname": name, "type": "user", "avatarUrl": "", "isHf": False}
 
 
@@ -77,8 +77,8 @@ def _open(
     return number
 
 
-def _comment(text: str, author: str) -> dict[str, Any]:
-    latest = {
+def _comment(text: str, author: str) -> JsonObject:
+    latest: JsonObject = {
         "raw": text[:MAX_TEXT],
         "html": escape(text[:MAX_TEXT]),
         "updatedAt": now(),
@@ -87,9 +87,7 @@ def _comment(text: str, author: str) -> dict[str, Any]:
     return {"edited": False, "hidden": False, "latest": latest, "numEdits": 0, "reactions": []}
 
 
-def _add_event(
-    call: Call, repo: Repo, number: int, kind: str, data: dict[str, Any]
-) -> dict[str, Any]:
+def _add_event(call: Call, repo: Repo, number: int, kind: str, data: JsonObject) -> JsonObject:
     identity = require_user(call)
     event_id, created = secrets.token_hex(12), now()
     call.hub.settings.write(
@@ -187,7 +185,7 @@ def list_discussions(call: Call, repo: Repo, tail: list[str]) -> Response:
     return JSONResponse({"discussions": briefs, "count": len(rows), "start": start})
 
 
-def _brief(call: Call, repo: Repo, row: sqlite3.Row) -> dict[str, Any]:
+def _brief(call: Call, repo: Repo, row: sqlite3.Row) -> JsonObject:
     return {
         "num": row["num"],
         "title": row["title"],
@@ -216,7 +214,7 @@ def details(call: Call, repo: Repo, tail: list[str]) -> Response:
     return JSONResponse(answer)
 
 
-def _event(row: sqlite3.Row) -> dict[str, Any]:
+def _event(row: sqlite3.Row) -> JsonObject:
     answer = {
         "id": row["id"],
         "type": row["type"],
@@ -226,12 +224,12 @@ def _event(row: sqlite3.Row) -> dict[str, Any]:
     return {**answer, "data": json.loads(row["data"])}
 
 
-def _pull_details(repo: GitRepo, row: sqlite3.Row, *, with_diff: bool) -> dict[str, Any]:
-    changes: dict[str, Any] = {"base": row["target"]}
+def _pull_details(repo: GitRepo, row: sqlite3.Row, *, with_diff: bool) -> JsonObject:
+    changes: JsonObject = {"base": row["target"]}
     if row["merged"]:
         changes["mergeCommitId"] = row["merged"]
     head, target = repo.ref(pr_ref(row["num"])), repo.ref(row["target"].encode())
-    answer: dict[str, Any] = {"changes": changes, "filesWithConflicts": []}
+    answer: JsonObject = {"changes": changes, "filesWithConflicts": []}
     if head and target:
         base = merge_base(repo, target, head)
         if row["status"] in ("open", "draft"):
@@ -346,11 +344,15 @@ def set_status(call: Call, repo: Repo, row: sqlite3.Row) -> Response:
 
 
 def _set_status(
-    call: Call, repo: Repo, row: sqlite3.Row, status: str, body: dict[str, Any]
-) -> dict[str, Any]:
-    if isinstance(body.get("comment"), str) and body["comment"].strip():
+    call: Call, repo: Repo, row: sqlite3.Row, status: str, body: JsonObject
+) -> JsonObject:
+    if text_in(body, "comment").strip():
         _add_event(
-            call, repo, row["num"], "comment", _comment(body["comment"], require_user(call).user)
+            call,
+            repo,
+            row["num"],
+            "comment",
+            _comment(text_in(body, "comment"), require_user(call).user),
         )
     sql = "UPDATE discussions SET status = ? WHERE repo = ? AND num = ?"
     call.hub.settings.write(sql, status, repo.pk, row["num"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import stat
 from datetime import UTC, datetime
-from typing import Any
 
 from dulwich.objects import Commit
 from starlette.responses import JSONResponse, Response
@@ -15,6 +14,7 @@ from hubkit.local_hub.storage import trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH, GitRepo
 from hubkit.local_hub.storage.repos import Repo, commit_of, git
 from hubkit.local_hub.storage.trees import Entry
+from hubkit.untrusted import JsonObject
 
 PAGE, PAGE_EXPANDED = 1000, 50
 MAX_HISTORY = 20_000
@@ -69,16 +69,14 @@ def paths_info(call: Call, repo: Repo, tail: list[str]) -> Response:
         return JSONResponse(describe(opened, commit, [entry for entry in entries if entry], expand))
 
 
-def describe(
-    repo: GitRepo, commit: bytes, entries: list[Entry], expand: bool
-) -> list[dict[str, Any]]:
+def describe(repo: GitRepo, commit: bytes, entries: list[Entry], expand: bool) -> list[JsonObject]:
     """Entries as the Hub's JSON says them; with `expand` also the commit that last touched each."""
     last = last_commits(repo, commit, entries) if expand else {}
     return [_describe_one(repo, entry, last.get(entry.path), expand) for entry in entries]
 
 
-def _describe_one(repo: GitRepo, entry: Entry, last: Commit | None, expand: bool) -> dict[str, Any]:
-    answer: dict[str, Any] = {
+def _describe_one(repo: GitRepo, entry: Entry, last: Commit | None, expand: bool) -> JsonObject:
+    answer: JsonObject = {
         "type": "file" if entry.is_file else "directory",
         "oid": entry.sha.decode(),
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dulwich.objects import Commit, Tree
 from starlette.responses import JSONResponse, Response
 
@@ -16,6 +14,7 @@ from hubkit.local_hub.storage.git import DEFAULT_BRANCH, GitRepo, NewObject, new
 from hubkit.local_hub.storage.object_owners import link
 from hubkit.local_hub.storage.paths import checked_name, checked_ref
 from hubkit.local_hub.storage.repos import PREFIX, Repo, commit_of, git, lookup, make
+from hubkit.untrusted import JsonObject
 
 
 def super_squash(call: Call, repo: Repo, tail: list[str]) -> Response:
@@ -43,7 +42,7 @@ def super_squash(call: Call, repo: Repo, tail: list[str]) -> Response:
 def list_large_files(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET …/lfs-files: every large file that some commit holds, newest use first."""
     call.require_write(repo)
-    records: dict[str, dict[str, Any]] = {}
+    records: dict[str, JsonObject] = {}
     with git(call.hub, repo) as opened:
         for ref, sha in sorted(
             opened.refs(b"refs/heads").items(), key=lambda item: item[0] != DEFAULT_BRANCH.encode()
@@ -55,7 +54,7 @@ def list_large_files(call: Call, repo: Repo, tail: list[str]) -> Response:
 
 
 def _note(
-    repo: GitRepo, records: dict[str, dict[str, Any]], ref: str, commit: Commit, entry: trees.Entry
+    repo: GitRepo, records: dict[str, JsonObject], ref: str, commit: Commit, entry: trees.Entry
 ) -> None:
     pointer = trees.blob_info(repo, entry.sha).pointer
     if pointer is None:

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.repos import Repo, may_download
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 if TYPE_CHECKING:
     from hubkit.local_hub.hub import Hub
@@ -62,7 +62,7 @@ class Call:
         self.body = b"".join(chunks)
         return self.body
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> JsonObject:
         """The body as a JSON object (empty body: empty object). Raises `Refusal` 400 for anything
         else.
         """

@@ -11,7 +11,7 @@ import re
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -20,6 +20,7 @@ from hubkit.local_hub.apps.engines import engine_spec
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.accounts import now
 from hubkit.local_hub.storage.repos import can_read, lookup
+from hubkit.untrusted import JsonObject, list_in, object_in, text_in
 
 if TYPE_CHECKING:
     import aiohttp
@@ -116,7 +117,7 @@ def _current(call: Call, row: sqlite3.Row) -> Response:
     return JSONResponse(_described(call, call.hub.endpoints.by_id(row["id"])))
 
 
-def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+def _laid_over(below: JsonObject, above: JsonObject) -> JsonObject:
     """An update replaces the image as a whole, and merges everything around it."""
     merged = dict(below)
     for key, value in above.items():
@@ -125,11 +126,11 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
             and isinstance(value, dict)
             and key not in ("image", "env", "secrets")
         )
-        merged[key] = _laid_over(below[key], value) if both else value
+        merged[key] = _laid_over(object_in(below, key), object_in(above, key)) if both else value
     return merged
 
 
-def _checked(call: Call, body: dict[str, Any]) -> dict[str, Any]:
+def _checked(call: Call, body: JsonObject) -> JsonObject:
     """The settings as they are kept. Raises `Refusal` 400 where a part is missing or of the wrong
     kind.
     """
@@ -164,7 +165,7 @@ def _checked(call: Call, body: dict[str, Any]) -> dict[str, Any]:
         _require_repo(call, repo_id)
     # A secret's value is not kept: the engine reads none.
     stored_model = {**model, "secrets": dict.fromkeys(model.get("secrets") or {}, "")}
-    tags = [str(tag) for tag in body.get("tags") or []]
+    tags = [str(tag) for tag in list_in(body, "tags")]
     return {
         "model": stored_model,
         "compute": compute,
@@ -181,11 +182,11 @@ def _require_repo(call: Call, repo_id: str) -> None:
         raise Refusal(400, f"Repository {repo_id[:200]} is not on this Hub, or not yours to read.")
 
 
-def _described(call: Call, row: sqlite3.Row) -> dict[str, Any]:
+def _described(call: Call, row: sqlite3.Row) -> JsonObject:
     spec = json.loads(row["spec"])
     image = next(iter(spec["model"]["image"].values()))
     up = row["state"] in _UP
-    status: dict[str, Any] = {
+    status: JsonObject = {
         "state": row["state"],
         "message": row["message"] or f"Endpoint is {row['state']}",
         "createdAt": row["created_at"],
@@ -212,10 +213,13 @@ def _described(call: Call, row: sqlite3.Row) -> dict[str, Any]:
     }
 
 
-def _hardware_id(spec: dict[str, Any]) -> str:
-    provider, compute = spec["provider"], spec["compute"]
+def _hardware_id(spec: JsonObject) -> str:
+    provider, compute = object_in(spec, "provider"), object_in(spec, "compute")
     return "-".join(
-        (provider["vendor"], provider["region"], compute["instanceType"], compute["instanceSize"])
+        [
+            *(text_in(provider, key) for key in ("vendor", "region")),
+            *(text_in(compute, key) for key in ("instanceType", "instanceSize")),
+        ]
     )
 
 

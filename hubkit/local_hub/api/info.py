@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
@@ -17,7 +16,7 @@ from hubkit.local_hub.errors import DAMAGED, Refusal
 from hubkit.local_hub.storage import cards, trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH, GitRepo, opened
 from hubkit.local_hub.storage.repos import Repo, can_read, commit_of, git
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, list_in, parse_json
 
 _ALWAYS = ("id", "_id")
 _LISTED = """
@@ -35,9 +34,9 @@ class Snapshot:
 
     sha: str
     modified: str
-    card: dict[str, Any]
+    card: JsonObject
     paths: list[str]
-    config: dict[str, Any]
+    config: JsonObject
     used: int
 
 
@@ -63,7 +62,7 @@ def _text(repo: GitRepo, sha: bytes) -> str:
     return repo.blob(sha).decode("utf-8", "replace")
 
 
-def _config(text: str) -> dict[str, Any]:
+def _config(text: str) -> JsonObject:
     try:
         value = parse_json(text) if len(text) < 2**20 else {}
     except ValueError:
@@ -74,12 +73,12 @@ def _config(text: str) -> dict[str, Any]:
 
 def describe(
     call: Call, repo: Repo, revision: str = DEFAULT_BRANCH, *, blobs: bool = False
-) -> dict[str, Any]:
+) -> JsonObject:
     """Everything that is known about a repository at a revision."""
     with git(call.hub, repo) as open_repo:
         commit = commit_of(open_repo, revision)
         snap = snapshot(open_repo.path, open_repo, commit)
-        siblings: list[dict[str, Any]] = [{"rfilename": path} for path in snap.paths]
+        siblings: list[JsonObject] = [{"rfilename": path} for path in snap.paths]
         if blobs:
             siblings = [
                 _sibling(open_repo, entry)
@@ -88,7 +87,7 @@ def describe(
     return {**_facts(call, repo), **_from_snapshot(call, repo, snap), "siblings": siblings}
 
 
-def describe_damaged(call: Call, repo: Repo) -> dict[str, Any]:
+def describe_damaged(call: Call, repo: Repo) -> JsonObject:
     """Describe a repository whose files cannot be read, by its row alone."""
     empty = Snapshot("", repo.created_at, {}, [], {}, 0)
     facts = {**_facts(call, repo), "disabled": True, "siblings": []}
@@ -97,7 +96,7 @@ def describe_damaged(call: Call, repo: Repo) -> dict[str, Any]:
     return {**facts, "sha": None, "tags": [], "lastModified": repo.created_at, "cardData": {}}
 
 
-def _facts(call: Call, repo: Repo) -> dict[str, Any]:
+def _facts(call: Call, repo: Repo) -> JsonObject:
     likes = call.hub.settings.row("SELECT count(*) AS n FROM likes WHERE repo = ?", repo.pk)
     return {
         "_id": f"{repo.pk:024x}",
@@ -115,9 +114,9 @@ def _facts(call: Call, repo: Repo) -> dict[str, Any]:
     }
 
 
-def _from_snapshot(call: Call, repo: Repo, snap: Snapshot) -> dict[str, Any]:
+def _from_snapshot(call: Call, repo: Repo, snap: Snapshot) -> JsonObject:
     card = snap.card
-    facts: dict[str, Any] = {
+    facts: JsonObject = {
         "sha": snap.sha,
         "lastModified": snap.modified,
         "cardData": card,
@@ -159,9 +158,9 @@ def _from_snapshot(call: Call, repo: Repo, snap: Snapshot) -> dict[str, Any]:
     return facts
 
 
-def _sibling(repo: GitRepo, entry: trees.Entry) -> dict[str, Any]:
+def _sibling(repo: GitRepo, entry: trees.Entry) -> JsonObject:
     info = trees.blob_info(repo, entry.sha)
-    answer: dict[str, Any] = {
+    answer: JsonObject = {
         "rfilename": entry.path,
         "size": info.file_size,
         "blobId": entry.sha.decode(),
@@ -215,7 +214,7 @@ def _named(call: Call, repo: Repo) -> bool:
     return not search or search.lower() in repo.id.lower()
 
 
-def brief(call: Call, repo: Repo) -> dict[str, Any] | None:
+def brief(call: Call, repo: Repo) -> JsonObject | None:
     """Describe a repository in a list; None for one that was deleted meanwhile."""
     try:
         return describe(call, repo)
@@ -226,7 +225,7 @@ def brief(call: Call, repo: Repo) -> dict[str, Any] | None:
         return describe_damaged(call, repo)
 
 
-def _filtered(call: Call, answer: dict[str, Any]) -> bool:
+def _filtered(call: Call, answer: JsonObject) -> bool:
     params = call.request.query_params
     required = [tag for value in params.getlist("filter") for tag in value.split(",") if tag]
     pipeline = params.get("pipeline_tag")
@@ -239,7 +238,7 @@ def _filtered(call: Call, answer: dict[str, Any]) -> bool:
     labels = {
         tag.lower()
         for tag in [
-            *answer["tags"],
+            *map(str, list_in(answer, "tags")),
             str(answer.get("library_name") or ""),
             str(answer.get("sdk") or ""),
         ]
@@ -247,7 +246,7 @@ def _filtered(call: Call, answer: dict[str, Any]) -> bool:
     return all(tag.lower() in labels for tag in required)
 
 
-def _sort(call: Call, answers: list[dict[str, Any]]) -> None:
+def _sort(call: Call, answers: list[JsonObject]) -> None:
     keys = {
         "last_modified": "lastModified",
         "created_at": "createdAt",
@@ -269,7 +268,7 @@ def _sort(call: Call, answers: list[dict[str, Any]]) -> None:
     )
 
 
-def _select(call: Call, answer: dict[str, Any], fields: list[str], full: bool) -> dict[str, Any]:
+def _select(call: Call, answer: JsonObject, fields: list[str], full: bool) -> JsonObject:
     if fields:
         return {key: answer.get(key) for key in (*_ALWAYS, *fields)}
     keys = (

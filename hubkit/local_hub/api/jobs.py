@@ -8,7 +8,7 @@ import sqlite3
 import time
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -17,6 +17,7 @@ from hubkit.local_hub.api.http import Call, field, page, require_user, require_w
 from hubkit.local_hub.apps import logs
 from hubkit.local_hub.apps.jobs import DEFAULT_TIMEOUT_S, LOG, MEMORY_GIB, OVER
 from hubkit.local_hub.errors import Refusal
+from hubkit.untrusted import JsonObject, object_in, text_in
 
 if TYPE_CHECKING:
     from hubkit.local_hub.hub import Hub
@@ -77,10 +78,16 @@ def _listed(call: Call, namespace: str) -> Response:
     stages = call.request.query_params.getlist("stage")
     labels = [text.partition("=") for text in call.request.query_params.getlist("label")]
     rows = [_described(row) for row in call.hub.settings.rows(sql, namespace)]
-    rows = [row for row in rows if not stages or row["status"]["stage"] in stages]
+    rows = [
+        row for row in rows if not stages or text_in(object_in(row, "status"), "stage") in stages
+    ]
     return page(
         call,
-        [r for r in rows if all(r["labels"].get(key) == value for key, _, value in labels)],
+        [
+            r
+            for r in rows
+            if all(object_in(r, "labels").get(key) == value for key, _, value in labels)
+        ],
         100,
     )
 
@@ -123,7 +130,7 @@ def _create(call: Call, namespace: str) -> Response:
     )
 
 
-def _strings(body: dict[str, Any], name: str) -> dict[str, str]:
+def _strings(body: JsonObject, name: str) -> dict[str, str]:
     values = field(body, name, dict, {})
     texts = {str(key): str(value) for key, value in values.items()}
     if any("\0" in key + value or "=" in key or not key for key, value in texts.items()):
@@ -131,7 +138,7 @@ def _strings(body: dict[str, Any], name: str) -> dict[str, str]:
     return texts
 
 
-def _described(row: sqlite3.Row) -> dict[str, Any]:
+def _described(row: sqlite3.Row) -> JsonObject:
     spec = json.loads(row["spec"])
     owner = {"id": row["namespace"], "name": row["namespace"], "type": "user"}
     ended = _seconds(row["finished_at"]) or time.time()
@@ -165,8 +172,8 @@ def _seconds(text: str | None) -> float | None:
     return datetime.fromisoformat(text).timestamp() if text else None
 
 
-def _flavor(name: str, gib: int) -> dict[str, Any]:
-    cost = {"unitCostMicroUSD": 0, "unitCostUSD": 0.0, "unitLabel": "minute"}
+def _flavor(name: str, gib: int) -> JsonObject:
+    cost: JsonObject = {"unitCostMicroUSD": 0, "unitCostUSD": 0.0, "unitLabel": "minute"}
     cores = f"{os.cpu_count()} vCPU"
     return {
         "name": name,

@@ -19,6 +19,7 @@ from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.object_owners import is_held_for, link
 from hubkit.local_hub.storage.objects import SHA256, Incoming
 from hubkit.local_hub.storage.repos import PREFIX, Repo
+from hubkit.untrusted import JsonObject, object_in
 
 MAX_BATCH = 1000
 MAX_HASHED_BYTES = 64 * 2**20
@@ -76,18 +77,17 @@ def _distinct(objects: list[Any]) -> list[Any]:
     )
 
 
-def _upload_header(answer: dict[str, Any]) -> dict[str, Any]:
-    header: dict[str, Any] = answer.get("actions", {}).get("upload", {}).get("header", {})
+def _upload_header(answer: JsonObject) -> JsonObject:
+    upload = object_in(object_in(answer, "actions"), "upload")
+    header = object_in(upload, "header")
     return header
 
 
-def _batch_one(
-    call: Call, repo: Repo, operation: str, item: Any, multipart: bool
-) -> dict[str, Any]:
+def _batch_one(call: Call, repo: Repo, operation: str, item: Any, multipart: bool) -> JsonObject:
     if not isinstance(item, dict):
         raise Refusal(400, "Each of 'objects' must be an object.")
     oid, size = field(item, "oid", str), field(item, "size", int)
-    answer: dict[str, Any] = {"oid": oid, "size": size}
+    answer: JsonObject = {"oid": oid, "size": size}
     if not SHA256.fullmatch(oid) or size < 0:
         return {**answer, "error": {"code": 422, "message": "Not a sha256 and a size in bytes."}}
     stored_size = call.hub.objects.size(oid)
@@ -131,7 +131,7 @@ def _is_trusted(call: Call, oid: str, size: int) -> bool:
     return call.hub.objects.is_intact(oid)
 
 
-def _multipart_action(call: Call, repo: Repo, base: str, oid: str, size: int) -> dict[str, Any]:
+def _multipart_action(call: Call, repo: Repo, base: str, oid: str, size: int) -> JsonObject:
     part_bytes = call.hub.part_bytes
     count = -(-size // part_bytes)
     header = {"chunk_size": str(part_bytes)}

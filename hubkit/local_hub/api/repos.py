@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
@@ -22,6 +21,7 @@ from hubkit.local_hub.storage.repos import (
     missing,
     private_by_default,
 )
+from hubkit.untrusted import JsonObject
 
 
 def create(call: Call) -> Response:
@@ -97,7 +97,7 @@ def move(call: Call) -> Response:
 def update_settings(call: Call, repo: Repo, tail: list[str]) -> Response:
     """PUT …/settings: visibility and gating."""
     body = call.json()
-    changes: dict[str, Any] = {}
+    changes: JsonObject = {}
     if body.get("visibility") is not None or body.get("private") is not None:
         changes["private"] = _is_private(body)
     if "gated" in body:
@@ -114,7 +114,7 @@ def update_settings(call: Call, repo: Repo, tail: list[str]) -> Response:
     )
 
 
-def _is_private(body: dict[str, Any], private: bool = False) -> bool:
+def _is_private(body: JsonObject, private: bool = False) -> bool:
     """`protected` Spaces are private here: their app would be public, but it does not run here."""
     if body.get("private") is not None:
         private = bool(body["private"])
@@ -124,7 +124,7 @@ def _is_private(body: dict[str, Any], private: bool = False) -> bool:
     return bool(value != "public")
 
 
-def _target(call: Call, body: dict[str, Any]) -> tuple[str, str, str]:
+def _target(call: Call, body: JsonObject) -> tuple[str, str, str]:
     kind = field(body, "type", str, "model")
     if kind not in PREFIX:
         raise Refusal(400, f"Unknown type of repository: {kind[:40]!r}.")

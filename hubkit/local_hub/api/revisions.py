@@ -17,6 +17,7 @@ from hubkit.local_hub.storage import trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH, GitRepo, NewObject, new_commit
 from hubkit.local_hub.storage.paths import checked_ref
 from hubkit.local_hub.storage.repos import Repo, commit_of, git
+from hubkit.untrusted import JsonObject, text_in
 
 COMMITS_PAGE = 50
 _COMMIT_ID = re.compile(r"[0-9a-f]{40}")
@@ -37,7 +38,7 @@ def refs(call: Call, repo: Repo, tail: list[str]) -> Response:
                 if sha
             ]
 
-        answer: dict[str, Any] = {"branches": listed("refs/heads"), "tags": listed("refs/tags")}
+        answer: JsonObject = {"branches": listed("refs/heads"), "tags": listed("refs/tags")}
         answer["converts"] = [
             {**ref, "name": f"refs/convert/{ref['name']}"} for ref in listed("refs/convert")
         ]
@@ -63,19 +64,22 @@ def commits(call: Call, repo: Repo, tail: list[str]) -> Response:
         return JSONResponse(described, headers=headers)
 
 
-def _described(repo: GitRepo, commit: Commit, formatted: bool) -> dict[str, Any]:
+def _described(repo: GitRepo, commit: Commit, formatted: bool) -> JsonObject:
     from html import escape
 
     message = commit.message.decode("utf-8", "replace").partition("\n\n")[2]
     author = commit.author.decode("utf-8", "replace").partition(" <")[0]
-    answer: dict[str, Any] = {
+    answer: JsonObject = {
         "id": repo.public_id(commit.id),
         "title": title_of(commit),
         "message": message,
     }
     answer |= {"authors": [{"user": author, "avatar": ""}], "date": date_of(commit)}
     if formatted:
-        answer["formatted"] = {"title": escape(answer["title"]), "message": escape(message)}
+        answer["formatted"] = {
+            "title": escape(text_in(answer, "title")),
+            "message": escape(message),
+        }
     return answer
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -14,13 +13,14 @@ from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.hub import Hub
 from hubkit.local_hub.storage.accounts import now
 from hubkit.local_hub.storage.repos import Repo, update_extra
+from hubkit.untrusted import JsonObject, list_in
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 DEFAULT_HARDWARE = "cpu-basic"
 MAX_VALUE_BYTES = 64 * 2**10
 
 
-def set_up(hub: Hub, repo: Repo, body: dict[str, Any]) -> None:
+def set_up(hub: Hub, repo: Repo, body: JsonObject) -> None:
     """Hardware, sleep time, secrets and variables that came with the creation of a Space."""
     changes = {
         "requested": body.get("hardware"),
@@ -29,11 +29,11 @@ def set_up(hub: Hub, repo: Repo, body: dict[str, Any]) -> None:
     }
     update_extra(hub, repo, {key: value for key, value in changes.items() if value is not None})
     for kind in ("secrets", "variables"):
-        for item in body.get(kind) or []:
+        for item in list_in(body, kind):
             _put(hub, repo, kind, item if isinstance(item, dict) else {})
 
 
-def runtime(hub: Hub, repo: Repo) -> dict[str, Any]:
+def runtime(hub: Hub, repo: Repo) -> JsonObject:
     """A Space's stage, and what was asked for it."""
     extra = repo.extra
     stage, message, port = hub.spaces.state(repo)
@@ -88,7 +88,7 @@ def _current(call: Call, repo: Repo) -> Response:
 def set_hardware(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/hardware {flavor, sleepTimeSeconds}."""
     body = call.json()
-    changes: dict[str, Any] = {"requested": field(body, "flavor", str)}
+    changes: JsonObject = {"requested": field(body, "flavor", str)}
     if body.get("sleepTimeSeconds") is not None:
         changes["sleep"] = field(body, "sleepTimeSeconds", int)
     return JSONResponse(runtime(call.hub, update_extra(call.hub, repo, changes)))
@@ -126,7 +126,7 @@ def remove_volumes(call: Call, repo: Repo, tail: list[str]) -> Response:
     return JSONResponse(runtime(call.hub, update_extra(call.hub, repo, {"volumes": []})))
 
 
-def _put(hub: Hub, repo: Repo, kind: str, item: dict[str, Any]) -> None:
+def _put(hub: Hub, repo: Repo, kind: str, item: JsonObject) -> None:
     key, value = field(item, "key", str), field(item, "value", str)
     if not _KEY.fullmatch(key) or len(value.encode("utf-8", "replace")) > MAX_VALUE_BYTES:
         raise Refusal(400, "A key is letters, digits and '_'; a value at most 64 KiB.")
@@ -141,11 +141,11 @@ def _put(hub: Hub, repo: Repo, kind: str, item: dict[str, Any]) -> None:
     )
 
 
-def _listed(hub: Hub, repo: Repo, kind: str) -> dict[str, Any]:
+def _listed(hub: Hub, repo: Repo, kind: str) -> JsonObject:
     rows = hub.settings.rows(
         "SELECT * FROM space_env WHERE repo = ? AND kind = ? ORDER BY key", repo.pk, kind
     )
-    listed = {}
+    listed: JsonObject = {}
     for row in rows:
         entry = {
             "key": row["key"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
@@ -12,6 +11,7 @@ from hubkit.local_hub.api.http import Call, page, require_user
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.accounts import now
 from hubkit.local_hub.storage.repos import Repo, can_read
+from hubkit.untrusted import JsonObject
 
 
 def route(call: Call) -> Response:
@@ -49,7 +49,7 @@ def _overview(call: Call, name: str) -> Response:
     assert account is not None  # looked up by the caller
     rows = call.hub.settings.rows("SELECT * FROM repos WHERE namespace = ?", name)
     visible = [repo.type for repo in map(Repo.of, rows) if can_read(call.identity, repo)]
-    answer: dict[str, Any] = {
+    answer: JsonObject = {
         "user": name,
         "name": name,
         "fullname": account["fullname"],
@@ -91,7 +91,7 @@ def likers(call: Call, repo: Repo, tail: list[str]) -> Response:
     )
 
 
-def whoami(call: Call) -> dict[str, Any]:
+def whoami(call: Call) -> JsonObject:
     """GET /api/whoami-v2."""
     identity = require_user(call)
     account = call.hub.settings.row("SELECT * FROM accounts WHERE name = ?", identity.user)
@@ -118,7 +118,7 @@ def whoami(call: Call) -> dict[str, Any]:
     }
 
 
-def _org_brief(call: Call, name: str, role: str) -> dict[str, Any]:
+def _org_brief(call: Call, name: str, role: str) -> JsonObject:
     account = call.hub.settings.row("SELECT fullname FROM accounts WHERE name = ?", name)
     return {
         "type": "org",

@@ -26,6 +26,7 @@ from hubkit.local_hub.apps.scopes import scope_of_models
 from hubkit.local_hub.apps.subprocesses import last_words
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.accounts import now
+from hubkit.untrusted import JsonObject
 
 if TYPE_CHECKING:
     import sqlite3
@@ -107,7 +108,7 @@ class EndpointManager:
         sql = "SELECT * FROM inference_endpoints WHERE namespace = ? ORDER BY created_at, id"
         return self._hub.settings.rows(sql, namespace)
 
-    def create(self, namespace: str, name: str, spec: dict[str, Any], user: str) -> sqlite3.Row:
+    def create(self, namespace: str, name: str, spec: JsonObject, user: str) -> sqlite3.Row:
         """Make an endpoint and begin to bring it up. Raises `Refusal` 409 when the name is taken,
         400 when too many.
         """
@@ -125,7 +126,7 @@ class EndpointManager:
             self._launch(endpoint_id, "pending")
             return row
 
-    def update(self, row: sqlite3.Row, spec: dict[str, Any]) -> None:
+    def update(self, row: sqlite3.Row, spec: JsonObject) -> None:
         """Other settings. A running endpoint keeps answering with the old ones until the new
         engine is ready.
         """

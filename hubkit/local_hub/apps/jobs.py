@@ -17,12 +17,13 @@ import sqlite3
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hubkit.local_hub.apps import logs
 from hubkit.local_hub.apps.subprocesses import ChildProcess, environment, supervised
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.accounts import now
+from hubkit.untrusted import JsonObject, count_in, list_in, number_in, text_in, texts_in
 
 if TYPE_CHECKING:
     from hubkit.local_hub.storage.store import Store
@@ -44,7 +45,7 @@ _UV = """#!{python}
 import os, sys
 args = sys.argv[1:]
 if args[:1] != ["run"]:
-    sys.exit("this environment is fixed; only `uv run` is there")
+    sys.exit("this environment is fixed; only `uv run` is supported")
 del args[0]
 while args and args[0].startswith("-"):
     option = args.pop(0)
@@ -110,7 +111,7 @@ class JobManager:
         return row
 
     def start(
-        self, namespace: str, spec: dict[str, Any], hidden: dict[str, str], user: str, url: str
+        self, namespace: str, spec: JsonObject, hidden: dict[str, str], user: str, url: str
     ) -> sqlite3.Row:
         """Run a command; `hidden` are the values of its secrets, `url` is this Hub's address."""
         job_id = secrets.token_hex(12)
@@ -139,10 +140,10 @@ class JobManager:
 
     # One job, in a thread of its own
 
-    def _run(self, job_id: str, spec: dict[str, Any], hidden: dict[str, str], url: str) -> None:
+    def _run(self, job_id: str, spec: JsonObject, hidden: dict[str, str], url: str) -> None:
         try:
             with self._slots:
-                for attempt in range(spec["attempts"]):
+                for attempt in range(count_in(spec, "attempts")):
                     stage, message = self._attempt(job_id, spec, hidden, url)
                     if stage != "ERROR" or attempt + 1 == spec["attempts"]:
                         break
@@ -157,19 +158,24 @@ class JobManager:
             self._threads.discard(threading.current_thread())
 
     def _attempt(
-        self, job_id: str, spec: dict[str, Any], hidden: dict[str, str], url: str
+        self, job_id: str, spec: JsonObject, hidden: dict[str, str], url: str
     ) -> tuple[str, str | None]:
         """(stage, message) at its end."""
         home = self.folder(job_id) / "work"
         verdict = self.folder(job_id) / "verdict"
         verdict.unlink(missing_ok=True)
         _furnish(home)
-        memory = MEMORY_GIB.get(spec["flavor"], 2**20) * 1024
-        job_command = [*spec["command"], *spec["arguments"]]
+        memory = MEMORY_GIB.get(text_in(spec, "flavor"), 2**20) * 1024
+        job_command = [str(word) for key in ("command", "arguments") for word in list_in(spec, key)]
         command = supervised(
-            job_command, timeout_s=spec["timeoutSeconds"], memory_mib=memory, verdict=verdict
+            job_command,
+            timeout_s=number_in(spec, "timeoutSeconds"),
+            memory_mib=memory,
+            verdict=verdict,
         )
-        env = environment({**_defaults(home, job_id, url), **spec["environment"], **hidden})
+        env = environment(
+            {**_defaults(home, job_id, url), **texts_in(spec, "environment"), **hidden}
+        )
         with self._lock:
             sql = (
                 "UPDATE jobs SET stage = 'RUNNING', started_at = ? WHERE id = ? AND " + _UNFINISHED

@@ -10,7 +10,7 @@ from hubkit.local_hub.storage import cards, trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH
 from hubkit.local_hub.storage.repos import Repo, git, lookup
 from hubkit.local_hub.storage.store import Store
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 MAX_CHAIN = 8
 
@@ -57,11 +57,11 @@ def _names(value: Any) -> list[str]:
     return [text for text in values if isinstance(text, str) and " " not in text][:100]
 
 
-def _card(store: Store, repo: Repo) -> dict[str, Any]:
+def _card(store: Store, repo: Repo) -> JsonObject:
     return cards.safe_metadata(_text(store, repo, "README.md"))
 
 
-def _json(store: Store, repo: Repo, path: str) -> dict[str, Any]:
+def _json(store: Store, repo: Repo, path: str) -> JsonObject:
     try:
         value = parse_json(_text(store, repo, path) or "{}")
     except ValueError:

@@ -29,6 +29,7 @@ from hubkit.local_hub.apps.app_proxy import AppProxy, ProxyTarget
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH
 from hubkit.local_hub.storage.repos import Repo, commit_of, git, update_extra
+from hubkit.untrusted import count_in, number_in, text_in
 
 if TYPE_CHECKING:
     from hubkit.local_hub.storage.store import Store
@@ -115,7 +116,7 @@ class SpaceManager:
         with self._lock:
             run = self._runs.get(repo.pk)
             if run is None:
-                stage = repo.extra.get("stage", "STOPPED")
+                stage = text_in(repo.extra, "stage", "STOPPED")
                 return ("STOPPED" if stage == "SLEEPING" else stage), "", 0
             self._follow(repo, run)
             return run.stage, run.message, run.proxy.port
@@ -169,7 +170,7 @@ class SpaceManager:
             run = self._runs[pk] = AppState(
                 AppProxy(repo.id, lambda: self._proxy_target(pk), lambda: self._note_use(pk))
             )
-            self._in_loop(run.proxy.open(self._host, int(repo.extra.get("port", 0))))
+            self._in_loop(run.proxy.open(self._host, count_in(repo.extra, "port")))
             update_extra(self._hub, repo, {"port": run.proxy.port})
             return run
 
@@ -312,7 +313,7 @@ class SpaceManager:
         repo = Repo.of(row)
         self.state(repo)
         idle_s = time.monotonic() - run.last_used
-        sleep_s = repo.extra.get("sleep") or DEFAULT_SLEEP_S
+        sleep_s = number_in(repo.extra, "sleep") or DEFAULT_SLEEP_S
         if run.stage == "RUNNING" and sleep_s > 0 and idle_s > sleep_s:
             self.suspend(repo, "SLEEPING")
 

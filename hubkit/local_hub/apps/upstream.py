@@ -43,7 +43,7 @@ from hubkit.local_hub.storage.objects import SHA256, fsync_folder, make_durable_
 from hubkit.local_hub.storage.paths import checked_name, checked_path, checked_ref
 from hubkit.local_hub.storage.repos import CREATING, PREFIX, Repo, lookup
 from hubkit.local_hub.storage.store import Store
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, objects_in, parse_json, text_in
 
 MIRRORED = ("model", "dataset")
 MAX_FILES = 20_000
@@ -219,7 +219,7 @@ class Upstream:
             self._absent[key] = time.monotonic() + ABSENT_FOR_S
         return repo
 
-    def _create(self, kind: str, namespace: str, name: str, info: dict[str, Any]) -> Repo:
+    def _create(self, kind: str, namespace: str, name: str, info: JsonObject) -> Repo:
         store = self._store
         folder = f"{kind}s--{namespace}--{name}--{secrets.token_hex(5)}.git"
         path = store.repo_path(folder + CREATING)
@@ -250,24 +250,26 @@ class Upstream:
         log.info("mirrored %s %s at %s from %s", kind, repo.id, info["sha"], self.url)
         return repo
 
-    def _add_revision(self, repo: Repo, revision: str, info: dict[str, Any]) -> None:
+    def _add_revision(self, repo: Repo, revision: str, info: JsonObject) -> None:
         ref = None if revision == info["sha"] else checked_ref("tags", revision)
         path = self._store.repo_path(repo.folder)
         with self._store.writing(repo.folder), opened(path) as git:
             link(self._store, repo, self._commit(git, repo.type, repo.id, info, ref))
 
     def _commit(
-        self, git: GitRepo, kind: str, repo_id: str, info: dict[str, Any], ref: bytes | None
+        self, git: GitRepo, kind: str, repo_id: str, info: JsonObject, ref: bytes | None
     ) -> list[str]:
         """Make the commit of a mirror, and its references; the large files that it names."""
-        files = [RemoteFile.parse(item) for item in info["siblings"]]
+        files = [RemoteFile.parse(item) for item in objects_in(info, "siblings")]
         if len(files) > MAX_FILES or len({file.path for file in files}) != len(files):
             raise UpstreamError(f"it lists {len(files)} files, or one twice")
         small = [file for file in files if file.sha256 is None]
         large = [file for file in files if file.sha256 is not None]
         blobs = {file.path: self._pointer(file) for file in large}
         with ThreadPoolExecutor(8, thread_name_prefix="upstream") as pool:
-            contents = pool.map(lambda f: self._content(kind, repo_id, info["sha"], f), small)
+            contents = pool.map(
+                lambda f: self._content(kind, repo_id, text_in(info, "sha"), f), small
+            )
             blobs |= {file.path: blob for file, blob in zip(small, contents, strict=True)}
         try:
             changes = {path: blob.sha for path, blob in blobs.items()}
@@ -277,7 +279,7 @@ class Upstream:
         message = f"Mirror of {self.url}/{PREFIX[kind]}{repo_id}\n\n{UPSTREAM_COMMIT}{info['sha']}"
         commit = new_commit(tree, [], message, OWNER)
         git.write([*blobs.values(), *folders, NewObject.of(commit)])
-        git.swap_ref(b"refs/upstream/" + info["sha"].encode(), None, commit.id)
+        git.swap_ref(b"refs/upstream/" + text_in(info, "sha").encode(), None, commit.id)
         if ref is not None:
             git.swap_ref(ref, None, commit.id)
         return [file.sha256 for file in large if file.sha256]
@@ -308,7 +310,7 @@ class Upstream:
             "GatedRepo",
         )
 
-    def _info(self, kind: str, repo_id: str, revision: str) -> dict[str, Any] | None:
+    def _info(self, kind: str, repo_id: str, revision: str) -> JsonObject | None:
         """What the upstream says about a repository at a revision; None where there is none."""
         path = f"/api/{kind}s/{repo_id}/revision/{quote(revision, safe='')}"
         try:

@@ -18,6 +18,7 @@ from hubkit.local_hub.pages.repo import repo_page
 from hubkit.local_hub.storage import cards, trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH, GitRepo
 from hubkit.local_hub.storage.repos import Repo, commit_of, git
+from hubkit.untrusted import JsonObject
 
 MAX_ENTRIES = 1000
 MAX_DATED = 200
@@ -77,8 +78,8 @@ def tree(call: Call, repo: Repo, tail: list[str]) -> Response:
 
 
 def _entry(
-    repo: GitRepo, of: Repo, revision: str, entry: trees.Entry, last: dict[str, Any]
-) -> dict[str, Any]:
+    repo: GitRepo, of: Repo, revision: str, entry: trees.Entry, last: JsonObject
+) -> JsonObject:
     info = trees.blob_info(repo, entry.sha) if entry.is_file else None
     verb = "blob" if entry.is_file else "tree"
     return {

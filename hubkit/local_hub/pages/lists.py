@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import Any
 
 from starlette.responses import Response
 
@@ -12,12 +11,13 @@ from hubkit.local_hub.api.http import Call
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.pages.render import page
 from hubkit.local_hub.storage.repos import PREFIX, Repo, can_read, lookup
+from hubkit.untrusted import JsonObject, text_in
 
 SHOWN_KINDS = ("models", "datasets", "spaces")
 MAX_SHOWN = 300
 
 
-def _repos(call: Call, kind: str, namespace: str | None = None) -> list[dict[str, Any]]:
+def _repos(call: Call, kind: str, namespace: str | None = None) -> list[JsonObject]:
     rows = call.hub.settings.rows("SELECT * FROM repos WHERE type = ? ORDER BY pk DESC", kind)
     search = (call.query("search") or "").lower()
     repos = [
@@ -29,16 +29,23 @@ def _repos(call: Call, kind: str, namespace: str | None = None) -> list[dict[str
         repos = [repo for repo in repos if repo.namespace.lower() == namespace.lower()]
     briefs = [_brief(call, repo) for repo in repos[:MAX_SHOWN]]
     return sorted(
-        (brief for brief in briefs if brief), key=lambda brief: brief["modified"], reverse=True
+        (brief for brief in briefs if brief),
+        key=lambda brief: text_in(brief, "modified"),
+        reverse=True,
     )
 
 
-def _brief(call: Call, repo: Repo) -> dict[str, Any]:
+def _brief(call: Call, repo: Repo) -> JsonObject:
     facts = info.brief(call, repo)
     if facts is None:
         return {}  # deleted this moment
     task = facts.get("pipeline_tag") or facts.get("sdk")
-    brief = {"id": repo.id, "path": repo.web_path, "private": repo.private, "gated": repo.gated}
+    brief: JsonObject = {
+        "id": repo.id,
+        "path": repo.web_path,
+        "private": repo.private,
+        "gated": repo.gated,
+    }
     return {**brief, "task": task, "modified": facts["lastModified"]}
 
 
@@ -114,7 +121,7 @@ def collection(call: Call) -> Response:
     )
 
 
-def _item(call: Call, row: sqlite3.Row) -> dict[str, Any] | None:
+def _item(call: Call, row: sqlite3.Row) -> JsonObject | None:
     namespace, _, name = row["item"].partition("/")
     repo, _ = lookup(call.hub, row["type"], namespace, name, call.identity)
     if repo is None or not can_read(call.identity, repo):

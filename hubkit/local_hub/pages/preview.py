@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.local_hub.errors import Refusal
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 ROWS = 20
 TIMEOUT_S = 20
@@ -40,7 +40,7 @@ def kind_of(path: str) -> str | None:
     return KINDS.get(Path(path).suffix.lower())
 
 
-def preview(path: Path, kind: str, start: int) -> dict[str, Any]:
+def preview(path: Path, kind: str, start: int) -> JsonObject:
     """Rows `start` and following of a file. Raises `Refusal` 422 where it cannot be read."""
     command = [sys.executable, "-m", "hubkit.local_hub.pages.preview", kind, str(start)]
     package_root = str(Path(__file__).resolve().parents[3])
@@ -62,11 +62,11 @@ def preview(path: Path, kind: str, start: int) -> dict[str, Any]:
         raise Refusal(
             422, f"This file cannot be read as {kind}: {reason[:300] or 'the reader crashed'}."
         )
-    answer: dict[str, Any] = parse_json(process.stdout)
+    answer: JsonObject = parse_json(process.stdout)
     return answer
 
 
-def _parquet(start: int) -> tuple[int | None, Iterator[dict[str, Any]]]:
+def _parquet(start: int) -> tuple[int | None, Iterator[JsonObject]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -75,7 +75,7 @@ def _parquet(start: int) -> tuple[int | None, Iterator[dict[str, Any]]]:
     return file.metadata.num_rows, islice(_parquet_rows(file, start), ROWS)
 
 
-def _parquet_rows(file: Any, start: int) -> Iterator[dict[str, Any]]:
+def _parquet_rows(file: Any, start: int) -> Iterator[JsonObject]:
     for group in range(file.metadata.num_row_groups):
         count = file.metadata.row_group(group).num_rows
         if start >= count:
@@ -86,8 +86,8 @@ def _parquet_rows(file: Any, start: int) -> Iterator[dict[str, Any]]:
             start = max(0, start - batch.num_rows)
 
 
-def _jsonl(start: int) -> tuple[int | None, Iterator[dict[str, Any]]]:
-    def rows() -> Iterator[dict[str, Any]]:
+def _jsonl(start: int) -> tuple[int | None, Iterator[JsonObject]]:
+    def rows() -> Iterator[JsonObject]:
         while line := sys.stdin.buffer.readline(MAX_LINE_BYTES):
             if line.strip():
                 value = parse_json(line)
@@ -103,7 +103,7 @@ def _is_small() -> bool:
     return os.fstat(sys.stdin.fileno()).st_size <= MAX_COUNTED_BYTES
 
 
-def _csv(start: int, delimiter: str) -> tuple[int | None, Iterator[dict[str, Any]]]:
+def _csv(start: int, delimiter: str) -> tuple[int | None, Iterator[JsonObject]]:
     text = io.TextIOWrapper(sys.stdin.buffer, "utf-8", "replace", newline="")
     total = sum(1 for _ in csv.DictReader(text, delimiter=delimiter)) if _is_small() else None
     text.seek(0)

@@ -24,6 +24,7 @@ from hubkit.local_hub.pages.render import diff_lines, markdown, page
 from hubkit.local_hub.storage import cards, trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH
 from hubkit.local_hub.storage.repos import Repo, commit_of, git
+from hubkit.untrusted import JsonObject, list_in, object_in, text_in
 
 SNIPPETS = {
     "model": (
@@ -38,7 +39,7 @@ SNIPPETS = {
 }
 
 
-EMPTY: dict[str, Any] = {"total": None, "rows": []}
+EMPTY: JsonObject = {"total": None, "rows": []}
 
 
 def repo_page(call: Call, repo: Repo, tab: str, template: str, **values: Any) -> Response:
@@ -125,8 +126,8 @@ def rows(call: Call, repo: Repo, tail: list[str]) -> Response:
             table = _preview(call, repo, file, start)
         except Refusal as refusal:
             problem = refusal.message
-    total, window = table["total"], table["rows"]
-    has_next = len(window) == ROWS and (total is None or start + ROWS < total)
+    total, window = table["total"], list_in(table, "rows")
+    has_next = len(window) == ROWS and (not isinstance(total, int) or start + ROWS < total)
     return repo_page(
         call,
         repo,
@@ -137,7 +138,7 @@ def rows(call: Call, repo: Repo, tail: list[str]) -> Response:
         start=start,
         total=total,
         problem=problem,
-        rows=[_row(row) for row in window],
+        rows=[_row(row) for row in window if isinstance(row, list)],
         next=_rows_link(action, file, start + ROWS) if has_next else None,
         previous=_rows_link(action, file, max(0, start - ROWS)),
         action=action,
@@ -153,7 +154,7 @@ def rows(call: Call, repo: Repo, tail: list[str]) -> Response:
     )
 
 
-def _splits(metadata: dict[str, Any], files: list[str]) -> dict[tuple[str, str], list[str]]:
+def _splits(metadata: JsonObject, files: list[str]) -> dict[tuple[str, str], list[str]]:
     """The files of each (config, split) that a card's metadata names; those without any are left
     out.
     """
@@ -175,20 +176,24 @@ def _rows_link(action: str, file: str, start: int) -> str:
     return f"{action}?{urlencode({'file': file, 'start': start})}"
 
 
-def _row(row: list[Any]) -> dict[str, Any]:
+def _row(row: list[Any]) -> JsonObject:
     """A row's cells, and what a person sees of it while it is folded."""
     cells = [_cell(name, value) for name, value in row]
-    turns = sum(len(cell["turns"]) for cell in cells)
+    turns = sum(len(list_in(cell, "turns")) for cell in cells)
     note = f"{len(cells)} columns" + (f", {turns} turns" if turns else "")
     return {"cells": cells, "note": note}
 
 
-def _cell(name: str, value: dict[str, Any]) -> dict[str, Any]:
-    turns = [{"role": role, "content": content} for role, content in value.get("turns", [])]
+def _cell(name: str, value: JsonObject) -> JsonObject:
+    turns = [
+        {"role": turn[0], "content": turn[1]}
+        for turn in list_in(value, "turns")
+        if isinstance(turn, list)
+    ]
     return {"name": name, "turns": turns, "text": value.get("text", "")}
 
 
-def _preview(call: Call, repo: Repo, file: str, start: int) -> dict[str, Any]:
+def _preview(call: Call, repo: Repo, file: str, start: int) -> JsonObject:
     repo_file = find_file(call, repo, DEFAULT_BRANCH, file)
     kind = kind_of(file)
     assert kind is not None  # only such files are offered
@@ -252,12 +257,12 @@ def _discussion(call: Call, repo: Repo, number: str) -> Response:
     )
 
 
-def _event(kind: str, author: str, at: str, data: dict[str, Any]) -> dict[str, Any]:
+def _event(kind: str, author: str, at: str, data: JsonObject) -> JsonObject:
     sentences = {
         "comment": "wrote" if not data.get("hidden") else "(hidden)",
         "status-change": f"set the status to {data.get('status')}",
         "title-change": f"changed the title to {data.get('to')}",
         "commit": f"committed {str(data.get('oid'))[:12]}: {data.get('subject')}",
     }
-    body = markdown(data["latest"]["raw"]) if kind == "comment" else None
+    body = markdown(text_in(object_in(data, "latest"), "raw")) if kind == "comment" else None
     return {"author": author, "at": at, "what": sentences.get(kind, kind), "card": body}

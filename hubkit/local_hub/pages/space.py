@@ -4,8 +4,6 @@ buttons.
 
 from __future__ import annotations
 
-from typing import Any
-
 from starlette.responses import RedirectResponse, Response
 
 from hubkit.local_hub.api.http import Call
@@ -15,11 +13,12 @@ from hubkit.local_hub.apps.space_manager import COMING, OFF, UP
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.pages import session
 from hubkit.local_hub.storage.repos import Repo
+from hubkit.untrusted import JsonObject
 
 LOG_LINES = 20
 
 
-def app_details(call: Call, repo: Repo) -> dict[str, Any]:
+def app_details(call: Call, repo: Repo) -> JsonObject:
     """What a Space's page says about its app; for other repositories, that there is none."""
     if repo.type != "space":
         return {"app": None}

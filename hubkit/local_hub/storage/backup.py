@@ -70,7 +70,7 @@ def restore(source: Path, root: Path) -> Path | None:
 
     Args:
         source: A backup.
-        root: The store's folder. What is there is moved aside, not deleted.
+        root: The store's folder. What it holds is moved aside, not deleted.
 
     Returns:
         Where the former folder is now, or None where there was none.

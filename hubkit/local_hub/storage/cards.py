@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from hubkit.bounded_yaml import parse_yaml
+from hubkit.untrusted import JsonObject
 
 MAX_YAML_BYTES = 2 * 2**20
 _FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
@@ -27,7 +28,7 @@ def split(text: str) -> tuple[str | None, str]:
     return (match[1], text[match.end() :]) if match else (None, text)
 
 
-def metadata(text: str) -> dict[str, Any]:
+def metadata(text: str) -> JsonObject:
     """The metadata of a README as JSON values; empty where there is none. Raises `CardError`."""
     block, _ = split(text)
     if block is None or not block.strip():
@@ -56,7 +57,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
 
 
-def safe_metadata(text: str) -> dict[str, Any]:
+def safe_metadata(text: str) -> JsonObject:
     """As `metadata`, but empty for a card that cannot be read."""
     try:
         return metadata(text)
@@ -64,7 +65,7 @@ def safe_metadata(text: str) -> dict[str, Any]:
         return {}
 
 
-def tags_of(kind: str, card: dict[str, Any], paths: list[str]) -> list[str]:
+def tags_of(kind: str, card: JsonObject, paths: list[str]) -> list[str]:
     """The tags that a repository is listed under."""
     tags = [str(card["library_name"])] if isinstance(card.get("library_name"), str) else []
     tags += _format_tags(paths) if kind == "model" else []

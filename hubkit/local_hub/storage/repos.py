@@ -16,13 +16,14 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import trees
 from hubkit.local_hub.storage.accounts import Identity, now
 from hubkit.local_hub.storage.git import GitRepo, NewObject, new_commit, opened
 from hubkit.local_hub.storage.objects import fsync_folder
+from hubkit.untrusted import JsonObject
 
 if TYPE_CHECKING:
     from hubkit.local_hub.storage.store import Store
@@ -56,7 +57,7 @@ class Repo:
     sdk: str | None
     created_at: str
     created_by: str
-    extra: dict[str, Any]
+    extra: JsonObject
 
     @property
     def id(self) -> str:
@@ -134,7 +135,7 @@ def lookup(
     return (Repo.of(row), True) if row is not None else (None, False)
 
 
-def update_extra(hub: Store, repo: Repo, changes: dict[str, Any]) -> Repo:
+def update_extra(hub: Store, repo: Repo, changes: JsonObject) -> Repo:
     """The repository with other settings of its kind. Raises `Refusal` 404 where it was deleted
     meanwhile.
     """

@@ -72,12 +72,13 @@ def _log_progress(name: str) -> Progress:
     """Progress as lines of the log, not more often than one looks there."""
     spoke = -_EVERY_S
 
-    def progress(done: float, total: float | None = None, note: str = "") -> None:
+    def progress(completed: float, total: float | None = None, note: str = "") -> None:
         nonlocal spoke
         if note and time.monotonic() - spoke >= _EVERY_S:
             spoke = time.monotonic()
             print(
-                f"{name}: {note}" + (f" ({done:.0f} of {total:.0f})" if total else ""), flush=True
+                f"{name}: {note}" + (f" ({completed:.0f} of {total:.0f})" if total else ""),
+                flush=True,
             )
 
     return progress

@@ -4,8 +4,6 @@ It commits to a repo of its own: the chat model stays as it was, so the two can 
 
 from __future__ import annotations
 
-from typing import Any
-
 from hubkit import training
 from hubkit.hub import Ref
 from hubkit.pipeline.inputs import base_model
@@ -14,6 +12,7 @@ from hubkit.pipeline.stage_cards import card
 from hubkit.pipeline.stages.prefer import preference_block
 from hubkit.progress import Progress
 from hubkit.publishing.metadata import is_adapter
+from hubkit.untrusted import JsonObject
 
 
 def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
@@ -25,7 +24,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return refs
 
 
-def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """The chat model, optimised on the pairs: the same adapter trained further, or a new one on the
     whole model.
     """

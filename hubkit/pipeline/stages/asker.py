@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from hubkit.hub import Ref
 from hubkit.pipeline.inputs import base_model
@@ -12,6 +11,7 @@ from hubkit.pipeline.stage import WEIGHTS, RunContext, Stage, StageDirs
 from hubkit.pipeline.stage_cards import card
 from hubkit.pipeline.stages.people_preference import prefer_people
 from hubkit.progress import Progress
+from hubkit.untrusted import JsonObject
 
 
 def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
@@ -20,7 +20,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return {"base": base, "corpus": context.before("corpus")}
 
 
-def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """The trained asker; with a preference block, preferred towards people afterwards."""
     block = context.recipe.asker
     if block.preference is None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import hubkit.rollout as rollouts
 from hubkit.conversation import Conversation
@@ -20,11 +19,12 @@ from hubkit.pipeline.stage import RunContext, StageDirs
 from hubkit.pipeline.stages.rollout_run import provenance_of, serve_seats
 from hubkit.progress import Progress
 from hubkit.recipe import Rollout
+from hubkit.untrusted import JsonObject
 
 SPLIT = "baseline"
 
 
-def drive(context: RunContext, inputs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any] | None:
+def drive(context: RunContext, inputs: dict[str, Ref], dirs: StageDirs) -> JsonObject | None:
     """Write ``dirs.out/data/baseline-*.parquet`` and give its report; None for a recipe without a
     baseline.
 
@@ -42,12 +42,11 @@ def drive(context: RunContext, inputs: dict[str, Ref], dirs: StageDirs) -> dict[
             block,
             _openings(sorted(data.glob("raw-*.parquet")), block),
             scratch / "out",
-            asker=seats["asker"],
-            chat=seats["chat"],
-            journal=scratch / "journal",
-            seed=context.recipe.seed,
-            provenance={"asker": model, "chat": model},
-            progress=_of_baseline(dirs.progress),
+            seats,
+            rollouts.JournalSpec(
+                scratch / "journal", context.recipe.seed, {"asker": model, "chat": model}
+            ),
+            watch=rollouts.Watch(_of_baseline(dirs.progress)),
         )
     for shard in report.paths:
         shutil.move(scratch / "out" / shard, data / shard.name.replace("raw-", f"{SPLIT}-", 1))
@@ -63,7 +62,7 @@ def _block(block: Rollout) -> Rollout | None:
     user = block.chat.model_copy(
         update={"system": block.baseline.system, "sampling": block.asker.sampling}
     )
-    changed: dict[str, Any] = {
+    changed: dict[str, object] = {
         "asker": user,
         "dialogues": block.baseline.dialogues,
         "baseline": None,
@@ -93,8 +92,8 @@ def _of_baseline(progress: Progress) -> Progress:
     """`progress` without counts: the bar is the rollout's,
     and the baseline is a small part of it."""
 
-    def noted(done: float, total: float | None = None, note: str = "") -> None:
-        counted = f" {done:.0f} of {total:.0f}" if total else ""
+    def noted(completed: float, total: float | None = None, note: str = "") -> None:
+        counted = f" {completed:.0f} of {total:.0f}" if total else ""
         progress(0, None, f"baseline{counted}: {note}")
 
     return noted

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hubkit.hub import Ref
 from hubkit.pipeline.inputs import base_model
 from hubkit.pipeline.seat_training import train_seat
 from hubkit.pipeline.stage import RunContext, Stage, StageDirs
 from hubkit.pipeline.stage_cards import card
 from hubkit.progress import Progress
+from hubkit.untrusted import JsonObject
 
 
 def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
@@ -18,7 +17,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return {"base": base, "dialogues": context.before("curate")}
 
 
-def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """The trained chat model."""
     return train_seat(context, context.recipe.chat, refs["base"], refs["dialogues"], dirs)
 

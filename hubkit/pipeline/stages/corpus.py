@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hubkit.data import corpus
 from hubkit.data.filters import needs
 from hubkit.hub import Ref
-from hubkit.pipeline.inputs import base_model, files_of, locate, question_files, question_inputs
-from hubkit.pipeline.inputs import tokenizer as tokenizer_of
+from hubkit.pipeline.inputs import base_model, files_of, filter_context, locate, question_inputs
 from hubkit.pipeline.judges import judge_input
 from hubkit.pipeline.stage import RunContext, Stage, StageDirs, with_funnel
 from hubkit.pipeline.stage_cards import card
 from hubkit.pipeline.stages import intents
 from hubkit.progress import Progress
+from hubkit.untrusted import JsonObject
 
 
 def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
@@ -29,22 +27,20 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return refs | (judge_input(context, block.intents.judging, progress) if block.intents else {})
 
 
-def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """The cleaned corpus in its splits, with intents where the recipe wants them."""
     block = context.recipe.corpus
-    pairs = [
-        (path, source)
+    files = [
+        corpus.SourceFile(path, source)
         for number, source in enumerate(block.sources, start=1)
         for path in files_of(context.hub, source, refs[f"source {number}"])
     ]
     report = corpus.build(
         block,
-        [path for path, _ in pairs],
+        files,
         dirs.out,
-        sources=[source for _, source in pairs],
         seed=context.recipe.seed,
-        tokenizer=tokenizer_of(context, refs),
-        questions=question_files(context, refs),
+        context=filter_context(context, refs),
         progress=dirs.progress,
     )
     return with_funnel(intents.add(context, refs, dirs, report.to_dict()), dirs)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hubkit.data import curation
 from hubkit.data.filters import needs
 from hubkit.hub import Ref
-from hubkit.pipeline.inputs import base_model, question_files, question_inputs
-from hubkit.pipeline.inputs import tokenizer as tokenizer_of
+from hubkit.pipeline.inputs import base_model, filter_context, question_inputs
 from hubkit.pipeline.stage import RunContext, Stage, StageDirs, parquet, with_funnel
 from hubkit.pipeline.stage_cards import card
 from hubkit.pipeline.stages import dialogue_stats
 from hubkit.progress import Progress
+from hubkit.untrusted import JsonObject
 
 
 def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
@@ -27,15 +25,14 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return refs
 
 
-def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """What is kept, what is dropped and why, and the measures of both."""
     raw = parquet(context.hub, refs["rollout"], "raw")
     report = curation.curate(
         context.recipe.curate,
         raw,
         dirs.out,
-        tokenizer=tokenizer_of(context, refs),
-        questions=question_files(context, refs),
+        context=filter_context(context, refs),
         progress=dirs.progress,
     )
     measures = dialogue_stats.measure(context, refs, dirs, raw)

@@ -5,7 +5,6 @@ plots of a card.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from hubkit import metrics
 from hubkit.errors import HubError, SourceError
@@ -14,6 +13,7 @@ from hubkit.pipeline.inputs import encoder
 from hubkit.pipeline.stage import RunContext, StageDirs, parquet
 from hubkit.pipeline.stages import baseline
 from hubkit.progress import Progress
+from hubkit.untrusted import JsonObject
 
 PEOPLE = "people, held out"
 ALONE = "the chat model told to play the user"
@@ -21,7 +21,7 @@ ALONE = "the chat model told to play the user"
 
 def measure(
     context: RunContext, inputs: dict[str, Ref], dirs: StageDirs, raw: list[Path]
-) -> dict[str, Any] | None:
+) -> JsonObject | None:
     """Measure the dialogues of `raw`, those kept in ``dirs.out``, the baseline's and people's,
     alike.
 
@@ -47,8 +47,9 @@ def measure(
         {name: files for name, files in datasets.items() if files and _rows(files)},
         dirs.out,
         baseline=PEOPLE,
-        tokenizer=hub.snapshot(inputs["tokenizer"], allow_patterns=["tokenizer.json"]),
-        embedder=embedder,
+        helpers=metrics.Helpers(
+            hub.snapshot(inputs["tokenizer"], allow_patterns=["tokenizer.json"]), embedder
+        ),
         size=block.sample,
         seed=context.recipe.seed,
         progress=dirs.progress,
@@ -71,7 +72,7 @@ def _encoder(hub: Hub, progress: Progress) -> tuple[Path | None, str]:
         return None, f"no encoder could be had: {error}"
 
 
-def _card_facts(report: metrics.StatsReport, without_topics: str) -> dict[str, Any]:
+def _card_facts(report: metrics.StatsReport, without_topics: str) -> JsonObject:
     columns, rows = report.table()
     likeness = {dataset.name: dataset.values.get("likeness_auc") for dataset in report.datasets}
     return {

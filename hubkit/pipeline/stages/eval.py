@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit import evaluation
-from hubkit.evaluation.scorecard import scorecard
+from hubkit.evaluation.scorecard import HeldOutFiles, scorecard
 from hubkit.hub import Hub, Ref
 from hubkit.metrics import scorecards
 from hubkit.metrics.cross_table import picture
@@ -28,6 +28,7 @@ from hubkit.publishing.metadata import is_adapter
 from hubkit.publishing.scorecard import PICTURE
 from hubkit.recipe import DEPLOY, Against, Scorecard
 from hubkit.serving import ModelSpec, spec_of, with_own_template
+from hubkit.untrusted import JsonObject, object_in
 
 ASKER = "asker"
 _MODELS = ("asker base", "asker", "chat base", "chat", "aligned")
@@ -49,7 +50,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return refs | _table_inputs(context, recipe.eval.against, progress)
 
 
-def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """``results.json``, and the scorecard's picture where the recipe wants one."""
     recipe = context.recipe
     held_out = parquet(context.hub, refs["corpus"], "test")
@@ -61,7 +62,9 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
         progress=dirs.progress,
     )
     if block := recipe.eval.scorecard:
-        results["scorecard"] = _scorecard(context, block, refs, held_out, results["asker"], dirs)
+        results["scorecard"] = _scorecard(
+            context, block, refs, held_out, object_in(results, "asker"), dirs
+        )
     if table := recipe.eval.against:
         results["against"] = _against(context, table, refs, held_out, dirs)
     if "reinforced" in refs:
@@ -97,7 +100,7 @@ def _scorecard(
     held_out: list[Path],
     losses: Mapping[str, Any],
     dirs: StageDirs,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The scorecard of asker and base on the held-out conversations; its picture is built.
 
     `losses` are the asker's in the same results: its perplexity and the base's are taken from
@@ -115,12 +118,14 @@ def _scorecard(
         players = [spec.player(model, arms[spec.name].get("perplexity")) for spec, model in models]
         result = scorecard(
             block,
-            held_out,
+            HeldOutFiles(
+                held_out,
+                recipe.asker.intent_column,
+                {**refs["corpus"].to_dict(), "split": "test"},
+            ),
             players,
             seed=recipe.seed,
             journal=dirs.scratch / "scorecard",
-            intent_column=recipe.asker.intent_column,
-            source={**refs["corpus"].to_dict(), "split": "test"},
             embed=embedding(context.hub, block.embedder, progress=dirs.progress),
             progress=dirs.progress,
         )
@@ -176,7 +181,7 @@ def _against(
     refs: Mapping[str, Ref],
     held_out: list[Path],
     dirs: StageDirs,
-) -> dict[str, Any]:
+) -> JsonObject:
     """The cross-simulator table; its heat map is built."""
     recipe, hub = context.recipe, context.hub
     asker, base = _askers(context, recipe.eval.scorecard or Scorecard(), refs)

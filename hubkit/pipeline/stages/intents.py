@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hubkit.conversation import ConversationRow
 from hubkit.data.corpus import INTENT
 from hubkit.data.parquet import ShardWriter, read_batches
 from hubkit.errors import StageError
@@ -21,13 +22,14 @@ from hubkit.judging import clipped, line
 from hubkit.pipeline.judges import prompted_judge
 from hubkit.pipeline.stage import RunContext, StageDirs, cap_raised
 from hubkit.recipe import Intents, Recipe
+from hubkit.untrusted import JsonObject, count_in, object_in
 
 _TURN_CHARS, _TURNS = 600, 16  # of a person's turns, what a judge is shown: an intent shows early
 
 
 def add(
-    context: RunContext, inputs: dict[str, Ref], dirs: StageDirs, report: dict[str, Any]
-) -> dict[str, Any]:
+    context: RunContext, inputs: dict[str, Ref], dirs: StageDirs, report: JsonObject
+) -> JsonObject:
     """`report`, with what became of the intents; where a judge words them, the built corpus is
     given its lines.
 
@@ -36,7 +38,7 @@ def add(
     block = context.recipe.corpus.intents
     if block is None:
         return report
-    facts: dict[str, Any] = {"from": f"column {block.column}"}
+    facts: JsonObject = {"from": f"column {block.column}"}
     if block.heuristic is not None:
         facts = {"from": f"heuristic {block.heuristic}"}
     if block.judging is not None:
@@ -61,11 +63,12 @@ def outgrown(recipe: Recipe, record: Mapping[str, Any]) -> bool:
     return cap_raised(stopped, then, block.judging if block else None)
 
 
-def _check(block: Intents, facts: dict[str, Any]) -> None:
-    rows, missing = facts["rows"], facts["rows"] - facts["with_intent"]
+def _check(block: Intents, facts: JsonObject) -> None:
+    rows = count_in(facts, "rows")
+    missing = rows - count_in(facts, "with_intent")
     if rows and missing / rows > block.max_missing_share:
         why = ", ".join(
-            f"{reason} {count}" for reason, count in sorted(facts.get("missing", {}).items())
+            f"{reason} {count}" for reason, count in sorted(object_in(facts, "missing").items())
         )
         raise StageError(
             f"{missing} of {rows} conversations have no intent ({why or facts['from']}), "
@@ -79,7 +82,7 @@ def _shards(data: Path) -> list[Path]:
     return sorted(data.glob("*.parquet"))
 
 
-def _rows(data: Path) -> Iterator[dict[str, Any]]:
+def _rows(data: Path) -> Iterator[ConversationRow]:
     for shard in _shards(data):
         for batch in read_batches(shard):
             yield from batch.to_pylist()

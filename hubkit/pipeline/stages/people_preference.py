@@ -8,24 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from hubkit import training
 from hubkit.conversation import Message
-from hubkit.evaluation.scorecard import Player, scorecard
+from hubkit.evaluation.scorecard import HeldOutFiles, Player, scorecard
 from hubkit.hub import Ref
 from hubkit.pipeline.stage import RunContext, StageDirs, parquet
 from hubkit.preference import people_pairs
 from hubkit.recipe import PeoplePairs, Preference, SeatConfig, Training
 from hubkit.serving import ModelSpec, serve
+from hubkit.serving.reply_journal import JournalSpec
 from hubkit.training.rows import seat_view
+from hubkit.untrusted import JsonObject
 
 BEFORE, AFTER = "before", "after"
 
 
 def prefer_people(
     context: RunContext, block: PeoplePairs, base: Path, inputs: dict[str, Ref], dirs: StageDirs
-) -> dict[str, Any]:
+) -> JsonObject:
     """Train the asker in ``dirs.scratch / "supervised"`` on pairs into ``dirs.out``.
 
     Returns:
@@ -51,13 +52,12 @@ def prefer_people(
             block,
             parquet(context.hub, inputs["corpus"], "train"),
             dirs.scratch / "people-pairs",
-            asker=models["asker"],
-            view=view,
-            intent_column=asker.intent_column,
-            end_mark=asker.end_mark,
-            journal=dirs.scratch / "people-replies",
-            seed=recipe.seed,
-            provenance={name: ref.to_dict() for name, ref in inputs.items()},
+            people_pairs.AskerSeat(models["asker"], view, asker.intent_column, asker.end_mark),
+            JournalSpec(
+                dirs.scratch / "people-replies",
+                recipe.seed,
+                {name: ref.to_dict() for name, ref in inputs.items()},
+            ),
             progress=dirs.progress,
         )
     report = training.train_dpo(
@@ -95,7 +95,7 @@ def preference_of(asker: Training, block: PeoplePairs) -> Preference:
 
 def _compared(
     context: RunContext, before: ModelSpec, base: Path, corpus: Ref, dirs: StageDirs
-) -> dict[str, Any]:
+) -> JsonObject:
     """The scorecard of the asker before and after, on the same held-out contexts."""
     recipe, block = context.recipe, context.recipe.eval.scorecard
     if block is None:
@@ -116,12 +116,14 @@ def _compared(
         ]
         result = scorecard(
             block,
-            parquet(context.hub, corpus, "test"),
+            HeldOutFiles(
+                parquet(context.hub, corpus, "test"),
+                asker.intent_column,
+                {**corpus.to_dict(), "split": "test"},
+            ),
             players,
             seed=recipe.seed,
             journal=dirs.scratch / "people-scorecard",
-            intent_column=asker.intent_column,
-            source={**corpus.to_dict(), "split": "test"},
             progress=dirs.progress,
         )
     return {"scorecard": result.to_dict()}

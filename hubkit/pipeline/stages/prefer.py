@@ -18,6 +18,8 @@ from hubkit.progress import Progress
 from hubkit.publishing.metadata import is_adapter
 from hubkit.recipe import Preference, Recipe
 from hubkit.serving import serve, spec_of
+from hubkit.serving.reply_journal import JournalSpec
+from hubkit.untrusted import JsonObject
 
 THIS_CHAT_MODEL = "chat"  # as `preference.chat.repo`: the chat model that this recipe trained
 
@@ -37,7 +39,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return refs | {"answers": context.before("chat")}
 
 
-def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """The preference dataset; every reply is on disk before it counts, so a killed run asks for
     nothing twice.
     """
@@ -55,11 +57,13 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
             block,
             parquet(context.hub, refs["dialogues"], "train"),
             dirs.out,
-            chat=models["answers"],
-            journal=dirs.scratch / "journal",
-            seed=context.recipe.seed,
+            models["answers"],
+            JournalSpec(
+                dirs.scratch / "journal",
+                context.recipe.seed,
+                {role: ref.to_dict() for role, ref in refs.items()},
+            ),
             choose=_choice(context, refs, dirs),
-            provenance={role: ref.to_dict() for role, ref in refs.items()},
             progress=dirs.progress,
         )
     return report.to_dict()
@@ -88,7 +92,7 @@ def _choice(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> prefe
 
     def choose(
         questions: list[preference.Question], count: int
-    ) -> tuple[list[preference.Question], dict[str, Any]]:
+    ) -> tuple[list[preference.Question], JsonObject]:
         chosen: list[preference.Question] = []
         looked_at = 0
         with prompted_judge(context, "prefer", block, refs, dirs, "context-v1") as judge:

@@ -33,6 +33,7 @@ from hubkit.serving import ModelSpec, ServedModel, serve, spec_of, with_people_t
 from hubkit.serving.budget import check_prices
 from hubkit.serving.templates import with_own_template
 from hubkit.training import Base
+from hubkit.untrusted import JsonObject, object_in
 
 OWN_ASKER = "asker"  # as a seat's repo: the asker that this recipe trained
 
@@ -57,7 +58,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return refs
 
 
-def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """The chat model, reinforced: the same adapter trained further, or a new one on the whole
     model; and the conversations that it held."""
     if context.launch is not None:
@@ -106,7 +107,11 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
             work=dirs.scratch,
             progress=dirs.progress,
         )
-    return {**report, "passed_over": passed_over, "stopped": report["reinforcement"]["stopped"]}
+    return {
+        **report,
+        "passed_over": passed_over,
+        "stopped": object_in(report, "reinforcement").get("stopped"),
+    }
 
 
 def reinforce_block(recipe: Recipe) -> Reinforce:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hubkit.hub import Ref
 from hubkit.pipeline.stage import RunContext, Stage, StageDirs
 from hubkit.pipeline.stage_cards import card
 from hubkit.pipeline.stages import baseline, rollout_run
 from hubkit.progress import Progress
+from hubkit.untrusted import JsonObject
 
 
 def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
@@ -21,7 +20,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return refs
 
 
-def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """The raw dialogues, and the baseline's where the recipe has one."""
     report = rollout_run.drive(context, refs, dirs, context.recipe.rollout, shared=True).to_dict()
     baseline_report = baseline.drive(context, refs, dirs)

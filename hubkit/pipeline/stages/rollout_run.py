@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,13 @@ from hubkit.recipe import EMBEDDED, Recipe, Rollout
 from hubkit.recipe import digest as recipe_digest
 from hubkit.serving import (
     ModelSpec,
-    ServedModel,
     serve,
     spec_of,
     with_own_template,
     with_people_template,
 )
 from hubkit.serving.templates import client_template, proven_templates
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, parse_json
 
 
 def drive(
@@ -62,8 +61,11 @@ def drive(
     Its seats' ``repo`` say whether the recipe's asker sits there (``asker``) or the model that
     `inputs` names. The journal is in ``dirs.scratch``; a `shared` run has a folder of its own and a
     branch on the Hub, until `settle` removes both."""
-    with _call(context, inputs, dirs, block, shared=shared) as (openings, options):
-        return rollouts.run(block, openings, dirs.out, **options)
+    with _call(context, inputs, dirs, block, shared=shared) as call:
+        return rollouts.run(
+            block, call.openings, dirs.out, call.seats, call.storage.journal,
+            watch=call.storage.watch, earlier_shards=call.storage.earlier_shards,
+        )  # fmt: skip
 
 
 def estimate(
@@ -72,8 +74,11 @@ def estimate(
     """What a shared run will take and cost, from its first `dialogues` dialogues, which it need not
     ask for again.
     """
-    with _call(context, inputs, dirs, block, shared=True) as (openings, options):
-        return rollouts.estimate(block, openings, dialogues=dialogues, **options)
+    with _call(context, inputs, dirs, block, shared=True) as call:
+        return rollouts.estimate(
+            block, call.openings, call.seats, call.storage.journal, dialogues=dialogues,
+            watch=call.storage.watch, earlier_shards=call.storage.earlier_shards,
+        )  # fmt: skip
 
 
 def settle(context: RunContext, inputs: dict[str, Ref]) -> None:
@@ -127,9 +132,9 @@ def _repo_id(context: RunContext) -> str:
     return context.hub.qualify(context.recipe.repos.dialogues)
 
 
-def provenance_of(inputs: Mapping[str, Ref], block: Rollout) -> dict[str, Any]:
+def provenance_of(inputs: Mapping[str, Ref], block: Rollout) -> JsonObject:
     """What a run is made from; a model without a repo as the recipe declares it."""
-    facts: dict[str, Any] = {
+    facts: JsonObject = {
         role: inputs[role].to_dict() for role in ("openings", "asker", "chat") if role in inputs
     }
     if "chat" not in facts:
@@ -156,25 +161,36 @@ def _digest(context: RunContext, inputs: dict[str, Ref], block: Rollout) -> str:
     return earlier if _branch(context, earlier).exists() else digest
 
 
+@dataclass(frozen=True)
+class _Storage:
+    """Where a run keeps what it has, who is told of it, and what a lost machine left."""
+
+    journal: rollouts.JournalSpec
+    watch: rollouts.Watch
+    earlier_shards: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a rollout is called with."""
+
+    openings: Iterator[Conversation]
+    seats: rollouts.Seats
+    storage: _Storage
+
+
 @contextmanager
 def _call(
     context: RunContext, inputs: dict[str, Ref], dirs: StageDirs, block: Rollout, *, shared: bool
-) -> Iterator[tuple[Iterator[Any], dict[str, Any]]]:
-    """What a rollout is called with: its openings and its options, while its seats are served and
-    the run is ours.
-    """
+) -> Iterator[_Call]:
+    """What a rollout is called with, while its seats are served and the run is this process's."""
     intent_column = context.recipe.asker.intent_column if block.asker.repo == "asker" else None
     openings = _openings(parquet(context.hub, inputs["openings"], "openings"), intent_column)
-    options: dict[str, Any] = {
-        "seed": context.recipe.seed,
-        "provenance": provenance_of(inputs, block),
-        "progress": dirs.progress,
-    }
     with (
-        _run_storage(context, inputs, dirs, block, shared=shared) as where,
+        _run_storage(context, inputs, dirs, block, shared=shared) as storage,
         serve_seats(context, inputs, dirs, block) as seats,
     ):
-        yield openings, {**options, **where, **seats}
+        yield _Call(openings, seats, storage)
 
 
 def seat_model(context: RunContext, repo: str, progress: Progress) -> Ref:
@@ -187,8 +203,8 @@ def seat_model(context: RunContext, repo: str, progress: Progress) -> Ref:
 @contextmanager
 def serve_seats(
     context: RunContext, inputs: dict[str, Ref], dirs: StageDirs, block: Rollout
-) -> Iterator[dict[str, ServedModel]]:
-    """``asker`` and ``chat`` where they answer, for the length of the block. Seats that share a
+) -> Iterator[rollouts.Seats]:
+    """Both seats where they answer, for the length of the block. Seats that share a
     base share one engine: its weights once in memory, each adapter at its own address.
     """
     recipe = context.recipe
@@ -230,9 +246,10 @@ def serve_seats(
         tokens=max(block.asker.context, block.chat.context),
         slots_per_model=True,
     ) as models:
-        yield {
-            name: replace(model, turn_marks=marks.get(name, ())) for name, model in models.items()
-        }
+        yield rollouts.Seats(
+            replace(models["asker"], turn_marks=marks.get("asker", ())),
+            replace(models["chat"], turn_marks=marks.get("chat", ())),
+        )
 
 
 def _openings(shards: list[Path], intent_column: str | None) -> Iterator[Conversation]:
@@ -250,10 +267,12 @@ def _openings(shards: list[Path], intent_column: str | None) -> Iterator[Convers
 @contextmanager
 def _run_storage(
     context: RunContext, inputs: dict[str, Ref], dirs: StageDirs, block: Rollout, *, shared: bool
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[_Storage]:
     """Where the run keeps what it has: on this machine, and when it is shared, on the Hub."""
+    seed, provenance = context.recipe.seed, provenance_of(inputs, block)
     if not shared:
-        yield {"journal": dirs.scratch / "journal"}
+        journal = rollouts.JournalSpec(dirs.scratch / "journal", seed, provenance)
+        yield _Storage(journal, rollouts.Watch(dirs.progress))
         return
     digests = _digests(context, inputs, block)
     name = _run_name(context, _digest(context, inputs, block))
@@ -261,12 +280,11 @@ def _run_storage(
     lease_s = block.lease_minutes * 60
     with claimed(context.hub, repo_id, _branch_name(name), folder, lease_s=lease_s) as branch:
         earlier = [] if context.supersedes is not None else _superseded(context, digests, dirs)
-        yield {
-            "journal": folder / "journal",
-            "earlier_shards": [*earlier, *branch.shards()],
-            "on_shard": branch.put_shard,
-            "on_status": branch.check,
-        }
+        yield _Storage(
+            rollouts.JournalSpec(folder / "journal", seed, provenance),
+            rollouts.Watch(dirs.progress, branch.check, branch.put_shard),
+            (*earlier, *branch.shards()),
+        )
 
 
 def _superseded(context: RunContext, digests: Sequence[str], dirs: StageDirs) -> list[Path]:

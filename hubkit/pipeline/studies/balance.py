@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hubkit.chat_templates import for_base
 from hubkit.conversation import Conversation
@@ -22,8 +21,9 @@ from hubkit.pipeline.studies.study_card import card
 from hubkit.progress import Progress
 from hubkit.recipe import Study, Training
 from hubkit.recipe.study import BALANCE
-from hubkit.training.loading import load_tokenizer
+from hubkit.tokenization import load_tokenizer
 from hubkit.training.rows import RowMaker
+from hubkit.untrusted import JsonObject
 
 Arms = Mapping[str, Sequence[Conversation]]
 _MOST_NAMED = 3
@@ -45,7 +45,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return {**arms, "base": base}
 
 
-def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """One training split an arm, of the same openings; and the number of tokens that each student
     is trained on."""
     study, hub = study_of(context), context.hub

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from hubkit import evaluation
 from hubkit.evaluation import HeldOut
@@ -18,6 +17,7 @@ from hubkit.pipeline.studies.study_card import card
 from hubkit.progress import Progress
 from hubkit.recipe import Evals, Recipe
 from hubkit.recipe.study import CURVE
+from hubkit.untrusted import JsonObject
 
 PICTURE = "learning_curve.png"
 _ROLE = "curve "
@@ -45,7 +45,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return {"corpus": context.before("corpus"), "base": base, **sizes}
 
 
-def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """``learning_curve.json`` and its plot; each size is scored once, also when it is killed."""
     study, hub = study_of(context), context.hub
     scored: dict[int, HeldOut] = {}
@@ -84,10 +84,10 @@ def _keep(path: Path, losses: HeldOut) -> None:
 
 def _point(
     context: RunContext, refs: dict[str, Ref], tokens: int, scored: dict[int, HeldOut]
-) -> dict[str, Any]:
+) -> JsonObject:
     """One size: what it was trained on, its loss, and the paired difference from the base."""
     losses = scored[tokens]
-    point: dict[str, Any] = {"loss": losses.loss, "conversations": len(losses.ids)}
+    point: JsonObject = {"loss": losses.loss, "conversations": len(losses.ids)}
     if not tokens:
         return {"tokens": 0, "loss_tokens": 0, **point}
     record = json.loads(context.hub.read(refs[role(tokens)], f"{PROVENANCE}/asker.json"))

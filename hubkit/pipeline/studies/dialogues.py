@@ -4,10 +4,9 @@ those to people's held-out follow-ups. All of them are rollouts; only who asks d
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import hubkit.rollout as rollouts
 from hubkit.conversation import Conversation
@@ -24,7 +23,8 @@ from hubkit.progress import Progress
 from hubkit.publishing.metadata import is_adapter
 from hubkit.recipe import Arm, Curate, Rollout, SeatConfig, Turns
 from hubkit.recipe.study import ANSWERS, ARM, HELD_OUT, OPENINGS
-from hubkit.serving import ModelSpec, ServedModel, serve, spec_of
+from hubkit.serving import ModelSpec, serve, spec_of
+from hubkit.untrusted import JsonObject
 
 SINGLE, ANSWERED_SPLIT = "single", "answered"
 _NO_LIMIT = 1 << 20
@@ -32,12 +32,13 @@ _NO_LIMIT = 1 << 20
 
 @dataclass(frozen=True)
 class Asking:
-    """Who asks in a rollout: its seat, and what serves it (None: people)."""
+    """Who asks in a rollout: its seat, and what serves it (None: `people`, with what they said)."""
 
     seat: SeatConfig
     spec: ModelSpec | None = None
     source: Ref | None = None
     end_mark: str | None = None
+    people: Sequence[Conversation] = ()
 
 
 def _teacher(context: RunContext, progress: Progress) -> dict[str, Ref]:
@@ -55,8 +56,7 @@ def drive(
     *,
     mode: str,
     turns: int,
-    people: list[Conversation],
-) -> dict[str, Any]:
+) -> JsonObject:
     """Roll out one dialogue for each of `opened`; write those that pass the study's filters as
     ``data/SPLIT-*.parquet``.
 
@@ -78,17 +78,14 @@ def drive(
         "asker": (asking.source or refs["openings"]).to_dict(),
         "chat": teacher.to_dict() if teacher else {"repo_id": None, "name": study.teacher.name},
     }
-    with _seats(context, dirs, block, asking, teacher, people) as models:
+    with _seats(context, dirs, block, asking, teacher) as seats:
         report = rollouts.run(
             block,
             opened,
             dirs.scratch / "rollout",
-            asker=models["asker"],
-            chat=models["chat"],
-            journal=dirs.scratch / "journal",
-            seed=context.recipe.seed,
-            provenance=provenance,
-            progress=dirs.progress,
+            seats,
+            rollouts.JournalSpec(dirs.scratch / "journal", context.recipe.seed, provenance),
+            watch=rollouts.Watch(dirs.progress),
         )
     raw = [dirs.scratch / "rollout" / path for path in report.paths]
     kept_folder = dirs.scratch / "kept"
@@ -106,8 +103,7 @@ def _seats(
     block: Rollout,
     asking: Asking,
     teacher: Ref | None,
-    people: list[Conversation],
-) -> Iterator[dict[str, ServedModel]]:
+) -> Iterator[rollouts.Seats]:
     specs = {"chat": spec_of(block.chat, teacher, named_by="study.teacher")}
     if asking.spec is not None:
         specs["asker"] = asking.spec
@@ -125,38 +121,28 @@ def _seats(
             )
         )
         if asking.spec is None:
-            models["asker"] = stack.enter_context(served_people(people))
-        yield models
+            models["asker"] = stack.enter_context(served_people(asking.people))
+        yield rollouts.Seats(models["asker"], models["chat"])
 
 
 def _with_openings(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return {"openings": context.before(OPENINGS), **_teacher(context, progress)}
 
 
-def _answers(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def _answers(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """As many answers to each opening as the other arms' dialogues have: the arm ``single``."""
     opened = study_openings.load(context.hub, refs["openings"], study_openings.SPLIT)
-    asking = Asking(people_seat(refs["openings"].repo_id))
+    asking = Asking(people_seat(refs["openings"].repo_id), people=opened)
     copies = opened * study_of(context).turns
-    return drive(context, refs, dirs, SINGLE, copies, asking, mode="seeded", turns=1, people=opened)
+    return drive(context, refs, dirs, SINGLE, copies, asking, mode="seeded", turns=1)
 
 
-def _held_out(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def _held_out(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """The teacher's answers to everything that people said in held-out conversations."""
     opened = study_openings.load(context.hub, refs["openings"], study_openings.HELD_OUT)
-    asking = Asking(people_seat(refs["openings"].repo_id))
+    asking = Asking(people_seat(refs["openings"].repo_id), people=opened)
     turns = study_of(context).turns
-    return drive(
-        context,
-        refs,
-        dirs,
-        ANSWERED_SPLIT,
-        opened,
-        asking,
-        mode="seeded",
-        turns=turns,
-        people=opened,
-    )
+    return drive(context, refs, dirs, ANSWERED_SPLIT, opened, asking, mode="seeded", turns=turns)
 
 
 def arm_of(context: RunContext) -> tuple[str, Arm]:
@@ -179,11 +165,13 @@ def _arm_inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return refs
 
 
-def _asking(context: RunContext, arm: Arm, refs: dict[str, Ref]) -> Asking:
+def _asking(
+    context: RunContext, arm: Arm, refs: dict[str, Ref], people: list[Conversation]
+) -> Asking:
     seat = context.recipe.rollout.asker
-    changes: dict[str, Any] = {"sampling": arm.sampling} if arm.sampling else {}
+    changes: dict[str, object] = {"sampling": arm.sampling} if arm.sampling else {}
     if arm.kind == "people":
-        return Asking(people_seat(refs["openings"].repo_id))
+        return Asking(people_seat(refs["openings"].repo_id), people=people)
     if arm.kind == "prompted":
         base = refs["base"]
         changes |= {"repo": base.repo_id, "system": arm.system, "endpoints": arm.endpoints}
@@ -196,7 +184,7 @@ def _asking(context: RunContext, arm: Arm, refs: dict[str, Ref]) -> Asking:
     raise StageError(f"an arm of kind {arm.kind!r} asks nothing")
 
 
-def _arm(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def _arm(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """One arm's dialogues, each continued from the same first exchange."""
     name, arm = arm_of(context)
     people = study_openings.load(context.hub, refs["openings"], study_openings.SPLIT)
@@ -206,10 +194,9 @@ def _arm(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str
         dirs,
         name,
         list(first_exchanges(people, study_openings.load(context.hub, refs["answers"], SINGLE))),
-        _asking(context, arm, refs),
+        _asking(context, arm, refs, people),
         mode="seeded_qa",
         turns=study_of(context).turns,
-        people=people,
     )
 
 

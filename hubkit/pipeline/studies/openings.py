@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from hubkit.conversation import Conversation, Message, compact, fault
 from hubkit.data.overlap import HeldOutIndex
@@ -19,6 +18,7 @@ from hubkit.pipeline.studies.study_card import card
 from hubkit.progress import Progress
 from hubkit.recipe import Study
 from hubkit.recipe.study import OPENINGS
+from hubkit.untrusted import JsonObject
 
 SPLIT, HELD_OUT = "openings", "held-out"
 
@@ -59,7 +59,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return {"corpus": context.before("corpus")}
 
 
-def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """Both sets; held-out conversations that overlap with what is trained on are passed over."""
     study, hub = study_of(context), context.hub
     passed: Counter[str] = Counter()

@@ -14,7 +14,6 @@ from hubkit.errors import StageError
 from hubkit.evaluation import utility
 from hubkit.hub import Hub, Ref
 from hubkit.metrics import plots
-from hubkit.metrics.statistics import Bootstrap
 from hubkit.pipeline.stage import PROVENANCE, RunContext, Stage, StageDirs
 from hubkit.pipeline.studies import students
 from hubkit.pipeline.studies.openings import study_of
@@ -22,6 +21,8 @@ from hubkit.pipeline.studies.study_card import card
 from hubkit.progress import Progress
 from hubkit.publishing import results_table
 from hubkit.recipe.study import BALANCE, CURVE, OPENINGS, RESULT, STUDENT
+from hubkit.statistics import Bootstrap
+from hubkit.untrusted import JsonObject, count_in, list_in, number_in, object_in
 
 PICTURE = "utility.png"
 _MOST_STEPS = 4 / 3
@@ -38,11 +39,11 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return refs | ({CURVE: context.before(CURVE)} if study_of(context).curve else {})
 
 
-def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """``results.json`` and the plot."""
     study, hub = study_of(context), context.hub
     steps = {
-        role.removeprefix("student "): int(_report(context, ref, STUDENT)["steps"])
+        role.removeprefix("student "): count_in(_report(context, ref, STUDENT), "steps")
         for role, ref in refs.items()
         if role.startswith("student ")
     }
@@ -80,14 +81,13 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[st
     (dirs.out / "results.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
     (dirs.out / "data").mkdir()
     (dirs.out / results_table.PATH).write_bytes(_table(result))
-    depths = [depth for depth in result["depths"] if depth != utility.FOLLOW_UPS]
+    depths = [str(depth) for depth in list_in(result, "depths") if depth != utility.FOLLOW_UPS]
+    gains = object_in(result, "less_base")
     plots.losses_by_depth(
         dirs.out / PICTURE,
         {
-            titles.get(arm, arm): {
-                int(d): (at[d]["value"], at[d]["low"], at[d]["high"]) for d in depths
-            }
-            for arm, at in result["less_base"].items()
+            titles.get(arm, arm): {int(d): _interval(object_in(gains, arm), d) for d in depths}
+            for arm in gains
         },
     )
     return facts
@@ -112,6 +112,12 @@ def _table(result: Mapping[str, Any]) -> bytes:
     return results_table.as_parquet([*names, *numbers], [*base, *arms, *differences])
 
 
+def _interval(depths: JsonObject, depth: str) -> tuple[float, float, float]:
+    at = object_in(depths, depth)
+    value = number_in(at, "value")
+    return value, number_in(at, "low", value), number_in(at, "high", value)
+
+
 def require_equal_steps(steps: Mapping[str, int]) -> None:
     """Raise `StageError` where one student took more than a third more steps than another, and more
     than one."""
@@ -123,9 +129,9 @@ def require_equal_steps(steps: Mapping[str, int]) -> None:
         )
 
 
-def _report(context: RunContext, ref: Ref, stage: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(context.hub.read(ref, f"{PROVENANCE}/{stage}.json"))
-    return dict(record["report"])
+def _report(context: RunContext, ref: Ref, stage: str) -> JsonObject:
+    record: JsonObject = json.loads(context.hub.read(ref, f"{PROVENANCE}/{stage}.json"))
+    return object_in(record, "report")
 
 
 STAGE = Stage(RESULT, "results", "dataset", inputs, build, card(RESULT))

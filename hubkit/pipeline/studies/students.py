@@ -20,6 +20,7 @@ from hubkit.pipeline.studies.study_card import card
 from hubkit.progress import Progress
 from hubkit.recipe import Training
 from hubkit.recipe.study import BALANCE, SCORE, STUDENT
+from hubkit.untrusted import JsonObject
 
 BASE = "base"
 
@@ -29,7 +30,7 @@ def _inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return {"base": base, "dialogues": context.before(BALANCE)}
 
 
-def _train(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def _train(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     name, _ = arm_of(context)
     balance = json.loads(context.hub.read(refs["dialogues"], f"{PROVENANCE}/{BALANCE}.json"))
     tokens = balance["report"]["loss_tokens"]
@@ -85,7 +86,7 @@ def score_path(arm: str, seed: int | None) -> str:
     return f"scores/{arm}.json" if seed is None else f"scores/{arm}-{seed}.json"
 
 
-def _score(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> dict[str, Any]:
+def _score(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     hub, study = context.hub, study_of(context)
     student = refs.get("student")
     losses = utility.turn_losses(

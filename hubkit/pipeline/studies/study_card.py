@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from hubkit import publishing
 from hubkit.evaluation import utility
 from hubkit.hub import Ref
 from hubkit.pipeline.stage import RenderCard, RunContext
+from hubkit.publishing.lineage import StageRecord
 from hubkit.recipe.study import RESULT
 
 
@@ -18,7 +18,7 @@ def card(stage: str, kind: str = "dataset") -> RenderCard:
     def render(
         context: RunContext,
         inputs: dict[str, Ref],
-        record: dict[str, Any],
+        record: StageRecord,
         files: Sequence[str],
     ) -> str:
         report = record["report"]

@@ -23,6 +23,7 @@ from hubkit.serving.client.batch_ledger import Batch
 from hubkit.serving.client.dialects import folded
 from hubkit.serving.client.refusals import refusal
 from hubkit.serving.client.transport import HttpClient
+from hubkit.untrusted import JsonObject, count_in, object_in, text_in
 
 Requests = Mapping[str, Mapping[str, Any]]
 """Bodies of chat requests by their id."""
@@ -57,7 +58,7 @@ class Item:
     canceled)."""
 
     id: str
-    answer: dict[str, Any] | None = None
+    answer: JsonObject | None = None
     error: EndpointError | None = None
 
 
@@ -111,15 +112,15 @@ class OpenAIBatches:
             "completion_window": "24h",
             "metadata": {"hubkit": batch_id},
         }
-        made, _, _ = await self._http.post(
+        created, _, _ = await self._http.post(
             self._address.route("/batches"), body, {"Idempotency-Key": batch_id}
         )
-        return _text(made, "id")
+        return _text(created, "id")
 
     async def find(self, batch: Batch, others: Collection[str]) -> tuple[str, bool] | None:
         """The batch whose metadata hold our name of it."""
         async for entry in _listed(self._http, self._address, "/batches", "after"):
-            if (entry.get("metadata") or {}).get("hubkit") == batch.id:
+            if text_in(object_in(entry, "metadata"), "hubkit") == batch.id:
                 return _text(entry, "id"), True
             if _seconds(entry.get("created_at")) < batch.submitted_at - _CLOCK_SLACK_S:
                 break
@@ -153,7 +154,7 @@ class OpenAIBatches:
                         yield Item(key, answer=body)
                     else:
                         yield self._error(key, code, body)
-                elif (fault := line.get("error") or {}).get("code") in _UNANSWERED:
+                elif text_in(fault := object_in(line, "error"), "code") in _UNANSWERED:
                     yield Item(key)
                 else:
                     yield self._error(key, 500, {"error": fault})
@@ -171,8 +172,8 @@ _STATUS_OF = {
 
 
 class AnthropicBatches:
-    """``/v1/messages/batches``. A batch there has no name of ours: one whose submission may have
-    been received is known by its requests, once it has ended."""
+    """``/v1/messages/batches``. A client cannot name a batch there: one whose submission may
+    have been received is known by its requests, once it has ended."""
 
     most_bytes = 200 << 20
 
@@ -184,12 +185,12 @@ class AnthropicBatches:
         entries = [
             {"custom_id": key, "params": message_params(body)} for key, body in requests.items()
         ]
-        made, _, _ = await self._http.post(
+        created, _, _ = await self._http.post(
             self._address.route("/messages/batches"),
             {"requests": entries},
             {"Idempotency-Key": batch_id},
         )
-        return _text(made, "id")
+        return _text(created, "id")
 
     async def find(self, batch: Batch, others: Collection[str]) -> tuple[str, bool] | None:
         """The batch of as many requests, made after ours was to be submitted, whose results have
@@ -214,12 +215,13 @@ class AnthropicBatches:
         entry, _, _ = await self._http.call("GET", self._address.route(f"/messages/batches/{name}"))
         return self._status_of(entry)
 
-    def _status_of(self, entry: dict[str, Any]) -> BatchStatus:
+    def _status_of(self, entry: JsonObject) -> BatchStatus:
         # The results are asked for at the address that was given, not at the URL in the answer:
         # the key goes nowhere else.
         ended = entry.get("processing_status") == "ended"
         url = self._address.route(f"/messages/batches/{_text(entry, 'id')}/results")
-        counts = {key: int(value) for key, value in (entry.get("request_counts") or {}).items()}
+        given = object_in(entry, "request_counts")
+        counts = {key: count_in(given, key) for key in given}
         total = sum(counts.values())
         answered = total - counts.get("processing", 0)
         return BatchStatus(ended, answered, total, sources=(url,) if ended else ())
@@ -228,13 +230,13 @@ class AnthropicBatches:
         """The lines of its results."""
         for url in status.sources:
             async for line in _records(self._http, url):
-                key, result = str(line.get("custom_id")), line.get("result") or {}
+                key, result = str(line.get("custom_id")), object_in(line, "result")
                 kind = result.get("type")
                 if kind == "succeeded":
-                    yield Item(key, answer=completion_of(result.get("message") or {}))
+                    yield Item(key, answer=completion_of(object_in(result, "message")))
                 elif kind == "errored":
-                    error: dict[str, Any] = result.get("error") or {}
-                    inner: dict[str, Any] = error.get("error") or error
+                    error = object_in(result, "error")
+                    inner = object_in(error, "error") or error
                     code = _STATUS_OF.get(str(inner.get("type")), 500)
                     words = orjson.dumps({"error": inner})
                     yield Item(key, error=refusal(self._address.url, code, {}, words))
@@ -251,11 +253,14 @@ def headers_of(kind: str, token: str | None, headers: Mapping[str, str]) -> dict
     """The headers with which a `kind` of API is asked."""
     if kind != "anthropic":
         return {**({"Authorization": f"Bearer {token}"} if token else {}), **headers}
-    own = {"anthropic-version": _ANTHROPIC_VERSION, **({"x-api-key": token} if token else {})}
-    return {**own, **headers}
+    provider_headers = {
+        "anthropic-version": _ANTHROPIC_VERSION,
+        **({"x-api-key": token} if token else {}),
+    }
+    return {**provider_headers, **headers}
 
 
-def message_params(body: Mapping[str, Any]) -> dict[str, Any]:
+def message_params(body: Mapping[str, Any]) -> JsonObject:
     """The body of a chat request as parameters of Anthropic's messages API."""
     left_out = ("messages", "stream", "stop", "max_tokens", "max_completion_tokens", "seed")
     params = {key: value for key, value in body.items() if key not in left_out}
@@ -274,7 +279,7 @@ def message_params(body: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-def completion_of(message: Mapping[str, Any]) -> dict[str, Any]:
+def completion_of(message: Mapping[str, Any]) -> JsonObject:
     """A message of Anthropic's API as a chat completion."""
     usage = message.get("usage") or {}
     cached = usage.get("cache_read_input_tokens") or 0
@@ -299,7 +304,7 @@ def completion_of(message: Mapping[str, Any]) -> dict[str, Any]:
 
 async def _listed(
     http: HttpClient, address: Address, path: str, cursor: str
-) -> AsyncIterator[dict[str, Any]]:
+) -> AsyncIterator[JsonObject]:
     """The account's batches, the newest first."""
     url = address.route(path)
     query = f"{'&' if '?' in url else '?'}limit={_PAGE}"
@@ -314,7 +319,7 @@ async def _listed(
         query = query.partition(f"&{cursor}=")[0] + last
 
 
-async def _records(http: HttpClient, url: str) -> AsyncIterator[dict[str, Any]]:
+async def _records(http: HttpClient, url: str) -> AsyncIterator[JsonObject]:
     """The JSON objects of a file of lines; what is no object is passed over, so that its request
     counts as unanswered."""
     async for line in http.lines(url):

@@ -10,11 +10,11 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from hubkit.errors import DiskFullError
 
@@ -95,7 +95,7 @@ class BatchLedger:
             if self._batch_of.get(request) is batch:
                 del self._batch_of[request]
 
-    def _append(self, record: dict[str, Any]) -> None:
+    def _append(self, record: Mapping[str, object]) -> None:
         try:
             self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()

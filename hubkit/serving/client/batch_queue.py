@@ -19,6 +19,7 @@ import orjson
 from hubkit.errors import EndpointError, EndpointUnreachableError, MisconfiguredEndpointError
 from hubkit.serving.client.batch_apis import BatchApi, BatchStatus, Item
 from hubkit.serving.client.batch_ledger import Batch, BatchLedger
+from hubkit.untrusted import JsonObject
 
 T = TypeVar("T")
 MOST_REQUESTS = 10_000
@@ -72,7 +73,7 @@ class BatchQueue:
         self._api, self._ledger, self._pace = api, ledger, pace
         self._name, self._on_batch = name, on_batch
         self._bodies: dict[str, Mapping[str, Any]] = {}
-        self._answers: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._answers: dict[str, asyncio.Future[JsonObject]] = {}
         self._waiting: dict[str, None] = {}  # in no batch, in the order in which they came
         self._tries: Counter[str] = Counter()
         self._watched: set[str] = set()
@@ -86,7 +87,7 @@ class BatchQueue:
         """Requests that wait for their answer."""
         return len(self._answers)
 
-    async def ask(self, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def ask(self, key: str, body: Mapping[str, Any]) -> JsonObject:
         """The chat completion for `body`. `key` is the request's id, by which it is found again.
 
         Raises:
@@ -209,9 +210,9 @@ class BatchQueue:
     async def _found(self, batch: Batch, *, since: float) -> str | None:
         """The provider's name of `batch`, or None once it would be listed if it had been received
         at `since` (seconds since 1970)."""
-        others = set(self._ledger.names)
+        known_names = set(self._ledger.names)
         while True:
-            found = await self._patiently(lambda: self._api.find(batch, others))
+            found = await self._patiently(lambda: self._api.find(batch, known_names))
             if found is None:
                 if time.time() - since >= self._pace.settle_s:
                     return None
@@ -220,7 +221,7 @@ class BatchQueue:
             name, is_ours = found
             if is_ours or await self._proves_ours(batch, name):
                 return name
-            others.add(name)
+            known_names.add(name)
 
     async def _proves_ours(self, batch: Batch, name: str) -> bool:
         status = await self._end_of(name)
@@ -229,22 +230,22 @@ class BatchQueue:
 
     async def _end_of(self, name: str) -> BatchStatus:
         """Wait until a batch has ended."""
-        wait_s, answered = self._pace.first_poll_s, -1
+        wait_s, last_answered = self._pace.first_poll_s, -1
         while True:
             status = await self._patiently(lambda: self._api.status(name))
             if status.ended:
                 return status
-            if status.answered != answered:
-                answered = status.answered
+            if status.answered != last_answered:
+                last_answered = status.answered
                 self._on_batch(
-                    f"{self._name}: {answered} of {status.total or 'all'} requests of batch "
+                    f"{self._name}: {last_answered} of {status.total or 'all'} requests of batch "
                     f"{name} are answered"
                 )
             await asyncio.sleep(wait_s)
             wait_s = min(1.5 * wait_s, self._pace.longest_poll_s)
 
     async def _take(self, batch: Batch, name: str) -> None:
-        """Give every request of a batch that somebody waits for what became of it."""
+        """Give every request of a batch that is waited for what became of it."""
         status = await self._end_of(name)
         if status.problem:
             self._ledger.close(batch, status.problem[:300])

@@ -208,7 +208,7 @@ def batch_api(profile: str) -> str:
     Raises `RecipeError` for a profile whose servers have none."""
     if kind := dialect_of(profile).batch:
         return kind
-    capable = ", ".join(name for name, other in DIALECTS.items() if other.batch)
+    capable = ", ".join(name for name, dialect in DIALECTS.items() if dialect.batch)
     raise RecipeError(
         f"servers of profile {profile} have no batch API that hubkit knows; leave batch out, or "
         f"use a model of another profile ({capable})"

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from hubkit.errors import EndpointError
+from hubkit.untrusted import JsonObject
 
 _MOST_TOKENS = 1 << 31
 STOP, LENGTH = "stop", "length"
@@ -160,7 +161,7 @@ def read_generate(
 
 
 def _without_thinking(raw: Reply) -> Reply:
-    """`raw` as the server sent it, its thinking apart and its ``finish_reason`` one of ours."""
+    """`raw` as the server sent it, its thinking apart, its ``finish_reason`` a known one."""
     content, tagged, unclosed = split_thinking(raw.content)
     finish = _FINISH.get(raw.finish_reason.lower(), raw.finish_reason)
     return replace(
@@ -250,9 +251,9 @@ def _events(raw: bytes) -> Iterable[Any]:
                 yield orjson.loads(data)
 
 
-def _joined(events: Iterable[Any]) -> dict[str, Any]:
+def _joined(events: Iterable[Any]) -> JsonObject:
     """One answer from the events of a stream."""
-    whole: dict[str, Any] = {}
+    whole: JsonObject = {}
     content, thinking, finish, complete = "", "", None, False
     for event in events:
         if event is None:

@@ -130,15 +130,15 @@ class HttpClient:
                 if response.status != 200:
                     raw = await _body(response, url)
                     raise refusal(url, response.status, response.headers, raw)
-                rest = b""
+                partial = b""
                 async for part in response.content.iter_any():
-                    *whole, rest = (rest + part).split(b"\n")
-                    if len(rest) > LARGEST_ANSWER:
+                    *whole, partial = (partial + part).split(b"\n")
+                    if len(partial) > LARGEST_ANSWER:
                         raise _too_large(url)
                     for line in whole:
                         yield line
-                if rest:
-                    yield rest
+                if partial:
+                    yield partial
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             if isinstance(error, EndpointError):
                 raise

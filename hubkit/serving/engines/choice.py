@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from hubkit.errors import EngineError, HubError, HubUnreachableError, RepoMissingError
 from hubkit.serving.engines import devices
+from hubkit.untrusted import JsonObject, text_in, texts_in
 
 _WEIGHT_PATTERNS = ["*.json", "*.jinja", "*.safetensors", "tokenizer.model", "*.txt"]
 
@@ -43,11 +44,11 @@ def engine_for(
     Raises:
         EngineError: The folder has no readable configuration.
     """
-    request: dict[str, Any] = {"adapters": [str(path) for path in adapters]}
+    request: JsonObject = {"adapters": [str(path) for path in adapters]}
     request |= {"context": context} if context else {}
     request |= {"cache_dir": str(cache_dir)} if cache_dir else {}
     answer = _ask("engine_choice", [str(folder)], request, {})
-    return EngineChoice(answer["engine"], answer["reason"])
+    return EngineChoice(text_in(answer, "engine"), text_in(answer, "reason"))
 
 
 def converter_state(cache_dir: Path) -> str:
@@ -86,7 +87,9 @@ def gguf_files(
     request = {"model": model, "adapters": dict(adapters)}
     request |= {"cache_dir": str(cache_dir)} if cache_dir else {}
     answer = _ask("conversion", [], request, env)
-    return Path(answer["model"]), {name: Path(path) for name, path in answer["adapters"].items()}
+    return Path(text_in(answer, "model")), {
+        name: Path(path) for name, path in texts_in(answer, "adapters").items()
+    }
 
 
 def snapshot_folder(spec: str, env: Mapping[str, str]) -> Path:
@@ -127,7 +130,7 @@ def snapshot_folder(spec: str, env: Mapping[str, str]) -> Path:
 
 def _ask(
     module: str, arguments: list[str], request: Mapping[str, Any], env: Mapping[str, str]
-) -> dict[str, Any]:
+) -> JsonObject:
     """Run a module of the embedded engine with `request` on standard input; its JSON answer."""
     child = subprocess.run(
         [sys.executable, "-m", f"hubkit.local_engine.{module}", *arguments],
@@ -141,8 +144,8 @@ def _ask(
     if child.returncode or not lines:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
         raise EngineError(f"hubkit.local_engine.{module} failed: {last}")
-    answer: dict[str, Any] = json.loads(lines[-1])
+    answer: JsonObject = json.loads(lines[-1])
     if "error" in answer:
         kind = HubError if answer.get("kind") == "hub" else EngineError
-        raise kind(answer["error"])
+        raise kind(text_in(answer, "error"))
     return answer

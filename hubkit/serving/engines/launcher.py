@@ -38,7 +38,7 @@ from hubkit.serving.engines.process import (
     wait_until,
     without_secrets,
 )
-from hubkit.untrusted import parse_json
+from hubkit.untrusted import JsonObject, object_in, parse_json
 
 BASE = "base"
 EMBEDDED = "embedded"
@@ -161,7 +161,7 @@ class EngineKind:
     program: tuple[str, ...]
     arguments: Callable[[Launch], Sequence[str]]
     install: str
-    adapter: Callable[[str, int, Launch], tuple[str, dict[str, Any]]] | None = None
+    adapter: Callable[[str, int, Launch], tuple[str, JsonObject]] | None = None
     gguf: bool = False
     health: str = "/health"
     env: Mapping[str, str] = field(default_factory=dict)
@@ -245,7 +245,7 @@ def launch(
 
 
 def choose(kind: str, options: EngineOptions | None = None) -> tuple[str, str]:
-    """Resolve ``auto`` and check that the engine is there.
+    """Resolve ``auto`` and check that the engine is installed.
 
     ``auto`` is vLLM where there is a CUDA device and vLLM is installed, else the embedded engine.
 
@@ -369,7 +369,7 @@ def _spread(task: Launch) -> str:
     return f"; tensor parallel {task.parallelism.tensor}, data parallel {task.parallelism.data}"
 
 
-def _config(folder: Path, name: str) -> dict[str, Any]:
+def _config(folder: Path, name: str) -> JsonObject:
     try:
         config = parse_json((folder / name).read_text("utf-8"))
     except (OSError, ValueError):
@@ -379,13 +379,13 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
 
 def _heads(folder: Path) -> int | None:
     config = _config(folder, "config.json")
-    heads = {**config, **(config.get("text_config") or {})}.get("num_attention_heads")
+    heads = {**config, **object_in(config, "text_config")}.get("num_attention_heads")
     return heads if isinstance(heads, int) and heads > 0 else None
 
 
 def _rank(folder: Path) -> int:
     config = _config(folder, "adapter_config.json")
-    ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
+    ranks = [config.get("r"), *object_in(config, "rank_pattern").values()]
     return max((rank for rank in ranks if isinstance(rank, int)), default=16)
 
 
@@ -431,7 +431,7 @@ def _llamacpp(task: Launch) -> list[str]:
     return [*arguments, "--lora-init-without-apply"] if task.adapters else arguments
 
 
-def _llamacpp_adapters(active: int | None, task: Launch) -> dict[str, Any]:
+def _llamacpp_adapters(active: int | None, task: Launch) -> JsonObject:
     """llama.cpp's choice of adapters. Its cache is off: it hands the keys and values of one
     adapter to another.
     """

@@ -1,4 +1,4 @@
-"""Datasets named on the command line: a repo at a revision, a split of it, or files here."""
+"""Datasets by name: a repo at a revision, a split of it, or files here."""
 
 from __future__ import annotations
 

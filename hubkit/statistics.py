@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hubkit.untrusted import JsonObject
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -66,7 +68,7 @@ class PairedDifference:
         """Whether the interval lies on one side of zero."""
         return Number(self.difference, self.n, self.low, self.high).excludes_zero
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data, `outside_noise` included."""
         return {**asdict(self), "outside_noise": self.outside_noise}
 
@@ -94,7 +96,7 @@ class Estimate:
         """Whether the interval lies on one side of zero."""
         return Number(self.value, self.clusters, self.low, self.high).excludes_zero
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain data, `outside_noise` included."""
         return {**asdict(self), "outside_noise": self.outside_noise}
 
@@ -393,7 +395,7 @@ class Adjusted:
 def among_several(
     comparisons: Mapping[Name, PairedDifference | Estimate],
 ) -> dict[Name, Adjusted]:
-    """Judge comparisons that stand in one table: of twenty without any difference, one would lie
+    """Judge comparisons of one table: of twenty without any difference, one would lie
     outside the noise by its own interval.
 
     Args:
@@ -457,6 +459,15 @@ def sample_size(effect: float, deviation: float, *, alpha: float = 0.05, power: 
     return math.ceil(
         ((quantile(1 - alpha / 2) + quantile(power)) * deviation / abs(effect)) ** 2 - 1e-9
     )
+
+
+def relative_error(values: Sequence[float], *, confidence: float = 0.95) -> float:
+    """Return the half width of the mean's normal interval over the mean; 1 where two values or a
+    mean other than zero are missing."""
+    if len(values) < 2 or not sum(values):
+        return 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    return z * _deviation(values) / math.sqrt(len(values)) / (sum(values) / len(values))
 
 
 def _by_cluster(
