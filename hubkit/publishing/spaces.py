@@ -60,7 +60,7 @@ def sources(name: str) -> dict[str, Path]:
 
 
 def left_out(space: Space) -> list[str]:
-    """Files in the folder of `space`, or in the one that all share, which no push takes: somebody
+    """Files in the folder of `space`, or in the one that all share, which no push takes: people
     put them there.
     """
     root = assets.folder("spaces")

@@ -314,7 +314,7 @@ def _ipv4(match: Match) -> bool:
         return False
     if re.search(r"v(?:ersion)?\.? ?$|release ?$", before(match, 12)):
         return False
-    # Four small numbers are more often a version or a section; public resolvers are nobody's
+    # Four small numbers are more often a version or a section; public resolvers belong to no person
     # address.
     return (
         address.is_global

@@ -84,7 +84,7 @@ class Text:
 
     @cached_property
     def number_words(self) -> str:
-        """What stands in and before `numbers`, in lower case."""
+        """The text of `numbers` and before them, in lower case."""
         lower = self.lower
         return "\n".join(lower[max(0, s - CONTEXT_CHARS) : e] for s, e in self.numbers)
 

@@ -45,7 +45,7 @@ def scan_text(text: str, kinds: Iterable[str] = KINDS) -> list[Finding]:
 
 
 def _through_escapes(rules: _Rules, text: str, findings: list[Finding]) -> list[Finding]:
-    """`findings` without pieces of escapes, and what stands in `text` once they are resolved."""
+    """`findings` without pieces of escapes, and what `text` holds once they are resolved."""
     above: list[Resolved] = []
     found: list[Finding] = []
     while True:

@@ -542,7 +542,7 @@ class _PrivateKeys(Rule):
 
 
 class _Places:
-    """Where a literal stands in a text, asked for ever later places: each is looked up once."""
+    """Where a literal is in a text, asked for ever later places: each is looked up once."""
 
     def __init__(self, text: str, literal: str) -> None:
         self._text, self._literal = text, literal

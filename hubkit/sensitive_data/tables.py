@@ -91,7 +91,7 @@ def _column(column: Any, masker: Masker) -> Any:
 
 
 def _together(texts: Iterable[str]) -> Iterator[str]:
-    """Texts joined to longer ones; each that comes twice is there once."""
+    """Texts joined to longer ones; each once."""
     parts: list[str] = []
     size = 0
     for text in dict.fromkeys(texts):

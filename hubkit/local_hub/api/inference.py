@@ -20,7 +20,7 @@ from hubkit.local_hub.apps.engines import engine_spec
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.accounts import now
 from hubkit.local_hub.storage.repos import can_read, lookup
-from hubkit.untrusted import JsonObject, list_in, object_in, text_in
+from hubkit.untrusted import JsonObject, object_in, text_in
 
 if TYPE_CHECKING:
     import aiohttp
@@ -165,7 +165,7 @@ def _checked(call: Call, body: JsonObject) -> JsonObject:
         _require_repo(call, repo_id)
     # A secret's value is not kept: the engine reads none.
     stored_model = {**model, "secrets": dict.fromkeys(model.get("secrets") or {}, "")}
-    tags = [str(tag) for tag in list_in(body, "tags")]
+    tags = [str(tag) for tag in field(body, "tags", list, [])]
     return {
         "model": stored_model,
         "compute": compute,

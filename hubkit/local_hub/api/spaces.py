@@ -13,7 +13,7 @@ from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.hub import Hub
 from hubkit.local_hub.storage.accounts import now
 from hubkit.local_hub.storage.repos import Repo, update_extra
-from hubkit.untrusted import JsonObject, list_in
+from hubkit.untrusted import JsonObject
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 DEFAULT_HARDWARE = "cpu-basic"
@@ -29,7 +29,7 @@ def set_up(hub: Hub, repo: Repo, body: JsonObject) -> None:
     }
     update_extra(hub, repo, {key: value for key, value in changes.items() if value is not None})
     for kind in ("secrets", "variables"):
-        for item in list_in(body, kind):
+        for item in field(body, kind, list, []):
             _put(hub, repo, kind, item if isinstance(item, dict) else {})
 
 
