@@ -235,7 +235,7 @@ def test_the_examples_in_docstrings_run(asker: Asker, people: api.Splits, chats:
         "recipe": recipe,
     }  # fmt: skip
     examples = 0
-    for item in (api.Asker, api.Conversations, api.rollout, api.run):
+    for item in (api.Address, api.Asker, api.Conversations, api.rollout, api.run):
         text = inspect.getdoc(item) or ""
         test = doctest.DocTestParser().get_doctest(text, dict(names), item.__name__, None, None)
         result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test)
