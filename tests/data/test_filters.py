@@ -129,6 +129,13 @@ def test_rollout_filters_empty_repeated_and_cut_off_turns() -> None:
     assert judge("repeated_turn", talk("Why?", "x", "why", "y"), seat="assistant") is None
     assert judge("repeated_turn", talk("go on", "x", "Go on!", "y"), min_words=3) is None
     assert reason("repeated_turn", talk("a", "same", "b", "same")) == "repeated_assistant_turn"
+    assert judge("repeated_turn", talk("now here", "x", "nowhere", "y", "no where", "z")) is None
+    assert (
+        reason("repeated_turn", talk("a b", "x", "ab", "y", "A, b!", "z")) == "repeated_user_turn"
+    )
+    assert reason("repeated_turn", talk("你好，世界", "x", "你好世界", "y")) == "repeated_user_turn"
+    assert judge("repeated_turn", talk("...", "x", "...", "y")) is None
+    assert reason("repeated_turn", talk("!", "x", "!", "y"), min_words=0) == "repeated_user_turn"
     cut = talk("a", "b", "c", "d", finish_reasons=[None, "stop", "stop", "length"])
     assert reason("cut_off_turn", cut) == "cut_off_assistant_turn"
     assert judge("cut_off_turn", cut, seat="user") is None
@@ -333,6 +340,13 @@ def test_privacy_filters_mask_or_drop_and_count_by_kind() -> None:
         ("Certainly! Here are five ideas", "user", "user_speaks_as_assistant"),
         ("You're welcome!", "user", "user_speaks_as_assistant"),
         ("As an AI language model I cannot", "user", "user_speaks_as_assistant"),
+        ("Right. I’m here to help with that.", "user", "user_speaks_as_assistant"),
+        ("Well, As An AI assistant it is hard", "user", "user_speaks_as_assistant"),
+        ("But I am an AI language model.", "user", "user_speaks_as_assistant"),
+        ("Good. Let me know if you need any more.", "user", "user_speaks_as_assistant"),
+        ("Fine, feel free to ask if you have any.", "user", "user_speaks_as_assistant"),
+        ("So, is there anything else I can help", "user", "user_speaks_as_assistant"),
+        ("Tell me how else I can assist", "user", "user_speaks_as_assistant"),
         ("Nice. User: and then?", "user", None),
         ("ok\nAssistant: yes", "user", "speaker_label"),
         ("It works.\nUser: thanks", "assistant", "speaker_label"),
