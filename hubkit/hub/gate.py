@@ -120,11 +120,11 @@ def masked(
     ready = dict(files)
     with tempfile.TemporaryDirectory(prefix="hubkit-masked-") as folder:
         for number, (path, content) in enumerate(files.items() if kinds else ()):
-            suffix = PurePosixPath(path).suffix
-            if suffix not in tables.SUFFIXES:
+            if PurePosixPath(path).suffix not in tables.SUFFIXES:
                 continue
             key = (_digest(path, content), ",".join(sorted(kinds)))
-            target = Path(folder) / f"{number}{suffix}"
+            target = Path(folder, str(number), PurePosixPath(path).name)
+            target.parent.mkdir()
             if key not in _clean and tables.mask_rows(content, target, masker):
                 ready[path] = target
                 key = (_digest(path, target), key[1])

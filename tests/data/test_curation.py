@@ -148,3 +148,21 @@ def test_the_bar_counts_dialogues(tmp_path: Path) -> None:
         progress=lambda done, total=None, note="": told.append((done, total)),
     )
     assert told == [(0, 300), (128, 300), (256, 300), (300, 300)]
+
+
+def test_masked_ids_and_turns_leave_the_other_columns_alone(tmp_path: Path) -> None:
+    mail = "jane.doe@" + "university.edu"
+    rows = [dialogue(f"{mail}-1", "a", f"I am {mail}."), dialogue("plain", "c", "d")]
+    report = run(tmp_path, rows, [Filter(name="personal_data")])
+    masked, plain = rows_of(tmp_path, "train")
+    assert plain == rows[1]
+    assert masked["messages"][1]["content"] == "I am [EMAIL]."
+    assert masked["id"].startswith("[EMAIL]") and mail not in json.dumps(report.to_dict())
+    same = [name for name in rows[0] if name not in ("id", "messages")]
+    assert [masked[name] for name in same] == [rows[0][name] for name in same]
+
+
+def test_ids_that_are_numbers_stay_numbers(tmp_path: Path) -> None:
+    rows = [{**dialogue("", "a\r", "b"), "id": 7}]
+    run(tmp_path, rows, [Filter(name="clean_text")])
+    assert rows_of(tmp_path, "train")[0]["id"] == 7
