@@ -278,11 +278,17 @@ class _Scanner:
                 where = _join(
                     location, f"column {mask(path)}, rows {row} to {row + batch.num_rows - 1}"
                 )
+                clean: set[str] = set()  # texts in which nothing was found before
                 for value in values:
+                    if value in clean:
+                        continue
                     if isinstance(value, bytes):
                         self.binary(io.BytesIO(value), where, depth + 1)
                     elif isinstance(value, str):
+                        found = self._findings.counts.total()
                         self.text(value, where, depth)
+                        if self._findings.counts.total() == found:
+                            clean.add(value)
                     elif abs(value) > _LONG_INTEGER:
                         named = path.rpartition(".")[2].replace("_", " ")
                         self.text(f"{named}: {value}", where, _NESTING)

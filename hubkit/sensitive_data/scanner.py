@@ -123,10 +123,6 @@ class Masker:
             return self._masked(text, findings)
         return "".join(map(self._json, parts))
 
-    def finds(self, text: str) -> bool:
-        """Whether there is something to mask in `text`."""
-        return bool(self._scan(text))
-
     def _scan(self, text: str) -> list[Finding]:
         return scan_text(text, self._kinds)
 

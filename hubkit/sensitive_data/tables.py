@@ -5,7 +5,7 @@ Numbers, binary columns and base64 inside texts are not changed: `files` finds w
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from hubkit.sensitive_data.scanner import Masker
 
 SUFFIXES = (".parquet", ".jsonl")
 _BATCH_ROWS = 1000
-_TOGETHER_CHARS = 1 << 16  # one long text is cheaper to scan than many short ones
 
 
 def mask_rows(content: Path | bytes, target: Path, masker: Masker) -> bool:
@@ -77,51 +76,29 @@ def _kept(target: Path, changed: bool) -> bool:
 
 
 def _column(column: Any, masker: Masker) -> Any:
-    """`column` with its texts masked; itself where they stay as they are."""
+    """`column` with its texts masked, each by itself; itself where they stay as they are."""
     import pyarrow as pa
 
     values = column.to_pylist()
-    if not any(masker.finds(text) for text in _together(_texts(values))):
-        return column
-    masked = [_mapped(value, masker) for value in values]
+    clean: set[str] = set()
+    masked = [_mapped(value, masker, clean) for value in values]
     try:
         return column if masked == values else pa.array(masked, column.type)
     except pa.ArrowException:  # a type that cannot be made from values
         return column
 
 
-def _together(texts: Iterable[str]) -> Iterator[str]:
-    """Texts joined to longer ones; each once."""
-    parts: list[str] = []
-    size = 0
-    for text in dict.fromkeys(texts):
-        parts.append(text)
-        size += len(text)
-        if size > _TOGETHER_CHARS:
-            yield "\n\n".join(parts)
-            parts, size = [], 0
-    if parts:
-        yield "\n\n".join(parts)
-
-
-def _texts(value: Any) -> Iterator[str]:
+def _mapped(value: Any, masker: Masker, clean: set[str]) -> Any:
+    """`value` with its texts masked; `clean` are texts in which nothing was found before."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
-
-
-def _mapped(value: Any, masker: Masker) -> Any:
-    if isinstance(value, str):
-        return masker(value)
+        masked = value if value in clean else masker(value)
+        if masked == value:
+            clean.add(value)
+        return masked
     if isinstance(value, Mapping):
-        return {key: _mapped(item, masker) for key, item in value.items()}
+        return {key: _mapped(item, masker, clean) for key, item in value.items()}
     if isinstance(value, list):
-        return [_mapped(item, masker) for item in value]
+        return [_mapped(item, masker, clean) for item in value]
     if isinstance(value, tuple):
-        return tuple(_mapped(item, masker) for item in value)
+        return tuple(_mapped(item, masker, clean) for item in value)
     return value
