@@ -35,6 +35,21 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
         extras.require("local", "the embedded Hub")
 
 
+def test_the_core_has_no_datasets_and_load_dataset_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from hubkit.hub.load import load_dataset
+
+    assert not any(line.startswith("datasets") for line in PROJECT["dependencies"])
+    assert "datasets" in PROJECT["optional-dependencies"]
+    monkeypatch.setattr(extras, "modules", lambda: {"datasets": {"datasets": "datasets"}})
+    monkeypatch.setattr(extras.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        MissingDependencyError, match=r"pip install 'hubkit-simulators\[datasets\]'"
+    ):
+        load_dataset("parrot-40k")
+
+
 @pytest.mark.parametrize(
     ("module", "extra"), [("inspect_ai", "eval"), ("gradio", "spaces"), ("trl", "train")]
 )

@@ -7,17 +7,29 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from importlib import metadata
+from contextlib import suppress
+from importlib import metadata, util
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hubkit import extras
 from hubkit.cli import console
 from hubkit.errors import HubkitError
 
 NEEDS_GIB = 4
-PROGRAMS = {"make": ("make", "gmake"), "git": ("git",), "a C compiler": ("cc", "gcc", "clang")}
+_NAMED_PACKAGES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "huggingface_hub",
+    "xllamacpp",
+)
+_EXTRAS = ("local", "train", "eval", "env", "spaces", "ray")
+_PROGRAMS = ("make", "git")
 
 
 def doctor(
@@ -59,40 +71,25 @@ def _python() -> Finding:
 
 
 def _packages() -> Finding:
-    installed, missing = [], []
-    for name in (
-        "torch",
-        "transformers",
-        "trl",
-        "peft",
-        "datasets",
-        "huggingface_hub",
-        "xllamacpp",
-    ):
-        try:
+    """What is installed; an extra that is not only limits what this machine can do."""
+    installed = []
+    for name in _NAMED_PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
             installed.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            missing.append(name)
-    note = (
-        f"; missing: {', '.join(missing)} (run `make test`, or pip install hubkit-simulators)"
-        if missing
-        else ""
-    )
-    return "packages", not missing, ", ".join(installed) + note
+    lacking = [
+        extra
+        for extra in _EXTRAS
+        if any(util.find_spec(module) is None for module in extras.modules().get(extra, {}))
+    ]
+    note = f"; more with {extras.command(','.join(lacking))}" if lacking else ""
+    return "packages", True, ", ".join(installed) + note
 
 
 def _programs() -> Finding:
-    """What is needed besides Python: to install, and by torch where it compiles code."""
-    found = {
-        name: next(filter(None, map(shutil.which, tries)), None) for name, tries in PROGRAMS.items()
-    }
-    missing = [name for name, path in found.items() if path is None]
-    note = (
-        f"missing: {', '.join(missing)} (from your system's packages)"
-        if missing
-        else "make, git and a C compiler"
-    )
-    return "programs", not missing, note
+    """Programs that a checkout is installed and tested with; an installed hubkit needs none."""
+    missing = [name for name in _PROGRAMS if shutil.which(name) is None]
+    note = f"not found: {', '.join(missing)}" if missing else "make and git"
+    return "programs", True, f"{note}; only a checkout of hubkit needs them"
 
 
 def _home() -> Finding:
@@ -135,7 +132,7 @@ def _device() -> Finding:
     try:
         import torch
     except ImportError:
-        return "device", False, "torch is not installed"
+        return "device", True, f"not known without torch; training needs {extras.command('train')}"
     if torch.cuda.is_available():
         return "device", True, torch.cuda.get_device_name(0)
     return "device", True, "CPU only: use --profile laptop"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hubkit import extras
 from hubkit.hub.network import adapt_clients
 
 _SWAP = threading.RLock()
@@ -23,7 +24,8 @@ def load_dataset(path: str, name: str | None = None, **kwargs: Any) -> Any:
     Takes everything that `datasets.load_dataset` takes (``split``, ``revision``, ``streaming``, …)
     and returns what it returns: a DatasetDict, or with ``split`` a Dataset, or with ``streaming``
     their iterable kinds. Raises `HubError` when the Hub cannot be reached and what `datasets`
-    raises otherwise."""
+    raises otherwise; `MissingDependencyError` where `datasets` is not installed."""
+    extras.require("datasets", "load_dataset")
     import datasets
 
     from hubkit.hub.client import connect

@@ -169,7 +169,7 @@ def plan(
     recipe: Recipe, hub: Hub, *, only: str | None = None, again: Collection[str] = ()
 ) -> list[Planned]:
     """What `run` would do now, without doing it: nothing is downloaded, built or committed."""
-    context = RunContext(recipe, hub)
+    context = RunContext(recipe, outgoing(hub, recipe))
     _refuse_unknown(again, recipe)
     planned: list[Planned] = []
     for stage in stages_until(recipe, only):

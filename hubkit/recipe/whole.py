@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ from hubkit.recipe.training import Training
 from hubkit.untrusted import JsonObject
 
 PREFERENCE_STAGES = ("prefer", "align")
+_REPO_NAME = re.compile(r"([\w-][\w.-]*/)?\w[\w.-]{0,94}\w|\w", re.ASCII)
 DISPLAY = Decides.DISPLAY
 _BLOCK_OF_STAGE = {stage: "preference" for stage in PREFERENCE_STAGES} | {
     stage: "study" for stage in STUDY_STAGES
@@ -76,6 +78,30 @@ class Repos(Block):
     is given."""
     collection: Execution[str | None] = None
     """Title of the collection that ties them; the system's name where none is given."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Repos:
+        for keys in (
+            ("asker", "chat", "aligned", "reinforced"),
+            ("corpus", "dialogues", "results", "preference"),
+        ):
+            used: dict[str, str] = {}
+            for key in keys:
+                name = getattr(self, key)
+                if name is None:
+                    continue
+                if not _REPO_NAME.fullmatch(name) or "--" in name or ".." in name:
+                    raise ValueError(
+                        f"{key} {name!r} is no name of a repo: letters, digits, '-', '_' and '.', "
+                        "at most 96 of them, with or without 'namespace/' before it"
+                    )
+                if name in used:
+                    raise ValueError(
+                        f"{key} and {used[name]} are both {name!r}: one would overwrite the other; "
+                        "give each a name of its own"
+                    )
+                used[name] = key
+        return self
 
 
 class Names(Block):

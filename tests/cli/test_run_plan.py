@@ -10,8 +10,9 @@ from subprocess import CompletedProcess
 import pytest
 from support.tiny_models import tiny_base
 
+from hubkit.errors import PublishError
 from hubkit.hub import connect
-from hubkit.pipeline import plan_seats
+from hubkit.pipeline import plan, plan_seats
 from hubkit.pipeline.runner import Planned
 from hubkit.recipe import load
 
@@ -115,3 +116,8 @@ def test_a_chat_seat_whose_template_is_not_proven_is_refused_with_the_way_out(
     done = cli("rollout", "parrot", "--profile", "laptop", "--dry-run", *values)
     assert done.returncode == 0, done.stderr
     assert "chat: chat template: the family chatml" in done.stderr
+
+
+def test_a_kind_that_may_not_be_allowed_is_refused_before_anything_runs(hubkit_home: Path) -> None:
+    with pytest.raises(PublishError, match="emial"):
+        plan(load("parrot", overrides=["publish.allow=[emial]"]), connect())

@@ -193,3 +193,26 @@ def test_files_that_break_a_reader_of_yaml(tmp_path: Path, text: bytes) -> None:
         load(str(tmp_path / "r.yaml"))
     with pytest.raises(RecipeError):
         load("a\0.yaml")
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("repos.chat=parrot-ask", "chat and asker are both 'parrot-ask': one would overwrite"),
+        ("repos.results=parrot-40k", "results and dialogues are both 'parrot-40k'"),
+        ("repos.chat=a b", "chat 'a b' is no name of a repo"),
+        ("repos.asker=me/you/it", "asker 'me/you/it' is no name of a repo"),
+        ("repos.corpus=two--dashes", "corpus 'two--dashes' is no name of a repo"),
+        ("repos.corpus=ends-with-", "corpus 'ends-with-' is no name of a repo"),
+    ],
+)
+def test_repos_that_no_hub_takes_or_that_overwrite_each_other_are_refused(
+    value: str, sentence: str
+) -> None:
+    with pytest.raises(RecipeError, match=sentence):
+        load("parrot", overrides=[value])
+
+
+def test_a_model_and_a_dataset_may_share_a_name() -> None:
+    loaded = load("parrot", overrides=["repos.corpus=me/parrot", "repos.asker=me/parrot"])
+    assert loaded.repos.corpus == loaded.repos.asker == "me/parrot"
