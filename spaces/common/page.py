@@ -45,8 +45,28 @@ CSS = """
   .tab-container button[role=tab] {padding: 4px 7px !important; font-size: 13px}
 }
 [role=log] {box-sizing: border-box; padding-top: 34px !important}
-footer {opacity: .7}
+/* Gradio's accent is too faint for text, on either ground. */
+button[role=tab][aria-selected=true] {color: #4338ca !important}
+.dark button[role=tab][aria-selected=true] {color: #a5b4fc !important}
 """
+
+THEME = gr.themes.Soft().set(  # with the contrast that text needs
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    input_placeholder_color="*neutral_600",
+    input_placeholder_color_dark="*neutral_300",
+    block_label_text_color="*primary_700",
+    block_title_text_color="*primary_700",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_700",
+    link_text_color="*secondary_700",
+    link_text_color_visited="*secondary_700",
+    link_text_color_dark="*secondary_300",
+    link_text_color_active_dark="*secondary_300",
+    link_text_color_hover_dark="*secondary_200",
+    link_text_color_visited_dark="*secondary_300",
+)
 
 # Escape stops what is being written, wherever the keyboard is.
 ESCAPE = """
@@ -208,7 +228,7 @@ def launch(demo: gr.Blocks) -> None:
     demo.launch(
         # Not css=, which is rewritten to reach no further than the content.
         head=f"<style>{CSS}</style><script>{ESCAPE}</script>",
-        theme=gr.themes.Soft(),
+        theme=THEME,
         mcp_server=importlib.util.find_spec("mcp") is not None,
         footer_links=["api", "gradio"],
         ssr_mode=False,

@@ -105,7 +105,13 @@ def markdown(text: str, link_base: str = "", image_base: str = "") -> Markup:
         return value
 
     return Markup(
-        nh3.clean(html, attribute_filter=rewrite, link_rel="noopener noreferrer nofollow")
+        nh3.clean(
+            html,
+            attribute_filter=rewrite,
+            link_rel="noopener noreferrer nofollow",
+            # What can be wider than the page is scrolled by keyboard too.
+            set_tag_attribute_values={tag: {"tabindex": "0"} for tag in ("pre", "table")},
+        )
     )
 
 
