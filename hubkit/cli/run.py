@@ -313,6 +313,12 @@ def _show_next(recipe: Recipe, hub: Hub, results: list[StageResult], changes: li
     for seat, turns in (("asker", "human"), ("chat", "assistant"), ("aligned", "assistant")):
         if seat in by_stage["eval"].report:
             console.line(f"{seat:<6} {_verdict(object_in(by_stage['eval'].report, seat), turns)}")
+    if recipe.asker.end_mark:
+        from hubkit.publishing.card_data import endings
+
+        reports = {name: made.report for name, made in by_stage.items()}
+        for sentence in endings(reports, by_stage["eval"].report):
+            console.line(f"ends   {sentence}")
     if "reinforce" in by_stage:
         reinforcement = object_in(by_stage["reinforce"].report, "reinforcement")
         console.line(f"reward {_reward_verdict(reinforcement)}")

@@ -8,7 +8,7 @@ that a person could have ended on, the probability of the mark, and how well the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,25 +29,27 @@ _BINS = 5
 
 @dataclass(frozen=True)
 class Termination:
-    """Over `chances` answers, `ends` of them a conversation's last.
+    """Over `chances` answers, `ends` of them a conversation's last. Of a conversation that is too
+    long to be scored whole, the answers that fit are chances at which people went on.
 
     `real_rate` is how often people ended, `predicted_rate` the mean probability of the mark;
     `at_ends` and `before_ends` the same mean where they did and did not. `brier` is the mean
     squared error, `brier_constant` that of always saying `real_rate`. `bins` are (mean probability,
     share that ended, count) over fifths of the probabilities. `real_turns` and `predicted_turns`
-    are mean human turns: recorded, and expected from the probabilities."""
+    are mean human turns of the conversations that were scored whole: recorded, and expected from
+    the probabilities. What is a mean over nothing is None."""
 
     conversations: int
     chances: int
     ends: int
     real_rate: float
     predicted_rate: float
-    at_ends: float
-    before_ends: float
+    at_ends: float | None
+    before_ends: float | None
     brier: float
     brier_constant: float
-    real_turns: float
-    predicted_turns: float
+    real_turns: float | None
+    predicted_turns: float | None
     bins: list[tuple[float, float, int]]
 
     def to_dict(self) -> JsonObject:
@@ -67,8 +69,8 @@ def termination(
     """Measure the asker in `trained`, whose block names its ``end_mark``, on up to
     ``block.conversations`` rows.
 
-    Raises `SourceError` when the block has no end mark, or no held-out conversation fits into
-    ``block.max_tokens``."""
+    Raises `SourceError` when the block has no end mark, or no held-out conversation has an answer
+    within ``block.max_tokens``."""
     if not training.end_mark:
         raise SourceError(
             "this asker was trained without an end mark; set end_mark and train it again"
@@ -79,19 +81,23 @@ def termination(
         base, template=training.template, thinking=training.thinking or "off"
     )
     measured: list[list[float]] = []
+    cut: set[int] = set()
     seating = Seating.of(training)
     for row in rows_of(data):
         progress(len(measured), block.conversations, "probabilities of the end mark")
         if len(measured) == block.conversations:
             break
         prompts = _prompts(row, training, seating, tokenizer, templates)
-        if prompts and max(len(p.input_ids) for p in prompts) <= block.max_tokens:
-            measured.append([math.exp(-score(model, prompt)) for prompt in prompts])
+        fitting = [p for p in prompts if len(p.input_ids) <= block.max_tokens]
+        if fitting:
+            cut |= {len(measured)} if len(fitting) < len(prompts) else set()
+            measured.append([math.exp(-score(model, prompt)) for prompt in fitting])
     if not measured:
         raise SourceError(
-            f"no held-out conversation ends on an answer within {block.max_tokens} tokens"
+            f"no held-out conversation that ends on an answer has one within {block.max_tokens} "
+            "tokens"
         )
-    return summarise(measured)
+    return summarise(measured, cut=cut)
 
 
 def _prompts(
@@ -130,14 +136,23 @@ def _last_turn(encoded: chat_templates.Encoded) -> chat_templates.Encoded:
     )
 
 
-def summarise(probabilities: Sequence[Sequence[float]]) -> Termination:
+def summarise(
+    probabilities: Sequence[Sequence[float]], *, cut: Collection[int] = ()
+) -> Termination:
     """Statistics over conversations, each a list of probabilities whose last one stands where it
-    really ended.
+    really ended; those at the positions `cut` went on.
     """
     import numpy as np
 
     chance = np.array([p for row in probabilities for p in row])
-    ended = np.array([i == len(row) - 1 for row in probabilities for i in range(len(row))])
+    ended = np.array(
+        [
+            number not in cut and i == len(row) - 1
+            for number, row in enumerate(probabilities)
+            for i in range(len(row))
+        ]
+    )
+    whole = [row for number, row in enumerate(probabilities) if number not in cut]
     rate = float(ended.mean())
     order = np.array_split(np.argsort(chance, kind="stable"), min(_BINS, len(chance)))
     return Termination(
@@ -146,12 +161,12 @@ def summarise(probabilities: Sequence[Sequence[float]]) -> Termination:
         ends=int(ended.sum()),
         real_rate=rate,
         predicted_rate=float(chance.mean()),
-        at_ends=float(chance[ended].mean()),
-        before_ends=float(chance[~ended].mean()) if (~ended).any() else float("nan"),
+        at_ends=float(chance[ended].mean()) if ended.any() else None,
+        before_ends=float(chance[~ended].mean()) if (~ended).any() else None,
         brier=float(((chance - ended) ** 2).mean()),
         brier_constant=float(((rate - ended) ** 2).mean()),
-        real_turns=float(np.mean([len(row) for row in probabilities])),
-        predicted_turns=float(np.mean([_expected_turns(row) for row in probabilities])),
+        real_turns=float(np.mean([len(row) for row in whole])) if whole else None,
+        predicted_turns=float(np.mean([_expected_turns(row) for row in whole])) if whole else None,
         bins=[(float(chance[part].mean()), float(ended[part].mean()), len(part)) for part in order],
     )
 

@@ -282,6 +282,35 @@ def held_out(results: Report | None, stage: str) -> HeldOut | None:
     )
 
 
+def endings(reports: Mapping[str, Report], results: Report | None) -> list[str]:
+    """Whether the asker ended dialogues, and how likely it is to where people did: one sentence of
+    the rollout's report, one of the results; none where nothing was recorded."""
+    sentences = []
+    ends = first(reports.get("rollout"), "end_reasons") or {}
+    dialogues = sum(ends.values())
+    if dialogues:
+        ended = ends.get("end_mark", 0)
+        sentences.append(
+            f"The asker ended {ended} of {dialogues} dialogues itself"
+            + (", so its end was not seen." if not ended else ".")
+        )
+    ending = first(results, "ending") or {}
+    if "missing" in ending:
+        sentences.append(f"How likely it is to end was not measured: {ending['missing']}.")
+    elif ending:
+        at, on = (_probability(ending[key]) for key in ("at_ends", "before_ends"))
+        sentences.append(
+            f"After an answer it ends with probability {at} where people ended and {on} where they "
+            f"went on (mean over {ending['chances']} answers in {ending['conversations']} held-out "
+            f"conversations; people ended at {ending['real_rate']:.0%} of them)."
+        )
+    return sentences
+
+
+def _probability(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2g}"
+
+
 def mean_turns(report: Report) -> float | None:
     """Mean human turns per conversation out of a report's histogram (turns → rows)."""
     turns = {int(n): rows for n, rows in (first(report, "human_turns") or {}).items()}

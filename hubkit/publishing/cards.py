@@ -181,6 +181,7 @@ def _model(facts: CardFacts, recipe: Recipe, kind: metadata.TrainedKind) -> Valu
         "told": filled_in(training.system or "", "intent", _INTENT) if kind == "asker" else None,
         "sampling": seat.sampling,
         "held_out": read.held_out(facts.results, kind),
+        "endings": read.endings({}, facts.results) if kind == "asker" else [],
         "settings": [(name, _plain(value), None if full is None else _plain(full), ours)
                      for name, value, full, ours in settings],
         "training": _measured(report),
@@ -320,6 +321,7 @@ def _dialogues(facts: CardFacts, recipe: Recipe) -> Values:
         "funnel": read.funnel(curated),
         "drops": read.drops(curated),
         "nothing_dropped": curated.get("dropped") == 0,
+        "endings": read.endings(facts.reports, None) if recipe.asker.end_mark else [],
         "ends": sorted(
             ((k, v) for k, v in ends.items() if isinstance(v, int)), key=lambda kv: -kv[1]
         ),

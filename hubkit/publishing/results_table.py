@@ -31,7 +31,7 @@ def render(results: Mapping[str, Any]) -> bytes:
             ("n", pa.int64()),
             ("unit", pa.string()),
         ],
-        [*_losses(results), *_scorecard(results), *_against(results)],
+        [*_losses(results), *_ends(results), *_scorecard(results), *_against(results)],
     )
 
 
@@ -58,6 +58,17 @@ def _losses(results: Mapping[str, Any]) -> Iterator[_Row]:
         for arm in held_out.against:
             yield arm.arm + " of " + seat, loss, None, arm.loss, None, None, n, unit
             yield seat, f"{loss}, difference", arm.arm, arm.difference, arm.low, arm.high, n, unit
+
+
+def _ends(results: Mapping[str, Any]) -> Iterator[_Row]:
+    found = results.get("ending") or {}
+    if "missing" in found or not found:
+        return
+    counts = {"at_ends": found["ends"], "before_ends": found["chances"] - found["ends"]}
+    places = {"at_ends": "where people ended", "before_ends": "where people went on"}
+    for key, n in counts.items():
+        name = f"probability of its end {places[key]}"
+        yield "asker", name, None, found[key], None, None, n, "probability"
 
 
 def _scorecard(results: Mapping[str, Any]) -> Iterator[_Row]:

@@ -55,7 +55,7 @@ def arguments(
             "corpus.filters": [],
             "corpus.openings": 8,
             "corpus.test": 4,
-            "asker": {"base": base, "seat": "user", "lora": lora, "sft": SFT},
+            "asker": {"base": base, "seat": "user", "lora": lora, "sft": SFT, "end_mark": "[bye]"},
             "chat": {"base": base, "seat": "assistant", "lora": lora, "sft": SFT},
             "rollout.asker": {"repo": "asker", "endpoints": [asker.url]},
             "rollout.chat": {"repo": base, "endpoints": [chat.url]},
@@ -183,6 +183,22 @@ def test_cards_lint_and_name_what_is_there(loop: dict[str, Any], repo: Kind, kin
     assert lint(card, repo, files=files) == []
     assert ("## Reward, before and after" if repo == "reinforced" else "| reinforced |") in card
     assert "against.png" in files or repo == "reinforced"
+
+
+def test_the_asker_s_end_is_measured_and_said(stages: dict[str, Any]) -> None:
+    ending = stages["eval"]["report"]["ending"]
+    assert ending["chances"] > 0 and 0 < ending["predicted_rate"] < 1
+    hub = connect()
+    for repo, kind, said in (
+        ("asker", "model", "After an answer it ends with probability"),
+        (
+            "dialogues",
+            "dataset",
+            "The asker ended 0 of 6 dialogues itself, so its end was not seen",
+        ),
+    ):
+        ref = hub.resolve(hub.qualify(f"reinforcing-{repo}"), repo_type=kind)
+        assert said in hub.read(ref, "README.md").decode()
 
 
 def test_a_second_run_does_nothing(arguments: tuple[list[str], Any], loop: Any, cli: Any) -> None:

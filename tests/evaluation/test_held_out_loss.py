@@ -121,7 +121,7 @@ def test_an_end_is_predicted_under_the_conversation_s_intent(tmp_path, base):
 
     by_hand = Training(**values, system="You want to find out about rye.")
     assert at_ends(block, "rye") == at_ends(by_hand, "none") != at_ends(block, "loaf")
-    with pytest.raises(SourceError, match="no held-out conversation ends on an answer"):
+    with pytest.raises(SourceError, match="no held-out conversation that ends on an answer"):
         at_ends(block, "none")
 
 
@@ -208,6 +208,9 @@ def test_calibration_figures_are_what_they_say():
     )
     flat = summarise([[0.5, 0.5], [0.5, 0.5]])
     assert flat.brier == flat.brier_constant == 0.25 and flat.predicted_turns == 1.5
+    cut = summarise([[0.5, 0.25], [0.75]], cut={0})
+    assert (cut.ends, cut.chances, cut.at_ends, cut.before_ends) == (1, 3, 0.75, 0.375)
+    assert (cut.real_turns, summarise([[0.5]], cut={0}).at_ends) == (1.0, None)
 
 
 def test_only_the_same_conversations_can_be_compared():

@@ -252,6 +252,28 @@ def test_configs_name_only_the_files_that_are_there() -> None:
     assert [s["split"] for s in splits] == ["train", "openings", "test"]
 
 
+def test_cards_say_whether_the_asker_ends_and_how_likely_it_is_to() -> None:
+    ending = {"at_ends": 0.125, "before_ends": 0.03125, "chances": 40, "conversations": 20,
+              "real_rate": 0.25}  # fmt: skip
+    told = facts("asker", "userlm", results={**RESULTS, "ending": ending})
+    assert (
+        "After an answer it ends with probability 0.12 where people ended and 0.031 where they "
+        "went on (mean over 40 answers in 20 held-out conversations; people ended at 25% of them)."
+    ) in render(told)
+    why = {"ending": {"missing": "no conversation fits"}}
+    unknown = facts("asker", "userlm", results={**RESULTS, **why})
+    assert "to end was not measured: no conversation fits." in render(unknown)
+    seen = "The asker ended 0 of 24 dialogues itself, so its end was not seen."
+    assert seen in render(facts("dialogues", "userlm"))
+    ends = {
+        **REPORTS,
+        "rollout": {**REPORTS["rollout"], "end_reasons": {"end_mark": 6, "turns": 18}},
+    }
+    ended = render(facts("dialogues", "userlm", reports=ends))
+    assert "The asker ended 6 of 24 dialogues itself." in ended and seen not in ended
+    assert "dialogues itself" not in render(facts("dialogues", "parrot"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_configs_of_a_repo_are_files_of_one_format(kind: Kind) -> None:
     assert len(formats(render(facts(kind)))) <= 1
@@ -268,7 +290,8 @@ def test_what_stands_beside_a_results_table_is_read_by_its_own_config(tmp_path: 
         pq.write_table(pa.Table.from_pylist([row]), path)
     for name in ("results.json", "provenance.json"):  # of other shapes, and in no config
         (tmp_path / name).write_text(f'{{"{name}": [1]}}')
-    content = results_table.render({**RESULTS, "against": table.to_dict()})
+    ending = {"at_ends": 0.5, "before_ends": 0.25, "ends": 3, "chances": 9}
+    content = results_table.render({**RESULTS, "against": table.to_dict(), "ending": ending})
     (tmp_path / results_table.PATH).write_bytes(content)
     files = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()]
     (tmp_path / "README.md").write_text(render(facts("results", files=files)))
@@ -283,6 +306,8 @@ def test_what_stands_beside_a_results_table_is_read_by_its_own_config(tmp_path: 
     difference = numbers["asker", "held-out loss, difference", "base"]
     assert difference == (-0.8642, -0.95, -0.77, 2)
     assert numbers["chat", "reward with asker", None][0] == -2.5
+    went_on = "probability of its end where people went on"
+    assert numbers["asker", went_on, None] == (0.25, None, None, 6)
     assert {model for model, *_ in numbers} >= {"asker", "chat", "aligned", "base of asker"}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit import evaluation
+from hubkit.errors import SourceError
 from hubkit.evaluation.scorecard import HeldOutFiles, scorecard
 from hubkit.hub import Hub, Ref
 from hubkit.metrics import scorecards
@@ -61,6 +62,8 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
         seed=recipe.seed,
         progress=dirs.progress,
     )
+    if recipe.asker.end_mark:
+        results["ending"] = _ending(context, refs, held_out, dirs)
     if block := recipe.eval.scorecard:
         results["scorecard"] = _scorecard(
             context, block, refs, held_out, object_in(results, "asker"), dirs
@@ -91,6 +94,23 @@ def _candidates(context: RunContext, refs: Mapping[str, Ref]) -> dict[str, evalu
             recipe.chat, base, folders["aligned"], rivals={"chat": folders["chat"]}
         )
     return candidates
+
+
+def _ending(
+    context: RunContext, refs: Mapping[str, Ref], held_out: list[Path], dirs: StageDirs
+) -> JsonObject:
+    """How likely the asker ends where people did, and where they went on; ``missing`` says why that
+    is not known."""
+    recipe = context.recipe
+    base, trained = (
+        context.hub.snapshot(refs[name], allow_patterns=WEIGHTS) for name in ("asker base", "asker")
+    )
+    try:
+        return evaluation.termination(
+            recipe.eval, recipe.asker, base, trained, held_out, progress=dirs.progress
+        ).to_dict()
+    except SourceError as error:
+        return {"missing": str(error)}
 
 
 def _scorecard(
