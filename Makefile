@@ -70,6 +70,7 @@ chaos: $(READY) ## drivers, Hubs, pushes and trainers killed at any moment, disk
 
 bench: $(READY) ## measure, side by side with the alternatives (QUESTIONS=folder of benchmarks' questions)
 	$(BIN)/python -m pytest -m bench --timeout 7200 tests/bench
+	$(BIN)/python tests/bench/engine_architectures.py
 	$(BIN)/python tests/bench/steps.py $(QUESTIONS)
 	$(BIN)/python tests/bench/plans.py
 	$(FIGURES)

@@ -175,7 +175,12 @@ def refusing_remote_code(model: str) -> Iterator[None]:
     except ValueError as error:
         if isinstance(error, HubkitError) or "trust_remote_code" not in str(error):
             raise
-        raise RemoteCodeError(
-            f"{model} loads only by running code out of its own repo, which hubkit never does; "
-            f"take a model whose architecture transformers knows"
-        ) from None
+        raise RemoteCodeError(brings_code(model)) from None
+
+
+def brings_code(model: str) -> str:
+    """The sentence for a model that loads only by code of its own."""
+    return (
+        f"{model} loads only by running code out of its own repo, which hubkit never does; "
+        "take a model whose architecture transformers knows"
+    )

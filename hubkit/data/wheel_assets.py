@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hubkit.errors import HubError, SourceError
 from hubkit.progress import Progress, silent
@@ -207,18 +208,10 @@ def dequantised_smollm2(gguf: Path, out: Path) -> None:
     """Write SmolLM2-135M-Instruct as a normal model folder (bf16 safetensors) from its Q4_1 GGUF
     file.
 
-    Transformers reads GGUF, but what it loads cannot be saved again, so configuration and weights
-    are written here: the weights are de-quantised Q4_1 values, not the original ones. The
-    tokenizer's digit splitting, which a GGUF names only by the word ``smollm``, is put back."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    import torch
-    from safetensors.torch import save_file
+    The tokenizer's digit splitting, which a GGUF names only by the word ``smollm``, is put back."""
     from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    tokenizer = load_tokenizer(gguf.parent, gguf_file=gguf.name)
+    tokenizer = _tokenizer_in(gguf)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
@@ -227,21 +220,68 @@ def dequantised_smollm2(gguf: Path, out: Path) -> None:
     )
     tokenizer.model_max_length = 8192
     tokenizer.save_pretrained(out)
+    _write_weights(gguf, out, "LlamaForCausalLM", bos=1, ends=[2], pad=2)
+
+
+def dequantised_qwen2(gguf: Path, out: Path) -> None:
+    """Write a Qwen2.5 Instruct model as a normal model folder (bf16 safetensors) from its GGUF
+    file."""
+    tokenizer = _tokenizer_in(gguf)
+    tokenizer.model_max_length = 32768
+    tokenizer.save_pretrained(out)
+    text_end, turn_end = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"])
+    _write_weights(
+        gguf, out, "Qwen2ForCausalLM", bos=text_end, ends=[turn_end, text_end], pad=text_end
+    )
+
+
+def _tokenizer_in(gguf: Path) -> Any:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return load_tokenizer(gguf.parent, gguf_file=gguf.name)
+
+
+def _write_weights(
+    gguf: Path, out: Path, architecture: str, *, bos: int, ends: list[int], pad: int
+) -> None:
+    """Write configuration, weights and generation defaults of the model in `gguf`.
+
+    Transformers reads GGUF, but what it loads cannot be saved again, so they are written here: the
+    weights are de-quantised values, not the original ones."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, trust_remote_code=False
     )
     config = model.config
     del config.quantization_config
-    config.architectures, config.dtype = ["LlamaForCausalLM"], "bfloat16"
+    config.architectures, config.dtype = [architecture], "bfloat16"
     config.save_pretrained(out)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     weights = {
-        k: v.to(torch.bfloat16).contiguous()
-        for k, v in model.state_dict().items()
-        if k != "lm_head.weight"
+        name: values.to(torch.bfloat16).contiguous()
+        for name, values in model.state_dict().items()
+        if name not in tied
     }
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2).save_pretrained(out)
+    end = ends[0] if len(ends) == 1 else ends
+    GenerationConfig(bos_token_id=bos, eos_token_id=end, pad_token_id=pad).save_pretrained(out)
+
+
+def _qwen_coder(repo_id: str, lay_out: Callable[[Path, Path], None]) -> Import:
+    return Import(
+        repo_id,
+        "model",
+        QWEN_CODER_GGUF[0],
+        lay_out,
+        more=QWEN_CODER_GGUF[1:],
+        file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    )
 
 
 IMPORTS = {
@@ -249,14 +289,7 @@ IMPORTS = {
     for asset in (
         Import("HuggingFaceTB/SmolLM2-135M-Instruct", "model", SMOLLM2, dequantised_smollm2),
         Import("anon8231489123/ShareGPT_Vicuna_unfiltered", "dataset", SHAREGPT, lay_out_file),
-        Import(
-            "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF",
-            "model",
-            QWEN_CODER_GGUF[0],
-            lay_out_file,
-            more=QWEN_CODER_GGUF[1:],
-            file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-            sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-        ),
+        _qwen_coder("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", lay_out_file),
+        _qwen_coder("Qwen/Qwen2.5-Coder-0.5B-Instruct", dequantised_qwen2),
     )
 }

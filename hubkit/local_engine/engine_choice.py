@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from hubkit.errors import EngineError
+from hubkit.errors import HubkitError, RemoteCodeError, brings_code
 from hubkit.local_engine import llamacpp_source
 from hubkit.local_engine.engine import UnsupportedModelError
 from hubkit.local_engine.gguf_lora import check_adapter
@@ -56,7 +56,17 @@ def engine_for(
 
     Raises:
         EngineError: There is no readable configuration.
+        RemoteCodeError: Neither engine computes the model without code out of its repo.
     """
+    choice = _engine_for(folder, adapters, context, cache_dir)
+    if choice.engine == "transformers":
+        _refuse_code(folder)
+    return choice
+
+
+def _engine_for(
+    folder: Path, adapters: tuple[Path, ...], context: int, cache_dir: Path | None
+) -> EngineChoice:
     if folder.suffix == ".gguf" or (any(folder.glob("*.gguf")) and not _has_config(folder)):
         return EngineChoice("llamacpp", "a GGUF file is llama.cpp's own format")
     config = read_config(folder)
@@ -69,6 +79,17 @@ def engine_for(
     except UnsupportedModelError as error:
         return EngineChoice("transformers", str(error))
     return EngineChoice("llamacpp", reason)
+
+
+def _refuse_code(folder: Path) -> None:
+    """Raise `RemoteCodeError` for a model that brings its architecture as code."""
+    config = read_config(folder)
+    if not config.get("auto_map"):
+        return
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise RemoteCodeError(brings_code(str(folder)))
 
 
 def converts_here(config: JsonObject) -> bool:
@@ -174,7 +195,7 @@ def main() -> int:
                 cache_dir=Path(arguments["cache_dir"]) if "cache_dir" in arguments else None,
             )
             print(json.dumps({"engine": choice.engine, "reason": choice.reason}))
-        except EngineError as error:
+        except HubkitError as error:
             print(json.dumps({"error": str(error)}))
     return 0
 

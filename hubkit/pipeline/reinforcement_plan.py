@@ -18,10 +18,10 @@ from hubkit.pipeline.stages.reinforce import reinforce_block
 from hubkit.pipeline.training_plan import base_shape
 from hubkit.recipe import Recipe, Reinforce, SeatConfig
 from hubkit.serving.budget import check_prices
-from hubkit.training.checks import check_all
 from hubkit.training.config import grpo_config, model_options
 from hubkit.training.estimate import duration, memory_gib, peak_tflops
 from hubkit.training.plan import local_device, size_of
+from hubkit.training.trial import check_training
 from hubkit.untrusted import JsonObject
 
 _VERDICT_TOKENS = 150  # of a judge's reply, at most its limit
@@ -98,7 +98,8 @@ def plan_reinforcement(
         base, shape_notes, shape_refusals = base_shape(hub, recipe.chat, Path(scratch))
         adapter = recipe.chat if recipe.chat.lora is not None else block
         size = size_of(base, adapter, reference="adapter" if adapter is recipe.chat else "base")
-        findings = check_all(block, base, options=model_options(block))
+        here = name in local_device()[0]
+        findings = check_training(block, base, config, options=model_options(block), here=here)
     steps = reinforcement.steps(config, block.openings) if not refusals else 0
     each = config.generation_batch_size / reinforcement.updates_per_generation(config)
     conversations = round(steps * each) + 2 * block.held_out

@@ -92,16 +92,19 @@ def before(
 
 
 def _look_ahead(stage: Stage, context: RunContext) -> None:
-    """Look for what `stage` reads that no stage makes, so that a misspelt repo is told now and not
-    hours from now.
+    """Look for what `stage` reads that no stage makes, so that a misspelt repo, or a base whose
+    template cannot be used, is told now and not hours from now.
 
-    Raises what its inputs raise (`RepoMissingError`, `SourceError`); what would be imported first
-    is taken to be there."""
+    Raises what its inputs raise (`RepoMissingError`, `SourceError`) and its own look ahead; what
+    would be imported first is taken to be there."""
     yet_to_come = {
         s.name: Ref(s.repo_id(context), s.repo_type, "") for s in stages_of(context.recipe)
     }
     with suppress(WouldImport):
-        stage.inputs(replace(context, commits=yet_to_come | context.commits), refuse_import)
+        coming = replace(context, commits=yet_to_come | context.commits)
+        inputs = stage.inputs(coming, refuse_import)
+        if stage.look_ahead is not None:
+            stage.look_ahead(coming, inputs)
 
 
 def _note_if_done(stage: Stage, context: RunContext) -> None:

@@ -163,8 +163,9 @@ class Stage:
     `outgrown` says of a recipe and a record whether a cap ended it that the recipe has raised
     since: then it is not done. `replace` are the repo paths that belong to this stage alone: those
     not built again are deleted by its commit. `settle` removes what the stage kept for itself while
-    it was built; it is called when the commit exists. `needs` names the block without which a
-    recipe does not have this stage."""
+    it was built; it is called when the commit exists. `look_ahead` raises what building it would
+    raise, where that is known before the stages ahead of it have run. `needs` names the block
+    without which a recipe does not have this stage."""
 
     name: str
     repo: str
@@ -176,6 +177,7 @@ class Stage:
     tagged: bool = False
     settle: Callable[[RunContext, dict[str, Ref]], None] | None = None
     outgrown: Callable[[Recipe, StageRecord], bool] | None = None
+    look_ahead: Callable[[RunContext, dict[str, Ref]], None] | None = None
     needs: str = ""
 
     def repo_id(self, context: RunContext) -> str:

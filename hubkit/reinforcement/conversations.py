@@ -80,6 +80,7 @@ class Talk:
     asker: str
     transcript: Transcript
     messages: list[Message]
+    turn_marks: tuple[str, ...] = ()
     logprobs: list[float] = field(default_factory=list)
     cut_off: int = 0
     end_reason: str = ""
@@ -96,7 +97,7 @@ class Talk:
         opening = self.opening
         return Episode(
             self.key, self.messages, self.end_reason, opening.intent, opening.next_turn, self.asker,
-            self.cut_off,
+            self.cut_off, self.turn_marks,
         )  # fmt: skip
 
 
@@ -220,7 +221,9 @@ class Conversations:
         names = sorted(self._askers)
         index = _draw(self._seed, group, opening.id) % len(names)
         messages: list[Message] = [{"role": "user", "content": opening.text}]
-        return Talk(key, opening, names[index], self._printer.open(messages), messages)
+        transcript = self._printer.open(messages)
+        marks = self._printer.turn_marks
+        return Talk(key, opening, names[index], transcript, messages, marks)
 
     def _answer(self, talks: Sequence[Talk], position: str, generate: Generate) -> None:
         """The policy's next answer in each of `talks`: from the journal, or sampled."""

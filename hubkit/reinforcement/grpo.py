@@ -33,7 +33,6 @@ from hubkit.reinforcement.transcript import TranscriptPrinter
 from hubkit.serving.reply_journal import JournalSpec
 from hubkit.statistics import Bootstrap
 from hubkit.tokenization import load_tokenizer
-from hubkit.training.checks import check_all
 from hubkit.training.config import grpo_config, lora_config, model_options
 from hubkit.training.loading import (
     ChatWeights,
@@ -44,6 +43,7 @@ from hubkit.training.loading import (
 from hubkit.training.process import Rows
 from hubkit.training.report import versions
 from hubkit.training.trainer import NoTelemetry
+from hubkit.training.trial import check_training
 from hubkit.untrusted import JsonObject
 
 BEFORE, AFTER = "before", "after"
@@ -135,7 +135,8 @@ class GRPOTask(ChatWeights):
         config.reward_weights = [term.weight for term in self.block.rewards]
         config.max_steps = steps(config, len(self.openings))
         TranscriptPrinter(self.templates, self.tokenizer, self.system)
-        findings = check_all(self.block, self.start, options=model_options(self.block))
+        options = model_options(self.block)
+        findings = check_training(self.block, self.start, config, options=options)
         findings.require()
         return config, [*notes, *findings.notes]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hubkit.errors import RecipeError
 from hubkit.reinforcement.rewards import Episode, Scorer, register
 
@@ -33,21 +35,23 @@ def length(words: int = 300, over: float = 1.0) -> Scorer:
 @register
 def format() -> Scorer:
     """Penalises broken answers: minus the share of answers that are empty, cut off by their token
-    limit, speak for the user, hold a template's marks, or repeat an earlier answer word for word.
+    limit, speak for the user, hold marks of a template (the usual ones', or the chat model's
+    own), or repeat an earlier answer word for word.
     """
 
     def score(episode: Episode) -> float:
         answers = episode.answers
-        broken = sum(_is_broken(text, answers[:index]) for index, text in enumerate(answers))
+        marks = (*_MARKS, *episode.turn_marks)
+        broken = sum(_is_broken(text, answers[:index], marks) for index, text in enumerate(answers))
         return -min(1.0, (broken + episode.cut_off) / max(len(answers), 1))
 
     return score
 
 
-def _is_broken(text: str, earlier: list[str]) -> bool:
+def _is_broken(text: str, earlier: list[str], marks: Sequence[str]) -> bool:
     return (
         not text.strip()
-        or any(mark in text for mark in _MARKS)
+        or any(mark in text for mark in marks)
         or any(line.startswith(_LABELS) for line in text.splitlines())
         or text.split() in [answer.split() for answer in earlier]
     )

@@ -42,6 +42,8 @@ class Episode:
             opening is from; None where that is not known.
         asker: The name of the asker.
         cut_off: How many answers ran into their token limit.
+        turn_marks: The control tokens that open turns of the chat model's template, where it is
+            known; the same in all conversations of a run, so not part of `to_dict`.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Episode:
     next_turn: str | None = None
     asker: str = ""
     cut_off: int = 0
+    turn_marks: tuple[str, ...] = ()
 
     @property
     def answers(self) -> list[str]:
@@ -59,7 +62,9 @@ class Episode:
 
     def to_dict(self) -> JsonObject:
         """Plain data."""
-        return asdict(self)
+        facts = asdict(self)
+        del facts["turn_marks"]
+        return facts
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,9 @@ class TranscriptPrinter:
         tokenizer: Its tokenizer.
         system: The chat model's system message.
 
+    Attributes:
+        turn_marks: The control tokens that open turns of the template.
+
     Raises:
         TemplateError: The template prints earlier answers differently from the last one, so no one
             sequence of tokens is what every answer was written after.
@@ -70,6 +73,7 @@ class TranscriptPrinter:
                 "chat.template: NAME of a template without thinking, or train another base"
             )
         self._templates, self._tokenizer = templates, tokenizer
+        self.turn_marks = templates.turn_marks
         self._head: list[Message] = [{"role": "system", "content": system}] if system else []
 
     def open(self, messages: Sequence[Message]) -> Transcript:

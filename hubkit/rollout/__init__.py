@@ -105,7 +105,7 @@ def run(
         rows = shards.Rows(block, seed=seed, digest=digest, provenance=provenance)
         driven = ray_driver.drive if block.on == "ray" else drive
         session = driven(block, openings, state, rows, folder, seats, watch or Watch())
-        return report(block, state, rows, out, session)
+        return report(block, state, rows, out, session, turn_marks=seats.turn_marks)
 
 
 def holds_more(journal: Path, digest: str, dialogues: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,16 @@ from hubkit.rollout.state import State
 
 
 def report(
-    block: Rollout, state: State, rows: shards.Rows, out: Path, session: Session
+    block: Rollout,
+    state: State,
+    rows: shards.Rows,
+    out: Path,
+    session: Session,
+    *,
+    turn_marks: Collection[str] = (),
 ) -> RolloutReport:
     """Put the run's dialogues into `out`, and report what they are and what they took, also in
-    ``out/report.json``.
+    ``out/report.json``; `turn_marks` are those of the seats' templates.
 
     Raises `EmptyRolloutError` when there are none.
     """
@@ -63,6 +70,7 @@ def report(
         seconds=round(state.spent.seconds, 3),
         session=session.facts,
         damaged_records=state.damaged_records,
+        turn_marks=sorted(turn_marks),
         shards=[f"data/{path.name}" for path in paths],
         digest=state.digest,
     )

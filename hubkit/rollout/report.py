@@ -60,7 +60,8 @@ class RolloutReport:
     empty. `unfinished` dialogues stay in the journal. `retries`: failed checks by kind; `errors`:
     transport errors of this session by kind; `refused`: requests that a server refused for good, by
     status; `thinking`: answers by seat that came after thinking; `models`: answers by seat and by
-    the name that the server gave its model."""
+    the name that the server gave its model; `turn_marks`: the control tokens that open turns of
+    either seat's template, where it is known."""
 
     dialogues: int
     wanted: int
@@ -82,6 +83,7 @@ class RolloutReport:
     damaged_records: int
     thinking: dict[str, int] = field(default_factory=dict)
     models: dict[str, dict[str, int]] = field(default_factory=dict)
+    turn_marks: list[str] = field(default_factory=list)
     shards: list[str] = field(default_factory=list)
     digest: str = ""
 

@@ -39,6 +39,11 @@ class Seats:
     asker: ServedModel
     chat: ServedModel
 
+    @property
+    def turn_marks(self) -> frozenset[str]:
+        """The control tokens that open turns of either seat's template, where it is known."""
+        return frozenset((*self.asker.turn_marks, *self.chat.turn_marks))
+
 
 @dataclass(frozen=True, slots=True)
 class Watch:
@@ -102,7 +107,7 @@ def drive(
                 rows=rows,
                 endpoints=endpoints,
                 on_shard=watch.on_shard,
-                turn_marks=frozenset((*seats.asker.turn_marks, *seats.chat.turn_marks)),
+                turn_marks=seats.turn_marks,
             )
             await _watched(driver, endpoints, coming, block, watch.progress, watch.on_status)
             adaptations = [a for endpoint in endpoints.values() for a in endpoint.adaptations]

@@ -30,6 +30,11 @@ class Findings:
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def add(self, others: Findings) -> None:
+        """Take in what another check found."""
+        self.refusals += others.refusals
+        self.notes += others.notes
+
     def require(self) -> None:
         """Raise `RecipeError` with every refusal, if there is one."""
         if self.refusals:
@@ -43,6 +48,7 @@ def check_all(
     options: Mapping[str, Any],
     templates: SeatTemplates | None = None,
     model: Any = None,
+    here: bool = True,
 ) -> Findings:
     """Every check that needs no data, in one.
 
@@ -51,17 +57,18 @@ def check_all(
         base: The folder of the model to train.
         options: Its ``model_init_kwargs``.
         templates: How the base prints conversations; None: not looked at.
-        model: The base on the meta device, where there is one already."""
+        model: The base on the meta device, where there is one already.
+        here: Whether this machine trains: elsewhere its packages and its GPU do not matter."""
     findings = check_base(block, base)
     if findings.refusals:
         return findings
-    parts = [check_lora(block, meta_model(base) if model is None else model)]
-    parts.append(check_attention(options))
+    model = meta_model(base) if model is None else model
+    findings.add(check_lora(block, model))
+    findings.add(check_attention(options, model, here=here))
+    if here:
+        findings.add(check_quantize(block))
     if templates is not None:
-        parts.append(check_marks(block, base, templates))
-    for part in parts:
-        findings.refusals += part.refusals
-        findings.notes += part.notes
+        findings.add(check_marks(block, base, templates))
     return findings
 
 
@@ -78,7 +85,8 @@ def meta_model(base: Path) -> Any:
             config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise SourceError(
-            f"{base} holds no config.json that transformers reads ({error})"
+            f"{base} holds no config.json that transformers reads ({error}); a base is a whole "
+            "model in safetensors: GGUF files and adapters are served, and not trained"
         ) from None
     try:
         with torch.device("meta"), refusing_remote_code(str(base)):
@@ -123,16 +131,8 @@ def check_lora(block: Training | Preference | Reinforce, model: Any) -> Findings
                 f"lora.{key} names {', '.join(missing)}, and no module of the base ends so; its "
                 f"linear modules are {', '.join(linear)}"
             )
-    targets = lora.get("target_modules")
-    heads = [t for t in targets if "lm_head" in t] if isinstance(targets, list) else []
-    if heads and model.config.get_text_config().tie_word_embeddings:
-        findings.refusals.append(
-            "lora.target_modules names lm_head, which shares its weights with the embedding here, "
-            "so a merged model would read differently too; leave it out, or train both with "
-            "lora.modules_to_save: [embed_tokens, lm_head] and lora.ensure_weight_tying: true"
-        )
-    if not findings.refusals and (reason := _not_adapted(block, model)):
-        findings.refusals.append(f"lora cannot be put on this base: {reason}")
+    if not findings.refusals:
+        findings.refusals += _unadaptable(block, model)
     if lora.get("modules_to_save"):
         findings.notes.append(
             "lora.modules_to_save stores whole modules in the adapter; servers that take only "
@@ -237,10 +237,26 @@ def printed_tokens(templates: SeatTemplates) -> list[str]:
     return sorted(token for token in templates.tokens if token in source)
 
 
-def check_attention(options: Mapping[str, Any]) -> Findings:
-    """Whether the attention that ``model_init_kwargs`` asks for can run here."""
+def check_quantize(block: Training | Preference | Reinforce) -> Findings:
+    """Whether four bits can be trained on here."""
     import torch
 
+    findings = Findings()
+    if not isinstance(block, Training) or block.quantize is None:
+        return findings
+    if not torch.cuda.is_available():
+        findings.refusals.append(
+            "quantize: 4bit needs a CUDA GPU, and this machine has none; remove it to train in "
+            "float32"
+        )
+    elif importlib.util.find_spec("bitsandbytes") is None:
+        findings.refusals.append("quantize: 4bit needs bitsandbytes: pip install bitsandbytes")
+    return findings
+
+
+def check_attention(options: Mapping[str, Any], model: Any, *, here: bool = True) -> Findings:
+    """Whether the attention that ``model_init_kwargs`` asks for is one that `model` has, and can
+    run here."""
     findings = Findings()
     allowed = {"attn_implementation"}
     if extra := sorted(options.keys() - allowed):
@@ -249,29 +265,56 @@ def check_attention(options: Mapping[str, Any]) -> Findings:
             "attn_implementation is passed on"
         )
     name = options.get("attn_implementation")
-    if not isinstance(name, str) or "flash" not in name:
-        return findings
-    if not torch.cuda.is_available():
-        findings.refusals.append(
-            f"attn_implementation: {name} needs a CUDA GPU, and this machine has none; write sdpa"
-        )
-    elif "/" not in name and importlib.util.find_spec("flash_attn") is None:
-        findings.refusals.append(
-            f"attn_implementation: {name} needs the package flash-attn: pip install flash-attn; or "
-            "write sdpa"
-        )
+    if name is not None and (reason := _not_attending(str(name), model, here=here)):
+        findings.refusals.append(f"attn_implementation: {name} {reason}; write sdpa or eager")
     return findings
 
 
-def _not_adapted(block: Training | Preference | Reinforce, model: Any) -> str | None:
-    """Why PEFT cannot put the block's adapter on `model`, in its own words."""
+def _not_attending(name: str, model: Any, *, here: bool) -> str | None:
+    """Why `model` cannot be trained with the attention `name`, on this machine where `here`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if "/" in name:
+        return "names code in a repo, which hubkit never runs"
+    if "|" in name:
+        return "is for serving alone"
+    if here and name.startswith(("flash", "flex")) and not torch.cuda.is_available():
+        return "needs a CUDA GPU, and this machine has none"
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(
+                copy.deepcopy(model.config), attn_implementation=name, trust_remote_code=False
+            )
+    except ImportError as error:
+        return f"needs a package: {error}" if here else None
+    except ValueError as error:
+        return f"is none that this base has ({str(error).split('. ')[0]})"
+    return None
+
+
+def _unadaptable(block: Training | Preference | Reinforce, model: Any) -> list[str]:
+    """Why the block's adapter cannot be put on `model`: in PEFT's own words, or because it would
+    change one of two modules that share their weights."""
     from peft import get_peft_model
 
     try:
-        get_peft_model(copy.deepcopy(model), lora_config(block, model))
+        adapted = get_peft_model(copy.deepcopy(model), lora_config(block, model))
     except (ValueError, TypeError, NotImplementedError) as error:
-        return str(error)
-    return None
+        return [f"lora cannot be put on this base: {error}"]
+    if not model.config.get_text_config().tie_word_embeddings:
+        return []
+    ends = {id(model.get_input_embeddings()): "input", id(model.get_output_embeddings()): "output"}
+    names = [name for name, module in model.named_modules() if id(module) in ends]
+    shared = [name for name in names if name in adapted.base_model.targeted_module_names]
+    if not shared:
+        return []
+    return [
+        f"lora.target_modules names {', '.join(shared)}, and the embedding and the head share "
+        "their weights here, so a merged model would be another one than what was trained; leave "
+        "it out, or train both with lora.modules_to_save: [embed_tokens, lm_head] and "
+        "lora.ensure_weight_tying: true"
+    ]
 
 
 def _linear_names(model: Any) -> list[str]:

@@ -78,7 +78,8 @@ def sft_config(block: Training, work: Path, *, seed: int) -> tuple[Any, list[str
 
     check_keys("sft", block.sft, SFTConfig)
     values, notes = fit_to_machine(_without_model_options(block.sft))
-    _check_quantize(block)
+    if block.quantize and block.lora is None:
+        raise RecipeError("quantize is for adapters: 4-bit weights cannot be trained; set lora")
     os.environ.setdefault("TRACKIO_DIR", str(home() / "trackio"))
     values = {
         **_defaults(),
@@ -285,27 +286,6 @@ def _evaluation(block: Training) -> JsonObject:
         "save_strategy": "epoch",
     }
     return {"eval_strategy": "epoch", **(best if block.early_stopping else {})}
-
-
-def _check_quantize(block: Training) -> None:
-    """Raises `RecipeError` or `MissingDependencyError` where 4-bit training cannot run, before
-    anything is loaded.
-    """
-    if block.quantize is None:
-        return
-    import importlib.util
-
-    import torch
-
-    if block.lora is None:
-        raise RecipeError("quantize is for adapters: 4-bit weights cannot be trained; set lora")
-    if not torch.cuda.is_available():
-        raise RecipeError(
-            "quantize: 4bit needs a CUDA GPU, and this machine has none; remove it to train in "
-            "float32"
-        )
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingDependencyError("quantize: 4bit needs bitsandbytes: pip install bitsandbytes")
 
 
 def _build(where: str, config_class: type, values: JsonObject) -> Any:

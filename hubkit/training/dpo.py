@@ -20,7 +20,6 @@ from hubkit.conversation import Seat
 from hubkit.progress import Progress
 from hubkit.recipe import Preference
 from hubkit.tokenization import load_tokenizer
-from hubkit.training.checks import check_all
 from hubkit.training.config import dpo_config, lora_config, model_options
 from hubkit.training.identity import Base
 from hubkit.training.loading import (
@@ -32,6 +31,7 @@ from hubkit.training.loading import (
 from hubkit.training.pairs import PairEncoder, fit
 from hubkit.training.process import Rows
 from hubkit.training.trainer import NoTelemetry
+from hubkit.training.trial import check_training
 from hubkit.untrusted import JsonObject
 
 
@@ -107,7 +107,8 @@ class DPOTask(ChatWeights):
         require_context("dpo.max_length", self.start, config.max_length, "the chat model")
         lora_config(self.block)  # its mistakes are told before anything is loaded
         self.templates.require(self.seat)
-        findings = check_all(self.block, self.start, options=model_options(self.block))
+        options = model_options(self.block)
+        findings = check_training(self.block, self.start, config, options=options)
         findings.require()
         return config, [*notes, *findings.notes]
 

@@ -26,14 +26,15 @@ from hubkit.conversation import Message, Seat
 from hubkit.errors import RecipeError, SourceError, TemplateError
 from hubkit.recipe import Preference, Reinforce, Training
 from hubkit.tokenization import load_tokenizer
-from hubkit.training.checks import Findings, check_all, check_steps, meta_model
+from hubkit.training.checks import Findings, check_marks, check_steps, meta_model
 from hubkit.training.config import dpo_config, lora_config, model_options, sft_config
 from hubkit.training.estimate import GIB, Reference, Size, duration, memory_gib
 from hubkit.training.identity import Base
 from hubkit.training.launch import Launch
-from hubkit.training.loading import over_context
+from hubkit.training.loading import over_context, require_pad_token
 from hubkit.training.pairs import PairEncoder, sampled
 from hubkit.training.rows import RowMaker, RowStats, seat_view, table
+from hubkit.training.trial import check_training
 from hubkit.untrusted import JsonObject
 
 _SAMPLE = 200
@@ -136,12 +137,12 @@ def plan(
     default this machine's); `device_gib` its memory, against which the need is held. Raises
     `RecipeError` and `SourceError` as `train` does; `refusals` say what else would stop it.
     """
-    if isinstance(block, Training):
-        subject = _supervised(block, data, base.folder, seed)
-    else:
-        subject = _pairwise(block, chat, data, base.folder, seed)
-    config, amounts = subject.config, subject.amounts
     elsewhere = device is not None and device not in local_device()[0]
+    if isinstance(block, Training):
+        subject = _supervised(block, data, base.folder, seed, here=not elsewhere)
+    else:
+        subject = _pairwise(block, chat, data, base.folder, seed, here=not elsewhere)
+    config, amounts = subject.config, subject.amounts
     name, memory = (
         (device, device_gib) if device else (local_device()[0], device_gib or local_device()[1])
     )
@@ -178,13 +179,26 @@ def plan(
     return planned
 
 
-def _supervised(block: Training, data: Sequence[Path], base: Path, seed: int) -> _Subject:
+def _supervised(
+    block: Training, data: Sequence[Path], base: Path, seed: int, *, here: bool
+) -> _Subject:
     config, notes = sft_config(block, Path("unused"), seed=seed)
     model = meta_model(base)
-    findings = check_all(block, base, options=model_options(block), model=model)
+    tokenizer = load_tokenizer(base) if _has_tokenizer(base) else None
+    if tokenizer is not None:
+        require_pad_token(tokenizer)
+    findings = check_training(
+        block,
+        base,
+        config,
+        options=model_options(block),
+        tokenizer=tokenizer,
+        model=model,
+        here=here,
+    )
     findings.notes[:0] = notes
     size = _size(model, block, four_bits=bool(block.quantize))
-    template = template_plan(block, base, block.seat, findings)
+    template = template_plan(block, base, block.seat, findings, adapted_by=block)
     if data and template is not None:
         amounts = _sample(block, data, base, config.max_length, seed, template)
     else:
@@ -196,7 +210,13 @@ def _supervised(block: Training, data: Sequence[Path], base: Path, seed: int) ->
 
 
 def _pairwise(
-    block: Preference, chat: Training | None, data: Sequence[Path], base: Path, seed: int
+    block: Preference,
+    chat: Training | None,
+    data: Sequence[Path],
+    base: Path,
+    seed: int,
+    *,
+    here: bool,
 ) -> _Subject:
     """Both answers of a pair go through the model together. An adapter is held against a frozen
     copy of itself, a new one on a whole model against that model without it, and a whole model
@@ -205,13 +225,15 @@ def _pairwise(
     goes_on = chat is not None and chat.lora is not None and not chat.merge_adapter
     trained: Training | Preference = chat if goes_on and chat else block
     model = meta_model(base)
-    findings = check_all(trained, base, options=model_options(block), model=model)
+    findings = check_training(
+        trained, base, config, options=model_options(block), model=model, here=here
+    )
     findings.notes[:0] = notes
     reference: Reference = "adapter" if goes_on else "base" if trained.lora else "model"
     held_reference = None if config.precompute_ref_log_probs else reference
     size = _size(model, trained, reference=held_reference)
     seat: Seat = chat.seat if chat else "assistant"
-    template = template_plan(chat, base, seat, findings)
+    template = template_plan(chat, base, seat, findings, adapted_by=trained)
     if data and template is not None:
         amounts = _sample_pairs(block, chat, data, base, config, seed)
     else:
@@ -345,11 +367,17 @@ _SAMPLE_ROW: list[Message] = [
 
 
 def template_plan(
-    block: Training | None, base: Path, seat: Seat, findings: Findings
+    block: Training | None,
+    base: Path,
+    seat: Seat,
+    findings: Findings,
+    *,
+    adapted_by: Training | Preference | None = None,
 ) -> TemplatePlan | None:
     """How `seat` prints on `base`; None, with a refusal in `findings` where that is a fault, when
-    it cannot be known."""
-    if not any((base / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
+    it cannot be known. Where `adapted_by` says how the base is trained, whether the template's
+    marks can be learned is looked at too."""
+    if not _has_tokenizer(base):
         return None
     try:
         templates = _templates(block, base)
@@ -357,10 +385,16 @@ def template_plan(
     except TemplateError as error:
         findings.refusals.append(str(error))
         return None
+    if adapted_by is not None:
+        findings.add(check_marks(adapted_by, base, templates))
     system = block.system if block else None
     row = sample_row(templates, system, seat)
     stops = templates.stop_texts(seat)
     return TemplatePlan(templates.describe(seat), sha256, stops, list(templates.notes), row)
+
+
+def _has_tokenizer(base: Path) -> bool:
+    return any((base / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
 
 
 def sample_row(templates: SeatTemplates, system: str | None, seat: Seat = "assistant") -> str:

@@ -17,7 +17,6 @@ from hubkit.progress import Progress
 from hubkit.recipe import Training
 from hubkit.tokenization import load_tokenizer
 from hubkit.training import rows as rows_
-from hubkit.training.checks import check_all
 from hubkit.training.config import lora_config, model_options, sft_config
 from hubkit.training.loading import (
     load_base,
@@ -26,6 +25,7 @@ from hubkit.training.loading import (
 )
 from hubkit.training.process import Rows
 from hubkit.training.trainer import trainer_class
+from hubkit.training.trial import check_training
 from hubkit.untrusted import JsonObject
 
 
@@ -77,8 +77,15 @@ class SFTTask:
         require_context("sft.max_length", self.start, config.max_length, self.block.base)
         lora_config(self.block)  # its mistakes are told before anything is loaded
         self.templates.require(self.seat)
-        options = model_options(self.block)
-        findings = check_all(self.block, self.start, options=options, templates=self.templates)
+        alone = config.world_size == 1  # of several processes none makes a trainer by itself
+        findings = check_training(
+            self.block,
+            self.start,
+            config,
+            options=model_options(self.block),
+            templates=self.templates,
+            tokenizer=self.tokenizer if alone else None,
+        )
         findings.require()
         return config, [*notes, *findings.notes]
 

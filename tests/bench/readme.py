@@ -403,6 +403,26 @@ def architectures(found: Figures) -> str:
     return "\n".join(lines)
 
 
+def engine_architectures(found: Figures) -> str:
+    """The embedded engine's speed beside transformers, an architecture a row."""
+    found = found["engine_architectures"]
+    lines = [
+        "| architecture | engine | its output tokens/s | transformers `generate`, float32 | times "
+        "| load |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in found["rows"].items():
+        engine = row["engine"]
+        times = row[f"{engine}_over_generate"]
+        lines.append(
+            f"| {name} | {engine} | {middle(row[f'{engine}_tokens_per_s']):.0f} | "
+            f"{middle(row['generate_tokens_per_s']):.0f} | {times['median']:.1f} "
+            f"({times['least']:.1f} to {times['most']:.1f}) | {row['load']:.1f} |"
+        )
+    about = f"{found['about']} `{found['command']}`, on {_machine(found)}."
+    return "\n".join([*lines, "", about])
+
+
 BLOCKS: dict[str, Callable[[Figures], str]] = {
     "demo": demo,
     "plans": plans,
@@ -413,6 +433,7 @@ BLOCKS: dict[str, Callable[[Figures], str]] = {
     "train": train,
     "templates": templates,
     "architectures": architectures,
+    "engine_architectures": engine_architectures,
     "grpo": grpo,
     "asker_preference": asker_preference,
     "study": study,
@@ -425,6 +446,7 @@ OWN_TABLES: dict[str, Callable[[Figures], str]] = {
     "train_speed": train,
     "templates": templates,
     "architectures": architectures,
+    "engine_architectures": engine_architectures,
     "grpo": grpo,
     "asker_preference": asker_preference,
     "study_laptop": lambda found: study({"study_laptop": found["study_laptop"]}),

@@ -59,7 +59,10 @@ def report(name: str, **figures: Any) -> None:
         "beside transformers on the same prompts in the same run."
     )
     write(
-        "local_tgi", about, "pytest -m bench tests/bench/test_bench_local_tgi.py", {name: figures}
+        "local_tgi",
+        about,
+        "pytest -m bench tests/bench/test_bench_local_engine.py",
+        {name: figures},
     )
 
 
@@ -312,87 +315,3 @@ def test_cuda() -> None:
         speeds = [tokens_per_s(cuda.url(), questions(n, 100 * n + r)) for r in range(ROUNDS)]
         report(f"transformers engine on CUDA, bfloat16, {n} in flight", tokens_per_s=spread(speeds))
     cuda.stop()
-
-
-@pytest.mark.parametrize("architecture", ["Llama", "Qwen3", "Gemma3Text", "Granite", "Olmo2"])
-def test_engines_by_architecture(architecture: str, tmp_path: Path) -> None:
-    """Each architecture at 8 in flight: llama.cpp, this package's transformers engine, and
-    `generate` on the same prompts, one after the other in every round.
-    """
-    from support.tiny_architectures import tiny_model
-
-    size = {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 12}
-    model = tiny_model(architecture, tmp_path / "base", **size)
-    prompts_ids = [[20 + (i * k) % 400 for i in range(200)] for k in range(1, 9)]
-    engines = {
-        name: multiprocessing.get_context("spawn").Pool(1) for name in ("llamacpp", "transformers")
-    }
-    rounds = []
-    for round_ in range(ROUNDS):
-        jobs = [[round_, *ids] for ids in prompts_ids]  # no prefix of an earlier round
-        plain = generate_tokens_per_s(model, jobs)
-        speeds = {
-            name: pool.apply(engine_tokens_per_s, (name, str(tmp_path), jobs))
-            for name, pool in engines.items()
-        }
-        rounds.append((speeds["llamacpp"], speeds["transformers"], plain))
-    for pool in engines.values():
-        pool.terminate()
-    report(
-        f"{architecture}, 8 in flight",
-        llamacpp_tokens_per_s=spread(r[0] for r in rounds),
-        transformers_engine_tokens_per_s=spread(r[1] for r in rounds),
-        generate_tokens_per_s=spread(r[2] for r in rounds),
-        llamacpp_over_generate=spread(r[0] / r[2] for r in rounds),
-        transformers_engine_over_generate=spread(r[1] / r[2] for r in rounds),
-    )
-
-
-def generate_tokens_per_s(model: Any, prompts_ids: list[list[int]]) -> float:
-    """transformers' `generate` on one batch, every sequence of full length."""
-    import torch
-
-    torch.set_num_threads(os.cpu_count() or 1)
-    ids = torch.tensor(prompts_ids)
-    began = time.perf_counter()
-    with torch.inference_mode():
-        model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            min_new_tokens=NEW_TOKENS,
-            max_new_tokens=NEW_TOKENS,
-        )
-    return len(prompts_ids) * NEW_TOKENS / (time.perf_counter() - began)
-
-
-def engine_tokens_per_s(name: str, folder: str, prompts_ids: list[list[int]]) -> float:
-    """One of the embedded engines, in a process of its own, the model loaded before the clock."""
-    from hubkit.local_engine.conversion import model_to_gguf
-    from hubkit.local_engine.engine import Job, Step
-    from hubkit.local_engine.llamacpp import LlamaCppEngine
-    from hubkit.local_engine.torch_engine import TransformersEngine
-
-    base, gguf = Path(folder) / "base", Path(folder) / "base.gguf"
-    engine: Any
-    if name == "llamacpp":
-        if not gguf.exists():
-            cache = smollm2().parent / "gguf"
-            model_to_gguf(base, gguf, dtype="q8_0", context=512, cache_dir=cache)
-        engine = LlamaCppEngine(gguf, {}, parallel=8, context=512)
-    else:
-        engine = TransformersEngine(base, {}, parallel=8, context=512)
-
-    async def one(ids: list[int]) -> int:
-        steps = engine.generate(Job(ids, NEW_TOKENS))
-        return sum([isinstance(event, Step) async for event in steps])
-
-    async def everything() -> float:
-        await one([1, 2, 3])
-        began = time.perf_counter()
-        counts = await asyncio.gather(*[one(ids) for ids in prompts_ids])
-        return sum(counts) / (time.perf_counter() - began)
-
-    speed = asyncio.run(everything())
-    engine.close()
-    return speed

@@ -285,12 +285,7 @@ def test_control_tokens_in_a_calls_arguments_and_in_tools_are_text():
 
 
 def test_the_tokens_that_open_turns_are_the_derived_templates_own():
-    source = (
-        "{% for m in messages %}<~{{ m.role }}~>{{ m.content }}<~end~>{% endfor %}"
-        "{% if add_generation_prompt %}<~assistant~>{% endif %}"
-    )
-    tokens = frozenset({"<~user~>", "<~assistant~>", "<~end~>", "<~pad~>"})
-    templates = replace(derived(source), tokens=tokens)
+    templates = real_templates.marked_templates("<~{}~>")
     assert templates.turn_marks == ("<~assistant~>", "<~user~>")
 
 

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.paths import SHARED_DATA
+from support.real_templates import marked_templates
 
 from hubkit.conversation import Conversation, Message
+from hubkit.data.curation import curate
 from hubkit.data.filters import FILTERS, Chain, Context, Drop, Dropped, Edit
 from hubkit.errors import PublishError, RecipeError, SourceError
 from hubkit.hub import gate
-from hubkit.recipe import Filter
+from hubkit.recipe import Curate, Filter
 
 
 def talk(*turns: str, first: str = "user", name: str = "c", **meta: object) -> Conversation:
@@ -361,6 +363,27 @@ def test_role_leaks(turn: str, role: str, why: str | None) -> None:
     said = ["Sure, what makes the tides?", "Tides come from the pull of the moon."]
     said += [turn] if role == "user" else ["and?", turn]
     assert reason("role_leak", talk(*said)) == why
+
+
+@pytest.mark.parametrize(("mark", "workers"), [("<｜{}｜>", 0), ("<@{}>", 2), ("[{}_7]", 0)])
+def test_marks_of_the_seats_own_templates_are_leaks(
+    tmp_path: Path, mark: str, workers: int
+) -> None:
+    marks = marked_templates(mark).turn_marks
+    leaking = talk("How?", "So.", f"And {mark.format('assistant')} then", "Fine.", name="leaks")
+    raw = tmp_path / "raw.parquet"
+    pq.write_table(
+        pa.Table.from_pylist(
+            [{"id": c.id, "messages": c.messages} for c in (leaking, talk("How?", "So.", "And?"))]
+        ),
+        raw,
+    )
+    block = Curate(filters=[Filter(name="role_leak")], measure=None)
+    assert curate(block, [raw], tmp_path / "unknown", workers=0).kept == 2
+    known = Context(turn_marks=marks)
+    report = curate(block, [raw], tmp_path / "known", context=known, workers=workers)
+    assert report.kept == 1
+    assert reason("role_leak", leaking, marks=list(marks)) == "special_token"
 
 
 def test_refusals_by_share() -> None:

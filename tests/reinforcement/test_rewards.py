@@ -173,6 +173,18 @@ def test_guards_look_at_length_and_form(tmp_path: Path) -> None:
     assert bad.parts == {"length": -0.5, "format": -0.75}  # 4, 4, 3 and 1 words
 
 
+@pytest.mark.parametrize("mark", ["<｜User｜>", "<@user>", "[user_7]"])
+def test_an_answer_with_the_chat_models_own_marks_is_broken(tmp_path: Path, mark: str) -> None:
+    messages: list[Message] = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": f"Fine. {mark} thanks"},
+    ]
+    episodes = [Episode("a", messages), Episode("b", messages, turn_marks=(mark,))]
+    unknown, known = outcomes([{"name": "format"}], tmp_path, episodes=episodes)
+    assert (unknown.total, known.total) == (0.0, -1.0)
+    assert episodes[0].to_dict() == {**episodes[1].to_dict(), "id": "a"}
+
+
 def test_judges_are_averaged_and_one_that_fails_masks(tmp_path: Path) -> None:
     asked: list[str] = []
     never = threading.Event()

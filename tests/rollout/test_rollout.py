@@ -256,9 +256,10 @@ def test_a_token_that_opens_turns_of_the_seats_own_template_is_a_leak(tmp_path: 
                 replace(plain.asker, turn_marks=marks), replace(plain.chat, turn_marks=marks)
             )
             folder = tmp_path / str(len(marks))
-            roll(server, folder, given, models=models)
+            report = roll(server, folder, given, models=models)
         [row] = rows(folder)
         assert [m["content"] for m in row["messages"][1:]] == expected
+        assert report.turn_marks == list(marks), "curation reads it there"
 
 
 def test_repetition_and_emptiness_end_after_the_retries(tmp_path: Path) -> None:

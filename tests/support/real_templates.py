@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from hubkit.chat_templates import BaseTemplate
+from hubkit.chat_templates import BaseTemplate, SeatTemplates, derive
 
 SPECIAL_TOKENS = {
     "bos_token": "<s>",
@@ -88,3 +88,15 @@ def tokenizer_with(tags: list[str]) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in tags])
     return tokenizer
+
+
+def marked_templates(mark: str) -> SeatTemplates:
+    """The seat templates of a base that opens turns with ``mark.format(ROLE)``, a token of its."""
+    before, after = mark.split("{}")
+    source = (
+        "{% for m in messages %}USER{{ m.role }}END{{ m.content }}<~end~>{% endfor %}"
+        "{% if add_generation_prompt %}USERassistantEND{% endif %}"
+    )
+    base = base_template(source.replace("USER", before).replace("END", after))
+    tokens = frozenset({mark.format("user"), mark.format("assistant"), "<~end~>", "<~pad~>"})
+    return SeatTemplates(derive(base, tokens)[0], "derived", base, tokens)

@@ -72,8 +72,9 @@ def tiny_tokenizer(folder: Path, family: str = "chatml") -> Any:
     return tokenizer
 
 
-def tiny_base(folder: Path, family: str = "chatml", *, seed: int = 0) -> Path:
-    """Save a two-layer Llama of `family` into `folder`, as a Hub snapshot would hold it."""
+def tiny_base(folder: Path, family: str = "chatml", *, seed: int = 0, tied: bool = True) -> Path:
+    """Save a two-layer Llama of `family` into `folder`, as a Hub snapshot would hold it; its head
+    is its embedding where `tied`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -88,7 +89,7 @@ def tiny_base(folder: Path, family: str = "chatml", *, seed: int = 0) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -75,7 +75,9 @@ def changed_base(base: Path, folder: Path, **changes: Any) -> Path:
         ({"target_modules": ["q_proj", "query"]}, r"target_modules names query"),
         ({"target_modules": r".*attention\.q"}, r"matches no module of the base"),
         ({"target_modules": r"*q"}, r"is not a regular expression"),
-        ({"target_modules": ["q_proj", "lm_head"]}, r"lm_head, which shares its weights.*leave"),
+        ({"target_modules": ["q_proj", "lm_head"]}, r"names lm_head, and .* share their weights"),
+        ({"target_modules": ["embed_tokens"]}, r"names model.embed_tokens, and .* leave it out"),
+        ({"target_modules": r".*(q_proj|embed_tokens)"}, r"names model.embed_tokens, and .* share"),
         ({**LORA, "modules_to_save": ["wte"]}, r"modules_to_save names wte"),
     ],
 )
@@ -99,6 +101,86 @@ def test_lora_that_peft_refuses_is_refused_in_its_own_words(tmp_path, data):
         run(tmp_path, base, data, training)
 
 
+def test_a_head_of_its_own_is_no_target_either(tmp_path, data):
+    base = tiny_base(tmp_path / "base", tied=False)
+    training = block(lora={"r": 4, "target_modules": ["q_proj", "lm_head"]})
+    [refusal] = planned(training, base, data).refusals
+    assert "lora.target_modules: ['q_proj', 'lm_head'] cannot be used here" in refusal
+    with pytest.raises(RecipeError, match="would never be trained"):
+        run(tmp_path, base, data, training)
+    saved = block(lora={**LORA, "modules_to_save": ["lm_head"]})
+    assert planned(saved, base, data).refusals == []
+    assert run(tmp_path, base, data, saved).steps == 4
+
+
+@pytest.mark.parametrize(
+    ("sft", "sentence"),
+    [
+        ({"use_liger_kernel": True}, r"^sft.use_liger_kernel: True .*need a CUDA GPU"),
+        ({"optim": "adamw_bnb_8bit"}, r"^sft.optim: adamw_bnb_8bit .*install `bitsandbytes`"),
+        ({"report_to": ["dvclive"]}, r"^sft.report_to: \['dvclive'\] .*pip install dvclive"),
+        ({"report_to": "nowhere"}, r"^sft.report_to: \['nowhere'\] .*only .*trackio"),
+        ({"loss_type": "own"}, r"^sft.loss_type: own .*Supported values"),
+        ({"packing": True, "packing_strategy": "own"}, r"^sft.packing.* must be one of"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, r"^sft.lr_scheduler_type: .*min_lr_rate"),
+        ({"eos_token": "<end>"}, r"^sft.eos_token: <end> .*not found in the vocabulary"),
+        ({"eval_strategy": "steps"}, r"^sft.eval_strategy: steps .*eval_dataset"),
+        ({"accelerator_config": {"own": 1}}, r"AcceleratorConfig.*unexpected keyword.*own"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_keys_that_cannot_work_here_are_refused_with_their_names(
+    tmp_path, base, data, sft, sentence
+):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    training = block(sft={**SFT, **sft})
+    with pytest.raises(RecipeError, match=sentence) as refused:
+        run(tmp_path, base, data, training)
+    try:
+        planning = "; ".join(planned(training, base, data).refusals)
+    except RecipeError as error:  # a value that no configuration object takes
+        planning = str(error)
+    assert planning == str(refused.value)
+
+
+def test_keys_for_a_gpu_are_not_refused_where_another_machine_is_planned_for(base, data):
+    options = {"attn_implementation": "flash_attention_2"}
+    sft = {**SFT, "optim": "adamw_bnb_8bit", "use_liger_kernel": True, "model_init_kwargs": options}
+    training = block(sft=sft, quantize="4bit", merge_adapter=True)
+    made = plan(training, [data], Base(base, "acme/tiny"), seed=1, device="A100", device_gib=80.0)
+    assert made.refusals == [] and made.memory_gib["weights"] < made.parameters * 4 / 2**30
+
+
+def test_making_a_trainer_beforehand_changes_nothing_that_is_drawn(base):
+    import random
+
+    import numpy as np
+    import torch
+    from transformers import AutoTokenizer
+
+    from hubkit.training.checks import meta_model
+    from hubkit.training.trial import check_trainer
+
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(1))
+
+    def seeded() -> None:
+        random.seed(3)
+        np.random.seed(3)
+        torch.manual_seed(3)
+
+    seeded()
+    expected = drawn()
+    seeded()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    config, _ = sft_config(block(), Path("unused"), seed=1)
+    assert not check_trainer(block(), config, meta_model(base), tokenizer).refusals
+    assert drawn() == expected
+
+
 def test_a_base_that_is_stored_quantized_is_refused(tmp_path, base, data):
     stored = changed_base(base, tmp_path / "q", quantization_config={"quant_method": "gptq"})
     assert "stored quantized (gptq)" in planned(block(), stored, data).refusals[0]
@@ -115,27 +197,36 @@ def test_a_model_that_is_no_causal_language_model_is_refused(tmp_path, base, dat
         planned(block(), folder, data)
 
 
-def test_lora_is_not_put_on_the_vision_part(tmp_path, base, data):
-    from transformers import Gemma3Config
+@pytest.mark.parametrize("name", ["adapter_config.json", "weights.gguf"])
+def test_what_is_no_whole_model_is_no_base(tmp_path, base, data, name):
+    folder = changed_base(base, tmp_path / "other")
+    (folder / "config.json").unlink()
+    (folder / name).write_text("{}")
+    with pytest.raises(SourceError, match=r"GGUF files and adapters are served, and not trained"):
+        planned(block(), folder, data)
 
-    from hubkit.training.checks import meta_model
-    from hubkit.training.config import lora_config
+
+def test_of_a_multimodal_base_only_the_text_part_is_trained(tmp_path, base, data):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, Gemma3Config
 
     text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 400}
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
     vision |= {"num_attention_heads": 4, "image_size": 28, "patch_size": 14}
     folder = changed_base(base, tmp_path / "mm")
-    Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4).save_pretrained(
-        folder
-    )
-    model = meta_model(folder)
-    config = lora_config(block(lora={"r": 4, "target_modules": "all-linear"}), model)
-    from peft import get_peft_model
-
-    adapted = [n for n, p in get_peft_model(model, config).named_parameters() if p.requires_grad]
-    assert adapted and not any("vision" in name or "projector" in name for name in adapted)
-    assert planned(block(), folder, data).refusals == []
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    training = block(lora={"r": 4, "target_modules": "all-linear"})
+    assert planned(training, folder, data).refusals == []
+    report = run(tmp_path, folder, data, training)
+    assert report.steps == 4 and report.final_loss is not None
+    below = AutoModelForCausalLM.from_pretrained(folder)
+    adapted = PeftModel.from_pretrained(below, str(tmp_path / "out"))
+    changed = [n for n, p in adapted.named_parameters() if "lora_B" in n and bool(p.any())]
+    assert changed and not any("vision" in name or "projector" in name for name in changed)
+    assert torch.equal(below.get_input_embeddings().weight, below.get_output_embeddings().weight)
 
 
 @pytest.mark.parametrize("warmup", [0.03, 1, 5])
@@ -205,8 +296,8 @@ def test_marks_that_were_never_trained_are_named(tmp_path, base, data):
         model.get_input_embeddings().weight[number] = 0
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    refusals = planned(block(), folder, data).refusals
-    assert refusals == [] or "never trained" in refusals[0]
+    [refusal] = planned(block(), folder, data).refusals
+    assert "was never trained on <|im_end|>" in refusal
     with pytest.raises(RecipeError, match=r"never trained on <\|im_end\|>.*template: plain"):
         run(tmp_path, folder, data, block())
     trained = {**LORA, "modules_to_save": ["embed_tokens", "lm_head"]}
@@ -266,6 +357,10 @@ def test_the_attention_that_a_recipe_asks_for_is_used(tmp_path, base, data, name
     ("options", "sentence"),
     [
         ({"attn_implementation": "flash_attention_2"}, "needs a CUDA GPU.*write sdpa"),
+        ({"attn_implementation": "flex_attention"}, "needs a CUDA GPU.*write sdpa"),
+        ({"attn_implementation": "sdap"}, "sdap is none that this base has .*write sdpa or eager"),
+        ({"attn_implementation": "paged|sdpa"}, "is for serving alone.*write sdpa"),
+        ({"attn_implementation": "kernels-community/flash"}, "names code in a repo, which hubkit"),
         ({"torch_dtype": "float16"}, "model_init_kwargs.torch_dtype is not for recipes"),
     ],
 )
@@ -274,8 +369,11 @@ def test_model_options_that_cannot_run_here_are_refused(tmp_path, base, data, op
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(RecipeError, match=sentence):
-        run(tmp_path, base, data, block(sft={**SFT, "model_init_kwargs": options}))
+    training = block(sft={**SFT, "model_init_kwargs": options})
+    [refusal] = planned(training, base, data).refusals
+    with pytest.raises(RecipeError, match=sentence) as refused:
+        run(tmp_path, base, data, training)
+    assert str(refused.value) == refusal
 
 
 def test_apples_gpus_are_used(monkeypatch):

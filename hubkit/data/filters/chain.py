@@ -68,10 +68,13 @@ class Context:
     Args:
         tokenizer: A folder with a ``tokenizer.json``, or that file, for filters that count tokens.
         questions: Files of benchmark questions, by name, for decontamination.
+        turn_marks: The control tokens that open turns of the templates that dialogues were
+            generated with, where they are known.
     """
 
     tokenizer: Path | None = None
     questions: dict[str, Path] = field(default_factory=dict)
+    turn_marks: tuple[str, ...] = ()
 
 
 class StatefulFilter(ABC):

@@ -5,9 +5,10 @@ moves.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from hubkit.conversation import Conversation
-from hubkit.data.filters.chain import Drop, Edit, FilterFn, Verdict, register
+from hubkit.data.filters.chain import Context, Drop, Edit, FilterFn, Verdict, register
 from hubkit.data.filters.shingles import COMMON_WORDS, is_unspaced, words_of
 
 _NAMES = ("User", "Human", "Assistant", "ChatGPT", "USER", "HUMAN", "ASSISTANT")
@@ -80,16 +81,22 @@ _OTHER_SCRIPT = re.compile(
 
 
 @register
-def role_leak(echo: float = 0.9) -> FilterFn:
+def role_leak(
+    echo: float = 0.9, marks: list[str] | None = None, *, context: Context | None = None
+) -> FilterFn:
     """Drop dialogues in which a seat forgets who it is.
 
     ``user_speaks_as_assistant``: a human turn opens as chat models do, thanks itself, or calls
     itself an AI. ``speaker_label``: a turn writes "User:" or "Assistant:" at the start of a line,
-    going on for the other seat. ``special_token``: a turn holds a chat template's own marks.
+    going on for the other seat. ``special_token``: a turn holds a chat template's own marks: those
+    of the usual templates, those that open turns of the seats' own (as the rollout says), and those
+    that `marks` names.
     ``user_echoes`` / ``assistant_echoes``: a turn of five words or more repeats the one before it,
     word for word, for at least the share `echo` of both. The opening turn, which a person wrote, is
     not judged. How assistants open is known in English alone; labels, marks and echoes are found in
     any language."""
+
+    opening_marks = (*(context.turn_marks if context else ()), *(marks or ()))
 
     def decide(conversation: Conversation) -> Verdict:
         before = ""
@@ -99,7 +106,7 @@ def role_leak(echo: float = 0.9) -> FilterFn:
             if role == "system":
                 continue
             if index != opening and (
-                reason := _leak(text, role) or _echo(text, before, role, echo)
+                reason := _leak(text, role, opening_marks) or _echo(text, before, role, echo)
             ):
                 return Drop(reason)
             before = text
@@ -108,8 +115,8 @@ def role_leak(echo: float = 0.9) -> FilterFn:
     return decide
 
 
-def _leak(text: str, role: str) -> str | None:
-    if _SPECIAL.search(text):
+def _leak(text: str, role: str, marks: Sequence[str]) -> str | None:
+    if _SPECIAL.search(text) or any(mark in text for mark in marks):
         return "special_token"
     # In code it is a mapping's key.
     if "```" not in text and any(map(text.__contains__, _NAMES)) and _LABEL.search(text):

@@ -33,6 +33,7 @@ class WorkerSettings(TypedDict):
     comparing: list[tuple[str, dict[str, Any]]]
     tokenizer: str | None
     questions: dict[str, str]
+    turn_marks: list[str]
     plugins: list[JsonObject]
 
 
@@ -54,6 +55,7 @@ def worker_settings(front: list[Spec], comparing: list[Spec], context: Context) 
         "comparing": [(spec.name, dict(spec.args)) for spec in comparing],
         "tokenizer": str(context.tokenizer.resolve()) if context.tokenizer else None,
         "questions": {name: str(path.resolve()) for name, path in context.questions.items()},
+        "turn_marks": list(context.turn_marks),
         "plugins": plugins.snapshot(),
     }
 
@@ -66,9 +68,8 @@ class FilterWorker:
     def __init__(self, settings: WorkerSettings) -> None:
         plugins.restore(settings["plugins"])
         tokenizer = Path(settings["tokenizer"]) if settings["tokenizer"] else None
-        context = Context(
-            tokenizer, {name: Path(path) for name, path in settings["questions"].items()}
-        )
+        questions = {name: Path(path) for name, path in settings["questions"].items()}
+        context = Context(tokenizer, questions, tuple(settings["turn_marks"]))
         self._front = Chain((_Spec(*spec) for spec in settings["front"]), context)
         self._comparing = Chain((_Spec(*spec) for spec in settings["comparing"]), context)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hubkit.hub import Ref
 from hubkit.pipeline.inputs import base_model
-from hubkit.pipeline.seat_training import train_seat
+from hubkit.pipeline.seat_training import require_template, train_seat
 from hubkit.pipeline.stage import WEIGHTS, RunContext, Stage, StageDirs
 from hubkit.pipeline.stage_cards import card
 from hubkit.pipeline.stages.people_preference import prefer_people
@@ -18,6 +18,11 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     """The base and the corpus."""
     base = base_model(context, context.recipe.asker, progress)
     return {"base": base, "corpus": context.before("corpus")}
+
+
+def look_ahead(context: RunContext, refs: dict[str, Ref]) -> None:
+    """Raise `TemplateError` where the base's template cannot be used."""
+    require_template(context, context.recipe.asker, refs["base"], "asker")
 
 
 def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
@@ -43,4 +48,5 @@ STAGE = Stage(
     build,
     card("asker", "asker", "asker"),
     ("*.safetensors",),
+    look_ahead=look_ahead,
 )

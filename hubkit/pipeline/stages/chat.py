@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hubkit.hub import Ref
 from hubkit.pipeline.inputs import base_model
-from hubkit.pipeline.seat_training import train_seat
+from hubkit.pipeline.seat_training import require_template, train_seat
 from hubkit.pipeline.stage import RunContext, Stage, StageDirs
 from hubkit.pipeline.stage_cards import card
 from hubkit.progress import Progress
@@ -15,6 +15,11 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     """The base and the dialogues."""
     base = base_model(context, context.recipe.chat, progress)
     return {"base": base, "dialogues": context.before("curate")}
+
+
+def look_ahead(context: RunContext, refs: dict[str, Ref]) -> None:
+    """Raise `TemplateError` where the base's template cannot be used."""
+    require_template(context, context.recipe.chat, refs["base"], "chat")
 
 
 def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
@@ -30,4 +35,5 @@ STAGE = Stage(
     build,
     card("chat", "chat", "chat"),
     ("*.safetensors",),
+    look_ahead=look_ahead,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hubkit.data import curation
 from hubkit.data.filters import needs
 from hubkit.hub import Ref
@@ -10,6 +12,7 @@ from hubkit.pipeline.stage import RunContext, Stage, StageDirs, parquet, with_fu
 from hubkit.pipeline.stage_cards import card
 from hubkit.pipeline.stages import dialogue_stats
 from hubkit.progress import Progress
+from hubkit.publishing import records
 from hubkit.untrusted import JsonObject
 
 
@@ -28,16 +31,24 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
 def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """What is kept, what is dropped and why, and the measures of both."""
     raw = parquet(context.hub, refs["rollout"], "raw")
+    marks = _turn_marks(context, refs["rollout"])
     report = curation.curate(
         context.recipe.curate,
         raw,
         dirs.out,
-        context=filter_context(context, refs),
+        context=replace(filter_context(context, refs), turn_marks=marks),
         progress=dirs.progress,
     )
     measures = dialogue_stats.measure(context, refs, dirs, raw)
     funnel = with_funnel(report.to_dict(), dirs)
     return funnel | ({"measures": measures} if measures else {})
+
+
+def _turn_marks(context: RunContext, rollout: Ref) -> tuple[str, ...]:
+    """The control tokens that open turns of the templates of a rollout, as its record says."""
+    record = records(context.hub, rollout).get("rollout", {})
+    marks = record.get("report", {}).get("turn_marks")
+    return tuple(map(str, marks)) if isinstance(marks, list) else ()
 
 
 STAGE = Stage(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import hubkit.rollout as rollouts
 from hubkit.conversation import Conversation
 from hubkit.data.curation import curate
+from hubkit.data.filters import Context
 from hubkit.errors import StageError
 from hubkit.hub import Ref
 from hubkit.pipeline.inputs import base_model, require
@@ -89,7 +90,9 @@ def drive(
         )
     raw = [dirs.scratch / "rollout" / path for path in report.paths]
     kept_folder = dirs.scratch / "kept"
-    curated = curate(Curate(filters=study.filters, measure=None), raw, kept_folder)
+    kept_by = Curate(filters=study.filters, measure=None)
+    known = Context(turn_marks=tuple(report.turn_marks))
+    curated = curate(kept_by, raw, kept_folder, context=known)
     (dirs.out / "data").mkdir(exist_ok=True)
     for shard in sorted((kept_folder / "data").glob("train-*.parquet")):
         shutil.move(shard, dirs.out / "data" / shard.name.replace("train-", f"{split}-", 1))
