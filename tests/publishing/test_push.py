@@ -421,6 +421,26 @@ def test_personal_data_does_not_go_to_a_real_hub_unasked(
     assert other_hub.api.repo_exists(f"someone/{recipe.repos.corpus}", repo_type="dataset")
 
 
+def test_rows_are_masked_on_a_push_and_a_second_push_changes_nothing(
+    hub: Hub, recipe: Recipe, some: dict[str, Ref], other_hub: Hub, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shard = tmp_path / "more" / "data" / "test-00000-of-00001.parquet"
+    shard.parent.mkdir(parents=True)
+    messages = [{"role": "user", "content": "write to jane.roe@mail.example.com please"}]
+    pq.write_table(pa.table({"id": ["b"], "messages": [messages], "source": ["test"]}), shard)
+    corpus = hub.commit(some["corpus"].repo_id, tmp_path / "more", "more rows", repo_type="dataset")
+    told, there = {**some, "corpus": corpus}, other_hub.masking(["email"])
+    publish(there, recipe, told, source=hub, options=PushOptions(with_spaces=False))
+    pushed = other_hub.resolve(f"someone/{recipe.repos.corpus}", repo_type="dataset")
+    (row,) = pq.read_table(other_hub.snapshot(pushed) / "data" / shard.name).to_pylist()
+    assert row["messages"][0]["content"] == "write to [EMAIL] please"
+    again = publish(there, recipe, told, source=hub, options=PushOptions(with_spaces=False))
+    assert {change.action for change in again} <= {"leave"}
+
+
 _PUSH = """
 import json, os, sys
 from hubkit import recipe as recipes
