@@ -59,8 +59,8 @@ def _encoder(model: Path) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModel
 
-    tokenizer = load_tokenizer(model)
     try:
+        tokenizer = load_tokenizer(model)
         with refusing_remote_code(str(model)):
             encoder = AutoModel.from_pretrained(
                 model, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
