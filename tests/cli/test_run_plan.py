@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -10,9 +11,9 @@ from subprocess import CompletedProcess
 import pytest
 from support.tiny_models import tiny_base
 
-from hubkit.errors import PublishError
+from hubkit.errors import PublishError, RecipeError
 from hubkit.hub import connect
-from hubkit.pipeline import plan, plan_seats
+from hubkit.pipeline import Stage, StageResult, plan, plan_seats, run
 from hubkit.pipeline.runner import Planned
 from hubkit.recipe import load
 
@@ -121,3 +122,44 @@ def test_a_chat_seat_whose_template_is_not_proven_is_refused_with_the_way_out(
 def test_a_kind_that_may_not_be_allowed_is_refused_before_anything_runs(hubkit_home: Path) -> None:
     with pytest.raises(PublishError, match="emial"):
         plan(load("parrot", overrides=["publish.allow=[emial]"]), connect())
+
+
+FILTERS = [
+    ("englsh", {}, "no filter 'englsh'; did you mean 'english'?"),
+    ("min_turns", {"turns": 2}, "'min_turns' has no argument 'turns'; it takes human_turns"),
+    ("min_turns", {"human_turns": "two"}, "human_turns is 'two'"),
+    ("max_turns", {}, "'max_turns' needs the argument 'human_turns'"),
+    ("near_duplicates", {"threshold": 7}, "threshold must lie above 0 and at most 1, not 7"),
+    ("cut_off_turn", {"seat": "nobody"}, "seat is 'nobody'"),
+    ("decontaminate", {"wrds": 3}, "'decontaminate' has no argument 'wrds'"),
+]
+
+
+@pytest.mark.parametrize("stage", ["corpus", "curate"])
+@pytest.mark.parametrize(("name", "args", "sentence"), FILTERS)
+def test_a_filter_that_cannot_be_made_is_told_before_the_first_stage(
+    base: str, tmp_path: Path, stage: str, name: str, args: dict[str, object], sentence: str
+) -> None:
+    (tmp_path / "chats.jsonl").write_text("{}")
+    values = {
+        "corpus.sources": [{"path": str(tmp_path / "chats.jsonl"), "license": "mit"}],
+        "corpus.filters": [],
+        "curate.filters": [],
+        f"{stage}.filters": [{"name": name, "args": args}],
+        "asker.base": base,
+        "rollout.chat.repo": base,
+        "chat.base": base,
+        "repos.corpus": "never-made",
+    }
+    loaded = load("parrot", overrides=[f"{k}={json.dumps(v)}" for k, v in values.items()])
+    states = {planned.stage: planned.state for planned in plan(loaded, connect())}
+    assert states[stage].startswith("cannot run: ") and sentence in states[stage]
+    begun: list[str] = []
+
+    def execute(begins: Stage, *_: object) -> StageResult:
+        begun.append(begins.name)
+        raise AssertionError("a stage began")
+
+    with pytest.raises(RecipeError, match=re.escape(sentence)):
+        list(run(loaded, connect(), execute=execute))
+    assert begun == []

@@ -296,7 +296,25 @@ def _pass(
     return rows_out
 
 
+def check(specs: Iterable[Spec]) -> None:
+    """Check what a recipe says of filters, before anything runs: their names, their arguments, and
+    whether they can be made from them.
+
+    Raises:
+        RecipeError: The first one that cannot.
+    """
+    for spec in specs:
+        factory = _factory(spec)
+        if not getattr(factory, "needs", ()):  # else it is made once that is here
+            _make(factory, spec, Context())
+
+
 def _build(spec: Spec, context: Context) -> FilterFn:
+    return _make(_factory(spec), spec, context)
+
+
+def _factory(spec: Spec) -> Callable[..., FilterFn]:
+    """The factory of a filter, once its arguments were found to be those that it takes."""
     factory = FILTERS.get(spec.name)
     if factory is None:
         near = difflib.get_close_matches(spec.name, FILTERS, n=1)
@@ -308,9 +326,17 @@ def _build(spec: Spec, context: Context) -> FilterFn:
         if name not in arguments:
             takes = f"it takes {', '.join(arguments)}" if arguments else "it takes no arguments"
             raise RecipeError(f"filter {spec.name!r} has no argument {name!r}; {takes}")
+    required = [name for name in arguments if parameters[name].default is inspect.Parameter.empty]
+    if missing := [name for name in required if name not in spec.args]:
+        raise RecipeError(f"filter {spec.name!r} needs the argument {missing[0]!r}")
     if wrong := mistake(factory, spec.args):
         raise RecipeError(f"filter {spec.name!r}: {wrong}")
-    extra = {"context": context} if "context" in parameters else {}
+    return factory
+
+
+def _make(factory: Callable[..., FilterFn], spec: Spec, context: Context) -> FilterFn:
+    takes_context = "context" in inspect.signature(factory).parameters
+    extra = {"context": context} if takes_context else {}
     try:
         return factory(**spec.args, **extra)
     except (TypeError, ValueError, OverflowError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hubkit.data import corpus
-from hubkit.data.filters import needs
+from hubkit.data.filters import check, needs
 from hubkit.hub import Ref
 from hubkit.pipeline.inputs import base_model, files_of, filter_context, locate, question_inputs
 from hubkit.pipeline.judges import judge_input
@@ -17,6 +17,7 @@ from hubkit.untrusted import JsonObject
 def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     """The sources, and what filters and intents need."""
     block = context.recipe.corpus
+    check(block.filters)
     refs = {
         f"source {number}": locate(context.hub, source, progress=progress)
         for number, source in enumerate(block.sources, start=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hubkit.data import curation
-from hubkit.data.filters import needs
+from hubkit.data.filters import check, needs
 from hubkit.hub import Ref
 from hubkit.pipeline.inputs import base_model, filter_context, question_inputs
 from hubkit.pipeline.stage import RunContext, Stage, StageDirs, parquet, with_funnel
@@ -19,6 +19,7 @@ from hubkit.untrusted import JsonObject
 def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     """The raw dialogues, and what filters and measures need."""
     block = context.recipe.curate
+    check(block.filters)
     refs = {"rollout": context.before("rollout")}
     refs |= question_inputs(context, block.filters, progress)
     if block.measure:
