@@ -14,11 +14,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 import zlib
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 
 import orjson
 
@@ -87,10 +88,14 @@ class Journal:
         self._idle = asyncio.Event()
         self._idle.set()
         self._failure: Exception | None = None
-        self._unsynced = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="hubkit-journal")
+        self._unsynced = self._due = False
         self._fd = self._begin(records)
         self._timer: asyncio.TimerHandle | None = None
+        self._being_written: list[asyncio.Future[None]] = []
+        self._loop = asyncio.get_running_loop()
+        self._batches: SimpleQueue[bytes | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._write_all, daemon=True, name="hubkit-journal")
+        self._thread.start()
 
     def _begin(self, records: Iterable[Record]) -> int:
         """A new file that already holds `records`, durably, under the next number."""
@@ -125,9 +130,11 @@ class Journal:
         if not self._each:
             self._write_now()
             return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[None] = self._loop.create_future()
         self._waiting.append(future)
-        self._kick()
+        if not self._busy and not self._due:
+            self._due = True
+            self._loop.call_soon(self._kick)  # after what else was answered at this moment
         await future
 
     def _write_now(self) -> None:
@@ -142,34 +149,42 @@ class Journal:
             raise self._failure from None
         if not self._unsynced:
             self._unsynced = True
-            self._timer = asyncio.get_running_loop().call_later(_SYNC_INTERVAL_S, self._sync_soon)
+            self._timer = self._loop.call_later(_SYNC_INTERVAL_S, self._sync_soon)
 
     def _sync_soon(self) -> None:
         if self._busy:
-            self._timer = asyncio.get_running_loop().call_later(_SYNC_INTERVAL_S, self._sync_soon)
+            self._timer = self._loop.call_later(_SYNC_INTERVAL_S, self._sync_soon)
         else:
             self._kick()
 
     def _kick(self) -> None:
+        self._due = False
         if not self._busy and (self._buffer or self._unsynced):
             if not self._each and self._buffer:
                 self._write_now()
             self._busy = True
             self._idle.clear()
             batch, self._buffer = b"".join(self._buffer), []
-            waiting, self._waiting = self._waiting, []
+            self._being_written, self._waiting = self._waiting, []
             self._unsynced = False
-            task = asyncio.get_running_loop().run_in_executor(self._thread, self._commit, batch)
-            task.add_done_callback(lambda commit: self._committed(commit, waiting))
+            self._batches.put(batch)
 
-    def _commit(self, batch: bytes) -> None:
-        _write(self._fd, batch)
-        os.fdatasync(self._fd)
+    def _write_all(self) -> None:
+        """The thread that writes and syncs, batch after batch, until it is given None."""
+        while (batch := self._batches.get()) is not None:
+            error: Exception | None = None
+            try:
+                _write(self._fd, batch)
+                os.fdatasync(self._fd)
+            except Exception as problem:  # whatever it is, the run must hear of it
+                error = problem
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._committed, error)
 
-    def _committed(self, commit: asyncio.Future[None], waiting: list[asyncio.Future[None]]) -> None:
+    def _committed(self, error: Exception | None) -> None:
         self._busy = False
         self._idle.set()
-        error = commit.exception()
+        waiting, self._being_written = self._being_written, []
         if error is not None:
             self._failure = (
                 _as_ours(error, self._folder)
@@ -205,7 +220,8 @@ class Journal:
             self._kick()
             await self._idle.wait()
             await asyncio.sleep(0)
-        self._thread.shutdown()
+        self._batches.put(None)
+        self._thread.join()
         os.close(self._fd)
 
 

@@ -17,7 +17,7 @@ import pytest
 from hubkit.errors import MisconfiguredEndpointError
 from hubkit.recipe import SeatConfig, load
 from hubkit.serving import ServedModel
-from hubkit.serving.client import PROFILES, ClientTemplate, Endpoint, RequestOptions
+from hubkit.serving.client import PROFILES, ClientTemplate, Endpoint, Reply, RequestOptions
 from hubkit.serving.client.dialects import DIALECTS
 
 NOT_SENT = dict.fromkeys(
@@ -249,6 +249,7 @@ TEXT_BODIES: dict[str, tuple[str, dict[str, Any]]] = {
                COMPLETION | {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}),
     "llamacpp": ("/v1/completions", COMPLETION
                  | {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0, "cache_prompt": True}),
+    "transformers": ("/v1/completions", {k: v for k, v in COMPLETION.items() if k != "user"}),
     "tgi": ("/generate", {"inputs": PROMPT, "parameters": GENERATION | {"adapter_id": "m"}}),
 }  # fmt: skip
 
@@ -283,8 +284,39 @@ def test_an_empty_sampling_block_leaves_the_text_routes_to_the_servers_defaults(
             kept = {"return_full_text", "details", "do_sample", "stop", "seed", "adapter_id"}
             body = body["parameters"]
         else:
-            kept = {"model", "stream", "prompt", "seed", "user", "stop"}
+            kept = {"model", "stream", "prompt", "seed", "user", "stop"} & set(body)
             kept |= set(DIALECTS[profile].neutral)
         sent = wire(recorder, "", profile, RequestOptions(), template=TEMPLATE)[2]
         expected = {key: body[key] for key in kept} | {"stop": ["</s>"]}
         assert sent.get("parameters", sent) == expected
+
+
+def test_a_stop_text_that_a_server_leaves_in_the_answer_is_cut_off(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+):
+    said = "Yes, it is.\nUser: and"
+    message = {"message": {"content": said}, "text": said, "finish_reason": "length"}
+    monkeypatch.setitem(ANSWERS, False, {"choices": [message]})
+
+    async def ask(profile: str, template: ClientTemplate | None) -> Reply:
+        async with Endpoint(
+            [recorder.url], profile=profile, model="m", template=template,
+            sampling={**NOT_SENT, "stop": ["Nobody:", "\nUser:"]},
+        ) as endpoint:  # fmt: skip
+            return await endpoint.chat([{"role": "user", "content": "Is it?"}], seed=7)
+
+    for template in (None, TEMPLATE):
+        reply = asyncio.run(ask("transformers", template))
+        assert (reply.content, reply.finish_reason) == ("Yes, it is.", "stop")
+    assert asyncio.run(ask("vllm", None)).content == said
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_where_a_server_begins_the_text_itself_is_asked_of_its_count(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, tokens: int
+):
+    monkeypatch.setitem(ANSWERS, False, {
+        "choices": [{"text": "Yes.", "finish_reason": "stop"}], "usage": {"prompt_tokens": tokens},
+    })  # fmt: skip
+    body = wire(recorder, "", "transformers", RequestOptions(), template=TEMPLATE)[2]
+    assert body["prompt"] == (PROMPT if tokens == 1 else PROMPT.removeprefix("<s>"))

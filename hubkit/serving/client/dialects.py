@@ -41,6 +41,7 @@ class Dialect:
         json_schema: How ``response_format`` holds a schema that answers must fit: as OpenAI's
             ``json_schema``, or as TGI's grammar; empty where the server does not enforce one.
         batch: Whose batch API it has; empty for none.
+        keeps_stops: Whether a stop text stays in the answer that it ends.
     """
 
     neutral: Mapping[str, Any] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class Dialect:
     checks_rendering: bool = False
     json_schema: Literal["openai", "tgi", ""] = "openai"
     batch: Literal["openai", "anthropic", ""] = ""
+    keeps_stops: bool = False
 
 
 _TRUNCATIONS_OFF = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -107,7 +109,12 @@ DIALECTS: dict[str, Dialect] = {
     ),
     "ollama": Dialect(),
     "lmstudio": Dialect({"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0}),
-    "transformers": Dialect(refuses=frozenset({"presence_penalty"}), json_schema=""),
+    "transformers": Dialect(
+        refuses=frozenset({"presence_penalty"}),
+        text_route="completions",
+        json_schema="",
+        keeps_stops=True,
+    ),
     "inference-providers": Dialect(),
 }
 PROFILES = tuple(DIALECTS)

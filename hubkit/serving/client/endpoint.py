@@ -56,7 +56,7 @@ from hubkit.serving.client.dialects import (
 )
 from hubkit.serving.client.health import Outcomes, Probation
 from hubkit.serving.client.replica import Replica
-from hubkit.serving.client.replies import LENGTH, Reply, read_chat, read_generate
+from hubkit.serving.client.replies import LENGTH, STOP, Reply, read_chat, read_generate
 from hubkit.serving.client.transport import (
     HttpClient,
     RefusedConnectionError,
@@ -331,7 +331,7 @@ class Endpoint:
 
     async def _until_answered(self, request: Request, prefer: str | None, idle: Idle) -> Reply:
         faults = silences = tries = 0
-        before = replace(self._outcomes)
+        before = self._outcomes  # a copy is taken at the first failure
         while True:
             if self._draining:
                 raise asyncio.CancelledError
@@ -447,7 +447,8 @@ class Endpoint:
             return await self._send_text(replica, request)
         body, headers = self._chat_request(request)
         answer, seconds, _ = await self._http.post(replica.chat_url, body, headers)
-        return read_chat(answer, latency_s=seconds, address=replica.url)
+        reply = read_chat(answer, latency_s=seconds, address=replica.url)
+        return self._cut_at_stops(reply, body.get("stop")) if self._dialect.keeps_stops else reply
 
     def _chat_request(self, request: Request) -> tuple[dict[str, Any], dict[str, str] | None]:
         """The body and the headers of a chat request."""
@@ -509,7 +510,18 @@ class Endpoint:
             replica.address.route(COMPLETIONS), body, session_headers
         )
         reply = read_chat(answer, latency_s=seconds, address=replica.url)
+        if self._dialect.keeps_stops:
+            reply = self._cut_at_stops(reply, body.get("stop"))
         return self._with_end(reply, answer)
+
+    @staticmethod
+    def _cut_at_stops(reply: Reply, stops: Any) -> Reply:
+        """`reply` up to its first stop text, for servers that leave that in the answer."""
+        texts = [text for text in stops or () if isinstance(text, str) and text]
+        ends = [at for text in texts if (at := reply.content.find(text)) >= 0]
+        if not ends:
+            return reply
+        return replace(reply, content=reply.content[: min(ends)], finish_reason=STOP)
 
     def _with_end(self, reply: Reply, answer: Any) -> Reply:
         """`reply` with the token that ends a conversation, for models that have one."""
@@ -570,7 +582,7 @@ class Endpoint:
         if template.bos_token and sentinel.startswith(template.bos_token):
             self._starts_twice = await rendering.starts_twice(
                 self._http, self._replicas[0].address, profile=self._profile, model=self._model,
-                prompt=sentinel,
+                prompt=sentinel, bos_token=template.bos_token,
             )  # fmt: skip
         self.adaptations.append(f"{self.name}: prompts are rendered here and sent as text")
 

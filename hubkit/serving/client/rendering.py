@@ -14,7 +14,7 @@ from typing import Any
 
 from hubkit.conversation import Message
 from hubkit.errors import EndpointUnreachableError
-from hubkit.serving.client.address import Address
+from hubkit.serving.client.address import COMPLETIONS, Address
 from hubkit.serving.client.client_template import ClientTemplate
 from hubkit.serving.client.transport import HttpClient
 
@@ -108,12 +108,17 @@ async def _server_rendering(
 
 
 async def starts_twice(
-    http: HttpClient, address: Address, *, profile: str, model: str, prompt: str
+    http: HttpClient, address: Address, *, profile: str, model: str, prompt: str, bos_token: str
 ) -> bool:
     """Whether the server puts another beginning-of-text token before a rendered `prompt` that has
     one; False where it cannot be asked.
     """
-    body: dict[str, Any] = {"model": model, "prompt": prompt}
+    if profile == "transformers":  # it says only how many tokens it has read
+        body: dict[str, Any] = {"model": model, "prompt": bos_token, "max_tokens": 1}
+        answer = await _json_from(http, address.route(COMPLETIONS), body)
+        usage = answer.get("usage")
+        return isinstance(usage, dict) and usage.get("prompt_tokens") == 2
+    body = {"model": model, "prompt": prompt}
     if profile == "tgi":
         body = {"inputs": prompt}
     elif profile == "llamacpp":

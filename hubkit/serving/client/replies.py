@@ -164,6 +164,8 @@ def _without_thinking(raw: Reply) -> Reply:
     """`raw` as the server sent it, its thinking apart, its ``finish_reason`` a known one."""
     content, tagged, unclosed = split_thinking(raw.content)
     finish = _FINISH.get(raw.finish_reason.lower(), raw.finish_reason)
+    if not tagged and not raw.thinking and content is raw.content and finish == raw.finish_reason:
+        return raw
     return replace(
         raw,
         content=content,

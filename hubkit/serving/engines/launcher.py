@@ -155,6 +155,7 @@ class EngineKind:
         gguf: Whether it loads GGUF files, which are converted here.
         health: The route that answers 200 once it serves.
         env: Environment variables, unless they are set.
+        named_by_path: Whether requests call the base by its folder, as the command line does.
     """
 
     profile: str
@@ -165,6 +166,7 @@ class EngineKind:
     gguf: bool = False
     health: str = "/health"
     env: Mapping[str, str] = field(default_factory=dict)
+    named_by_path: bool = False
 
     def find(self) -> tuple[str, ...]:
         """Its command on this machine; empty where it is not installed."""
@@ -356,7 +358,8 @@ def _names(kind: str, task: Launch) -> dict[str, ServedName]:
     """How each of the server's models is addressed."""
     spec, url = ENGINES[kind], f"http://127.0.0.1:{task.port}"
     extra = _llamacpp_adapters(None, task) if spec.gguf and task.adapters else {}
-    models = {BASE: ServedName(url, task.name, extra)}
+    base = str(task.model) if spec.named_by_path else task.name
+    models = {BASE: ServedName(url, base, extra)}
     for i, name in enumerate(task.adapters):
         if spec.adapter is not None:
             models[name] = ServedName(url, *spec.adapter(name, i, task))
@@ -473,4 +476,5 @@ ENGINES["transformers"] = EngineKind(
     program=("transformers", "serve"),
     arguments=_transformers,
     install='pip install "transformers[serving]"',
+    named_by_path=True,
 )
