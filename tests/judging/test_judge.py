@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.mock_endpoint import Handle, mock
 from support.paths import SHARED_DATA
+from support.scripted_servers import ScriptedServers, scripted_servers
 
 from hubkit.errors import (
+    CreditExhaustedError,
     EndpointUnreachableError,
     EvalError,
     MisconfiguredEndpointError,
@@ -196,7 +199,7 @@ def block(**values: Any) -> Judging:
 
 
 def ask(
-    server: Handle,
+    server: Handle | str,
     journal: Path,
     texts: list[str],
     given: Judging | None = None,
@@ -205,10 +208,12 @@ def ask(
 ):
     """Verdicts on `texts`, asked at once, and what the judge says of itself."""
 
+    url = server if isinstance(server, str) else server.url
+
     async def go() -> tuple[list[Verdict], dict[str, Any]]:
         with Journal(journal, {}, name="judgments") as replies:
             async with judging(
-                given or block(), ServedModel.at(server.url), replies, identity="j", run=run
+                given or block(), ServedModel.at(url), replies, identity="j", run=run
             ) as judge:
                 found = await asyncio.gather(
                     *(judge.verdict(kind, [{"role": "user", "content": t}]) for t in texts)
@@ -459,3 +464,40 @@ def test_a_schema_is_refused_for_servers_that_do_not_enforce_one(profile: str) -
         JudgeChoice(HERE, settings=settings).block()
     assert JudgeChoice(HERE, settings=["json_schema=true"]).block().json_schema
     assert JudgeChoice("some/judge", settings=settings).block().json_schema  # our own engine does
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedServers]:
+    with scripted_servers(tmp_path_factory.mktemp("ledger")) as running:
+        yield running
+
+
+def test_a_judge_without_credit_stops_and_is_resumed_after_topping_up(
+    servers: ScriptedServers, tmp_path: Path
+) -> None:
+    texts, one_by_one = [f"question {n}" for n in range(8)], block(in_flight=1)
+    with pytest.raises(CreditExhaustedError, match=r"Insufficient credits.*top up"):
+        ask(servers.at("j_402"), tmp_path, texts, one_by_one)
+    found, said = ask(servers.at("j_bold"), tmp_path, texts, one_by_one)
+    assert [verdict.rating for verdict in found] == [7] * 8
+    assert (said["asked"], said["from_journal"]) == (4, 4)
+
+
+def test_a_conversation_that_a_judge_filters_is_that_conversations_own(
+    servers: ScriptedServers, tmp_path: Path
+) -> None:
+    texts = [f"question {n}" for n in range(8)]
+    found, _ = ask(servers.at("j_azure"), tmp_path, texts, block(in_flight=1))
+    assert sorted(verdict.reason for verdict in found) == [""] * 6 + ["refused"] * 2
+    assert {verdict.rating for verdict in found if not verdict.reason} == {7}
+
+
+def test_a_judge_that_takes_no_temperature_is_named_or_left_without(
+    servers: ScriptedServers, tmp_path: Path
+) -> None:
+    address, texts = servers.at("j_gpt5"), ["a", "b"]
+    with pytest.raises(MisconfiguredEndpointError, match=r"temperature.*set that key to null"):
+        ask(address, tmp_path / "with", texts)
+    seat = SeatConfig(repo="judge", profile="openai", sampling=Sampling(temperature=None))
+    found, _ = ask(address, tmp_path / "without", texts, block(judge=seat))
+    assert [verdict.rating for verdict in found] == [7, 7]
