@@ -227,6 +227,16 @@ def _judge(task: JsonObject, outcome: JsonObject, child: Any, cpu_s: int) -> Non
     )
 
 
+def _with_tokenizer(base: Path, model: Snapshot, dtype: str, cache_dir: Path) -> Path:
+    from hubkit.local_engine.gguf_text import with_tokenizer
+
+    return converted(
+        cache_dir,
+        f"{model.key}-{dtype}-text",
+        lambda out: with_tokenizer(base, model.folder, out),
+    )
+
+
 def _environment() -> dict[str, str]:
     """What the child needs and nothing else: no token of any kind."""
     inherited = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
@@ -243,17 +253,22 @@ def _environment() -> dict[str, str]:
 
 
 def main() -> int:
-    """Convert what standard input names (``model``, ``adapters``); print the paths as JSON."""
+    """Convert what standard input names (``model``, ``adapters``) for a server that is sent text;
+    print the paths as JSON.
+    """
     request = json.load(sys.stdin)
     cache_dir = Path(request.get("cache_dir") or default_cache_dir())
+    dtype = request.get("dtype", "q8_0")
     try:
+        model = fetch(request["model"])
         base, adapters = gguf_files(
-            prepared(fetch(request["model"]), cache_dir),
+            prepared(model, cache_dir),
             {name: fetch(spec) for name, spec in request["adapters"].items()},
-            dtype=request.get("dtype", "q8_0"),
+            dtype=dtype,
             context=request.get("context", DEFAULT_CONTEXT),
             cache_dir=cache_dir,
         )
+        base = model.gguf or _with_tokenizer(base, model, dtype, cache_dir)
     except HubkitError as error:
         kind = "hub" if isinstance(error, HubError) else "engine"
         print(json.dumps({"error": str(error), "kind": kind}))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def serve_folder(source: Path, out: Path) -> None:
     if template := fields.get("tokenizer.chat_template"):
         (folder / "chat_template.jinja").write_text(str(template.contents()), "utf-8")
     _check(source, tokenizer)
-    _copy(reader, architecture, folder, out, rows=len(tokens.data), ends=_ends(fields, end))
+    rows, ends = len(tokens.data), _ends(fields, end)
+    copy_gguf(reader, out, lambda w: write_vocab(w, folder, rows=rows, eos_token_ids=ends))
 
 
 def _ends(fields: dict[str, Any], end: int) -> list[int]:
@@ -85,29 +87,39 @@ def _tokenizer(source: Path, folder: Path) -> Any:
     return tokenizer
 
 
-def _check(source: Path, tokenizer: Any) -> None:
-    """Compare token counts with llama.cpp's own. Raises `EngineError` where one differs."""
+def differing_text(source: Path, count: Callable[[str], int], *more: str) -> str | None:
+    """The first text, of some telling ones and `more`, that llama.cpp splits by the tokenizer in
+    `source` into another number of tokens than `count` says; None where all are the same.
+    """
     from hubkit.local_engine.llamacpp import count_tokens
 
-    counts = count_tokens(source, ["a", *_PROBES])
-    lengths = [
-        len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("a", *_PROBES)
-    ]
-    added = counts[0] - lengths[0]  # BOS
-    for text, count, expected in zip(_PROBES, counts[1:], lengths[1:], strict=True):
-        if count - added != expected:
-            raise EngineError(
-                f"{source}: its tokenizer cannot be reproduced ({text!r} has {count - added} "
-                f"tokens in llama.cpp, {expected} here); serve the model's repo with safetensors"
-            )
+    texts = ["a", *_PROBES, *filter(None, more)]
+    counts = count_tokens(source, texts)
+    added = counts[0] - count("a")  # BOS
+    for text, found in zip(texts, counts, strict=True):
+        if found - added != count(text):
+            return text
+    return None
 
 
-def _copy(
-    reader: Any, architecture: str, folder: Path, out: Path, *, rows: int, ends: list[int]
-) -> None:
+def _check(source: Path, tokenizer: Any) -> None:
+    """Compare token counts with llama.cpp's own. Raises `EngineError` where one differs."""
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    if (text := differing_text(source, count)) is not None:
+        raise EngineError(
+            f"{source}: its tokenizer cannot be reproduced ({text!r} has another number of tokens "
+            "in llama.cpp than here); serve the model's repo with safetensors"
+        )
+
+
+def copy_gguf(reader: Any, out: Path, write_tokenizer: Callable[[Any], None]) -> None:
+    """Copy a GGUF file but for its tokenizer, which `write_tokenizer` adds to the writer."""
     from gguf import GGUFValueType, GGUFWriter
 
-    writer = GGUFWriter(str(out), architecture)
+    writer = GGUFWriter(str(out), str(reader.fields["general.architecture"].contents()))
     try:
         for name, field in reader.fields.items():
             if name.startswith(("GGUF.", "tokenizer.")) or name == "general.architecture":
@@ -115,7 +127,7 @@ def _copy(
             kind = field.types[0]
             inner = field.types[-1] if kind == GGUFValueType.ARRAY else None
             writer.add_key_value(name, field.contents(), kind, inner)
-        write_vocab(writer, folder, rows=rows, eos_token_ids=ends)
+        write_tokenizer(writer)
         for tensor in reader.tensors:
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
         writer.write_header_to_file()
