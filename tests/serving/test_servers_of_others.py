@@ -53,7 +53,8 @@ def block() -> Rollout:
     return Rollout.model_validate(
         {
             "dialogues": DIALOGUES, "turns": {"value": TURNS}, "in_flight": 4, "retry_on": [],
-            "asker": {**seat, "repo": "asker", "system": None}, "chat": {**seat, "repo": "base"},
+            "asker": {**seat, "repo": "asker", "system": "You are curious."},
+            "chat": {**seat, "repo": "base"},
             "patience_s": 600, "request_timeout_s": 600,
         }
     )  # fmt: skip
@@ -226,7 +227,7 @@ def test_a_server_of_others_sits_in_both_seats_and_loses_nothing(
         "server_said_it_was": sorted(report.models.get("chat", {})),
     })  # fmt: skip
     assert abs(shares[0] - shares[1]) <= NOISE * error
-    assert shares[0] > 0.5, "it answers instead of asking: the wrong seat"
+    assert shares[0] > 0.3, "it answers instead of asking: the wrong seat"
 
 
 def enter(name: str, figures: dict[str, Any]) -> None:
