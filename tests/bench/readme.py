@@ -192,6 +192,23 @@ def rollout(found: Figures) -> str:
     return "\n".join([*lines, "", sentence])
 
 
+def real_servers(found: Figures) -> str:
+    """Rollouts over servers of others as they are installed."""
+    lines = [
+        "| server | dialogues | turns of the asker that ask | on the embedded engine "
+        "| standard error of the difference | dialogues lost |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, row in found["real_servers"].items():
+        if isinstance(row, Mapping) and "question_share" in row:
+            lines.append(
+                f"| {name} | {row['dialogues']} | {row['question_share']:.0%} of "
+                f"{row['asker_turns']} | {row['question_share_of_the_embedded_engine']:.0%} | "
+                f"{row['standard_error_of_the_difference']:.0%} | {row['dialogues_lost']} |"
+            )
+    return "\n".join([*lines, "", found["real_servers"]["about"]])
+
+
 def evaluation(found: Figures) -> str:
     """A finished demo's chat model before a judge of its own size, and its asker beside people."""
     chat, asker = found["eval"]["chat"], found["eval"].get("asker")
@@ -429,6 +446,7 @@ BLOCKS: dict[str, Callable[[Figures], str]] = {
     "hub": hub,
     "engine": engine,
     "rollout": rollout,
+    "real_servers": real_servers,
     "eval": evaluation,
     "train": train,
     "templates": templates,
@@ -441,6 +459,7 @@ BLOCKS: dict[str, Callable[[Figures], str]] = {
 
 
 OWN_TABLES: dict[str, Callable[[Figures], str]] = {
+    "real_servers": real_servers,
     "steps": steps,
     "eval": evaluation,
     "train_speed": train,
