@@ -29,7 +29,7 @@ def with_tokenizer(source: Path, folder: Path, out: Path) -> None:
     """
     from gguf import GGUFReader
 
-    spec = read_tokenizer_json(folder)
+    spec: dict[str, Any] = dict(read_tokenizer_json(folder))
     reader = GGUFReader(source)
     rows = len(reader.fields["tokenizer.ggml.tokens"].data)
     end = int(reader.fields["tokenizer.ggml.eos_token_id"].contents())

@@ -40,7 +40,7 @@ def test_text_is_split_as_the_models_tokenizer_splits_it(base: Path, by_ids: Pat
     assert count_tokens(out, TEXTS) == expected
     assert count_tokens(by_ids, TEXTS) != expected, "that file is none for text"
     fields = GGUFReader(out).fields
-    template = (base / "chat_template.jinja").read_text("utf-8")
+    template = json.loads((base / "tokenizer_config.json").read_text("utf-8"))["chat_template"]
     assert fields["tokenizer.chat_template"].contents() == template
     tensors = [
         {t.name: t.data.tobytes() for t in GGUFReader(file).tensors} for file in (by_ids, out)
