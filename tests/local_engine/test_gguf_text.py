@@ -13,12 +13,18 @@ from hubkit.local_engine.gguf_model import convert_model
 from hubkit.local_engine.gguf_text import with_tokenizer
 from hubkit.local_engine.llamacpp import count_tokens
 
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TEXTS = ["<|im_start|>user\nHello there<|im_end|>\n", "naïve café 🙂 1234", "and  the\n\nother"]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_base(tmp_path_factory.mktemp("model") / "base")
+    folder = tiny_base(tmp_path_factory.mktemp("model") / "base")
+    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +46,7 @@ def test_text_is_split_as_the_models_tokenizer_splits_it(base: Path, by_ids: Pat
     assert count_tokens(out, TEXTS) == expected
     assert count_tokens(by_ids, TEXTS) != expected, "that file is none for text"
     fields = GGUFReader(out).fields
-    template = json.loads((base / "tokenizer_config.json").read_text("utf-8"))["chat_template"]
-    assert fields["tokenizer.chat_template"].contents() == template
+    assert fields["tokenizer.chat_template"].contents() == TEMPLATE
     tensors = [
         {t.name: t.data.tobytes() for t in GGUFReader(file).tensors} for file in (by_ids, out)
     ]
