@@ -17,7 +17,7 @@ from hubkit.progress import Lasting, Progress, silent
 from hubkit.publishing import Benchmark, Change, PushOptions
 from hubkit.publishing import publish as push
 from hubkit.recipe import Recipe
-from hubkit.training import Launch
+from hubkit.training import Launch, require_settings
 
 Execute = Callable[[Stage, RunContext, dict[str, Ref], Progress], StageResult]
 
@@ -95,8 +95,11 @@ def _look_ahead(stage: Stage, context: RunContext) -> None:
     """Look for what `stage` reads that no stage makes, so that a misspelt repo, or a base whose
     template cannot be used, is told now and not hours from now.
 
-    Raises what its inputs raise (`RepoMissingError`, `SourceError`) and its own look ahead; what
-    would be imported first is taken to be there."""
+    Raises what its inputs raise (`RepoMissingError`, `SourceError`), its own look ahead, and
+    `RecipeError` for settings that its trainer refuses; what would be imported first is taken to be
+    there."""
+    if stage.trains is not None:
+        require_settings(*stage.trains(context.recipe))
     yet_to_come = {
         s.name: Ref(s.repo_id(context), s.repo_type, "") for s in stages_of(context.recipe)
     }

@@ -28,7 +28,7 @@ from hubkit.hub.versions import tag_version
 from hubkit.locks import FileLock, Timeout
 from hubkit.progress import Progress
 from hubkit.publishing.lineage import StageRecord
-from hubkit.recipe import Recipe, content_of_stage, digest
+from hubkit.recipe import Preference, Recipe, Reinforce, Training, content_of_stage, digest
 from hubkit.serving.budget import CAPS, Caps
 from hubkit.training import Launch
 from hubkit.untrusted import JsonObject, parse_json
@@ -164,8 +164,9 @@ class Stage:
     since: then it is not done. `replace` are the repo paths that belong to this stage alone: those
     not built again are deleted by its commit. `settle` removes what the stage kept for itself while
     it was built; it is called when the commit exists. `look_ahead` raises what building it would
-    raise, where that is known before the stages ahead of it have run. `needs` names the block
-    without which a recipe does not have this stage."""
+    raise, where that is known before the stages ahead of it have run. `trains` gives the block of
+    its training and that block's name. `needs` names the block without which a recipe does not
+    have this stage."""
 
     name: str
     repo: str
@@ -178,6 +179,7 @@ class Stage:
     settle: Callable[[RunContext, dict[str, Ref]], None] | None = None
     outgrown: Callable[[Recipe, StageRecord], bool] | None = None
     look_ahead: Callable[[RunContext, dict[str, Ref]], None] | None = None
+    trains: Callable[[Recipe], tuple[Training | Preference | Reinforce, str]] | None = None
     needs: str = ""
 
     def repo_id(self, context: RunContext) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Preference, Training
-from hubkit.training.config import quiet_environment
+from hubkit.training.config import quiet_environment, require_settings
 from hubkit.training.dpo import DPOTask, Policy
 from hubkit.training.identity import Base
 from hubkit.training.launch import Launch
@@ -33,6 +33,7 @@ __all__ = [
     "TrainPlan",
     "TrainReport",
     "plan",
+    "require_settings",
     "train",
     "train_dpo",
     "write_shape",

@@ -14,6 +14,8 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,28 @@ def grpo_config(block: Reinforce, work: Path, *, seed: int) -> tuple[Any, list[s
         "remove_unused_columns": False,
     }
     return _build("grpo", GRPOConfig, values), notes
+
+
+def require_settings(block: Training | Preference | Reinforce, named_by: str) -> None:
+    """Check what the recipe's block `named_by` says to TRL's trainer and to PEFT, where they are
+    installed; what only another machine has is that machine's matter.
+
+    Raises:
+        RecipeError: An unknown or reserved key, or a value that is refused.
+    """
+    if any(util.find_spec(name) is None for name in ("trl", "peft")):
+        return
+    try:
+        with suppress(MissingDependencyError):
+            if isinstance(block, Training):
+                sft_config(block, Path("unused"), seed=0)
+            elif isinstance(block, Preference):
+                dpo_config(block, Path("unused"), seed=0)
+            else:
+                grpo_config(block, Path("unused"), seed=0)
+            lora_config(block)
+    except RecipeError as error:
+        raise RecipeError(f"{named_by}.{error}") from None
 
 
 def settings_of(block: Training | Preference | Reinforce) -> JsonObject:

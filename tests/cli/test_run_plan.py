@@ -15,7 +15,7 @@ from hubkit.errors import PublishError, RecipeError
 from hubkit.hub import connect
 from hubkit.pipeline import Stage, StageResult, plan, plan_seats, run
 from hubkit.pipeline.runner import Planned
-from hubkit.recipe import load
+from hubkit.recipe import Recipe, load
 
 Cli = Callable[..., CompletedProcess[str]]
 
@@ -135,31 +135,59 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize("stage", ["corpus", "curate"])
-@pytest.mark.parametrize(("name", "args", "sentence"), FILTERS)
-def test_a_filter_that_cannot_be_made_is_told_before_the_first_stage(
-    base: str, tmp_path: Path, stage: str, name: str, args: dict[str, object], sentence: str
-) -> None:
-    (tmp_path / "chats.jsonl").write_text("{}")
+def overrides(base: str, folder: Path, **changes: object) -> list[str]:
+    """Of a recipe over a file in `folder` whose stages have not run; dots are written ``__``."""
+    (folder / "chats.jsonl").write_text("{}")
     values = {
-        "corpus.sources": [{"path": str(tmp_path / "chats.jsonl"), "license": "mit"}],
+        "corpus.sources": [{"path": str(folder / "chats.jsonl"), "license": "mit"}],
         "corpus.filters": [],
         "curate.filters": [],
-        f"{stage}.filters": [{"name": name, "args": args}],
         "asker.base": base,
         "rollout.chat.repo": base,
         "chat.base": base,
         "repos.corpus": "never-made",
+        **{key.replace("__", "."): value for key, value in changes.items()},
     }
-    loaded = load("parrot", overrides=[f"{k}={json.dumps(v)}" for k, v in values.items()])
-    states = {planned.stage: planned.state for planned in plan(loaded, connect())}
-    assert states[stage].startswith("cannot run: ") and sentence in states[stage]
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def refused_before_anything(loaded: Recipe, sentence: str) -> None:
+    """A run of `loaded` ends with `sentence`, and no stage has begun."""
     begun: list[str] = []
 
-    def execute(begins: Stage, *_: object) -> StageResult:
-        begun.append(begins.name)
+    def execute(stage: Stage, *_: object) -> StageResult:
+        begun.append(stage.name)
         raise AssertionError("a stage began")
 
     with pytest.raises(RecipeError, match=re.escape(sentence)):
         list(run(loaded, connect(), execute=execute))
     assert begun == []
+
+
+@pytest.mark.parametrize("stage", ["corpus", "curate"])
+@pytest.mark.parametrize(("name", "args", "sentence"), FILTERS)
+def test_a_filter_that_cannot_be_made_is_told_before_the_first_stage(
+    base: str, tmp_path: Path, stage: str, name: str, args: dict[str, object], sentence: str
+) -> None:
+    wrong = {f"{stage}__filters": [{"name": name, "args": args}]}
+    loaded = load("parrot", overrides=overrides(base, tmp_path, **wrong))
+    states = {planned.stage: planned.state for planned in plan(loaded, connect())}
+    assert states[stage].startswith("cannot run: ") and sentence in states[stage]
+    refused_before_anything(loaded, sentence)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("sft__learning_rat", 1, "chat.sft.learning_rat is not a key of SFTConfig; did you mean"),
+        ("sft__optim", "adamx", "chat.sft does not make a SFTConfig"),
+        ("sft__output_dir", "x", "chat.sft.output_dir is not for recipes"),
+        ("lora__rank", 4, "chat.lora.rank is not a key of LoraConfig"),
+    ],
+)
+def test_what_a_later_trainer_refuses_is_told_before_the_first_stage(
+    base: str, tmp_path: Path, key: str, value: object, sentence: str
+) -> None:
+    wrong = {f"chat__{key}": value}
+    loaded = load("parrot", profiles=["laptop"], overrides=overrides(base, tmp_path, **wrong))
+    refused_before_anything(loaded, sentence)

@@ -49,4 +49,5 @@ STAGE = Stage(
     card("asker", "asker", "asker"),
     ("*.safetensors",),
     look_ahead=look_ahead,
+    trains=lambda recipe: (recipe.asker, "asker"),
 )

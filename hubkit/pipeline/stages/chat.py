@@ -36,4 +36,5 @@ STAGE = Stage(
     card("chat", "chat", "chat"),
     ("*.safetensors",),
     look_ahead=look_ahead,
+    trains=lambda recipe: (recipe.chat, "chat"),
 )

@@ -247,4 +247,5 @@ STAGE = Stage(
     ("*.safetensors", "conversations/*"),
     needs="reinforce",
     outgrown=outgrown,
+    trains=lambda recipe: (reinforce_block(recipe), "reinforce"),
 )
