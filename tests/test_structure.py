@@ -145,6 +145,21 @@ def _lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+FOLDER_OF = re.compile(
+    r"Path\((__file__|hubkit\.__file__)\)\.resolve\(\)(?:\.parents\[(\d)\]|((?:\.parent)+))"
+)
+
+
+def test_children_find_the_package_and_not_what_is_in_it() -> None:
+    """Modules of the package have names of the standard library: its folder is on no path."""
+    for path in _files():
+        text = path.read_text("utf-8")
+        for name, index, steps in FOLDER_OF.findall(text) if "PYTHONPATH" in text else ():
+            start = path if name == "__file__" else PACKAGE / "__init__.py"
+            levels = int(index) if index else steps.count(".parent") - 1
+            assert start.parents[levels] == ROOT, f"{path} puts {start.parents[levels]} on a path"
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv=['hubkit','--help']; from hubkit.cli import main\ntry: main()\n"

@@ -485,8 +485,8 @@ def test_intervals_draw_questions_and_differences_are_paired() -> None:
         "more turns are not more questions"
     )
     shifted = [Rated(r.question, "c", r.turn, r.rating + 0.3) for r in rows]
-    found = difference(shifted, rows, Bootstrap())
-    assert found["low"] == pytest.approx(0.3) == found["high"] and found["outside_noise"]
+    found, unpaired = difference(shifted, rows, Bootstrap())
+    assert found.low == pytest.approx(0.3) == found.high and found.outside_noise and not unpaired
 
 
 def test_length_control_takes_out_what_length_bought() -> None:

@@ -151,7 +151,7 @@ class _Worker:
     """One subprocess that runs the front of the chain on chunks, one at a time."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        root = str(Path(__file__).resolve().parents[2])
+        root = str(Path(__file__).resolve().parents[3])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "hubkit.data.filters.worker"],

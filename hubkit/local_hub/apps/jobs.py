@@ -216,7 +216,7 @@ def _furnish(home: Path) -> None:
 
 
 def _defaults(home: Path, job_id: str, url: str) -> dict[str, str]:
-    code = str(Path(__file__).resolve().parent.parent.parent)
+    code = str(Path(__file__).resolve().parents[3])
     python_path = os.environ.get("PYTHONPATH", "")
     return {
         "HOME": str(home),
