@@ -60,8 +60,9 @@ def _parquet(content: Path | bytes, target: Path, masker: Masker) -> bool:
             }
             with pq.ParquetWriter(target, table.schema_arrow, **options) as writer:
                 for batch in table.iter_batches(_BATCH_ROWS):
-                    columns = [_column(column, masker) for column in batch.columns]
-                    pairs = list(zip(columns, batch.columns, strict=True))
+                    given = batch.columns
+                    columns = [_column(column, masker) for column in given]
+                    pairs = zip(columns, given, strict=True)
                     changed = changed or any(new is not old for new, old in pairs)
                     writer.write_batch(pa.record_batch(columns, schema=batch.schema))
     except (pa.ArrowException, OSError):  # the check that follows says what is wrong with it

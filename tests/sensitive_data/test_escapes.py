@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from support import sensitive_samples
 from hubkit.conversation import Conversation
 from hubkit.data.filters import FILTERS
 from hubkit.data.filters.chain import Edit
-from hubkit.sensitive_data import Masker, mask, scan_text
+from hubkit.sensitive_data import KINDS, Masker, mask, scan_text
+from hubkit.sensitive_data.tables import SUFFIXES, mask_rows
 
 EMAIL = "jane.doe@" + "university.edu"
 TOKEN = "gh" + "p_" + "a1B2c3D4e5F6" * 3
@@ -161,3 +163,24 @@ def test_what_was_masked_is_counted() -> None:
     masker = Masker()
     masker(f'{{"a": "{EMAIL}", "b": "{EMAIL} {TOKEN}"}}')
     assert masker.counts == {"email": 2, "github_token": 1}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_of_rows_is_written_again_only_where_something_is_masked(
+    tmp_path: Path, suffix: str
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def written(text: str) -> Path:
+        path = tmp_path / f"given{suffix}"
+        if suffix == ".parquet":
+            pq.write_table(pa.table({"id": ["a"], "turns": [[text, "Yes."]]}), path)
+        else:
+            path.write_text(json.dumps({"id": "a", "turns": [text, "Yes."]}) + "\n")
+        return path
+
+    target, masker = tmp_path / f"masked{suffix}", Masker(KINDS)
+    assert not mask_rows(written("Nothing of note."), target, masker) and not target.exists()
+    assert mask_rows(written("Write to jane.doe@university.edu"), target, masker)
+    assert target.exists() and sum(masker.counts.values()) == 1
