@@ -28,6 +28,9 @@ RECIPE: Final = "HUBKIT_RECIPE"
 """In a Hub Job: the recipe, as JSON."""
 PLUGINS: Final = "HUBKIT_PLUGINS"
 """In a Hub Job: the plug-ins that the driver had loaded, as JSON (`hubkit.plugins.snapshot`)."""
+LOCAL_JOB: Final = "HUBKIT_LOCAL_JOB"
+"""Set in a job that the embedded Hub runs: the loopback Hub that `HUBKIT_HUB` names is on the
+owner's machine, so that what goes there does not leave it."""
 INSIDE_JOB: Final = "HUBKIT_INSIDE_JOB"
 """Set inside a Hub Job: the job's id is looked up and noted on what it makes."""
 

@@ -1,10 +1,11 @@
 """Raw dialogues → the ones worth training on, and the rest with its reasons.
 
 Takes the rollout's parquet files and the recipe's ``curate`` block; writes ``data/train-*.parquet``
-(kept), ``data/dropped-*.parquet`` (with ``reason`` and ``step``) and ``report.json``. Every column
-of a raw row, its provenance above all, travels on untouched; only a filter that cleans text changes
-``messages``, one that masks also ``id``. Streams: what is held in memory is some thousands of rows,
-and about 2 KB of digests for each that is kept (`hubkit.data.filters.duplicates`)."""
+(kept), ``data/dropped-*.parquet`` (with ``reason`` and ``step``; no file where nothing is) and
+``report.json``. Every column of a raw row, its provenance above all, travels on untouched; only a
+filter that cleans text changes ``messages``, one that masks also ``id``. Streams: what is held in
+memory is some thousands of rows, and about 2 KB of digests for each that is kept
+(`hubkit.data.filters.duplicates`)."""
 
 from __future__ import annotations
 
@@ -84,7 +85,9 @@ def curate(
     turns: Counter[int] = Counter()
     with (
         ShardWriter(out / "data", "train", schema) as kept,
-        ShardWriter(out / "data", "dropped", pa.schema([*schema, *words])) as dropped,
+        ShardWriter(
+            out / "data", "dropped", pa.schema([*schema, *words]), keep_empty=False
+        ) as dropped,
     ):
         for count, (conversation, results) in enumerate(judged):
             if count % _SAY_EVERY == 0:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from hubkit.errors import (
     CommitConflictError,
@@ -25,8 +26,9 @@ from hubkit.errors import (
 )
 from hubkit.hub import embedded, gate
 from hubkit.hub.in_use import Hold, hold
-from hubkit.hub.network import adapt_clients, exempt_loopback, sent_once
+from hubkit.hub.network import adapt_clients, exempt_loopback, is_loopback, sent_once
 from hubkit.hub.places import cache, hub_address, local_root, make_private, settings
+from hubkit.settings import LOCAL_JOB, value
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -73,7 +75,8 @@ def connect() -> Hub:
         )
     from huggingface_hub import get_token
 
-    return Hub(configured.url, get_token(), configured.namespace, embedded=False)
+    local = bool(value(LOCAL_JOB)) and is_loopback(urlsplit(configured.url).hostname or "")
+    return Hub(configured.url, get_token(), configured.namespace, embedded=False, local=local)
 
 
 def connect_to(url: str) -> Hub:
@@ -95,7 +98,7 @@ def connect_to(url: str) -> Hub:
 
 class Hub:
     """A Hub at `url`. `namespace` is whose repos we make; it is asked of the token's owner when not
-    configured.
+    configured. What goes to a `local` one does not leave this machine: it is not checked.
     """
 
     def __init__(
@@ -108,12 +111,14 @@ class Hub:
         allowed: Iterable[str] = (),
         in_use: Hold | None = None,
         masks: Iterable[str] = (),
+        local: bool = False,
     ) -> None:
         self.url = url
         self.allowed = gate.allowed_kinds(allowed)
         self.masks = frozenset(masks)
         self.token = token
         self.embedded = embedded
+        self.local = embedded or local
         self.cache_dir: Path | None = cache("hub") if embedded else None
         self._namespace = namespace
         self._in_use = in_use
@@ -143,6 +148,7 @@ class Hub:
             allowed=allowed,
             masks=masks,
             in_use=self._in_use,
+            local=self.local,
         )
 
     @contextmanager
@@ -152,7 +158,7 @@ class Hub:
         """`files` as they may go to this Hub, and what was masked in their rows; to a local one
         they go as they are.
         """
-        kinds = frozenset() if self.embedded else self.masks - self.allowed
+        kinds = frozenset() if self.local else self.masks - self.allowed
         with gate.masked(files, kinds) as ready:
             yield ready
 
@@ -425,7 +431,7 @@ class Hub:
         Raises:
             PublishError: It must not leave.
         """
-        return "" if self.embedded else gate.check(doing, files, texts, allowed=self.allowed)
+        return "" if self.local else gate.check(doing, files, texts, allowed=self.allowed)
 
     def find_commit(self, repo_id: str, mark: str, *, repo_type: str = "model") -> Ref | None:
         """The newest commit on ``main`` whose title contains `mark`, or None (also when the repo

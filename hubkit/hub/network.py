@@ -61,7 +61,7 @@ def adapt_clients() -> None:
     constants.HF_HUB_OFFLINE = False  # the hook below takes its place
 
     def request_hook(request: httpx2.Request) -> None:
-        if not _is_loopback(request.url.host):
+        if not is_loopback(request.url.host):
             if is_offline:
                 raise huggingface_hub.errors.OfflineModeIsEnabled(
                     f"{request.url.host} is not asked: HF_HUB_OFFLINE is set"
@@ -152,7 +152,8 @@ def _socks_without_package() -> str | None:
     return None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether `host`, a name or an address, is this machine."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -146,7 +146,7 @@ def test_a_job_that_was_lost_is_run_once_more(hub: Hub, tmp_path: Path) -> None:
     def kill_first(stage: str, line: str) -> None:
         lines.append(line)
         if line.startswith("job ") and sum(one.startswith("job ") for one in lines) == 1:
-            while not (found := _workers()):
+            while not (found := _workers(hub)):
                 pass
             for process in found:
                 process.kill()
@@ -160,7 +160,8 @@ def test_a_job_that_was_lost_is_run_once_more(hub: Hub, tmp_path: Path) -> None:
     assert sorted(stages) == ["COMPLETED", "ERROR"]
 
 
-def _workers() -> list[psutil.Process]:
+def _workers(hub: Hub) -> list[psutil.Process]:
+    """Processes of stages that run as jobs of `hub`."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
@@ -168,6 +169,7 @@ def _workers() -> list[psutil.Process]:
             if (
                 command[1:3] == ["-m", "hubkit.pipeline.executors.job_entrypoint"]
                 and process.is_running()
+                and process.environ().get("HUBKIT_HUB") == hub.url
             ):
                 found.append(process)
     return found

@@ -19,7 +19,7 @@ from hubkit.pipeline.executors.job_entrypoint import ANEW, MARK
 from hubkit.pipeline.stage import RunContext, Stage, StageResult
 from hubkit.progress import Progress
 from hubkit.recipe import Recipe
-from hubkit.settings import HUB, NAMESPACE, PLUGINS, RECIPE
+from hubkit.settings import HUB, LOCAL_JOB, NAMESPACE, PLUGINS, RECIPE
 
 ATTEMPTS = 2
 FLAVORS = {"corpus": "cpu-upgrade", "curate": "cpu-upgrade", "rollout": "cpu-upgrade"}
@@ -108,7 +108,7 @@ class OnJobs:
         if loaded := plugins.snapshot():
             env[PLUGINS] = json.dumps(loaded)
         if hub.embedded:
-            env["HF_HUB_DISABLE_XET"] = "1"
+            env["HF_HUB_DISABLE_XET"] = env[LOCAL_JOB] = "1"
         return cloud.Command(
             args=(
                 "python",
