@@ -15,18 +15,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatch
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any, cast
 
-from hubkit import __version__, plugins
+from hubkit import __version__, extras, plugins
 from hubkit.data.filters import masked_kinds
 from hubkit.errors import RepoMissingError, StageError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.places import runs
 from hubkit.hub.versions import tag_version
 from hubkit.locks import FileLock, Timeout
-from hubkit.progress import Progress
+from hubkit.progress import Notice, Progress
 from hubkit.publishing.lineage import StageRecord
 from hubkit.recipe import Preference, Recipe, Reinforce, Training, content_of_stage, digest
 from hubkit.serving.budget import CAPS, Caps
@@ -117,7 +117,15 @@ hold."""
 
 
 def with_funnel(report: JsonObject, dirs: StageDirs) -> JsonObject:
-    """`report`, after its drop funnel was plotted for the card."""
+    """`report`, after its drop funnel was plotted for the card, where matplotlib is installed; else
+    it is said that the card has no picture of it.
+    """
+    if util.find_spec("matplotlib") is None:
+        how = extras.command("eval")
+        dirs.progress(
+            0, None, Notice(f"no plot of what was dropped, for want of matplotlib: {how}")
+        )
+        return report
     from hubkit.metrics import plots
 
     plots.funnel(dirs.out / "funnel.png", report)

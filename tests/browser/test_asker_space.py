@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accessible import violations
 from scripted import Endpoint
 
 pytest.importorskip("playwright", reason="needs the Python package playwright")
@@ -20,6 +21,11 @@ from hubkit.publishing.spaces import write_sources
 
 pytestmark = pytest.mark.browser
 END = "[END]"
+TABS = (
+    ("Be the assistant", "#start"),
+    ("Watch them talk", "#go"),
+    ("Who is human?", "#deal"),
+)
 SAID = '{0} [data-testid="user"], {0} [data-testid="bot"]'
 REAL = [
     {"role": "user", "content": "how do i fix a flat tyre"},
@@ -349,3 +355,38 @@ def test_the_first_button_says_start_until_something_has_begun(
     expect(watch.locator("#watch-status")).to_contain_text("Cut off at")
     watch.locator("#fresh").click()
     expect(watch.locator("#go")).to_have_text("Start")
+
+
+def test_a_new_round_is_answered_by_the_page_before_its_server(
+    opened: Page, endpoints: dict[str, Endpoint]
+) -> None:
+    held: list[Any] = []
+    released: list[bool] = []
+
+    def hold(route: Any) -> None:
+        route.continue_() if released else held.append(route)
+
+    opened.route("**/queue/join*", hold)
+    opened.get_by_role("tab", name="Who is human?").click()
+    opened.locator("#deal").click()
+    expect(opened.locator("#verdict")).to_contain_text("Looking for a real conversation …")
+    assert endpoints["asker"].script.asked == []
+    for route in held:  # those that follow are held no longer
+        route.continue_()
+    released.append(True)
+    expect(opened.locator("#verdict")).to_contain_text("Which one did a person write?")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_tab_is_clean_for_axe(
+    opened: Page, endpoints: dict[str, Endpoint], scheme: str
+) -> None:
+    opened.emulate_media(color_scheme=scheme)
+    opened.locator("#start").click()
+    expect(opened.locator("#be-status")).to_contain_text("your turn")
+    found = {}
+    for tab, shown in TABS:
+        opened.get_by_role("tab", name=tab).click()
+        opened.locator(shown).wait_for()
+        found |= {tab: bad} if (bad := violations(opened)) else {}
+    assert not found, json.dumps(found, indent=1)

@@ -4,12 +4,14 @@ when things break.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accessible import violations
 from scripted import Endpoint
 from support.waiting import until
 
@@ -319,3 +321,35 @@ def test_a_phone_has_both_conversations_and_the_box_in_sight(page: Page, chat_sp
     page.locator("#right").scroll_into_view_if_needed()
     for part in ("#left", "#right", "#both textarea"):
         expect(page.locator(part)).to_be_in_viewport()
+
+
+@pytest.mark.slow
+def test_an_answer_cut_off_in_the_blind_comparison_says_so(
+    chat: Page, endpoints: dict[str, Endpoint]
+) -> None:
+    endpoints["chat"].script.finish = "length"
+    chat.get_by_role("tab", name="Which is better?").click()
+    chat.locator("#blind-both textarea").fill("Hello")
+    chat.locator("#blind-both textarea").press("Enter")
+    expect(chat.locator("#blind-status")).to_contain_text("Go on, or choose.")
+    shown = [chat.locator(f"#blind-{side}").inner_text() for side in "ab"]
+    assert sum("Cut off at" in text for text in shown) == 1
+    chat.locator("#choose-tie").click()
+    expect(chat.locator("#blind-status")).to_contain_text(" was local/")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_tab_is_clean_for_axe(chat: Page, scheme: str) -> None:
+    chat.emulate_media(color_scheme=scheme)
+    say(chat, "hello")
+    expect(chat.locator("#chat")).to_contain_text("Answer number 1")
+    found = {}
+    for tab, shown in (
+        ("Chat", "#message"),
+        ("Beside its base", "#both"),
+        ("Which is better?", "#blind-both"),
+    ):
+        chat.get_by_role("tab", name=tab).click()
+        chat.locator(shown).wait_for()
+        found |= {tab: bad} if (bad := violations(chat)) else {}
+    assert not found, json.dumps(found, indent=1)

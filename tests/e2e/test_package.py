@@ -4,16 +4,19 @@ checkout in sight.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tarfile
 import venv
 import zipfile
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from support.hub_server import HubServer
 from support.paths import ROOT
 
 NEEDED = (
@@ -23,6 +26,12 @@ NEEDED = (
     "hubkit/_assets/spaces/asker/app.py",
     "hubkit/_assets/spaces/common/models.py",
 )
+TALK = [
+    {"role": "user", "content": "Why is the sky blue?"},
+    {"role": "assistant", "content": "Because of Rayleigh scattering in the air."},
+    {"role": "user", "content": "And why is it red in the evening?"},
+    {"role": "assistant", "content": "The light has a longer way through the air then."},
+]
 
 
 def run(*command: str | Path, cwd: Path, timeout_s: int = 300, **environment: str) -> str:
@@ -112,3 +121,64 @@ def test_a_clean_environment_runs_the_whole_loop(built: Path, tmp_path: Path) ->
     run(*command, cwd=tmp_path, timeout_s=3000, HUBKIT_HOME=str(tmp_path / "home"))
     said = run(*command, cwd=tmp_path, HUBKIT_HOME=str(tmp_path / "home"))
     assert '"skipped": true' in said and '"skipped": false' not in said
+
+
+CORE_BYTES = 500_000_000
+MISSING = [
+    (["hub", "start"], "local"),
+    (["serve", "local/some-model"], "local"),
+    (["train", "asker", "parrot", "--profile", "laptop"], "train"),
+    (["eval", "asker", "some-asker"], "eval"),
+    (["rollout", "parrot", "--on", "ray"], "ray"),
+    (["env", "some-asker"], "env"),
+]
+
+
+@pytest.fixture(scope="module")
+def core(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment that holds hubkit without any extra."""
+    folder = tmp_path_factory.mktemp("core")
+    venv.create(folder / "env", with_pip=True)
+    python, wheel = folder / "env" / "bin" / "python", next(built.glob("*.whl"))
+    constraints = ("-c", ROOT / "constraints.txt")
+    run(python, "-m", "pip", "install", "-q", *constraints, wheel, cwd=folder, timeout_s=1800)
+    return folder / "env"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_core_is_small_and_cleans(core: Path, server: HubServer, tmp_path: Path) -> None:
+    run(core / "bin" / "python", "-m", "pip", "check", cwd=tmp_path)
+    installed = sum(p.lstat().st_size for p in core.rglob("*") if p.is_file())
+    assert installed <= CORE_BYTES, f"the core takes {installed / 1e6:.0f} MB"
+    (tmp_path / "chats.jsonl").write_text(
+        "".join(json.dumps({"messages": TALK, "id": str(n)}) + "\n" for n in range(9))
+    )
+    elsewhere = {"HUBKIT_HUB": server.url, "HF_TOKEN": server.token, "HUBKIT_HOME": str(tmp_path)}
+    command = partial(run, core / "bin" / "hubkit", cwd=tmp_path, **elsewhere)
+    assert "rollout" in command("--help")
+    assert "hubkit-simulators[local,train," in command("doctor", "--json")
+    assert "exact_duplicates" in command(
+        "clean", "chats.jsonl", "--out", "cleaned", "--profile", "laptop"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("arguments", "extra"), MISSING, ids=lambda v: str(v[0]))
+def test_where_an_extra_is_missing_one_sentence_has_the_command(
+    core: Path, tmp_path: Path, arguments: list[str], extra: str
+) -> None:
+    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "HUBKIT_HUB")}
+    done = subprocess.run(
+        [core / "bin" / "hubkit", *arguments],
+        env={**inherited, "HUBKIT_HOME": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "pip install 'hubkit-simulators[" in last, done.stderr
+    assert extra in last.partition("hubkit-simulators[")[2] or "[local]" in last
