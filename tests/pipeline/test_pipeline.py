@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from support.tiny_models import tiny_tokenizer
 
-from hubkit.errors import RepoMissingError, StageError
+from hubkit.errors import RepoMissingError, SourceError, StageError, TemplateError
 from hubkit.hub import Hub, Ref, connect
 from hubkit.pipeline import RunContext, Stage, plan, run
 from hubkit.pipeline.stage import StageDirs
@@ -143,6 +144,33 @@ def test_what_a_later_stage_reads_is_looked_for_before_the_first_one_runs(
         hub.resolve(hub.qualify("never-made"), repo_type="dataset")
     states = {planned.stage: planned.state for planned in plan(recipe, hub)}
     assert states["corpus"] == "to run" and "nobody/misspelt" in states["rollout"]
+
+
+@pytest.mark.parametrize("seat", ["asker", "chat"])
+def test_a_base_whose_template_cannot_be_used_is_refused_before_the_first_stage_runs(
+    hub: Hub, tmp_path: Path, seat: str
+) -> None:
+    for name, template in (("good-base", None), ("bad-base", "{{ messages[0].content }}")):
+        folder = tmp_path / name
+        tiny_tokenizer(folder)
+        (folder / "config.json").write_text("{}")
+        if template:
+            (folder / "chat_template.jinja").write_text(template)
+        hub.commit(hub.qualify(name), folder, "A base")
+    (tmp_path / "chats.jsonl").write_text("{}\n", "utf-8")
+    bases = dict.fromkeys(("asker", "chat"), hub.qualify("good-base"))
+    bases[seat] = hub.qualify("bad-base")
+    given = [f"{name}.base={base}" for name, base in bases.items()]
+    given += [f"corpus.sources=[{{path: {tmp_path / 'chats.jsonl'}}}]", "repos.corpus=not-made"]
+    given += [f"rollout.chat.repo={hub.qualify('good-base')}"]
+    recipe = load("parrot", profiles=["laptop"], overrides=given)
+    with pytest.raises(TemplateError, match=rf"{seat}\.base .*bad-base: .*write template: NAME"):
+        next(run(recipe, hub))
+    with pytest.raises(RepoMissingError):
+        hub.resolve(hub.qualify("not-made"), repo_type="dataset")
+    proven = load("parrot", profiles=["laptop"], overrides=[*given, f"{seat}.template=chatml"])
+    with pytest.raises(SourceError):  # the corpus is read now, and has no conversations
+        next(run(proven, hub))
 
 
 def test_another_pace_finds_what_was_made_and_tags_nothing(hub: Hub) -> None:
