@@ -33,7 +33,6 @@ ASKER = ["--set", "asker.base=acme/code"]
 CHAT = ["--set", "chat.base=acme/code"]
 SEAT = ["--set", "rollout.chat.repo=acme/code", "--set", "asker.base=acme/plain"]
 COMMANDS: dict[str, list[str]] = {
-    "train": ["train", "asker", "parrot", *ASKER],
     "train, dry": ["train", "asker", "parrot", *ASKER, "--dry-run"],
     "align, dry": ["align", "parrot", "--profile", "capo-laptop", *CHAT, "--dry-run"],
     "reinforce, dry": ["reinforce", "parrot", "--profile", "reinforce-laptop", *CHAT, "--dry-run"],
