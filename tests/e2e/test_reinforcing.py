@@ -168,7 +168,7 @@ def test_every_dataset_is_read_by_stock_datasets(loop: Any, tmp_path: Path) -> N
     configs = {(name.removeprefix("reinforcing-"), *which) for name, *which in loaded}
     assert configs == {
         *(("corpus", "default", split) for split in ("train", "openings", "test")),
-        *(("dialogues", config, "train") for config in ("default", "raw", "dropped")),
+        *(("dialogues", config, "train") for config in ("default", "raw")),
         ("results", "default", "test"), ("results", "reinforced", "train"),
         ("results", "against", "train"),
     }  # fmt: skip
