@@ -31,7 +31,7 @@ class Built:
             "dataset",
             inputs=lambda context, progress: {},
             build=self.build,
-            card=lambda context, inputs, record: f"# {record['report']['rows']} rows\n",
+            card=lambda context, inputs, record, files: f"# {record['report']['rows']} rows\n",
             replace=("data/*",),
             tagged=True,
         )
