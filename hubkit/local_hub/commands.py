@@ -18,7 +18,7 @@ from hubkit.local_hub.storage.backup import backup, restore
 from hubkit.local_hub.storage.maintenance import adopt, collect, set_aside
 from hubkit.local_hub.storage.objects import make_durable_folder
 from hubkit.local_hub.storage.settings import damaged
-from hubkit.local_hub.storage.store import Store
+from hubkit.local_hub.storage.store import Store, require_database
 from hubkit.local_hub.storage.verification import check
 from hubkit.untrusted import JsonObject, list_in
 
@@ -51,6 +51,7 @@ def _result(options: argparse.Namespace, root: Path) -> JsonObject:
         return {"restored": str(root), "former": str(former) if former else None}
     if options.action == "adopt":
         with only_server(root), _opened(root, adopting=True) as store:
+            store.settings.accept_lost_log()
             return {"adopted": adopt(store, options.names or None)}
     with _opened(root) as store:
         if options.action == "gc":
@@ -71,8 +72,7 @@ def _folder(options: argparse.Namespace) -> Path:
 @contextmanager
 def _opened(root: Path, *, adopting: bool = False) -> Iterator[Store]:
     if not (root / "hub.sqlite").exists() and not (adopting and (root / "repos").is_dir()):
-        if (root / "repos").is_dir():
-            Store(root)  # says what is missing
+        require_database(root)  # says what is missing
         raise HubError(f"There is no embedded Hub in {root}.")
     store = Store(root, adopting=adopting)
     try:

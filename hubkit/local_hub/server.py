@@ -190,11 +190,10 @@ def serve(root: Path, host: str, port: int, limits: Limits, services: Services) 
         hub.upstream.open(upstream, services.own_namespaces)
         hub.spaces.enabled = services.spaces and host in LOOPBACK
         try:
-            hub.require_known_folders()
-            _require_whole_copy(hub)
-            sweep(hub)
-            remembered = hub.settings.get("port")
-            sock = listen(host, port, int(remembered) if remembered else None)
+            prepare(hub)
+            remembered = hub.settings.get("port") or ""
+            is_port = remembered.isdecimal() and int(remembered) < 2**16
+            sock = listen(host, port, int(remembered) if is_port else None)
             try:
                 hub.settings.set("port", str(sock.getsockname()[1]))
             except Refusal:  # the disk is full: this Hub can still be read
@@ -204,6 +203,17 @@ def serve(root: Path, host: str, port: int, limits: Limits, services: Services) 
             if holds_folder(root, lock):
                 (root / "server.json").unlink(missing_ok=True)
             hub.close()
+
+
+def prepare(hub: Hub) -> None:
+    """Make a folder that this process alone holds ready to be served.
+
+    Raises:
+        HubError: Its database was lost, or it is an incomplete copy.
+    """
+    hub.require_known_folders()
+    _require_whole_copy(hub)
+    sweep(hub)
 
 
 def _require_whole_copy(hub: Hub) -> None:
@@ -218,7 +228,7 @@ def _require_whole_copy(hub: Hub) -> None:
         return
     if origin == str(hub.root.resolve()):
         return
-    problems = check(hub, hash_files=False).problems
+    problems = check(hub, hash_files=False, unknown=False).problems
     if problems:
         raise HubError(
             f"{hub.root} was copied from {origin} while that Hub ran, and is incomplete: "

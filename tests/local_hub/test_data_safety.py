@@ -335,46 +335,6 @@ def test_restore_moves_the_present_hub_aside(server: HubServer, tmp_path: Path) 
     assert _read(server, "first").content == b"first" * 1000
 
 
-def test_a_killed_backup_leaves_nothing_that_looks_whole(server: HubServer, tmp_path: Path) -> None:
-    _fill(server, tuple(f"r{number}" for number in range(12)))
-    target = tmp_path / "saved"
-    command = [sys.executable, "-m", "hubkit.local_hub", "backup", "--root", str(server.root)]
-    process = subprocess.Popen([*command, str(target)], cwd=ROOT)
-    partial = tmp_path / "saved.partial"
-    while not (partial / "hub.sqlite").exists() and process.poll() is None:
-        threading.Event().wait(0.002)
-    process.kill()
-    process.wait()
-    assert not target.exists()
-    assert upkeep(server, "verify")[1]["problems"] == []
-    assert upkeep(server, "backup", str(target))[0] == 0
-    assert not partial.exists()
-
-
-def test_a_killed_restore_is_the_former_hub_or_the_saved_one(
-    server: HubServer, tmp_path: Path
-) -> None:
-    _fill(server, tuple(f"r{number}" for number in range(8)))
-    saved = tmp_path / "saved"
-    assert upkeep(server, "backup", str(saved))[0] == 0
-    _fill(server, ("later",))
-    server.stop()
-    command = [sys.executable, "-m", "hubkit.local_hub", "restore", "--root", str(server.root)]
-    for delay_s in (0.1, 0.3, 0.5, 0.7, 0.9):
-        process = subprocess.Popen([*command, str(saved)], cwd=ROOT, stdout=subprocess.DEVNULL)
-        threading.Event().wait(delay_s)
-        process.kill()
-        process.wait()
-        server.start()
-        names = {model.id for model in server.api().list_models()}
-        assert len(names - {"local/later"}) == 8
-        assert upkeep(server, "verify")[1]["problems"] == []
-        server.stop()
-    code, _ = upkeep(server, "restore", str(saved))
-    assert code == 0
-    assert upkeep(server, "verify")[1]["problems"] == []
-
-
 @pytest.mark.attack
 def test_an_incomplete_copy_of_a_running_hub_is_refused(server: HubServer, tmp_path: Path) -> None:
     _fill(server, ("one",))
@@ -388,68 +348,6 @@ def test_an_incomplete_copy_of_a_running_hub_is_refused(server: HubServer, tmp_p
     copy.stop()
     with pytest.raises(RuntimeError, match="hubkit hub backup"):
         HubServer(torn).start()
-
-
-@pytest.mark.parametrize("action", ["gc", "verify"])
-def test_maintenance_that_is_killed_changes_nothing_by_halves(
-    server: HubServer, action: str
-) -> None:
-    _fill(server, tuple(f"r{number}" for number in range(8)))
-    client = RawClient(server)
-    for number in range(40):
-        client.upload("local/r1", b"orphan %d" % number * 1000)
-    command = [sys.executable, "-m", "hubkit.local_hub", action, "--root", str(server.root)]
-    options = ["--grace-s", "0"] if action == "gc" else []
-    for delay_s in (0.2, 0.3, 0.4, 0.5):
-        process = subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.DEVNULL)
-        threading.Event().wait(delay_s)
-        process.kill()
-        process.wait()
-    assert upkeep(server, "verify")[1]["problems"] == []
-    assert all(_read(server, f"r{number}").status_code == 200 for number in range(8))
-    code, result = upkeep(server, "gc", "--grace-s", "0")
-    assert (code, result["kept"]) == (0, 8)
-
-
-@pytest.mark.attack
-def test_a_flipped_bit_in_any_stored_file_is_named(server: HubServer) -> None:
-    _fill(server, ("one",))
-    client = RawClient(server)
-    files = {f"{number}.txt": b"%d" % number for number in range(40)}
-    client.commit("local/one", files).raise_for_status()
-    server.stop()
-    folder = next((server.root / "repos").iterdir())
-    kinds = {
-        "large file": _large_file(server, "one"),
-        "pack": next((folder / "objects" / "pack").glob("*.pack")),
-        "pack's index": next((folder / "objects" / "pack").glob("*.idx")),
-        "loose object": next(iter(sorted((folder / "objects").glob("??/*")))),
-        "reference": folder / "refs" / "heads" / "main",
-        "head": folder / "HEAD",
-        "database": server.root / "hub.sqlite",
-    }
-    for kind, path in kinds.items():
-        good = path.read_bytes()
-        path.chmod(0o644)
-        if kind == "database":  # the pages of its tables, after the first one's header
-            path.write_bytes(good[:4096] + bytes(255 - byte for byte in good[4096:]))
-        else:
-            middle = len(good) // 2
-            path.write_bytes(good[:middle] + bytes([good[middle] ^ 64]) + good[middle + 1 :])
-        process = _run(server, "verify")
-        told = process.stdout + process.stderr
-        assert process.returncode == 1, kind
-        assert "Traceback" not in told, kind
-        assert "hubkit hub" in told, kind
-        path.unlink(missing_ok=True)
-        path.write_bytes(good)
-        for suffix in ("-wal", "-shm"):
-            (server.root / f"hub.sqlite{suffix}").unlink(missing_ok=True)
-        for aside in (server.root / "objects").rglob("*.damaged"):
-            aside.unlink()
-    assert _run(server, "verify").returncode == 0
-    server.start()
-    assert _read(server, "one").content == b"one" * 1000
 
 
 def test_backup_and_restore_from_the_command_line(

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from dulwich.errors import ChecksumMismatch
 from dulwich.objects import Blob, Commit, ShaFile, Tag, Tree
 from dulwich.pack import UnpackedObject
 from dulwich.refs import SymrefLoop, check_ref_format
@@ -62,7 +63,13 @@ class NewObject:
 
 def blob_sha(data: bytes) -> bytes:
     """The id that git gives to a file's bytes, as 40 hex digits."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest().encode()
+    return _object_sha(BLOB, data)
+
+
+def _object_sha(kind: int, data: bytes) -> bytes:
+    digest = hashlib.sha1(_KINDS[kind] + b" %d\0" % len(data), usedforsecurity=False)
+    digest.update(data)
+    return digest.hexdigest().encode()
 
 
 class GitRepo:
@@ -104,35 +111,37 @@ class GitRepo:
 
     def blob(self, sha: bytes) -> bytes:
         """A file's bytes."""
+        return self._intact(sha)[1]
+
+    def _read(self, sha: bytes) -> ShaFile:
+        kind, data = self._intact(sha)
         try:
-            return bytes(self.store.get_raw(sha)[1])
+            return ShaFile.from_raw_string(kind, data, sha)
         except Exception as error:  # whatever is wrong with its bytes
             raise RepositoryDamagedError(self.path.name, sha, error) from error
 
-    def _read(self, sha: bytes) -> ShaFile:
+    def _intact(self, sha: bytes) -> tuple[int, bytes]:
+        """Kind and bytes of an object: a damaged index may lead to those of another."""
         try:
-            return self.store[sha]
+            kind, data = self.store.get_raw(sha)
+            if _object_sha(kind, data) != sha:
+                raise ChecksumMismatch(sha, _object_sha(kind, data))
         except Exception as error:  # whatever is wrong with its bytes
             raise RepositoryDamagedError(self.path.name, sha, error) from error
+        return kind, bytes(data)
 
     def is_intact(self, sha: bytes) -> bool:
         """Return whether an object is present and has the right hash."""
         try:
-            kind, data = self.store.get_raw(sha)
-        except Exception:  # absent, or whatever is wrong with its bytes
+            self._intact(sha)
+        except RepositoryDamagedError:
             return False
-        header = _KINDS[kind] + b" %d\0" % len(data)
-        return hashlib.sha1(header + data, usedforsecurity=False).hexdigest().encode() == sha
+        return True
 
     @staticmethod
     def recomputed(item: ShaFile) -> bytes:
         """The id that an object's bytes really have."""
-        data = item.as_raw_string()
-        return (
-            hashlib.sha1(_KINDS[item.type_num] + b" %d\0" % len(data) + data, usedforsecurity=False)
-            .hexdigest()
-            .encode()
-        )
+        return _object_sha(item.type_num, item.as_raw_string())
 
     def write(self, objects: Sequence[NewObject]) -> None:
         """Write objects durably: loose files when few, one pack when many.

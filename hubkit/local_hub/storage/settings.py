@@ -1,14 +1,20 @@
 """The one SQLite file: accounts and everything about repositories that git does not hold.
 
-Written with full synchronisation: when a transaction returns, it survives a power cut.
+Written with full synchronisation: when a transaction returns, it survives a power cut. SQLite keeps
+no checksum of a row. Therefore each table has an index over all of its columns: a bit that flips in
+either makes them differ, which `PRAGMA integrity_check` finds.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import sqlite3
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -79,6 +85,11 @@ CREATE TABLE IF NOT EXISTS jobs (
 """
 
 
+TABLES = re.findall(r"CREATE TABLE IF NOT EXISTS (\w+)", _SCHEMA)
+_PAGE_BYTES = (4096, 512, 1024, 2048, 8192, 16384, 32768, 65536)
+_LOST = "lost_log"
+
+
 class Settings:
     """One connection, shared by the server's threads one at a time."""
 
@@ -93,7 +104,8 @@ class Settings:
         self._lock = threading.RLock()
         self.read_only = False
         try:
-            self._connection = self._open_to_write(path)
+            log = SettingsLog(path)
+            self._connection = self._open_to_write(path, log)
         except sqlite3.Error as error:
             if not is_disk_full(error):
                 raise damaged(path, error) from error
@@ -102,7 +114,7 @@ class Settings:
         self._connection.row_factory = sqlite3.Row
 
     @staticmethod
-    def _open_to_write(path: Path) -> sqlite3.Connection:
+    def _open_to_write(path: Path, log: SettingsLog) -> sqlite3.Connection:
         connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
             for pragma in (
@@ -112,9 +124,15 @@ class Settings:
                 "foreign_keys=ON",
             ):
                 connection.execute(f"PRAGMA {pragma}")
+            lost = log.lost_pages(connection)
             connection.executescript(_SCHEMA)
-            if "scope" not in {row[1] for row in connection.execute("PRAGMA table_info(tokens)")}:
+            if "scope" not in _columns(connection, "tokens"):
                 connection.execute("ALTER TABLE tokens ADD COLUMN scope TEXT")
+            _index_whole_rows(connection)
+            if lost:
+                about = f"{lost} of its last changed pages, found on {date.today()}"
+                sql = "INSERT OR REPLACE INTO settings VALUES (?, ?)"
+                connection.execute(sql, (_LOST, about))
         except BaseException:
             connection.close()
             raise
@@ -187,9 +205,18 @@ class Settings:
             messages = [row[0] for row in self._connection.execute("PRAGMA integrity_check")]
             dangling = self._connection.execute("PRAGMA foreign_key_check").fetchall()
         problems = [message for message in messages if message != "ok"]
+        if lost := self.get(_LOST):
+            problems.append(
+                f"its log was damaged: what was changed last is lost ({lost}); go on with the rest "
+                "by `hubkit hub adopt`"
+            )
         return problems + [
             f"table {row[0]} has a row of a repository that is gone" for row in dangling
         ]
+
+    def accept_lost_log(self) -> None:
+        """Report no longer what a damaged log lost."""
+        self.write("DELETE FROM settings WHERE key = ?", _LOST)
 
     def copy_to(self, path: Path) -> None:
         """Write a copy of the file, as it is at one moment, to `path`."""
@@ -202,7 +229,86 @@ class Settings:
             target.close()
 
 
-def damaged(path: Path, error: sqlite3.Error) -> DatabaseDamagedError:
+class SettingsLog:
+    """What SQLite's write-ahead log holds before it is opened: after a crash, SQLite takes from it
+    what comes before the first damaged page, and says nothing of the rest.
+    """
+
+    _HEADER, _FRAME = struct.Struct(">8xI4x4s4s8x"), struct.Struct(">4xI4s4s8x")
+    _INDEX = struct.Struct("=16xI28x")  # of the log: SQLite keeps it twice, then what was copied
+    _COPIED = struct.Struct("=I")
+
+    def __init__(self, database: Path) -> None:
+        self._path = database.with_name(database.name + "-wal")
+        self._index = database.with_name(database.name + "-shm")
+        self._head = self._read_head()
+        self._committed, self._copied = self._pages()
+
+    def lost_pages(self, connection: sqlite3.Connection) -> int:
+        """How many pages of committed transactions `connection` did not find in the log."""
+        if self._committed <= self._copied:
+            return 0
+        found = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+        if self._read_head() != self._head:
+            return 0  # another process began the log anew
+        return max(0, self._committed - max(int(found), self._copied))
+
+    def _read_head(self) -> bytes:
+        try:
+            with self._path.open("rb") as file:
+                return file.read(self._HEADER.size)
+        except FileNotFoundError:
+            return b""
+
+    def _pages(self) -> tuple[int, int]:
+        """How many pages the log holds, and how many of them the database has taken in."""
+        try:
+            index = self._index.read_bytes()[: 2 * self._INDEX.size + self._COPIED.size]
+        except FileNotFoundError:
+            index = b""
+        first, second = index[: self._INDEX.size], index[self._INDEX.size : -self._COPIED.size]
+        if not first or first != second:
+            return self._count(), 0
+        (pages,), (copied,) = self._INDEX.unpack(first), self._COPIED.unpack(index[-4:])
+        return max(self._count(), pages), min(copied, pages)
+
+    def _count(self) -> int:
+        """The number of the last page that ends a transaction of this log."""
+        if len(self._head) < self._HEADER.size:
+            return 0
+        page_bytes, *salts = self._HEADER.unpack(self._head)
+        if page_bytes not in _PAGE_BYTES:
+            page_bytes = _PAGE_BYTES[0]
+        # Pages of a former log have other salts, both of them. One of the header, or of the first
+        # page, may be what is damaged.
+        known, last, number = set(salts), 0, 0
+        with self._path.open("rb") as file:
+            file.seek(self._HEADER.size)
+            while len(frame := file.read(self._FRAME.size)) == self._FRAME.size:
+                size, *salts = self._FRAME.unpack(frame)
+                number += 1
+                if number == 1:
+                    known.update(salts)
+                if size and known.intersection(salts):
+                    last = number
+                file.seek(page_bytes, os.SEEK_CUR)
+        return last
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> list[str]:
+    return [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+
+
+def _index_whole_rows(connection: sqlite3.Connection) -> None:
+    """Make the index over all columns of each table, where it is not there."""
+    for table in TABLES:
+        columns = _columns(connection, table)
+        indexed = ", ".join(f"{column} COLLATE BINARY" for column in columns)
+        name = f"whole_{table}_{len(columns)}"
+        connection.execute(f"CREATE INDEX IF NOT EXISTS {name} ON {table} ({indexed})")
+
+
+def damaged(path: Path, error: Exception) -> DatabaseDamagedError:
     """Return the error for a database that cannot be used, with the ways out."""
     return DatabaseDamagedError(
         f"The settings database {path} is damaged ({error}). The repositories are not affected. "

@@ -17,11 +17,12 @@ import fcntl
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from hubkit.errors import HubError
@@ -30,11 +31,12 @@ from hubkit.local_hub.storage.accounts import OWNER, Accounts
 from hubkit.local_hub.storage.disk_space import DiskSpace
 from hubkit.local_hub.storage.objects import Objects, make_durable_folder, write_durably
 from hubkit.local_hub.storage.repos import CREATING, DELETING
-from hubkit.local_hub.storage.settings import Settings
+from hubkit.local_hub.storage.settings import Settings, damaged
 from hubkit.local_hub.storage.xet_store import XetStore
 
 MULTIPART_ABOVE_BYTES = 5 * 2**30
 PART_BYTES = 512 * 2**20
+_KEY = re.compile("[0-9a-f]{64}")
 RESTORED = ".restored"
 """Ending of a folder that is about to take the place of a store."""
 
@@ -77,17 +79,20 @@ class Store:
         if self.settings.get("secret") is None:
             self.accounts.add_user(OWNER, fullname="Owner of this machine", admin=True)
             self.settings.set("secret", secrets.token_hex(32))
-        if not (self.root / "key").exists():
+        if not _KEY.fullmatch(_content(self.root / "key")):  # none yet, or a damaged one
             write_durably(self.root / "key", secrets.token_hex(32).encode(), mode=0o600)
-        token_path = self.root / "token"
-        if not token_path.exists():
-            token = self.accounts.add_token(OWNER, "write", name="owner")
-            write_durably(token_path, token.encode(), mode=0o600)
-        elif not self.accounts.knows(token := token_path.read_text("ascii", "replace").strip()):
+        token = _content(self.root / "token")
+        if not self.accounts.knows(token):
             # The database was lost or replaced; the file is the owner's alone.
-            with suppress(Refusal):  # a damaged file is for its owner to remove
+            try:
                 self.accounts.add_token(OWNER, "write", name="owner", token=token)
-        return bytes.fromhex(self.settings.get("secret") or "")
+            except Refusal:  # there is none yet, or it was damaged
+                token = self.accounts.add_token(OWNER, "write", name="owner")
+                write_durably(self.root / "token", token.encode(), mode=0o600)
+        try:
+            return bytes.fromhex(self.settings.get("secret") or "")
+        except ValueError as error:
+            raise damaged(self.root / "hub.sqlite", error) from error
 
     def proof(self, challenge: str, port: int) -> str:
         """Return what only the server of this folder can answer to `challenge` at `port`."""
@@ -179,6 +184,14 @@ class Store:
     def _mac(self, *parts: str) -> str:
         text = "\0".join(parts).encode("utf-8", "replace")
         return hmac.new(self._secret, text, hashlib.sha256).hexdigest()
+
+
+def _content(path: Path) -> str:
+    """The text of a small file; empty where there is none."""
+    try:
+        return path.read_text("ascii", "replace").strip()
+    except FileNotFoundError:
+        return ""
 
 
 def repo_folders(root: Path) -> list[str]:

@@ -31,13 +31,14 @@ class VerifyResult:
     problems: list[str] = field(default_factory=list)
 
 
-def check(hub: Store, *, hash_files: bool = True) -> VerifyResult:
+def check(hub: Store, *, hash_files: bool = True, unknown: bool = True) -> VerifyResult:
     """Check every git object against its hash, and that everything referred to is present.
 
     Args:
         hub: The store.
         hash_files: Hash large files, and unreferenced git objects, too. Damaged large files are
             then moved to ``<sha256>.damaged``, so that uploading them again repairs them.
+        unknown: Name folders that the database does not know, too.
     """
     result = VerifyResult()
     result.problems += [
@@ -67,12 +68,29 @@ def check(hub: Store, *, hash_files: bool = True) -> VerifyResult:
             result.problems.append(
                 f"{name}: cannot be opened ({type(error).__name__}: {error}); {_RESTORE}"
             )
+    result.problems += _problems_aside(hub, sizes, result, every=hash_files)
     result.problems += [
         f"repository folder {folder}: not in the database; take it in with `hubkit hub adopt "
         f"{folder}`, or move it aside with `hubkit hub set-aside {folder}`"
-        for folder in hub.unknown_folders()
+        for folder in (hub.unknown_folders() if unknown else [])
     ]
     return result
+
+
+def _problems_aside(
+    hub: Store, sizes: dict[str, int], result: VerifyResult, *, every: bool
+) -> Iterator[str]:
+    """Repositories that were moved aside are kept whole as well."""
+    for path in sorted((hub.root / "aside").glob("*")):
+        name = f"aside/{path.name}"
+        try:
+            with opened(path) as repo:
+                yield from _repo_problems(name, repo, sizes, result, every=every, is_mirror=False)
+        except Exception as error:  # the others are still to be checked
+            yield (
+                f"{name}: cannot be opened ({type(error).__name__}: {error}); {_RESTORE}, or "
+                f"remove {path}"
+            )
 
 
 def _large_files(hub: Store, result: VerifyResult, *, hash_files: bool) -> dict[str, int]:

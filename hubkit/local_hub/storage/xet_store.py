@@ -188,16 +188,17 @@ class _Xorbs:
         if xorb in self._chunks or xorb in self._maps:
             return
         raw, mapped = self._folder / f"{xorb}.xorb", self._folder / f"{xorb}.map"
-        if raw.exists():
-            self._files[xorb] = raw.open("rb")
-            self._chunks[xorb] = scan_xorb(self._files[xorb], raw.stat().st_size)
-        elif mapped.exists():
-            content = json.loads(mapped.read_bytes())
-            self._maps[xorb] = [
-                (content["objects"][i], offset, size) for i, offset, size in content["chunks"]
-            ]
-        else:
-            raise UnknownXorbError(xorb)
+        try:
+            if raw.exists():
+                self._files[xorb] = raw.open("rb")
+                self._chunks[xorb] = scan_xorb(self._files[xorb], raw.stat().st_size)
+            else:
+                content = json.loads(mapped.read_bytes())
+                self._maps[xorb] = [
+                    (content["objects"][i], offset, size) for i, offset, size in content["chunks"]
+                ]
+        except (FileNotFoundError, ValueError, LookupError, TypeError, Refusal) as error:
+            raise UnknownXorbError(xorb) from error  # absent, or damaged since it was stored
 
     def _chunk(self, xorb: str, index: int) -> bytes:
         if xorb in self._chunks:
