@@ -24,7 +24,7 @@ from hubkit.errors import (
     HubUnreachableError,
     RepoMissingError,
 )
-from hubkit.hub import embedded, gate
+from hubkit.hub import embedded, gate, proof
 from hubkit.hub.in_use import Hold, hold
 from hubkit.hub.network import adapt_clients, exempt_loopback, is_loopback, sent_once
 from hubkit.hub.places import cache, hub_address, local_root, make_private, settings
@@ -70,9 +70,10 @@ def connect() -> Hub:
             make_private(local_root())
         in_use = hold(local_root())
         url = embedded.ensure_running()
-        return Hub(
-            url, embedded.token(), embedded.default_namespace(), embedded=True, in_use=in_use
-        )
+        token = embedded.token()
+        if token:
+            proof.require(token, local_root())
+        return Hub(url, token, embedded.default_namespace(), embedded=True, in_use=in_use)
     from huggingface_hub import get_token
 
     local = bool(value(LOCAL_JOB)) and is_loopback(urlsplit(configured.url).hostname or "")
@@ -265,6 +266,7 @@ class Hub:
         """
         from huggingface_hub import snapshot_download
 
+        adapt_clients()
         with self.translated(f"downloading {ref}"):
             folder = snapshot_download(
                 ref.repo_id,
@@ -458,6 +460,7 @@ class Hub:
         """The bytes of one file. Raises `RepoMissingError` when it is not there."""
         from huggingface_hub import hf_hub_download
 
+        adapt_clients()
         with self.translated(f"reading {path} of {ref}"):
             return Path(
                 hf_hub_download(

@@ -7,12 +7,9 @@ stopped."""
 from __future__ import annotations
 
 import errno
-import hashlib
-import hmac
 import http.client
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -24,6 +21,7 @@ from hubkit import extras
 from hubkit.errors import DiskFullError, HubError, HubUnreachableError, LocksMissingError
 from hubkit.hub.network import DIRECT, exempt_loopback
 from hubkit.hub.places import LOCAL, cache, local_root, make_private, settings, upstream
+from hubkit.hub.proof import Challenge
 from hubkit.locks import FileLock, Timeout
 from hubkit.settings import HUB_IDLE_S, value
 from hubkit.untrusted import JsonObject, count_in
@@ -200,14 +198,10 @@ def _answers(state: JsonObject) -> bool:
     sent before.
     """
     try:
-        challenge = secrets.token_hex(16)
-        url = f"{state['url']}/healthz?challenge={challenge}"
-        message = "\0".join((challenge, str(local_root().resolve()), str(urlsplit(url).port)))
-        key = (local_root() / "key").read_bytes()
-        proof = hmac.new(key, message.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
-        with DIRECT.open(url, timeout=5) as response:
+        challenge = Challenge(local_root(), urlsplit(state["url"]).port)
+        with DIRECT.open(state["url"] + challenge.path, timeout=5) as response:
             answer = json.loads(response.read(10_000))
-        return answer["pid"] == state["pid"] and hmac.compare_digest(str(answer["proof"]), proof)
+        return bool(answer["pid"] == state["pid"] and challenge.is_met_by(answer))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException):
         return False
 

@@ -5,7 +5,8 @@ Proxy variables never govern loopback, so the embedded Hub is found behind any p
 ``HF_HUB_OFFLINE=1`` turns the internet off, not the embedded Hub. A request that a gateway answers
 with 502, 503 or 504, or drops, is sent again where doing it twice is doing it once: by every call
 of `huggingface_hub`, polls of jobs and endpoints included. What must not be done twice (a commit, a
-job, an endpoint) is looked for first: see `sent_once`."""
+job, an endpoint) is looked for first: see `sent_once`. The embedded Hub's token
+goes only over connections on which that Hub has proven itself (see `proof`)."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hubkit.errors import MissingDependencyError
+from hubkit.hub import proof
 
 if TYPE_CHECKING:
     import httpx2
@@ -97,11 +99,13 @@ def _client(request_hook: Any) -> httpx2.Client:
                 _back_off(attempt)
             return response
 
+    carrier = proof.transport()
     return RetryingClient(
         event_hooks={"request": [request_hook]},
         follow_redirects=True,
         timeout=None,
         trust_env=_socks_without_package() is None,
+        mounts={f"http://{host}": carrier for host in ("127.0.0.1", "localhost", "[::1]")},
     )
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import socket
+import socketserver
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from pathlib import Path
 import pytest
 from support.hub_server import HubServer, RawClient, send
 
-from hubkit.hub import connect, embedded
+from hubkit.errors import HubUnreachableError
+from hubkit.hub import Hub, connect, embedded
 from hubkit.hub.places import cache, home, local_root, runs
 
 pytestmark = pytest.mark.attack
@@ -77,6 +79,62 @@ def test_a_program_that_took_the_port_is_sent_no_token(own_home: Path) -> None:
         impostor.shutdown()
     assert handler.received
     assert not any(handler.received)
+
+
+def test_a_client_that_goes_on_for_long_sends_no_token_to_who_took_the_port_since(
+    own_home: Path,
+) -> None:
+    hub = connect()
+    hub.make("local/one")
+    ref = hub.resolve("local/one")
+    state = embedded.running()
+    assert state is not None
+    embedded.stop()
+    handler = type("Handler", (_Impostor,), {"received": [], "pid": state["pid"]})
+    port = int(hub.url.rpartition(":")[2])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as impostor:
+        threading.Thread(target=impostor.serve_forever, daemon=True).start()
+        for use in (
+            lambda: hub.api.whoami(),
+            lambda: hub.resolve("local/one"),
+            lambda: hub.read(ref, ".gitattributes"),
+            lambda: hub.snapshot(ref),
+            lambda: hub.make("local/two"),
+        ):
+            with pytest.raises(HubUnreachableError, match="another program answers"):
+                use()
+        impostor.shutdown()
+    assert handler.received, "it was asked to prove itself"
+    assert not any(handler.received), "a token was sent to it"
+
+
+def test_an_answer_of_the_hub_itself_proves_nothing_at_another_port(own_home: Path) -> None:
+    hub = connect()
+    target = int(hub.url.rpartition(":")[2])
+    token = str(hub.token).encode()
+    seen: list[bytes] = []
+
+    class Relay(socketserver.BaseRequestHandler):
+        """Passes everything on to the Hub, and reads along."""
+
+        def handle(self) -> None:
+            with socket.create_connection(("127.0.0.1", target)) as real:
+                while data := self.request.recv(65536):
+                    seen.append(data)
+                    own = b"%d" % self.server.server_address[1]
+                    real.sendall(data.replace(own, b"%d" % target))
+                    self.request.sendall(real.recv(65536))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as relay:
+        threading.Thread(target=relay.serve_forever, daemon=True).start()
+        elsewhere = Hub(
+            f"http://127.0.0.1:{relay.server_address[1]}", hub.token, "local", embedded=True
+        )
+        with pytest.raises(HubUnreachableError, match="another program answers"):
+            elsewhere.api.whoami()
+        relay.shutdown()
+    assert seen
+    assert token not in b"".join(seen)
 
 
 def test_a_copied_home_never_speaks_to_the_originals_hub(
