@@ -248,7 +248,7 @@ def write(rows: Sequence[Row], path: Path, ledger: Mapping[str, Mapping[str, flo
     with _replacing(path) as part:
         about = schema().with_metadata({_LEDGER: json.dumps(ledger, sort_keys=True)})
         table = pa.Table.from_pylist(sorted(rows, key=lambda row: int(row["index"])), schema=about)
-        pq.write_table(table, part, compression="zstd")
+        pq.write_table(table, part, compression="zstd", write_page_checksum=True)
 
 
 @contextmanager
@@ -288,7 +288,8 @@ def read_runs(path: Path) -> set[str]:
     import pyarrow.parquet as pq
 
     try:
-        return set(pq.read_table(path, columns=["run"])["run"].unique().to_pylist())
+        table = pq.read_table(path, columns=["run"], page_checksum_verification=True)
+        return set(table["run"].unique().to_pylist())
     except (pa.ArrowException, OSError, KeyError, ValueError):
         return set()
 
@@ -303,15 +304,7 @@ def read_indices(path: Path, digest: str) -> list[int]:
     """The dialogue numbers that a shard holds. Raises `SourceError` when it is no shard, or one of
     another run.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path, columns=["index", "run"])
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise SourceError(
-            f"{path} is not a rollout shard: {' '.join(str(error).split())[:200]}; remove it"
-        ) from None
+    table = _read(path, ["index", "run"])
     runs = set(table["run"].unique().to_pylist())
     if runs - {digest}:
         raise SourceError(
@@ -321,6 +314,22 @@ def read_indices(path: Path, digest: str) -> list[int]:
         )
     indices: list[int] = table["index"].to_pylist()
     return indices
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Columns of a shard (all without any named), each page against its checksum. Raises
+    `SourceError`.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise SourceError(
+            f"{path} is not a rollout shard, or is damaged: "
+            f"{' '.join(str(error).split())[:200]}; remove it: what it held is asked for again"
+        ) from None
 
 
 def read_ledger(path: Path) -> dict[str, dict[str, float]]:
@@ -353,7 +362,7 @@ def copy(path: Path, to: Path, *, leave: Callable[[int, str], bool]) -> int:
     """
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=["index", "end_reason"])
+    table = _read(path)  # all of it: whatever is damaged is not passed on
     named = zip(table["index"].to_pylist(), table["end_reason"].to_pylist(), strict=True)
     places = [row for row, (index, reason) in enumerate(named) if not leave(index, reason)]
     if not places:
@@ -362,8 +371,8 @@ def copy(path: Path, to: Path, *, leave: Callable[[int, str], bool]) -> int:
         if len(places) == table.num_rows and pq.read_schema(path).names == schema().names:
             shutil.copyfile(path, part)
         else:
-            rows = _with_all_columns(pq.read_table(path).take(places))
-            pq.write_table(rows, part, compression="zstd")
+            rows = _with_all_columns(table.take(places))
+            pq.write_table(rows, part, compression="zstd", write_page_checksum=True)
     return len(places)
 
 

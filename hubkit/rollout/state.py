@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +90,17 @@ class State:
 
     def snapshot(self) -> Iterator[Record]:
         """All that a fresh journal must hold. Records are marked old: the header has counted what
-        they cost.
+        they cost. It stands there twice, for without it the caps would not hold.
         """
         spent = self.spent
-        yield {
+        header = {
             "k": "run", "digest": self.digest, "published": sorted(self.published),
             "counts": self.counts, "spent": [
                 spent.tokens, spent.requests, spent.cached_total, spent.seconds, spent.cached
             ],
             "id": self.id, "elsewhere": self.elsewhere,
         }  # fmt: skip
+        yield from (header, header)
         for dialogue in self.live.values():
             yield opened(dialogue.plan)
             for turn in (*dialogue.turns, *dialogue.failed_attempts):
@@ -124,10 +126,10 @@ def written_by(folder: Path, earlier: Sequence[Path]) -> set[str]:
     """The digests of the runs that the journal in `folder`, its shards, and `earlier` shards belong
     to.
     """
-    digests = set()
+    digests: set[str] = set()
     if (journal := newest(folder)) is not None:
-        header = next(iter(read(journal)), None) or {}
-        digests.add(str(header.get("digest")))
+        headers = [r for r in islice(read(journal), 2) if r is not None and r.get("k") == "run"]
+        digests.update(str(header.get("digest")) for header in headers)
     standing = shards.standing(folder / "shards")
     return digests.union(*(shards.read_runs(path) for path in [*standing, *earlier]))
 
@@ -181,7 +183,12 @@ def _adopt(store: Path, earlier: Sequence[Path], digest: str) -> None:
 
 
 def _replay(state: State, records: Iterable[Record | None], path: Path) -> None:
+    has_header = False
     for record in records:
+        is_header = record is not None and record.get("k") == "run"
+        if not (has_header or is_header or record is None):
+            break
+        has_header = has_header or is_header
         if record is None:
             state.damaged_records += 1
             continue
@@ -193,6 +200,13 @@ def _replay(state: State, records: Iterable[Record | None], path: Path) -> None:
                 "of hubkit cannot read; go on with the version that wrote it, "
                 "or remove the file to ask for its turns again"
             ) from None
+    if not has_header:
+        raise StageError(
+            f"{path} is damaged: the lines at its start that say which run this is and what it has "
+            "spent cannot be read, and its caps would not hold. Put the file back from a backup, "
+            "or remove it: its turns are asked for again, and what was spent is counted from the "
+            "shards"
+        )
 
 
 def _apply(state: State, record: Mapping[str, Any], path: Path) -> None:

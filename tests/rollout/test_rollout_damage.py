@@ -4,6 +4,7 @@ counted row.
 
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 
@@ -93,3 +94,67 @@ def test_an_answer_of_megabytes_ends_its_dialogue_not_the_run(tmp_path: Path) ->
         report = roll(server, tmp_path, block(dialogues=2))
     assert report.dialogues == 2 and report.end_reasons == {"context_full": 2}
     assert all(len(row["messages"][-1]["content"]) > 1_000_000 for row in rows(tmp_path))
+
+
+def _damage_lines(journal: Path, count: int) -> None:
+    """Flip a bit in each of the first `count` lines."""
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for number in range(count):
+        line = lines[number]
+        lines[number] = line[:40] + bytes([line[40] ^ 1]) + line[41:]
+    journal.write_bytes(b"".join(lines))
+
+
+@pytest.mark.attack
+def test_a_damaged_header_of_the_journal_forgets_no_cap(tmp_path: Path) -> None:
+    seats = {"sampling": {"max_tokens": 20}}
+    with mock(latency=0.002) as server:
+        given = block(dialogues=200, budget_tokens=2000, asker=seats, chat=seats)
+        first = roll(server, tmp_path, given)
+        assert first.stopped == "budget_tokens"
+        spent = sum(map(sum, (seat.values() for seat in first.tokens.values())))
+        journal = newest(tmp_path / "journal")
+        _damage_lines(journal, 1)
+        again = roll(server, tmp_path, given)
+        assert again.stopped == "budget_tokens" and again.damaged_records == 1
+        assert spent <= sum(map(sum, (seat.values() for seat in again.tokens.values()))) <= 2000
+        journal = newest(tmp_path / "journal")
+        good = journal.read_bytes()
+        _damage_lines(journal, 2)
+        asked = server.stats()["requests"]
+        with pytest.raises(StageError, match="caps would not hold"):
+            roll(server, tmp_path, given)
+        journal.write_bytes(b"")
+        with pytest.raises(StageError, match="caps would not hold"):
+            roll(server, tmp_path, given)
+        assert server.stats()["requests"] == asked
+        journal.write_bytes(good)
+        assert roll(server, tmp_path, given).stopped == "budget_tokens"
+
+
+@pytest.mark.attack
+def test_flipped_bits_in_a_run_s_files_are_counted_or_named(tmp_path: Path) -> None:
+    """Chaos in what a run has written: no answer comes out other than it was given."""
+    with mock() as server:
+        roll(server, tmp_path / "whole", block(dialogues=12, shard_dialogues=4))
+        given = {row["index"]: row["messages"] for row in rows(tmp_path / "whole")}
+        journal = tmp_path / "whole" / "journal"
+        files = [newest(journal), *sorted((journal / "shards").glob("*.parquet"))]
+        dice = random.Random(5)
+        named = 0
+        for number in range(24):
+            folder = tmp_path / str(number)
+            shutil.copytree(journal, folder / "journal")
+            path = folder / files[number % len(files)].relative_to(tmp_path / "whole")
+            data = bytearray(path.read_bytes())
+            data[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
+            path.write_bytes(data)
+            try:
+                roll(server, folder, block(dialogues=12, shard_dialogues=4))
+            except (SourceError, StageError) as error:
+                assert path.name in str(error)
+                named += 1
+            else:
+                now = {row["index"]: row["messages"] for row in rows(folder)}
+                assert now == given, f"{path.name} has other answers now"
+    assert named > 5
