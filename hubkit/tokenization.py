@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.errors import SourceError, refusing_remote_code
+from hubkit.untrusted import require_tokenizer_size
 
 _CHARS_PER_TOKEN = 4  # of prose, about
 _FEWEST_CHARS_PER_TOKEN = 3  # so that an estimate is rather too long than too short
@@ -46,6 +47,7 @@ def load_tokenizer(folder: Path, *, gguf_file: str | None = None) -> Any:
 
     options = {"gguf_file": gguf_file} if gguf_file else {}
     try:
+        require_tokenizer_size(folder / "tokenizer.json")
         with refusing_remote_code(str(folder)):
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     except (OSError, ValueError) as error:
@@ -68,6 +70,7 @@ def load_fast_tokenizer(path: Path) -> Any:
 
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
+        require_tokenizer_size(file)
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises no narrower class
         raise SourceError(

@@ -7,13 +7,15 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 """What JSON holds."""
 JsonObject: TypeAlias = dict[str, Json]
 """An object of JSON, by its keys."""
+
+MAX_TOKENIZER_BYTES = 200 << 20
 
 
 def is_inside(path: str) -> bool:
@@ -97,6 +99,35 @@ def texts_in(values: Mapping[str, object], key: str) -> dict[str, str]:
 def objects_in(values: Mapping[str, object], key: str) -> list[JsonObject]:
     """The objects in the list under `key`; other items are left out."""
     return [item for item in list_in(values, key) if isinstance(item, dict)]
+
+
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+
+
+def has_more_values(text: bytes, most: int) -> bool:
+    """Whether JSON holds more than about `most` values, each of which costs a hundred bytes of
+    memory, be it `[]`. Counted by its separators; nothing is built.
+    """
+    return (
+        len(text) > most and _separators(text) > most and _separators(_STRING.sub(b"", text)) > most
+    )
+
+
+def _separators(text: bytes) -> int:
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
+
+
+def require_tokenizer_size(file: Path) -> None:
+    """Refuse a tokenizer.json that no tokenizer needs, before a parser builds many times its size.
+
+    Raises:
+        ValueError: It is larger than `MAX_TOKENIZER_BYTES`.
+    """
+    if file.is_file() and (size := file.stat().st_size) > MAX_TOKENIZER_BYTES:
+        raise ValueError(
+            f"it has {size:,} bytes, and may have {MAX_TOKENIZER_BYTES:,}; the largest known have "
+            "a fifth of that"
+        )
 
 
 class TypedTokens:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 ROW_GROUP_ROWS = 1000
 SHARD_ROWS = 100_000
 _READ_BYTES = 1 << 20
+_PAGE_HEAD_BYTES = 32
+_BATCH_BYTES = 1 << 28  # of one batch of rows, at most
+_MOST_DICTIONARY_BYTES = 1 << 28
 
 
 def conversation_schema(
@@ -163,6 +166,52 @@ def opened(path: Path) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES)
+
+
+def safe_batch_rows(path: Path, group: Any, *, most_rows: int = 256) -> int:
+    """How many rows of a row group can be read at once, whatever stands in its dictionaries.
+
+    A dictionary of few compressed bytes may hold one value of hundreds of megabytes, which each row
+    then repeats.
+
+    Args:
+        path: The parquet file.
+        group: The row group's metadata.
+        most_rows: The most rows at once.
+
+    Raises:
+        ValueError: A dictionary is larger than all rows of any conversation.
+    """
+    largest = 1
+    with path.open("rb") as file:
+        for number in range(group.num_columns):
+            column = group.column(number)
+            if column.has_dictionary_page and column.dictionary_page_offset is not None:
+                file.seek(column.dictionary_page_offset)
+                largest = max(largest, _page_bytes(file.read(_PAGE_HEAD_BYTES)))
+    if largest > _MOST_DICTIONARY_BYTES:
+        raise ValueError(f"a dictionary of it unpacks to {largest:,} bytes")
+    return max(1, min(most_rows, _BATCH_BYTES // largest))
+
+
+def _page_bytes(head: bytes) -> int:
+    """The unpacked size that a page's header names: its second field, in Thrift's compact form."""
+    values: list[int] = []
+    position = 0
+    while len(values) < 2:
+        if head[position : position + 1] != b"\x15":  # the next field, a 32-bit number
+            raise ValueError("a page of it has no header")
+        value = shift = 0
+        while True:
+            position += 1
+            byte = head[position]
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        position += 1
+        values.append((value >> 1) ^ -(value & 1))
+    return values[1]
 
 
 def read_batches(path: Path, *, batch_rows: int = ROW_GROUP_ROWS) -> Iterator[pa.RecordBatch]:

@@ -40,6 +40,7 @@ from hubkit.errors import DiskFullError, EngineError, HubError, HubkitError
 from hubkit.local_engine import llamacpp_source
 from hubkit.local_engine.engine import UnsupportedModelError
 from hubkit.local_engine.engine_choice import check_convertible, converts_here
+from hubkit.local_engine.gguf_header import check_header
 from hubkit.local_engine.gguf_lora import check_adapter
 from hubkit.local_engine.gguf_model import Dtype, read_config
 from hubkit.local_engine.repo import Snapshot, converted, fetch
@@ -102,6 +103,7 @@ def prepared(model: Snapshot, cache_dir: Path) -> Snapshot:
     if model.gguf is None:
         return model
     source = model.gguf
+    check_header(source)
     target = cache_dir / f"gguf-{model.key}"
     cache_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_suffix(".lock")):

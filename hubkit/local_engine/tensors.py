@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,16 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
                 for k, v in header.items()
                 if k != "__metadata__"
             }
+            spans = sorted((*v["data_offsets"], k) for k, v in header.items() if k in entries)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EngineError(
                 f"{path} has a malformed safetensors header ({error}); download it again"
             ) from error
+    for (_, end, _), (begin, _, name) in pairwise(spans):
+        if begin < end:
+            raise EngineError(
+                f"{path} is malformed: {name!r} lies on another tensor; download it again"
+            )
     return entries
 
 

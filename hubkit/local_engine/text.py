@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from hubkit.errors import EngineError
+from hubkit.untrusted import require_tokenizer_size
 
 # Prompt tokens that decide how the first generated token is spelt (leading space or not).
 _CONTEXT_IDS = 6
@@ -39,6 +40,7 @@ class TextCodec:
         if not path.exists():
             raise EngineError(f"{folder} has no tokenizer.json; push the tokenizer with the model")
         try:
+            require_tokenizer_size(path)
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the wheel raises a bare Exception
             raise EngineError(

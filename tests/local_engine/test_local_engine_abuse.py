@@ -251,6 +251,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_hostile_template_is_bounded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hubkit.local_engine.templates._RENDER_TIMEOUT_S", 2.0)
@@ -285,6 +286,7 @@ def test_a_template_that_refuses_is_a_422_in_its_words(tmp_path: Path) -> None:
     strict.stop()
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("damage", ["cut", "header", "offsets", "empty"])
 def test_damaged_weights_are_named_and_not_loaded(tmp_path: Path, damage: str) -> None:
     header = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}

@@ -40,6 +40,7 @@ def weights(folder: Path, header: dict[str, Any], data: bytes = b"") -> None:
     (folder / "model.safetensors").write_bytes(content)
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("shape", [[2**63, 2], [2**32, 2**32], [2**64, 0], [-1, -4], [1] * 2000])
 def test_tensors_of_impossible_shapes_are_refused(tmp_path: Path, shape: list[int]) -> None:
     folder = model(tmp_path)
@@ -48,6 +49,76 @@ def test_tensors_of_impossible_shapes_are_refused(tmp_path: Path, shape: list[in
         convert(folder)
 
 
+@pytest.mark.attack
+@pytest.mark.parametrize("length", [2**63, 2**64 - 1, 2**26 + 1, 1, 0])
+def test_headers_of_impossible_lengths_are_refused(tmp_path: Path, length: int) -> None:
+    folder = model(tmp_path)
+    (folder / "model.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}" * 100)
+    with pytest.raises(EngineError, match="not a whole safetensors file"):
+        convert(folder)
+
+
+@pytest.mark.attack
+def test_tensors_that_lie_on_each_other_are_refused(tmp_path: Path) -> None:
+    folder = model(tmp_path)
+    entry = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+    weights(folder, {f"t{number}": entry for number in range(1000)}, bytes(16))
+    with pytest.raises(EngineError, match="lies on another tensor"):
+        convert(folder)
+
+
+@pytest.mark.attack
+def test_a_tokenizer_of_hundreds_of_megabytes_is_not_parsed(tmp_path: Path) -> None:
+    from hubkit.errors import SourceError
+    from hubkit.local_engine.text import TextCodec
+    from hubkit.tokenization import load_fast_tokenizer, load_tokenizer
+
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(300 << 20)  # a hole: nothing is written
+    for read in (TextCodec, load_tokenizer, load_fast_tokenizer):
+        with pytest.raises((EngineError, SourceError), match="may have 209,715,200"):
+            read(tmp_path)
+
+
+def _gguf(*parts: bytes) -> bytes:
+    return b"GGUF" + (3).to_bytes(4, "little") + b"".join(parts)
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(8, "little")
+
+
+GGUF = {
+    "2^64 tensors": _gguf(_number(2**64 - 1), _number(0)),
+    "2^64 fields": _gguf(_number(0), _number(2**64 - 1)),
+    "a key of 2^63 bytes": _gguf(_number(0), _number(1), _number(2**63), b"a"),
+    "an array of 2^60": _gguf(
+        _number(0), _number(1), _number(1), b"a", (9).to_bytes(4, "little"),
+        (4).to_bytes(4, "little"), _number(2**60),
+    ),
+    "arrays in arrays": _gguf(
+        _number(0), _number(1), _number(1), b"a", *[(9).to_bytes(4, "little"), _number(1)] * 5000
+    ),
+    "a tensor of 2^63 dimensions": _gguf(
+        _number(1), _number(0), _number(1), b"t", (2**31).to_bytes(4, "little"), _number(2**63)
+    ),
+    "nothing": b"GGUF",
+}  # fmt: skip
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("name", GGUF)
+def test_counts_in_gguf_files_are_not_believed(name: str, tmp_path: Path) -> None:
+    from hubkit.local_engine.repo import Snapshot
+
+    path = tmp_path / "model.gguf"
+    path.write_bytes(GGUF[name])
+    snapshot = Snapshot("a/b", tmp_path, "key", path)
+    with pytest.raises(EngineError, match=r"model\.gguf is not a whole GGUF file"):
+        conversion.prepared(snapshot, tmp_path / "cache")
+
+
+@pytest.mark.attack
 @pytest.mark.parametrize("layers", [10**7, -1, "many", 2.5])
 def test_more_layers_than_tensors_are_refused(tmp_path: Path, layers: Any) -> None:
     folder = model(tmp_path, num_hidden_layers=layers)
@@ -57,6 +128,7 @@ def test_more_layers_than_tensors_are_refused(tmp_path: Path, layers: Any) -> No
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.attack
 def test_an_index_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
     folder = model(tmp_path)
     index = {"weight_map": {"a": "../../secret.safetensors"}}
@@ -72,6 +144,7 @@ def test_weights_that_do_not_fit_the_configuration_are_found_by_the_trial(tmp_pa
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.attack
 def test_memory_and_written_bytes_are_limited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +156,7 @@ def test_memory_and_written_bytes_are_limited(
         conversion.run_limited(task, 0)
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize(
     "code",
     [

@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from hubkit.data.parquet import opened
+from hubkit.data.parquet import opened, safe_batch_rows
 from hubkit.data.readers.containers import (
     GZIP,
     HEAD,
@@ -44,6 +44,7 @@ _METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json
 _BACKUP_FOLDERS = re.compile(r"__MACOSX|__pycache__|lost\+found|checkpoints?(-\d+)?", re.I)
 _SPACE = b" \t\r\n"
 _MAX_LIST = 1 << 26  # bytes of a file that is one conversation
+_MOST_ROWS_A_BYTE = 100  # of a parquet file: run lengths can promise any number
 _PEEK = 1 << 20  # bytes in which the first row is looked for
 
 
@@ -163,14 +164,18 @@ def _parquet_rows(path: Path, on_bytes: OnBytes) -> Iterator[Item]:
     try:
         with opened(path) as file:
             total = max(file.metadata.num_rows, 1)
+            if total > _MOST_ROWS_A_BYTE * size:
+                yield Broken("broken_parquet", f"it promises {total} rows in {size} bytes", size)
+                return
             for group in range(file.num_row_groups):
                 about, first = file.metadata.row_group(group), number
                 try:
-                    for batch in file.iter_batches(batch_size=256, row_groups=[group]):
+                    rows_at_once = safe_batch_rows(path, about)
+                    for batch in file.iter_batches(batch_size=rows_at_once, row_groups=[group]):
                         yield from _batch_rows(batch, number)
                         number += batch.num_rows
                         on_bytes(size * min(number, total) // total)
-                except (pa.ArrowException, OSError) as error:
+                except (pa.ArrowException, OSError, ValueError, IndexError) as error:
                     # A page of it is broken: what else the group holds is lost with it.
                     last = first + about.num_rows
                     position = f"rows {number + 1} to {last}: {type(error).__name__}"

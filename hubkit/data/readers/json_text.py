@@ -7,6 +7,9 @@ import json
 import re
 from typing import Any
 
+from hubkit.untrusted import has_more_values
+
+MAX_VALUES = 2_000_000  # of one row: no conversation has so many
 _MAX_DIGITS = 4000  # Python refuses to convert longer integers
 _TRAILING_COMMA = re.compile(rb'("[^"\\]*+(?:\\.[^"\\]*+)*+")|,(\s*+[}\]])', re.DOTALL)
 
@@ -19,7 +22,9 @@ def parse_json(text: bytes) -> tuple[Any, str | None]:
 
     Returns:
         The value and None, or None and the reason why there is none: ``broken_json``, ``not_utf8``,
-        ``nested_too_deeply``."""
+        ``nested_too_deeply``, ``too_many_values``."""
+    if has_more_values(text, MAX_VALUES):
+        return None, "too_many_values"
     value, reason = parse_standard(text)
     if reason is None:
         return value, None

@@ -18,7 +18,7 @@ from hubkit.local_hub.storage.git import BLOB, NewObject, blob_sha
 from hubkit.local_hub.storage.objects import SHA256
 from hubkit.local_hub.storage.paths import checked_path
 from hubkit.local_hub.storage.trees import Pointer, parse_pointer
-from hubkit.untrusted import JsonObject, parse_json
+from hubkit.untrusted import JsonObject, has_more_values, parse_json
 
 MAX_REGULAR_BYTES = 10 * 2**20
 """A file larger than this must be uploaded as a large file; preupload says so."""
@@ -74,6 +74,8 @@ class CommitRequest:
         """Read one line. Raises `Refusal` 400 or 422 for anything that is not a line of a
         commit.
         """
+        if has_more_values(line, http.MAX_VALUES):
+            raise Refusal(413, f"A line of the commit holds more than {http.MAX_VALUES} values.")
         try:
             item = parse_json(line)
         except ValueError:

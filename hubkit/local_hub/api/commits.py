@@ -15,6 +15,7 @@ from hubkit.local_hub.api import discussions
 from hubkit.local_hub.api.commit_body import MAX_REGULAR_BYTES, CommitRequest, read_commit
 from hubkit.local_hub.api.commit_building import commit_to_branch
 from hubkit.local_hub.api.http import Call, field
+from hubkit.local_hub.api.ignore_rules import ignore_rules
 from hubkit.local_hub.api.lfs import require_object
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import trees
@@ -40,7 +41,7 @@ def preupload(call: Call, repo: Repo, tail: list[str]) -> Response:
         ignore_text = body.get("gitIgnore")
         if ignore_text is None:
             ignore_text = _text(opened, tree, ".gitignore")
-        ignored = _ignore_rules(str(ignore_text))
+        ignored = ignore_rules(str(ignore_text))
         large = _large_patterns(_text(opened, tree, ".gitattributes"))
         answers = [_preupload_one(opened, tree, item, large, ignored) for item in listed]
     return JSONResponse({"files": answers})
@@ -87,21 +88,6 @@ def _matches(path: str, patterns: list[str]) -> bool:
         elif fnmatch.fnmatchcase(path, pattern.replace("**/", "*")):
             return True
     return False
-
-
-def _ignore_rules(text: str) -> Callable[[str], bool]:
-    from dulwich.ignore import IgnoreFilter
-
-    rules = IgnoreFilter([line.encode() for line in text.splitlines()[:10_000]])
-    if not text.strip():
-        return lambda path: False
-
-    def ignored(path: str) -> bool:
-        parts = path.split("/")
-        folders = ["/".join(parts[:end]) + "/" for end in range(1, len(parts))]
-        return any(rules.is_ignored(candidate) for candidate in [*folders, path])
-
-    return ignored
 
 
 async def commit(call: Call, repo: Repo, tail: list[str]) -> Response:

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.repos import Repo, may_download
-from hubkit.untrusted import JsonObject, parse_json
+from hubkit.untrusted import JsonObject, has_more_values, parse_json
 
 if TYPE_CHECKING:
     from hubkit.local_hub.hub import Hub
@@ -21,6 +21,9 @@ MAX_BODY_BYTES = 16 * 2**20
 """Largest body of a request that is read into memory at once (commits and large files are
 streamed).
 """
+
+MAX_VALUES = 500_000
+"""Most values of the JSON of one request, or of one line of a commit."""
 
 T = TypeVar("T")
 
@@ -68,6 +71,8 @@ class Call:
         """
         if not self.body:
             return {}
+        if has_more_values(self.body, MAX_VALUES):
+            raise Refusal(413, f"The body of this request holds more than {MAX_VALUES} values.")
         try:
             value = parse_json(self.body)
         except ValueError:
