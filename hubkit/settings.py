@@ -31,6 +31,9 @@ PLUGINS: Final = "HUBKIT_PLUGINS"
 LOCAL_JOB: Final = "HUBKIT_LOCAL_JOB"
 """Set in a job that the embedded Hub runs: the loopback Hub that `HUBKIT_HUB` names is on the
 owner's machine, so that what goes there does not leave it."""
+IMAGES: Final = "HUBKIT_IMAGES"
+"""Container images of rented endpoints in place of hubkit's own, by digest for example: words such
+as ``vllm=vllm/vllm-openai@sha256:…``."""
 INSIDE_JOB: Final = "HUBKIT_INSIDE_JOB"
 """Set inside a Hub Job: the job's id is looked up and noted on what it makes."""
 

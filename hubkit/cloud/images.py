@@ -15,9 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
+from hubkit import settings
 from hubkit.cloud.prices import Hardware
 from hubkit.errors import RecipeError
 from hubkit.hub import Ref
+from hubkit.settings import value
 
 Engine = Literal["tgi", "vllm", "sglang", "llamacpp"]
 ENGINES: tuple[Engine, ...] = ("tgi", "vllm", "sglang", "llamacpp")
@@ -104,6 +106,8 @@ class EndpointSpec:
             self.gguf_file,
             *map(repr, self.refs),
         ]
+        if (image := image_of(self.engine)) != IMAGES[self.engine]:
+            facts.append(image)
         digest = hashlib.sha256("\0".join(map(str, facts)).encode()).hexdigest()[:8]
         slug = re.sub(r"[^a-z0-9]+", "-", main_repo.repo_id.rpartition("/")[2].lower()).strip("-")
         return f"{slug[: _LONGEST_NAME - 9].strip('-')}-{digest}"
@@ -112,6 +116,24 @@ class EndpointSpec:
     def refs(self) -> tuple[Ref, ...]:
         """Every repo that it reads."""
         return (self.model, *self.adapters)
+
+
+def image_of(engine: Engine) -> str:
+    """The container image of an engine: the one that ``HUBKIT_IMAGES`` names, else `IMAGES`.
+
+    Raises:
+        RecipeError: The variable names something else than an engine and its image.
+    """
+    chosen = {}
+    for word in value(settings.IMAGES).split():
+        name, _, image = word.partition("=")
+        if name not in ENGINES or not re.fullmatch(r"[a-z0-9][\w./:@-]+", image):
+            raise RecipeError(
+                f"HUBKIT_IMAGES holds {word!r}; it takes words such as vllm=IMAGE@sha256:DIGEST, "
+                f"for {', '.join(ENGINES)}"
+            )
+        chosen[name] = image
+    return chosen.get(engine) or IMAGES[engine]
 
 
 def payload(spec: EndpointSpec) -> Payload:
@@ -143,7 +165,7 @@ def payload(spec: EndpointSpec) -> Payload:
 
 
 def _container(spec: EndpointSpec) -> Container:
-    return Container(url=IMAGES[spec.engine], port=PORTS[spec.engine], healthRoute=HEALTH)
+    return Container(url=image_of(spec.engine), port=PORTS[spec.engine], healthRoute=HEALTH)
 
 
 def _tgi(spec: EndpointSpec) -> Payload:

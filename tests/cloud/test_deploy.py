@@ -114,6 +114,22 @@ def test_an_engine_that_cannot_says_what_can() -> None:
         cloud.payload(cloud.EndpointSpec(BASE, "vllm", place, adapters=(ASKER, BASE)))
 
 
+def test_an_image_can_be_chosen_by_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, other = CASES["vllm"], CASES["tgi"]
+    by_tag, name = cloud.payload(spec)["custom_image"], spec.name
+    image = "vllm/vllm-openai@sha256:" + "ab" * 32
+    monkeypatch.setenv("HUBKIT_IMAGES", f" vllm={image} ")
+    assert cloud.payload(spec)["custom_image"]["vLLM"]["url"] == image
+    assert cloud.payload(other)["custom_image"]["url"].startswith("ghcr.io/huggingface/")
+    assert spec.name != name, "an endpoint of another image is another endpoint"
+    for wrong in ("vllm", "vlm=x", "vllm=", "vllm=a b=c", "vllm=-x"):
+        monkeypatch.setenv("HUBKIT_IMAGES", wrong)
+        with pytest.raises(RecipeError, match="HUBKIT_IMAGES holds"):
+            cloud.payload(spec)
+    monkeypatch.delenv("HUBKIT_IMAGES")
+    assert (cloud.payload(spec)["custom_image"], spec.name) == (by_tag, name)
+
+
 def test_a_name_fits_and_says_what_is_served() -> None:
     wanted = CASES["tgi-adapters"]
     assert wanted.name.startswith("an-asker-") and len(wanted.name) <= 32
