@@ -12,7 +12,7 @@ RUN   := $(BIN)/hubkit run $(RECIPE) --profile $(PROFILE)
 FIGURES := $(BIN)/python tests/bench/readme.py
 
 .PHONY: demo corpus asker rollout curate chat eval push spaces test test-order test-slow conformance check format
-.PHONY: bench bench-demo bench-gpu bench-curve bench-preference bench-study plans chaos reference scanner licences clean help
+.PHONY: bench bench-demo bench-gpu bench-curve bench-preference bench-study plans chaos attack reference scanner licences clean help
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -62,7 +62,8 @@ conformance: $(READY) ## the clients' own test suites against the embedded Hub
 	$(FIGURES)
 
 attack: $(READY) ## attacks and accidents: what a stranger or a bad day may do, and what holds
-	$(BIN)/python -m pytest -m attack -rA --timeout 600
+	$(BIN)/python tests/bench/attack.py
+	$(FIGURES)
 
 chaos: $(READY) ## drivers, Hubs, pushes and trainers killed at any moment, disks filled, bits flipped
 	$(BIN)/python tests/bench/chaos.py

@@ -53,6 +53,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("name", sorted(BOMBS))
 def test_bombs_are_refused_at_once(name: str, tmp_path: Path) -> None:
     started = time.process_time()
@@ -75,6 +76,7 @@ def test_yaml_that_people_write_is_read() -> None:
     assert parse_yaml("") is None and parse_yaml("[" * 100 + "]" * 100)
 
 
+@pytest.mark.attack
 def test_json_that_nests_too_deeply_is_no_json(hubkit_home: Path, tmp_path: Path) -> None:
     deep = "[" * 100_000
     assert parse_json(b'{"a": [1]}') == {"a": [1]}
@@ -96,6 +98,7 @@ def test_paths_that_leave_their_folder(path: str) -> None:
     assert not is_inside(path)
 
 
+@pytest.mark.attack
 def test_files_of_a_source_stay_inside_it() -> None:
     assert is_inside("data/a.json") and is_inside("..data/x") and is_inside("a b.json")
     override = 'corpus.sources=[{repo_id: a/b, files: ["../../private.json"]}]'
@@ -103,6 +106,7 @@ def test_files_of_a_source_stay_inside_it() -> None:
         recipes.load("parrot", overrides=[override])
 
 
+@pytest.mark.attack
 def test_terminal_escapes_are_shown_not_obeyed() -> None:
     assert printable("a\x1b]0;title\x07b\tc\nd\u202e") == "a\\x1b]0;title\\x07b\tc\nd\\u202e"
     command = "from hubkit.cli import console; console.line('\\x1b[31mred'); console.say('\\x9b2J')"
@@ -111,6 +115,7 @@ def test_terminal_escapes_are_shown_not_obeyed() -> None:
     assert done.stderr.decode().startswith("\\x9b2J")
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize(
     "url", ["https://jane:pa55word9@hub.acme.io", "https://tok3n9@hub.acme.io"]
 )
@@ -150,6 +155,7 @@ LOADERS = {
 }
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("name", ["tokenizer", "weights", "plan", "engine"])
 def test_a_model_that_brings_code_runs_nothing_and_nobody_is_asked(
     name: str, tmp_path: Path
@@ -173,6 +179,7 @@ def test_a_model_that_brings_code_runs_nothing_and_nobody_is_asked(
     assert "which hubkit never does" in done.stderr and "trust_remote_code" not in done.stderr
 
 
+@pytest.mark.attack
 def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
@@ -190,6 +197,7 @@ def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
             load()
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("base", ["/etc", "../base", "./base", "a/b/c", "a/.."])
 def test_an_adapter_s_base_is_a_repo(base: str, hubkit_home: Path, tmp_path: Path) -> None:
     hub: Hub = connect()

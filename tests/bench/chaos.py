@@ -1,62 +1,41 @@
 """Whatever can be killed, killed at any moment, and whatever can be damaged, damaged: ``make
 chaos`` runs those tests and writes ``results/chaos.json``.
 
-A test that kills more than once says how often through pytest's `record_property`:
-``record_property("kills", n)``."""
+A test that kills more than once says how often by ``record_property("kills", n)``; one that damages
+files, of which kind and how often that was named or harmless. ``python tests/bench/chaos.py
+local_hub`` runs the tests of one place and keeps what the others found before."""
 
 from __future__ import annotations
 
-import subprocess
+import json
 import sys
-import tempfile
-from pathlib import Path
-from xml.etree import ElementTree
+from collections.abc import Sequence
+from typing import Any
 
-from figures import ROOT, write
+from figures import RESULTS, write
+from suites import Case, run
 
-PYTEST = [
-    sys.executable,
-    "-m",
-    "pytest",
-    "-m",
-    "slow or not slow",
-    "-k",
-    "kill or chaos or data_safety or copied_home",
-    "--timeout",
-    "3600",
-]
+NAMES = "kill or chaos or data_safety or copied_home"
 
 
-def main(*more: str) -> int:
-    """Run the tests (`more` are further arguments for pytest); its exit status."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        status = subprocess.run(
-            [*PYTEST, "--junitxml", str(report), *more], cwd=ROOT, check=False
-        ).returncode
-        if not report.exists():
-            return status
-        cases = list(ElementTree.parse(report).iter("testcase"))
-    ran = [case for case in cases if case.find("skipped") is None]
-    failed = [
-        case for case in ran if case.find("failure") is not None or case.find("error") is not None
-    ]
-    kills = {str(case.get("name")): found for case in ran if (found := _kills(case))}
+def main(place: str = "", *more: str) -> int:
+    """Run the tests of `place` (a part of a test's path; all without one; `more` are further
+    arguments for pytest); pytest's exit status.
+    """
+    chosen = f"({NAMES}) and {place}" if place else NAMES
+    options = ["-m", "slow or not slow", "-k", chosen, "--timeout", "3600", *more]
+    status, cases = run(options)
+    known = {} if not place else _known_elsewhere(place)
+    tests = {**known, **{_name(case): _row(case, cases) for case in cases}}
     figures = {
-        "tests": len(ran),
-        "passed": len(ran) - len(failed),
-        "skipped": len(cases) - len(ran),
-        "kills": sum(kills.values()),
-        "kills of a test that kills more than once": {
-            name.removeprefix("test_"): kills[name] for name in kills
-        },
-        "accidents of the embedded Hub": {
-            str(case.get("name")).removeprefix("test_"): "failed" if case in failed else "held"
-            for case in ran
-            if "local_hub" in str(case.get("classname"))
-        },
+        "tests": sum(row["tried"] for row in tests.values()),
+        "passed": sum(row["held"] for row in tests.values()),
+        "kills": sum(row["kills"] for row in tests.values()),
+        "by test": tests,
     }
-    if not more:
+    if damaged := _damage(cases) or _before().get("damaged files of the embedded Hub"):
+        figures["damaged files of the embedded Hub"] = damaged
+    if not more and cases:
         about = (
             "Drivers, Hubs, pushes and trainers killed at any moment, disks full, bits flipped, "
             "databases lost, homes copied: is all there that was acknowledged, or named as lost?"
@@ -65,13 +44,38 @@ def main(*more: str) -> int:
     return status
 
 
-def _kills(case: ElementTree.Element) -> int:
-    values = [
-        int(found.get("value", 0))
-        for found in case.iter("property")
-        if found.get("name") == "kills"
-    ]
-    return sum(values)
+def _name(case: Case) -> str:
+    return f"{case.module.removeprefix('tests.').partition('.')[0]}: {case.name}"
+
+
+def _row(case: Case, cases: Sequence[Case]) -> dict[str, int]:
+    alike = [other for other in cases if (other.module, other.name) == (case.module, case.name)]
+    return {
+        "tried": len(alike),
+        "held": sum(other.held for other in alike),
+        "kills": sum(other.count("kills") for other in alike),
+    }
+
+
+def _before() -> dict[str, Any]:
+    path = RESULTS / "chaos.json"
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return found
+
+
+def _known_elsewhere(place: str) -> dict[str, dict[str, int]]:
+    tests: dict[str, dict[str, int]] = _before().get("by test", {})
+    return {name: row for name, row in tests.items() if not name.startswith(f"{place}: ")}
+
+
+def _damage(cases: Sequence[Case]) -> dict[str, dict[str, int]]:
+    """Kind of file → how often its damage was named, and how often it did nothing."""
+    return {
+        value: {"named": case.count("damage named"), "harmless": case.count("damage harmless")}
+        for case in cases
+        for key, value in case.properties
+        if key == "damaged"
+    }
 
 
 if __name__ == "__main__":

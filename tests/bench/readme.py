@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PICTURES = ("pipeline.svg", "demo.svg", "learning_curve.png", "study_laptop.png")
 HEAD = """# What was measured
 
-Written by `make bench`, `make bench-demo`, `make bench-curve`, `make conformance` and `make chaos` out of
+Written by `make bench`, `make bench-demo`, `make bench-curve`, `make conformance`, `make attack` and `make chaos` out of
 `tests/bench/bench.json`. A figure is a median; where something ran more than once, the least and the most stand beside
 it. What is compared ran turn about on the same machine. Units stand in the names; a load beside the date is what the
 machine had to do just then.
@@ -114,6 +114,39 @@ def hub(found: Figures) -> str:
         f"of which {chaos['passed']} passed."
     )
     return "\n".join([*lines, "", f"{killed} {sentence}"])
+
+
+def attacks(found: Figures) -> str:
+    """Every attack: how often it was tried, and how often what it aims at held."""
+    if "attack" not in found:
+        return "Not run yet."
+    found = found["attack"]
+    lines = ["| attack or accident | tried | held |", "| --- | ---: | ---: |"]
+    lines += [
+        f"| {name} | {row['tried']} | {row['held']} |" for name, row in found["by attack"].items()
+    ]
+    sentence = f"{found['held']} of {found['tried']} held, on {_machine(found)}."
+    return "\n".join([*lines, "", sentence])
+
+
+def damage(found: Figures) -> str:
+    """What damage to each kind of stored file came to, and what was killed."""
+    found = found["chaos"]
+    if "damaged files of the embedded Hub" not in found:
+        return "Not run yet."
+    lines = [
+        "| file of the embedded Hub | damage named | without effect |",
+        "| --- | ---: | ---: |",
+    ]
+    lines += [
+        f"| {kind} | {row['named']} | {row['harmless']} |"
+        for kind, row in found["damaged files of the embedded Hub"].items()
+    ]
+    sentence = (
+        f"{found['kills']} kills in {found['tests']} tests, of which {found['passed']} passed, on "
+        f"{_machine(found)}."
+    )
+    return "\n".join([*lines, "", sentence])
 
 
 def steps(found: Figures) -> str:
@@ -444,6 +477,8 @@ BLOCKS: dict[str, Callable[[Figures], str]] = {
     "demo": demo,
     "plans": plans,
     "hub": hub,
+    "attacks": attacks,
+    "damage": damage,
     "engine": engine,
     "rollout": rollout,
     "real_servers": real_servers,
@@ -460,6 +495,7 @@ BLOCKS: dict[str, Callable[[Figures], str]] = {
 
 OWN_TABLES: dict[str, Callable[[Figures], str]] = {
     "real_servers": real_servers,
+    "attack": attacks,
     "steps": steps,
     "eval": evaluation,
     "train_speed": train,

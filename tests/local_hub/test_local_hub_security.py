@@ -77,6 +77,7 @@ BAD_PATHS = [
 ]
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize("path", BAD_PATHS, ids=ascii)
 def test_paths_that_escape_or_hide_are_refused(server: HubServer, api: HfApi, path: str) -> None:
     before = head(api)
@@ -91,6 +92,7 @@ def test_paths_that_escape_or_hide_are_refused(server: HubServer, api: HfApi, pa
     assert head(api) == before
 
 
+@pytest.mark.attack
 @pytest.mark.parametrize(
     "path",
     [
@@ -135,6 +137,7 @@ git update-ref refs/heads/main "$commit"
     assert send(server, "GET", "/local/linked/resolve/main/link").body == b"/etc/passwd"
 
 
+@pytest.mark.attack
 def test_wrong_and_missing_tokens(server: HubServer) -> None:
     for token in ("hf_wrongwrongwrong", "nonsense", "hf_" + "x" * 5000):
         assert send(server, "GET", "/api/whoami-v2", token=token).status == 401
@@ -199,6 +202,7 @@ def other(server: HubServer) -> dict[str, str]:
     return tokens
 
 
+@pytest.mark.attack
 def test_read_tokens_read_and_other_users_keep_to_their_own(
     server: HubServer, other: dict[str, str]
 ) -> None:
@@ -227,6 +231,7 @@ def test_read_tokens_read_and_other_users_keep_to_their_own(
     assert error.value.response.status_code == 404
 
 
+@pytest.mark.attack
 def test_a_private_files_hash_is_no_permission_to_see_it(
     server: HubServer, api: HfApi, other: dict[str, str]
 ) -> None:
@@ -269,6 +274,7 @@ def test_a_private_files_hash_is_no_permission_to_see_it(
     )
 
 
+@pytest.mark.attack
 def test_forged_hashes_and_sizes(server: HubServer, api: HfApi) -> None:
     before = head(api)
     batch = {"operation": "upload", "transfers": ["basic"], "objects": [{"oid": SHA, "size": 7}]}
@@ -331,6 +337,7 @@ def test_oversized_and_malformed_commits(server: HubServer, api: HfApi) -> None:
     assert head(api) == before
 
 
+@pytest.mark.attack
 def test_yaml_that_unfolds(server: HubServer, api: HfApi) -> None:
     levels = ["a: &a [x,x,x,x,x,x,x,x,x]"] + [
         f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]" for i in range(9)
@@ -392,6 +399,7 @@ def shard(xorb: str, size: int, chunks: int, sha256: str) -> bytes:
     )
 
 
+@pytest.mark.attack
 def test_xet_uploads_are_checked(server: HubServer) -> None:
     import lz4.frame
 
@@ -435,6 +443,7 @@ def test_xet_uploads_are_checked(server: HubServer) -> None:
     assert xet(server)[0] != base, "a client that refers to what was never sent gets a new address"
 
 
+@pytest.mark.attack
 def test_no_header_comes_out_of_what_came_in(server: HubServer, api: HfApi) -> None:
     answer = send(
         server, "GET", "/api/models/local/nowhere%0d%0aSet-Cookie:%20a=b", X_Request_Id="id<>\"'"
@@ -476,6 +485,7 @@ def test_open_to_the_network_needs_a_token_for_everything(
         server.stop()
 
 
+@pytest.mark.attack
 def test_the_token_stays_in_its_file(server: HubServer) -> None:
     from pathlib import Path
 
