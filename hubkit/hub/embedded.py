@@ -198,8 +198,9 @@ def _answers(state: JsonObject) -> bool:
     sent before.
     """
     try:
-        challenge = Challenge(local_root(), urlsplit(state["url"]).port)
-        with DIRECT.open(state["url"] + challenge.path, timeout=5) as response:
+        url = str(state["url"])
+        challenge = Challenge(local_root(), urlsplit(url).port)
+        with DIRECT.open(url + challenge.path, timeout=5) as response:
             answer = json.loads(response.read(10_000))
         return bool(answer["pid"] == state["pid"] and challenge.is_met_by(answer))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException):

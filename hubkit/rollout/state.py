@@ -93,7 +93,7 @@ class State:
         they cost. It stands there twice, for without it the caps would not hold.
         """
         spent = self.spent
-        header = {
+        header: Record = {
             "k": "run", "digest": self.digest, "published": sorted(self.published),
             "counts": self.counts, "spent": [
                 spent.tokens, spent.requests, spent.cached_total, spent.seconds, spent.cached
