@@ -106,15 +106,21 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 
 def has_more_values(text: bytes, most: int) -> bool:
     """Whether JSON holds more than about `most` values, each of which costs a hundred bytes of
-    memory, be it `[]`. Counted by its separators; nothing is built.
+    memory, be it `[]`. Counted by its separators outside of strings; nothing is built.
     """
-    return (
-        len(text) > most and _separators(text) > most and _separators(_STRING.sub(b"", text)) > most
-    )
+    if len(text) <= most or _separators(text, 0, len(text)) <= most:
+        return False
+    count = end = 0
+    for string in _STRING.finditer(text):
+        count += _separators(text, end, string.start())
+        end = string.end()
+        if count > most:
+            return True
+    return count + _separators(text, end, len(text)) > most
 
 
-def _separators(text: bytes) -> int:
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
+def _separators(text: bytes, start: int, end: int) -> int:
+    return sum(text.count(separator, start, end) for separator in (b",", b"[", b"{"))
 
 
 def require_tokenizer_size(file: Path) -> None:

@@ -30,10 +30,11 @@ class Challenge:
     Args:
         root: The Hub's folder.
         port: Where its server is said to be.
+        text: What is asked; made up where it is not given.
     """
 
-    def __init__(self, root: Path, port: int | None) -> None:
-        self._root, self._port, self._text = root, port, secrets.token_hex(16)
+    def __init__(self, root: Path, port: int | None, text: str = "") -> None:
+        self._root, self._port, self._text = root, port, text or secrets.token_hex(16)
 
     @property
     def path(self) -> str:
@@ -51,15 +52,15 @@ class Challenge:
         return hmac.compare_digest(str(given).encode(), proof.encode())
 
 
-_roots: dict[str, Path] = {}
-"""Token of an embedded Hub → the folder whose server it is for."""
+_roots: dict[str, set[Path]] = {}
+"""Token of an embedded Hub → the folders whose servers it is for: a copied home has the same."""
 
 
 def require(token: str, root: Path) -> None:
     """Let requests of this process with `token` go only over connections that the server of `root`
     has proven itself on (see `transport`).
     """
-    _roots[f"Bearer {token}"] = root
+    _roots.setdefault(f"Bearer {token}", set()).add(root)
 
 
 def transport() -> httpx2.BaseTransport:
@@ -73,15 +74,15 @@ def transport() -> httpx2.BaseTransport:
 
         def __init__(self) -> None:
             self._plain = httpx2.HTTPTransport()
-            self._proven: dict[Path, httpx2.HTTPTransport] = {}
+            self._proven: dict[str, httpx2.HTTPTransport] = {}
 
         def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-            root = _roots.get(request.headers.get("Authorization", ""))
-            if root is None:
+            token = request.headers.get("Authorization", "")
+            if token not in _roots:
                 return self._plain.handle_request(request)
-            if root not in self._proven:
-                self._proven[root] = _proven_transport(root)
-            return self._proven[root].handle_request(request)
+            if token not in self._proven:
+                self._proven[token] = _proven_transport(_roots[token])
+            return self._proven[token].handle_request(request)
 
         def close(self) -> None:
             for inner in (self._plain, *self._proven.values()):
@@ -90,7 +91,7 @@ def transport() -> httpx2.BaseTransport:
     return Transport()
 
 
-def _proven_transport(root: Path) -> httpx2.HTTPTransport:
+def _proven_transport(roots: set[Path]) -> httpx2.HTTPTransport:
     import httpcore2
     import httpx2
 
@@ -100,7 +101,7 @@ def _proven_transport(root: Path) -> httpx2.HTTPTransport:
         def connect_tcp(self, host: str, port: int, *options: Any, **more: Any) -> Any:
             stream = super().connect_tcp(host, port, *options, **more)
             try:
-                _prove(stream, host, port, root)
+                _prove(stream, host, port, roots)
             except BaseException:
                 stream.close()
                 raise
@@ -115,20 +116,24 @@ def _proven_transport(root: Path) -> httpx2.HTTPTransport:
     return made
 
 
-def _prove(stream: httpcore2.NetworkStream, host: str, port: int, root: Path) -> None:
+def _prove(stream: httpcore2.NetworkStream, host: str, port: int, roots: set[Path]) -> None:
     """Ask the challenge on a new connection.
 
     Raises:
         httpcore2.NetworkError: The connection breaks, or nothing comes.
         HubUnreachableError: What answers does not prove itself.
     """
-    challenge = Challenge(root, port)
+    text = secrets.token_hex(16)
+    challenges = [Challenge(root, port, text) for root in sorted(roots)]
     name = f"[{host}]" if ":" in host else host
-    head = f"GET {challenge.path} HTTP/1.1\r\nHost: {name}:{port}\r\n\r\n"
+    head = f"GET {challenges[0].path} HTTP/1.1\r\nHost: {name}:{port}\r\n\r\n"
     stream.write(head.encode("ascii"), TIMEOUT_S)
     with suppress(OSError, ValueError):
-        if challenge.is_met_by(json.loads(_body(stream))):
-            return
+        answer = json.loads(_body(stream))
+        for challenge in challenges:
+            with suppress(OSError):  # a home that is gone
+                if challenge.is_met_by(answer):
+                    return
     raise HubUnreachableError(
         f"the embedded Hub was at {host}:{port}, and another program answers there now; it was "
         "sent no token. Run the same command again: it starts the Hub where nothing listens"

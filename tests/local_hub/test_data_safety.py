@@ -405,7 +405,7 @@ def test_a_full_disk_can_be_emptied(tmp_path: Path, reserve: bool) -> None:
             while True:
                 file.write(b"\0" * 4096)
         if not reserve:  # enough to open the database, not to write
-            os.truncate(root / "filler", (root / "filler").stat().st_size - 49152)
+            os.truncate(root / "filler", (root / "filler").stat().st_size - 65536)
             server.start()
             assert _read(server, "kept").content == b"kept" * 1000
             assert RawClient(server).post("/api/repos/create", {"name": "x"}).status_code == 507
