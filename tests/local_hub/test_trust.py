@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -119,11 +120,17 @@ def test_an_answer_of_the_hub_itself_proves_nothing_at_another_port(own_home: Pa
 
         def handle(self) -> None:
             with socket.create_connection(("127.0.0.1", target)) as real:
+                back = threading.Thread(target=pass_on, args=(real, self.request), daemon=True)
+                back.start()
+                own = b"%d" % self.server.server_address[1]
                 while data := self.request.recv(65536):
                     seen.append(data)
-                    own = b"%d" % self.server.server_address[1]
                     real.sendall(data.replace(own, b"%d" % target))
-                    self.request.sendall(real.recv(65536))
+
+    def pass_on(source: socket.socket, to: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                to.sendall(data)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as relay:
         threading.Thread(target=relay.serve_forever, daemon=True).start()
