@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from support.gateway import DROP, LOST, Action, Gateway, gateway
+from support.hub_server import HubServer
 
 from hubkit import cloud
 from hubkit.cloud import endpoints, leases, prices
 from hubkit.errors import EndpointError, HubError
-from hubkit.hub import Hub, Ref, connect
+from hubkit.hub import Hub, Ref
 from hubkit.hub.places import home
 from hubkit.progress import Lasting
 
@@ -31,8 +32,11 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def embedded(hubkit_home: Path) -> Hub:
-    return connect()
+def direct(hubkit_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A Hub whose token may go through a gateway: that of the home's own goes to it alone."""
+    server = HubServer(tmp_path_factory.mktemp("direct")).start()
+    yield Hub(server.url, server.token, "local", embedded=False)
+    server.stop()
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def scripted(hubkit_home: Path) -> Iterator[tuple[Gateway, Hub]]:
 
 
 def behind(between: Gateway, hub: Hub) -> Hub:
-    """The embedded Hub, reached through the gateway."""
+    """A Hub, reached through the gateway."""
     return Hub(between.url, hub.token, hub.namespace, embedded=False)
 
 
@@ -51,12 +55,12 @@ def behind(between: Gateway, hub: Hub) -> Hub:
 
 @pytest.mark.parametrize("fault", [*FAULTS, LOST])
 def test_a_commit_is_made_once_whatever_becomes_of_its_answer(
-    embedded: Hub, tmp_path: Path, fault: Action
+    direct: Hub, tmp_path: Path, fault: Action
 ) -> None:
     repo = f"local/gateway-{fault}".lower()
     (tmp_path / "data.txt").write_text("words")
-    with gateway(embedded.url) as between:
-        hub = behind(between, embedded)
+    with gateway(direct.url) as between:
+        hub = behind(between, direct)
         between.script = [
             (r"POST /api/repos/create", fault),
             (r"POST /api/datasets/.*/preupload", fault),
@@ -69,17 +73,17 @@ def test_a_commit_is_made_once_whatever_becomes_of_its_answer(
         assert hub.tags(repo, repo_type="dataset") == {"v1": made.revision}
         assert between.script == []
         posts = between.count("POST .*/commit/main")
-    commits = embedded.commits(repo, "All of it", repo_type="dataset")
-    assert commits == [made] and embedded.read(made, "data.txt") == b"words"
+    commits = direct.commits(repo, "All of it", repo_type="dataset")
+    assert commits == [made] and direct.read(made, "data.txt") == b"words"
     assert posts == (1 if fault == LOST else 2)
 
 
 def test_a_hub_that_stays_away_is_said_and_a_refusal_is_not_repeated(
-    embedded: Hub, tmp_path: Path
+    direct: Hub, tmp_path: Path
 ) -> None:
     (tmp_path / "data.txt").write_text("words")
-    with gateway(embedded.url) as between:
-        hub = behind(between, embedded)
+    with gateway(direct.url) as between:
+        hub = behind(between, direct)
         between.script = [(r"POST .*/commit/main", 502)] * 4
         with pytest.raises(HubError, match="502"):
             hub.commit("local/gateway-away", tmp_path, "All of it", repo_type="dataset")
