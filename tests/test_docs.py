@@ -338,7 +338,7 @@ def test_the_third_recipe_runs_as_it_stands(here: Path, hubkit_home: Path) -> No
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    for target in set(re.findall(r"`?make ([a-z][a-z-]+)", TEXT)):
+    for target in set(re.findall(r"(?:`|^)make ([a-z][a-z-]+)", TEXT, re.MULTILINE)):
         assert re.search(rf"^(?:[a-z -]*\b)?{target}\b[a-z -]*:", makefile, re.MULTILINE), (
             f"no target {target}"
         )

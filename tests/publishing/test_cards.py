@@ -610,18 +610,14 @@ def test_a_corpus_says_where_training_cuts() -> None:
     assert "reads the first 4,096 tokens" in render(facts("corpus", recipe=recipes.load("parrot")))
 
 
-def test_a_baseline_is_a_config_where_there_is_one() -> None:
-    rolled = {**REPORTS["rollout"], "baseline": {"dialogues": 8}}
-    made = front_matter(render(facts("dialogues", reports={**REPORTS, "rollout": rolled})))[
-        "configs"
-    ]
-    assert made[-1] == {
-        "config_name": "baseline",
-        "data_files": [{"split": "train", "path": "data/baseline-*.parquet"}],
-    }
-    assert "baseline" not in [
-        c["config_name"] for c in front_matter(render(facts("dialogues")))["configs"]
-    ]
+def test_a_config_is_named_where_its_files_are() -> None:
+    def named(*splits: str) -> list[str]:
+        files = [f"data/{split}-00000-of-00001.parquet" for split in splits]
+        card = front_matter(render(facts("dialogues", files=files)))
+        return [config["config_name"] for config in card["configs"]]
+
+    assert named("train", "raw") == ["default", "raw"]
+    assert named("train", "raw", "dropped", "baseline") == ["default", "raw", "dropped", "baseline"]
 
 
 def test_the_linter_holds_a_card_against_its_files() -> None:
