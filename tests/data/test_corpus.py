@@ -500,7 +500,7 @@ def test_a_worker_that_dies_is_an_error_not_a_hang(
 @pytest.mark.parametrize("when", ["before it said anything", "in a line", "before it read"])
 def test_a_worker_whose_parent_is_gone_ends_without_a_word(when: str) -> None:
     settings = {"front": [["clean_text", {}]], "comparing": [], "tokenizer": None,
-                "questions": {}, "plugins": []}  # fmt: skip
+                "questions": {}, "plugins": [], "turn_marks": []}  # fmt: skip
     chunk = [["a", [{"role": "user", "content": "Why?"}], "x", {}]]
     said = "\n".join([json.dumps(settings), json.dumps(chunk), ""]).encode()
     given = {"before it said anything": b"", "in a line": said[:-9], "before it read": said}[when]

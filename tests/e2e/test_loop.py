@@ -86,8 +86,10 @@ def _kill_in(stage: str, home: Path, log: Path) -> bool:
 @pytest.fixture(scope="module")
 def loop(hubkit_home: Path) -> dict[str, Any]:
     """What ``hubkit run … --json`` printed, after a run that was killed in its rollout."""
+    before = set((hubkit_home / "runs").glob("parrot-*"))
     assert _kill_in("rollout", hubkit_home, hubkit_home / "driver.log")
-    return _run()
+    made = _run()
+    return {**made, "left": set((hubkit_home / "runs").glob("parrot-*")) - before}
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +198,7 @@ def test_the_asker_s_card_shows_how_like_people_it_plays(stages: dict[str, Any],
 
 
 def test_nothing_is_left_behind(loop: dict[str, Any], hubkit_home: Path) -> None:
-    assert not list((hubkit_home / "runs").glob("parrot-*"))
+    assert not loop["left"]
     engines = subprocess.run(
         ["pgrep", "-f", "hubkit.local_engine.*" + str(hubkit_home)], capture_output=True, text=True
     )

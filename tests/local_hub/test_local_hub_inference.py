@@ -16,6 +16,7 @@ import psutil
 import pytest
 from support.hub_server import HubServer
 from support.tiny_models import tiny_base
+from support.waiting import until
 
 HARDWARE = {"accelerator": "cpu", "instance_size": "x1", "instance_type": "intel-spr"}
 PLACE = {"region": "us-east-1", "vendor": "aws", "framework": "pytorch", "type": "authenticated"}
@@ -115,8 +116,7 @@ def client(server: HubServer) -> Iterator[Client]:
     with client.hub.inference() as api:
         for endpoint in api.list_inference_endpoints("local", token=server.token):
             api.delete_inference_endpoint(endpoint.name, namespace="local", token=server.token)
-    mine = [p for p in engines() if p.ppid() == server.info["pid"]]
-    assert not mine, mine
+    until(lambda: not [p for p in engines() if p.ppid() == server.info["pid"]])
 
 
 def test_an_endpoint_comes_up_answers_pauses_resumes_and_is_deleted(client: Client) -> None:

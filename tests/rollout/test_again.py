@@ -4,7 +4,7 @@ makes a stage anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,15 @@ def roll(
     return answered, " ".join(notes)
 
 
+@pytest.fixture
+def left() -> Callable[[], set[Path]]:
+    """The folders of unfinished dialogues that a test leaves behind."""
+    before = set(runs().glob("dialogues-*"))
+    return lambda: set(runs().glob("dialogues-*")) - before
+
+
 def test_a_finished_stage_is_reused_told_and_made_anew_on_demand(
-    values: list[str], servers: tuple[Handle, Handle]
+    values: list[str], servers: tuple[Handle, Handle], left: Callable[[], set[Path]]
 ) -> None:
     one, two = servers
     assert roll(values, one, 4, 0.1)[0] == [{"one/model"}] * 4
@@ -78,7 +85,7 @@ def test_a_finished_stage_is_reused_told_and_made_anew_on_demand(
     )  # a larger run goes on from the newer
     assert two.stats()["answered"] == (2 * 4 + 2) * REQUESTS
     assert one.stats()["answered"] == 4 * REQUESTS
-    assert not list(runs().glob("dialogues-*"))
+    assert not left()
 
 
 def test_a_larger_run_says_whose_answers_it_goes_on_from(values: list[str]) -> None:
@@ -91,7 +98,7 @@ def test_a_larger_run_says_whose_answers_it_goes_on_from(values: list[str]) -> N
 
 
 def test_a_run_made_anew_resumes_where_it_was_interrupted(
-    values: list[str], servers: tuple[Handle, Handle]
+    values: list[str], servers: tuple[Handle, Handle], left: Callable[[], set[Path]]
 ) -> None:
     one, two = servers
     one.script(status=401, after=5)
@@ -106,7 +113,7 @@ def test_a_run_made_anew_resumes_where_it_was_interrupted(
     two.script()
     assert roll(values, two, 4, 0.3, ("rollout",))[0] == [{"two/model"}] * 4
     assert len(two.ledger()) == asked_in_vain + 4 * REQUESTS
-    assert not list(runs().glob("dialogues-*"))
+    assert not left()
 
 
 def test_a_stage_to_make_anew_is_one_of_the_recipe(values: list[str]) -> None:
