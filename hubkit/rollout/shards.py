@@ -6,6 +6,7 @@ its run: a run is continued from its shards alone by leaving out the numbers the
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -73,6 +74,7 @@ class Row(TypedDict, total=False):
     created_at: datetime
 
 
+_DIGESTS = "digests.txt"
 _LEDGER = b"hubkit.ledger"
 _SHARD = re.compile(r"raw-\d+(-[0-9a-f]+)*")
 _PER_TURN = (
@@ -249,6 +251,36 @@ def write(rows: Sequence[Row], path: Path, ledger: Mapping[str, Mapping[str, flo
         about = schema().with_metadata({_LEDGER: json.dumps(ledger, sort_keys=True)})
         table = pa.Table.from_pylist(sorted(rows, key=lambda row: int(row["index"])), schema=about)
         pq.write_table(table, part, compression="zstd", write_page_checksum=True)
+        _note_digest(part, path)
+
+
+def _note_digest(part: Path, path: Path) -> None:
+    """Keep the sha256 of a shard, written to `part`, that is to be at `path`: a page's checksum
+    says nothing of the names, types and places that follow the pages.
+
+    A line is added and none removed, so that a shard which was not replaced after all still has
+    its own."""
+    with part.open("rb") as file, (path.parent / _DIGESTS).open("a", encoding="ascii") as digests:
+        digests.write(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
+        digests.flush()
+        os.fsync(digests.fileno())
+
+
+def _require_whole(path: Path) -> None:
+    """Raise `SourceError` for a shard that is other than it was written. One of which no digest
+    was kept, as of a commit, has the Hub's."""
+    try:
+        lines = (path.parent / _DIGESTS).read_text("ascii", errors="replace").splitlines()
+    except OSError:
+        return
+    known = {digest for digest, _, name in (line.partition("  ") for line in lines)
+             if name == path.name}  # fmt: skip
+    with path.open("rb") as file:
+        if known and hashlib.file_digest(file, "sha256").hexdigest() not in known:
+            raise SourceError(
+                f"{path} is damaged: it has changed since it was written; remove it: what it held "
+                "is asked for again"
+            )
 
 
 @contextmanager
@@ -305,6 +337,7 @@ def read_indices(path: Path, digest: str) -> list[int]:
     another run.
     """
     table = _read(path, ["index", "run"])
+    _require_whole(path)
     runs = set(table["run"].unique().to_pylist())
     if runs - {digest}:
         raise SourceError(
