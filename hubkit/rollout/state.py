@@ -145,10 +145,8 @@ def load(folder: Path, digest: str, earlier: Sequence[Path] = ()) -> State:
     store.mkdir(parents=True, exist_ok=True)
     for stale in store.glob("*.part"):
         stale.unlink()
-    _adopt(store, earlier, digest)
+    state.sharded.update(_adopt(store, earlier, digest))
     state.shard_paths = shards.standing(store)
-    for path in state.shard_paths:
-        state.sharded.update(shards.read_indices(path, digest))
     state.published.update(path.name for path in earlier)
     journal = newest(folder)
     if journal is not None:
@@ -161,9 +159,9 @@ def load(folder: Path, digest: str, earlier: Sequence[Path] = ()) -> State:
     return state
 
 
-def _adopt(store: Path, earlier: Sequence[Path], digest: str) -> None:
+def _adopt(store: Path, earlier: Sequence[Path], digest: str) -> set[int]:
     """Copy what shards from elsewhere hold that is not here yet, but for dialogues that a cap
-    ended: those go on.
+    ended: those go on. Gives the numbers of all dialogues that shards here hold then.
     """
     indices_here: set[int] = set()
     for path in shards.standing(store):
@@ -180,6 +178,7 @@ def _adopt(store: Path, earlier: Sequence[Path], digest: str) -> None:
         indices_here.update(
             shards.read_indices(store / path.name, digest) if (store / path.name).exists() else ()
         )
+    return indices_here
 
 
 def _replay(state: State, records: Iterable[Record | None], path: Path) -> None:
