@@ -4,10 +4,14 @@
 40,000 dialogues of 8 human turns, resampled from the real conversations of the ShareGPT wheel (turn
 pairs in their order, from several conversations). Each contender runs in its own process; wall and
 processor seconds and the peak of resident memory, children included, are what the operating system
-says. No times are asserted."""
+says. No times are asserted.
+
+``BENCH_BEFORE=folder`` names a checkout of an earlier commit: its curation is timed beside, in the
+same rounds."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import random
@@ -29,6 +33,7 @@ from hubkit.hub.places import cache
 pytestmark = pytest.mark.bench
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 DIALOGUES = int(os.environ.get("BENCH_DIALOGUES", "40000"))
+BEFORE = os.environ.get("BENCH_BEFORE")
 TURNS = 8
 COMMAND = "pytest -m bench tests/bench/test_bench_curate.py"
 
@@ -155,6 +160,21 @@ def _row(number: int, pairs: list[Any], finish: list[str], rng: random.Random) -
     return pa.Table.from_pylist([row])
 
 
+def _ours_before(checkout: Path) -> str:
+    """How the bench of an earlier commit calls its own curation."""
+    module = ast.parse((checkout / "tests/bench" / Path(__file__).name).read_text("utf-8"))
+    for statement in module.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id="OURS")], value=ast.Constant(value=str(code))):
+                return f"import sys; sys.path.insert(0, {str(checkout)!r})\n{code}"
+    raise AssertionError(f"the bench of {checkout} has no curation of its own")
+
+
+def _commit(checkout: Path) -> str:
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def _measure(code: str, raw: Path, out: Path, extra: list[str]) -> dict[str, Any]:
     """Run `code` in a process of its own; what it printed and what it took."""
     out.mkdir(parents=True, exist_ok=True)
@@ -180,6 +200,11 @@ def test_curation_beside_the_alternatives(raw: Path, tmp_path: Path) -> None:
         "bare rensa, words joined in Python": (BARE_RENSA, []),
         "hubkit near_duplicates alone": (OUR_DEDUP, []),
     }
+    if BEFORE:
+        earlier, code = f"hubkit at {_commit(Path(BEFORE))}", _ours_before(Path(BEFORE))
+        private = ["secrets", "personal_data"]
+        contenders[f"{earlier} curate"] = (code, [])
+        contenders[f"{earlier} curate, secrets and personal data too"] = (code, private)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
     for number in range(ROUNDS):
         for place, (name, (code, extra)) in enumerate(contenders.items()):
