@@ -239,11 +239,18 @@ def _usage(dialogue: Dialogue) -> dict[str, int]:
     return usage
 
 
-def write(rows: Sequence[Row], path: Path, ledger: Mapping[str, Mapping[str, float]]) -> None:
+def write(
+    rows: Sequence[Row],
+    path: Path,
+    ledger: Mapping[str, Mapping[str, float]],
+    *,
+    note_digest: bool = False,
+) -> None:
     """Write `rows` to `path`, whole or not at all, and durably.
 
     `ledger` says what each driver of the run had spent by then (see `State.ledger`). It travels in
-    the file, so that caps hold on the next machine too."""
+    the file, so that caps hold on the next machine too. A journal's own shards have their digest
+    noted beside them (`note_digest`)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -251,7 +258,8 @@ def write(rows: Sequence[Row], path: Path, ledger: Mapping[str, Mapping[str, flo
         about = schema().with_metadata({_LEDGER: json.dumps(ledger, sort_keys=True)})
         table = pa.Table.from_pylist(sorted(rows, key=lambda row: int(row["index"])), schema=about)
         pq.write_table(table, part, compression="zstd", write_page_checksum=True)
-        _note_digest(part, path)
+        if note_digest:
+            _note_digest(part, path)
 
 
 def _note_digest(part: Path, path: Path) -> None:
@@ -389,9 +397,11 @@ def read_rows(path: Path, ended: Sequence[str]) -> list[Row]:
     return rows
 
 
-def copy(path: Path, to: Path, *, leave: Callable[[int, str], bool]) -> int:
-    """Copy a shard without the rows whose (index, end reason) `leave` names, durably. Gives how
-    many rows are left.
+def copy(
+    path: Path, to: Path, *, leave: Callable[[int, str], bool], note_digest: bool = False
+) -> int:
+    """Copy a shard without the rows whose (index, end reason) `leave` names, durably, as `write`
+    does. Gives how many rows are left.
     """
     import pyarrow.parquet as pq
 
@@ -406,6 +416,8 @@ def copy(path: Path, to: Path, *, leave: Callable[[int, str], bool]) -> int:
         else:
             rows = _with_all_columns(table.take(places))
             pq.write_table(rows, part, compression="zstd", write_page_checksum=True)
+        if note_digest:
+            _note_digest(part, to)
     return len(places)
 
 

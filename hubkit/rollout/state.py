@@ -174,6 +174,7 @@ def _adopt(store: Path, earlier: Sequence[Path], digest: str) -> set[int]:
             path,
             store / path.name,
             leave=lambda index, reason: index in indices_here or reason in CAPS,
+            note_digest=True,
         )
         indices_here.update(
             shards.read_indices(store / path.name, digest) if (store / path.name).exists() else ()

@@ -23,7 +23,7 @@ from support.small_run import WORDS, small_recipe
 
 from hubkit.data import corpus
 from hubkit.data.curation import curate
-from hubkit.data.filters import Context, parallel
+from hubkit.data.filters import FILTERS, Context, parallel
 from hubkit.errors import MissingDependencyError
 from hubkit.recipe import Corpus, Curate, Filter, Source
 
@@ -41,6 +41,19 @@ CHAIN = [
     Filter(name="exact_duplicates"),
     Filter(name="near_duplicates"),
     Filter(name="min_turns", args={"human_turns": 2}),
+]
+# What a filter of the chain of all needs beside its defaults, or so that some rows pass it.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "english": {"min_score": 0.0},
+    "language": {"languages": ["en", "la"], "min_score": 0.0},
+    "leaves_topic": {"overlap": 1.0},
+    "max_tokens": {"tokens": 500},
+    "max_turns": {"human_turns": 9},
+}
+LAST = ["exact_duplicates", "near_duplicates"]
+EVERY = [
+    Filter(name=name, args=ARGUMENTS.get(name, {}))
+    for name in [*sorted(FILTERS.keys() - set(LAST)), *LAST]
 ]
 
 
@@ -108,18 +121,22 @@ def content(folder: Path) -> dict[str, Any]:
 @slow
 @cluster
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("chain", [CHAIN, EVERY], ids=["a few filters", "every filter"])
 def test_curation_is_the_same_to_the_byte(
-    needed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chain: list[Filter],
+    needed: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     files = raw(tmp_path, 3000)
-    here = curate(Curate(filters=CHAIN), files, tmp_path / "here", workers=0, **needed)
+    here = curate(Curate(filters=chain), files, tmp_path / "here", workers=0, **needed)
 
     def fail(*_: Any) -> None:
         raise AssertionError("a filter that judges rows by themselves ran in the driver")
 
     monkeypatch.setattr(parallel.Chain, "__call__", fail)
     monkeypatch.setattr(parallel.Chain, "keys", fail)
-    curate(Curate(filters=CHAIN, on="ray"), files, tmp_path / "there", **needed)
+    curate(Curate(filters=chain, on="ray"), files, tmp_path / "there", **needed)
     assert content(tmp_path / "here") == content(tmp_path / "there")
     reasons = {reason for step in here.steps for reason in step.dropped}
     assert {
@@ -127,7 +144,7 @@ def test_curation_is_the_same_to_the_byte(
         "contains_bench",
         "exact_duplicate",
         "near_duplicate",
-    } <= reasons and here.kept > 500
+    } <= reasons and here.kept > 300
 
 
 @slow
@@ -152,7 +169,7 @@ def test_a_corpus_too_and_a_killed_worker_changes_nothing(
         while not over.is_set() and len(killed) < 3:
             for process in psutil.process_iter(["name", "cmdline"]):
                 if (process.info["cmdline"] or [""])[0].startswith(
-                    "ray::judge"
+                    "ray::decide"
                 ) and process.pid not in killed:
                     os.kill(process.pid, signal.SIGKILL)
                     killed.add(process.pid)

@@ -415,6 +415,7 @@ def test_token_budget_is_never_passed_and_survives(tmp_path: Path) -> None:
         spent = sum(sum(seat.values()) for seat in first.tokens.values())
         assert first.stopped == "budget_tokens" and 1500 < spent <= 2000
         assert first.end_reasons.get("budget_tokens") and first.dialogues < 200
+        assert len(rows(tmp_path)) == first.dialogues  # nothing but the dialogues is given out
         before = server.stats()["requests"]
         again = roll(server, tmp_path, given)  # what is left may do for one short turn more
         assert server.stats()["requests"] <= before + 3 and again.stopped == "budget_tokens"
