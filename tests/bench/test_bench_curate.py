@@ -19,12 +19,12 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from figures import spread, write
+from figures import ROOT, spread, write
 
 from hubkit.conversation import Conversation
 from hubkit.data import corpus, wheel_assets
@@ -34,6 +34,10 @@ pytestmark = pytest.mark.bench
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 DIALOGUES = int(os.environ.get("BENCH_DIALOGUES", "40000"))
 BEFORE = os.environ.get("BENCH_BEFORE")
+LARGE_ROWS = 10
+PRIVATE = ["secrets", "personal_data"]
+Contender: TypeAlias = tuple[str, list[str], Path]
+"""Code, the filters it takes beside the usual ones, and whose hubkit it runs."""
 TURNS = 8
 COMMAND = "pytest -m bench tests/bench/test_bench_curate.py"
 
@@ -96,6 +100,16 @@ for batch in pq.ParquetFile(RAW).iter_batches(1000, columns=["messages"]):
     for messages in batch.column("messages").to_pylist():
         number += judge(Conversation("", messages)) is None
 print(number)
+"""
+# Rows of 17 MB and conversations of 100,000 turns, from a file to a cleaned dataset.
+CLEAN = """
+import json, subprocess, sys
+chain = json.dumps([{"name": "empty_turn"}, {"name": "exact_duplicates"}])
+done = subprocess.run(
+    [sys.executable, "-m", "hubkit", "clean", RAW, "--out", OUT, "--json", "--set",
+     "corpus.openings=2", "--set", "corpus.test=2", "--set", f"corpus.filters={chain}"],
+    capture_output=True, text=True)
+print(json.loads(done.stdout)["kept"])
 """
 
 WATCH = """
@@ -166,7 +180,7 @@ def _ours_before(checkout: Path) -> str:
     for statement in module.body:
         match statement:
             case ast.Assign(targets=[ast.Name(id="OURS")], value=ast.Constant(value=str(code))):
-                return f"import sys; sys.path.insert(0, {str(checkout)!r})\n{code}"
+                return code
     raise AssertionError(f"the bench of {checkout} has no curation of its own")
 
 
@@ -175,16 +189,21 @@ def _commit(checkout: Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _measure(code: str, raw: Path, out: Path, extra: list[str]) -> dict[str, Any]:
-    """Run `code` in a process of its own; what it printed and what it took."""
+def _measure(
+    code: str, raw: Path, out: Path, extra: list[str], checkout: Path = ROOT
+) -> dict[str, Any]:
+    """Run `code` in a process of its own, with the hubkit of `checkout`; what it printed and what
+    it took.
+    """
     out.mkdir(parents=True, exist_ok=True)
     setting = f"RAW, OUT, EXTRA = {str(raw)!r}, {str(out)!r}, {extra!r}\n"
-    env = {**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    env = {**os.environ, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(checkout)}
     done = subprocess.run(
         [sys.executable, "-c", WATCH, setting + code],
         capture_output=True,
         text=True,
         env=env,
+        cwd=checkout,
         check=True,
     )
     wall, cpu, peak, said, errors = json.loads(done.stdout)
@@ -193,22 +212,18 @@ def _measure(code: str, raw: Path, out: Path, extra: list[str]) -> dict[str, Any
 
 
 def test_curation_beside_the_alternatives(raw: Path, tmp_path: Path) -> None:
-    contenders: dict[str, tuple[str, list[str]]] = {
-        "hubkit curate": (OURS, []),
-        "hubkit curate, secrets and personal data too": (OURS, ["secrets", "personal_data"]),
-        "datasets.map with the same checks, no duplicates": (DATASETS, []),
-        "bare rensa, words joined in Python": (BARE_RENSA, []),
-        "hubkit near_duplicates alone": (OUR_DEDUP, []),
+    contenders: dict[str, Contender] = {
+        "hubkit curate": (OURS, [], ROOT),
+        "hubkit curate, secrets and personal data too": (OURS, PRIVATE, ROOT),
+        "datasets.map with the same checks, no duplicates": (DATASETS, [], ROOT),
+        "bare rensa, words joined in Python": (BARE_RENSA, [], ROOT),
+        "hubkit near_duplicates alone": (OUR_DEDUP, [], ROOT),
     }
     if BEFORE:
-        earlier, code = f"hubkit at {_commit(Path(BEFORE))}", _ours_before(Path(BEFORE))
-        private = ["secrets", "personal_data"]
-        contenders[f"{earlier} curate"] = (code, [])
-        contenders[f"{earlier} curate, secrets and personal data too"] = (code, private)
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
-    for number in range(ROUNDS):
-        for place, (name, (code, extra)) in enumerate(contenders.items()):
-            runs[name].append(_measure(code, raw, tmp_path / f"{number}-{place}", extra))
+        earlier, code = Path(BEFORE), _ours_before(Path(BEFORE))
+        name = f"hubkit at {_commit(earlier)}"
+        contenders[f"{name} curate"] = (code, [], earlier)
+        contenders[f"{name} curate, secrets and personal data too"] = (code, PRIVATE, earlier)
     texts = (
         message["content"]
         for batch in pq.ParquetFile(raw).iter_batches(500, columns=["messages"])
@@ -218,17 +233,49 @@ def test_curation_beside_the_alternatives(raw: Path, tmp_path: Path) -> None:
     figures: dict[str, Any] = {
         "dialogues": DIALOGUES,
         "bytes_of_text": sum(len(text.encode()) for text in texts),
+        **_side_by_side(contenders, raw, tmp_path),
     }
-    for name, found in runs.items():
-        figures[name] = {key: spread([run[key] for run in found], 1) for key in ("wall_s", "cpu_s")}
-        figures[name] |= {
-            key: max(run[key] for run in found) for key in ("peak_mb_of_one_process", "kept")
-        }
-    write(
-        "curate",
-        f"Curating {DIALOGUES:,} dialogues of {TURNS} human turns.",
-        COMMAND,
-        figures,
-        "rensa",
-        add=False,
+    about = f"Curating {DIALOGUES:,} dialogues of {TURNS} human turns."
+    write("curate", about, COMMAND, figures, "rensa", add=False)
+
+
+def test_large_rows_beside_an_earlier_commit(tmp_path: Path) -> None:
+    source = tmp_path / "large.jsonl"
+    rng, words = random.Random(0), [f"w{i}" for i in range(5000)]
+    with source.open("w", encoding="utf-8") as file:
+        for number in range(2 * LARGE_ROWS):
+            turns = [" ".join(rng.choices(words, k=3_000_000)), "yes"]
+            if number % 2:
+                turns = [f"turn {k} {' '.join(rng.choices(words, k=5))}" for k in range(100_000)]
+            messages = [
+                {"role": ("user", "assistant")[k % 2], "content": turn}
+                for k, turn in enumerate(turns)
+            ]
+            file.write(json.dumps({"id": f"row{number}", "messages": messages}) + "\n")
+    contenders: dict[str, Contender] = {"hubkit clean": (CLEAN, [], ROOT)}
+    if BEFORE:
+        contenders[f"hubkit at {_commit(Path(BEFORE))} clean"] = (CLEAN, [], Path(BEFORE))
+    figures = {
+        "rows": 2 * LARGE_ROWS,
+        "bytes": source.stat().st_size,
+        **_side_by_side(contenders, source, tmp_path),
+    }
+    about = (
+        f"Cleaning {LARGE_ROWS} rows of one 17 MB turn and {LARGE_ROWS} conversations of 100,000 "
+        "turns, from a JSON Lines file to a dataset."
     )
+    write("clean_large_rows", about, COMMAND, figures, add=False)
+
+
+def _side_by_side(contenders: dict[str, Contender], source: Path, folder: Path) -> dict[str, Any]:
+    """Medians of all contenders, which take turns."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
+    for number in range(ROUNDS):
+        for place, (name, (code, extra, checkout)) in enumerate(contenders.items()):
+            out = folder / f"{number}-{place}"
+            runs[name].append(_measure(code, source, out, extra, checkout))
+    return {
+        name: {key: spread([run[key] for run in found], 1) for key in ("wall_s", "cpu_s")}
+        | {key: max(run[key] for run in found) for key in ("peak_mb_of_one_process", "kept")}
+        for name, found in runs.items()
+    }
