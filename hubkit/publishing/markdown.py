@@ -16,6 +16,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from hubkit.statistics import noise
+
 # Characters that start Markdown or HTML syntax anywhere in a line. An underscore between letters
 # starts nothing, and repo ids are full of them.
 _ANYWHERE = re.compile(r"([\\`*\[\]<>|~])|(?<![^\W_])_|_(?![^\W_])")
@@ -92,7 +94,7 @@ def environment(templates: Path | Sequence[Path]) -> jinja2.Environment:
         keep_trailing_newline=True,
         finalize=_finalize,
     )
-    env.filters.update(text=text, code=code, block=block, py=py, number=number)
+    env.filters.update(text=text, code=code, block=block, py=py, number=number, noise=noise)
     return env
 
 

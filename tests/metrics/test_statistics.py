@@ -84,6 +84,41 @@ def test_a_paired_difference_is_recovered_and_a_null_is_called_one_in_twenty() -
     assert fmean(false_p) <= 0.09 and 0.01 <= fmean(false_interval) <= 0.09
 
 
+def test_paired_differences_of_clusters_are_covered() -> None:
+    rng, hits = np.random.default_rng(8), []
+    for _ in range(200):
+        offset = rng.normal(0.3, 1.0, 20)
+        first = {
+            (c, n): offset[c] + rng.normal(0, 0.5) for c in range(20) for n in range(1 + c % 4)
+        }
+        found = Bootstrap(resamples=300).difference(first, dict.fromkeys(first, 0.0))
+        assert found.low is not None and found.high is not None
+        hits.append(found.low <= 0.3 <= found.high)
+    assert 0.91 <= fmean(hits) <= 0.985, fmean(hits)
+
+
+def test_a_median_is_covered() -> None:
+    rng, hits = np.random.default_rng(9), []
+    for _ in range(300):
+        number = Bootstrap(resamples=300).median_of(list(rng.exponential(1.0, 31)))
+        assert number.low is not None and number.high is not None
+        hits.append(number.low <= math.log(2) <= number.high)
+    assert 0.91 <= fmean(hits) <= 0.985, fmean(hits)
+
+
+def test_a_statistic_that_draws_for_itself_is_covered() -> None:
+    rng, hits = np.random.default_rng(10), []
+    for _ in range(300):
+        values = rng.normal(2.0, 1.0, 25)
+
+        def spread(own: np.random.Generator, values: np.ndarray = values) -> float:
+            return float(own.choice(values, len(values)).mean())
+
+        low, high = Bootstrap(resamples=200).replicate(spread, len(values))
+        hits.append(low <= 2.0 <= high)
+    assert 0.91 <= fmean(hits) <= 0.985, fmean(hits)
+
+
 def test_what_only_one_side_has_is_left_out_and_one_cluster_has_no_interval() -> None:
     single = Bootstrap().difference({("q", 1): 3.0, ("r", 1): 9.0}, {("q", 1): 1.0})
     assert (single.difference, single.n, single.clusters) == (2.0, 1, 1)
@@ -148,6 +183,21 @@ def test_what_is_outside_the_noise_alone_need_not_be_so_among_several() -> None:
     assert among_several({"e": unsure}) == {"e": Adjusted(0.01, False)}, "its interval holds 0"
 
 
+def test_a_table_without_any_difference_is_called_one_in_at_most_one_of_twenty() -> None:
+    rng, alone, adjusted = np.random.default_rng(11), [], []
+    for _ in range(100):
+        table = {
+            n: Bootstrap(resamples=100).difference(
+                {(k,): value for k, value in enumerate(rng.normal(0, 1, 20))},
+                {(k,): 0.0 for k in range(20)},
+            )
+            for n in range(10)
+        }
+        alone.append(any(c.outside_noise for c in table.values()))
+        adjusted.append(any(found.outside_noise for found in among_several(table).values()))
+    assert fmean(alone) > 0.2 and fmean(adjusted) <= 0.1, (fmean(alone), fmean(adjusted))
+
+
 @pytest.mark.parametrize(
     ("degrees", "t"),
     [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (5, 2.57058), (30, 2.04227)],
@@ -206,13 +256,17 @@ def test_an_interval_of_two_samples_covers_a_distance_although_it_is_biased() ->
 
 def test_only_this_module_says_what_is_noise_or_makes_an_interval() -> None:
     assert noise(True) == "outside the noise" and noise(False) == "within the noise"
-    package = Path(__file__).parents[2] / "hubkit"
-    for file in package.rglob("*.py"):
+    root = Path(__file__).parents[2]
+    files = [*(root / "hubkit").rglob("*.py"), *(root / "spaces").rglob("*.py"),
+             *(root / "cards").rglob("*.jinja")]  # fmt: skip
+    assert len(files) > 300
+    for file in files:
         if file.name == "statistics.py":
             continue
         text = file.read_text("utf-8")
-        for own in ('"outside the noise"', '"within the noise"', "np.percentile", "0.975"):
-            assert own not in text, f"{file}: {own} belongs into hubkit/metrics/statistics.py"
+        for own in ('outside the noise"', 'within the noise"', '"within the noise', "percentile(",
+                    "0.975", "1.96"):  # fmt: skip
+            assert own not in text, f"{file}: {own} belongs into hubkit/statistics.py"
 
 
 def test_an_interval_over_clusters_and_replicates_covers_the_truth() -> None:
