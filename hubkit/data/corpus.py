@@ -43,6 +43,7 @@ __all__ = ["INTENT", "CorpusReport", "FileReport", "SourceFile", "build", "read"
 INTENT = "intent"  # the column, and the key of a conversation's meta
 T = TypeVar("T")
 _SAY_EVERY_S = 0.1
+USER = "user"  # the column that says, by a name of no meaning, whose a conversation is
 _PERSON = "person"  # the key of a conversation's meta that says whose it is
 _MAX_NAMES = 200  # of columns, keys and files that a report names
 TOOLS = "tools"  # the same; the JSON text of the tools' descriptions, as TRL reads it
@@ -191,6 +192,7 @@ def build(
                 row: dict[str, object] = {"id": names.unique(conversation.id)}
                 row["messages"] = conversation.messages
                 row |= {"source": conversation.source, INTENT: _intent(block, conversation)}
+                row[USER] = splitter.user(conversation)
                 if TOOLS in conversation.meta:
                     fields.add(TOOLS)
                     row[TOOLS] = conversation.meta[TOOLS]
@@ -451,15 +453,16 @@ def _intent(block: Corpus, conversation: Conversation) -> str | None:
 def _schema(block: Corpus, fields: Collection[str]) -> Any:
     """The columns of the dataset, with the optional message fields that are in use.
 
-    ``intent`` is a column where the recipe asks for it, though a judge fills it in later; ``tools``
-    where a row describes some.
+    ``intent`` is a column where the recipe asks for it, though a judge fills it in later; ``user``
+    where a source says whose its conversations are; ``tools`` where a row describes some.
     """
     import pyarrow as pa
 
     text = pa.string()
     tools = [(TOOLS, text)] if TOOLS in fields else []
     intent = [(INTENT, text)] if block.intents else []
-    return conversation_schema([*tools, *intent], optional_fields=fields)
+    user = [(USER, text)] if any(source.columns.person for source in block.sources) else []
+    return conversation_schema([*tools, *intent, *user], optional_fields=fields)
 
 
 def _write_splits(

@@ -60,17 +60,17 @@ class HeldOutIndex:
     def __init__(self, conversations: Iterable[Conversation], *, near_duplicate: float) -> None:
         self._threshold = near_duplicate
         self._ids: list[str] = []
-        self._origins: dict[str, int] = {}
-        self._texts: dict[bytes, int] = {}
+        self._origins: defaultdict[str, list[int]] = defaultdict(list)
+        self._texts: defaultdict[bytes, list[int]] = defaultdict(list)
         self._users: defaultdict[str, list[int]] = defaultdict(list)
         self._runs: defaultdict[int, list[int]] = defaultdict(list)
         self._sizes: list[int] = []
         for number, conversation in enumerate(conversations):
             self._ids.append(conversation.id)
             for origin in _origins(conversation):
-                self._origins.setdefault(origin, number)
+                self._origins[origin].append(number)
             text = _human_side(conversation)
-            self._texts.setdefault(_normal(text), number)
+            self._texts[_normal(text)].append(number)
             if user := _user(conversation):
                 self._users[user].append(number)
             runs = set(shingles(text, _RUN_WORDS).tolist())
@@ -94,9 +94,8 @@ class HeldOutIndex:
 
     def _matches(self, conversation: Conversation) -> Iterator[tuple[Kind, int, float]]:
         text = _human_side(conversation)
-        matches = {self._origins[o] for o in _origins(conversation) if o in self._origins}
-        if (number := self._texts.get(_normal(text))) is not None:
-            matches.add(number)
+        matches = {number for o in _origins(conversation) for number in self._origins.get(o, ())}
+        matches.update(self._texts.get(_normal(text), ()))
         yield from (("conversation", number, 1.0) for number in sorted(matches))
         shared: Counter[int] = Counter()
         for run in set(shingles(text, _RUN_WORDS).tolist()):

@@ -55,12 +55,17 @@ class Splitter:
         self._parent.setdefault(group, group)
         if opening := _opening(conversation):
             self._join(group, self._hash("opening", opening))
-        if person := conversation.meta.get("person"):
-            node = self._hash("person", f"{conversation.source}\x1f{person}")
-            self._people.add(node)
-            self._join(group, node)
+        if person := self._person(conversation):
+            self._people.add(person)
+            self._join(group, person)
         self._groups.append(group)
         self._starts.append(bool(conversation.meta.get("is_start", True)))
+
+    def user(self, conversation: Conversation) -> str | None:
+        """A name of no meaning for the person whose `conversation` is, the same in all of theirs;
+        None where the source does not say."""
+        person = self._person(conversation)
+        return None if person is None else f"{person:016x}"
 
     def assign(self, *, openings: int, test: int, few: bool = False) -> list[int | None]:
         """Give the split of each row (an index into `SPLITS`), or None: a continuation of a
@@ -110,6 +115,10 @@ class Splitter:
     def _place_of(root: int, start: bool, split_of: dict[int, int]) -> int | None:
         split = split_of.get(root, TRAIN)
         return None if split == OPENINGS and not start else split
+
+    def _person(self, conversation: Conversation) -> int | None:
+        person = conversation.meta.get("person")
+        return self._hash("person", f"{conversation.source}\x1f{person}") if person else None
 
     def _hash(self, kind: str, text: str) -> int:
         digest = blake2b(

@@ -579,6 +579,7 @@ def test_wildchat_is_read_and_one_person_s_conversations_stay_together(
     report = build(block, [SourceFile(path, source)], tmp_path / "out", seed=1)
     assert (report.rows_read, report.kept, report.people) == (200, 200, 40 if person else 0)
     split_of_person: dict[int, set[str]] = {}
+    names: dict[int, set[str | None]] = {}
     for split in ("train", "openings", "test"):
         table = pq.read_table(tmp_path / "out" / "data" / f"{split}-00000-of-00001.parquet")
         assert "hashed_ip" not in str(table.schema)
@@ -586,6 +587,9 @@ def test_wildchat_is_read_and_one_person_s_conversations_stay_together(
             assert [m["role"] for m in row["messages"]] == ["user", "assistant", "user"]
             assert row["intent"] == row["messages"][0]["content"]
             split_of_person.setdefault(int(row["id"], 16) % 40, set()).add(split)
+            names.setdefault(int(row["id"], 16) % 40, set()).add(row.get("user"))
+    assert all(len(name) == 1 for name in names.values()), "a name each"
+    assert len(set[str | None]().union(*names.values())) == (40 if person else 1)
     assert all(len(splits) == 1 for splits in split_of_person.values()) == bool(person)
 
 

@@ -35,6 +35,15 @@ def test_what_was_trained_on_is_found() -> None:
     assert found(held_out, talk("hers", "how do tides work", user="ann")) == [("user", "hers")]
 
 
+def test_all_that_a_training_conversation_repeats_are_found() -> None:
+    index = HeldOutIndex([talk("a", LETTER), talk("b", LETTER)], near_duplicate=0.5)
+    overlaps = index.overlaps("set", [talk("copy", LETTER)])
+    assert [(o.kind, o.held_out) for o in overlaps] == [
+        ("conversation", "a"),
+        ("conversation", "b"),
+    ]
+
+
 def test_strangers_may_say_the_same_short_things() -> None:
     others = [
         talk("a", "hi", "continue", user="bob"),

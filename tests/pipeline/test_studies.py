@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,9 @@ def study(endpoint: Handle, chats: Path, **changes: Any) -> Recipe:
     values = {
         "repos": {name: f"study-{name}" for name in
                   ("corpus", "asker", "dialogues", "chat", "results")},
-        "corpus": {"sources": [{"path": str(chats), "license": "other"}], "filters": [],
-                   "openings": 8, "test": 8},
+        "corpus": {"sources": [{"path": str(chats), "license": "other",
+                                "columns": {"person": "who"}}],
+                   "filters": [], "openings": 8, "test": 8},
         "asker.base": BASE, "asker.max_tokens": 900, "asker.lora": None,
         "rollout.asker.endpoints": [endpoint.url],
         "study.teacher": {"repo": None, "name": "scripted", "license": "cc0-1.0",
@@ -85,6 +87,7 @@ def _chats(folder: Path) -> Path:
     chats = [
         {
             "id": f"c{number}",
+            "who": f"person {number}",
             "conversations": [
                 {"from": ("human", "gpt")[turn % 2], "value": f"{words(9)}?"} for turn in range(6)
             ],
@@ -269,29 +272,92 @@ def test_what_is_evaluated_on_is_refused_in_a_training_set(
     near = _refusal(hub, recipe, parts, planted("Oh, and also:", " ".join(own_words)), tmp_path)
     assert f"held-out {held_out.id} is a near-duplicate (" in near
 
+    assert held_out.meta["user"]
+    opened = [
+        {**row, "user": held_out.meta["user"] if row["id"] == rows[0]["opening"]["id"] else None}
+        for row in _split(hub, parts["openings"].ref, openings.SPLIT)
+    ]
+    hers = _planted(hub, parts["openings"].ref, openings.SPLIT, opened, tmp_path)
+    by_user = _refusal(hub, recipe, parts, rows, tmp_path, opened=hers)
+    assert f"held-out {held_out.id} is by the user of {rows[0]['id']} in arm people" in by_user
+
+
+def test_what_is_trained_on_is_passed_over_in_the_evaluation_and_counted(
+    hub: Hub, recipe: Recipe, parts: dict[str, StageResult], tmp_path: Path
+) -> None:
+    corpus = parts["corpus"].ref
+    test, train = (_split(hub, corpus, split) for split in ("test", "train"))
+    copied, quoted, known = test[:3]
+    words = " ".join(m["content"] for m in quoted["messages"] if m["role"] == "user")
+    quoting = [
+        {"role": role, "content": text}
+        for role, text in zip(
+            ("user", "assistant", "user", "assistant"), ("And this:", "Yes?", words, "I see."),
+            strict=True,
+        )
+    ]  # fmt: skip
+    planted = [
+        {**train[0], "id": "a copy", "messages": copied["messages"][:4]},
+        {**train[0], "id": "a quote", "messages": quoting},
+        {**train[1], "id": "hers", "user": known["user"]},
+    ]
+    ref = _planted(hub, corpus, "train", [*train, *planted], tmp_path)
+    context = RunContext(_elsewhere(recipe), hub, {"corpus": ref})
+    made = openings.STAGE.run(context, openings.STAGE.inputs(context, silent), silent)
+    assert made.report["users_compared"] and made.report["passed_over"] == {
+        f"held out, but trained on: {kind}": 1
+        for kind in ("conversation", "near_duplicate", "user")
+    }
+    held_out = {row["id"] for row in _split(hub, made.ref, openings.HELD_OUT)}
+    assert len(held_out) == 3 and not held_out & {row["id"] for row in test[:3]}
+
 
 def _rows(hub: Hub, parts: dict[str, StageResult]) -> list[dict[str, Any]]:
-    (shard,) = parquet(hub, parts["dialogues of people"].ref, "people")
+    return _split(hub, parts["dialogues of people"].ref, "people")
+
+
+def _split(hub: Hub, ref: Ref, split: str) -> list[dict[str, Any]]:
+    (shard,) = parquet(hub, ref, split)
     return list(pq.read_table(shard).to_pylist())
 
 
+def _planted(hub: Hub, ref: Ref, split: str, rows: list[dict[str, Any]], work: Path) -> Ref:
+    """The dataset `ref`, its one split being `rows`."""
+    (shard,) = parquet(hub, ref, split)
+    copy = Path(shutil.copytree(hub.snapshot(ref) / "data", work / split / "data"))
+    (copy / shard.name).unlink()
+    table = pa.Table.from_pylist(rows, schema=pq.read_schema(shard))
+    pq.write_table(table, copy / shard.name)
+    made = hub.commit(
+        hub.qualify(f"study-planted-{split}"), copy.parent, "planted", repo_type="dataset"
+    )
+    shutil.rmtree(copy.parent)
+    return made
+
+
+def _elsewhere(recipe: Recipe) -> Recipe:
+    """`recipe`, its dialogues going to a repo of their own."""
+    repos = recipe.repos.model_copy(update={"dialogues": "study-refused"})
+    return recipe.model_copy(update={"repos": repos})
+
+
 def _refusal(
-    hub: Hub, recipe: Recipe, parts: dict[str, StageResult], rows: list[dict[str, Any]], work: Path
+    hub: Hub,
+    recipe: Recipe,
+    parts: dict[str, StageResult],
+    rows: list[dict[str, Any]],
+    work: Path,
+    *,
+    opened: Ref | None = None,
 ) -> str:
     """Why the study's arms cannot be compared once the people's dialogues are `rows`."""
-    (shard,) = parquet(hub, parts["dialogues of people"].ref, "people")
-    (work / "data").mkdir(exist_ok=True)
-    table = pa.Table.from_pylist(rows, schema=pq.read_schema(shard))
-    pq.write_table(table, work / "data" / "people-00000-of-00001.parquet")
-    planted = hub.commit(hub.qualify("study-planted"), work, "planted", repo_type="dataset")
     commits: dict[str, Ref] = {
-        OPENINGS: parts["openings"].ref,
+        OPENINGS: opened or parts["openings"].ref,
         HELD_OUT: parts["held-out dialogues"].ref,
         "arm single": parts["single turns"].ref,
-        "arm people": planted,
+        "arm people": _planted(hub, parts["dialogues of people"].ref, "people", rows, work),
     }
-    repos = recipe.repos.model_copy(update={"dialogues": "study-refused"})
-    context = RunContext(recipe.model_copy(update={"repos": repos}), hub, commits)
+    context = RunContext(_elsewhere(recipe), hub, commits)
     with pytest.raises(StageError) as refusal:
         balance.STAGE.run(context, balance.STAGE.inputs(context, silent), silent)
     return str(refusal.value)
