@@ -17,7 +17,10 @@ import typer
 from hubkit.cli import console
 
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A shipped recipe (parrot, realm) or a YAML file.")
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A shipped recipe (parrot, realm, userlm) or a YAML file."
+    ),
 ]
 Profiles = Annotated[
     list[str], typer.Option("--profile", "-p", help="Lay a profile over the recipe, e.g. laptop.")

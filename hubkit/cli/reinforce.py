@@ -10,7 +10,7 @@ import typer
 from hubkit.cli import console
 from hubkit.cli.options import OutputOptions, RecipeOptions, grouped
 from hubkit.cli.run import walk
-from hubkit.cli.train import DeviceOptions
+from hubkit.cli.train import DeviceOptions, template_rows
 
 if TYPE_CHECKING:
     from hubkit.pipeline.reinforcement_plan import ReinforcementPlan
@@ -61,6 +61,7 @@ def _show(name: str, plan: ReinforcementPlan) -> None:
             else f"{hours['total']:,.2f}: {hours['generation']:,.2f} generation, "
             f"{hours['training']:,.2f} training",
         ],
+        *template_rows(plan),
         ["US dollars a step", f"{plan.usd_per_step:,.4f}, {plan.usd:,.2f} in all"],
         *([f"grpo.{key}", str(value)] for key, value in plan.config.items()),
     ]

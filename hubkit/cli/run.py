@@ -226,9 +226,8 @@ def _show_plan(
         title = f"{recipe.name}: what would run on {hub.url}"
         console.table(title, ["stage", "repo", "state", "commit", "hours", "GiB"], rows)
         for name, training in trainings.items():
-            template = getattr(training, "template", None)
-            if template is not None:
-                _say_template(f"train {name}", template)
+            if not isinstance(training, str):
+                _say_template(f"train {name}", training.template, training.unseen_template)
         for seat in seats:
             console.say(f"{seat.seat}: chat template: {seat.template}")
             if seat.row:
@@ -241,8 +240,13 @@ def _show_plan(
         raise typer.Exit(1)
 
 
-def _say_template(name: str, template: TemplatePlan) -> None:
-    """Where a training's chat template comes from, and a row with its loss-bearing parts marked."""
+def _say_template(name: str, template: TemplatePlan | None, unseen: str | None) -> None:
+    """Where a training's chat template comes from, and a row with its loss-bearing parts marked; or
+    why it was not looked at."""
+    if unseen:
+        console.say(f"{name}: chat template: {unseen}")
+    if template is None:
+        return  # a refusal says why
     equal_rows = template.rows_compared - template.rows_differing
     counted = (
         f"; the base prints {equal_rows} of {template.rows_compared} rows the same"

@@ -16,8 +16,8 @@ from hubkit.cli.run import walk
 from hubkit.settings import HOME
 
 if TYPE_CHECKING:
+    from hubkit.pipeline.reinforcement_plan import ReinforcementPlan
     from hubkit.training import Launch, TrainPlan
-    from hubkit.training.plan import TemplatePlan
 
 Seat = Annotated[str, typer.Argument(metavar="SEAT", help="Who to train: asker or chat.")]
 Strategy = Annotated[
@@ -189,10 +189,11 @@ def _plan(
         raise typer.Exit(1)
 
 
-def _template_rows(template: TemplatePlan | None) -> list[list[str]]:
+def template_rows(plan: TrainPlan | ReinforcementPlan) -> list[list[str]]:
     """How conversations are printed, and how that is known."""
+    template = plan.template
     if template is None:
-        return [["template", "not known before the base's tokenizer is at hand"]]
+        return [["template", plan.unseen_template or "refused, see below"]]
     rows = [
         ["template", template.description],
         ["ends of the seat's turns", ", ".join(repr(text) for text in template.stop_texts)],
@@ -238,7 +239,7 @@ def _show(title: str, plan: TrainPlan) -> None:
         ["devices", devices + (f", {plan.launch}" if plan.launch else "")],
         ["memory, GiB a device", f"{plan.memory_gib['total']:.1f} ({memory})"],
         ["hours", hours],
-        *_template_rows(plan.template),
+        *template_rows(plan),
         *([f"{plan.kind}.{key}", str(value)] for key, value in plan.config.items()),
     ]
     console.table(title, ["what", "planned"], rows)

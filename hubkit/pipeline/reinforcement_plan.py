@@ -20,7 +20,14 @@ from hubkit.recipe import Recipe, Reinforce, SeatConfig
 from hubkit.serving.budget import check_prices
 from hubkit.training.config import grpo_config, model_options
 from hubkit.training.estimate import duration, memory_gib, peak_tflops
-from hubkit.training.plan import local_device, size_of
+from hubkit.training.plan import (
+    TemplatePlan,
+    has_tokenizer,
+    local_device,
+    not_at_hand,
+    size_of,
+    template_plan,
+)
 from hubkit.training.trial import check_training
 from hubkit.untrusted import JsonObject
 
@@ -53,6 +60,8 @@ class ReinforcementPlan:
         memory_gib: On the training device, the asker's likelihood included.
         usd_per_step: What a step costs at the prices that the recipe names for askers and judges.
         usd: The same of all conversations, the held-out ones included.
+        template: How the chat model prints conversations.
+        template_seen: False where its base's tokenizer is not at hand.
         notes: What the figures stand on.
         refusals: Why it would not run.
     """
@@ -69,8 +78,15 @@ class ReinforcementPlan:
     usd_per_step: float
     usd: float
     config: JsonObject
+    template: TemplatePlan | None = None
+    template_seen: bool = True
     notes: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
+
+    @property
+    def unseen_template(self) -> str | None:
+        """Why the base's template was not looked at; None where it was."""
+        return None if self.template_seen else not_at_hand(self.base)
 
     def to_dict(self) -> JsonObject:
         """Plain data."""
@@ -100,6 +116,8 @@ def plan_reinforcement(
         size = size_of(base, adapter, reference="adapter" if adapter is recipe.chat else "base")
         here = name in local_device()[0]
         findings = check_training(block, base, config, options=model_options(block), here=here)
+        template = template_plan(recipe.chat, base, recipe.chat.seat, findings, adapted_by=adapter)
+        seen = has_tokenizer(base)
     steps = reinforcement.steps(config, block.openings) if not refusals else 0
     each = config.generation_batch_size / reinforcement.updates_per_generation(config)
     conversations = round(steps * each) + 2 * block.held_out
@@ -127,6 +145,8 @@ def plan_reinforcement(
         usd_per_step=usd / conversations * each if conversations else 0.0,
         usd=usd,
         config=dict(block.grpo),
+        template=template,
+        template_seen=seen,
         notes=[*notes, *shape_notes, *findings.notes, *_price_notes(block)],
         refusals=[*refusals, *shape_refusals, *findings.refusals],
     )

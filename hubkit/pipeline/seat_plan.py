@@ -112,7 +112,10 @@ def _seat(recipe: Recipe, hub: Hub, config: SeatConfig, seat: str) -> SeatPlan:
         base = base_of(hub, ref)
         _note_engine(plan, hub, config, base or ref, adapter=ref if base else None)
     except WouldImport:
-        pass
+        plan.template = (
+            f"that of {config.repo} was not looked at: the model is not at hand. It is proven, or "
+            "refused, before anything is served"
+        )
     except HubkitError as error:
         plan.refusals.append(str(error))
     return plan

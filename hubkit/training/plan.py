@@ -64,8 +64,10 @@ class TrainPlan:
     """One planned run, `kind` naming the block that goes to TRL. Rows are conversations (``sft``)
     or pairs (``dpo``: both sequences of a pair count as tokens, and `truncated_share` of pairs lose
     old exchanges). Tokens are per epoch, estimated from `sampled_rows` or (none sampled) from what
-    the recipe expects; None: not known before there is data. Memory is GiB per device; `hours` is
-    at `utilisation` of `peak_tflops` per device. `refusals` are why it would not run."""
+    the recipe expects; None: not known before there is data. `template_seen` is False where the
+    base's tokenizer is not at hand, so that its template could not be proven. Memory is GiB per
+    device; `hours` is at `utilisation` of `peak_tflops` per device. `refusals` are why it would not
+    run."""
 
     base: str
     kind: Literal["sft", "dpo"]
@@ -93,8 +95,14 @@ class TrainPlan:
     hours: float | None
     config: JsonObject
     template: TemplatePlan | None = None
+    template_seen: bool = True
     notes: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
+
+    @property
+    def unseen_template(self) -> str | None:
+        """Why the base's template was not looked at; None where it was."""
+        return None if self.template_seen else not_at_hand(self.base)
 
     def to_dict(self) -> JsonObject:
         """Plain data."""
@@ -116,6 +124,7 @@ class _Subject:
     size: Size
     sequences: int
     template: TemplatePlan | None
+    template_seen: bool
 
 
 def plan(
@@ -165,6 +174,7 @@ def plan(
         memory_gib=memory_gib(subject.size, config, subject.sequences, sharded, gpu=name != "cpu"),
         config=subject.settings,
         template=subject.template,
+        template_seen=subject.template_seen,
         notes=[] if elsewhere else subject.findings.notes,
         **duration(config, amounts, batch, flops, name, processes),
         **amounts,
@@ -184,7 +194,7 @@ def _supervised(
 ) -> _Subject:
     config, notes = sft_config(block, Path("unused"), seed=seed)
     model = meta_model(base)
-    tokenizer = load_tokenizer(base) if _has_tokenizer(base) else None
+    tokenizer = load_tokenizer(base) if has_tokenizer(base) else None
     if tokenizer is not None:
         require_pad_token(tokenizer)
     findings = check_training(
@@ -205,8 +215,9 @@ def _supervised(
         amounts = _expected(block, config.max_length)
     sequences = config.per_device_train_batch_size
     return _Subject(
-        "sft", block.seat, config, findings, dict(block.sft), amounts, size, sequences, template
-    )
+        "sft", block.seat, config, findings, dict(block.sft), amounts, size, sequences, template,
+        has_tokenizer(base),
+    )  # fmt: skip
 
 
 def _pairwise(
@@ -240,7 +251,10 @@ def _pairwise(
         amounts = _expected_pairs(block, config.max_length)
     sequences = 2 * config.per_device_train_batch_size
     settings = dict(block.dpo)
-    return _Subject("dpo", seat, config, findings, settings, amounts, size, sequences, template)
+    return _Subject(
+        "dpo", seat, config, findings, settings, amounts, size, sequences, template,
+        has_tokenizer(base),
+    )  # fmt: skip
 
 
 def write_shape(repo_id: str, folder: Path) -> bool:
@@ -372,12 +386,12 @@ def template_plan(
     seat: Seat,
     findings: Findings,
     *,
-    adapted_by: Training | Preference | None = None,
+    adapted_by: Training | Preference | Reinforce | None = None,
 ) -> TemplatePlan | None:
     """How `seat` prints on `base`; None, with a refusal in `findings` where that is a fault, when
     it cannot be known. Where `adapted_by` says how the base is trained, whether the template's
     marks can be learned is looked at too."""
-    if not _has_tokenizer(base):
+    if not has_tokenizer(base):
         return None
     try:
         templates = _templates(block, base)
@@ -393,7 +407,16 @@ def template_plan(
     return TemplatePlan(templates.describe(seat), sha256, stops, list(templates.notes), row)
 
 
-def _has_tokenizer(base: Path) -> bool:
+def not_at_hand(base: str) -> str:
+    """Say that the template of `base` could not be looked at."""
+    return (
+        f"that of {base} was not looked at, nor whether its marks can be trained: its tokenizer is "
+        "not at hand. It is proven, or refused, before anything is trained"
+    )
+
+
+def has_tokenizer(base: Path) -> bool:
+    """Whether the folder `base` holds a tokenizer."""
     return any((base / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
 
 

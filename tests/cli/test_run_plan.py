@@ -10,7 +10,9 @@ from subprocess import CompletedProcess
 
 import pytest
 from support.tiny_models import tiny_base
+from typer.testing import CliRunner
 
+from hubkit.cli import app
 from hubkit.errors import PublishError, RecipeError
 from hubkit.hub import connect
 from hubkit.pipeline import Stage, StageResult, plan, plan_seats, run
@@ -44,6 +46,23 @@ def test_trainings_have_hours_and_memory(cli: Cli, base: str) -> None:
     stages = {stage["stage"]: stage for stage in json.loads(done.stdout)}
     assert stages["asker"]["memory_gib"] > 0 and stages["asker"]["refusals"] == []
     assert stages["corpus"]["hours"] is None
+
+
+def test_a_base_that_was_never_downloaded_is_named_with_what_was_not_looked_at(base: str) -> None:
+    values = (f"asker.base={base}", *SHORT)
+    options = [word for value in values for word in ("--set", value)]
+    command = ["run", "parrot", "--profile", "laptop", "--dry-run", *options]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.stderr
+    unseen = "that of HuggingFaceTB/SmolLM2-135M-Instruct was not looked at"
+    said = {
+        name: text
+        for line in done.stderr.splitlines()
+        for name, mark, text in [line.partition(": chat template: ")]
+        if mark
+    }
+    assert said["train asker"].startswith("the family chatml")
+    assert said["train chat"].startswith(unseen) and said["chat"].startswith(unseen)
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,7 @@ def test_the_laptops_recipes_can_be_planned_before_anything_is_there(name: str) 
         plan = plan_training(load(name, profiles=["laptop"]), connect(), seat)
         assert plan.processes == 1 and 0 < plan.hours < 1 and plan.steps > 1 and plan.refusals == []
         assert any("the first run imports it" in note for note in plan.notes)
+        assert "SmolLM2-135M-Instruct was not looked at" in str(plan.unseen_template)
     unknown = load(name, profiles=["laptop"], overrides=["asker.expected=null"])
     plan = plan_training(unknown, connect(), "asker")
     assert plan.steps is None and plan.hours is None and plan.memory_gib["total"] > 0

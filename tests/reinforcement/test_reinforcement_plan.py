@@ -90,6 +90,16 @@ def test_what_the_run_would_refuse_the_plan_refuses(base: str, value: str, sente
     assert any(sentence in refusal for refusal in refusals), refusals
 
 
+def test_the_chat_models_template_is_proven_or_refused(base: str, tmp_path: Path) -> None:
+    template = planned(base).template
+    assert template is not None and "«Mix flour and water.<|im_end|>»" in str(template.row)
+    folder = tiny_base(tmp_path)
+    (folder / "chat_template.jinja").write_text("{{ messages | reverse | list }}", "utf-8")
+    repo = connect().commit("plans/unproven", folder, "A base").repo_id
+    plan = planned(base, f"chat.base={repo}")
+    assert plan.template is None and any("chat template" in reason for reason in plan.refusals)
+
+
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [("no_such_key=1", "no_such_key"), ("per_device_train_batch_size=3", "divisible by num_gen")],
