@@ -3,11 +3,13 @@ worth, what a kill leaves, and when a run stops."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from hubkit.reinforcement import (
     register,
     reinforce,
 )
+from hubkit.serving import ServedModel
 from hubkit.serving.callable_server import served_callable
 from hubkit.training import Base
 
@@ -71,6 +74,7 @@ class Case:
         self.base = tiny_base(folder / "base", family)
         self.family, self.block = family, block(**changes)
         self.data = [write_rows(folder / "openings.parquet", [[("user", "Hi")]])]
+        self.judges: dict[int, list[tuple[ServedModel, str]]] = {}
 
     def agent(self, messages: list[Message]) -> str:
         self.asked.append(messages)
@@ -82,7 +86,7 @@ class Case:
             self.base,
             self.base,
             [AskerSeat("asker", model, SeatConfig(**SEAT))],
-            RewardContext(self.folder / "rewards"),
+            RewardContext(self.folder / "rewards", "run", self.judges),
             OPENINGS,
             [Opening("h0", "What is rye?"), Opening("h1", "What is yeast?")][: self.block.held_out],
             self.folder / "journal",
@@ -334,6 +338,55 @@ def test_a_run_that_can_learn_nothing_stops_with_a_sentence(
     with pytest.raises(TrainingError, match=sentence):
         case.run()
     assert len(case.asked) == 4  # one batch, and no more is spent
+
+
+class Never:
+    """A reward that does not answer."""
+
+    async def score(self, episodes: Sequence[Episode]) -> Sequence[Any]:
+        await asyncio.Event().wait()
+        return []
+
+
+@pytest.mark.slow
+def test_a_run_whose_reward_never_answers_stops_with_a_sentence(tmp_path: Path) -> None:
+    del REWARDS["letters"]
+
+    @register
+    def letters() -> Never:
+        return Never()
+
+    case = Case(tmp_path, held_out=0, rewards=[{"name": "letters", "timeout_s": 0.05}])
+    with pytest.raises(TrainingError, match=r"all 4 conversations .* masked \(letters: timeout\)"):
+        case.run()
+    assert len(case.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        pytest.param(None, "judge_timeout", marks=pytest.mark.slow),
+        ("It is wonderful.", "judge_no_verdict"),
+    ],
+)
+def test_a_run_whose_judge_is_late_or_out_of_schema_stops_with_a_sentence(
+    tmp_path: Path, answer: str | None, reason: str
+) -> None:
+    over = threading.Event()
+
+    def judge(messages: list[Message]) -> str:
+        if answer is None:
+            over.wait()
+        return answer or '{"explanation": "so so", "verdict": 8}'
+
+    judging = {"judge": SEAT, "attempts": 1, "json_schema": True, "timeout_s": 0.2}
+    case = Case(tmp_path, held_out=0, rewards=[{"name": "judges", "judges": [judging]}])
+    with served_callable(judge) as model:
+        case.judges = {0: [(model, "a judge")]}
+        with pytest.raises(TrainingError, match=rf"all 4 conversations .* \(judges: {reason}\)"):
+            case.run()
+        over.set()
+    assert len(case.asked) == 4, "one batch, and no more is spent"
 
 
 def test_caps_and_batches_that_cannot_work_are_told_before_anything_is_asked(
