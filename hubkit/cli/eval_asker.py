@@ -83,22 +83,22 @@ class Sample:
             "--conversations",
             "-n",
             min=2,
-            help="Contexts to go on at; default 100, with --full 400.",
+            help="Contexts to go on at; default 64, with --full 400.",
         ),
     ] = None
     openings: Annotated[
         int | None,
-        typer.Option(min=0, help="First turns to ask for; default 30, with --full 100."),
+        typer.Option(min=0, help="First turns to ask for; default 24, with --full 100."),
     ] = None
     temperature: Annotated[float, typer.Option(min=0, help="Of both players' sampling.")] = 0.7
     max_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="New tokens a turn, at most; default 128, with --full 256."),
+        typer.Option(min=1, help="New tokens a turn, at most; default 64, with --full 256."),
     ] = None
     context_chars: Annotated[
         int | None,
         typer.Option(
-            min=100, help="Characters of a context, at most; default 3000, with --full 6000."
+            min=100, help="Characters of a context, at most; default 1500, with --full 6000."
         ),
     ] = None
     seed: Annotated[int, typer.Option(help="Draws contexts and turns.")] = 42
@@ -201,12 +201,12 @@ def _comparison(askers: Askers, sample: Sample, measures: Measures) -> AskerComp
     return AskerComparison(
         repos=repos,
         block=Scorecard(
-            contexts=sample.conversations or (400 if full else 100),
-            openings=(100 if full else 30) if sample.openings is None else sample.openings,
-            context_chars=sample.context_chars or (6000 if full else 3000),
+            contexts=sample.conversations or (400 if full else 64),
+            openings=(100 if full else 24) if sample.openings is None else sample.openings,
+            context_chars=sample.context_chars or (6000 if full else 1500),
             sampling=Sampling(
                 temperature=sample.temperature,
-                max_tokens=sample.max_tokens or (256 if full else 128),
+                max_tokens=sample.max_tokens or (256 if full else 64),
             ),
             resamples=500 if full else 200,
             embedder=None if measures.embedder == "none" else measures.embedder,

@@ -13,6 +13,7 @@ from hubkit.evaluation.held_out_loss import (
     compare,
     heldout,
     heldout_loss,
+    perplexity,
 )
 from hubkit.evaluation.judged import Judged, judged
 from hubkit.evaluation.setup import Player, Setup
@@ -31,5 +32,6 @@ __all__ = [
     "heldout",
     "heldout_loss",
     "judged",
+    "perplexity",
     "termination",
 ]

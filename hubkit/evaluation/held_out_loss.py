@@ -51,6 +51,20 @@ class HeldOut:
         return {**asdict(self), "loss": self.loss, "perplexity": self.perplexity}
 
 
+def perplexity(nats: Sequence[float], tokens: Sequence[int], bootstrap: Bootstrap) -> Number:
+    """Estimate e to the power of the loss per token; the interval draws conversations.
+
+    Args:
+        nats: The summed negative log-likelihood of each conversation.
+        tokens: How many tokens of each that is of.
+        bootstrap: How the interval is made."""
+    value = math.exp(sum(nats) / sum(tokens))
+    low, high = bootstrap.interval(len(nats), ratio(nats, tokens))
+    if math.isnan(low):
+        return Number(value, len(nats))
+    return Number(value, len(nats), math.exp(low), math.exp(high))
+
+
 @dataclass(frozen=True)
 class SeatView:
     """Whose turns are scored, and how the conversation is put to the model.

@@ -102,6 +102,17 @@ def notes(card: Scorecard) -> list[str]:
         f"{title}: n/a for {' and '.join(names)} ({reason})"
         for (title, reason), names in why.items()
     ]
+    for name, number in card.settings.get("trained_on", {}).items():
+        if number is None:
+            lines.append(
+                f"{name} does not say what it was trained on: the held-out conversations may be "
+                "among it"
+            )
+        elif number:
+            lines.append(
+                f"{name} was trained on {number} of the held-out conversations, or on "
+                "near-duplicates: nobody is asked at those"
+            )
     failed = [(row.name, row.counts["failed"]) for row in card.rows if row.counts.get("failed")]
     return lines + [
         f"{name}: {number} requests failed and are in no measure" for name, number in failed

@@ -71,9 +71,22 @@ def two_sample(
         permutations: Shufflings of labels that the p-value and the power come from.
         resamples: Draws of groups that the interval comes from; the classifier is trained anew on
             each."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):  # many small systems: threads would wait for each other
+        return _tested(model, people, groups, permutations, Bootstrap(resamples, seed=seed))
+
+
+def _tested(
+    model: Matrix,
+    people: Matrix,
+    groups: tuple[Sequence[Hashable], Sequence[Hashable]] | None,
+    permutations: int,
+    bootstrap: Bootstrap,
+) -> TwoSample:
     import numpy as np
 
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(bootstrap.seed)
     n = min(len(model), len(people))
     drawn_rows = [np.sort(rng.permutation(len(side))[:n]) for side in (model, people)]
     labelled = groups or (range(len(model)), range(len(people)))
@@ -88,8 +101,8 @@ def two_sample(
     auc, null = float(aucs[0]), aucs[1:]
     null_high, spread = float(np.quantile(null, 0.95)), float(null.std()) or 1e-9
     low, high = (
-        _interval(x, group, label_of, fold_of, auc, Bootstrap(resamples, seed=seed))
-        if resamples
+        _interval(x, group, label_of, fold_of, auc, bootstrap)
+        if bootstrap.resamples
         else (None, None)
     )
     normal = NormalDist()
@@ -130,13 +143,6 @@ def _aucs(x: Any, labels: Any, folds: Any) -> Any:
 
     What a ridge discriminant says of a fold is linear in the labels of the others, so one matrix
     serves every row."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):  # many small systems: threads would wait for each other
-        return _fold_means(x, labels, folds)
-
-
-def _fold_means(x: Any, labels: Any, folds: Any) -> Any:
     import numpy as np
 
     sums, weights = np.zeros(len(labels)), np.zeros(len(labels))

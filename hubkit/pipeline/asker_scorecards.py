@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hubkit.data.overlap import HeldOutIndex
 from hubkit.data.parquet import disk_errors
 from hubkit.errors import RecipeError, SourceError
 from hubkit.evaluation.chat import JudgeChoice
@@ -22,6 +23,8 @@ from hubkit.metrics.scorecards import picture
 from hubkit.pipeline import askers
 from hubkit.pipeline.askers import AskerSpec
 from hubkit.pipeline.judges import turing_test
+from hubkit.pipeline.stage import parquet
+from hubkit.pipeline.studies.openings import conversations
 from hubkit.progress import Progress, silent
 from hubkit.publishing import scorecard as shown
 from hubkit.publishing.card_data import Input
@@ -30,6 +33,7 @@ from hubkit.serving import ModelSpec
 from hubkit.untrusted import JsonObject
 
 DEPLOY, BASE = "deploy", "base"
+_NEAR_DUPLICATE = 0.5  # of a held-out human side's runs of five words
 Locate = Callable[[str], tuple[list[Path], str | None]]
 """``REPO[@REV]:SPLIT`` → parquet files here, and the commit they are of."""
 
@@ -73,12 +77,17 @@ class Prepared:
     files: list[Path]
     source: JsonObject
 
+    def held_out(self, hub: Hub, progress: Progress = silent) -> HeldOutFiles:
+        """The conversations, and which of them an asker was trained on."""
+        trained_on = _trained_on(hub, self.askers, self.files, self.source, progress)
+        return HeldOutFiles(self.files, source=self.source, trained_on=trained_on)
+
     def plan(self, hub: Hub) -> JsonObject:
         """Say what would be asked of whom, and which endpoints would be made."""
         block, seed = self.comparison.block, self.comparison.seed
         return {
             "data": self.source,
-            "players": askers.plan(block, self.askers, self.files, seed=seed),
+            "players": askers.plan(block, self.askers, self.held_out(hub), seed=seed),
             "endpoints": askers.endpoints(hub, self.askers),
             "judgments": 2 * self.comparison.judge_pairs * len(self.askers)
             if self.comparison.judge
@@ -102,7 +111,7 @@ class Prepared:
             hub,
             comparison.block,
             self.askers,
-            HeldOutFiles(self.files, source=self.source),
+            self.held_out(hub, progress),
             seed=comparison.seed,
             losses=Evals(conversations=comparison.block.contexts)
             if comparison.perplexity
@@ -160,6 +169,35 @@ def prepare(
         added = askers.with_base(specs)[len(specs) :]
         specs += [_at(asker, comparison.served_at.get(BASE), comparison) for asker in added]
     return Prepared(comparison, specs, files, source)
+
+
+def _trained_on(
+    hub: Hub,
+    specs: Sequence[AskerSpec],
+    files: Sequence[Path],
+    source: Mapping[str, Any],
+    progress: Progress,
+) -> dict[str, set[str] | None]:
+    """Asker → ids of held-out conversations that it was trained on, itself or as near-duplicates;
+    None of one that does not say. One whose own corpus they were held out from was trained on
+    none, and a base that is only told to play is not looked at."""
+    found: dict[str, set[str] | None] = {}
+    index = None
+    for spec in specs:
+        if spec.prompted:
+            continue
+        if spec.data is None:
+            found[spec.name] = None
+            continue
+        own = (spec.data.repo_id, spec.data.revision, "test")
+        if own == (source["repo_id"], source["revision"], source["split"]):
+            continue
+        if index is None:
+            index = HeldOutIndex(conversations(list(files)), near_duplicate=_NEAR_DUPLICATE)
+        progress(0, None, f"looking for held-out conversations in what {spec.name} was trained on")
+        rows = conversations(parquet(hub, spec.data, "train"))
+        found[spec.name] = {overlap.held_out for overlap in index.overlaps(spec.name, rows)}
+    return found
 
 
 def _at(asker: AskerSpec, urls: list[str] | None, comparison: AskerComparison) -> AskerSpec:

@@ -15,7 +15,7 @@ from typing import Any
 from hubkit import chat_templates
 from hubkit.conversation import Seat
 from hubkit.errors import RecipeError
-from hubkit.evaluation import Seating, heldout_loss
+from hubkit.evaluation import Seating, heldout_loss, perplexity
 from hubkit.evaluation.scorecard import (
     HeldOutFiles,
     Player,
@@ -41,6 +41,7 @@ from hubkit.serving import (
     with_people_template,
 )
 from hubkit.serving.client import ClientTemplate
+from hubkit.statistics import Bootstrap, Number
 from hubkit.untrusted import JsonObject, parse_json
 
 BASE = "base as user"
@@ -76,7 +77,7 @@ class AskerSpec:
     prompted: bool = False
     speaks_user: bool = False
 
-    def player(self, model: ServedModel | None = None, perplexity: float | None = None) -> Player:
+    def player(self, model: ServedModel | None = None, perplexity: Number | None = None) -> Player:
         """This asker as the scorecard asks it, where it answers."""
         return Player(self.name, model, self.system, self.end_mark, self.ref.to_dict(), perplexity)
 
@@ -172,12 +173,18 @@ def endpoints(hub: Hub, askers: Sequence[AskerSpec]) -> list[JsonObject]:
 
 
 def plan(
-    block: Scorecard, askers: Sequence[AskerSpec], data: Sequence[Path], *, seed: int
+    block: Scorecard, askers: Sequence[AskerSpec], data: HeldOutFiles, *, seed: int
 ) -> list[JsonObject]:
     """What `compare` would ask of each: its repo, base, requests, and at most how many new
     tokens.
     """
-    sampled = contexts(block, data, seed=seed, intent_column=askers[0].intent_column)
+    sampled = contexts(
+        block,
+        data.files,
+        seed=seed,
+        intent_column=askers[0].intent_column,
+        without=data.passed_over,
+    )
     rows: list[JsonObject] = []
     for asker in askers:
         count = requests(block, asker.player(), sampled)
@@ -236,7 +243,10 @@ def compare(
     work = workplace(block, askers, data.files, seed)
     work.mkdir(parents=True, exist_ok=True)
     embed = embedding(hub, block.embedder, progress=progress)
-    perplexities = _perplexities(hub, losses, askers, data.files, progress) if losses else {}
+    bootstrap = Bootstrap(block.resamples, seed=seed)
+    perplexities = (
+        _perplexities(hub, losses, askers, data.files, bootstrap, progress) if losses else {}
+    )
     with serve_askers(
         hub, askers, work, progress, slots=block.in_flight, tokens=ENGINE_TOKENS
     ) as models:
@@ -315,8 +325,13 @@ def _has_template(folder: Path) -> bool:
 
 
 def _perplexities(
-    hub: Hub, losses: Evals, askers: Sequence[AskerSpec], data: Sequence[Path], progress: Progress
-) -> dict[str, float]:
+    hub: Hub,
+    losses: Evals,
+    askers: Sequence[AskerSpec],
+    data: Sequence[Path],
+    bootstrap: Bootstrap,
+    progress: Progress,
+) -> dict[str, Number]:
     perplexities = {}
     for asker in askers:
         weights = hub.snapshot(asker.ref, allow_patterns=WEIGHTS)
@@ -329,5 +344,5 @@ def _perplexities(
             Seating("user", asker.system, asker.intent_column, printed),
             progress=progress,
         )
-        perplexities[asker.name] = loss.perplexity
+        perplexities[asker.name] = perplexity(loss.nats, loss.tokens, bootstrap)
     return perplexities

@@ -119,9 +119,7 @@ def _values(card: scorecards.Scorecard, player: str) -> Mapping[str, Mapping[str
 
 
 def _note(card: scorecards.Scorecard, name: str, value: Mapping[str, Any]) -> str:
-    parts = [card_definitions()[name].title]
-    if name != "perplexity":
-        parts.append(f"n = {value['n']}")
+    parts = [card_definitions()[name].title, f"n = {value['n']}"]
     if value.get("low") is not None and value.get("high") is not None:
         parts.append(f"95% interval {value['low']:.3f} to {value['high']:.3f}")
     people = next(

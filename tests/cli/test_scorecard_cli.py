@@ -5,6 +5,7 @@ people.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,38 @@ def test_an_asker_is_compared_with_its_base_and_people(
     assert json.loads((out / "scorecard.json").read_text()) == card
 
 
+def test_nobody_is_asked_at_what_one_of_them_was_trained_on(
+    hub: Hub, repos: dict[str, Ref], server: Handle, tmp_path: Path
+) -> None:
+    """Another asker, whose corpus has conversations that the first was held out from."""
+    import pyarrow.parquet as pq
+
+    (held_out,) = _data(hub, repos)
+    (tmp_path / "corpus" / "data").mkdir(parents=True)
+    for split, rows in (("train", pq.read_table(held_out).slice(3, 2)), ("test", held_out)):
+        table = pq.read_table(rows) if isinstance(rows, Path) else rows
+        pq.write_table(table, tmp_path / "corpus" / "data" / f"{split}-00000-of-00001.parquet")
+    corpus = hub.commit(hub.qualify("other-corpus"), tmp_path / "corpus", "c", repo_type="dataset")
+    copy = Path(shutil.copytree(hub.snapshot(repos["asker"]), tmp_path / "asker"))
+    record = json.loads((copy / "provenance" / "asker.json").read_text())
+    record["inputs"]["corpus"] = corpus.to_dict()
+    (copy / "provenance" / "asker.json").unlink()
+    (copy / "provenance" / "asker.json").write_text(json.dumps(record))
+    hub.commit(hub.qualify("other-ask"), copy, "asker")
+    served = [part for name in ("tiny-ask", "other-ask")
+              for part in ("--endpoint", f"{name}={server.url}")]  # fmt: skip
+    options = ["-n", "200", "--openings", "0", "--no-base", "--no-perplexity"]
+    done = run("tiny-ask", "--against", "other-ask", *served, *options,
+               "--out", str(tmp_path / "out"))  # fmt: skip
+    assert "other-ask was trained on 2 of the held-out conversations" in done.stderr
+    card = json.loads((tmp_path / "out" / "scorecard.json").read_text())
+    assert card["settings"]["trained_on"] == {"other-ask": 2}
+    lines = (tmp_path / "out" / "turns.jsonl").read_text().splitlines()
+    turns = [json.loads(line) for line in lines]
+    asked = {turn["id"] for turn in turns}
+    assert asked and not asked & {"c3", "c4"}
+
+
 def test_a_table_says_what_is_missing(repos: dict[str, Ref], server: Handle) -> None:
     done = run(
         "tiny-ask",
@@ -168,11 +201,13 @@ def test_a_dry_run_asks_nothing(repos: dict[str, Ref], server: Handle) -> None:
     )
     plan = json.loads(done.stdout)["players"]
     assert [(p["name"].partition("@")[0], p["requests"]) for p in plan] == [
-        ("tiny-ask", 50), ("tiny-ask", 50), ("base as user", 40)
+        ("tiny-ask", 44), ("tiny-ask", 44), ("base as user", 34)
     ]  # fmt: skip
     full = json.loads(run("tiny-ask", "-n", "10", "--full", "--dry-run", "--json").stdout)
     assert full["players"][0]["tokens_at_most"] == (100 + 10 + 10) * 256
-    assert plan[0]["tokens_at_most"] == 50 * 128 and plan[0]["base"] == str(repos["base"])
+    assert plan[0]["tokens_at_most"] == (10 + 10 + 24) * 64 and plan[0]["base"] == str(
+        repos["base"]
+    )
     assert server.stats()["requests"] == before
     assert "requests" in run("tiny-ask", "-n", "10", "--dry-run").stdout
 
@@ -253,11 +288,12 @@ def test_the_embedded_engine_serves_an_asker_and_its_base_together(repos: dict[s
         assert counts["asked"] >= 4 and counts["failed"] == 0 and "cut_off" in rows[name]["values"]
 
 
+@pytest.mark.parametrize(("verdict", "flips"), [("[[A]]", 1.0), ("[[C]]", 0.0)])
 def test_a_judge_tells_turns_from_people_s_and_one_that_goes_by_position_shows_it(
-    repos: dict[str, Ref], server: Handle
+    repos: dict[str, Ref], server: Handle, verdict: str, flips: float
 ) -> None:
     with mock() as judge:
-        judge.script(rules=[[".", ["Verdict: [[A]]"]]])
+        judge.script(rules=[[".", [f"Verdict: {verdict}"]]])
         done = run("tiny-ask", "--no-base", "-n", "10", "--openings", "0", "--json",
                    "--endpoint", f"tiny-ask={server.url}", "--judge", f"{judge.url}#any",
                    "--judge-pairs", "4")  # fmt: skip
@@ -267,7 +303,8 @@ def test_a_judge_tells_turns_from_people_s_and_one_that_goes_by_position_shows_i
     pairs = row["counts"]["turing_pairs"]
     assert 0 < pairs <= 4 and asked == 2 * pairs
     assert row["values"]["turing_rate"]["value"] == 0.5 and said["prompts"]["name"] == "turing-v1"
-    assert row["values"]["turing_flips"]["value"] == 1.0, "it goes by position"
+    assert row["values"]["turing_flips"]["value"] == flips
+    assert pairs + row["counts"]["turing_unmatched"] >= 4, "pairs of unlike length are left out"
     plan = run("tiny-ask", "--judge", "http://127.0.0.1:9", "-n", "4", "--dry-run", "--json").stdout
     assert json.loads(plan)["judgments"] == 2 * 50 * 2
 

@@ -4,26 +4,31 @@ people): each measure ranks them as it must."""
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support.mock_endpoint import mock
+from support.tiny_models import tiny_base, write_rows
 
-from hubkit.evaluation.scorecard import Contexts, Played, Player, Turn
+from hubkit.evaluation import Seating, heldout_loss, perplexity
+from hubkit.evaluation.scorecard import Contexts, Played, Player, TuringTest, Turn
 from hubkit.evaluation.scorecard.contexts import Context
 from hubkit.evaluation.scorecard.score import rows
 from hubkit.evaluation.scorecard.turing import TuringPair, length_matched, pairs_of, turing
 from hubkit.judging import PromptedJudge, turing_prompts
+from hubkit.metrics.definitions import card_definitions
 from hubkit.metrics.two_sample import (
     alike_in_length,
     cluster_divergence,
     coverage,
     two_sample,
 )
-from hubkit.recipe import Judging, Scorecard, SeatConfig
+from hubkit.recipe import Evals, Judging, Scorecard, SeatConfig
 from hubkit.serving import ServedModel
+from hubkit.statistics import Bootstrap, Number
 
 TOPICS = ["bread", "taxes", "python", "roses", "chess", "rivers", "guitars", "stars"]
 PARTS = ["winter", "storage", "history", "beginners"]
@@ -139,12 +144,60 @@ def test_coverage_falls_where_little_is_said_and_density_where_it_is_unlike() ->
     assert people.density > copies.density and coverage(real[:4], real) is None
 
 
+OTHERS = {"people": "other people"}  # "people" is the row of those that all are held against
 KINDS_AND_ENDS = {"people": 0.9, "elsewhere": 0.5, "copy machine": 0.0, "assistant": 1.0}
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[str, dict[str, Any]]:
-    """Measure → row → its value, of planted turns: no model, no server."""
+def perplexities(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Number]:
+    """Of people's turns, under tiny models that were trained on what each of three kinds says."""
+    folder = tmp_path_factory.mktemp("tiny")
+    base = tiny_base(folder / "base")
+    test = write_rows(folder / "test.parquet", [_said(c, str(c.real)) for c in contexts(16, 3)])
+    block, seating = Evals(conversations=16, max_tokens=256), Seating("user", "You are a person.")
+    found = {}
+    for kind in ("people", "copy machine", "assistant"):
+        trained = trained_on(base, planted(kind, contexts(32)), folder / kind)
+        loss = heldout_loss(block, base, trained, [test], seating)
+        found[kind] = perplexity(loss.nats, loss.tokens, Bootstrap(200))
+    return found
+
+
+def _said(context: Context, turn: str) -> list[tuple[str, str]]:
+    return [*((m["role"], m["content"]) for m in context.messages), ("user", turn)]
+
+
+def trained_on(base: Path, turns: dict[int, str], out: Path) -> Path:
+    """A copy of `base`, trained for some steps to say these turns at their contexts."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hubkit.chat_templates import for_base
+    from hubkit.training.rows import seat_view
+
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(base),
+        AutoTokenizer.from_pretrained(base),
+    )
+    templates, optimizer = for_base(base), torch.optim.AdamW(model.parameters(), lr=1e-2)
+    torch.manual_seed(0)
+    for context, turn in zip(contexts(len(turns)), turns.values(), strict=True):
+        messages: list[Any] = [{"role": r, "content": t} for r, t in _said(context, turn)]
+        view = seat_view(messages, "user", "You are a person.")
+        encoded = templates.encode(tokenizer, view, "user")
+        ids, labels = (torch.tensor([x]) for x in (encoded.input_ids, encoded.labels))
+        model(ids, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def measured(
+    perplexities: dict[str, Number], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """Measure → row → its value, of planted turns."""
     sampled = Contexts(
         contexts(96),
         contexts(96, seed=1),
@@ -155,9 +208,9 @@ def measured() -> dict[str, dict[str, Any]]:
     for kind, share in KINDS_AND_ENDS.items():
         rng = random.Random(f"ends {kind}")
         false = share if kind in ("elsewhere", "assistant") else 0.05 if share else 0.0
-        played[kind] = Played(
+        played[OTHERS.get(kind, kind)] = Played(
             next={
-                n: Turn(text, rng.random() < false, False)
+                n: Turn(text, rng.random() < false, kind == "assistant" and rng.random() < 0.5)
                 for n, text in planted(kind, sampled.next).items()
             },
             ends={n: Turn("bye", rng.random() < share, False) for n in range(96)},
@@ -170,18 +223,30 @@ def measured() -> dict[str, dict[str, Any]]:
                 for text in sampled.first
             ],
         )
-    players = [Player(kind, None, "You are a person.", "[END]") for kind in KINDS]
+    players = [
+        Player(OTHERS.get(kind, kind), None, "You are a person.", "[END]",
+               perplexity=perplexities.get(kind))
+        for kind in KINDS
+    ]  # fmt: skip
     block = Scorecard(contexts=96, resamples=40)
     made = rows(block, players, sampled, played, 0, vectors)
+    turns = {
+        kind: {n: turn.text for n, turn in result.next.items()} for kind, result in played.items()
+    }
+    folder = tmp_path_factory.mktemp("judge")
+    with mock() as server:
+        server.script(rules=perceptive())
+        test = TuringTest(lambda: nullcontext(judge(server.url, folder)), "scripted", 16)
+        made = test.judged(made, sampled.next, turns, Bootstrap(200))
     names = {name for row in made for name in row.values}
-    assert [row.name for row in made] == ["people", *KINDS], "people's own row is beside"
+    assert [row.name for row in made] == ["people", *played], "people's own row is beside"
     for row in made:
         for value in row.values.values():
             assert {type(part) for part in value.values()} <= {float, int, type(None)}, value
     return {
         name: {
-            ("baseline" if at == 0 else row.name): row.values.get(name)
-            for at, row in enumerate(made)
+            row_of: row.values.get(name)
+            for row_of, row in zip(["baseline", *KINDS], made, strict=True)
         }
         for name in names
     }
@@ -194,6 +259,12 @@ RANKS: dict[str, tuple[set[str], set[str]]] = {
     "embedding_auc_matched": ({"people", "elsewhere", "baseline"}, {"copy machine", "assistant"}),
     "likeness_auc": ({"people", "baseline"}, {"copy machine", "assistant"}),
     "density": ({"copy machine", "assistant"}, {"people", "elsewhere", "baseline"}),
+    "perplexity": ({"people"}, {"copy machine", "assistant"}),
+    "words_per_turn": ({"people", "elsewhere", "baseline"}, {"assistant"}),
+    "context_share": ({"copy machine"}, {"people", "elsewhere", "baseline"}),
+    "cut_off": ({"people", "elsewhere", "copy machine"}, {"assistant"}),
+    "turing_rate": ({"elsewhere", "copy machine", "assistant"}, {"people"}),
+    "turing_flips": ({"elsewhere", "copy machine", "assistant"}, {"people"}),
     "coverage": ({"copy machine", "assistant"}, {"people", "elsewhere", "baseline"}),
     "cluster_divergence": ({"people", "elsewhere", "baseline"}, {"copy machine", "assistant"}),
     "context_fit": ({"elsewhere"}, {"people", "baseline", "copy machine", "assistant"}),
@@ -207,6 +278,14 @@ RANKS: dict[str, tuple[set[str], set[str]]] = {
     "end_precision": ({"elsewhere", "assistant"}, {"people"}),
     "end_recall": ({"copy machine", "elsewhere"}, {"people", "assistant"}),
 }
+
+
+# What so many turns can show: the same of anybody.
+OF_ANYBODY = {"embedding_auc_null", "embedding_auc_detectable"}
+
+
+def test_no_measure_of_the_scorecard_is_left_out() -> None:
+    assert RANKS.keys() | OF_ANYBODY == card_definitions().keys()
 
 
 @pytest.mark.parametrize("measure", RANKS)
@@ -265,7 +344,7 @@ def test_one_cluster_apart_is_one_bit_and_few_turns_give_none() -> None:
 
 
 # A judge that sees: copies of what was said, an assistant's opening, another topic than the
-# answer's.
+# answer's. Where it sees nothing it says what is shown first.
 def perceptive() -> list[list[Any]]:
     rules: list[list[Any]] = []
     for mark, verdict in (("message_a", "[[B]]"), ("message_b", "[[A]]")):
@@ -275,7 +354,7 @@ def perceptive() -> list[list[Any]]:
         other = f"(?![^\n]*{topic})[^\n]+\n"
         rules.append([f"{shown}<message_a>\n{other}", ["[[B]]"]])
         rules.append([f"{shown}<message_b>\n{other}", ["[[A]]"]])
-    return [*rules, [".", ["I cannot tell. [[C]]"]]]
+    return [*rules, [".", ["I cannot tell. [[A]]"]]]
 
 
 def judge(url: str, folder: Path) -> PromptedJudge:
@@ -286,22 +365,9 @@ def judge(url: str, folder: Path) -> PromptedJudge:
     )  # fmt: skip
 
 
-def test_a_turing_judge_ranks_planted_askers_and_people_are_not_told(tmp_path: Path) -> None:
-    found = contexts(24)
-    taken = {}
-    with mock() as server:
-        server.script(rules=perceptive())
-        for kind in KINDS:
-            pairs = pairs_of(found, planted(kind, found))
-            result = turing(judge(server.url, tmp_path), pairs, ratio=10)
-            taken[kind] = result.wins.win_rate.value
-            assert result.wins.flip_rate.value == 0 and result.pairs == 24
-    assert taken == {"people": 0.5, "elsewhere": 0.0, "copy machine": 0.0, "assistant": 0.0}
-
-
-@pytest.mark.parametrize("verdict", ["[[A]]", "[[B]]"])
-def test_a_judge_that_goes_by_position_finds_nothing_and_shows_it(
-    tmp_path: Path, verdict: str
+@pytest.mark.parametrize(("verdict", "flips"), [("[[A]]", 1.0), ("[[B]]", 1.0), ("[[C]]", 0.0)])
+def test_a_judge_that_goes_by_position_or_never_decides_finds_nothing_and_shows_it(
+    tmp_path: Path, verdict: str, flips: float
 ) -> None:
     found = contexts(12)
     with mock() as server:
@@ -309,7 +375,7 @@ def test_a_judge_that_goes_by_position_finds_nothing_and_shows_it(
         result = turing(
             judge(server.url, tmp_path), pairs_of(found, planted("people", found)), ratio=10
         )
-    assert result.wins.win_rate.value == 0.5 and result.wins.flip_rate.value == 1.0
+    assert result.wins.win_rate.value == 0.5 and result.wins.flip_rate.value == flips
 
 
 def test_pairs_of_unlike_length_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from hubkit.evaluation.scorecard import score as measures
 from hubkit.metrics import scorecards as shown
 from hubkit.recipe import Scorecard
 from hubkit.serving import ServedModel
+from hubkit.statistics import Number
 
 TOPICS = """bread rye yeast oven dough salt water flour butter sugar honey milk cheese garlic onion
 pepper tomato basil pasta rice beans lentil potato carrot apple pear plum cherry grape lemon orange
@@ -303,12 +304,12 @@ def test_formulas_by_hand() -> None:
 def test_the_result_reads_back_and_is_drawn_the_same_twice(
     server: Handle, data: Path, tmp_path: Path
 ) -> None:
-    card = run(server, data, tmp_path, ["and then?"], perplexity=12.5)
+    card = run(server, data, tmp_path, ["and then?"], perplexity=Number(12.5, 8, 11.0, 14.0))
     again = shown.of(json.loads(json.dumps(card.to_dict())))
     assert shown.table(again) == shown.table(card) and shown.picture(again) == shown.picture(card)
     columns, rows = shown.table(card)
     assert columns == ["measure", "", "people", "asker"] and rows[0] == [
-        "perplexity of people's turns", "lower is better", "–", "12.5"
+        "perplexity of people's turns", "lower is better", "–", "12.5 [11.0, 14.0]"
     ]  # fmt: skip
     measures_of = card.to_dict()["measures"]
     assert all(entry["formula"] and entry["source"] for entry in measures_of.values())

@@ -208,7 +208,7 @@ def test_such_a_model_asks_in_a_rollout_and_stands_in_a_scorecard(
     )
     assert len(prompts) == 2 + 4 + 4  # first turns, next turns, and where people ended
     row = card.rows[-1]
-    assert row.name == name
+    assert row.name == name and card.settings["trained_on"] == {name: None}
 
 
 def test_what_cannot_be_such_a_seat_is_refused() -> None:

@@ -7,8 +7,8 @@ Takes a recipe's `Scorecard` block, held-out parquet files and players at their 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,19 @@ class HeldOutFiles:
         files: Parquet files.
         intent_column: Where what a conversation's human wants is.
         source: What the result says that they are.
+        trained_on: Ids of those that an asker was trained on, which nobody is asked at, by asker;
+            None of one that does not say what it was trained on.
     """
 
     files: Sequence[Path]
     intent_column: str | None = None
     source: Mapping[str, Any] | None = None
+    trained_on: Mapping[str, Collection[str] | None] = field(default_factory=dict)
+
+    @property
+    def passed_over(self) -> set[str]:
+        """Ids of those that nobody is asked at."""
+        return {name for names in self.trained_on.values() for name in names or ()}
 
 
 def scorecard(
@@ -80,11 +88,20 @@ def scorecard(
     Raises:
         SourceError: Too few conversations can be used.
         EndpointError: An endpoint refuses everything or does not answer."""
-    sampled = contexts(block, data.files, seed=seed, intent_column=data.intent_column)
+    sampled = contexts(
+        block,
+        data.files,
+        seed=seed,
+        intent_column=data.intent_column,
+        without=data.passed_over,
+    )
     played = play(block, players, sampled, seed=seed, journal=journal, progress=progress)
     _keep(journal / "turns.jsonl", sampled, played)
     measured = rows(block, players, sampled, played, seed, embed)
     facts = settings(block, sampled, seed, data.source)
+    facts["trained_on"] = {
+        name: None if ids is None else len(ids) for name, ids in data.trained_on.items()
+    }
     if turing:
         turns = {
             name: {number: turn.text for number, turn in result.next.items()}

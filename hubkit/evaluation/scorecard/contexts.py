@@ -7,7 +7,7 @@ that followed each (or that none did), and first turns."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -49,7 +49,12 @@ class Contexts:
 
 
 def contexts(
-    block: Scorecard, data: Sequence[Path], *, seed: int, intent_column: str | None = None
+    block: Scorecard,
+    data: Sequence[Path],
+    *,
+    seed: int,
+    intent_column: str | None = None,
+    without: Collection[str] = (),
 ) -> Contexts:
     """Draw twice ``block.contexts`` conversations in the order of their ids' hashes, whatever the
     order of files.
@@ -57,8 +62,10 @@ def contexts(
     Each is stopped at one of its human turns, drawn among those with at most
     ``block.context_chars`` characters before them (the first turn is none of them; system messages
     are left out, they were not addressed to the human). Of fewer conversations one half is drawn.
-    Raises `SourceError` when fewer than two can be used."""
-    rows = sorted(_rows(data), key=lambda row: _rank(seed, str(row.get("id", ""))))
+    Those whose id is in `without` are none of them. Raises `SourceError` when fewer than two can be
+    used."""
+    usable = (row for row in _rows(data) if str(row.get("id", "")) not in without)
+    rows = sorted(usable, key=lambda row: _rank(seed, str(row.get("id", ""))))
     chosen: list[Context] = []
     ends: list[Context] = []
     first: list[str] = []

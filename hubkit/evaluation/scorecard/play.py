@@ -23,6 +23,7 @@ from hubkit.rollout.dialogue import split_end_mark
 from hubkit.serving import ServedModel
 from hubkit.serving.client import ClientLimits, Endpoint, ask_all
 from hubkit.serving.reply_journal import Journal
+from hubkit.statistics import Number
 from hubkit.training.rows import seat_view
 from hubkit.untrusted import JsonObject
 
@@ -39,7 +40,7 @@ class Player:
     system: str | None = None
     end_mark: str | None = None
     model: Mapping[str, Any] | None = None
-    perplexity: float | None = None
+    perplexity: Number | None = None
 
     @property
     def served_model(self) -> ServedModel:

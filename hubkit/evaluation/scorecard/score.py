@@ -30,7 +30,7 @@ from hubkit.metrics.lexical import leans_on_context, self_rouge, words
 from hubkit.metrics.sampling import Dialogue
 from hubkit.metrics.scorecards import PEOPLE, Row
 from hubkit.recipe import Scorecard
-from hubkit.statistics import Bootstrap
+from hubkit.statistics import Bootstrap, Number
 from hubkit.untrusted import JsonObject
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _player(
     """Every measure of one player. A turn that only ends a conversation has no text: it is an end,
     not a turn.
     """
-    row.record("perplexity", player.perplexity, 1, "not measured")
+    row.record_number("perplexity", player.perplexity or Number(None, 0), "not measured")
     row.missing |= dict.fromkeys(TURING, "no judge was asked")
     why = "no opening was asked for" if player.system else "it has no system message to open from"
     _first(row, [turn.text for turn in result.first if turn.text], seed, why)

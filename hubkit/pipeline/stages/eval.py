@@ -29,6 +29,7 @@ from hubkit.publishing.metadata import is_adapter
 from hubkit.publishing.scorecard import PICTURE
 from hubkit.recipe import DEPLOY, Against, Scorecard
 from hubkit.serving import ModelSpec, spec_of, with_own_template
+from hubkit.statistics import Bootstrap, Number
 from hubkit.untrusted import JsonObject, object_in
 
 ASKER = "asker"
@@ -135,7 +136,10 @@ def _scorecard(
         slots=block.in_flight,
         tokens=recipe.rollout.asker.context,
     ) as models:
-        players = [spec.player(model, arms[spec.name].get("perplexity")) for spec, model in models]
+        players = [
+            spec.player(model, _perplexity(arms[spec.name], block, recipe.seed))
+            for spec, model in models
+        ]
         result = scorecard(
             block,
             HeldOutFiles(
@@ -151,6 +155,13 @@ def _scorecard(
         )
     (dirs.out / PICTURE).write_bytes(scorecards.picture(result))
     return result.to_dict()
+
+
+def _perplexity(losses: Mapping[str, Any], block: Scorecard, seed: int) -> Number | None:
+    if not losses:
+        return None
+    bootstrap = Bootstrap(block.resamples, seed=seed)
+    return evaluation.perplexity(losses["nats"], losses["tokens"], bootstrap)
 
 
 def _askers(context: RunContext, block: Scorecard, refs: Mapping[str, Ref]) -> list[AskerSpec]:
