@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from hubkit.conversation import OPTIONAL_FIELDS, Conversation
 from hubkit.data.filters import Context, Dropped, Step, Tally, count
@@ -38,6 +38,9 @@ from hubkit.errors import StageError
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Corpus, Source
 from hubkit.untrusted import JsonObject
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["INTENT", "CorpusReport", "FileReport", "SourceFile", "build", "read"]
 INTENT = "intent"  # the column, and the key of a conversation's meta
@@ -481,17 +484,16 @@ def _write_splits(
         for batch in (batch for path in files for batch in read_batches(path)):
             batch_splits = splits[at : at + batch.num_rows]
             at += batch.num_rows
+            table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
             for split, writer in enumerate(writers):
                 if rows := [row for row, index in enumerate(batch_splits) if index == split]:
-                    table = pa.Table.from_batches([batch.take(pa.array(rows))])
-                    writer.write_table(table.select(schema.names).cast(schema))
-            for row, messages in enumerate(batch.column("messages").to_pylist()):
-                name = batch.column("id")[row].as_py()
-                if batch_splits[row] is None:
+                    writer.write_table(table.take(pa.array(rows)))
+            for name, split_index in zip(batch.column("id").to_pylist(), batch_splits, strict=True):
+                if split_index is None:
                     count(step.dropped, "continues_an_opening", name)
                 else:
                     conversations.add(_hash64(name.partition("#")[0]))
-                turns[sum(message["role"] == "user" for message in messages)] += 1
+            turns.update(_human_turns(batch.column("messages")))
     step.rows_out, step.conversations_out = (
         sum(writer.rows for writer in writers),
         len(conversations),
@@ -501,6 +503,16 @@ def _write_splits(
     report.dropped += step.rows_in - step.rows_out
     report.splits = {name: writer.rows for name, writer in zip(SPLITS, writers, strict=True)}
     report.human_turns = {str(number): turns[number] for number in sorted(turns)}
+
+
+def _human_turns(messages: pa.ListArray) -> list[int]:
+    """How many turns of each conversation are the user's; no text is read."""
+    import pyarrow.compute as pc
+
+    roles = pc.struct_field(pc.list_flatten(messages), "role")
+    rows = pc.list_parent_indices(messages).filter(pc.equal(roles, "user"))
+    counted = {pair["values"]: pair["counts"] for pair in pc.value_counts(rows).to_pylist()}
+    return [counted.get(row, 0) for row in range(len(messages))]
 
 
 class _Names:
