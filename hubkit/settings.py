@@ -31,6 +31,9 @@ PLUGINS: Final = "HUBKIT_PLUGINS"
 LOCAL_JOB: Final = "HUBKIT_LOCAL_JOB"
 """Set in a job that the embedded Hub runs: the loopback Hub that `HUBKIT_HUB` names is on the
 owner's machine, so that what goes there does not leave it."""
+BF16: Final = "HUBKIT_BF16"
+"""Set in the processes of one launched training: 1 where this machine's processor is faster in
+bfloat16, else 0; measured once, so that they all compute in the same."""
 IMAGES: Final = "HUBKIT_IMAGES"
 """Container images of rented endpoints in place of hubkit's own, by digest for example: words such
 as ``vllm=vllm/vllm-openai@sha256:…``."""

@@ -18,10 +18,12 @@ from hubkit.api.evaluations import (
     chat_evaluation,
     dataset_changes,
     dialogue_stats,
+    verdict_report,
     vote_report,
 )
 from hubkit.errors import SourceError
 from hubkit.evaluation import questions
+from hubkit.hub import connect
 
 CHECKED = "offline-checks"
 NO_TOPICS = StatsOptions(topics=False, size=5)
@@ -77,3 +79,27 @@ def test_files_without_votes_are_refused(tmp_path: Path) -> None:
     votes.write_text("no vote\n")
     with pytest.raises(SourceError, match="there is no vote to report"):
         vote_report([str(votes)])
+
+
+def test_verdicts_of_files_and_of_datasets_are_reported(tmp_path: Path, hubkit_home: Path) -> None:
+    rows = [
+        {"question_id": 81 + number, "model": "m", "judge": ["gpt-4", "single-v1"], "turn": 1,
+         "user_prompt": "p", "judgment": f"[[{score}]]", "score": score, "tstamp": 1.0}
+        for number, score in enumerate([7, 9, 4])
+    ]  # fmt: skip
+    single = tmp_path / "gpt-4_single.jsonl"
+    single.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = tmp_path / "own"
+    own.mkdir()
+    made = verdict_report(
+        [str(single)], tmp_path / "report", exports={"hubkit": own / "verdicts-1.jsonl"}
+    )
+    assert {path.name for path in made.paths} >= {"report.json", "report.md", "verdicts-1.jsonl"}
+    assert all(path.is_file() for path in made.paths)
+    (title, (_, cells)), *_ = made.tables().items()
+    assert "judged by gpt-4" in title and "6.67" in str(cells)
+    stored = connect().commit("local/verdicts", own, "Verdicts", repo_type="dataset")
+    again = verdict_report([f"verdicts@{stored.revision}"])
+    assert again.tables() == made.tables() and not again.paths
+    with pytest.raises(SourceError, match="no file here, and no dataset"):
+        verdict_report([str(tmp_path / "missing.jsonl")])

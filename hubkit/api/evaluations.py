@@ -14,10 +14,13 @@ from pathlib import Path
 from hubkit import metrics
 from hubkit.api import datasets
 from hubkit.api.models import DEPLOYED, AddressOptions, Names, serving, terms
+from hubkit.errors import RepoMissingError, SourceError
 from hubkit.evaluation import Judged, Player, Setup, benchmarks, chat, votes
+from hubkit.evaluation import verdict_report as verdicts
 from hubkit.evaluation.chat import JudgeChoice, dialect_of
 from hubkit.evaluation.items import Benchmark
-from hubkit.evaluation.verdict_files import Format
+from hubkit.evaluation.length_control import alpaca_eval_of
+from hubkit.evaluation.verdict_files import Format, read_verdicts, write_verdicts
 from hubkit.hub import Hub, connect
 from hubkit.hub.places import home, judge_replies
 from hubkit.judging import PromptedJudge, context_judge, question_prompts
@@ -45,6 +48,7 @@ __all__ = [
     "DialogueStats",
     "JudgeChoice",
     "StatsOptions",
+    "VerdictReport",
     "addresses",
     "asker_comparison",
     "chat_evaluation",
@@ -52,6 +56,7 @@ __all__ = [
     "dataset_changes",
     "deploy_terms",
     "dialogue_stats",
+    "verdict_report",
     "vote_report",
     "write_cross_table",
 ]
@@ -333,17 +338,89 @@ def vote_report(
     Raises:
         SourceError: A file does not hold votes.
     """
-    files = [file for name in sources for file in _vote_files(name)]
+    files = [file for name in sources for file in _files_of(name, "votes/*.jsonl")]
     return votes.report(files, screen=screen or votes.Screen(), bootstrap=Bootstrap(seed=seed))
 
 
-def _vote_files(name: str) -> list[Path]:
+@dataclass(frozen=True)
+class VerdictReport:
+    """What verdicts say.
+
+    Attributes:
+        results: Results with intervals, and how far each judge can be believed.
+        length_controlled: AlpacaEval's length-controlled win rate of each file of annotations,
+            where it was asked for.
+        paths: The files that were written.
+    """
+
+    results: verdicts.VerdictReport
+    length_controlled: Mapping[str, float]
+    paths: Sequence[Path]
+
+    def to_dict(self) -> JsonObject:
+        """Plain data."""
+        rates = dict(self.length_controlled)
+        return {**self.results.to_dict(), "length_controlled_win_rate": rates}
+
+    def tables(self) -> dict[str, tuple[list[str], list[list[str]]]]:
+        """Each table's columns and rows, by its title."""
+        return verdicts.result_tables(self.results)
+
+    def notes(self) -> list[str]:
+        """What is to be known of the tables, in sentences."""
+        rates = self.length_controlled.items()
+        return verdicts.notes(self.results) + [
+            f"{name}: length-controlled win rate {rate:.1%} (AlpacaEval's method)."
+            for name, rate in rates
+        ]
+
+
+def verdict_report(
+    sources: Sequence[str],
+    folder: Path | None = None,
+    *,
+    human: Path | None = None,
+    gamed: Path | None = None,
+    own_models: Mapping[str, str] | None = None,
+    exports: Mapping[Format, Path] | None = None,
+) -> VerdictReport:
+    """Report what verdicts say, whoever asked for them; nothing is asked.
+
+    Args:
+        sources: Files of verdicts (see `hubkit.evaluation.verdict_files`), or datasets with
+            ``verdicts-*.jsonl``.
+        folder: Where ``report.json``, ``report.md`` and ``report.png`` go.
+        human: People's choices on pairs, to hold judges against.
+        gamed: AlpacaEval's ``df_gamed.csv``, for its length-controlled win rate of annotations.
+        own_models: Judge → the model that it is, for self-preference.
+        exports: Files that the verdicts are also written to, by form.
+
+    Raises:
+        SourceError: A file does not hold verdicts.
+    """
+    files = [file for name in sources for file in _files_of(name, "verdicts-*.jsonl")]
+    results = verdicts.report(files, votes=human, kin=own_models)
+    for form, path in (exports or {}).items():
+        write_verdicts(path, [entry for file in files for entry in read_verdicts(file)], form)
+    paths = verdicts.write(results, folder) if folder else []
+    rates = alpaca_eval_of(files, gamed) if gamed else {}
+    return VerdictReport(results, rates, [*paths, *(exports or {}).values()])
+
+
+def _files_of(name: str, pattern: str) -> list[Path]:
+    """The file `name`, or those of a dataset, ``REPO[@REV]``, that match `pattern`."""
     if Path(name).is_file():
         return [Path(name)]
     hub = connect()
     repo, _, revision = name.partition("@")
-    ref = hub.resolve(hub.qualify(repo), repo_type="dataset", revision=revision or "main")
-    return sorted((hub.snapshot(ref, allow_patterns=["votes/*.jsonl"]) / "votes").glob("*.jsonl"))
+    try:
+        ref = hub.resolve(hub.qualify(repo), repo_type="dataset", revision=revision or "main")
+    except RepoMissingError as error:
+        raise SourceError(f"{name} is no file here, and no dataset: {error}") from None
+    files = sorted(hub.snapshot(ref, allow_patterns=[pattern]).glob(pattern))
+    if not files:
+        raise SourceError(f"{ref} holds no file {pattern}; name a dataset or a file that does")
+    return files
 
 
 @dataclass(frozen=True)

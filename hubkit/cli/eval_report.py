@@ -15,11 +15,12 @@ EXAMPLE = "Example: hubkit eval report gpt-4_single.jsonl annotations.json --out
 
 def report(
     files: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="FILE…",
             help="Verdicts: hubkit's verdicts-*.jsonl, FastChat's judgments, "
-            "AlpacaEval's annotations, inspect-ai's logs, lm-eval's samples.",
+            "AlpacaEval's annotations, inspect-ai's logs, lm-eval's samples; or a dataset with "
+            "verdicts-*.jsonl.",
         ),
     ],
     votes: Annotated[
@@ -52,26 +53,19 @@ def report(
     """Report what verdicts say, whoever asked for them: results with intervals, and how far each
     judge can be believed.
     """
+    from hubkit.api import evaluations
     from hubkit.cli.eval_chat import exports_of
-    from hubkit.evaluation import verdict_report as library
-    from hubkit.evaluation.length_control import alpaca_eval_of
-    from hubkit.evaluation.verdict_files import read_verdicts, write_verdicts
 
-    exports = exports_of(export)
     own_models = dict(pair.split("=", 1) for pair in kin if "=" in pair)
-    result = library.report(files, votes=votes, kin=own_models)
-    rates = alpaca_eval_of(files, gamed) if gamed else {}
-    for form, path in exports.items():
-        write_verdicts(path, [verdicts for file in files for verdicts in read_verdicts(file)], form)
-    paths = library.write(result, folder) if folder else []
+    result = evaluations.verdict_report(
+        files, folder, human=votes, gamed=gamed, own_models=own_models, exports=exports_of(export)
+    )
     if json:
-        console.data({**result.to_dict(), "length_controlled_win_rate": rates})
+        console.data(result.to_dict())
         return
-    for title, content in library.result_tables(result).items():
+    for title, content in result.tables().items():
         console.table(title, *content)
-    for line in library.notes(result):
+    for line in result.notes():
         console.line(line)
-    for name, rate in rates.items():
-        console.line(f"{name}: length-controlled win rate {rate:.1%} (AlpacaEval's method).")
-    for path in (*paths, *exports.values()):
+    for path in result.paths:
         console.say(f"wrote {path}")

@@ -22,6 +22,7 @@ from typing import Any
 from hubkit.errors import MissingDependencyError, RecipeError
 from hubkit.hub.places import home
 from hubkit.recipe import Preference, Reinforce, Training
+from hubkit.settings import BF16, value
 from hubkit.untrusted import JsonObject, object_in
 
 # What hubkit decides itself, with the reason a recipe's author reads when they set it all the same.
@@ -227,8 +228,12 @@ def _fit_to_cpu(values: dict[str, Any]) -> tuple[JsonObject, list[str]]:
 @functools.cache
 def bf16_is_faster(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this processor has instructions for bfloat16 (AMX or AVX-512) and a product is faster
-    in it; measured once, so that all trainings of a process are planned the same."""
+    in it; measured once, so that all trainings of a process are planned the same, and by the one
+    that launched them for all processes of a training."""
     import time
+
+    if measured := value(BF16):
+        return measured == "1"
 
     import torch
 

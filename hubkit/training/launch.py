@@ -27,10 +27,11 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 import hubkit
-from hubkit import errors
+from hubkit import errors, settings
 from hubkit.errors import MissingDependencyError, RecipeError, TrainingError
 from hubkit.progress import Notice, Progress
 from hubkit.recipe import Preference, Training
+from hubkit.training.config import bf16_is_faster
 from hubkit.training.dpo import Policy
 from hubkit.training.identity import Base
 from hubkit.training.report import TrainReport
@@ -212,7 +213,9 @@ def _environment() -> dict[str, str]:
     """
     root = str(Path(hubkit.__file__).resolve().parent.parent)
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    measured = {settings.BF16: str(int(bf16_is_faster()))}
+    joined = os.pathsep.join(paths)
+    return {"OMP_NUM_THREADS": "1", **os.environ, **measured, "PYTHONPATH": joined}
 
 
 def _watch(child: subprocess.Popen[bytes], work: Path, progress: Progress) -> None:

@@ -82,13 +82,25 @@ def load_base(
         options["quantization_config"] = four_bits()
     try:
         with refusing_remote_code(str(base)):
-            return AutoModelForCausalLM.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(
                 base, use_safetensors=True, trust_remote_code=False, **options
             )
     except (OSError, ValueError) as error:
         raise SourceError(
             f"{base} holds no model that transformers reads ({error}); fetch the model again"
         ) from None
+    _name_experts(model.config.get_text_config())
+    return model
+
+
+def _name_experts(config: Any) -> None:
+    """Let ``num_experts`` be read, as TRL's loss over routers does, where a family's configuration
+    has another name for it.
+    """
+    for name in ("num_local_experts", "n_routed_experts"):
+        if not hasattr(config, "num_experts") and hasattr(config, name):
+            kind = type(config)
+            kind.attribute_map = {**kind.attribute_map, "num_experts": name}
 
 
 def four_bits() -> Any:

@@ -106,8 +106,13 @@ def test_a_stage_as_a_job_makes_what_it_makes_here_and_is_then_skipped(
     assert both[0] == both[1] and any(path.startswith("data/train") for path in both[0])
     [again] = made(there, hub, execute=on_jobs())
     assert again.skipped and again.ref == first.ref
+    [anew] = made(there, hub, execute=on_jobs(), again=["corpus"])
+    assert not anew.skipped and anew.ref != first.ref and content(hub, anew.ref) == both[0]
+    assert jobs(hub, "corpus")[0].command[-1] == "--anew"
+    [again] = made(there, hub, execute=on_jobs())
+    assert again.skipped and again.ref == anew.ref
     assert not hub.api.repo_info(first.ref.repo_id, repo_type="dataset").private
-    done = jobs(hub, "corpus")[0]
+    done = jobs(hub, "corpus")[-1]
     assert done.secrets == {"HF_TOKEN": ""} and hub.token not in json.dumps(done.environment)
     assert (
         done.command[:2] == ["uv", "run"]

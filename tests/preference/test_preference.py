@@ -435,7 +435,8 @@ def test_two_processes_prefer_what_one_does(tmp_path, base, chat, strategy, whol
     if strategy == "fsdp2":
         shard_over_processors(monkeypatch)
     data = write_pairs(tmp_path / "pairs.parquet", PAIRS)
-    dpo = {**DPO, "num_train_epochs": 2, "per_device_train_batch_size": 1, "logging_steps": 1}
+    dpo = {**DPO, "num_train_epochs": 2, "per_device_train_batch_size": 1, "logging_steps": 1,
+           "bf16": False}  # fmt: skip
     model, found = base if whole else chat, {}
     for name, steps, launch in (("one", 4, None), ("two", 2, Launch(strategy, 2))):
         changed = {**dpo, "gradient_accumulation_steps": steps}

@@ -45,8 +45,6 @@ def test_no_dialogue_is_lost_and_nothing_paid_twice(
 ) -> None:
     monkeypatch.setattr("hubkit.serving.client.endpoint._BACK_OFF_S", (0.01, 0.1))
     monkeypatch.setattr("hubkit.serving.client.replica.COOL_DOWN_S", (0.02, 0.1))
-    # Six tries take minutes with real waits, and a fraction of one bad moment with these.
-    monkeypatch.setattr("hubkit.serving.client.endpoint._SAME_REQUEST_FAULTS", 24)
     stops, _ = until_done(tmp_path, 40, every=8, seed=3, latency=0.002)
     assert stops  # the account was empty at least once
 

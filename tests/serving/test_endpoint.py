@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import heapq
 import os
+import random
 import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,7 +43,8 @@ from hubkit.serving.client import (
 )
 from hubkit.serving.client.address import parse_address
 from hubkit.serving.client.dialects import DIALECTS, chat_fields
-from hubkit.serving.client.health import Outcomes
+from hubkit.serving.client.endpoint import _BY_CHANCE
+from hubkit.serving.client.health import Outcomes, OwnFailures
 from hubkit.serving.client.refusals import server_words
 from hubkit.serving.client.replica import BREAK_AFTER, Replica
 from hubkit.serving.client.replies import read_chat, read_generate
@@ -190,7 +194,11 @@ def test_patience_ends(status: int) -> None:
     assert f"http_{status}" in str(error)
 
 
-def test_a_request_that_breaks_the_server_is_given_up_when_the_server_is_well() -> None:
+def test_a_request_that_breaks_the_server_is_given_up_when_the_server_is_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hubkit.serving.client.endpoint._BACK_OFF_S", (0.01, 0.1))
+
     async def go(url: str, script: object) -> list:
         async with Endpoint([url], profile="tgi", model="tgi", sampling=SAMPLING) as endpoint:
             await endpoint.chat(HELLO, seed=0)
@@ -502,10 +510,121 @@ def test_the_folder_of_somebody_else_is_not_touched(
             assert theirs.exists() == left
 
 
-def test_a_request_is_refused_for_failures_that_the_servers_share_does_not_explain() -> None:
-    well, ill = Outcomes(answered=100, failed=0), Outcomes(answered=10, failed=30)
-    assert well.chance_of_failures(3) == pytest.approx((1 / 102) ** 3)
-    assert ill.chance_of_failures(6) > 0.05
-    assert Outcomes(answered=1).chance_of_failures(6) > 1e-3
-    later = Outcomes(answered=25, failed=16)
-    assert later.since(Outcomes(answered=20, failed=8), own_failures=6) == Outcomes(5, 2)
+def refused_in(
+    answers: Callable[[float, int], bool], *, requests: int, seconds: float, latency_s: float = 1.0
+) -> set[int]:
+    """The requests that count as at fault themselves, in simulated time.
+
+    Each of `requests` callers asks again and again, after a failure when its back-off is over.
+    `answers(at, request)` says whether a request sent at that moment is answered, which takes
+    `latency_s`; a failure comes at once.
+    """
+    outcomes, refused = Outcomes(), set()
+    own, tries = [OwnFailures() for _ in range(requests)], [0] * requests
+    todo = [(0.01 * number, number, 0) for number in range(requests)]
+    while todo and todo[0][0] < seconds:
+        now, number, sent_at = heapq.heappop(todo)
+        if sent_at:
+            outcomes.answered("a", sent_at)
+        elif answers(now, number):
+            heapq.heappush(todo, (now + latency_s, number, outcomes.sent()))
+            continue
+        else:
+            outcomes.sent()
+            outcomes.failed(own[number], "a")
+            if own[number].chance() < _BY_CHANCE:
+                refused.add(number)
+            else:
+                tries[number] += 1
+                heapq.heappush(todo, (now + 0.75 * min(30, 0.25 * 2 ** tries[number]), number, 0))
+                continue
+        outcomes.forget(own[number])
+        own[number], tries[number] = OwnFailures(), 0
+        if number not in refused:
+            heapq.heappush(todo, (now, number, 0))
+    return refused
+
+
+@pytest.mark.parametrize("latency_s", [0.2, 1.0, 120.0])
+@pytest.mark.parametrize("requests", [2, 16, 64])
+def test_a_servers_outages_are_no_requests_fault(requests: int, latency_s: float) -> None:
+    moments = random.Random(requests)
+    bad_seconds = {second for second in range(600) if moments.random() < 0.3}
+    patterns: dict[str, Callable[[float, int], bool]] = {
+        "all fail": lambda at, number: False,
+        "one outage": lambda at, number: not 100 < at < 400,
+        "short bursts": lambda at, number: at % 10 > 3,
+        "long bursts": lambda at, number: at % 100 > 40,
+        "bad seconds": lambda at, number: int(at) not in bad_seconds,
+        "a fifth at random": lambda at, number: moments.random() > 0.2,
+    }
+    for name, pattern in patterns.items():
+        options = {"requests": requests, "seconds": 600, "latency_s": latency_s}
+        assert not refused_in(pattern, **options), name
+
+
+def test_only_answers_to_requests_sent_after_a_failure_tell_against_it() -> None:
+    outcomes, own, other = Outcomes(), OwnFailures(), OwnFailures()
+    for sent_at in [outcomes.sent() for _ in range(50)]:
+        outcomes.failed(own, "a")
+        outcomes.answered("a", sent_at)  # begun before the outage
+        outcomes.answered("b", outcomes.sent())  # elsewhere
+    assert own.chance() == 1
+    for _ in range(10):
+        outcomes.failed(own, "a")
+        outcomes.failed(other, "a")
+        outcomes.failed(own, "a")
+        outcomes.answered("a", outcomes.sent())
+    assert own.chance() > _BY_CHANCE, "half of the others failed too"
+    for _ in range(10):
+        outcomes.failed(own, "a")
+        outcomes.answered("a", outcomes.sent())
+    assert own.chance() < _BY_CHANCE
+
+
+@pytest.mark.parametrize(
+    ("bad", "server"),
+    [
+        ({3}, lambda at: True),
+        ({3, 4, 11}, lambda at: True),
+        ({3}, lambda at: at % 60 > 10),
+        ({0}, lambda at: not 50 < at < 300),
+    ],
+)
+def test_what_fails_while_all_others_are_answered_is_at_fault(
+    bad: set[int], server: Callable[[float], bool]
+) -> None:
+    refused = refused_in(
+        lambda at, number: server(at) and number not in bad, requests=16, seconds=3000
+    )
+    assert refused == bad
+
+
+def test_the_last_failing_request_is_compared_with_one_that_was_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hubkit.serving.client.endpoint._BACK_OFF_S", (0.01, 0.05))
+    monkeypatch.setattr("hubkit.serving.client.replica.COOL_DOWN_S", (0.01, 0.05))
+
+    async def go(url: str, before: Callable[[], None]) -> tuple[BaseException, list[str]]:
+        async with Endpoint(
+            [url],
+            profile="tgi",
+            model="tgi",
+            sampling=SAMPLING,
+            limits=ClientLimits(patience_s=0.3),
+        ) as endpoint:
+            await endpoint.chat(HELLO, seed=0)
+            before()
+            with pytest.raises(EndpointError) as caught:
+                await endpoint.chat([{"role": "user", "content": "poison"}], seed=0)
+            return caught.value, endpoint.adaptations
+
+    with mock(poison="poison") as server:
+        error, said = asyncio.run(go(server.url, lambda: None))
+        assert type(error) is EndpointError and error.status == 500
+        assert "was sent a second time" in said[-1] and server.stats()["answered"] == 2
+    with mock() as server:
+        error, said = asyncio.run(go(server.url, lambda: server.script(status=500)))
+        assert isinstance(error, EndpointUnreachableError) and "http_500" in str(error)
+        assert "was sent a second time" in said[-1] and server.stats()["answered"] == 1

@@ -23,6 +23,7 @@ from hubkit.pipeline import run
 from hubkit.pipeline.asker_environment import EnvironmentOptions
 from hubkit.pipeline.asker_environment import prepare as prepare_environment
 from hubkit.pipeline.asker_scorecards import AskerComparison, addresses, prepare
+from hubkit.pipeline.seat_plan import engine_of
 from hubkit.recipe import Sampling, Scorecard, load
 from hubkit.rollout.dialogue import split_end_mark
 from hubkit.serving import ModelSpec, ServedModel, serve, with_people_template
@@ -64,15 +65,24 @@ def models(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ref]
 
 def reply_of(hub: Hub, spec: ModelSpec, log: Path) -> Reply:
     """The next human turn of the model, as a rollout would ask for it."""
+    return told_and_reply(hub, spec, log)[1]
+
+
+def told_and_reply(hub: Hub, spec: ModelSpec, log: Path) -> tuple[str, Reply]:
+    """What is said of who answers, and the next human turn."""
+    notes: list[str] = []
+
+    def progress(completed: float, total: float | None = None, note: str = "") -> None:
+        notes.append(note)
 
     async def ask(model: ServedModel) -> Reply:
         sampling = Sampling(temperature=0.0, max_tokens=8)
         async with model.endpoint(sampling=sampling) as endpoint:
             return await endpoint.chat(SEEN_BY_ASKER, seed=1)
 
-    options: dict[str, Any] = {"progress": lambda *_: None, "slots": 1, "tokens": 256}
+    options: dict[str, Any] = {"progress": progress, "slots": 1, "tokens": 256}
     with serve(hub, {"asker": spec}, log_dir=log, **options) as served:
-        return asyncio.run(ask(served["asker"]))
+        return notes[-1], asyncio.run(ask(served["asker"]))
 
 
 @pytest.mark.parametrize("dialect", ["vllm", "sglang", "llamacpp", "tgi"])
@@ -84,7 +94,8 @@ def test_prompts_are_the_model_s_own_with_the_user_header_opened(
     with mock() as server:
         address = ServedModel.at(server.url, dialect=dialect)
         spec = with_people_template(ModelSpec(address), hub, models[shape], end_token=end_token)
-        reply = reply_of(hub, spec, tmp_path)
+        told, reply = told_and_reply(hub, spec, tmp_path)
+        assert told.startswith(f"asker: the server at {server.url} (profile {dialect})")
         body = server.ledger()[-1]["body"]
     parameters = body.get("parameters", body)
     assert body["inputs" if dialect == "tgi" else "prompt"] == PROMPTS[shape]
@@ -133,7 +144,10 @@ def test_the_local_engine_s_model_ends_the_dialogue(
     hub: Hub, models: dict[str, Ref], tmp_path: Path
 ) -> None:
     spec = with_people_template(ModelSpec(models["llama-3"]), hub, models["llama-3"], end_token=END)
-    reply = reply_of(hub, spec, tmp_path)
+    told, reply = told_and_reply(hub, spec, tmp_path)
+    planned = engine_of(hub, models["llama-3"], context=256)
+    by = f"by the embedded engine ({planned.engine}): {planned.reason}"
+    assert told == f"asker: {models['llama-3']}, {by}"
     assert reply.content == END and reply.finish_reason == "stop"
     with pytest.raises(RecipeError, match="'<bye>' is no token of"):
         with_people_template(spec, hub, models["llama-3"], end_token="<bye>")

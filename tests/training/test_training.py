@@ -451,11 +451,11 @@ def test_two_processes_learn_what_one_does(tmp_path, base, rows, strategy, lora,
         tmp_path,
         base,
         rows,
-        block(lora=lora, sft={**SFT, "logging_steps": 1}),
+        block(lora=lora, sft={**SFT, "logging_steps": 1, "bf16": False}),
         out="one",
         work="one-work",
     )
-    halved = {**SFT, "gradient_accumulation_steps": 1, "logging_steps": 1}
+    halved = {**SFT, "gradient_accumulation_steps": 1, "logging_steps": 1, "bf16": False}
     two = run(
         tmp_path, base, rows, block(lora=lora, sft=halved), out="two", launch=Launch(strategy, 2)
     )

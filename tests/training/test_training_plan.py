@@ -146,7 +146,7 @@ PEAK = """
 import json, resource, sys
 from pathlib import Path
 from hubkit.recipe import Preference, Training
-from hubkit.training import Base, train, train_dpo
+from hubkit.training import Base, Policy, train, train_dpo
 def rss():
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()

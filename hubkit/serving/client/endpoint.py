@@ -54,7 +54,7 @@ from hubkit.serving.client.dialects import (
     left_out,
     may_be_answered,
 )
-from hubkit.serving.client.health import Outcomes, Probation
+from hubkit.serving.client.health import Outcomes, OwnFailures, Probation
 from hubkit.serving.client.replica import Replica
 from hubkit.serving.client.replies import LENGTH, STOP, Reply, read_chat, read_generate
 from hubkit.serving.client.transport import (
@@ -67,8 +67,6 @@ Idle = Callable[[], AbstractAsyncContextManager[None]]
 _WAITABLE = frozenset({408, 425, 502, 503, 504, *range(520, 531)})
 _FIRST_CONTACT_S = 20.0  # how long nothing at all may listen at an address that never answered
 _NOT_FOUND_S = 60.0  # how long an address that never worked may answer 404 to everything
-_SAME_REQUEST_FAULTS = 6  # least server errors for one request until it may be refused
-_SAME_REQUEST_SILENCES = 20  # the same for time-outs and dropped connections
 _BY_CHANCE = 1e-6  # less likely failures than this are the request's own, not the server's
 _FAILED_ATTEMPTS = 3  # answers with an unusual finish_reason, until `chat` gives up
 _BACK_OFF_S = (0.25, 30.0)  # first, longest
@@ -181,6 +179,7 @@ class Endpoint:
         )
         self._probation = Probation()
         self._outcomes = Outcomes()
+        self._answered: Request | None = None  # the latest request that was
         self._patience_s = limits.patience_s
         self._silent_since: float | None = None  # the first failure since the last answer
         self._last_error: EndpointError | None = None
@@ -330,8 +329,16 @@ class Endpoint:
         return reply
 
     async def _until_answered(self, request: Request, prefer: str | None, idle: Idle) -> Reply:
-        faults = silences = tries = 0
-        before = self._outcomes  # a copy is taken at the first failure
+        own = OwnFailures()
+        try:
+            return await self._try_until_answered(request, prefer, idle, own)
+        finally:
+            self._outcomes.forget(own)
+
+    async def _try_until_answered(
+        self, request: Request, prefer: str | None, idle: Idle, own: OwnFailures
+    ) -> Reply:
+        tries = 0
         while True:
             if self._draining:
                 raise asyncio.CancelledError
@@ -342,7 +349,7 @@ class Endpoint:
                 continue
             if not await replica.acquire():
                 continue
-            was_folded = self._fold
+            was_folded, sent_at = self._fold, self._outcomes.sent()
             try:
                 reply = await self._send(replica, request)
             except EndpointError as error:
@@ -350,26 +357,15 @@ class Endpoint:
                 self._last_error = error
                 if self._adapted(error, request, was_folded=was_folded):
                     continue
-                if not faults and not silences:
-                    before = replace(self._outcomes)
-                if error.status in (200, 500):
-                    faults += 1
-                    self._outcomes.failed += 1
-                elif error.status != 429 and not isinstance(error, RefusedConnectionError):
-                    silences += 1
-                    self._outcomes.failed += 1
+                if _may_be_own(error):
+                    self._outcomes.failed(own, replica.url)
                 self._mark(replica, error)
-                other_requests = self._outcomes.since(before, own_failures=faults + silences)
-                enough = faults >= _SAME_REQUEST_FAULTS or silences >= _SAME_REQUEST_SILENCES
-                hopeless = (
-                    enough and other_requests.chance_of_failures(faults + silences) < _BY_CHANCE
-                )
-                stuck = faults >= _SAME_REQUEST_FAULTS and not other_requests.answered
-                await self._raise_if_final(error, replica, hopeless=hopeless, stuck=stuck)
+                await self._raise_if_final(error, replica, request, own)
                 wait_s = min(_back_off(tries, error.retry_after_s), self._patience_s)
             else:
                 replica.succeeded(reply.latency_s)
-                self._outcomes.answered += 1
+                self._outcomes.answered(replica.url, sent_at)
+                self._answered = request
                 self._silent_since = None
                 return reply
             finally:
@@ -635,15 +631,15 @@ class Endpoint:
             self._silent_since = None
 
     async def _raise_if_final(
-        self, error: EndpointError, replica: Replica, *, hopeless: bool, stuck: bool
+        self, error: EndpointError, replica: Replica, request: Request, own: OwnFailures
     ) -> None:
         """Return when waiting and trying again is right; raise what the caller is to see otherwise.
 
         Args:
             error: What the server answered.
             replica: Where.
-            hopeless: This request has failed more often than the server's other answers explain.
-            stuck: It has failed often, and no other was answered meanwhile.
+            request: What was asked.
+            own: The request's failures.
         """
         status = error.status
         silent_s = self._silent_s()
@@ -661,9 +657,30 @@ class Endpoint:
             and status not in _WAITABLE
         )
         unproven_answer = status == 200 and not self._probation.proven
-        if refused or hopeless or unproven_answer or (stuck and await self._healthy(replica)):
+        if refused or unproven_answer or own.chance() < _BY_CHANCE:
             raise error
+        if silent_s > self._patience_s and _may_be_own(error):
+            await self._raise_if_others_are_answered(error, replica, request)
         self._raise_if_impatient()
+
+    async def _raise_if_others_are_answered(
+        self, error: EndpointError, replica: Replica, request: Request
+    ) -> None:
+        """Raise `error` where one that was answered is answered again: then only this one fails.
+
+        Asked once, when patience is spent: no other request was left to compare with."""
+        answered = self._answered
+        if answered is None or answered.messages == request.messages:
+            return
+        self.adaptations.append(
+            f"{self.name}: one request was sent a second time, to tell whether the server fails or "
+            f"the request that it answered with: {error}"
+        )
+        try:
+            await self._send(replica, answered)
+        except EndpointError:
+            return
+        raise error
 
     def _raise_for_all(self, error: EndpointError) -> None:
         """Raise when `error` concerns every request."""
@@ -689,11 +706,6 @@ class Endpoint:
                 status=status,
                 kind=kind,
             ) from None
-
-    async def _healthy(self, replica: Replica) -> bool:
-        with contextlib.suppress(EndpointUnreachableError):
-            return (await self._http.probe(f"{replica.address.root}/health"))[0] == 200
-        return False
 
     async def _raise_unless_loading(
         self, error: EndpointError, replica: Replica, silent_s: float
@@ -725,6 +737,11 @@ class Endpoint:
                 "check the URL and the seat's model",
                 status=404,
             )
+
+
+def _may_be_own(error: EndpointError) -> bool:
+    """Whether a failure may be the request's: a server error, a time-out, a dropped connection."""
+    return error.status not in (429, 529) and not isinstance(error, RefusedConnectionError)
 
 
 def _kind(error: EndpointError) -> str:

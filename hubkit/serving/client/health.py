@@ -17,31 +17,77 @@ REFUSALS_IN_ROW = 50
 OWN_FAULTS = frozenset({"moderation", "too_long"})
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
+class OwnFailures:
+    """The failures of one request, each compared with the other requests of that moment.
+
+    A failure tells against the request only where its address was well at the time: the next other
+    request was answered. Where that one failed too, the server was at fault, and however often a
+    request fails before another one is tried, it counts once.
+    """
+
+    others_answered: int = 0
+    others_failed: int = 0
+    _last: tuple[str, int] | None = None  # address and moment of a failure not compared yet
+
+    def chance(self) -> float:
+        """How likely so many failures are the server's doing.
+
+        The server's share of failures comes from the other requests, one of each outcome added
+        (Laplace's rule of succession), so that few outcomes never look like certainty.
+        """
+        share = (self.others_failed + 1) / (self.others_failed + self.others_answered + 2)
+        return float(share**self.others_answered)
+
+    def failed(self, address: str, moment: int) -> None:
+        """The request failed at `address`."""
+        if self._last is None or self._last[0] != address:
+            self._last = address, moment
+
+    def compare(self, address: str, sent_at: int | None) -> None:
+        """Another request ended: answered where `sent_at` is given, failed where it is None.
+
+        An answer whose request was sent before the failure says nothing: a server in an outage
+        often finishes what it has begun.
+        """
+        if self._last is None or self._last[0] != address:
+            return
+        if sent_at is None:
+            self.others_failed += 1
+        elif sent_at > self._last[1]:
+            self.others_answered += 1
+        else:
+            return
+        self._last = None
+
+
 class Outcomes:
-    """How many requests of one endpoint were answered, and how many failed."""
+    """The order in which the requests of one endpoint are sent, answered and fail; no clock."""
 
-    answered: int = 0
-    failed: int = 0
+    def __init__(self) -> None:
+        self._sent = 0
+        self._failing: set[OwnFailures] = set()
 
-    def since(self, before: Outcomes, *, own_failures: int) -> Outcomes:
-        """The outcomes of other requests since `before`.
+    def sent(self) -> int:
+        """A request is sent; gives the moment."""
+        self._sent += 1
+        return self._sent
 
-        Args:
-            before: A copy of this count, taken when a request began to fail.
-            own_failures: That request's failures since.
-        """
-        failed = self.failed - before.failed - own_failures
-        return Outcomes(self.answered - before.answered, max(failed, 0))
+    def answered(self, address: str, sent_at: int) -> None:
+        """A request sent to `address` at that moment was answered."""
+        for own in self._failing:
+            own.compare(address, sent_at)
 
-    def chance_of_failures(self, failures: int) -> float:
-        """How likely a request fails `failures` times in a row by the server's doing alone.
+    def failed(self, own: OwnFailures, address: str) -> None:
+        """The request with the failures `own` failed at `address`."""
+        self._failing.add(own)
+        for other in self._failing - {own}:
+            other.compare(address, None)
+        own.failed(address, self._sent)
 
-        The share of failures comes from these outcomes, one of each kind added (Laplace's rule of
-        succession), so that few outcomes never look like certainty.
-        """
-        share = (self.failed + 1) / (self.answered + self.failed + 2)
-        return float(share**failures)
+    def forget(self, own: OwnFailures) -> None:
+        """The request with the failures `own` is over."""
+        self._failing.discard(own)
 
 
 class Probation:
