@@ -12,6 +12,7 @@ from hubkit.api.history import History, file_ref, library_folder, push
 from hubkit.conversation import Conversation, ConversationRow
 from hubkit.data import curation
 from hubkit.data.parquet import read_batches
+from hubkit.errors import StageError
 from hubkit.hub import Ref
 from hubkit.recipe import Curate
 from hubkit.untrusted import JsonObject
@@ -28,13 +29,13 @@ class Dialogues:
     raw: tuple[Path, ...]
     report: JsonObject
     history: History
-    kept: tuple[Path, ...] = ()
+    kept: tuple[Path, ...] | None = None
     dropped: tuple[Path, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The parquet files of these dialogues."""
-        return self.kept or self.raw
+        return self.raw if self.kept is None else self.kept
 
     def rows(self) -> Iterator[ConversationRow]:
         """Every dialogue as a row of the dataset."""
@@ -97,7 +98,13 @@ class Dialogues:
         Raises:
             PublishError: A file holds a secret, or, where it is public, personal data.
         """
-        files = {f"data/{path.name}": path for path in (*self.raw, *self.kept, *self.dropped)}
+        if self.kept == ():
+            raise StageError(
+                f"none of {self.report['rows_read']:,} dialogues is kept; curate them with other "
+                "filters (`report` counts what each of these dropped), then push"
+            )
+        parts = (*self.raw, *(self.kept or ()), *self.dropped)
+        files = {f"data/{path.name}": path for path in parts}
         return push(
             files,
             repo_id,

@@ -21,7 +21,8 @@ from hubkit.conversation import Conversation, compact
 from hubkit.data.filters import Context, Dropped, Step
 from hubkit.data.filters.parallel import run, workers_for
 from hubkit.data.parquet import ShardWriter, disk_errors, read_batches
-from hubkit.errors import RecipeError, SourceError
+from hubkit.data.readers.explain import most_dropped
+from hubkit.errors import RecipeError, SourceError, StageError
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Curate
 from hubkit.untrusted import JsonObject
@@ -85,9 +86,7 @@ def curate(
     turns: Counter[int] = Counter()
     with (
         ShardWriter(out / "data", "train", schema) as kept,
-        ShardWriter(
-            out / "data", "dropped", pa.schema([*schema, *words]), keep_empty=False
-        ) as dropped,
+        ShardWriter(out / "data", "dropped", pa.schema([*schema, *words])) as dropped,
     ):
         for count, (conversation, results) in enumerate(judged):
             if count % _SAY_EVERY == 0:
@@ -110,6 +109,14 @@ def curate(
             json.dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8"
         )
     return report
+
+
+def nothing_kept(report: CurateReport) -> StageError:
+    """Say which filters dropped every dialogue."""
+    return StageError(
+        f"curate keeps none of {report.rows_read:,} dialogues ({most_dropped(report.steps)}); look "
+        "at its filters and at the raw dialogues"
+    )
 
 
 def _schema_of(raw: list[Path]) -> pa.Schema:

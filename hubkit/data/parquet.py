@@ -56,8 +56,8 @@ class ShardWriter:
     manager.
 
     Leaving it normally renames the shards into place (`paths`); leaving it by an exception leaves
-    no shard behind. A split without rows still gets one empty shard, so that its columns are known;
-    without `keep_empty` it gets none, as stock datasets cannot load one. Raises `DiskFullError`."""
+    no shard behind. A split without rows gets no shard, and so no card names it: stock `datasets`
+    loads none of a config one of whose splits is empty. Raises `DiskFullError`."""
 
     def __init__(
         self,
@@ -66,11 +66,10 @@ class ShardWriter:
         schema: pa.Schema,
         *,
         shard_rows: int = SHARD_ROWS,
-        keep_empty: bool = True,
     ) -> None:
         self.folder, self.split, self.schema, self.rows = folder, split, schema, 0
         self.paths: list[Path] = []
-        self._shard_rows, self._keep_empty = shard_rows, keep_empty
+        self._shard_rows = shard_rows
         self._buffer: list[Mapping[str, object]] = []
         self._parts: list[Path] = []
         self._writer: Any = None
@@ -140,8 +139,6 @@ class ShardWriter:
         try:
             if kind is None:
                 self._flush()
-                if not self._parts and self._keep_empty:
-                    self._write_group(self.schema.empty_table())
             self._close()
             if kind is None:
                 self._rename()

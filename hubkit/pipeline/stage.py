@@ -132,10 +132,18 @@ def with_funnel(report: JsonObject, dirs: StageDirs) -> JsonObject:
     return report
 
 
-def parquet(hub: Hub, ref: Ref, split: str) -> list[Path]:
-    """The parquet shards of one split of a dataset commit, downloaded."""
+def parquet(hub: Hub, ref: Ref, split: str, *, may_be_empty: bool = False) -> list[Path]:
+    """The parquet shards of one split of a dataset commit, downloaded.
+
+    Raises `StageError` where it has no rows, and so no shards, unless it `may_be_empty`."""
     folder = hub.snapshot(ref, allow_patterns=[f"data/{split}-*.parquet"])
-    return sorted((folder / "data").glob(f"{split}-*.parquet"))
+    shards = sorted((folder / "data").glob(f"{split}-*.parquet"))
+    if not shards and not may_be_empty:
+        raise StageError(
+            f"{ref} has no rows in the split {split!r}; raise its size in the block of the "
+            "stage that makes it"
+        )
+    return shards
 
 
 def cap_raised(stopped: str | None, then: Mapping[str, Any], now: Caps | None) -> bool:

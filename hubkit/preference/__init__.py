@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from hubkit.conversation import ConversationRow, Message, fault
 from hubkit.data.filters.turns import to_sentence_end
 from hubkit.data.parquet import ShardWriter, opened
-from hubkit.errors import RecipeError, SourceError
+from hubkit.errors import RecipeError, SourceError, StageError
 from hubkit.preference.context import dependence
 from hubkit.preference.strategies import STRATEGIES
 from hubkit.progress import Notice, Progress, silent
@@ -274,6 +274,16 @@ def _write(
         dict(by_strategy),
         sum(by_strategy.values()),
     )
+
+
+def require_pairs(pairs: int, dropped: Mapping[str, int], block: str) -> None:
+    """Raise `StageError` where answers were `dropped` until no pair was left for `block`."""
+    if not pairs:
+        reasons = ", ".join(f"{why} {number:,}" for why, number in dropped.items())
+        raise StageError(
+            f"{block}: no pair is left of all answers ({reasons or 'there was none'}); change what "
+            "that block asks for, or who answers"
+        )
 
 
 def _unusable(content: str, finish: str, chosen: str) -> str | None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hubkit.data.curation import CurateReport, curate
+from hubkit.data.curation import CurateReport, curate, nothing_kept
 from hubkit.errors import RecipeError, SourceError
 from hubkit.recipe import Curate, Filter
 
@@ -83,8 +83,9 @@ def test_cleaned_text_replaces_messages_only(tmp_path: Path) -> None:
     assert first["messages"][0]["content"] == "a" and first["seeds"] == [7, 8] and second == rows[1]
 
 
-def test_nothing_kept_still_gives_readable_files(tmp_path: Path) -> None:
+def test_nothing_kept_gives_no_file_of_it_and_says_why(tmp_path: Path) -> None:
     report = run(tmp_path, [dialogue("s", "a", "b")])
+    assert "keeps none of 1 dialogues (min_turns: too_few_turns 1)" in str(nothing_kept(report))
     assert (report.kept, rows_of(tmp_path, "train"), len(rows_of(tmp_path, "dropped"))) == (
         0,
         [],

@@ -12,7 +12,7 @@ from hubkit.errors import SourceError, StageError
 
 if TYPE_CHECKING:
     from hubkit.data.corpus import CorpusReport
-    from hubkit.data.filters import Tally
+    from hubkit.data.filters import Step, Tally
 
 KINDS = {
     "lfs_pointer": "a Git LFS pointer, not the file itself; fetch that with `git lfs pull`",
@@ -123,12 +123,16 @@ def _few(counts: Counter[str]) -> str:
 
 def nothing_left(report: CorpusReport) -> StageError:
     """Say which steps dropped every conversation."""
-    drops: Counter[str] = Counter()
-    for step in report.steps:
-        for reason, tally in step.dropped.items():
-            drops[f"{step.name}: {reason}"] += tally.count
-    why = ", ".join(f"{reason} {number:,}" for reason, number in drops.most_common(3))
     return StageError(
         f"none of {report.rows_read - report.unreadable - report.joined:,} conversations is left "
-        f"after cleaning ({why}); look at the filters, or add sources"
+        f"after cleaning ({most_dropped(report.steps)}); look at the filters, or add sources"
     )
+
+
+def most_dropped(steps: Iterable[Step]) -> str:
+    """The three reasons for which steps dropped most, with their numbers."""
+    drops: Counter[str] = Counter()
+    for step in steps:
+        for reason, tally in step.dropped.items():
+            drops[f"{step.name}: {reason}"] += tally.count
+    return ", ".join(f"{reason} {number:,}" for reason, number in drops.most_common(3))

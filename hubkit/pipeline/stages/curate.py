@@ -40,6 +40,8 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
         context=replace(filter_context(context, refs), turn_marks=marks),
         progress=dirs.progress,
     )
+    if not report.kept:
+        raise curation.nothing_kept(report)
     measures = dialogue_stats.measure(context, refs, dirs, raw)
     funnel = with_funnel(report.to_dict(), dirs)
     return funnel | ({"measures": measures} if measures else {})

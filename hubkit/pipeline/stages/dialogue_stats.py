@@ -35,8 +35,8 @@ def measure(
     datasets = {
         f"{asker}, raw": raw,
         f"{asker}, kept": sorted((dirs.out / "data").glob("train-*.parquet")),
-        ALONE: parquet(hub, inputs["rollout"], baseline.SPLIT),
-        PEOPLE: parquet(hub, inputs["corpus"], "test"),
+        ALONE: parquet(hub, inputs["rollout"], baseline.SPLIT, may_be_empty=True),
+        PEOPLE: parquet(hub, inputs["corpus"], "test", may_be_empty=True),
     }
     embedder, why = (
         _encoder(hub, dirs.progress)
@@ -44,7 +44,7 @@ def measure(
         else (None, "the recipe does not ask for topics")
     )
     report = metrics.stats(
-        {name: files for name, files in datasets.items() if files and _rows(files)},
+        {name: files for name, files in datasets.items() if files},
         dirs.out,
         baseline=PEOPLE,
         helpers=metrics.Helpers(
@@ -57,12 +57,6 @@ def measure(
     return _card_facts(report, why) | {
         "roles": {"asker": f"{asker}, raw", "baseline": ALONE, "people": PEOPLE}
     }
-
-
-def _rows(files: list[Path]) -> int:
-    import pyarrow.parquet as pq
-
-    return sum(pq.read_metadata(path).num_rows for path in files)
 
 
 def _encoder(hub: Hub, progress: Progress) -> tuple[Path | None, str]:

@@ -14,7 +14,7 @@ from hubkit.conversation import Message
 from hubkit.evaluation.scorecard import HeldOutFiles, Player, scorecard
 from hubkit.hub import Ref
 from hubkit.pipeline.stage import RunContext, StageDirs, parquet
-from hubkit.preference import people_pairs
+from hubkit.preference import people_pairs, require_pairs
 from hubkit.recipe import PeoplePairs, Preference, SeatConfig, Training
 from hubkit.serving import ModelSpec, serve
 from hubkit.serving.reply_journal import JournalSpec
@@ -60,6 +60,7 @@ def prefer_people(
             ),
             progress=dirs.progress,
         )
+    require_pairs(pairs.pairs, pairs.dropped, "asker.preference")
     report = training.train_dpo(
         preference_of(asker, block),
         sorted((dirs.scratch / "people-pairs" / "data").glob("train-*.parquet")),

@@ -66,6 +66,7 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
             choose=_choice(context, refs, dirs),
             progress=dirs.progress,
         )
+    preference.require_pairs(report.pairs, report.dropped, "preference")
     return report.to_dict()
 
 
