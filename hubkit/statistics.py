@@ -453,14 +453,6 @@ def smallest_detectable_effect(
     return (quantile(1 - alpha / 2) + quantile(power)) * deviation / math.sqrt(n)
 
 
-def sample_size(effect: float, deviation: float, *, alpha: float = 0.05, power: float = 0.8) -> int:
-    """Return how many differences it takes to find a true `effect` with this `power`."""
-    quantile = NormalDist().inv_cdf
-    return math.ceil(
-        ((quantile(1 - alpha / 2) + quantile(power)) * deviation / abs(effect)) ** 2 - 1e-9
-    )
-
-
 def relative_error(values: Sequence[float], *, confidence: float = 0.95) -> float:
     """Return the half width of the mean's normal interval over the mean; 1 where two values or a
     mean other than zero are missing."""

@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from hubkit.publishing.spaces import write_sources
+from support.spaces import write_sources
 
 LOOK = """
 import inspect, sys

@@ -112,21 +112,6 @@ class SeatTemplates:
         segments = self.segments(messages, seat, add_generation_prompt=True)
         return text_tokenizer(tokenizer).encode(segments).ids
 
-    def prompt_with_typed_spans(
-        self, messages: Sequence[Message], seat: Seat
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """The prompt, and the ``[start, stop)`` character ranges of it that are contents.
-
-        For engines that take text: a control token inside these ranges was typed by a person."""
-        spans, position = [], 0
-        segments = self.segments(messages, seat, add_generation_prompt=True)
-        for segment in segments:
-            end = position + len(segment.text)
-            if not segment.is_mark:
-                spans.append((position, end))
-            position = end
-        return text_of(segments), spans
-
     def encode(
         self,
         tokenizer: Any,
@@ -211,21 +196,6 @@ class SeatTemplates:
 
         Where an end is several tokens, the first: what follows it says nothing more."""
         return _first_token(self.layout.end(seat), self.tokens)
-
-    @cached_property
-    def template_variables(self) -> JsonObject:
-        """What the base's own template must be given to print as this layout does."""
-        if self.base is None:
-            return {}
-        plain = replace(self.base, variables={})
-        turn = [{"role": "user", "content": "x"}]
-        try:
-            is_equal = plain.render(turn, add_generation_prompt=True) == self.base.render(
-                turn, add_generation_prompt=True
-            )
-        except TemplateError:
-            is_equal = False
-        return {} if is_equal else dict(self.base.variables)
 
     def same_as_base(self, messages: Sequence[Message], seat: Seat) -> bool | None:
         """Whether the base prints this conversation (as recorded) the same; None: nothing to

@@ -60,11 +60,6 @@ class TextTokenizer:
             "|".join(re.escape(t) for t in sorted(self._aliases, key=len, reverse=True)) or r"(?!)"
         )
 
-    @property
-    def control_ids(self) -> frozenset[int]:
-        """The ids of all added tokens."""
-        return frozenset(self._ids.values())
-
     def encode(self, segments: Sequence[Segment]) -> TokenizedText:
         """Tokenize printed text. Noncharacters in contents are left out."""
         pieces: list[str] = []

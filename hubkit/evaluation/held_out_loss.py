@@ -66,25 +66,6 @@ def perplexity(nats: Sequence[float], tokens: Sequence[int], bootstrap: Bootstra
 
 
 @dataclass(frozen=True)
-class SeatView:
-    """Whose turns are scored, and how the conversation is put to the model.
-
-    Args:
-        seat: The seat.
-        system: The system message in front.
-        printed_as: Prints the seat's turns under this speaker's label: a base that is *told* to
-            play the user, instead of sitting in the user's seat. None: under the seat's own.
-        templates: How the base prints conversations, where the recipe says more of that than the
-            base does.
-    """
-
-    seat: Seat
-    system: str | None = None
-    printed_as: Seat | None = None
-    templates: chat_templates.SeatTemplates | None = None
-
-
-@dataclass(frozen=True)
 class Comparison:
     """`difference` is the first model's loss less the second's (nats per token; negative: the first
     predicts better), `low` and `high` the bootstrap interval at `confidence`, over `conversations`

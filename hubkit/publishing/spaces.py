@@ -74,15 +74,6 @@ def left_out(space: Space) -> list[str]:
     )
 
 
-def write_sources(name: str, folder: Path) -> Path:
-    """Write the Space `name` with the settings it ships with into `folder`, ready to run there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shipped = {SETTINGS: assets.folder("spaces") / name / SETTINGS}
-    for path, source in {**sources(name), **shipped}.items():
-        (folder / path).write_bytes(source.read_bytes())
-    return folder
-
-
 def settings(recipe: Recipe, qualify: Callable[[str], str]) -> JsonObject:
     """What both Spaces read from ``space.json``: names, models, seats, data."""
     return {

@@ -23,7 +23,7 @@ import yaml
 
 from hubkit.chat_templates import SeatTemplates, Segment, for_base, text_of
 from hubkit.conversation import Message, Seat
-from hubkit.errors import RecipeError, SourceError, TemplateError
+from hubkit.errors import SourceError, TemplateError
 from hubkit.recipe import Preference, Reinforce, Training
 from hubkit.tokenization import load_tokenizer
 from hubkit.training.checks import Findings, check_marks, check_steps, meta_model
@@ -499,9 +499,3 @@ def local_device() -> tuple[str, float | None]:
         return "cpu", None
     facts = torch.cuda.get_device_properties(0)
     return facts.name, facts.total_memory / GIB
-
-
-def require_runnable(planned: TrainPlan) -> None:
-    """Raise `RecipeError` with every refusal, if there is one."""
-    if planned.refusals:
-        raise RecipeError("; ".join(planned.refusals))

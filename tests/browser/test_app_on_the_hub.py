@@ -15,8 +15,7 @@ from scripted import Endpoint, Script
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from support.hub_server import HubServer
-
-from hubkit.publishing.spaces import write_sources
+from support.spaces import write_sources
 
 pytestmark = pytest.mark.browser
 START_MS = 60_000

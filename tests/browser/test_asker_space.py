@@ -16,8 +16,7 @@ from scripted import Endpoint
 pytest.importorskip("playwright", reason="needs the Python package playwright")
 
 from playwright.sync_api import Page, expect
-
-from hubkit.publishing.spaces import write_sources
+from support.spaces import write_sources
 
 pytestmark = pytest.mark.browser
 END = "[END]"

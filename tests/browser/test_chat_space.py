@@ -18,8 +18,7 @@ from support.waiting import until
 pytest.importorskip("playwright", reason="needs the Python package playwright")
 
 from playwright.sync_api import Page, expect
-
-from hubkit.publishing.spaces import write_sources
+from support.spaces import write_sources
 
 pytestmark = pytest.mark.browser
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"alert('owned')\"> a<b"

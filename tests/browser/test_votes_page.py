@@ -17,10 +17,10 @@ from test_asker_space import REAL, folder  # noqa: F401 - a fixture
 pytest.importorskip("playwright", reason="needs the Python package playwright")
 
 from playwright.sync_api import Page, expect
+from support.spaces import write_sources
 
 from hubkit.evaluation import votes as library
 from hubkit.hub import Hub, connect
-from hubkit.publishing.spaces import write_sources
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -106,9 +106,6 @@ def test_typed_control_tokens_are_text_and_loss_is_exact(kind, seat):
             text = tokenizer.decode(labels, skip_special_tokens=False)
             assert text == "".join(content + "<|im_end|>" for content in own)
         prompt = templates.encode_prompt(tokenizer, view[:-1], seat)
-        text, spans = templates.prompt_with_typed_spans(view[:-1], seat)
-        assert text == templates.prompt(view[:-1], seat)
-        assert [text[a:b] for a, b in spans] == [m["content"] for m in view[:-1]]
         if view[-1]["role"] == "assistant":
             assert encoded.input_ids[: len(prompt)] == prompt
             assert encoded.labels[len(prompt)] != IGNORE, "the first token that is generated"
@@ -193,4 +190,6 @@ def test_the_copy_follows_the_tokenizers_own_file(tmp_path: Path):
     assert {t["content"] for t in data["added_tokens"]} == set(TOKENS["chatml"][0])
     copied = text_tokenizer(tokenizer)
     assert copied is text_tokenizer(tokenizer), "made once"
-    assert copied.control_ids == set(tokenizer.convert_tokens_to_ids(TOKENS["chatml"][0]))
+    ids = tokenizer.convert_tokens_to_ids(TOKENS["chatml"][0])
+    marks = [Segment(mark, True, False) for mark in TOKENS["chatml"][0]]
+    assert copied.encode(marks).ids == ids

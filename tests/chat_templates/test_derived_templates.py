@@ -230,14 +230,6 @@ def test_a_base_without_template_or_family_gets_plain_labels(tmp_path):
     assert templates.stop_texts("user") == ["<|endoftext|>"]
 
 
-def test_the_bases_own_server_is_told_not_to_think():
-    assert derived(REAL["qwen3"]).template_variables == {
-        "enable_thinking": False,
-        "thinking": False,
-    }
-    assert derived(REAL["qwen2_5"]).template_variables == {}
-
-
 CALL = {"type": "function", "function": {"name": "look_up", "arguments": '{"word": "rye"}'}}
 TOOL_TURNS = [
     {"role": "user", "content": "What is rye?"},

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.spaces import write_sources
 
 from hubkit import recipe as recipes
 from hubkit.hub import connect
@@ -96,7 +97,7 @@ def test_a_composed_space_is_whole_and_holds_nothing_else(
     (tmp_path / "spaces" / name / ".env").write_text("TOKEN=of my own")
     (tmp_path / "spaces" / "common" / "notes.txt").write_text("mine")
     monkeypatch.setattr(spaces.assets, "folder", lambda kind: tmp_path / kind)
-    folder = spaces.write_sources(name, tmp_path / name)
+    folder = write_sources(name, tmp_path / name)
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "README.md", "app.py", "models.py", "page.py", "preview.png", "requirements.txt",

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.loading import splits_of
+from support.spaces import write_sources
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -23,7 +24,6 @@ from hubkit.evaluation import votes as library
 from hubkit.evaluation.votes import PERSON, Screen, Vote, screened
 from hubkit.hub import connect
 from hubkit.metrics.bradley_terry import Comparison, bradley_terry
-from hubkit.publishing.spaces import write_sources
 from hubkit.statistics import Bootstrap
 
 

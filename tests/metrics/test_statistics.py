@@ -20,7 +20,6 @@ from hubkit.statistics import (
     noise,
     power,
     ratio,
-    sample_size,
     sign_flip_p,
     smallest_detectable_effect,
 )
@@ -211,7 +210,7 @@ def test_power_is_what_simulations_find() -> None:
     effect = smallest_detectable_effect(2.0, 50)
     assert effect == pytest.approx((1.959964 + 0.841621) * 2 / math.sqrt(50), rel=1e-5)
     assert power(effect, 2.0, 50) == pytest.approx(0.8, abs=1e-3)
-    assert sample_size(effect, 2.0) == 50 and power(0.0, 1.0, 9) == pytest.approx(0.05)
+    assert power(0.0, 1.0, 9) == pytest.approx(0.05)
     rng = np.random.default_rng(5)
     found = [
         Bootstrap(resamples=300).mean_of(list(rng.normal(effect, 2.0, 50))).excludes_zero

@@ -19,7 +19,6 @@ from hubkit.errors import RecipeError
 from hubkit.recipe import Preference, Training
 from hubkit.training import Base, Launch, plan, train
 from hubkit.training.estimate import GIB, flops_per_token
-from hubkit.training.plan import require_runnable
 
 ROWS = [
     [
@@ -133,8 +132,7 @@ def test_the_papers_recipes_can_be_planned_from_a_config_alone(tmp_path, data, n
     alone = plan(block, [data], Base(base, block.base), **options)
     assert alone.parameters == pytest.approx({"7b": 6.74e9, "13b": 13.0e9}[size], rel=0.01)
     assert "GiB per device are needed and 80 are there" in " ".join(alone.refusals)
-    with pytest.raises(RecipeError, match="shard it"):
-        require_runnable(alone)
+    assert "shard it" in " ".join(alone.refusals)
     spread = plan(block, [data], Base(base, block.base), launch=Launch("fsdp2", 8), **options)
     assert spread.memory_gib["optimizer"] == pytest.approx(
         alone.memory_gib["optimizer"] / 8, rel=1e-3
