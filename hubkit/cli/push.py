@@ -80,10 +80,10 @@ def push(
     all to another Hub.
     """
     from hubkit import pipeline
-    from hubkit.hub import connect
+    from hubkit.hub import connect, connect_to
 
     loaded, dry_run = recipe.load(), output.dry_run
-    destination = _target(target.to) if target.to else None
+    destination = connect_to(target.to) if target.to else None
     hub = connect()
     with console.bars(quiet=output.json) as bar_for:
         changes = pipeline.publish(
@@ -99,13 +99,6 @@ def push(
     rows = [change.to_dict() for change in changes]
     if not output.print({"hub": url, "dry_run": dry_run, "changes": rows}):
         _show(changes, url, dry_run=dry_run)
-
-
-def _target(url: str) -> Hub:
-    """The Hub to copy to. Raises `HubError` when it is no URL, or when there is no token for it."""
-    from hubkit.hub import connect_to
-
-    return connect_to(url)
 
 
 def _show(all_changes: list[Change], url: str, *, dry_run: bool) -> None:

@@ -16,9 +16,6 @@ from hubkit.settings import INSIDE_JOB
 
 LOG_TAIL = 200
 OVER = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
-"""Set in the jobs that we start: other schedulers have a ``JOB_ID`` too, which is none of a Hub
-Job.
-"""
 
 OnLine = Callable[[str], None]
 
@@ -107,7 +104,9 @@ def cancel(hub: Hub, job_id: str) -> None:
 
 
 def inside() -> str | None:
-    """The id of the job that this process runs in; None outside of one that `run_job` started."""
+    """The id of the job that this process runs in; None outside of one that `run_job` started:
+    other schedulers have a ``JOB_ID`` too.
+    """
     return (os.environ.get("JOB_ID") or None) if INSIDE_JOB in os.environ else None
 
 

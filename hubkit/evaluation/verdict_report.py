@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hubkit.data.parquet import disk_errors
+from hubkit.data.parquet import write_files
 from hubkit.errors import SourceError
 from hubkit.evaluation.aggregate import POINTS, Compared, Passes, Rated, Scores, Wins
 from hubkit.evaluation.judge_quality import (
@@ -343,11 +343,7 @@ def write(report: VerdictReport, folder: Path) -> list[Path]:
         "report.md": section(report).encode(),
         "report.png": picture(report),
     }
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            (folder / name).write_bytes(content)
-    return [folder / name for name in contents]
+    return write_files(folder, contents)
 
 
 def picture(report: VerdictReport) -> bytes:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import hubkit.rollout as rollouts
 from hubkit.conversation import Conversation
-from hubkit.data.parquet import ShardWriter, disk_errors
+from hubkit.data.parquet import ShardWriter, write_files
 from hubkit.environment import Opening, ended_episode, openings_in
 from hubkit.errors import EmptyRolloutError, RecipeError, SourceError
 from hubkit.hub import Hub, Ref
@@ -583,11 +583,7 @@ def write(folder: Path, result: CrossTable, scored: Sequence[Scored]) -> list[Pa
         "against.md": section(result).encode(),
         CONVERSATIONS: ("\n".join(lines) + "\n").encode(),
     }
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            (folder / name).write_bytes(content)
-    return [folder / name for name in contents]
+    return write_files(folder, contents)
 
 
 def write_conversations(scored: Sequence[Scored], folder: Path) -> None:

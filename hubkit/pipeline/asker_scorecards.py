@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.data.overlap import HeldOutIndex
-from hubkit.data.parquet import disk_errors
+from hubkit.data.parquet import write_files
 from hubkit.errors import RecipeError, SourceError
 from hubkit.evaluation.chat import JudgeChoice
 from hubkit.evaluation.scorecard import HeldOutFiles
@@ -242,9 +242,5 @@ def write(
         shown.ENTRIES: shown.entries(card, data, player).encode(),
         "model-index.yaml": shown.model_index_yaml(card, data, player).encode(),
     }
-    with disk_errors(folder):
-        for name, content in contents.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-        shutil.copyfile(work / "turns.jsonl", folder / "turns.jsonl")
-    return [folder / name for name in (*contents, "turns.jsonl")]
+    contents["turns.jsonl"] = (work / "turns.jsonl").read_bytes()
+    return write_files(folder, contents)

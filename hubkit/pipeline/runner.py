@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from hubkit import publishing
 from hubkit.errors import HubkitError, StageError
 from hubkit.evaluation import questions
 from hubkit.hub import Hub, Ref
@@ -15,7 +16,6 @@ from hubkit.pipeline.stage import RunContext, Stage, StageResult, outgoing
 from hubkit.pipeline.stage_table import STAGES, stages_of
 from hubkit.progress import Lasting, Progress, silent
 from hubkit.publishing import Benchmark, Change, PushOptions
-from hubkit.publishing import publish as push
 from hubkit.recipe import Recipe
 from hubkit.training import Launch, require_settings
 
@@ -144,7 +144,7 @@ def publish(
                 f"run `hubkit run {recipe.name}` first, with the same --profile and --set"
             )
         outputs[stage.name] = context.commits[stage.name]
-    return push(
+    return publishing.publish(
         outgoing(target or hub, recipe),
         recipe,
         outputs,

@@ -32,13 +32,10 @@ from hubkit.reinforcement.rewards import RewardContext, Rewards, labels_of
 from hubkit.reinforcement.transcript import TranscriptPrinter
 from hubkit.serving.reply_journal import JournalSpec
 from hubkit.statistics import Bootstrap
-from hubkit.tokenization import load_tokenizer
 from hubkit.training.config import grpo_config, lora_config, model_options
 from hubkit.training.loading import (
     ChatWeights,
-    load_base,
     require_context,
-    require_pad_token,
 )
 from hubkit.training.process import Rows
 from hubkit.training.report import versions
@@ -82,14 +79,10 @@ class GRPOTask(ChatWeights):
     system: str | None = None
     printed_as: str | None = None
     thinking: chat_templates.Thinking = "off"
+    seat: Seat = "assistant"
     findings: JsonObject = field(default_factory=dict)
     rewards: dict[str, dict[str, float]] = field(default_factory=dict)
     records: list[JsonObject] = field(default_factory=list)
-
-    @property
-    def seat(self) -> Seat:
-        """The chat model's."""
-        return "assistant"
 
     @cached_property
     def identity(self) -> str:
@@ -101,24 +94,6 @@ class GRPOTask(ChatWeights):
     def settings(self) -> JsonObject:
         """What went to TRL."""
         return self.block.grpo
-
-    @cached_property
-    def templates(self) -> chat_templates.SeatTemplates:
-        """How the base prints conversations."""
-        return chat_templates.for_base(self.start, template=self.printed_as, thinking=self.thinking)
-
-    @cached_property
-    def template(self) -> str:
-        """The served template."""
-        return self.templates.source("assistant")
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The chat model's tokenizer, under `template`."""
-        tokenizer = load_tokenizer(self.chat)
-        tokenizer.chat_template = self.template
-        require_pad_token(tokenizer)
-        return tokenizer
 
     def configure(self, work: Path, *, seed: int) -> tuple[Any, list[str]]:
         """A ``GRPOConfig`` of as many steps as the recipe asks for, and notes."""
@@ -158,18 +133,10 @@ class GRPOTask(ChatWeights):
     def trainer(self, config: Any, rows: Rows, watch: Any) -> Any:
         """TRL's ``GRPOTrainer`` over `rows`."""
         from datasets import Dataset
-        from peft import PeftModel
         from transformers.trainer_callback import PrinterCallback
 
-        adapter = self.is_adapter or self.block.lora is not None
-        model = load_base(self.start, adapter=adapter, options=model_options(self.block))
-        lora = None if self.is_adapter else lora_config(self.block, model)
+        model, lora = self.trainable(self.block)
         _stop_at(model, self.tokenizer, self.templates)
-        if self.is_adapter:
-            model = PeftModel.from_pretrained(model, str(self.chat), is_trainable=True)
-            model.peft_config["default"].base_model_name_or_path = str(
-                self.start
-            )  # else checkpoints ask a Hub for it
         run = Run(self, config, watch)
         trainer = _trainer_class()(
             run,

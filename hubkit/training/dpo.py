@@ -19,14 +19,11 @@ from hubkit import chat_templates
 from hubkit.conversation import Seat
 from hubkit.progress import Progress
 from hubkit.recipe import Preference
-from hubkit.tokenization import load_tokenizer
 from hubkit.training.config import dpo_config, lora_config, model_options
 from hubkit.training.identity import Base
 from hubkit.training.loading import (
     ChatWeights,
-    load_base,
     require_context,
-    require_pad_token,
 )
 from hubkit.training.pairs import PairEncoder, fit
 from hubkit.training.process import Rows
@@ -82,25 +79,6 @@ class DPOTask(ChatWeights):
         """What went to TRL."""
         return self.block.dpo
 
-    @cached_property
-    def templates(self) -> chat_templates.SeatTemplates:
-        """How the base prints conversations. A whole chat model publishes the template that it was
-        trained with."""
-        return chat_templates.for_base(self.start, template=self.printed_as, thinking=self.thinking)
-
-    @cached_property
-    def template(self) -> str:
-        """The served template: what pairs are rendered with."""
-        return self.templates.source(self.seat)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The chat model's tokenizer, under `template`."""
-        tokenizer = load_tokenizer(self.chat)
-        tokenizer.chat_template = self.template
-        require_pad_token(tokenizer)
-        return tokenizer
-
     def configure(self, work: Path, *, seed: int) -> tuple[Any, list[str]]:
         """A ``DPOConfig``, and notes."""
         config, notes = dpo_config(self.block, work, seed=seed)
@@ -125,7 +103,6 @@ class DPOTask(ChatWeights):
         reference.
         """
         from datasets import Dataset
-        from peft import PeftModel
         from transformers.trainer_callback import PrinterCallback
         from trl import DPOTrainer
 
@@ -135,14 +112,7 @@ class DPOTask(ChatWeights):
             def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
                 return dataset
 
-        adapter = self.is_adapter or self.block.lora is not None
-        model = load_base(self.start, adapter=adapter, options=model_options(self.block))
-        lora = None if self.is_adapter else lora_config(self.block, model)
-        if self.is_adapter:
-            model = PeftModel.from_pretrained(model, str(self.chat), is_trainable=True)
-            model.peft_config["default"].base_model_name_or_path = str(
-                self.start
-            )  # else checkpoints ask a Hub for it
+        model, lora = self.trainable(self.block)
         trainer = PreferenceTrainer(
             model=model,
             args=config,

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hubkit import chat_templates
+from hubkit.conversation import Seat
 from hubkit.errors import RecipeError, SourceError, refusing_remote_code
+from hubkit.recipe import Preference, Reinforce
+from hubkit.tokenization import load_tokenizer
+from hubkit.training.config import lora_config, model_options
 from hubkit.untrusted import parse_json
 
 
@@ -17,6 +23,9 @@ class ChatWeights:
 
     base: Path
     chat: Path
+    seat: Seat
+    printed_as: str | None
+    thinking: chat_templates.Thinking
 
     @property
     def is_adapter(self) -> bool:
@@ -36,6 +45,38 @@ class ChatWeights:
             return self.chat.name
         with weights.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @cached_property
+    def templates(self) -> chat_templates.SeatTemplates:
+        """How the base prints conversations. A whole chat model publishes the template that it was
+        trained with."""
+        return chat_templates.for_base(self.start, template=self.printed_as, thinking=self.thinking)
+
+    @cached_property
+    def template(self) -> str:
+        """The served template: what conversations are rendered with."""
+        return self.templates.source(self.seat)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The chat model's tokenizer, under `template`."""
+        tokenizer = load_tokenizer(self.chat)
+        tokenizer.chat_template = self.template
+        require_pad_token(tokenizer)
+        return tokenizer
+
+    def trainable(self, block: Preference | Reinforce) -> tuple[Any, Any]:
+        """The model to train as `block` says, and the LoRA that is to be laid over it, if any."""
+        from peft import PeftModel
+
+        adapter = self.is_adapter or block.lora is not None
+        model = load_base(self.start, adapter=adapter, options=model_options(block))
+        if not self.is_adapter:
+            return model, lora_config(block, model)
+        model = PeftModel.from_pretrained(model, str(self.chat), is_trainable=True)
+        # else checkpoints ask a Hub for it
+        model.peft_config["default"].base_model_name_or_path = str(self.start)
+        return model, None
 
 
 def require_pad_token(tokenizer: Any) -> None:

@@ -29,7 +29,8 @@ def _author(name: str) -> JsonObject:
     return {"name": name, "fullname": name, "type": "user", "avatarUrl": "", "isHf": False}
 
 
-def _row(call: Call, repo: Repo, number: str) -> sqlite3.Row:
+def discussion_row(call: Call, repo: Repo, number: str) -> sqlite3.Row:
+    """The discussion with that number. Raises `Refusal` where there is none."""
     row = None
     if number.isdecimal() and len(number) < 10:
         row = call.hub.settings.row(
@@ -151,7 +152,7 @@ def require_pull_author(call: Call, repo: Repo, revision: str) -> None:
     """A commit to `refs/pr/N` is for its author, and for those who may write here. Raises `Refusal`
     403.
     """
-    row = _row(call, repo, revision.removeprefix("refs/pr/"))
+    row = discussion_row(call, repo, revision.removeprefix("refs/pr/"))
     if row["author"] != require_user(call).user:
         call.require_write(repo)
     if row["status"] not in ("open", "draft"):
@@ -201,7 +202,7 @@ def _brief(call: Call, repo: Repo, row: sqlite3.Row) -> JsonObject:
 
 def details(call: Call, repo: Repo, tail: list[str]) -> Response:
     """GET …/discussions/{n}?diff=1."""
-    row = _row(call, repo, tail[0])
+    row = discussion_row(call, repo, tail[0])
     events = call.hub.settings.rows(
         "SELECT * FROM events WHERE repo=? AND num=? ORDER BY pk", repo.pk, row["num"]
     )
@@ -261,7 +262,7 @@ def diff(repo: GitRepo, old: bytes | None, new: bytes) -> str:
 
 def change(call: Call, repo: Repo, tail: list[str]) -> Response:
     """POST …/discussions/{n}/WHAT: comment, status, title, merge, or comment/{id}/edit|hide."""
-    identity, row = require_user(call), _row(call, repo, tail[0])
+    identity, row = require_user(call), discussion_row(call, repo, tail[0])
     actions = {
         "comment": add_comment,
         "status": set_status,

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 import yaml
 from starlette.responses import Response
 
-from hubkit.local_hub.api.discussions import diff, merge_base, pr_ref
+from hubkit.local_hub.api.discussions import diff, discussion_row, merge_base, pr_ref
 from hubkit.local_hub.api.http import Call, require_gate
 from hubkit.local_hub.api.resolve import find_file
 from hubkit.local_hub.errors import Refusal
@@ -227,13 +227,7 @@ def discussions(call: Call, repo: Repo, tail: list[str]) -> Response:
 
 
 def _discussion(call: Call, repo: Repo, number: str) -> Response:
-    row = None
-    if number.isdecimal() and len(number) < 10:
-        row = call.hub.settings.row(
-            "SELECT * FROM discussions WHERE repo=? AND num=?", repo.pk, int(number)
-        )
-    if row is None:
-        raise Refusal(404, "There is no such discussion.")
+    row = discussion_row(call, repo, number)
     if row["is_pull"]:
         require_gate(call, repo)
     events = call.hub.settings.rows(
