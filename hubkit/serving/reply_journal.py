@@ -7,14 +7,13 @@ whatever else was noted with it."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hubkit.errors import DiskFullError
+from hubkit.serving.json_lines import JsonLines
 from hubkit.untrusted import JsonObject, text_in
 
 
@@ -41,7 +40,7 @@ class Journal:
     def __init__(
         self, folder: Path, identity: Mapping[str, object], *, name: str = "replies"
     ) -> None:
-        self._path = folder / f"{name}.jsonl"
+        self._lines = JsonLines(folder / f"{name}.jsonl")
         self._identity = json.dumps(identity, sort_keys=True, default=str)
         self._known: dict[str, JsonObject] = {}
 
@@ -52,15 +51,12 @@ class Journal:
         return cls(spec.folder, identity, name=name)
 
     def __enter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        whole = self._read()
-        if whole is None:
-            self._path.replace(self._path.with_suffix(".old"))
-        self._file = self._path.open("ab")
-        if whole:
-            self._file.truncate(whole)
-        else:
-            self._append({"identity": self._identity})
+        if not self._read():
+            self._lines.path.replace(self._lines.path.with_suffix(".old"))
+            self._known, self._lines = {}, JsonLines(self._lines.path)
+        self._lines.open()
+        if not self._lines.whole_bytes:
+            self._lines.append({"identity": self._identity})
         return self
 
     def __exit__(
@@ -69,12 +65,12 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self._lines.close()
 
     @property
     def folder(self) -> Path:
         """Where it is."""
-        return self._path.parent
+        return self._lines.path.parent
 
     def __contains__(self, key: str) -> bool:
         return key in self._known
@@ -94,35 +90,14 @@ class Journal:
     def note(self, key: str, content: str, finish_reason: str, **details: Any) -> None:
         """Keep a reply: on disk first. Raises `DiskFullError` when it cannot be written."""
         record = {"key": key, "content": content, "finish_reason": finish_reason, **details}
-        self._append(record)
+        self._lines.append(record)
         self._known[key] = record
 
-    def _append(self, record: JsonObject) -> None:
-        try:
-            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise DiskFullError(
-                f"{self._path} cannot be written: {error.strerror}; "
-                "free some space and run it again"
-            ) from None
-
-    def _read(self) -> int | None:
-        """Bytes of whole lines (0: none yet), or None when the file belongs to another run."""
-        whole = 0
-        if not self._path.exists():
-            return 0
-        for line in self._path.read_bytes().splitlines(keepends=True):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            if not whole and record.get("identity") != self._identity:
-                return None
+    def _read(self) -> bool:
+        """Take what is on disk; False when the file belongs to another run."""
+        for number, record in enumerate(self._lines.read()):
+            if not number and record.get("identity") != self._identity:
+                return False
             if "key" in record:
-                self._known[record["key"]] = record
-            whole += len(line)
-        return whole
+                self._known[text_in(record, "key")] = record
+        return True

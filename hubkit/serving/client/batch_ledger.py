@@ -6,17 +6,15 @@ named it, it is closed without results."""
 
 from __future__ import annotations
 
-import json
-import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from hubkit.errors import DiskFullError
+from hubkit.serving.json_lines import JsonLines
 
 
 @dataclass(slots=True)
@@ -40,15 +38,14 @@ class BatchLedger:
     """The batches whose records are in ``folder/batches.jsonl``. Use as a context manager."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "batches.jsonl"
+        self._lines = JsonLines(folder / "batches.jsonl")
         self._batches: dict[str, Batch] = {}
         self._batch_of: dict[str, Batch] = {}
 
     def __enter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        whole = self._read()
-        self._file = self._path.open("ab")
-        self._file.truncate(whole)
+        for record in self._lines.read():
+            self._take(record)
+        self._lines.open()
         return self
 
     def __exit__(
@@ -57,7 +54,7 @@ class BatchLedger:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        self._lines.close()
 
     @property
     def names(self) -> list[str]:
@@ -72,18 +69,18 @@ class BatchLedger:
         """Write down a batch that is about to be submitted."""
         batch = Batch(f"hubkit-{uuid.uuid4().hex}", frozenset(requests), time.time())
         facts = {"requests": sorted(batch.requests), "at": batch.submitted_at}
-        self._append({"batch": batch.id, **facts})
+        self._lines.append({"batch": batch.id, **facts})
         self._add(batch)
         return batch
 
     def name(self, batch: Batch, name: str) -> None:
         """Write down the provider's name of a batch."""
         batch.name = name
-        self._append({"batch": batch.id, "name": name})
+        self._lines.append({"batch": batch.id, "name": name})
 
     def close(self, batch: Batch, why: str) -> None:
         """Write down that a batch has no results to wait for: its requests are in no batch."""
-        self._append({"batch": batch.id, "closed": why})
+        self._lines.append({"batch": batch.id, "closed": why})
         self._remove(batch)
 
     def _add(self, batch: Batch) -> None:
@@ -95,36 +92,13 @@ class BatchLedger:
             if self._batch_of.get(request) is batch:
                 del self._batch_of[request]
 
-    def _append(self, record: Mapping[str, object]) -> None:
-        try:
-            self._file.write(json.dumps(record).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise DiskFullError(
-                f"{self._path} cannot be written: {error.strerror}; "
-                "free some space and run it again"
-            ) from None
-
-    def _read(self) -> int:
-        """Take what is on disk; gives the bytes of its whole lines."""
-        if not self._path.exists():
-            return 0
-        whole = 0
-        for line in self._path.read_bytes().splitlines(keepends=True):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            if "requests" in record:
-                self._add(Batch(record["batch"], frozenset(record["requests"]), record["at"]))
-            elif (batch := self._batches.get(record.get("batch"))) is None:
-                continue
-            elif "name" in record:
-                batch.name = record["name"]
-            else:
-                self._remove(batch)
-        return whole
+    def _take(self, record: Any) -> None:
+        """Count a record that is on disk."""
+        if "requests" in record:
+            self._add(Batch(record["batch"], frozenset(record["requests"]), record["at"]))
+        elif (batch := self._batches.get(record.get("batch"))) is None:
+            return
+        elif "name" in record:
+            batch.name = record["name"]
+        else:
+            self._remove(batch)
