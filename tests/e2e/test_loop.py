@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from support.loading import datasets_of, splits_of
+from support.paths import ROOT, TESTS
 
 from hubkit.hub import connect
 
@@ -84,11 +85,23 @@ def _kill_in(stage: str, home: Path, log: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def loop(hubkit_home: Path) -> dict[str, Any]:
-    """What ``hubkit run … --json`` printed, after a run that was killed in its rollout."""
+def refused(hubkit_home: Path) -> Path:
+    """The file of all names that were looked up in vain, one a line."""
+    return hubkit_home / "refused-names"
+
+
+@pytest.fixture(scope="module")
+def loop(hubkit_home: Path, refused: Path) -> dict[str, Any]:
+    """What ``hubkit run … --json`` printed, after a run that was killed in its rollout; no process
+    of it could look up a name of another machine."""
     before = set((hubkit_home / "runs").glob("parrot-*"))
-    assert _kill_in("rollout", hubkit_home, hubkit_home / "driver.log")
-    made = _run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFUSED_NAMES", str(refused))
+        patch.setenv("PYTHONPATH", f"{TESTS / 'support' / 'refused_names'}{os.pathsep}{ROOT}")
+        assert _kill_in("rollout", hubkit_home, hubkit_home / "driver.log")
+        made = _run()
+        lookup = "import socket; socket.getaddrinfo('huggingface.co', 443)"
+        subprocess.run([sys.executable, "-c", lookup], check=False, stderr=subprocess.DEVNULL)
     return {**made, "left": set((hubkit_home / "runs").glob("parrot-*")) - before}
 
 
@@ -203,6 +216,10 @@ def test_nothing_is_left_behind(loop: dict[str, Any], hubkit_home: Path) -> None
         ["pgrep", "-f", "hubkit.local_engine.*" + str(hubkit_home)], capture_output=True, text=True
     )
     assert engines.stdout == "", "an engine outlived its driver"
+
+
+def test_no_name_of_another_machine_was_looked_up(loop: dict[str, Any], refused: Path) -> None:
+    assert refused.read_text("utf-8").splitlines() == ["huggingface.co"], "the test's own alone"
 
 
 def test_a_second_run_finds_everything_done(loop: dict[str, Any]) -> None:

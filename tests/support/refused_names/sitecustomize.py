@@ -1,0 +1,25 @@
+"""Records and refuses every name but this machine's, in each Python process that has this folder
+on ``PYTHONPATH`` and a file in ``REFUSED_NAMES``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+_HERE = {None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0", socket.gethostname()}
+_resolve = socket.getaddrinfo
+
+
+def _refusing(host: Any, *args: Any, **kwargs: Any) -> Any:
+    name = host.decode() if isinstance(host, bytes) else host
+    if name not in _HERE:
+        with open(os.environ["REFUSED_NAMES"], "a", encoding="utf-8") as file:
+            file.write(f"{name}\n")
+        raise socket.gaierror(f"{name} is not asked in a test")
+    return _resolve(host, *args, **kwargs)
+
+
+if "REFUSED_NAMES" in os.environ:
+    socket.getaddrinfo = _refusing
