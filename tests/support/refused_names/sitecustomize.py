@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 _HERE = {None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0", socket.gethostname()}
@@ -15,7 +16,7 @@ _resolve = socket.getaddrinfo
 def _refusing(host: Any, *args: Any, **kwargs: Any) -> Any:
     name = host.decode() if isinstance(host, bytes) else host
     if name not in _HERE:
-        with open(os.environ["REFUSED_NAMES"], "a", encoding="utf-8") as file:
+        with Path(os.environ["REFUSED_NAMES"]).open("a", encoding="utf-8") as file:
             file.write(f"{name}\n")
         raise socket.gaierror(f"{name} is not asked in a test")
     return _resolve(host, *args, **kwargs)
