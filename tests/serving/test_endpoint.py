@@ -627,4 +627,4 @@ def test_the_last_failing_request_is_compared_with_one_that_was_answered(
     with mock() as server:
         error, said = asyncio.run(go(server.url, lambda: server.script(status=500)))
         assert isinstance(error, EndpointUnreachableError) and "http_500" in str(error)
-        assert "was sent a second time" in said[-1] and server.stats()["answered"] == 1
+        assert "was sent a second time" in said[-1] and not server.stats()["answered"]

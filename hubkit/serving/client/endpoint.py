@@ -345,7 +345,7 @@ class Endpoint:
             replica = self._choose(request.key, prefer)
             if replica is None:
                 async with idle():
-                    await self._wait_for_an_address()
+                    await self._wait_for_an_address(request, own)
                 continue
             if not await replica.acquire():
                 continue
@@ -358,6 +358,7 @@ class Endpoint:
                 if self._adapted(error, request, was_folded=was_folded):
                     continue
                 if _may_be_own(error):
+                    own.error = error
                     self._outcomes.failed(own, replica.url)
                 self._mark(replica, error)
                 await self._raise_if_final(error, replica, request, own)
@@ -413,20 +414,40 @@ class Endpoint:
             self._replica_of[key] = chosen
         return chosen
 
-    async def _wait_for_an_address(self) -> None:
-        self._raise_if_impatient()
+    async def _wait_for_an_address(self, request: Request, own: OwnFailures) -> None:
+        await self._raise_if_impatient(request, own)
         await asyncio.sleep(max(0.02, min(min(r.opens_in_s for r in self._replicas), 1.0)))
 
-    def _raise_if_impatient(self) -> None:
+    async def _raise_if_impatient(self, request: Request, own: OwnFailures) -> None:
         silent_s = self._silent_s()
-        if silent_s > self._patience_s:
-            addresses = ", ".join(replica.url for replica in self._replicas)
-            instead = ", ".join(f"{kind} ×{count}" for kind, count in self.errors.most_common(3))
-            raise EndpointUnreachableError(
-                f"none of the {self.name} addresses ({addresses}) has given an answer for "
-                f"{silent_s:.0f} s, only {instead}; the last was: {self._last_error}. Correct that "
-                "and run the same command: it resumes where it stopped"
-            )
+        if silent_s <= self._patience_s:
+            return
+        if own.error is not None and await self._answers_others(request, own.error):
+            raise own.error
+        addresses = ", ".join(replica.url for replica in self._replicas)
+        instead = ", ".join(f"{kind} ×{count}" for kind, count in self.errors.most_common(3))
+        raise EndpointUnreachableError(
+            f"none of the {self.name} addresses ({addresses}) has given an answer for "
+            f"{silent_s:.0f} s, only {instead}; the last was: {self._last_error}. Correct that "
+            "and run the same command: it resumes where it stopped"
+        )
+
+    async def _answers_others(self, request: Request, error: EndpointError) -> bool:
+        """Whether a request that was answered before is answered again, while `request` fails.
+
+        Asked when patience is spent and no other request was left to compare with."""
+        answered = self._answered
+        if answered is None or answered.messages == request.messages:
+            return False
+        self.adaptations.append(
+            f"{self.name}: one request was sent a second time, to tell whether the server fails or "
+            f"the request that it answered with: {error}"
+        )
+        try:
+            await self._send(min(self._replicas, key=lambda r: r.opens_in_s), answered)
+        except EndpointError:
+            return False
+        return True
 
     def _silent_s(self) -> float:
         return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
@@ -639,7 +660,7 @@ class Endpoint:
             error: What the server answered.
             replica: Where.
             request: What was asked.
-            own: The request's failures.
+            own: Its failures.
         """
         status = error.status
         silent_s = self._silent_s()
@@ -659,28 +680,7 @@ class Endpoint:
         unproven_answer = status == 200 and not self._probation.proven
         if refused or unproven_answer or own.chance() < _BY_CHANCE:
             raise error
-        if silent_s > self._patience_s and _may_be_own(error):
-            await self._raise_if_others_are_answered(error, replica, request)
-        self._raise_if_impatient()
-
-    async def _raise_if_others_are_answered(
-        self, error: EndpointError, replica: Replica, request: Request
-    ) -> None:
-        """Raise `error` where one that was answered is answered again: then only this one fails.
-
-        Asked once, when patience is spent: no other request was left to compare with."""
-        answered = self._answered
-        if answered is None or answered.messages == request.messages:
-            return
-        self.adaptations.append(
-            f"{self.name}: one request was sent a second time, to tell whether the server fails or "
-            f"the request that it answered with: {error}"
-        )
-        try:
-            await self._send(replica, answered)
-        except EndpointError:
-            return
-        raise error
+        await self._raise_if_impatient(request, own)
 
     def _raise_for_all(self, error: EndpointError) -> None:
         """Raise when `error` concerns every request."""

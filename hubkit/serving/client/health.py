@@ -28,6 +28,7 @@ class OwnFailures:
 
     others_answered: int = 0
     others_failed: int = 0
+    error: EndpointError | None = None  # the last
     _last: tuple[str, int] | None = None  # address and moment of a failure not compared yet
 
     def chance(self) -> float:
