@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -262,42 +263,22 @@ def _base_steps(push: _Push) -> Iterator[_Step]:
         if stage in push.outputs
     ]
     for base in base_models.needed(push.source, push.target, trained):
+        plan = partial(base_models.plan, push.source, push.target, base, private=push.private)
+        yield _Step(base.repo_id, base.repo_type, plan, after=partial(_settle_base, push, base))
 
-        def plan(base: Ref = base) -> RepoPlan:
-            return base_models.plan(push.source, push.target, base, private=push.private)
 
-        def after(commit: str, plan: RepoPlan, base: Ref = base) -> list[Change]:
-            if not plan.is_kept:
-                push.commits_there[base.repo_id, base.revision] = replace(base, revision=commit)
-            return []
-
-        yield _Step(base.repo_id, base.repo_type, plan, after=after)
+def _settle_base(push: _Push, base: Ref, revision: str, plan: RepoPlan) -> list[Change]:
+    if not plan.is_kept:
+        push.commits_there[base.repo_id, base.revision] = replace(base, revision=revision)
+    return []
 
 
 def _artifact_steps(push: _Push) -> Iterator[_Step]:
     for stage, kind, repo_type in ARTIFACTS:
-        if stage in push.outputs:
-            ref = push.outputs[stage]
+        if ref := push.outputs.get(stage):
             repo_id = push.target.qualify(getattr(push.recipe.repos, kind))
-
-            def plan(
-                kind: Kind = kind,
-                ref: Ref = ref,
-                repo_id: str = repo_id,
-                repo_type: str = repo_type,
-            ) -> RepoPlan:
-                return _plan_artifact(push, kind, ref, repo_id, repo_type)
-
-            def after(
-                commit: str,
-                plan: RepoPlan,
-                kind: Kind = kind,
-                ref: Ref = ref,
-                repo_id: str = repo_id,
-            ) -> list[Change]:
-                return _settle(push, kind, ref, Ref(repo_id, ref.repo_type, commit))
-
-            yield _Step(repo_id, repo_type, plan, kind, after)
+            plan = partial(_plan_artifact, push, kind, ref, repo_id, repo_type)
+            yield _Step(repo_id, repo_type, plan, kind, partial(_settle, push, kind, ref, repo_id))
 
 
 def _plan_artifact(push: _Push, kind: Kind, ref: Ref, repo_id: str, repo_type: str) -> RepoPlan:
@@ -409,11 +390,14 @@ def _picture_ref(push: _Push, kind: Kind, ref: Ref, old: Ref) -> Ref:
     return push.commits_there.get((old.repo_id, old.revision), old)
 
 
-def _settle(push: _Push, kind: Kind, ref: Ref, commit: Ref) -> list[Change]:
+def _settle(
+    push: _Push, kind: Kind, ref: Ref, repo_id: str, revision: str, plan: RepoPlan
+) -> list[Change]:
     """Remember what `ref` has become on the target, and tag it there when it is a version."""
     if not push.is_copy:
         return []
-    if commit.revision == UNKNOWN:
+    commit = Ref(repo_id, ref.repo_type, revision)
+    if revision == UNKNOWN:
         push.commits_there[ref.repo_id, ref.revision] = commit
         return []
     data = data_commit(push.target, commit)
@@ -479,24 +463,23 @@ def _space_steps(push: _Push) -> Iterator[_Step]:
         if any(stage not in push.outputs for stage in space.needs):
             continue
         repo_id = push.target.qualify(getattr(push.recipe.repos, space.named_after))
+        yield _Step(repo_id, "space", partial(_plan_space, push, space, repo_id))
 
-        def plan(space: spaces.Space = space, repo_id: str = repo_id) -> RepoPlan:
-            contents = spaces.files(space, push.recipe, push.target.qualify)
-            plan = compare(push.target, repo_id, "space", contents, private=push.private)
-            return replace(plan, left_out=spaces.left_out(space))
 
-        yield _Step(repo_id, "space", plan)
+def _plan_space(push: _Push, space: spaces.Space, repo_id: str) -> RepoPlan:
+    contents = spaces.files(space, push.recipe, push.target.qualify)
+    plan = compare(push.target, repo_id, "space", contents, private=push.private)
+    return replace(plan, left_out=spaces.left_out(space))
 
 
 def _benchmark_step(push: _Push, benchmark: Benchmark) -> _Step:
     repo_id = push.target.qualify(BENCHMARK)
-
-    def plan() -> RepoPlan:
-        facts = card_data.CardFacts("benchmark", repo_id, reports={"benchmark": benchmark.report})
-        card = merge.with_existing(
-            cards.render(facts), _card_there(push.target, repo_id, "dataset")
-        )
-        contents: dict[str, Content] = {**benchmark.files, "README.md": card.encode()}
-        return compare(push.target, repo_id, "dataset", contents, private=push.private)
-
+    plan = partial(_plan_benchmark, push, benchmark, repo_id)
     return _Step(repo_id, "dataset", plan, "benchmark")
+
+
+def _plan_benchmark(push: _Push, benchmark: Benchmark, repo_id: str) -> RepoPlan:
+    facts = card_data.CardFacts("benchmark", repo_id, reports={"benchmark": benchmark.report})
+    card = merge.with_existing(cards.render(facts), _card_there(push.target, repo_id, "dataset"))
+    contents: dict[str, Content] = {**benchmark.files, "README.md": card.encode()}
+    return compare(push.target, repo_id, "dataset", contents, private=push.private)
