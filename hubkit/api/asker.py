@@ -141,7 +141,7 @@ class Asker:
         return cls(
             "asker",
             work / "model",
-            source if block.lora is not None and not block.merge_adapter else None,
+            source if block.gives_adapter else None,
             system=system,
             end_mark=block.end_mark,
             intent_column=block.intent_column,

@@ -108,7 +108,7 @@ def find(
     ref = hub.resolve(hub.qualify(repo), revision=revision or "main")
     if record := records(hub, ref).get("asker"):
         training, inputs = Training.model_validate(record["block"]), record["inputs"]
-        adapted = training.lora is not None and not training.merge_adapter
+        adapted = training.gives_adapter
         base = Ref(**inputs["base"]) if adapted else None
         return AskerSpec(
             name,

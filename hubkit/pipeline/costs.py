@@ -198,7 +198,7 @@ def _people_preference(
     answer_s = (
         2 * size * (new_tokens / shares["decode"] + requests * read / shares["prefill"]) / peak
     )
-    trains_adapter = recipe.asker.lora is not None and not recipe.asker.merge_adapter
+    trains_adapter = recipe.asker.gives_adapter
     optimise_s = _dpo_s(
         block.dpo, block.contexts, read + turn, size, job_flavor, peak, adapter=trains_adapter
     )

@@ -119,7 +119,7 @@ class _Likelihood:
         training = Training.model_validate(self._record["block"])
         folder = self._hub.snapshot(self._ref, allow_patterns=WEIGHTS)
         base = folder
-        if training.lora is not None and not training.merge_adapter:
+        if training.gives_adapter:
             base = self._hub.snapshot(Ref(**self._record["inputs"]["base"]), allow_patterns=WEIGHTS)
         return AskerLikelihood(training, base, folder)
 

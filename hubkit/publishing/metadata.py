@@ -58,11 +58,6 @@ def card_data(facts: CardFacts) -> CardData:
     return _dataset(facts)
 
 
-def is_adapter(training: Training) -> bool:
-    """Whether a training run pushes an adapter (LoRA, not merged) rather than whole weights."""
-    return training.lora is not None and not training.merge_adapter
-
-
 def configs(facts: CardFacts) -> list[JsonObject]:
     """The dataset's configs as the Hub wants them, only those whose files are there (all when no
     file is named).
@@ -142,12 +137,12 @@ def adapter_of(recipe: Recipe, kind: TrainedKind) -> bool:
     merged.
     """
     if kind == "asker":
-        return is_adapter(recipe.asker)
+        return recipe.asker.gives_adapter
     blocks = {"aligned": recipe.preference, "reinforced": recipe.reinforce}
     block = blocks.get(kind)
     if block is not None and block.merge_adapter:
         return False
-    return is_adapter(recipe.chat) or (block is not None and block.lora is not None)
+    return recipe.chat.gives_adapter or (block is not None and block.lora is not None)
 
 
 def base_of(facts: CardFacts, kind: TrainedKind) -> Input:
@@ -157,7 +152,7 @@ def base_of(facts: CardFacts, kind: TrainedKind) -> Input:
     recipe = _recipe(facts)
     training: Training = recipe.asker if kind == "asker" else recipe.chat
     further = kind in ("aligned", "reinforced")
-    whole = facts.input("chat") if further and not is_adapter(training) else None
+    whole = facts.input("chat") if further and not training.gives_adapter else None
     return (
         whole
         or facts.input("base")

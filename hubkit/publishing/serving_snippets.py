@@ -14,7 +14,6 @@ from hubkit.errors import EngineError
 from hubkit.hub import Hub, environment
 from hubkit.hub.places import cache
 from hubkit.progress import Progress, silent
-from hubkit.publishing.metadata import is_adapter
 from hubkit.publishing.spaces import SPACES
 from hubkit.recipe import Recipe
 from hubkit.serving import client
@@ -100,8 +99,8 @@ def _engines(stack: contextlib.ExitStack, hub: Hub, recipe: Recipe) -> dict[str,
     env, cache_dir = environment(), cache("engine")
     shared = (
         recipe.asker.base == recipe.chat.base
-        and is_adapter(recipe.asker)
-        and is_adapter(recipe.chat)
+        and recipe.asker.gives_adapter
+        and recipe.chat.gives_adapter
     )
     if shared:
         engine = client.start_engine(
@@ -110,7 +109,7 @@ def _engines(stack: contextlib.ExitStack, hub: Hub, recipe: Recipe) -> dict[str,
         return stack.enter_context(engine).addresses
     addresses = {}
     for role, training in (("asker", recipe.asker), ("chat", recipe.chat)):
-        adapters = {role: repos[role]} if is_adapter(training) else {}
+        adapters = {role: repos[role]} if training.gives_adapter else {}
         model = training.base if adapters else repos[role]
         listen = [role, "base"] if adapters else ["base"]
         started = stack.enter_context(

@@ -14,7 +14,7 @@ from typing import Literal
 
 from huggingface_hub import SpaceCard
 
-from hubkit.publishing import assets, metadata
+from hubkit.publishing import assets
 from hubkit.publishing.plan import Content
 from hubkit.recipe import Recipe, SeatConfig, Training
 from hubkit.untrusted import JsonObject, object_in, text_in
@@ -96,7 +96,7 @@ def _model(name: str, repo_id: str, training: Training, seat: SeatConfig) -> Jso
         "name": name,
         "repo_id": repo_id,
         "base": training.base,
-        "adapter": metadata.is_adapter(training),
+        "adapter": training.gives_adapter,
         "system": training.system,
         "end_mark": training.end_mark,
         "temperature": seat.sampling.temperature,

@@ -50,7 +50,7 @@ def study_card(
     tags = ["hubkit", "study", *recipe.tags]
     data: DatasetCardData | ModelCardData
     if kind == "model":
-        adapter = metadata.is_adapter(recipe.study.student)
+        adapter = recipe.study.student.gives_adapter
         data = ModelCardData(
             license=recipe.publish.license_chat,
             base_model=recipe.study.student.base,

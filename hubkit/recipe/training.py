@@ -130,3 +130,8 @@ class Training(Block):
     """Goes as it is to TRL's SFTConfig."""
     expected: Display[Expected | None] = None
     """For plans alone: it changes nothing of what is trained."""
+
+    @property
+    def gives_adapter(self) -> bool:
+        """Whether what is trained is an adapter (LoRA, not merged), not whole weights."""
+        return self.lora is not None and not self.merge_adapter

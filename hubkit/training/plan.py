@@ -233,7 +233,7 @@ def _pairwise(
     copy of itself, a new one on a whole model against that model without it, and a whole model
     against a second one."""
     config, notes = dpo_config(block, Path("unused"), seed=seed)
-    goes_on = chat is not None and chat.lora is not None and not chat.merge_adapter
+    goes_on = chat is not None and chat.gives_adapter
     trained: Training | Preference = chat if goes_on and chat else block
     model = meta_model(base)
     findings = check_training(

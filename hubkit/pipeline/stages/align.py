@@ -11,7 +11,6 @@ from hubkit.pipeline.stage import WEIGHTS, RunContext, Stage, StageDirs, parquet
 from hubkit.pipeline.stage_cards import card
 from hubkit.pipeline.stages.prefer import preference_block
 from hubkit.progress import Progress
-from hubkit.publishing.metadata import is_adapter
 from hubkit.untrusted import JsonObject
 
 
@@ -19,7 +18,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     """The pairs and the chat model (and its base, below an adapter)."""
     block = context.recipe.chat
     refs = {"preference": context.before("prefer"), "chat": context.before("chat")}
-    if is_adapter(block):
+    if block.gives_adapter:
         refs["base"] = base_model(context, block, progress)
     return refs
 

@@ -25,7 +25,6 @@ from hubkit.pipeline.stage import WEIGHTS, RunContext, Stage, StageDirs, parquet
 from hubkit.pipeline.stage_cards import card
 from hubkit.progress import Progress
 from hubkit.publishing import results_table
-from hubkit.publishing.metadata import is_adapter
 from hubkit.publishing.scorecard import PICTURE
 from hubkit.recipe import DEPLOY, Against, Scorecard
 from hubkit.serving import ModelSpec, spec_of, with_own_template
@@ -90,7 +89,7 @@ def _candidates(context: RunContext, refs: Mapping[str, Ref]) -> dict[str, evalu
         for name, block in {"asker": recipe.asker, "chat": recipe.chat}.items()
     }
     if "aligned" in folders:
-        base = folders["chat base"] if is_adapter(recipe.chat) else folders["chat"]
+        base = folders["chat base"] if recipe.chat.gives_adapter else folders["chat"]
         candidates["aligned"] = evaluation.Candidate(
             recipe.chat, base, folders["aligned"], rivals={"chat": folders["chat"]}
         )
@@ -170,7 +169,7 @@ def _askers(context: RunContext, block: Scorecard, refs: Mapping[str, Ref]) -> l
     """
     training, seat = context.recipe.asker, context.recipe.rollout.asker
     base = refs["asker base"]
-    adapted = base if is_adapter(training) else None
+    adapted = base if training.gives_adapter else None
     spec = (
         spec_of(seat, refs["asker"], adapted, named_by="rollout.asker")
         if seat.repo == "asker"
@@ -224,7 +223,7 @@ def _against(
         asker_spec = askers.find(hub, repo, system=seat.system, speaks_user=speaks_user)
         model = spec_of(seat, ref, asker_spec.base, named_by=f"eval.against.askers.{name}")
         specs.append(replace(asker_spec, name=name, model=model))
-    adapted = refs["chat base"] if is_adapter(recipe.chat) else None
+    adapted = refs["chat base"] if recipe.chat.gives_adapter else None
     chats = {
         "base": ModelSpec(refs["chat base"]),
         "chat": ModelSpec(refs["chat"], adapted),

@@ -35,7 +35,7 @@ def prefer_people(
     """
     recipe = context.recipe
     supervised, asker = dirs.scratch / "supervised", recipe.asker
-    model = ModelSpec(supervised, base if asker.lora and not asker.merge_adapter else None)
+    model = ModelSpec(supervised, base if asker.gives_adapter else None)
 
     def view(turns: Sequence[Message], intent: str | None) -> list[Message]:
         return seat_view(turns, "user", asker.system, intent=intent)

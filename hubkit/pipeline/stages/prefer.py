@@ -15,7 +15,6 @@ from hubkit.pipeline.judges import judge_input, prompted_judge
 from hubkit.pipeline.stage import RunContext, Stage, StageDirs, cap_raised, parquet
 from hubkit.pipeline.stage_cards import card
 from hubkit.progress import Progress
-from hubkit.publishing.metadata import is_adapter
 from hubkit.recipe import Preference, Recipe
 from hubkit.serving import serve, spec_of
 from hubkit.serving.reply_journal import JournalSpec
@@ -34,7 +33,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
         raise RecipeError("preference.chat.repo is null: it must be a repo, or chat")
     if block.chat.repo != THIS_CHAT_MODEL:
         return refs | {"answers": require(context.hub, block.chat.repo, progress=progress)}
-    if is_adapter(recipe.chat):
+    if recipe.chat.gives_adapter:
         refs["base"] = base_model(context, recipe.chat, progress)
     return refs | {"answers": context.before("chat")}
 

@@ -20,7 +20,6 @@ from hubkit.pipeline.inputs import base_model, require
 from hubkit.pipeline.stage import WEIGHTS, RunContext, Stage, StageDirs, cap_raised, parquet
 from hubkit.pipeline.stage_cards import card
 from hubkit.progress import Progress
-from hubkit.publishing.metadata import is_adapter
 from hubkit.recipe import Recipe, Reinforce, SeatConfig
 from hubkit.reinforcement import (
     AskerLikelihood,
@@ -48,9 +47,9 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
         "asker": context.before("asker"),
         "chat": context.before("chat"),
     }
-    if is_adapter(recipe.chat):
+    if recipe.chat.gives_adapter:
         refs["base"] = base_model(context, recipe.chat, progress)
-    if is_adapter(recipe.asker):
+    if recipe.asker.gives_adapter:
         refs["asker base"] = base_model(context, recipe.asker, progress)
     for role, seat in _seats(block).items():
         if seat.repo != OWN_ASKER and (seat.speaks or not seat.is_elsewhere):

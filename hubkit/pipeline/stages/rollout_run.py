@@ -32,7 +32,6 @@ from hubkit.pipeline.stage import (
 )
 from hubkit.pipeline.stages.run_branch import claimed
 from hubkit.progress import Lasting, Progress
-from hubkit.publishing.metadata import is_adapter
 from hubkit.recipe import EMBEDDED, Recipe, Rollout
 from hubkit.recipe import digest as recipe_digest
 from hubkit.serving import (
@@ -209,7 +208,7 @@ def serve_seats(
     """
     recipe = context.recipe
     base = None
-    is_own_adapter = block.asker.repo == "asker" and is_adapter(recipe.asker)
+    is_own_adapter = block.asker.repo == "asker" and recipe.asker.gives_adapter
     if is_own_adapter and (EMBEDDED in block.asker.endpoints or block.asker.engine_kind):
         base = require(context.hub, recipe.asker.base, revision=recipe.asker.base_revision)
     trained = {"asker", context.hub.qualify(recipe.repos.chat)}

@@ -21,7 +21,6 @@ from hubkit.pipeline.studies.openings import study_of
 from hubkit.pipeline.studies.people import people_seat, served_people
 from hubkit.pipeline.studies.study_card import card
 from hubkit.progress import Progress
-from hubkit.publishing.metadata import is_adapter
 from hubkit.recipe import Arm, Curate, Rollout, SeatConfig, Turns
 from hubkit.recipe.study import ANSWERS, ARM, HELD_OUT, OPENINGS
 from hubkit.serving import ModelSpec, serve, spec_of
@@ -161,7 +160,7 @@ def _arm_inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
         refs["base"] = base_model(context, context.recipe.asker, progress)
     elif arm.kind == "asker":
         refs["asker"] = context.before("asker")
-        if arm.asker is not None and is_adapter(arm.asker):
+        if arm.asker is not None and arm.asker.gives_adapter:
             refs["base"] = require(
                 context.hub, arm.asker.base, revision=arm.asker.base_revision, progress=progress
             )
