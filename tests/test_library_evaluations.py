@@ -20,6 +20,7 @@ from hubkit.api.evaluations import (
     dialogue_stats,
     verdict_report,
     vote_report,
+    write_verdict_report,
 )
 from hubkit.errors import SourceError
 from hubkit.evaluation import questions
@@ -91,15 +92,12 @@ def test_verdicts_of_files_and_of_datasets_are_reported(tmp_path: Path, hubkit_h
     single.write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = tmp_path / "own"
     own.mkdir()
-    made = verdict_report(
-        [str(single)], tmp_path / "report", exports={"hubkit": own / "verdicts-1.jsonl"}
-    )
-    assert {path.name for path in made.paths} >= {"report.json", "report.md", "verdicts-1.jsonl"}
-    assert all(path.is_file() for path in made.paths)
-    (title, (_, cells)), *_ = made.tables().items()
-    assert "judged by gpt-4" in title and "6.67" in str(cells)
+    made = verdict_report([str(single)], exports={"hubkit": own / "verdicts-1.jsonl"})
+    paths = write_verdict_report(made, tmp_path / "report")
+    assert {path.name for path in paths} == {"report.json", "report.md", "report.png"}
+    (score,) = made.tables["gpt-4_single", "gpt-4"].values()
+    assert score.mean.value == pytest.approx(20 / 3)
     stored = connect().commit("local/verdicts", own, "Verdicts", repo_type="dataset")
-    again = verdict_report([f"verdicts@{stored.revision}"])
-    assert again.tables() == made.tables() and not again.paths
+    assert verdict_report([f"verdicts@{stored.revision}"]).tables == made.tables
     with pytest.raises(SourceError, match="no file here, and no dataset"):
         verdict_report([str(tmp_path / "missing.jsonl")])

@@ -19,8 +19,9 @@ from hubkit.evaluation import Judged, Player, Setup, benchmarks, chat, votes
 from hubkit.evaluation import verdict_report as verdicts
 from hubkit.evaluation.chat import JudgeChoice, dialect_of
 from hubkit.evaluation.items import Benchmark
-from hubkit.evaluation.length_control import alpaca_eval_of
 from hubkit.evaluation.verdict_files import Format, read_verdicts, write_verdicts
+from hubkit.evaluation.verdict_report import VerdictReport
+from hubkit.evaluation.verdict_report import write as write_verdict_report
 from hubkit.hub import Hub, connect
 from hubkit.hub.places import home, judge_replies
 from hubkit.judging import PromptedJudge, context_judge, question_prompts
@@ -59,6 +60,7 @@ __all__ = [
     "verdict_report",
     "vote_report",
     "write_cross_table",
+    "write_verdict_report",
 ]
 
 
@@ -342,42 +344,8 @@ def vote_report(
     return votes.report(files, screen=screen or votes.Screen(), bootstrap=Bootstrap(seed=seed))
 
 
-@dataclass(frozen=True)
-class VerdictReport:
-    """What verdicts say.
-
-    Attributes:
-        results: Results with intervals, and how far each judge can be believed.
-        length_controlled: AlpacaEval's length-controlled win rate of each file of annotations,
-            where it was asked for.
-        paths: The files that were written.
-    """
-
-    results: verdicts.VerdictReport
-    length_controlled: Mapping[str, float]
-    paths: Sequence[Path]
-
-    def to_dict(self) -> JsonObject:
-        """Plain data."""
-        rates = dict(self.length_controlled)
-        return {**self.results.to_dict(), "length_controlled_win_rate": rates}
-
-    def tables(self) -> dict[str, tuple[list[str], list[list[str]]]]:
-        """Each table's columns and rows, by its title."""
-        return verdicts.result_tables(self.results)
-
-    def notes(self) -> list[str]:
-        """What is to be known of the tables, in sentences."""
-        rates = self.length_controlled.items()
-        return verdicts.notes(self.results) + [
-            f"{name}: length-controlled win rate {rate:.1%} (AlpacaEval's method)."
-            for name, rate in rates
-        ]
-
-
 def verdict_report(
     sources: Sequence[str],
-    folder: Path | None = None,
     *,
     human: Path | None = None,
     gamed: Path | None = None,
@@ -389,7 +357,6 @@ def verdict_report(
     Args:
         sources: Files of verdicts (see `hubkit.evaluation.verdict_files`), or datasets with
             ``verdicts-*.jsonl``.
-        folder: Where ``report.json``, ``report.md`` and ``report.png`` go.
         human: People's choices on pairs, to hold judges against.
         gamed: AlpacaEval's ``df_gamed.csv``, for its length-controlled win rate of annotations.
         own_models: Judge → the model that it is, for self-preference.
@@ -399,12 +366,9 @@ def verdict_report(
         SourceError: A file does not hold verdicts.
     """
     files = [file for name in sources for file in _files_of(name, "verdicts-*.jsonl")]
-    results = verdicts.report(files, votes=human, kin=own_models)
     for form, path in (exports or {}).items():
         write_verdicts(path, [entry for file in files for entry in read_verdicts(file)], form)
-    paths = verdicts.write(results, folder) if folder else []
-    rates = alpaca_eval_of(files, gamed) if gamed else {}
-    return VerdictReport(results, rates, [*paths, *(exports or {}).values()])
+    return verdicts.report(files, votes=human, gamed=gamed, kin=own_models)
 
 
 def _files_of(name: str, pattern: str) -> list[Path]:

@@ -55,17 +55,23 @@ def report(
     """
     from hubkit.api import evaluations
     from hubkit.cli.eval_chat import exports_of
+    from hubkit.evaluation.verdict_report import notes, result_tables
 
-    own_models = dict(pair.split("=", 1) for pair in kin if "=" in pair)
+    exports = exports_of(export)
     result = evaluations.verdict_report(
-        files, folder, human=votes, gamed=gamed, own_models=own_models, exports=exports_of(export)
+        files,
+        human=votes,
+        gamed=gamed,
+        own_models=dict(pair.split("=", 1) for pair in kin if "=" in pair),
+        exports=exports,
     )
+    paths = evaluations.write_verdict_report(result, folder) if folder else []
     if json:
         console.data(result.to_dict())
         return
-    for title, content in result.tables().items():
+    for title, content in result_tables(result).items():
         console.table(title, *content)
-    for line in result.notes():
+    for line in notes(result):
         console.line(line)
-    for path in result.paths:
+    for path in (*paths, *exports.values()):
         console.say(f"wrote {path}")

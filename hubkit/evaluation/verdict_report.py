@@ -22,6 +22,7 @@ from hubkit.evaluation.judge_quality import (
     panel_weights,
     self_preference,
 )
+from hubkit.evaluation.length_control import alpaca_eval_of
 from hubkit.evaluation.report import Table, grid, scores_table, wins_table
 from hubkit.evaluation.verdict_files import VerdictSet, read_verdicts, table_of
 from hubkit.statistics import Bootstrap, Number, among_several, noise
@@ -53,13 +54,16 @@ class VerdictReport:
             its p-value adjusted over all of them (Holm) under ``p_holm``, by which
             ``outside_noise`` goes.
         judges: By judge's name.
-        panel: The panel's agreement with people, where there are votes and several judges."""
+        panel: The panel's agreement with people, where there are votes and several judges.
+        files: The names of what was read.
+        length_controlled: AlpacaEval's length-controlled win rate by model, where it was wanted."""
 
     tables: dict[tuple[str, str], dict[str, Scores | Passes | Wins]]
     differences: dict[tuple[str, str], dict[str, JsonObject]]
     judges: dict[str, JudgeQuality]
     panel: Agreement | None = None
     files: list[str] = field(default_factory=list)
+    length_controlled: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> JsonObject:
         """Plain data."""
@@ -76,6 +80,7 @@ class VerdictReport:
             "judges": {name: asdict(entry) for name, entry in self.judges.items()},
             "panel": asdict(self.panel) if self.panel else None,
             "files": self.files,
+            "length_controlled_win_rate": self.length_controlled,
         }
 
 
@@ -83,6 +88,7 @@ def report(
     paths: Sequence[Path],
     *,
     votes: Path | None = None,
+    gamed: Path | None = None,
     kin: Mapping[str, str] | None = None,
     bootstrap: Bootstrap | None = None,
 ) -> VerdictReport:
@@ -91,6 +97,7 @@ def report(
     Args:
         votes: A file of people's choices in FastChat's pairwise layout or hubkit's, to hold judges
             against.
+        gamed: AlpacaEval's ``df_gamed.csv``, for its length-controlled win rate of annotations.
         kin: Judge → the model that it is, for self-preference; a judge named as a model is its own.
         bootstrap: How intervals are made.
 
@@ -113,6 +120,7 @@ def report(
         judges=judges,
         panel=_panel(sets, human, judges, bootstrap),
         files=[path.name for path in paths],
+        length_controlled=alpaca_eval_of(paths, gamed) if gamed else {},
     )
 
 
@@ -325,6 +333,8 @@ def notes(report: VerdictReport) -> list[str]:
         "Weight: in a panel, by the log odds of agreement with people; "
         "the panel's own agreement is measured on items that its weights were not learnt from."
     )
+    for name, rate in report.length_controlled.items():
+        lines.append(f"{name}: length-controlled win rate {rate:.1%} (AlpacaEval's method).")
     return lines
 
 
