@@ -105,7 +105,7 @@ def derive(template: BaseTemplate, tokens: Collection[str] = ()) -> tuple[Layout
         name=template.origin,
     )
     if answer_end is not None:
-        layout = replace(layout, tail=(_drop_gap(tail, assistant_gap), user_tail))
+        layout = replace(layout, tail=(tail.removeprefix(assistant_gap), user_tail))
     layout = _with_system(template, layout, cuts, notes)
     return _with_thinking(template, layout), notes
 
@@ -199,10 +199,6 @@ def _split_gap(closing: str) -> tuple[str, str]:
     """The end that a seat writes, and white space after it."""
     end = closing.rstrip()
     return (end, closing[len(end) :]) if end else (closing, "")
-
-
-def _drop_gap(tail: str, gap: str) -> str:
-    return tail.removeprefix(gap)
 
 
 def _with_system(template: BaseTemplate, layout: Layout, cuts: _Cuts, notes: list[str]) -> Layout:

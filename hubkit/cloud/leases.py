@@ -202,17 +202,13 @@ def _take(hub: Hub, spec: EndpointSpec, after: After) -> Lease:
             if existing is None:
                 job = [f"{_JOB}{job_id}"] if (job_id := jobs.inside()) else []
                 tagged = (*spec.tags, MARK, f"{MARK}-{lease.holder}", f"{_AFTER}{ends}", *job)
-                endpoints.make(hub, _with_tags(spec, tagged))
+                endpoints.make(hub, replace(spec, called=spec.name, tags=tagged))
             elif existing.state == "failed":
                 endpoints.change(hub, name, "resume")
         except BaseException:
             _end(hub, lease, _path(lease))
             raise
     return lease
-
-
-def _with_tags(spec: EndpointSpec, tags: tuple[str, ...]) -> EndpointSpec:
-    return replace(spec, called=spec.name, tags=tags)
 
 
 def _give_back(hub: Hub, lease: Lease, progress: Progress) -> None:

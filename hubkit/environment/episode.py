@@ -29,7 +29,7 @@ from hubkit.rollout.dialogue import Dialogue, Prompt, judge, prompt, turn_of
 from hubkit.rollout.plan import Plan, turn_seed
 from hubkit.rollout.turns import Turn
 from hubkit.serving.budget import CAPS, Budget, Spent
-from hubkit.serving.client import Endpoint, Reply
+from hubkit.serving.client import Endpoint, Reply, Request
 from hubkit.serving.client.replies import split_thinking
 from hubkit.tokenization import likely_tokens, prompt_estimate
 
@@ -303,7 +303,7 @@ class Episode:
         if not await budget.hold(_SEAT, estimate):
             raise _CapReachedError(budget.exhausted)
         try:
-            reply = await self._environment.endpoint.attempt(messages, seed=seed, key=self._id)
+            reply = await self._environment.endpoint.attempt(Request(messages, seed, self._id))
         finally:
             budget.settle(_SEAT, estimate)
         tokens = reply.completion_tokens

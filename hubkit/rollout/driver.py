@@ -30,7 +30,7 @@ from hubkit.rollout.journal import Journal
 from hubkit.rollout.plan import Plan, turn_seed
 from hubkit.rollout.state import MODEL, State, ended, opened
 from hubkit.serving.budget import Budget
-from hubkit.serving.client import MOST_REQUESTS, Endpoint, Reply
+from hubkit.serving.client import MOST_REQUESTS, Endpoint, Reply, Request
 from hubkit.tokenization import likely_tokens
 
 OnShard = Callable[[Path], None]
@@ -329,10 +329,8 @@ class Driver:
             prefer = next(
                 (turn.address for turn in reversed(dialogue.turns) if turn.seat == seat), None
             )
-            reply = await self._endpoints[seat].attempt(
-                request.messages, seed=seed, key=key, prefer=prefer, idle=permit.idle,
-                temperature=self._temperature(dialogue),
-            )  # fmt: skip
+            asked = Request(request.messages, seed, key, self._temperature(dialogue))
+            reply = await self._endpoints[seat].attempt(asked, prefer=prefer, idle=permit.idle)
             self.sent += 1
             prompt_tokens = request.tokens if reply.prompt_tokens is None else reply.prompt_tokens
             completion = reply.completion_tokens

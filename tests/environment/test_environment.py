@@ -22,7 +22,7 @@ from hubkit.recipe import Rollout, SeatConfig, Turns
 from hubkit.reinforcement import Episode, Outcome
 from hubkit.serving import ServedModel
 from hubkit.serving.callable_server import served_callable
-from hubkit.serving.client import ClientLimits
+from hubkit.serving.client import ClientLimits, Request
 
 OPENINGS = [Opening("a", "How do I bake bread?", "wants to bake"), Opening("b", "Why is it blue?")]
 
@@ -146,9 +146,9 @@ def test_one_seed_is_one_conversation() -> None:
     with environment(Person()) as (url, shared):
         ask = shared.endpoint.attempt
 
-        async def noting(*args: Any, **options: Any) -> Any:
-            seeds.append(options["seed"])
-            return await ask(*args, **options)
+        async def noting(request: Request, **options: Any) -> Any:
+            seeds.append(request.seed)
+            return await ask(request, **options)
 
         shared.endpoint.attempt = noting  # type: ignore[method-assign]
         with client(url) as env:

@@ -233,7 +233,7 @@ class Chain:
         self.steps: list[Step] = []
         self._filters: list[FilterFn] = []
         for spec in specs:
-            self._filters.append(_build(spec, context or Context()))
+            self._filters.append(_make(_factory(spec), spec, context or Context()))
             self.steps.append(Step(spec.name, dict(spec.args)))
 
     def __call__(self, conversation: Conversation) -> list[Conversation | Dropped]:
@@ -307,10 +307,6 @@ def check(specs: Iterable[Spec]) -> None:
         factory = _factory(spec)
         if not getattr(factory, "needs", ()):  # else it is made once that is here
             _make(factory, spec, Context())
-
-
-def _build(spec: Spec, context: Context) -> FilterFn:
-    return _make(_factory(spec), spec, context)
 
 
 def _factory(spec: Spec) -> Callable[..., FilterFn]:

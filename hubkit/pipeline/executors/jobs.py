@@ -109,6 +109,9 @@ class OnJobs:
             env[PLUGINS] = json.dumps(loaded)
         if hub.embedded:
             env["HF_HUB_DISABLE_XET"] = env[LOCAL_JOB] = "1"
+        requirements = (
+            [] if self.image else [self.requirement or own_wheel.publish(hub).requirement]
+        )
         return cloud.Command(
             args=(
                 "python",
@@ -120,15 +123,11 @@ class OnJobs:
             labels=labels,
             flavor=self.flavor(stage.name),
             timeout_s=self.timeout_s,
-            requirements=() if self.image else (self._requirement(hub),),
+            requirements=requirements,
             image=self.image,
             env=env,
             secrets={"HF_TOKEN": hub.token} if hub.token else {},
         )
-
-    def _requirement(self, hub: Hub) -> str:
-        """What the job installs: what was asked for, else this hubkit, by URL and hash."""
-        return self.requirement or own_wheel.publish(hub).requirement
 
     def _tell(self, stage: str, line: str, progress: Progress) -> None:
         self.on_line(stage, line)

@@ -13,7 +13,7 @@ from hubkit.serving.client.batch_endpoint import BatchEndpoint
 from hubkit.serving.client.batch_queue import MOST_REQUESTS
 from hubkit.serving.client.client_template import ClientTemplate
 from hubkit.serving.client.dialects import PROFILES
-from hubkit.serving.client.endpoint import ClientLimits, Endpoint, RequestOptions
+from hubkit.serving.client.endpoint import ClientLimits, Endpoint, Request, RequestOptions
 from hubkit.serving.client.replies import Reply
 from hubkit.serving.credentials import key_in
 from hubkit.serving.engines.local import Engine, EngineSettings, start_engine
@@ -28,6 +28,7 @@ __all__ = [
     "Engine",
     "EngineSettings",
     "Reply",
+    "Request",
     "RequestOptions",
     "ask_all",
     "key_in",

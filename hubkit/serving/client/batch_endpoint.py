@@ -6,16 +6,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hubkit.conversation import Message
 from hubkit.errors import EndpointError, RecipeError
 from hubkit.serving.client.batch_apis import api_of, headers_of
 from hubkit.serving.client.batch_ledger import BatchLedger
 from hubkit.serving.client.batch_queue import MOST_REQUESTS, BatchQueue, Pace
-from hubkit.serving.client.dialects import batch_api, may_be_answered
+from hubkit.serving.client.dialects import batch_api
 from hubkit.serving.client.endpoint import (
     DEFAULT_LIMITS,
     DEFAULT_REQUEST,
@@ -95,23 +94,14 @@ class BatchEndpoint(Endpoint):
         """Nothing is asked of a provider before the first batch."""
 
     async def attempt(
-        self,
-        messages: Sequence[Message],
-        *,
-        seed: int,
-        key: str = "",
-        prefer: str | None = None,
-        idle: Idle = contextlib.nullcontext,
-        temperature: float | None = None,
-        fields: Mapping[str, Any] | None = None,
+        self, request: Request, *, prefer: str | None = None, idle: Idle = contextlib.nullcontext
     ) -> Reply:
         """One attempt at the next turn, as `Endpoint.attempt`: it waits for its batch."""
-        if not may_be_answered(messages):
-            raise RecipeError(
-                "a request must not end with an assistant message; servers would continue that turn"
-            )
-        body, _ = self._chat_request(Request(messages, seed, key, temperature, fields))
-        facts = json.dumps([self._url, body, seed, key], sort_keys=True, default=str)
+        request.require_turn()
+        body, _ = self._chat_request(request)
+        facts = json.dumps(
+            [self._url, body, request.seed, request.key], sort_keys=True, default=str
+        )
         try:
             async with idle():
                 answer = await self._queue.ask(

@@ -81,9 +81,16 @@ class Request:
 
     messages: Sequence[Message]
     seed: int
-    key: str
-    temperature: float | None
+    key: str = ""
+    temperature: float | None = None
     fields: Mapping[str, Any] | None = None
+
+    def require_turn(self) -> None:
+        """Raise `RecipeError` where the assistant spoke last."""
+        if not may_be_answered(self.messages):
+            raise RecipeError(
+                "a request must not end with an assistant message; servers would continue that turn"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,15 +263,9 @@ class Endpoint:
             EndpointUnreachableError: No address answers any more.
         """
         for attempt in range(_FAILED_ATTEMPTS):
-            reply = await self.attempt(
-                messages,
-                seed=(seed + 7919 * attempt) & 0x7FFFFFFF,
-                key=key,
-                prefer=prefer,
-                idle=idle,
-                temperature=temperature,
-                fields=fields,
-            )
+            attempt_seed = (seed + 7919 * attempt) & 0x7FFFFFFF
+            request = Request(messages, attempt_seed, key, temperature, fields)
+            reply = await self.attempt(request, prefer=prefer, idle=idle)
             if not reply.failed:
                 return reply
         raise EndpointError(
@@ -275,21 +276,10 @@ class Endpoint:
         )
 
     async def attempt(
-        self,
-        messages: Sequence[Message],
-        *,
-        seed: int,
-        key: str = "",
-        prefer: str | None = None,
-        idle: Idle = contextlib.nullcontext,
-        temperature: float | None = None,
-        fields: Mapping[str, Any] | None = None,
+        self, request: Request, *, prefer: str | None = None, idle: Idle = contextlib.nullcontext
     ) -> Reply:
         """One attempt at the next turn, as `chat`; its reply may have failed (`Reply.failed`)."""
-        if not may_be_answered(messages):
-            raise RecipeError(
-                "a request must not end with an assistant message; servers would continue that turn"
-            )
+        request.require_turn()
         if not self._ready:
             await self.prepare()
         if self._probation.is_full:
@@ -297,7 +287,6 @@ class Endpoint:
                 await self._probation.enter()
         elif not self._probation.proven:
             await self._probation.enter()
-        request = Request(messages, seed, key, temperature, fields)
         try:
             reply = await self._until_answered(request, prefer, idle)
         except MisconfiguredEndpointError as error:
