@@ -123,7 +123,7 @@ class OnJobs:
             labels=labels,
             flavor=self.flavor(stage.name),
             timeout_s=self.timeout_s,
-            requirements=requirements,
+            requirements=() if self.image else (named,),
             image=self.image,
             env=env,
             secrets={"HF_TOKEN": hub.token} if hub.token else {},
