@@ -109,9 +109,7 @@ class OnJobs:
             env[PLUGINS] = json.dumps(loaded)
         if hub.embedded:
             env["HF_HUB_DISABLE_XET"] = env[LOCAL_JOB] = "1"
-        requirements = (
-            [] if self.image else [self.requirement or own_wheel.publish(hub).requirement]
-        )
+        named = self.requirement or ("" if self.image else own_wheel.publish(hub).requirement)
         return cloud.Command(
             args=(
                 "python",
