@@ -99,5 +99,5 @@ def test_verdicts_of_files_and_of_datasets_are_reported(tmp_path: Path, hubkit_h
     assert score.mean.value == pytest.approx(20 / 3)
     stored = connect().commit("local/verdicts", own, "Verdicts", repo_type="dataset")
     assert verdict_report([f"verdicts@{stored.revision}"]).tables == made.tables
-    with pytest.raises(SourceError, match="no file here, and no dataset"):
+    with pytest.raises(SourceError, match="neither here nor a dataset's name"):
         verdict_report([str(tmp_path / "missing.jsonl")])

@@ -14,7 +14,6 @@ from pathlib import Path
 from hubkit import metrics
 from hubkit.api import datasets
 from hubkit.api.models import DEPLOYED, AddressOptions, Names, serving, terms
-from hubkit.errors import RepoMissingError, SourceError
 from hubkit.evaluation import Judged, Player, Setup, benchmarks, chat, votes
 from hubkit.evaluation import verdict_report as verdicts
 from hubkit.evaluation.chat import JudgeChoice, dialect_of
@@ -340,7 +339,7 @@ def vote_report(
     Raises:
         SourceError: A file does not hold votes.
     """
-    files = [file for name in sources for file in _files_of(name, "votes/*.jsonl")]
+    files = [file for name in sources for file in datasets.files_of(name, "votes/*.jsonl")]
     return votes.report(files, screen=screen or votes.Screen(), bootstrap=Bootstrap(seed=seed))
 
 
@@ -365,26 +364,10 @@ def verdict_report(
     Raises:
         SourceError: A file does not hold verdicts.
     """
-    files = [file for name in sources for file in _files_of(name, "verdicts-*.jsonl")]
+    files = [file for name in sources for file in datasets.files_of(name, "verdicts-*.jsonl")]
     for form, path in (exports or {}).items():
         write_verdicts(path, [entry for file in files for entry in read_verdicts(file)], form)
     return verdicts.report(files, votes=human, gamed=gamed, kin=own_models)
-
-
-def _files_of(name: str, pattern: str) -> list[Path]:
-    """The file `name`, or those of a dataset, ``REPO[@REV]``, that match `pattern`."""
-    if Path(name).is_file():
-        return [Path(name)]
-    hub = connect()
-    repo, _, revision = name.partition("@")
-    try:
-        ref = hub.resolve(hub.qualify(repo), repo_type="dataset", revision=revision or "main")
-    except RepoMissingError as error:
-        raise SourceError(f"{name} is no file here, and no dataset: {error}") from None
-    files = sorted(hub.snapshot(ref, allow_patterns=[pattern]).glob(pattern))
-    if not files:
-        raise SourceError(f"{ref} holds no file {pattern}; name a dataset or a file that does")
-    return files
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,8 @@ def test_the_local_engine_s_model_ends_the_dialogue(
     told, reply = told_and_reply(hub, spec, tmp_path)
     planned = engine_of(hub, models["llama-3"], context=256)
     by = f"by the embedded engine ({planned.engine}): {planned.reason}"
-    assert told == f"asker: {models['llama-3']}, {by}"
+    model = models["llama-3"]
+    assert told == f"asker: {model.repo_id}@{model.revision}, {by}"
     assert reply.content == END and reply.finish_reason == "stop"
     with pytest.raises(RecipeError, match="'<bye>' is no token of"):
         with_people_template(spec, hub, models["llama-3"], end_token="<bye>")
