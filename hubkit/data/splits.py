@@ -20,6 +20,7 @@ from hubkit.errors import StageError
 SPLITS = ("train", "openings", "test")
 TRAIN, OPENINGS, TEST = range(3)
 _SPACE = re.compile(r"\s+")
+_LETTERS = str.maketrans("0123456789abcdef", "abcdefghijklmnop")  # digits may read as a card's
 _SHARED_OPENING_CHARS = 40  # shorter first turns ("hi", "continue") are shared by strangers
 
 
@@ -65,7 +66,7 @@ class Splitter:
         """A name of no meaning for the person whose `conversation` is, the same in all of theirs;
         None where the source does not say."""
         person = self._person(conversation)
-        return None if person is None else f"{person:016x}"
+        return None if person is None else f"{person:016x}".translate(_LETTERS)
 
     def assign(self, *, openings: int, test: int, few: bool = False) -> list[int | None]:
         """Give the split of each row (an index into `SPLITS`), or None: a continuation of a

@@ -590,6 +590,7 @@ def test_wildchat_is_read_and_one_person_s_conversations_stay_together(
             names.setdefault(int(row["id"], 16) % 40, set()).add(row.get("user"))
     assert all(len(name) == 1 for name in names.values()), "a name each"
     assert len(set[str | None]().union(*names.values())) == (40 if person else 1)
+    assert all(name is None or name.isalpha() for (name,) in names.values()), "no number of a card"
     assert all(len(splits) == 1 for splits in split_of_person.values()) == bool(person)
 
 
