@@ -105,8 +105,8 @@ def notes(card: Scorecard) -> list[str]:
     for name, number in card.settings.get("trained_on", {}).items():
         if number is None:
             lines.append(
-                f"{name} does not say what it was trained on: the held-out conversations may be "
-                "among it"
+                f"{name}: what it was trained on is not known here; the held-out conversations "
+                "may be among it"
             )
         elif number:
             lines.append(

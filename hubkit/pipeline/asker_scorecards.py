@@ -14,7 +14,7 @@ from typing import Any
 
 from hubkit.data.overlap import HeldOutIndex
 from hubkit.data.parquet import write_files
-from hubkit.errors import RecipeError, SourceError
+from hubkit.errors import RecipeError, RepoMissingError, SourceError
 from hubkit.evaluation.chat import JudgeChoice
 from hubkit.evaluation.scorecard import HeldOutFiles
 from hubkit.hub import Hub
@@ -192,11 +192,16 @@ def _trained_on(
         own = (spec.data.repo_id, spec.data.revision, "test")
         if own == (source["repo_id"], source["revision"], source["split"]):
             continue
+        progress(0, None, f"looking for held-out conversations in what {spec.name} was trained on")
+        try:
+            shards = parquet(hub, spec.data, "train")
+        except RepoMissingError:  # it is not on this Hub, or not for this user
+            found[spec.name] = None
+            continue
         if index is None:
             index = HeldOutIndex(conversations(list(files)), near_duplicate=_NEAR_DUPLICATE)
-        progress(0, None, f"looking for held-out conversations in what {spec.name} was trained on")
-        rows = conversations(parquet(hub, spec.data, "train"))
-        found[spec.name] = {overlap.held_out for overlap in index.overlaps(spec.name, rows)}
+        overlaps = index.overlaps(spec.name, conversations(shards))
+        found[spec.name] = {overlap.held_out for overlap in overlaps}
     return found
 
 

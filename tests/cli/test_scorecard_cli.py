@@ -163,6 +163,11 @@ def test_nobody_is_asked_at_what_one_of_them_was_trained_on(
     turns = [json.loads(line) for line in lines]
     asked = {turn["id"] for turn in turns}
     assert asked and not asked & {"c3", "c4"}
+    record["inputs"]["corpus"]["repo_id"] = "somebody/private"
+    (copy / "provenance" / "asker.json").write_text(json.dumps(record))
+    hub.commit(hub.qualify("other-ask"), copy, "its corpus is elsewhere")
+    done = run("tiny-ask", "--against", "other-ask", *served, "-n", "4", *options[2:])
+    assert "other-ask: what it was trained on is not known here" in done.stderr
 
 
 def test_a_table_says_what_is_missing(repos: dict[str, Ref], server: Handle) -> None:

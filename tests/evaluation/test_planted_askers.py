@@ -4,6 +4,7 @@ people): each measure ranks them as it must."""
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,18 @@ KINDS_AND_ENDS = {"people": 0.9, "elsewhere": 0.5, "copy machine": 0.0, "assista
 
 
 @pytest.fixture(scope="module")
-def perplexities(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Number]:
+def one_thread() -> Iterator[None]:
+    """Threads of so small a model would only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def perplexities(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Number]:
     """Of people's turns, under tiny models that were trained on what each of three kinds says."""
     folder = tmp_path_factory.mktemp("tiny")
     base = tiny_base(folder / "base")

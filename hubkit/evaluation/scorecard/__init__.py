@@ -47,7 +47,7 @@ class HeldOutFiles:
         intent_column: Where what a conversation's human wants is.
         source: What the result says that they are.
         trained_on: Ids of those that an asker was trained on, which nobody is asked at, by asker;
-            None of one that does not say what it was trained on.
+            None of one of which it is not known.
     """
 
     files: Sequence[Path]
