@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
-import re
 import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from hubkit.cli import logs
-from hubkit.progress import Lasting, Notice, Progress
+from hubkit.progress import Course, Lasting, Log, Notice, Progress, short
 from hubkit.untrusted import printable
-
-_LINE_EVERY_S = 10.0
-_STEADY_S = 5.0  # until a rate says something of the time that is left
-_DIGEST = re.compile(r"\b[0-9a-f]{32,64}\b")
 
 
 def say(line: str) -> None:
@@ -71,13 +64,42 @@ def bars(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
         reaches ``total``; a call with 1 of 1 ends any bar.
     """
     with _interrupts_answered():
-        if quiet:
-            yield lambda name: _lines(name, logs.seen, lasting=say)
-        elif logs.is_verbose() or not sys.stderr.isatty():
-            yield _lines
+        if quiet or logs.is_verbose() or not sys.stderr.isatty():
+            write = logs.seen if quiet else say
+            yield _told_once(lambda name: Log(name, _guarded(write), lasting=_guarded(say)))
         else:
             with _live_bars() as bar_for:
-                yield lambda name: _both(bar_for(name), _lines(name, logs.seen))
+                yield _told_once(lambda name: _both(bar_for(name), Log(name, logs.seen)))
+
+
+def _told_once(bar_for: Callable[[str], Progress]) -> Callable[[str], Progress]:
+    """`bar_for`, where what is to be read later is told by one bar only, as several stages may use
+    the same engine."""
+    told: set[str] = set()
+
+    def told_once(name: str) -> Progress:
+        bar = bar_for(name)
+
+        def progress(completed: float, total: float | None = None, note: str = "") -> None:
+            if isinstance(note, Lasting):
+                if note in told:
+                    return
+                told.add(note)
+            bar(completed, total, note)
+
+        return progress
+
+    return told_once
+
+
+def _guarded(write: Callable[[str], None]) -> Callable[[str], None]:
+    """`write`, also from a signal that comes in the middle of another line."""
+
+    def guarded(text: str) -> None:
+        with suppress(RuntimeError):
+            write(text)
+
+    return guarded
 
 
 def _both(first: Progress, second: Progress) -> Progress:
@@ -120,38 +142,6 @@ def _interrupts_answered() -> Iterator[None]:
         reader.close()
 
 
-def _lines(
-    name: str, write: Callable[[str], None] = say, *, lasting: Callable[[str], None] | None = None
-) -> Progress:
-    """Without a terminal: the first note, its changes every `_LINE_EVERY_S` seconds, the last one,
-    and every `Notice`; no line twice. `lasting`: what writes a `Lasting` notice, where not `write`.
-    """
-    last_time, last_line = -_LINE_EVERY_S, ""
-
-    def progress(completed: float, total: float | None = None, note: str = "") -> None:
-        nonlocal last_time, last_line
-        now = time.monotonic()
-        complete = bool(total) and completed >= (total or 0)
-        count = f" ({_amount(completed)} of {_amount(total)})" if total and total > 1 else ""
-        text = f"{name}: {short(note)}{count}"
-        due = complete or isinstance(note, Notice) or now - last_time >= _LINE_EVERY_S
-        if note and text != last_line and due:
-            last_time, last_line = now, text
-            with suppress(RuntimeError):  # a notice of a signal, in the middle of another line
-                (lasting or write if isinstance(note, Lasting) else write)(text)
-
-    return progress
-
-
-def short(note: str) -> str:
-    """`note` with commit ids and digests cut to eight characters."""
-    return _DIGEST.sub(lambda match: match[0][:8], note)
-
-
-def _amount(value: float | None) -> str:
-    return "?" if value is None else f"{math.floor(value):,}"
-
-
 @contextmanager
 def _live_bars() -> Iterator[Callable[[str], Progress]]:
     from rich.console import Console
@@ -164,7 +154,6 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.fields[stage]:<8}"),
         BarColumn(bar_width=16 if console.width >= 100 else 8),
-        TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
         # Alone gives way where the terminal is narrow.
@@ -175,46 +164,28 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
     with Bars(*columns, console=console, expand=True) as live:
 
         def bar_for(name: str) -> Progress:
-            task_id = live.add_task(name, total=None, stage=name, note="", count="", left="")
+            task_id = live.add_task(name, total=None, stage=name, note="", left="")
             task = live.tasks[live.task_ids.index(task_id)]
-            counted, started_at, done_before = 0.0, time.monotonic(), 0.0
+            course = Course()
 
             def progress(completed: float, total: float | None = None, note: str = "") -> None:
-                nonlocal counted, started_at, done_before
                 if isinstance(note, Lasting):
                     console.print(f"{name}: {printable(short(note))}", highlight=False)
                     return
-                if total is not None and total > 1:
-                    counted = total
-                elif total is not None and completed >= 1 and counted:
-                    completed = total = counted  # the end of a bar that counted something
-                if total != task.total:
-                    started_at, done_before = time.monotonic(), completed
-                    if total is None:  # `update` takes None for "as before"
-                        task.total = task.finished_time = None
-                count = f"{_amount(completed)} of {_amount(total)}" if total and total > 1 else ""
-                seconds, gained = time.monotonic() - started_at, completed - done_before
-                time_left = ""
-                if total and gained > 0 and completed < total and seconds >= _STEADY_S:
-                    time_left = _duration(seconds / gained * (total - completed))
-                if isinstance(note, Notice):  # which needs the room, and ends the count
-                    count = time_left = ""
+                shown = course.shown(completed, total, note)
+                if isinstance(note, Notice):  # which needs the room
+                    live.update(task_id, note=printable(shown.note), left="")
+                    return
+                if shown.share is None:  # `update` takes None for "as before"
+                    task.total = task.finished_time = None
                 live.update(
                     task_id,
-                    completed=completed,
-                    total=total,
-                    note=printable(short(note)),
-                    count=count,
-                    left=time_left,
+                    completed=shown.share or 0.0,
+                    total=None if shown.share is None else 1.0,
+                    note=printable(f"{shown.count} {shown.note}".strip()),
+                    left=shown.left,
                 )
 
             return progress
 
         yield bar_for
-
-
-def _duration(seconds: float) -> str:
-    """Time that is left, in the unit that a person would use."""
-    if seconds < 90:
-        return f"{seconds:.0f} s left"
-    return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"

@@ -17,6 +17,7 @@ import typer
 from hubkit.cli import console, job_options
 from hubkit.cli.job_options import JobOptions
 from hubkit.cli.options import OutputOptions, RecipeOptions, grouped
+from hubkit.progress import short
 from hubkit.untrusted import JsonObject, number_in, object_in
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def _show_plan(
                 p.stage,
                 p.repo_id,
                 p.state.partition(":")[0],
-                console.short(p.commit),
+                short(p.commit),
                 _rounded(_planned(trainings.get(p.stage), "hours")),
                 _rounded(_planned(trainings.get(p.stage), "memory_gib")),
             ]

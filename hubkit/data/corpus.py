@@ -411,17 +411,17 @@ class _Gauge:
         """`results`, one for each conversation, noted on their way out."""
         for result in results:
             self._done += 1
-            self._say(self._under_way.popleft(), f"cleaned, {self._done:,} rows of {self._name}")
+            self._say(self._under_way.popleft(), f"{self._done:,} rows of {self._name}")
             yield result
         self._said_at = 0.0
-        self._say(self._total, f"cleaned, {self._done:,} rows")
+        self._say(self._total, f"{self._done:,} rows")
 
     def _say(self, count: int, note: str) -> None:
         now = time.monotonic()
         if now - self._said_at >= _SAY_EVERY_S:
             self._said_at = now
             size, unit = (10**6, "MB") if self._total >= 10**7 else (10**3, "kB")
-            self._progress(count / size, -(-self._total // size), f"{unit} {note}")
+            self._progress(count / size, self._total / size, f"{unit} cleaned · {note}")
 
 
 def _printable(name: str) -> str:

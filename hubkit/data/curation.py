@@ -90,13 +90,13 @@ def curate(
     ):
         for count, (conversation, results) in enumerate(judged):
             if count % _SAY_EVERY == 0:
-                progress(count, rows, "filtering dialogues")
+                progress(count, rows, "dialogues filtered")
             result = _only(results, conversation)
             if not isinstance(result, Dropped):
                 turns[result.human_turns] += 1
             if batches[0].take(result, conversation):
                 batches.popleft().write(kept, dropped)
-    progress(rows, rows, "filtered dialogues")
+    progress(rows, rows, "dialogues filtered")
     report.rows_read, report.kept, report.dropped = (
         kept.rows + dropped.rows,
         kept.rows,

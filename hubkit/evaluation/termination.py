@@ -83,8 +83,11 @@ def termination(
     measured: list[list[float]] = []
     cut: set[int] = set()
     seating = Seating.of(training)
+    what = "conversations · probabilities of the end mark"
     for row in rows_of(data):
-        progress(len(measured), block.conversations, "probabilities of the end mark")
+        progress(
+            len(measured), block.conversations, "conversations · probabilities of the end mark"
+        )
         if len(measured) == block.conversations:
             break
         prompts = _prompts(row, training, seating, tokenizer, templates)
@@ -97,6 +100,7 @@ def termination(
             f"no held-out conversation that ends on an answer has one within {block.max_tokens} "
             "tokens"
         )
+    progress(len(measured), len(measured), what)
     return summarise(measured, cut=cut)
 
 

@@ -75,14 +75,14 @@ def turn_losses(
     model = load_model(base, adapter)
     losses = TurnLosses([], [], [])
     for number, (row_id, messages) in enumerate(rows):
-        progress(number, len(rows), "held-out loss")
+        progress(number, len(rows), "dialogues · held-out loss")
         view: list[Message] = seat_view(messages, "assistant", training.system)
         encoded = templates.encode(tokenizer, view, "assistant", max_length=max_tokens)
         nats, counts = _by_turn(encoded, token_losses(model, encoded))
         losses.ids.append(row_id)
         losses.nats.append(nats)
         losses.tokens.append(counts)
-    progress(len(rows), len(rows), "held-out loss")
+    progress(len(rows), len(rows), "dialogues · held-out loss")
     return losses
 
 

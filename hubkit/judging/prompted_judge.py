@@ -107,7 +107,7 @@ class PromptedJudge:
                 else:
                     answers[key] = verdict.answer
                 completed += 1
-                progress(completed, total, "what the judge says")
+                progress(completed, total, "questions to the judge answered")
 
         def on_batch(sentence: str) -> None:
             progress(completed, total, Notice(sentence))

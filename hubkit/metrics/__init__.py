@@ -230,20 +230,20 @@ def stats(
     sizes: dict[str, list[int]] = {}
     vectors: dict[str, Matrix] = {}
     for at, (name, dataset) in enumerate(samples.items()):
-        progress(at, len(samples), name)
+        progress(at, len(samples), f"data sets · {name}")
         result = Measured(name, dataset.total, len(dataset.dialogues))
         sizes[name] = _lengths(result, dataset, counter, seed)
         _words(result, dataset, seed)
         _context(result, dataset, helpers.judge, seed)
         if helpers.embedder:
-            dataset_progress = part(progress, at, len(samples), name)
+            dataset_progress = part(progress, at, len(samples), name, "data sets")
             vectors[name] = _topics(
                 result, dataset, helpers.embedder, seed, progress=dataset_progress
             )
         _likeness(result, dataset, real, alike, seed)
         _plugins(result, dataset, seed)
         measured.append(result)
-    progress(len(samples), len(samples), "")
+    progress(len(samples), len(samples), "data sets measured")
     unit = "tokens" if helpers.tokenizer else "words"
     report = StatsReport(measured, baseline, unit, seed)
     if out:

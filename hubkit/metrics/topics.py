@@ -49,7 +49,7 @@ def embed(texts: Sequence[str], model: Path, *, progress: Progress = silent) -> 
             weight = inputs["attention_mask"].unsqueeze(-1)
             mean = (hidden * weight).sum(1) / weight.sum(1)
             vectors[batch] = torch.nn.functional.normalize(mean, dim=1).numpy()
-            progress(start + len(batch), len(order), "embedding")
+            progress(start + len(batch), len(order), "turns embedded")
     return vectors
 
 

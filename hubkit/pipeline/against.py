@@ -26,7 +26,7 @@ from hubkit.metrics.cross_table import CrossTable, Scored, cross_table, notes, p
 from hubkit.pipeline import askers as asker_specs
 from hubkit.pipeline.askers import AskerSpec
 from hubkit.pipeline.rewarding import Place, check_rewards, served_rewards
-from hubkit.progress import Progress, silent
+from hubkit.progress import Progress, part, silent
 from hubkit.recipe import Against, Rollout, SeatConfig, Turns, content_of, digest
 from hubkit.reinforcement import (
     Episode,
@@ -327,7 +327,8 @@ class CrossTableRun:
         ) as models:
             templates = self._templates(hub, missing)
             for number, pair in enumerate(missing):
-                progress(number, len(missing), f"{pair.chat.name} with {pair.asker.name}")
+                names = f"{pair.chat.name} with {pair.asker.name}"
+                of_pair = part(progress, number, len(missing), names, "pairs")
                 seats = rollouts.Seats(
                     *(
                         replace(models[role], template=templates.get(role) or models[role].template)
@@ -335,7 +336,7 @@ class CrossTableRun:
                     )
                 )
                 try:
-                    report = self._rollout(pair, seats, list(finished.values()))
+                    report = self._rollout(pair, seats, list(finished.values()), of_pair)
                 except EmptyRolloutError:
                     if self._cap:
                         break
@@ -343,7 +344,6 @@ class CrossTableRun:
                 finished[pair.folder(self.work)] = report
                 if report.stopped:
                     break
-            progress(len(missing), len(missing), "")
         return finished
 
     def _templates(self, hub: Hub, pairs: Sequence[_Pair]) -> dict[str, ClientTemplate]:
@@ -368,6 +368,7 @@ class CrossTableRun:
         pair: _Pair,
         seats: rollouts.Seats,
         earlier_reports: Sequence[RolloutReport],
+        progress: Progress,
     ) -> RolloutReport:
         folder = pair.folder(self.work)
         conversations = [
@@ -392,6 +393,7 @@ class CrossTableRun:
                     "chat": {"repo_id": pair.chat.name, "revision": pair.chat.identity},
                 },
             ),
+            watch=rollouts.Watch(progress),
         )
 
     def _rollout_block(self, pair: _Pair, earlier_reports: Sequence[RolloutReport]) -> Rollout:
@@ -515,7 +517,7 @@ class CrossTableRun:
                 progress(start, len(episodes), "conversations rewarded")
                 batch = episodes[start : start + self.block.in_flight]
                 outcomes += await rewards.score(batch)
-        progress(len(episodes), len(episodes), "")
+        progress(len(episodes), len(episodes), "conversations rewarded")
         return outcomes
 
 

@@ -239,7 +239,7 @@ def _ask(
     def step() -> None:
         nonlocal completed
         completed += 1
-        progress(completed, len(jobs), "answers that lose the context")
+        progress(completed, len(jobs), "answers without the context")
 
     ask_all(
         endpoint,

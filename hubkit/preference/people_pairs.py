@@ -120,7 +120,7 @@ def build(
         def step() -> None:
             nonlocal completed
             completed += 1
-            progress(completed, len(jobs), "the asker's own turns, for pairs with people's")
+            progress(completed, len(jobs), "turns of the asker, for pairs with people's")
 
         if waiting:
             ask_all(

@@ -182,12 +182,12 @@ def _publish(push: _Push, options: PushOptions, dry_run: bool, progress: Progres
     changes_made: list[Change] = []
     push.commits_there.clear()
     for at, (step, plan) in enumerate(zip(steps, planned, strict=True)):
-        progress(at, len(steps) + 1, f"pushing {step.repo_id}")
+        progress(at, len(steps) + 1, f"repos · pushing {step.repo_id}")
         # Across Hubs a card names commits that this push makes, so it is planned again once they
         # are known.
         changes_made += _carry_out(push, step, None if push.is_copy and step.kind else plan)
     changes_made += collection.push(hub, recipe, items, private=push.private)
-    progress(len(steps) + 1, len(steps) + 1, "pushed")
+    progress(len(steps) + 1, len(steps) + 1, "repos pushed")
     return changes_made + left_out
 
 
@@ -204,7 +204,7 @@ class _Step:
 
 
 def _plan_all(push: _Push, step: _Step, progress: Progress, at: int, total: int) -> RepoPlan:
-    progress(at, total, f"checking {step.repo_id}")
+    progress(at, total, f"repos · checking {step.repo_id}")
     plan = step.plan()
     safety_checks.check(plan, step.kind, push.target)
     if push.is_copy:

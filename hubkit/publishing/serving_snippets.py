@@ -38,7 +38,7 @@ def running(hub: Hub, recipe: Recipe, *, progress: Progress = silent) -> Iterato
     `hub` must allow Spaces (``ensure_running(spaces=True)``). Raises `RepoMissingError` when
     something is not pushed and `EngineError` when engine or app does not start."""
     with contextlib.ExitStack() as stack:
-        progress(0, len(SPACES) + 1, "starting the engine")
+        progress(0, len(SPACES) + 1, "servers · starting the engine")
         repos = {
             space.folder: hub.qualify(getattr(recipe.repos, space.named_after)) for space in SPACES
         }
@@ -50,9 +50,9 @@ def running(hub: Hub, recipe: Recipe, *, progress: Progress = silent) -> Iterato
             stack.enter_context(_started(hub, repo_id, variables))
         pages = {}
         for number, (name, repo_id) in enumerate(repos.items()):
-            progress(number + 1, len(SPACES) + 1, f"starting the {name} Space")
+            progress(number + 1, len(SPACES) + 1, f"servers · starting the {name} Space")
             pages[name] = _page(hub, repo_id)
-        progress(len(SPACES) + 1, len(SPACES) + 1, "the Spaces are up")
+        progress(len(SPACES) + 1, len(SPACES) + 1, "servers · the Spaces are up")
         yield pages
 
 

@@ -82,6 +82,12 @@ class Dialogue:
         """The position of the turn to come among all of the dialogue's turns, from 0."""
         return len(self.plan.messages) + len(self.turns)
 
+    @property
+    def share(self) -> float:
+        """How much of what the plan wants generated is there, up to 1."""
+        wanted = 2 * self.plan.human_turns - len(self.plan.messages)
+        return min(len(self.turns) / wanted, 1.0) if wanted > 0 else 1.0
+
     def add(self, turn: Turn) -> None:
         """A turn has been generated."""
         self.turns.append(turn)

@@ -88,6 +88,7 @@ class Driver:
         self._shard_lock, self._shard_due = asyncio.Lock(), asyncio.Event()
         self._last_shard = time.monotonic()
         self.turns = self.sent = 0  # this session's
+        self.written = 0  # tokens of this session's answers, where servers count them
 
     @property
     def finished(self) -> int:
@@ -96,11 +97,8 @@ class Driver:
 
     @property
     def under_way(self) -> float:
-        """How much of the open dialogues is finished, in dialogues."""
-        return sum(
-            min(dialogue.human_turns / max(dialogue.plan.human_turns, 1), 1.0)
-            for dialogue in self.state.open_below(self._block.dialogues)
-        )
+        """How much of the open dialogues is generated, in dialogues."""
+        return sum(dialogue.share for dialogue in self.state.open_below(self._block.dialogues))
 
     async def run(self, plans: Iterator[Plan]) -> None:
         """Drive all of `plans` after the dialogues that are open; returns when done or a cap is
@@ -334,6 +332,7 @@ class Driver:
             self.sent += 1
             prompt_tokens = request.tokens if reply.prompt_tokens is None else reply.prompt_tokens
             completion = reply.completion_tokens
+            self.written += completion or 0
             if completion is None:
                 completion = likely_tokens(len(reply.content) + len(reply.thinking))
             self.state.spent.add(seat, prompt_tokens, completion, reply.cached_tokens or 0)

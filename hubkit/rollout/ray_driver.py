@@ -232,9 +232,9 @@ class _Parts:
             list(statuses.values()), self._job.block, self._before, time.monotonic() - self._started
         )
         self._watch.progress(
-            status.dialogues + status.under_way,
-            status.wanted,
-            f"{len(self._pending)} parts {status.line()}",
+            status.share,
+            1,
+            f"{status.line()} · {len(self._pending)} parts",
         )
         if self._watch.on_status is not None:
             self._watch.on_status(status)

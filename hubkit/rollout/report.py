@@ -11,9 +11,10 @@ from hubkit.untrusted import JsonObject
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A run at this moment. Rates are this session's; `eta_s` is None until there is something to
-    judge by. `under_way` is how much of the open dialogues is finished, in dialogues. `stopping`
-    says that the run was interrupted: what is in flight is taken, and nothing more is sent.
+    """A run at this moment. Turns and rates are this session's; `tokens_per_s` are those that the
+    models wrote, as their servers count them. `eta_s` is None until there is something to judge by.
+    `under_way` is how much of the open dialogues is generated, in dialogues. `stopping` says that
+    the run was interrupted: what is in flight is taken, and nothing more is sent.
     """
 
     dialogues: int
@@ -32,6 +33,13 @@ class Status:
     under_way: float = 0.0
     stopping: str = ""
 
+    @property
+    def share(self) -> float:
+        """How much of the run's turns is generated; 1 only once all dialogues have ended."""
+        if self.dialogues >= self.wanted:
+            return 1.0
+        return min((self.dialogues + self.under_way) / self.wanted, 1 - 1e-9)
+
     def line(self) -> str:
         """The note of a progress bar."""
         in_flight = sum(self.in_flight.values())
@@ -39,9 +47,9 @@ class Status:
             answers = "answer" if in_flight == 1 else "answers"
             return Notice(f"finishing {in_flight} {answers}; press again to stop now")
         parts = [
-            f"{self.dialogues} finished",
-            f"{self.turns} turns",
-            f"{self.tokens_per_s:.0f} tok/s",
+            f"{self.dialogues:,} of {self.wanted:,} dialogues",
+            f"{self.turns:,} turns",
+            *([f"{self.tokens_per_s:.0f} tok/s"] if self.tokens_per_s >= 0.5 else []),
             f"{in_flight} in flight",
         ]
         parts += [f"{kind} ×{count}" for kind, count in sorted(self.errors.items())]

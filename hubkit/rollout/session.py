@@ -155,17 +155,11 @@ async def _watched(
     on_status: Callable[[Status], None] | None,
 ) -> None:
     """Drive, and tell how it goes twice a second and at the end."""
-    started, tokens_before, done_before = (
-        time.monotonic(),
-        driver.state.spent.total,
-        driver.finished,
-    )
+    started, done_before = time.monotonic(), driver.finished
 
     def tell() -> None:
-        status = _status(
-            driver, seats, block, time.monotonic() - started, tokens_before, done_before
-        )
-        progress(status.dialogues + status.under_way, status.wanted, status.line())
+        status = _status(driver, seats, block, time.monotonic() - started, done_before)
+        progress(status.share, 1, status.line())
         if on_status is not None:
             on_status(status)
 
@@ -190,7 +184,6 @@ def _status(
     seats: Mapping[str, Endpoint],
     block: Rollout,
     seconds: float,
-    tokens_before: int,
     done_before: int,
 ) -> Status:
     spent, counts = driver.state.spent, driver.state.counts
@@ -201,7 +194,7 @@ def _status(
         wanted=block.dialogues,
         turns=driver.turns,
         turns_per_s=driver.turns / max(seconds, 1e-9),
-        tokens_per_s=(spent.total - tokens_before) / max(seconds, 1e-9),
+        tokens_per_s=driver.written / max(seconds, 1e-9),
         in_flight={endpoint.name: endpoint.in_flight for endpoint in seats.values()},
         limits={
             f"{e.name} {url}": limit for e in seats.values() for url, limit in e.limits.items()

@@ -66,8 +66,11 @@ def serve(
         _servers(hub, launched, load) as servers,
     ):
         models = {**answering, **started, **servers, **deployed}
+        by_description: dict[str, list[str]] = {}
         for name in specs:
-            progress(0, None, Lasting(f"{name}: {models[name].description}"))
+            by_description.setdefault(models[name].description, []).append(name)
+        for description, names in by_description.items():
+            progress(0, None, Lasting(f"{', '.join(names)}: {description}"))
         yield {
             name: replace(model, template=specs[name].template or model.template)
             for name, model in models.items()

@@ -23,6 +23,7 @@ from hubkit.errors import MissingDependencyError, RecipeError
 from hubkit.hub.places import home
 from hubkit.recipe import Preference, Reinforce, Training
 from hubkit.settings import BF16, value
+from hubkit.training.values import check_values
 from hubkit.untrusted import JsonObject, object_in
 
 # What hubkit decides itself, with the reason a recipe's author reads when they set it all the same.
@@ -173,8 +174,8 @@ def _without_model_options(settings: Mapping[str, Any]) -> JsonObject:
 
 
 def check_keys(where: str, settings: Mapping[str, Any], config_class: type) -> None:
-    """Refuse keys that `config_class` (a dataclass) does not have, naming the nearest, and those in
-    `RESERVED`.
+    """Refuse keys that `config_class` (a dataclass) does not have, naming the nearest, those in
+    `RESERVED`, and values that it cannot take.
     """
     field_names = {f.name for f in dataclasses.fields(config_class) if f.init}
     for key in settings:
@@ -184,6 +185,7 @@ def check_keys(where: str, settings: Mapping[str, Any], config_class: type) -> N
             near = difflib.get_close_matches(key, sorted(field_names - RESERVED.keys()), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise RecipeError(f"{where}.{key} is not a key of {config_class.__name__}{hint}")
+    check_values(where, settings, config_class)
 
 
 def fit_to_machine(settings: Mapping[str, Any]) -> tuple[JsonObject, list[str]]:

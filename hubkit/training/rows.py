@@ -294,18 +294,18 @@ def _encoded(
             encoded = encoded.upto(block.max_loss_tokens - stats.loss_tokens)
         stats.add(encoded, str(row.get("id", index)), maker.max_length)
         if position % 64 == 0:
-            progress(*_share(block, stats, position), "tokenising")
+            progress(_share(block, stats, position), 1, "tokenising")
         yield from encoded.examples
 
 
-def _share(block: Training, stats: RowStats, rows_seen: int) -> tuple[int, int]:
-    """How far tokenising is, and where it ends: at a budget of the block, or with the rows."""
+def _share(block: Training, stats: RowStats, rows_seen: int) -> float:
+    """How far tokenising is: to a budget of the block, or to the end of the rows."""
     ways = [(rows_seen, stats.rows_read)]
     if block.max_conversations is not None:
         ways.append((stats.rows_used, block.max_conversations))
     if block.max_tokens is not None:
         ways.append((stats.tokens, block.max_tokens))
-    return max(ways, key=lambda way: way[0] / max(way[1], 1))
+    return min(1.0, max(done / max(end, 1) for done, end in ways))
 
 
 def _full(block: Training, stats: RowStats) -> bool:

@@ -121,7 +121,7 @@ def watcher(progress: Progress, checkpoint_minutes: float, run: Run) -> Any:
 
         def say(self, completed: float, total: float, note: str) -> None:
             """Show what a step is at."""
-            progress(completed, total, note)
+            progress(completed, total, f"steps · {note}")
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             findings = check_steps(args, state.max_steps)
@@ -144,7 +144,8 @@ def watcher(progress: Progress, checkpoint_minutes: float, run: Run) -> Any:
 
         def tell(self) -> None:
             """How far it is."""
-            progress(self.step, self.steps, self.note)
+            note = self.note if isinstance(self.note, Notice) else f"steps · {self.note}"
+            progress(self.step, self.steps, note)
 
         def stop(self) -> None:
             """Ask for a checkpoint after the running step, and for an end."""

@@ -54,9 +54,7 @@ def test_a_stage_that_was_done_before_does_not_spin(columns: int) -> None:
         columns,
     )
     assert [line for line in lines if "corpus" in line and "✓" in line and "done before" in line]
-    assert [
-        line for line in lines if "asker" in line and "30 of 30" in line and "done in 12 s" in line
-    ]
+    assert [line for line in lines if "asker" in line and "✓" in line and "done in 12 s" in line]
     assert all(len(line) <= columns for line in lines)
 
 
@@ -83,19 +81,19 @@ def piped(code: str) -> list[str]:
 def test_a_piped_log_repeats_no_line() -> None:
     lines = piped(
         """
-        console._LINE_EVERY_S = 0.0
         with console.bars() as bar_for:
             corpus = bar_for("corpus")
             for _ in range(5):
-                corpus(10, 126, "cleaning")
-            corpus(126, 126, "cleaning")
-            corpus(126, 126, "cleaning")
+                corpus(10, 126, "MB cleaned")
+            corpus(125.9, 126, "MB cleaned")
+            corpus(126, 126, "MB cleaned")
+            corpus(126, 126, "MB cleaned")
             corpus(1, 1, "done in 3 s")
         """
     )
     assert lines == [
-        "corpus: cleaning (10 of 126)",
-        "corpus: cleaning (126 of 126)",
+        "corpus: 10 of 126 MB cleaned",
+        "corpus: 126 of 126 MB cleaned",
         "corpus: done in 3 s",
     ]
 
@@ -106,13 +104,13 @@ def test_a_notice_is_told_at_once_in_a_log() -> None:
         from hubkit.progress import Notice
         with console.bars() as bar_for:
             rollout = bar_for("rollout")
-            rollout(1, 24, "3 in flight")
-            rollout(2, 24, "2 in flight")
+            rollout(1, 24, "turns · 3 in flight")
+            rollout(2, 24, "turns · 2 in flight")
             rollout(2, 24, Notice("finishing 2 answers"))
             rollout(2, 24, Notice("finishing 2 answers"))
         """
     )
-    assert lines == ["rollout: 3 in flight (1 of 24)", "rollout: finishing 2 answers (2 of 24)"]
+    assert lines == ["rollout: 1 of 24 turns · 3 in flight", "rollout: finishing 2 answers"]
 
 
 def test_ctrl_c_is_answered_before_anything_else_ends() -> None:
@@ -142,13 +140,14 @@ def test_ctrl_c_is_answered_before_anything_else_ends() -> None:
 def test_only_the_note_gives_way_and_time_is_left_until_the_end(columns: int) -> None:
     lines = screen(
         """
+        import time
         now = 100.0
-        console.time.monotonic = lambda: now
+        time.monotonic = lambda: now
         with console.bars() as bar_for:
             corpus = bar_for("corpus")
             corpus(0, 126, "reading")
             now += 60
-            corpus(42.9, 126, "MB cleaned, 8,123 rows of " + "a-long-name" * 9)
+            corpus(42.9, 126, "MB cleaned · 8,123 rows of " + "a-long-name" * 9)
         """,
         columns,
     )

@@ -540,7 +540,7 @@ def test_the_bar_counts_what_is_cleaned_not_what_is_read(tmp_path: Path, workers
     )
     counted = [call for call in told if call[1] is not None]
     assert [done for done, _, _ in counted] == sorted(done for done, _, _ in counted)
-    assert counted[-1][0] / counted[-1][1] > 0.99 and counted[-1][2].endswith("cleaned, 2,000 rows")
+    assert counted[-1][0] == counted[-1][1] and counted[-1][2] == "kB cleaned · 2,000 rows"
     assert all("cleaned" in note for done, _, note in counted if done)
     assert told[-1][1] is None and report.kept == 2000, "what comes then has no count"
 

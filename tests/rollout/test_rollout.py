@@ -468,7 +468,12 @@ def test_status_and_progress_tell_how_it_goes(tmp_path: Path) -> None:
         seen[-1].dialogues == seen[-1].wanted == 40
         and max(sum(s.in_flight.values()) for s in seen) > 0
     )
-    assert any(s.eta_s for s in seen) and notes[-1][:2] == (40, 40) and "tok/s" in notes[-1][2]
+    assert any(s.eta_s for s in seen) and notes[-1][:2] == (1, 1)
+    assert "40 of 40 dialogues" in notes[-1][2] and "tok/s" in notes[-1][2]
+    shares = [completed for completed, *_ in notes]
+    assert shares == sorted(shares) and all(
+        (share == 1) == note.startswith("40 of 40") for share, _, note in notes
+    )
 
 
 def test_an_estimate_from_a_sample_comes_near_and_the_run_goes_on_from_it(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def play(
             def step(player: Player = player) -> None:
                 nonlocal completed
                 completed += 1
-                progress(completed, total, f"scorecard: {player.name}")
+                progress(completed, total, f"turns for the scorecard · {player.name}")
 
             ask_all(
                 _endpoint(block, player),

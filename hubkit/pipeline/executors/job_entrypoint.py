@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
+from functools import partial
 
 from hubkit import plugins
 from hubkit.errors import DiskFullError, HubkitError, HubUnreachableError
 from hubkit.hub import connect
 from hubkit.pipeline.runner import run
-from hubkit.progress import Progress
+from hubkit.progress import Log, Progress
 from hubkit.recipe import Recipe
 from hubkit.settings import PLUGINS, RECIPE, value
 from hubkit.training import Launch
@@ -70,18 +70,7 @@ def _say(line: dict[str, str]) -> None:
 
 def _log_progress(name: str) -> Progress:
     """Progress as lines of the log, not more often than one looks there."""
-    spoke = -_EVERY_S
-
-    def progress(completed: float, total: float | None = None, note: str = "") -> None:
-        nonlocal spoke
-        if note and time.monotonic() - spoke >= _EVERY_S:
-            spoke = time.monotonic()
-            print(
-                f"{name}: {note}" + (f" ({completed:.0f} of {total:.0f})" if total else ""),
-                flush=True,
-            )
-
-    return progress
+    return Log(name, partial(print, flush=True), every_s=_EVERY_S)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from hubkit.data.parquet import read_batches
 from hubkit.hub import Ref
 from hubkit.pipeline.stage import RunContext, StageDirs
 from hubkit.pipeline.stages.rollout_run import provenance_of, serve_seats
-from hubkit.progress import Progress
 from hubkit.recipe import Rollout
 from hubkit.untrusted import JsonObject
 
@@ -46,7 +45,7 @@ def drive(context: RunContext, inputs: dict[str, Ref], dirs: StageDirs) -> JsonO
             rollouts.JournalSpec(
                 scratch / "journal", context.recipe.seed, {"asker": model, "chat": model}
             ),
-            watch=rollouts.Watch(_of_baseline(dirs.progress)),
+            watch=rollouts.Watch(dirs.progress),
         )
     for shard in report.paths:
         shutil.move(scratch / "out" / shard, data / shard.name.replace("raw-", f"{SPLIT}-", 1))
@@ -86,14 +85,3 @@ def _openings(shards: list[Path], block: Rollout) -> Iterator[Conversation]:
                     yield Conversation(
                         row["opening"]["id"] or "", row["messages"][:2], row["source"] or ""
                     )
-
-
-def _of_baseline(progress: Progress) -> Progress:
-    """`progress` without counts: the bar is the rollout's,
-    and the baseline is a small part of it."""
-
-    def noted(completed: float, total: float | None = None, note: str = "") -> None:
-        counted = f" {completed:.0f} of {total:.0f}" if total else ""
-        progress(0, None, f"baseline{counted}: {note}")
-
-    return noted

@@ -50,7 +50,7 @@ def add(
     facts |= {"rows": rows, "with_intent": named}
     if block.heuristic is not None:
         how = f"intents by the heuristic {block.heuristic}: no judge was asked"
-        dirs.progress(named, rows, how)
+        dirs.progress(0, None, how)
     _check(block, facts)
     return report | {"intents": facts}
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hubkit.hub import Ref
 from hubkit.pipeline.stage import RunContext, Stage, StageDirs
 from hubkit.pipeline.stage_cards import card
 from hubkit.pipeline.stages import baseline, rollout_run
-from hubkit.progress import Progress
+from hubkit.progress import Progress, stretch
 from hubkit.untrusted import JsonObject
 
 
@@ -22,8 +24,15 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
 
 def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """The raw dialogues, and the baseline's where the recipe has one."""
-    report = rollout_run.drive(context, refs, dirs, context.recipe.rollout, shared=True).to_dict()
-    baseline_report = baseline.drive(context, refs, dirs)
+    block = context.recipe.rollout
+    extra = block.baseline.dialogues if block.baseline else 0
+    share = block.dialogues / (block.dialogues + extra)
+    first, second = (
+        replace(dirs, progress=stretch(dirs.progress, *ends))
+        for ends in ((0.0, share, ""), (share, 1.0, "baseline"))
+    )
+    report = rollout_run.drive(context, refs, first, block, shared=True).to_dict()
+    baseline_report = baseline.drive(context, refs, second)
     return report | ({"baseline": baseline_report} if baseline_report else {})
 
 
