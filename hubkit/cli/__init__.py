@@ -47,7 +47,7 @@ app = typer.Typer(
     add_completion=True,  # bash, zsh, fish, PowerShell: hubkit --install-completion
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 
@@ -129,6 +129,17 @@ def register_all() -> None:
     app.add_typer(deploy.app)
     app.command("doctor", epilog="Example: hubkit doctor --json")(doctor.doctor)
     app.command("reference", epilog="Example: hubkit reference > REFERENCE.md")(reference.reference)
+    _keep_examples_whole(app)
+
+
+def _keep_examples_whole(commands: typer.Typer) -> None:
+    """Examples stay as they are written: a break after a hyphen would not be a command."""
+    for command in commands.registered_commands:
+        if command.epilog:
+            command.epilog = f"\b\n{command.epilog}"
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            _keep_examples_whole(group.typer_instance)
 
 
 def main() -> None:

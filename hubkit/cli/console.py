@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,9 +19,23 @@ from hubkit.untrusted import printable
 
 
 def say(line: str) -> None:
-    """One line for the person, on stderr."""
+    """One line for the person, on stderr; a terminal shows it broken between words."""
     logs.seen(line)
-    print(printable(line), file=sys.stderr, flush=True)
+    text = printable(line)
+    if sys.stderr.isatty():
+        text = "\n".join(map(_broken_between_words, text.split("\n")))
+    print(text, file=sys.stderr, flush=True)
+
+
+def _broken_between_words(line: str) -> str:
+    return "\n".join(
+        textwrap.wrap(
+            line,
+            shutil.get_terminal_size().columns,
+            break_on_hyphens=False,
+            replace_whitespace=False,
+        )
+    )
 
 
 def line(text: str) -> None:
@@ -41,7 +57,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(box=box.SIMPLE_HEAD)
+    grid = Table(box=box.SIMPLE_HEAD, show_header=any(columns))
     for column in columns:
         grid.add_column(column, overflow="fold")
     for row in rows:

@@ -17,7 +17,6 @@ import typer
 from hubkit.cli import console, job_options
 from hubkit.cli.job_options import JobOptions
 from hubkit.cli.options import OutputOptions, RecipeOptions, grouped
-from hubkit.progress import short
 from hubkit.untrusted import JsonObject, number_in, object_in
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from hubkit.publishing import Change
     from hubkit.recipe import Recipe
     from hubkit.training import Launch, TrainPlan
-    from hubkit.training.plan import TemplatePlan
 
 _ROW_CHARS = 600
 Again = Annotated[
@@ -218,7 +216,7 @@ def _show_plan(
                 p.stage,
                 p.repo_id,
                 p.state.partition(":")[0],
-                short(p.commit),
+                p.commit.rpartition("@")[2][:8],
                 _rounded(_planned(trainings.get(p.stage), "hours")),
                 _rounded(_planned(trainings.get(p.stage), "memory_gib")),
             ]
@@ -226,13 +224,16 @@ def _show_plan(
         ]
         title = f"{recipe.name}: what would run on {hub.url}"
         console.table(title, ["stage", "repo", "state", "commit", "hours", "GiB"], rows)
+        rows_said: set[str] = set()
         for name, training in trainings.items():
-            if not isinstance(training, str):
-                _say_template(f"train {name}", training.template, training.unseen_template)
+            if isinstance(training, str):
+                continue
+            if training.unseen_template:
+                console.say(f"train {name}: chat template: {training.unseen_template}")
+            if template := training.template:
+                _say_template(f"train {name}", template.words, template.row, rows_said)
         for seat in seats:
-            console.say(f"{seat.seat}: chat template: {seat.template}")
-            if seat.row:
-                console.say(seat.row[:_ROW_CHARS])
+            _say_template(seat.seat, seat.template, seat.row, rows_said)
         for sentence, names in _reasons(planned, refusals).items():
             console.say(f"{', '.join(names)} cannot run: {sentence}")
         if stage in (None, "rollout"):
@@ -241,22 +242,13 @@ def _show_plan(
         raise typer.Exit(1)
 
 
-def _say_template(name: str, template: TemplatePlan | None, unseen: str | None) -> None:
-    """Where a training's chat template comes from, and a row with its loss-bearing parts marked; or
-    why it was not looked at."""
-    if unseen:
-        console.say(f"{name}: chat template: {unseen}")
-    if template is None:
-        return  # a refusal says why
-    equal_rows = template.rows_compared - template.rows_differing
-    counted = (
-        f"; the base prints {equal_rows} of {template.rows_compared} rows the same"
-        if template.rows_compared
-        else ""
-    )
-    console.say(f"{name}: chat template: {template.description}{counted}")
-    if template.row:
-        console.say(template.row[:_ROW_CHARS])
+def _say_template(name: str, description: str, row: str | None, said: set[str]) -> None:
+    """Where a chat template comes from, and a row with the parts marked that carry loss or that the
+    seat writes; a row that was `said` before is not repeated."""
+    console.say(f"{name}: chat template: {description}")
+    if row and row not in said:
+        said.add(row)
+        console.say(row[:_ROW_CHARS])
 
 
 def _reasons(

@@ -151,11 +151,11 @@ def _conversion(config: JsonObject, context: int, cache_dir: Path | None) -> str
     check_convertible(config, context)
     name = architecture(config)
     if converts_here(config):
-        return f"{name} is converted here"
+        return f"{name} weights are converted to GGUF by hubkit"
     source = llamacpp_source.SOURCE
     present = cache_dir is not None and llamacpp_source.folder(cache_dir).is_dir()
     fetched = "" if present else f", {source.megabytes} MB, fetched at first use"
-    return f"{name} is converted by llama.cpp ({source.project} {source.version}{fetched})"
+    return f"{name} weights are converted to GGUF by llama.cpp ({source.project} {source.version}{fetched})"
 
 
 @functools.cache

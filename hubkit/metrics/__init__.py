@@ -159,6 +159,11 @@ class StatsReport:
             "published_caution": published()["caution"],
         }
 
+    def title(self, measure: str) -> str:
+        """What a reader calls the measure of that name."""
+        known = definitions_with_plugins().get(measure)
+        return known.title.replace("{unit}", self.unit) if known else measure
+
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Column names and rows as text: measures down, datasets across, the baseline last."""
         ordered = sorted(self.datasets, key=lambda dataset: dataset.name == self.baseline)
@@ -170,9 +175,11 @@ class StatsReport:
         rows.append(["of them measured", *(f"{d.sampled:,}" for d in ordered)])
         for name, definition in definitions_with_plugins().items():
             if any(name in d.values for d in ordered):
-                title = definition.title.replace("{unit}", self.unit)
                 rows.append(
-                    [title, *(_cell(d.values.get(name), definition.digits) for d in ordered)]
+                    [
+                        self.title(name),
+                        *(_cell(d.values.get(name), definition.digits) for d in ordered),
+                    ]
                 )
         return columns, rows
 
@@ -230,20 +237,20 @@ def stats(
     sizes: dict[str, list[int]] = {}
     vectors: dict[str, Matrix] = {}
     for at, (name, dataset) in enumerate(samples.items()):
-        progress(at, len(samples), f"data sets · {name}")
+        progress(at, len(samples), f"datasets · {name}")
         result = Measured(name, dataset.total, len(dataset.dialogues))
         sizes[name] = _lengths(result, dataset, counter, seed)
         _words(result, dataset, seed)
         _context(result, dataset, helpers.judge, seed)
         if helpers.embedder:
-            dataset_progress = part(progress, at, len(samples), name, "data sets")
+            dataset_progress = part(progress, at, len(samples), name, "datasets")
             vectors[name] = _topics(
                 result, dataset, helpers.embedder, seed, progress=dataset_progress
             )
         _likeness(result, dataset, real, alike, seed)
         _plugins(result, dataset, seed)
         measured.append(result)
-    progress(len(samples), len(samples), "data sets measured")
+    progress(len(samples), len(samples), "datasets measured")
     unit = "tokens" if helpers.tokenizer else "words"
     report = StatsReport(measured, baseline, unit, seed)
     if out:

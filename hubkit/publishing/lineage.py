@@ -181,9 +181,7 @@ def _lines(node: Node, lead: str, below: str) -> Iterator[str]:
     if node.ref.repo_type == DECLARED:
         yield f"{lead}{role}{node.ref.repo_id} (declared; {node.ref.revision}){suffix}"
         return
-    yield (
-        f"{lead}{role}{node.ref.repo_type} {node.ref.repo_id} @ {node.ref.revision[:12]}{suffix}"
-    )
+    yield (f"{lead}{role}{node.ref.repo_type} {node.ref.repo_id} @ {node.ref.revision[:8]}{suffix}")
     for number, child in enumerate(node.made_from, start=1):
         last = number == len(node.made_from)
         yield from _lines(

@@ -58,6 +58,14 @@ class TemplatePlan:
     rows_differing: int = 0
     examples_per_row: float = 1.0
 
+    @property
+    def words(self) -> str:
+        """Where the template comes from, and how many rows the base prints the same."""
+        if not self.rows_compared:
+            return self.description
+        equal = self.rows_compared - self.rows_differing
+        return f"{self.description}; the base prints {equal} of {self.rows_compared} rows the same"
+
 
 @dataclass
 class TrainPlan:
