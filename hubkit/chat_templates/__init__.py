@@ -11,7 +11,7 @@ already is closest to a user."""
 from hubkit.chat_templates.base_template import BaseTemplate, read_base_template
 from hubkit.chat_templates.derive import derive
 from hubkit.chat_templates.encode import IGNORE, Encoded, encode_segments
-from hubkit.chat_templates.families import FAMILIES, PLAIN
+from hubkit.chat_templates.families import FAMILIES, PLAIN, require_name
 from hubkit.chat_templates.layout import Layout, Segment, text_of
 from hubkit.chat_templates.proof import Proof, prove
 from hubkit.chat_templates.seat_templates import SeatTemplates, Thinking, for_base
@@ -35,6 +35,7 @@ __all__ = [
     "for_base",
     "prove",
     "read_base_template",
+    "require_name",
     "text_of",
     "text_tokenizer",
     "without_marks",

@@ -5,11 +5,12 @@ A family is data: one more is one more entry."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from hubkit.chat_templates.base_template import read_json, special_tokens
 from hubkit.chat_templates.layout import Layout
-from hubkit.errors import SourceError
+from hubkit.errors import RecipeError, SourceError
 
 CHATML = Layout(
     name="chatml",
@@ -75,6 +76,20 @@ MARKS: dict[str, tuple[str, ...]] = {
 }
 """The special tokens that tell a family's tokenizer from others, by its name."""
 PLAIN = "plain"
+
+
+def require_name(template: str | None, named_by: str) -> None:
+    """Refuse one word that names no template; more than a word is a template's text.
+
+    Raises:
+        RecipeError: `template`, which the recipe's key `named_by` gives, is no known name."""
+    known = ("base", PLAIN, *FAMILIES)
+    if template is None or template in known or not re.fullmatch(r"[\w./~-]+", template):
+        return
+    raise RecipeError(
+        f"{named_by} is {template!r}, which is no template: name one of {', '.join(known)}, or a "
+        "file that ends in .jinja"
+    )
 
 
 def family_layout(base_dir: Path) -> Layout:

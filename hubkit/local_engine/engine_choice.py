@@ -155,7 +155,8 @@ def _conversion(config: JsonObject, context: int, cache_dir: Path | None) -> str
     source = llamacpp_source.SOURCE
     present = cache_dir is not None and llamacpp_source.folder(cache_dir).is_dir()
     fetched = "" if present else f", {source.megabytes} MB, fetched at first use"
-    return f"{name} weights are converted to GGUF by llama.cpp ({source.project} {source.version}{fetched})"
+    converter = f"{source.project} {source.version}{fetched}"
+    return f"{name} weights are converted to GGUF by llama.cpp ({converter})"
 
 
 @functools.cache

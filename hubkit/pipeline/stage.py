@@ -179,7 +179,8 @@ class Stage:
     `outgrown` says of a recipe and a record whether a cap ended it that the recipe has raised
     since: then it is not done. `replace` are the repo paths that belong to this stage alone: those
     not built again are deleted by its commit. `settle` removes what the stage kept for itself while
-    it was built; it is called when the commit exists. `look_ahead` raises what building it would
+    it was built; it is called when the commit exists. `check` raises for a recipe that it could
+    not be built of, whatever its inputs are. `look_ahead` raises what building it would
     raise, where that is known before the stages ahead of it have run. `trains` gives the block of
     its training and that block's name. `needs` names the block without which a recipe does not
     have this stage."""
@@ -194,6 +195,7 @@ class Stage:
     tagged: bool = False
     settle: Callable[[RunContext, dict[str, Ref]], None] | None = None
     outgrown: Callable[[Recipe, StageRecord], bool] | None = None
+    check: Callable[[RunContext], None] | None = None
     look_ahead: Callable[[RunContext, dict[str, Ref]], None] | None = None
     trains: Callable[[Recipe], tuple[Training | Preference | Reinforce, str]] | None = None
     needs: str = ""

@@ -244,7 +244,9 @@ def lost(report: Report) -> list[str]:
     """What reading lost of a file's bytes, one sentence a file."""
     sentences = []
     for file in _mappings(report, "files"):
-        where = f", cut off at {file['cut_off_at']}" if file.get("cut_off_at") else ""
+        cut_off = str(file.get("cut_off_at") or "")
+        at = "" if cut_off.startswith("after") else "at "
+        where = f", cut off {at}{cut_off}" if cut_off else ""
         if where or file.get("lost_bytes"):
             sentences.append(
                 f"{file.get('file')}: {file.get('lost_bytes', 0):,} bytes hold no whole row{where}"

@@ -80,15 +80,21 @@ def of(report: Mapping[str, Any]) -> Measures | None:
 
 
 def _missing(measures: Mapping[str, Any]) -> list[str]:
-    """One sentence a measure that is not in the table, or not for every dataset."""
+    """What is not in the table, or not for every dataset: one sentence a reason."""
     titles = {
         name: definition.title.replace("{unit}", str(measures.get("unit")))
         for name, definition in definitions().items()
     }
+    names: dict[tuple[str, str], list[str]] = {}
+    for name, gaps in (measures.get("missing") or {}).items():
+        for measure, why in gaps.items():
+            names.setdefault((titles.get(measure, measure), why), []).append(name)
+    together: dict[tuple[str, str], list[str]] = {}
+    for (title, why), of in names.items():
+        together.setdefault(("; ".join(of), why), []).append(title)
     sentences = [
-        f"{titles.get(measure, measure)}: not measured of {name} ({why})"
-        for name, gaps in (measures.get("missing") or {}).items()
-        for measure, why in gaps.items()
+        f"{'; '.join(listed)}: not measured of {of} ({why})"
+        for (of, why), listed in together.items()
     ]
     if why := measures.get("without_topics"):
         sentences.append(f"topics: not measured ({why})")

@@ -51,7 +51,7 @@ class Intents(Block):
 class Corpus(Block):
     """Human conversations: sources, the cleaning chain in order, the splits."""
 
-    sources: Content[list[Source]]
+    sources: Content[Annotated[list[Source], Field(min_length=1)]]
     """Where the conversations come from, read in this order."""
     questions: Content[Annotated[dict[str, Source], BeforeValidator(lambda value: value or {})]] = (
         Field(default_factory=dict)
@@ -80,7 +80,7 @@ class Corpus(Block):
     """Conversations set aside to open dialogues."""
     test: Content[Annotated[int, Field(ge=1)]] = 500
     """Conversations held out for evaluation."""
-    limit: Content[int | None] = None
+    limit: Content[Annotated[int, Field(ge=1)] | None] = None
     """At most this many rows are read."""
     on: Execution[Literal["here", "ray"]] = "here"
     """Whether filters run on this machine, or as tasks of a Ray cluster

@@ -125,17 +125,17 @@ class SeatConfig(Block):
     """The seat's system message."""
     sampling: Content[Sampling] = Sampling()
     """How its turns are sampled."""
-    context: Content[int] = 4096
+    context: Content[Annotated[int, Field(ge=1)]] = 4096
     """Its window, in tokens."""
     batch: Execution[bool] = False
     """Asks by the provider's batch API: requests go out together and are answered within a day, at
     half the prices below. For one address of profile ``openai``, ``openai-reasoning`` or
     ``claude``."""
-    usd_per_million_input: Execution[float] = 0.0
+    usd_per_million_input: Execution[Annotated[float, Field(ge=0)]] = 0.0
     """Price of prompt tokens."""
-    usd_per_million_output: Execution[float] = 0.0
+    usd_per_million_output: Execution[Annotated[float, Field(ge=0)]] = 0.0
     """Price of completion tokens."""
-    usd_per_million_cached_input: Execution[float | None] = None
+    usd_per_million_cached_input: Execution[Annotated[float, Field(ge=0)] | None] = None
     """Price of prompt tokens that the server had cached; null: as other prompt tokens."""
     deploy: Content[Deploy | None] = None
     """The endpoint to make, for ``deploy``."""
@@ -280,9 +280,9 @@ class Rollout(Block):
     ends.
     """
     dialogues: Content[Annotated[int, Field(ge=1)]]
-    """How many."""
+    """How many; where there are fewer openings, each opens several, with other seeds."""
     openings: Content[list[Source]] = Field(default_factory=list)
-    """Sources of openings instead of the corpus's."""
+    """Not used: dialogues are opened from the corpus alone, and any source here is refused."""
     turns: Content[Turns] = Turns()
     """Human turns per dialogue."""
     asker: Content[SeatConfig]
@@ -291,11 +291,11 @@ class Rollout(Block):
     """The seat that answers."""
     in_flight: Execution[Annotated[int, Field(ge=1)]] = 64
     """Most dialogues at work at once."""
-    max_opening_chars: Content[int] = 4000
+    max_opening_chars: Content[Annotated[int, Field(ge=1)]] = 4000
     """Longer openings are passed over."""
-    shard_dialogues: Execution[int] = 1000
+    shard_dialogues: Execution[Annotated[int, Field(ge=1)]] = 1000
     """Dialogues per shard; each goes to the Hub when it is full."""
-    shard_minutes: Execution[float] = 10.0
+    shard_minutes: Execution[Annotated[float, Field(gt=0)]] = 10.0
     """Longest time until what has ended is in a shard, and on the Hub."""
     lease_minutes: Execution[Annotated[float, Field(gt=0)]] = 15.0
     """How long another machine must wait after one was lost; clocks must agree to a tenth of it."""
@@ -322,12 +322,21 @@ class Rollout(Block):
     ``interval`` writes it before and syncs once a second."""
     baseline: Content[Baseline | None] = None
     """Some of the openings, also rolled out with an untrained model in the asker's seat."""
-    budget_usd: Execution[float | None] = None
+    budget_usd: Execution[Annotated[float, Field(gt=0)] | None] = None
     """Cap on money over both seats and all sessions."""
-    budget_tokens: Execution[int | None] = None
+    budget_tokens: Execution[Annotated[int, Field(ge=1)] | None] = None
     """Cap on tokens, in and out."""
-    max_hours: Execution[float | None] = None
+    max_hours: Execution[Annotated[float, Field(gt=0)] | None] = None
     """Cap on hours of driving."""
+
+    @model_validator(mode="after")
+    def _opened_by_the_corpus(self) -> Rollout:
+        if self.openings:
+            raise ValueError(
+                "openings names sources, and dialogues are opened from the corpus alone: put them "
+                "under corpus.sources"
+            )
+        return self
 
     @model_validator(mode="after")
     def _asker(self) -> Rollout:

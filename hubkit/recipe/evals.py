@@ -19,7 +19,7 @@ class Evals(Block):
     """How many held-out conversations."""
     max_tokens: Content[Annotated[int, Field(ge=16)]] = 2048
     """Longest of them, in tokens."""
-    resamples: Content[int] = 2000
+    resamples: Content[Annotated[int, Field(ge=1)]] = 2000
     """Bootstrap resamples for the interval."""
     confidence: Content[Annotated[float, Field(gt=0, lt=1)]] = 0.95
     """Share of them that the interval covers."""

@@ -112,9 +112,9 @@ class Training(Block):
     """Evaluations without a better one that end the run."""
     quantize: Content[Literal["4bit"] | None] = None
     """Load the base in 4 bits below the adapter (QLoRA; needs a CUDA GPU)."""
-    max_conversations: Content[int | None] = None
+    max_conversations: Content[Annotated[int, Field(ge=1)] | None] = None
     """Bound on one epoch."""
-    max_tokens: Content[int | None] = None
+    max_tokens: Content[Annotated[int, Field(ge=1)] | None] = None
     """Bound on one epoch, in tokens after truncation."""
     max_loss_tokens: Content[Annotated[int, Field(ge=1)] | None] = None
     """Bound on one epoch, in tokens that carry loss; met exactly, by cutting the last row."""

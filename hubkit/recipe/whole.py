@@ -181,6 +181,35 @@ class Recipe(Block):
     """The profiles that were laid over it."""
 
     @model_validator(mode="after")
+    def _seats(self) -> Recipe:
+        for name, seat in (("asker", "user"), ("chat", "assistant")):
+            found = getattr(self, name).seat
+            if found != seat:
+                raise ValueError(f"{name}.seat is {found}: the {name} is trained as {seat}")
+        return self
+
+    @model_validator(mode="after")
+    def _intents_are_there(self) -> Recipe:
+        column = self.asker.intent_column
+        if column is not None and (column != "intent" or self.corpus.intents is None):
+            raise ValueError(
+                f"asker.intent_column is {column!r}: the corpus has the column intent alone, and "
+                "has it where corpus.intents says what people want"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _splits_fit(self) -> Recipe:
+        corpus = self.corpus
+        if corpus.limit is not None and corpus.limit <= corpus.openings + corpus.test:
+            raise ValueError(
+                f"corpus.limit reads {corpus.limit:,} rows at most, and corpus.openings and "
+                f"corpus.test set {corpus.openings + corpus.test:,} aside: nothing is left to "
+                "train on"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _people_are_the_asker(self) -> Recipe:
         if self.chat.preference is not None:
             raise ValueError(

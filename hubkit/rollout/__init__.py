@@ -35,6 +35,7 @@ __all__ = [
     "Seats",
     "Status",
     "Watch",
+    "check",
     "estimate",
     "holds_more",
     "locked",

@@ -176,6 +176,13 @@ def check(block: Rollout) -> None:
     """Raise `RecipeError` for a block that cannot be run, before anything is sent."""
     seats = {"rollout.asker": block.asker, "rollout.chat": block.chat}
     check_prices(block.budget_usd, seats)
+    for name, seat in seats.items():
+        if (seat.sampling.max_tokens or 0) >= seat.context:
+            raise RecipeError(
+                f"{name}.context is {seat.context} tokens, and {name}.sampling.max_tokens "
+                f"{seat.sampling.max_tokens}: no room is left for a prompt; raise the first or "
+                "lower the second"
+            )
     if not (block.asker.system or "").strip():
         raise RecipeError(
             "rollout.asker.system is missing: the asker's side must open with a system "

@@ -39,9 +39,11 @@ CSS = """
   .gradio-container .placeholder {padding-inline: 12px}
   button {min-height: 40px}
   /* Two conversations and the box below them, all in sight. */
-  .gradio-container #left, .gradio-container #right {
+  .gradio-container #left, .gradio-container #right,
+  .gradio-container #blind-a, .gradio-container #blind-b {
     height: 27vh !important; min-height: 150px !important}
-  .gradio-container #both {position: sticky; bottom: 0; z-index: 5}
+  .gradio-container #both, .gradio-container #blind-both {
+    position: sticky; bottom: 0; z-index: 5}
   .tab-container button[role=tab] {padding: 4px 7px !important; font-size: 13px}
 }
 [role=log] {box-sizing: border-box; padding-top: 34px !important}

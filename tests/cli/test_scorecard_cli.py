@@ -188,7 +188,7 @@ def test_a_table_says_what_is_missing(repos: dict[str, Ref], server: Handle) -> 
         and "base as user" not in done.stdout
     )
     assert (
-        "told from people's turns (AUC): n/a for tiny-ask (fewer than 25 turns on a side)"
+        "told from people's turns (AUC): not measured for tiny-ask (fewer than 25 turns on a side)"
         in done.stderr
     )
 

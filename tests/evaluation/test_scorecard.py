@@ -172,7 +172,8 @@ def test_what_cannot_be_measured_says_why(server: Handle, data: Path, tmp_path: 
     assert asker.missing["first_turn_diversity"] == "it has no system message to open from"
     assert asker.missing["intent_adherence"] == "the conversations have no intents"
     said = " ".join(shown.notes(card))
-    assert "ending: recall: n/a for asker (it has no end mark)" in said and "for people" not in said
+    assert "ending: recall: not measured for asker (it has no end mark)" in said
+    assert "for people" not in said
     assert any(cells[0].startswith("share of turns out of role") for cells in shown.table(card)[1])
     assert run(server, data, tmp_path / "2", [" "]).rows[1].values["role_leaks"]["value"] == 1, (
         "empty turns"

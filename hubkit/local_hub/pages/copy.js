@@ -10,5 +10,8 @@ for (const block of document.querySelectorAll("main pre:has(code)")) {
     button.textContent = "Copied";
     setTimeout(() => { button.textContent = "Copy"; }, 2000);
   });
-  block.after(button);
+  const around = document.createElement("div");
+  around.className = "copied";
+  block.replaceWith(around);
+  around.append(block, button);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from datetime import datetime
 from functools import lru_cache
@@ -92,12 +93,16 @@ def stylesheet() -> Response:
     )
 
 
+_STYLED_CELL = re.compile(r'<(t[hd]) style="text-align:(left|right|center)">')
+"""How the Markdown engine aligns cells; styles go, with all else that a card may not hold."""
+
+
 def markdown(text: str, link_base: str = "", image_base: str = "") -> Markup:
     """Markdown (with the HTML that cards use) as harmless HTML; relative links lead into the
     repository.
     """
     engine = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    html = engine.render(text[:MAX_MARKDOWN])
+    html = _STYLED_CELL.sub(r'<\1 align="\2">', engine.render(text[:MAX_MARKDOWN]))
 
     def rewrite(tag: str, name: str, value: str) -> str | None:
         if (tag, name) in (("a", "href"), ("img", "src")) and _is_relative(value):

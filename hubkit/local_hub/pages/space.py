@@ -9,7 +9,7 @@ from starlette.responses import RedirectResponse, Response
 from hubkit.local_hub.api.http import Call
 from hubkit.local_hub.api.spaces import address
 from hubkit.local_hub.apps import logs
-from hubkit.local_hub.apps.space_manager import COMING, OFF, UP
+from hubkit.local_hub.apps.space_manager import COMING, UP
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.pages import session
 from hubkit.local_hub.storage.repos import Repo
@@ -29,7 +29,7 @@ def app_details(call: Call, repo: Repo) -> JsonObject:
         "stage": stage,
         "message": message,
         "url": url,
-        "off": None if call.hub.spaces.enabled else OFF,
+        "off": not call.hub.spaces.enabled,
         "can_start": owner and call.hub.spaces.enabled and stage not in (*UP, *COMING),
         "can_pause": owner and stage in (*UP, *COMING, "SLEEPING"),
         "log": _log(call, repo) if owner else [],

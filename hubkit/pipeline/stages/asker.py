@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hubkit.chat_templates import require_name
 from hubkit.hub import Ref
 from hubkit.pipeline.inputs import base_model
 from hubkit.pipeline.seat_training import require_template, train_seat
@@ -18,6 +19,11 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     """The base and the corpus."""
     base = base_model(context, context.recipe.asker, progress)
     return {"base": base, "corpus": context.before("corpus")}
+
+
+def check(context: RunContext) -> None:
+    """Raise `RecipeError` for a template of no known name."""
+    require_name(context.recipe.asker.template, "asker.template")
 
 
 def look_ahead(context: RunContext, refs: dict[str, Ref]) -> None:
@@ -48,6 +54,7 @@ STAGE = Stage(
     build,
     card("asker", "asker", "asker"),
     ("*.safetensors",),
+    check=check,
     look_ahead=look_ahead,
     trains=lambda recipe: (recipe.asker, "asker"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hubkit.chat_templates import require_name
 from hubkit.hub import Ref
 from hubkit.pipeline.inputs import base_model
 from hubkit.pipeline.seat_training import require_template, train_seat
@@ -15,6 +16,11 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     """The base and the dialogues."""
     base = base_model(context, context.recipe.chat, progress)
     return {"base": base, "dialogues": context.before("curate")}
+
+
+def check(context: RunContext) -> None:
+    """Raise `RecipeError` for a template of no known name."""
+    require_name(context.recipe.chat.template, "chat.template")
 
 
 def look_ahead(context: RunContext, refs: dict[str, Ref]) -> None:
@@ -35,6 +41,7 @@ STAGE = Stage(
     build,
     card("chat", "chat", "chat"),
     ("*.safetensors",),
+    check=check,
     look_ahead=look_ahead,
     trains=lambda recipe: (recipe.chat, "chat"),
 )

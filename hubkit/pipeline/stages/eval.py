@@ -19,7 +19,7 @@ from hubkit.metrics.cross_table import picture
 from hubkit.pipeline import against, askers
 from hubkit.pipeline.against import ChatSpec, CrossTableRun, held_out_openings
 from hubkit.pipeline.askers import BASE, AskerSpec, serve_askers
-from hubkit.pipeline.inputs import base_model, embedding, require
+from hubkit.pipeline.inputs import base_model, embedding, require, require_encoder
 from hubkit.pipeline.rewarding import judge_refs, judges_of, likelihood_of
 from hubkit.pipeline.stage import WEIGHTS, RunContext, Stage, StageDirs, parquet
 from hubkit.pipeline.stage_cards import card
@@ -49,6 +49,13 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     refs |= {"aligned": context.before("align")} if recipe.preference else {}
     refs |= {"reinforced": context.before("reinforce")} if recipe.reinforce else {}
     return refs | _table_inputs(context, recipe.eval.against, progress)
+
+
+def check(context: RunContext) -> None:
+    """Raise `RepoMissingError` where the scorecard's encoder is not there."""
+    block = context.recipe.eval.scorecard
+    if block is not None and block.embedder:
+        require_encoder(context.hub, block.embedder)
 
 
 def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
@@ -278,4 +285,5 @@ STAGE = Stage(
     build,
     card("results", "eval", "results"),
     ("data/*",),
+    check=check,
 )

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import hubkit.rollout as rollouts
+from hubkit.chat_templates import require_name
 from hubkit.hub import Ref
 from hubkit.pipeline.stage import RunContext, Stage, StageDirs
 from hubkit.pipeline.stage_cards import card
 from hubkit.pipeline.stages import baseline, rollout_run
 from hubkit.progress import Progress, stretch
+from hubkit.serving import ServedModel
 from hubkit.untrusted import JsonObject
 
 
@@ -36,6 +39,17 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
     return report | ({"baseline": baseline_report} if baseline_report else {})
 
 
+def check(context: RunContext) -> None:
+    """Raise `RecipeError` for a rollout that would not begin: its block, templates of no known
+    name, and keys that its seats read from the environment."""
+    block = context.recipe.rollout
+    rollouts.check(block)
+    for name, seat in (("asker", block.asker), ("chat", block.chat)):
+        require_name(seat.template, f"rollout.{name}.template")
+        if seat.is_elsewhere:
+            ServedModel.of(seat, named_by=f"rollout.{name}")
+
+
 STAGE = Stage(
     "rollout",
     "dialogues",
@@ -46,4 +60,5 @@ STAGE = Stage(
     ("data/raw-*", "data/baseline-*"),
     settle=rollout_run.settle,
     outgrown=rollout_run.outgrown,
+    check=check,
 )

@@ -8,6 +8,7 @@ machine resumes from the Hub alone."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -184,7 +185,8 @@ def _call(
 ) -> Iterator[_Call]:
     """What a rollout is called with, while its seats are served and the run is this process's."""
     intent_column = context.recipe.asker.intent_column if block.asker.repo == "asker" else None
-    openings = _openings(parquet(context.hub, inputs["openings"], "openings"), intent_column)
+    shards = parquet(context.hub, inputs["openings"], "openings")
+    openings = _openings(shards, intent_column, block.dialogues)
     with (
         _run_storage(context, inputs, dirs, block, shared=shared) as storage,
         serve_seats(context, inputs, dirs, block) as seats,
@@ -251,13 +253,18 @@ def serve_seats(
         )
 
 
-def _openings(shards: list[Path], intent_column: str | None) -> Iterator[Conversation]:
+def _openings(
+    shards: list[Path], intent_column: str | None, dialogues: int
+) -> Iterator[Conversation]:
     """Held-out conversations that may open dialogues, in the order of the shards, with what their
-    human wanted.
+    human wanted. Where there are fewer of them than `dialogues`, they come again, for other seeds.
     """
     import pyarrow.parquet as pq
 
-    for shard in shards:
+    count = sum(pq.read_metadata(shard).num_rows for shard in shards)
+    # Some may be unusable, so there is more than enough; a rollout reads what it needs.
+    passes = 1 if count >= dialogues or not count else 2 * math.ceil(dialogues / count)
+    for shard in shards * passes:
         for row in pq.read_table(shard).to_pylist():
             meta = {"intent": row.get(intent_column) or ""} if intent_column else {}
             yield Conversation(row["id"], row["messages"], row["source"], meta)
