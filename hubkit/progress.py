@@ -207,7 +207,7 @@ class Log:
                 return gained > 0 or _words(shown.note) != _words(last.note)
             if waited < self._every_s:
                 return False
-            if gained >= _STEP or _words(shown.note) != _words(last.note):
+            if gained > _STEP - 1e-9 or _words(shown.note) != _words(last.note):
                 return True
             moved = gained > 0 or _RATE.sub("", shown.note) != _RATE.sub("", last.note)
             return moved and waited >= _SLOW_LINE_EVERY_S

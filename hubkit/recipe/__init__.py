@@ -349,7 +349,7 @@ def _explain(name: str, error: ValidationError, root: type[BaseModel] = Recipe) 
                 + (f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(keys)}")
             )
         elif issue["type"] == "value_error":  # our own words about a whole block
-            lines.append(f"{where}: {issue['ctx']['error']}")
+            lines.append(f"{where}{': ' if where else ''}{issue['ctx']['error']}")
         elif issue["type"] == "missing":
             lines.append(f"{where} is missing")
         else:

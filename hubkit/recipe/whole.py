@@ -185,7 +185,9 @@ class Recipe(Block):
         for name, seat in (("asker", "user"), ("chat", "assistant")):
             found = getattr(self, name).seat
             if found != seat:
-                raise ValueError(f"{name}.seat is {found}: the {name} is trained as {seat}")
+                raise ValueError(
+                    f"{name}.seat is {found}: the {name} model is trained as {seat}; leave it so"
+                )
         return self
 
     @model_validator(mode="after")

@@ -138,7 +138,8 @@ def _advice(value: Any) -> str:
             return ""
         if math.isfinite(number):
             text = f"{number:.10g}"
-            return f"; YAML reads {value} as text here: write {text if '.' in text else number!r}"
+            text = text if "." in text else text.replace("e", ".0e")
+            return f"; YAML reads {value} as text here: write {text}"
     return ""
 
 

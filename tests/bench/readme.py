@@ -251,7 +251,7 @@ def evaluation(found: Figures) -> str:
         f"`hubkit eval chat`: {chat['questions']} conversations of eight turns "
         f"({chat['benchmark']}) with two models, {judgments} grades by {chat['judge']} on "
         f"the embedded engine ({missing} missing), in {chat['seconds'] / 60:.1f} minutes. "
-        "So small a judge shows that the machine works, not who is better."
+        "So small a judge shows that the evaluation runs, not which model is better."
     )
     grades = [f"| {name} | {_value(table['mean'])} | {table['mean']['n']} of {table['judgments']} |"
               for name, table in chat["models"].items()]  # fmt: skip

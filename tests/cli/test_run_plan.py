@@ -95,7 +95,7 @@ def test_a_plan_says_how_each_seat_is_prompted_and_what_computes_it(base: str) -
     hub, planned = connect(), [Planned("rollout", "", "to run")]
     asker, chat = plan_seats(load("parrot", overrides=values), hub, planned)
     for seat in (asker, chat):
-        assert seat.engine == "llamacpp" and "LlamaForCausalLM is converted" in seat.reason
+        assert seat.engine == "llamacpp" and "LlamaForCausalLM weights are converted" in seat.reason
         assert not seat.refusals
     assert chat.model == base and "family chatml" in chat.template
     assert "«Mix flour and water.<|im_end|>»" in str(chat.row)
@@ -201,7 +201,9 @@ def test_a_filter_that_cannot_be_made_is_told_before_the_first_stage(
         ("sft__learning_rat", 1, "chat.sft.learning_rat is not a key of SFTConfig; did you mean"),
         ("sft__optim", "adamx", "chat.sft does not make a SFTConfig"),
         ("sft__output_dir", "x", "chat.sft.output_dir is not for recipes"),
+        ("sft__learning_rate", "fast", "chat.sft.learning_rate is 'fast', and takes a number"),
         ("lora__rank", 4, "chat.lora.rank is not a key of LoraConfig"),
+        ("template", "chatlm", "chat.template is 'chatlm', which is no template: name one of base"),
     ],
 )
 def test_what_a_later_trainer_refuses_is_told_before_the_first_stage(
@@ -210,3 +212,60 @@ def test_what_a_later_trainer_refuses_is_told_before_the_first_stage(
     wrong = {f"chat__{key}": value}
     loaded = load("parrot", profiles=["laptop"], overrides=overrides(base, tmp_path, **wrong))
     refused_before_anything(loaded, sentence)
+
+
+SEAT = {"repo": "x/y", "endpoints": ["http://127.0.0.1:9"]}
+
+
+@pytest.mark.parametrize(
+    ("stage", "wrong", "sentence"),
+    [
+        ("rollout", {"rollout__turns": {"kind": "choice", "weights": {}}}, "turns.weights must"),
+        ("rollout", {"rollout__mode": "intent"}, "rollout.intents is empty"),
+        ("rollout", {"rollout__asker__system": None}, "rollout.asker.system is missing"),
+        ("rollout", {"rollout__chat__context": 96}, "no room is left for a prompt"),
+        ("rollout", {"rollout__chat__template": "chatlm"}, "rollout.chat.template is 'chatlm'"),
+        (
+            "rollout",
+            {"rollout__budget_usd": 1, "rollout__chat__endpoints": SEAT["endpoints"]},
+            "caps nothing",
+        ),
+        (
+            "rollout",
+            {"rollout__chat__endpoints": SEAT["endpoints"], "rollout__chat__token_env": "NO_KEY"},
+            "rollout.chat.token_env names NO_KEY, which is not set",
+        ),
+        (
+            "rollout",
+            {
+                "rollout__chat__endpoints": SEAT["endpoints"],
+                "rollout__chat__headers": {"X-Key": "$NO_KEY"},
+            },
+            "rollout.chat.headers.X-Key names NO_KEY",
+        ),
+        ("asker", {"asker__template": "chatlm"}, "asker.template is 'chatlm'"),
+    ],
+)
+def test_what_a_recipes_values_make_impossible_is_told_before_the_first_stage(
+    base: str, tmp_path: Path, stage: str, wrong: dict[str, object], sentence: str
+) -> None:
+    loaded = load("parrot", profiles=["laptop"], overrides=overrides(base, tmp_path, **wrong))
+    states = {planned.stage: planned.state for planned in plan(loaded, connect())}
+    assert states[stage].startswith("cannot run: ") and sentence in states[stage], states
+    refused_before_anything(loaded, sentence)
+
+
+def test_an_encoder_that_is_nowhere_is_told_before_the_first_stage(
+    base: str, tmp_path: Path
+) -> None:
+    wrong = {"eval__scorecard__embedder": "nobody/nothing"}
+    loaded = load("parrot", profiles=["laptop"], overrides=overrides(base, tmp_path, **wrong))
+    states = {planned.stage: planned.state for planned in plan(loaded, connect())}
+    assert "nobody/nothing" in states["eval"], states
+
+
+def test_a_server_that_is_not_installed_is_refused_though_its_model_is_not_at_hand() -> None:
+    values = ["rollout.chat.endpoints=[vllm]", "rollout.chat.engine.command=[/no/such/vllm, serve]"]
+    loaded = load("parrot", profiles=["laptop"], overrides=values)
+    _, chat = plan_seats(loaded, connect(), [Planned("rollout", "", "to run")])
+    assert len(chat.refusals) == 1 and "/no/such/vllm is not there" in chat.refusals[0]

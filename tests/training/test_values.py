@@ -43,6 +43,7 @@ def _block(section: str, settings: dict[str, Any]) -> Training | Preference | Re
     [
         ("sft", "learning_rate", "fast", "takes a number"),
         ("sft", "learning_rate", "1e-4", "YAML reads 1e-4 as text here: write 0.0001"),
+        ("dpo", "learning_rate", "5e-6", "write 5.0e-06"),
         ("sft", "learning_rate", None, "takes a number"),
         ("sft", "learning_rate", -1e-4, "at least 0"),
         ("sft", "learning_rate", float("nan"), "a finite number"),
