@@ -17,6 +17,8 @@ from hubkit.cli import logs
 from hubkit.progress import Course, Lasting, Log, Notice, Progress, short
 from hubkit.untrusted import printable
 
+_HEAD_WORD = 12  # a column's name is not broken within words up to this length
+
 
 def say(line: str) -> None:
     """One line for the person, on stderr; a terminal shows it broken between words."""
@@ -39,8 +41,12 @@ def _broken_between_words(line: str) -> str:
 
 
 def line(text: str) -> None:
-    """One line of the result, on stdout."""
-    print(printable(text), flush=True)
+    """One line of the result, on stdout; a terminal shows it broken between words, unless it is
+    indented, as what is to be copied is."""
+    shown = printable(text)
+    if sys.stdout.isatty() and not shown.startswith(" "):
+        shown = _broken_between_words(shown)
+    print(shown, flush=True)
 
 
 def data(value: Any) -> None:
@@ -59,7 +65,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
     grid = Table(box=box.SIMPLE_HEAD, show_header=any(columns))
     for column in columns:
-        grid.add_column(column, overflow="fold")
+        longest_word = max(map(len, column.split()), default=0)
+        grid.add_column(column, overflow="fold", min_width=min(longest_word, _HEAD_WORD))
     for row in rows:
         grid.add_row(*("" if cell is None else printable(str(cell)) for cell in row))
     console = Console(file=sys.stdout, highlight=False, markup=False)

@@ -123,7 +123,7 @@ def stats(
                 "without a verdict"
             )
         for measure_name, why in entry.missing.items():
-            console.say(f"{entry.name}: no {report.title(measure_name)} ({why})")
+            console.say(f"{entry.name}: {report.title(measure_name)}: not measured ({why})")
     for name in report.files:
         console.say(f"wrote {folder}/{name}")
 

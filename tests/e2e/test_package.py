@@ -16,7 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 from support.hub_server import HubServer
+from support.mock_endpoint import mock
 from support.paths import ROOT
 
 NEEDED = (
@@ -161,6 +163,56 @@ def test_the_core_is_small_and_cleans(core: Path, server: HubServer, tmp_path: P
     assert "exact_duplicates" in command(
         "clean", "chats.jsonl", "--out", "cleaned", "--profile", "laptop"
     )
+
+
+def _values(url: str) -> list[str]:
+    """A recipe whose both seats answer at `url`: what is left of it for the core alone."""
+    values = [
+        "corpus.sources=[{path: chats.jsonl, license: mit}]",
+        "corpus.filters=[{name: alternate_roles}, {name: exact_duplicates}]",
+        "corpus.openings=4",
+        "corpus.test=3",
+        "curate.filters=[{name: empty_turn}]",
+        "curate.measure=null",
+        "asker.base=local/some-asker",
+        "rollout.dialogues=4",
+        "rollout.turns={kind: fixed, value: 2}",
+        "rollout.baseline=null",
+        "rollout.asker.repo=local/some-asker",
+        "rollout.chat.repo=null",
+        "rollout.chat.name=some model",
+        "rollout.chat.license=mit",
+    ]
+    for seat in ("asker", "chat"):
+        values += [f"rollout.{seat}.endpoints=[{url}]", f"rollout.{seat}.profile=openai"]
+    return [word for value in values for word in ("--set", value)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_core_makes_and_measures_dialogues_of_two_servers(
+    core: Path, server: HubServer, tmp_path: Path
+) -> None:
+    rows = [
+        {"id": str(n), "messages": [{**m, "content": f"{m['content']} {n}"} for m in TALK]}
+        for n in range(12)
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    HfApi(server.url, token=server.token).create_repo("local/some-asker", exist_ok=True)
+    elsewhere = {"HUBKIT_HUB": server.url, "HF_TOKEN": server.token, "HUBKIT_HOME": str(tmp_path)}
+    command = partial(run, core / "bin" / "hubkit", cwd=tmp_path, **elsewhere)
+    with mock() as endpoint:
+        recipe = ("parrot", "--profile", "laptop", "--json", *_values(endpoint.url))
+        for stage in ("corpus", "rollout", "curate"):
+            (made,) = json.loads(command(stage, *recipe))["stages"]
+    assert made["report"]["kept"] == 4
+    measured = json.loads(
+        command(
+            "stats", "parrot-40k", "--baseline", "parrot-sharegpt:test", "--no-topics", "--json"
+        )
+    )
+    assert [dataset["dialogues"] for dataset in measured["datasets"]] == [4, 3]
+    assert "some model (declared; licence: mit)" in command("lineage", "parrot-40k")
 
 
 @pytest.mark.slow
