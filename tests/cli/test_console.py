@@ -140,9 +140,9 @@ def test_ctrl_c_is_answered_before_anything_else_ends() -> None:
 def test_only_the_note_gives_way_and_time_is_left_until_the_end(columns: int) -> None:
     lines = screen(
         """
-        import time
+        from hubkit.progress import Course
         now = 100.0
-        time.monotonic = lambda: now
+        console.Course = lambda: Course(lambda: now)
         with console.bars() as bar_for:
             corpus = bar_for("corpus")
             corpus(0, 126, "reading")
