@@ -220,7 +220,11 @@ SEAT = {"repo": "x/y", "endpoints": ["http://127.0.0.1:9"]}
 @pytest.mark.parametrize(
     ("stage", "wrong", "sentence"),
     [
-        ("rollout", {"rollout__turns": {"kind": "choice", "weights": {"2": -1}}}, "turns.weights must"),
+        (
+            "rollout",
+            {"rollout__turns": {"kind": "choice", "weights": {"2": -1}}},
+            "turns.weights must",
+        ),
         ("rollout", {"rollout__mode": "intent"}, "rollout.intents is empty"),
         ("rollout", {"rollout__asker__system": None}, "rollout.asker.system is missing"),
         ("rollout", {"rollout__chat__context": 96}, "no room is left for a prompt"),
