@@ -418,7 +418,7 @@ class CrossTableRun:
         if block.max_hours is not None:
             hours = block.max_hours - sum(report.seconds for report in earlier_reports) / 3600
         priced = {pair.asker.name, pair.chat.name} & block.usd_per_million.keys()
-        return Rollout(
+        rollout = Rollout(
             dialogues=len(self.openings),
             turns=Turns(value=block.turns),
             end_mark=pair.asker.end_mark,
@@ -440,10 +440,9 @@ class CrossTableRun:
             in_flight=block.in_flight,
             request_timeout_s=block.request_timeout_s,
             patience_s=block.patience_s,
-            budget_usd=usd if priced else None,
-            budget_tokens=tokens,
-            max_hours=hours,
         )
+        caps = {"budget_usd": usd if priced else None, "budget_tokens": tokens, "max_hours": hours}
+        return rollout.model_copy(update=caps)  # which may be used up
 
     def _scored(
         self, hub: Hub, entries: Sequence[tuple[_Pair, Row]], progress: Progress
