@@ -49,11 +49,11 @@ class Against(Block):
     """How long to wait while none of a model's addresses answers."""
     usd_per_million: Execution[dict[str, tuple[float, float]]] = Field(default_factory=dict)
     """Name of an asker or chat model → US dollars per million tokens, in and out."""
-    budget_usd: Execution[Annotated[float, Field(gt=0)] | None] = None
+    budget_usd: Execution[Annotated[float, Field(ge=0)] | None] = None
     """Cap on money for askers and chat models together, over all sessions; each judge has its
     own.
     """
     budget_tokens: Execution[Annotated[int, Field(ge=1)] | None] = None
     """Cap on their tokens, in and out."""
-    max_hours: Execution[Annotated[float, Field(gt=0)] | None] = None
+    max_hours: Execution[Annotated[float, Field(ge=0)] | None] = None
     """Cap on hours of conversations."""

@@ -322,11 +322,11 @@ class Rollout(Block):
     ``interval`` writes it before and syncs once a second."""
     baseline: Content[Baseline | None] = None
     """Some of the openings, also rolled out with an untrained model in the asker's seat."""
-    budget_usd: Execution[Annotated[float, Field(gt=0)] | None] = None
+    budget_usd: Execution[Annotated[float, Field(ge=0)] | None] = None
     """Cap on money over both seats and all sessions."""
     budget_tokens: Execution[Annotated[int, Field(ge=1)] | None] = None
     """Cap on tokens, in and out."""
-    max_hours: Execution[Annotated[float, Field(gt=0)] | None] = None
+    max_hours: Execution[Annotated[float, Field(ge=0)] | None] = None
     """Cap on hours of driving."""
 
     @model_validator(mode="after")

@@ -77,9 +77,9 @@ class Judging(Block):
     """Bounds one attempt while the judge answers others."""
     patience_s: Execution[Annotated[float, Field(gt=0)]] = 900.0
     """How long to wait while none of its addresses answers."""
-    budget_usd: Execution[Annotated[float, Field(gt=0)] | None] = None
+    budget_usd: Execution[Annotated[float, Field(ge=0)] | None] = None
     """Cap on money."""
     budget_tokens: Execution[Annotated[int, Field(ge=1)] | None] = None
     """Cap on tokens, in and out."""
-    max_hours: Execution[Annotated[float, Field(gt=0)] | None] = None
+    max_hours: Execution[Annotated[float, Field(ge=0)] | None] = None
     """Cap on hours."""

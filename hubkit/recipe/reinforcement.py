@@ -79,11 +79,11 @@ class Reinforce(Block):
     """How long to wait while none of an asker's addresses answers."""
     checkpoint_minutes: Execution[Annotated[float, Field(gt=0)]] = 15.0
     """The longest time between checkpoints of the weights; what was said since is in a journal."""
-    budget_usd: Execution[Annotated[float, Field(gt=0)] | None] = None
+    budget_usd: Execution[Annotated[float, Field(ge=0)] | None] = None
     """Cap on money for the askers, over all sessions; each judge has its own."""
     budget_tokens: Execution[Annotated[int, Field(ge=1)] | None] = None
     """Cap on the askers' tokens, in and out."""
-    max_hours: Execution[Annotated[float, Field(gt=0)] | None] = None
+    max_hours: Execution[Annotated[float, Field(ge=0)] | None] = None
     """Cap on hours; the weights of the last whole step are the result."""
     lora: Content[dict[str, Any] | None] = None
     """For chat models that are whole; one that is an adapter is trained further as one, with

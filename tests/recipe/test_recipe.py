@@ -75,7 +75,7 @@ def test_what_a_recipe_says_under_a_profile_s_name_lies_over_that_profile(tmp_pa
         ("corpus.limit=21000", "nothing is left to train on"),
         ("asker.max_conversations=0", "greater than or equal to 1"),
         ("rollout.budget_tokens=0", "greater than or equal to 1"),
-        ("rollout.max_hours=0", "greater than 0"),
+        ("rollout.max_hours=-1", "greater than or equal to 0"),
         ("rollout.max_opening_chars=0", "greater than or equal to 1"),
         ("rollout.shard_dialogues=0", "greater than or equal to 1"),
         ("rollout.chat.context=-1", "greater than or equal to 1"),
