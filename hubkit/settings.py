@@ -17,6 +17,10 @@ NAMESPACE: Final = "HUBKIT_NAMESPACE"
 """Whose repos are made: ``local`` on the embedded Hub, else by default the token's owner."""
 HOME: Final = "HUBKIT_HOME"
 """The folder of all of hubkit's files; by default ``~/.local/share/hubkit``."""
+HUB_RELAYS: Final = "HUBKIT_HUB_RELAYS"
+"""Reverse proxies of your own before the embedded Hub, as ``hub.example.lan`` or
+``127.0.0.1:8080``, with commas between them: the Hub answers under these names too, only to those
+who show a token, and its token may be sent there. None by default."""
 HUB_IDLE_S: Final = "HUBKIT_HUB_IDLE_S"
 """Seconds without a request after which the embedded Hub stops, unless a process of hubkit still
 uses it: 900 by default, 0 for never."""

@@ -12,6 +12,7 @@ from hubkit.environment.episode import (
     ended_episode,
     openings_in,
 )
+from hubkit.environment.ownership import require_own
 from hubkit.environment.server import DEFAULT_LIMITS, Limits, served
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "RewardFunction",
     "ended_episode",
     "openings_in",
+    "require_own",
     "served",
 ]

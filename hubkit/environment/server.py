@@ -2,7 +2,8 @@
 
 Each WebSocket on ``/ws`` is one session with one conversation at a time. A client sends ``reset``,
 ``step``, ``state`` and ``close`` messages, and is answered with ``observation``, ``state`` and
-``error``. ``GET /health``, ``/metadata`` and ``/schema`` describe the environment. A token comes as
+``error``. ``GET /health``, ``/metadata`` and ``/schema`` describe the environment, and answer a
+``challenge`` that proves whose it is (see `ownership`). A token comes as
 a bearer token, or as the password of basic authentication: stock clients take no headers, but send
 the password in their address."""
 
@@ -19,13 +20,13 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from hubkit import extras
+from hubkit.environment import ownership
 from hubkit.environment.episode import FINISHES, AskerEnvironment, Episode
 from hubkit.errors import EndpointError, EngineError, HubkitError, SchemaError
+from hubkit.loopback import ADDRESS, host_of, is_loopback
 from hubkit.untrusted import JsonObject
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from starlette.requests import HTTPConnection
     from starlette.websockets import WebSocket
 
-LOOPBACK = "127.0.0.1"
 _RESET_KEYS = ("seed", "episode_id", "opening", "intent")
 _STEP_KEYS = ("message", "finish_reason", "metadata")
 _TRY_AGAIN_LATER = 1013  # a WebSocket's close code
@@ -155,7 +155,7 @@ def served(
             ready.wait()
             if not server.started:
                 raise sessions.failure or EngineError("the environment's server did not start")
-            yield f"http://{LOOPBACK}:{listener.getsockname()[1]}"
+            yield f"http://{ADDRESS}:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join()
@@ -168,10 +168,10 @@ def _listening(port: int) -> Iterator[socket.socket]:
         # Connections inherit it: else a body would wait until the client confirms the headers.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            listener.bind((LOOPBACK, port))
+            listener.bind((ADDRESS, port))
         except OSError as error:
             raise EngineError(
-                f"{LOOPBACK}:{port} cannot be bound: {error.strerror}; take another --port, or 0"
+                f"{ADDRESS}:{port} cannot be bound: {error.strerror}; take another --port, or 0"
             ) from None
         yield listener
 
@@ -195,7 +195,10 @@ def _app(open_environment: Open, sessions: _Sessions, token: str | None) -> Star
     async def describe(request: Request) -> Response:
         if refusal := _refusal(request, None if request.url.path == "/health" else token):
             return JSONResponse({"error": refusal[1]}, status_code=refusal[0])
-        return JSONResponse(_description(request.url.path, sessions))
+        described = _description(request.url.path, sessions)
+        if challenge := request.query_params.get("challenge", "")[:200]:
+            described["proof"] = ownership.answer(challenge, request.scope["server"][1])
+        return JSONResponse(described)
 
     async def session(websocket: WebSocket) -> None:
         if refusal := _refusal(websocket, token):
@@ -240,24 +243,14 @@ def _refusal(request: HTTPConnection, token: str | None) -> tuple[int, str] | No
     """
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
     for name, url in (("Host", f"//{host}"), ("Origin", origin)):
-        if url is not None and not _is_local(url):
-            return 403, f"{name} is not this server; use {LOOPBACK}"
+        if url is not None and not is_loopback(host_of(url)):
+            return 403, f"{name} is not this server; use {ADDRESS}"
     if token is None:
         return None
     credential = _credential(request.headers.get("authorization", ""))
     if hmac.compare_digest(credential.encode(), token.encode()):
         return None
     return 401, "this environment requires a token"
-
-
-def _is_local(url: str) -> bool:
-    try:
-        host = urlsplit(url).hostname or ""
-    except ValueError:
-        return False
-    with contextlib.suppress(ValueError):
-        return ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _credential(header: str) -> str:

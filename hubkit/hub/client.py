@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from hubkit.errors import (
     CommitConflictError,
@@ -26,8 +25,9 @@ from hubkit.errors import (
 )
 from hubkit.hub import embedded, gate, proof
 from hubkit.hub.in_use import Hold, hold
-from hubkit.hub.network import adapt_clients, exempt_loopback, is_loopback, sent_once
+from hubkit.hub.network import adapt_clients, exempt_loopback, sent_once
 from hubkit.hub.places import cache, hub_address, local_root, make_private, settings
+from hubkit.loopback import host_of, is_loopback
 from hubkit.settings import LOCAL_JOB, value
 
 if TYPE_CHECKING:
@@ -76,8 +76,10 @@ def connect() -> Hub:
         return Hub(url, token, embedded.default_namespace(), embedded=True, in_use=in_use)
     from huggingface_hub import get_token
 
-    local = bool(value(LOCAL_JOB)) and is_loopback(urlsplit(configured.url).hostname or "")
-    return Hub(configured.url, get_token(), configured.namespace, embedded=False, local=local)
+    local = bool(value(LOCAL_JOB)) and is_loopback(host_of(configured.url))
+    token = get_token()
+    _guard(token)
+    return Hub(configured.url, token, configured.namespace, embedded=False, local=local)
 
 
 def connect_to(url: str) -> Hub:
@@ -88,6 +90,7 @@ def connect_to(url: str) -> Hub:
     from huggingface_hub import get_token
 
     token = get_token()
+    _guard(token)
     if token is None:
         raise HubError(
             f"there is no token for {url}: log in with `hf auth login` or set HF_TOKEN, to one "
@@ -95,6 +98,14 @@ def connect_to(url: str) -> Hub:
             status=401,
         )
     return Hub(url, token, settings().namespace, embedded=False)
+
+
+def _guard(token: str | None) -> None:
+    """Where a person's token is that of the embedded Hub (``hubkit hub env`` names its file), let
+    no other Hub be sent it.
+    """
+    if token and token == embedded.token():
+        proof.require(token, local_root())
 
 
 class Hub:
@@ -293,6 +304,7 @@ class Hub:
         """
         from huggingface_hub.errors import HfUriError
 
+        self.check(f"{repo_type} {repo_id} was not made on {self.url}", {}, [repo_id])
         hidden = not self.embedded if private is None else private
         # Where a token may not create what exists already, the client is content, but then fails
         # to read an address that is not huggingface.co's. Whether the token may write is for the
@@ -383,7 +395,9 @@ class Hub:
 
         with self.masked(files) as (ready, masked):
             passed = self.check(
-                f"{repo_type} {repo_id} was not committed to {self.url}", ready, [repo_id, message]
+                f"{repo_type} {repo_id} was not committed to {self.url}",
+                ready,
+                [repo_id, message, branch or ""],
             )
             noted = [f"Allowed by its owner: {passed}"] if passed else []
             noted += [f"Masked on the way: {masked}"] if masked else []

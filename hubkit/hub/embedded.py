@@ -20,10 +20,18 @@ from urllib.parse import urlsplit
 from hubkit import extras
 from hubkit.errors import DiskFullError, HubError, HubUnreachableError, LocksMissingError
 from hubkit.hub.network import DIRECT, exempt_loopback
-from hubkit.hub.places import LOCAL, cache, local_root, make_private, settings, upstream
+from hubkit.hub.places import (
+    LOCAL,
+    cache,
+    local_root,
+    make_private,
+    relays,
+    settings,
+    upstream,
+)
 from hubkit.hub.proof import Challenge
 from hubkit.locks import FileLock, Timeout
-from hubkit.settings import HUB_IDLE_S, value
+from hubkit.settings import HUB_IDLE_S, HUB_RELAYS, UPSTREAM, value
 from hubkit.untrusted import JsonObject, count_in
 
 IDLE_S = 900
@@ -48,8 +56,7 @@ def ensure_running(*, jobs: bool = False, spaces: bool = False) -> str:
     exempt_loopback()
     if state := running():
         allowed = {name for name in ("jobs", "spaces") if state.get(name)}
-        current = "HUBKIT_UPSTREAM" not in os.environ or state.get("upstream") == upstream()
-        if required <= allowed and current:
+        if required <= allowed and _as_configured(state):
             return str(state["url"])
         required |= allowed
         stop()
@@ -70,6 +77,13 @@ def ensure_running(*, jobs: bool = False, spaces: bool = False) -> str:
         raise kind(
             f"{root} cannot hold the embedded Hub: {error.strerror}; set HUBKIT_HOME elsewhere"
         ) from None
+
+
+def _as_configured(state: JsonObject) -> bool:
+    """Whether the running server has what the environment sets of its own."""
+    has_upstream = UPSTREAM not in os.environ or state.get("upstream") == upstream()
+    has_relays = HUB_RELAYS not in os.environ or state.get("relays", []) == sorted(relays())
+    return has_upstream and has_relays
 
 
 def idle_limit_s() -> float:
@@ -113,6 +127,7 @@ def _start(root: Path, allowed: set[str]) -> JsonObject:
         idle_s,
     ]
     command += [f"--{name}" for name in sorted(allowed)]
+    command += [f"--relay={name}" for name in sorted(relays())]
     if url := upstream():
         command += ["--upstream", url, "--own-namespace", default_namespace()]
     with log.open("ab") as out:
@@ -200,7 +215,7 @@ def _answers(state: JsonObject) -> bool:
     try:
         url = str(state["url"])
         challenge = Challenge(local_root(), urlsplit(url).port)
-        with DIRECT.open(url + challenge.path, timeout=5) as response:
+        with DIRECT.open(url + challenge.path(), timeout=5) as response:
             answer = json.loads(response.read(10_000))
         return bool(answer["pid"] == state["pid"] and challenge.is_met_by(answer))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException):

@@ -11,7 +11,6 @@ goes only over connections on which that Hub has proven itself (see `proof`)."""
 from __future__ import annotations
 
 import functools
-import ipaddress
 import os
 import random
 import re
@@ -22,12 +21,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hubkit.errors import MissingDependencyError
 from hubkit.hub import proof
+from hubkit.loopback import NAMES, in_url, is_loopback
 
 if TYPE_CHECKING:
     import httpx2
 
 T = TypeVar("T")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _PASSING = frozenset({502, 503, 504})
 _ATTEMPTS = 4
 _FIRST_WAIT_S = 0.5
@@ -46,7 +45,7 @@ def exempt_loopback() -> None:
         return
     for name in ("no_proxy", "NO_PROXY"):
         hosts = [host for host in os.environ.get(name, "").split(",") if host.strip()]
-        missing = [host for host in LOOPBACK if host not in hosts]
+        missing = [host for host in NAMES if host not in hosts]
         if missing and "*" not in hosts:
             os.environ[name] = ",".join([*hosts, *missing])
 
@@ -63,6 +62,7 @@ def adapt_clients() -> None:
     constants.HF_HUB_OFFLINE = False  # the hook below takes its place
 
     def request_hook(request: httpx2.Request) -> None:
+        proof.is_needed(request.headers.get("Authorization", ""), str(request.url))
         if not is_loopback(request.url.host):
             if is_offline:
                 raise huggingface_hub.errors.OfflineModeIsEnabled(
@@ -105,7 +105,7 @@ def _client(request_hook: Any) -> httpx2.Client:
         follow_redirects=True,
         timeout=None,
         trust_env=_socks_without_package() is None,
-        mounts={f"http://{host}": carrier for host in ("127.0.0.1", "localhost", "[::1]")},
+        mounts={f"http://{host}": carrier for host in map(in_url, NAMES)},
     )
 
 
@@ -154,11 +154,3 @@ def _socks_without_package() -> str | None:
         if kind.startswith("socks") and importlib.util.find_spec("socksio") is None:
             return f"{kind}://"
     return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host`, a name or an address, is this machine."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

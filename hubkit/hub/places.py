@@ -9,7 +9,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hubkit.errors import HubError
-from hubkit.settings import HOME, HUB, NAMESPACE, UPSTREAM, value
+from hubkit.loopback import host_of
+from hubkit.settings import HOME, HUB, HUB_RELAYS, NAMESPACE, UPSTREAM, value
 
 LOCAL = "local"
 DEFAULT_UPSTREAM = "https://huggingface.co"
@@ -96,6 +97,20 @@ def upstream() -> str | None:
             "password such as https://huggingface.co"
         )
     return text.rstrip("/")
+
+
+def relays() -> frozenset[str]:
+    """The reverse proxies of the owner's own before the embedded Hub, which ``HUBKIT_HUB_RELAYS``
+    names: ``host``, or ``host:port``. Raises `HubError` where one is neither.
+    """
+    names = [name.strip().lower() for name in value(HUB_RELAYS).split(",") if name.strip()]
+    for name in names:
+        if "/" in name or "@" in name or not host_of(f"//{name}"):
+            raise HubError(
+                f"{HUB_RELAYS} holds {name.rpartition('@')[2]!r}; it takes hosts such as "
+                f"hub.example.lan or 127.0.0.1:8080, with commas between them"
+            )
+    return frozenset(names)
 
 
 def settings() -> Settings:

@@ -6,6 +6,7 @@ server of a folder knows the key in it, and answers a challenge for this folder 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -13,13 +14,19 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from hubkit.errors import HubUnreachableError
+from hubkit.hub.places import relays
+from hubkit.loopback import NAMES, host_of, in_url, is_among
+from hubkit.settings import HUB_RELAYS
 
 if TYPE_CHECKING:
-    import httpcore2
+    import aiohttp
     import httpx2
 
+KEY = "key"
+"""The file with what a server proves itself by, in its folder."""
 TIMEOUT_S = 10.0
 _MAX_ANSWER_BYTES = 16_384
 
@@ -36,20 +43,26 @@ class Challenge:
     def __init__(self, root: Path, port: int | None, text: str = "") -> None:
         self._root, self._port, self._text = root, port, text or secrets.token_hex(16)
 
-    @property
-    def path(self) -> str:
+    def path(self, route: str = "/healthz") -> str:
         """Path and query of the question."""
-        return f"/healthz?challenge={self._text}"
+        return f"{route}?challenge={self._text}"
 
     def is_met_by(self, answer: Any) -> bool:
         """Whether `answer`, the JSON that came back, proves the server. Raises `OSError` where the
         key cannot be read.
         """
-        message = "\0".join((self._text, str(self._root.resolve()), str(self._port)))
-        key = (self._root / "key").read_bytes()
-        proof = hmac.new(key, message.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
         given = answer.get("proof") if isinstance(answer, dict) else None
-        return hmac.compare_digest(str(given).encode(), proof.encode())
+        expected = proof(self._root, self._text, self._port)
+        return hmac.compare_digest(str(given).encode(), expected.encode())
+
+
+def proof(root: Path, text: str, port: int | None) -> str:
+    """What only the server of `root` can answer to `text` at `port`. Raises `OSError` where the key
+    in that folder cannot be read.
+    """
+    message = "\0".join((text, str(root.resolve()), str(port)))
+    key = (root / KEY).read_bytes()
+    return hmac.new(key, message.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
 
 _roots: dict[str, set[Path]] = {}
@@ -58,9 +71,26 @@ _roots: dict[str, set[Path]] = {}
 
 def require(token: str, root: Path) -> None:
     """Let requests of this process with `token` go only over connections that the server of `root`
-    has proven itself on (see `transport`).
+    has proven itself on, and to its owner's reverse proxies.
     """
     _roots.setdefault(f"Bearer {token}", set()).add(root)
+
+
+def is_needed(authorization: str, url: str) -> bool:
+    """Whether a request with this header to `url` has to wait for a proof.
+
+    Raises:
+        HubUnreachableError: It holds the token of an embedded Hub, and leads elsewhere.
+    """
+    if authorization not in _roots or is_among(urlsplit(url).netloc, relays()):
+        return False
+    if urlsplit(url).scheme != "http" or host_of(url) not in NAMES:
+        raise HubUnreachableError(
+            f"{in_url(host_of(url))} was not sent the token of the embedded Hub, which is for "
+            f"that Hub alone. Log in there with a token of its own (`hf auth login`, HF_TOKEN); "
+            f"where it is a reverse proxy of yours before the embedded Hub, name it in {HUB_RELAYS}"
+        )
+    return True
 
 
 def transport() -> httpx2.BaseTransport:
@@ -78,7 +108,7 @@ def transport() -> httpx2.BaseTransport:
 
         def handle_request(self, request: httpx2.Request) -> httpx2.Response:
             token = request.headers.get("Authorization", "")
-            if token not in _roots:
+            if not is_needed(token, str(request.url)):
                 return self._plain.handle_request(request)
             if token not in self._proven:
                 self._proven[token] = _proven_transport(_roots[token])
@@ -100,8 +130,11 @@ def _proven_transport(roots: set[Path]) -> httpx2.HTTPTransport:
 
         def connect_tcp(self, host: str, port: int, *options: Any, **more: Any) -> Any:
             stream = super().connect_tcp(host, port, *options, **more)
+            question = _Question(host, port, roots)
             try:
-                _prove(stream, host, port, roots)
+                stream.write(question.bytes, TIMEOUT_S)
+                while not question.receive(stream.read(4096, TIMEOUT_S)):
+                    pass
             except BaseException:
                 stream.close()
                 raise
@@ -116,50 +149,124 @@ def _proven_transport(roots: set[Path]) -> httpx2.HTTPTransport:
     return made
 
 
-def _prove(stream: httpcore2.NetworkStream, host: str, port: int, roots: set[Path]) -> None:
-    """Ask the challenge on a new connection.
+def connector(authorization: str, **options: Any) -> aiohttp.TCPConnector:
+    """aiohttp's connections for requests with this header: with the token of an embedded Hub those
+    that were proven first.
 
-    Raises:
-        httpcore2.NetworkError: The connection breaks, or nothing comes.
-        HubUnreachableError: What answers does not prove itself.
+    Args:
+        authorization: The header's value.
+        options: Further ones of `aiohttp.TCPConnector`.
     """
-    text = secrets.token_hex(16)
-    challenges = [Challenge(root, port, text) for root in sorted(roots)]
-    name = f"[{host}]" if ":" in host else host
-    head = f"GET {challenges[0].path} HTTP/1.1\r\nHost: {name}:{port}\r\n\r\n"
-    stream.write(head.encode("ascii"), TIMEOUT_S)
-    with suppress(OSError, ValueError):
-        answer = json.loads(_body(stream))
-        for challenge in challenges:
-            with suppress(OSError):  # a home that is gone
-                if challenge.is_met_by(answer):
-                    return
-    raise HubUnreachableError(
-        f"the embedded Hub was at {host}:{port}, and another program answers there now; it was "
-        "sent no token. Run the same command again: it starts the Hub where nothing listens"
-    )
+    import aiohttp
+
+    if authorization not in _roots:
+        return aiohttp.TCPConnector(**options)
+    roots = _roots[authorization]
+
+    class Connector(aiohttp.TCPConnector):
+        """Opens connections that are handed out only once the server has proven itself."""
+
+        # aiohttp has no argument for how its connections are opened.
+        async def _wrap_create_connection(self, *args: Any, **more: Any) -> Any:
+            url = str(more["req"].url)
+            is_asked = is_needed(authorization, url)
+            connection, protocol = await super()._wrap_create_connection(*args, **more)
+            if is_asked:
+                parts = urlsplit(url)
+                question = _Question(parts.hostname or "", parts.port or 80, roots)
+                try:
+                    await asyncio.wait_for(_answered(connection, question), TIMEOUT_S)
+                except BaseException:
+                    connection.close()
+                    raise
+                connection.set_protocol(protocol)
+            return connection, protocol
+
+    return Connector(**options)
 
 
-def _body(stream: httpcore2.NetworkStream) -> bytes:
-    """The body of one answer, after which the connection stays open. Raises `ValueError`."""
-    received = b""
-    while b"\r\n\r\n" not in received:
-        received += _more(stream, len(received))
-    head, _, body = received.partition(b"\r\n\r\n")
-    lines = [line.lower().replace(b" ", b"") for line in head.split(b"\r\n")]
-    lengths = [line[15:] for line in lines if line.startswith(b"content-length:")]
-    if not head.startswith(b"HTTP/1.1 200 ") or b"connection:close" in lines or len(lengths) != 1:
-        raise ValueError("its answer is no proof")
-    length = int(lengths[0])
-    while len(body) < length:
-        body += _more(stream, len(body))
-    if len(body) != length:
-        raise ValueError("it says more than it was asked")
-    return body
+async def _answered(connection: asyncio.Transport, question: _Question) -> None:
+    """Ask the question on a new connection, and wait for the answer. Raises as `_Question`."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    class Answer(asyncio.Protocol):
+        """Waits for the answer."""
+
+        def data_received(self, data: bytes) -> None:
+            try:
+                is_whole = question.receive(data)
+            except HubUnreachableError as error:
+                if not done.done():
+                    done.set_exception(error)
+                return
+            if is_whole and not done.done():
+                done.set_result(None)
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self.data_received(b"")
+
+    connection.set_protocol(Answer())
+    connection.write(question.bytes)
+    await done
 
 
-def _more(stream: httpcore2.NetworkStream, so_far: int) -> bytes:
-    piece = stream.read(4096, TIMEOUT_S)
-    if not piece or so_far > _MAX_ANSWER_BYTES:
-        raise ValueError("its answer breaks off or does not end")
-    return piece
+class _Question:
+    """The challenge on a new connection, and its answer piece by piece.
+
+    Args:
+        host: Whom the connection leads to.
+        port: At which port.
+        roots: The folders, the server of one of which has to answer.
+
+    Attributes:
+        bytes: What is sent.
+    """
+
+    def __init__(self, host: str, port: int, roots: set[Path]) -> None:
+        text = secrets.token_hex(16)
+        self._where = f"{host}:{port}"
+        self._challenges = [Challenge(root, port, text) for root in sorted(roots)]
+        head = f"GET {self._challenges[0].path()} HTTP/1.1\r\nHost: {in_url(host)}:{port}\r\n\r\n"
+        self.bytes = head.encode("ascii")
+        self._received = b""
+
+    def receive(self, piece: bytes) -> bool:
+        """Take a piece, none of which comes where the connection ended; whether all is here, and
+        proves the server.
+
+        Raises:
+            HubUnreachableError: What answers does not prove itself.
+        """
+        with suppress(OSError, ValueError):
+            body = self._body(piece)
+            if body is None:
+                return False
+            answer = json.loads(body)
+            for challenge in self._challenges:
+                with suppress(OSError):  # a home that is gone
+                    if challenge.is_met_by(answer):
+                        return True
+        raise HubUnreachableError(
+            f"the embedded Hub was at {self._where}, and another program answers there now; it was "
+            f"sent no token. Run the same command again: it starts the Hub where nothing listens. "
+            f"Where it is a reverse proxy of yours before that Hub, name it in {HUB_RELAYS}"
+        )
+
+    def _body(self, piece: bytes) -> bytes | None:
+        """The body of the answer once it is whole, after which the connection stays open. Raises
+        `ValueError`.
+        """
+        if not piece or len(self._received) > _MAX_ANSWER_BYTES:
+            raise ValueError("its answer breaks off or does not end")
+        self._received += piece
+        head, end, body = self._received.partition(b"\r\n\r\n")
+        if not end:
+            return None
+        lines = [line.lower().replace(b" ", b"") for line in head.split(b"\r\n")]
+        lengths = [line[15:] for line in lines if line.startswith(b"content-length:")]
+        is_plain = head.startswith(b"HTTP/1.1 200 ") and b"connection:close" not in lines
+        if not is_plain or len(lengths) != 1:
+            raise ValueError("its answer is no proof")
+        if len(body) > int(lengths[0]):
+            raise ValueError("it says more than it was asked")
+        return body if len(body) == int(lengths[0]) else None

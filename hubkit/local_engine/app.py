@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -20,6 +19,7 @@ from hubkit.local_engine import chat, completions, tgi_routes
 from hubkit.local_engine.http_errors import RequestError
 from hubkit.local_engine.service import Service, error_response
 from hubkit.local_engine.validation import MAX_BEST_OF, MAX_STOP_SEQUENCES
+from hubkit.loopback import NAMES, host_of
 from hubkit.untrusted import JsonObject
 
 _log = logging.getLogger("hubkit.local_engine")
@@ -91,15 +91,12 @@ def _check_source(request: Request, hosts: Collection[str]) -> None:
 
 
 def _is_local(url: str, hosts: Collection[str]) -> bool:
-    try:
-        host = urlsplit(url).hostname or ""
-        if url.startswith("//"):  # an address cannot be rebound
-            with suppress(ValueError):
-                ip_address(host)
-                return True
-        return host in ("localhost", "127.0.0.1", "::1", *hosts)
-    except ValueError:
-        return False
+    host = host_of(url)
+    if url.startswith("//"):  # an address cannot be rebound
+        with suppress(ValueError):
+            ip_address(host)
+            return True
+    return host in (*NAMES, *hosts)
 
 
 def _authorise(request: Request, token: str | None) -> None:

@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
         help="never ask the upstream for what is in this namespace",
     )
     parser.add_argument(
+        "--relay",
+        action="append",
+        default=[],
+        help="answer under this host, or host:port, of a reverse proxy too; it needs a token there",
+    )
+    parser.add_argument(
         "--jobs",
         action="store_true",
         help="holders of a write token may run commands on this machine",
@@ -98,7 +104,11 @@ def main() -> int:
                 options.part_mib * 2**20,
             )
             services = Services(
-                options.jobs, options.spaces, options.upstream, options.own_namespace
+                options.jobs,
+                options.spaces,
+                options.upstream,
+                options.own_namespace,
+                options.relay,
             )
             serve(root, options.host, options.port, limits, services)
             return 0

@@ -19,7 +19,7 @@ from email.utils import formatdate
 from functools import partial
 from itertools import pairwise
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -58,6 +58,7 @@ from hubkit.local_hub.hub import Hub
 from hubkit.local_hub.pages import session
 from hubkit.local_hub.storage.accounts import Identity
 from hubkit.local_hub.storage.repos import PLURALS, Repo, can_read, lookup, missing
+from hubkit.loopback import NAMES, is_among
 
 RepoHandler = Callable[[Call, Repo, list[str]], "Response | Awaitable[Response]"]
 Handler = Callable[[Call], "Response | Awaitable[Response]"]
@@ -247,15 +248,24 @@ class App:
 
     def _refuse_foreign_pages(self, request: Request) -> None:
         """Refuse web pages of other sites, and names that others point at this machine."""
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-        if not self.open_to_network and host not in ("127.0.0.1", "localhost", "::1"):
-            raise Refusal(403, "This Hub answers only under 127.0.0.1 or localhost.")
+        host = request.headers.get("host", "")
+        if not (self.open_to_network or is_among(host, (*NAMES, *self.hub.relays))):
+            raise Refusal(
+                403,
+                "This Hub answers only under 127.0.0.1 or localhost, and under the names in "
+                "HUBKIT_HUB_RELAYS of reverse proxies of its owner's.",
+            )
         origin = request.headers.get("origin")
         foreign = request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        if origin is not None and origin.partition("://")[2] != host:
             foreign = True
         if foreign and request.method not in ("GET", "HEAD"):
             raise Refusal(403, "Requests from pages of other sites are refused.")
+
+    def _is_public(self, request: Request) -> bool:
+        """Whether others than this machine's users may have sent the request."""
+        host = request.headers.get("host", "")
+        return self.open_to_network or (bool(self.hub.relays) and is_among(host, self.hub.relays))
 
     def _health(self, request: Request) -> Response:
         """That this server answers, how idle it is, and that it is the server of its folder."""
@@ -296,7 +306,7 @@ class App:
             return await xet.serve(Call(self.hub, request, None, segments))
         call = Call(self.hub, request, None, segments)
         call.identity = self._identify(call)
-        if self.open_to_network and call.identity is None and not _needs_no_token(call):
+        if self._is_public(request) and call.identity is None and not _needs_no_token(call):
             raise Refusal(401, "This Hub is open to the network and needs a token.")
         self._require_space(call)
         plain = PLAIN_ROUTES.get(

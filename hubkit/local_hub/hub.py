@@ -13,11 +13,16 @@ from hubkit.local_hub.storage.store import Store
 
 
 class Hub(Store):
-    """A store, with its inference endpoints, jobs and Spaces."""
+    """A store, with its inference endpoints, jobs and Spaces.
+
+    Attributes:
+        relays: Hosts, or ``host:port``, of its owner's reverse proxies.
+    """
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.activity = Activity()
+        self.relays: frozenset[str] = frozenset()
         self.endpoints = EndpointManager(self)
         self.jobs = JobManager(self)
         self.spaces = SpaceManager(self)

@@ -31,8 +31,8 @@ from hubkit.local_hub.storage.objects import make_durable_folder, write_durably
 from hubkit.local_hub.storage.store import MULTIPART_ABOVE_BYTES, PART_BYTES
 from hubkit.local_hub.storage.verification import check
 from hubkit.locks import refused_without_locks
+from hubkit.loopback import NAMES
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 FIRST_PORT = 7364
 VERSION = 1
 GRACE_S = 20
@@ -149,12 +149,14 @@ class Services:
         spaces: They may run the apps of Spaces here.
         upstream: The Hub that repositories which are not here are read through from.
         own_namespaces: What the upstream is never asked for.
+        relays: Hosts, or ``host:port``, of reverse proxies that this Hub answers under too.
     """
 
     jobs: bool = False
     spaces: bool = False
     upstream: str | None = None
     own_namespaces: Sequence[str] = ()
+    relays: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +187,11 @@ def serve(root: Path, host: str, port: int, limits: Limits, services: Services) 
     with only_server(root) as lock:
         hub = Hub(root)
         hub.multipart_above_bytes, hub.part_bytes = limits.multipart_above_bytes, limits.part_bytes
-        hub.jobs.enabled = services.jobs and host in LOOPBACK
-        upstream = services.upstream if host in LOOPBACK else None
+        hub.relays = frozenset(services.relays)
+        hub.jobs.enabled = services.jobs and host in NAMES
+        upstream = services.upstream if host in NAMES else None
         hub.upstream.open(upstream, services.own_namespaces)
-        hub.spaces.enabled = services.spaces and host in LOOPBACK
+        hub.spaces.enabled = services.spaces and host in NAMES
         try:
             prepare(hub)
             remembered = hub.settings.get("port") or ""
@@ -285,7 +288,7 @@ async def _serve(
     limits: Limits,
     lock: int,
 ) -> None:
-    app = App(hub, open_to_network=host not in LOOPBACK, stall_timeout_s=limits.stall_timeout_s)
+    app = App(hub, open_to_network=host not in NAMES, stall_timeout_s=limits.stall_timeout_s)
     _Protocol.head_timeout_s = min(HEAD_TIMEOUT_S, limits.stall_timeout_s)
     config = uvicorn.Config(
         ActivityMiddleware(app, hub),
@@ -340,6 +343,7 @@ def _about(hub: Hub, url: str) -> bytes:
         "jobs": hub.jobs.enabled,
         "spaces": hub.spaces.enabled,
         "upstream": hub.upstream.url,
+        "relays": sorted(hub.relays),
     }
     return json.dumps(info).encode()
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import hubkit.rollout as rollouts
 from hubkit.conversation import Conversation
@@ -22,6 +21,7 @@ from hubkit.environment import Opening, ended_episode, openings_in
 from hubkit.errors import EmptyRolloutError, RecipeError, SourceError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.places import runs
+from hubkit.loopback import on_loopback
 from hubkit.metrics.cross_table import CrossTable, Scored, cross_table, notes, picture, table
 from hubkit.pipeline import askers as asker_specs
 from hubkit.pipeline.askers import AskerSpec
@@ -53,7 +53,6 @@ from hubkit.tokenization import most_tokens
 from hubkit.untrusted import JsonObject, count_in, number_in
 
 PICTURE, RESULT, CONVERSATIONS = "against.png", "against.json", "against.jsonl"
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +152,7 @@ class CrossTableRun:
     def _is_free(self, name: str) -> bool:
         source = self._models[name].source
         urls = source.urls if isinstance(source, ServedModel) else ()
-        return all(urlsplit(url).hostname in _LOCAL for url in urls)
+        return all(map(on_loopback, urls))
 
     @property
     def work(self) -> Path:

@@ -13,8 +13,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from hubkit.hub import Hub, Ref
+from hubkit.loopback import on_loopback
 from hubkit.publishing.plan import MADE_BY_HUBS, RepoPlan, compare
-from hubkit.serving.client import on_loopback
 
 _SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".md"}
 _TERMS = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY")

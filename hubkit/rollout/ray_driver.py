@@ -20,6 +20,7 @@ from typing import Any
 
 from hubkit.conversation import Conversation
 from hubkit.errors import HubError, HubkitError, RecipeError, RunInterruptedError, StageError
+from hubkit.loopback import on_loopback
 from hubkit.progress import Notice
 from hubkit.ray_session import connected
 from hubkit.recipe import Rollout
@@ -30,7 +31,6 @@ from hubkit.rollout.ray_worker import Caps, Job, Outcome, Part, PartStatus, clea
 from hubkit.rollout.report import Status
 from hubkit.rollout.session import Seats, Session, Watch
 from hubkit.rollout.state import PARTS, State
-from hubkit.serving.client import on_loopback
 from hubkit.untrusted import JsonObject, count_in
 
 _DEATHS = 50  # of one part, until something is taken to be wrong with it

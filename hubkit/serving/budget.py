@@ -14,14 +14,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from hubkit.errors import RecipeError
+from hubkit.loopback import on_loopback
 
 CAPS = ("budget_tokens", "budget_usd", "max_hours")  # ends of dialogues that a larger cap reopens
 _WAYS = ("in", "out")
 _PRICES = ("usd_per_million_input", "usd_per_million_output")
-_LOCAL = ("embedded", "127.", "localhost", "[::1]")
 
 
 class Caps(Protocol):
@@ -97,7 +96,7 @@ def check_prices(budget_usd: float | None, seats: Mapping[str, Any]) -> None:
 
 
 def _is_local(address: str) -> bool:
-    return address == "embedded" or urlsplit(address).netloc.startswith(_LOCAL)
+    return address == "embedded" or on_loopback(address)
 
 
 @dataclass(slots=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
 import json
+import stat
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +19,15 @@ from openenv.core.generic_client import GenericEnvClient
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from hubkit.environment import DEFAULT_LIMITS, AskerEnvironment, Limits, Opening, served
-from hubkit.errors import EngineError
+from hubkit.environment import (
+    DEFAULT_LIMITS,
+    AskerEnvironment,
+    Limits,
+    Opening,
+    require_own,
+    served,
+)
+from hubkit.errors import EndpointUnreachableError, EngineError
 from hubkit.recipe import Rollout, SeatConfig, Turns
 from hubkit.reinforcement import Episode, Outcome
 from hubkit.serving import ServedModel
@@ -285,6 +295,52 @@ def test_a_token_is_required_where_one_is_set() -> None:
             pass
         with client(url.replace("//", "//env:s3cret@")) as env:  # the stock client has no headers
             assert env.reset(seed=0).observation["message"] == OPENINGS[0].text
+
+
+@pytest.mark.attack
+def test_an_environment_proves_whose_it_is_before_it_is_sent_a_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HUBKIT_HOME", str(tmp_path / "mine"))
+    with environment(Person(), token="s3cret") as (url, _):
+        with_token = url.replace("//", "//env:s3cret@")
+        assert require_own(with_token) == with_token
+        assert stat.S_IMODE((tmp_path / "mine" / "env" / "key").stat().st_mode) == 0o600
+        port = int(url.rpartition(":")[2])
+        refused = pytest.raises(EndpointUnreachableError, match="does not prove that you started")
+        with asked_of(port) as (other, heard), refused:
+            require_own(other.replace("//", "//env:s3cret@"))
+        assert heard, "it passed the question on to the real one, whose answer is for its own port"
+        assert not any("s3cret" in line or "ZW52" in line for line in heard)
+    for gone in (url, "http://127.0.0.1:1", "http://far.invalid:80", "ws://192.0.2.1:8090/ws"):
+        with pytest.raises(EndpointUnreachableError, match="must not be sent a token"):
+            require_own(gone)
+
+
+@contextmanager
+def asked_of(port: int) -> Iterator[tuple[str, list[str]]]:
+    """A program that asks the environment at `port` whatever it is asked, and answers that: its
+    address, and what it heard.
+    """
+    heard: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(f"{self.path}\n{self.headers}")
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{self.path}") as answer:
+                body = answer.read()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Not a word."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", heard
+        server.shutdown()
 
 
 def test_sessions_are_bounded_and_idle_ones_end() -> None:

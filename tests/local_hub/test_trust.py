@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import http.client
 import http.server
 import json
 import shutil
@@ -13,15 +15,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from support.hub_server import HubServer, RawClient, send
 
-from hubkit.errors import HubUnreachableError
-from hubkit.hub import Hub, connect, embedded
+from hubkit.errors import EndpointError, HubError, HubUnreachableError
+from hubkit.hub import Hub, connect, connect_to, embedded
 from hubkit.hub.places import cache, home, local_root, runs
+from hubkit.serving.client.transport import HttpClient
 
 pytestmark = pytest.mark.attack
 
@@ -109,14 +112,15 @@ def test_a_client_that_goes_on_for_long_sends_no_token_to_who_took_the_port_sinc
     assert not any(handler.received), "a token was sent to it"
 
 
-def test_an_answer_of_the_hub_itself_proves_nothing_at_another_port(own_home: Path) -> None:
-    hub = connect()
-    target = int(hub.url.rpartition(":")[2])
-    token = str(hub.token).encode()
+@contextmanager
+def relayed(target: int) -> Iterator[tuple[int, list[bytes]]]:
+    """A program that passes everything on to a port, and reads along: its own port, and what it
+    read.
+    """
     seen: list[bytes] = []
 
     class Relay(socketserver.BaseRequestHandler):
-        """Passes everything on to the Hub, and reads along."""
+        """One connection."""
 
         def handle(self) -> None:
             with socket.create_connection(("127.0.0.1", target)) as real:
@@ -134,14 +138,112 @@ def test_an_answer_of_the_hub_itself_proves_nothing_at_another_port(own_home: Pa
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as relay:
         threading.Thread(target=relay.serve_forever, daemon=True).start()
-        elsewhere = Hub(
-            f"http://127.0.0.1:{relay.server_address[1]}", hub.token, "local", embedded=True
-        )
-        with pytest.raises(HubUnreachableError, match="another program answers"):
-            elsewhere.api.whoami()
+        yield int(relay.server_address[1]), seen
         relay.shutdown()
+
+
+def test_an_answer_of_the_hub_itself_proves_nothing_at_another_port(own_home: Path) -> None:
+    hub = connect()
+    with relayed(int(hub.url.rpartition(":")[2])) as (port, seen):
+        elsewhere = Hub(f"http://127.0.0.1:{port}", hub.token, "local", embedded=True)
+        with pytest.raises(HubUnreachableError, match=r"another program.*HUBKIT_HUB_RELAYS"):
+            elsewhere.api.whoami()
     assert seen
-    assert token not in b"".join(seen)
+    assert str(hub.token).encode() not in b"".join(seen)
+
+
+def test_a_reverse_proxy_is_sent_the_token_once_its_owner_names_it(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = connect()
+    with relayed(int(hub.url.rpartition(":")[2])) as (port, seen):
+        for named in ("127.0.0.1:1", "hub.example"):
+            monkeypatch.setenv("HUBKIT_HUB_RELAYS", named)
+            with pytest.raises(HubUnreachableError):
+                Hub(f"http://127.0.0.1:{port}", hub.token, "local", embedded=True).api.whoami()
+        monkeypatch.setenv("HUBKIT_HUB_RELAYS", f"hub.example, 127.0.0.1:{port}")
+        through = Hub(f"http://127.0.0.1:{port}", hub.token, "local", embedded=True)
+        assert through.api.whoami()["name"] == "local"
+    assert str(hub.token).encode() in b"".join(seen)
+
+
+def test_a_hub_answers_under_the_name_of_a_named_reverse_proxy_to_who_has_a_token(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect().make("local/one")
+
+    def status(host: str, *, token: str | None = None) -> int:
+        headers = {"Host": host} | ({"Authorization": f"Bearer {token}"} if token else {})
+        asked = http.client.HTTPConnection(*str(connect().url).removeprefix("http://").split(":"))
+        with closing(asked):
+            asked.request("GET", "/api/models/local/one", headers=headers)
+            return asked.getresponse().status
+
+    token = embedded.token()
+    assert status("hub.example", token=token) == 403
+    monkeypatch.setenv("HUBKIT_HUB_RELAYS", "Hub.Example, proxy.example:8443")
+    for host in ("hub.example", "hub.example:9", "proxy.example:8443"):
+        assert (status(host), status(host, token=token)) == (401, 200)
+    for host in ("proxy.example", "proxy.example:1", "x.hub.example", "[", "a:b:c"):
+        assert status(host, token=token) == 403, host
+    assert status("127.0.0.1") == 200
+    for wrong in ("https://hub.example", "me@hub.example", "[::"):
+        monkeypatch.setenv("HUBKIT_HUB_RELAYS", wrong)
+        with pytest.raises(HubError, match="HUBKIT_HUB_RELAYS holds"):
+            connect()
+    monkeypatch.delenv("HUBKIT_HUB_RELAYS")
+
+
+def test_the_embedded_hubs_token_is_sent_to_no_other_hub(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell with the environment of ``hubkit hub env`` names it as the person's own."""
+    token = str(connect().token)
+    monkeypatch.setenv("HF_TOKEN", token)
+    handler = type("Handler", (_Impostor,), {"received": [], "pid": 0})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        for host in ("127.0.0.1", "localhost", "127.0.0.2"):
+            url = f"http://{host}:{other.server_port}"
+            monkeypatch.setenv("HUBKIT_HUB", url)
+            for hub in (connect(), connect_to(url)):
+                with pytest.raises(HubUnreachableError):
+                    _ = hub.resolve("local/one")
+        other.shutdown()
+    assert not any(handler.received)
+    monkeypatch.setenv("HUBKIT_HUB", "https://hub.invalid")
+    with pytest.raises(HubUnreachableError, match="was not sent the token of the embedded Hub"):
+        connect().resolve("local/one")
+
+
+def test_models_at_the_embedded_hub_are_asked_over_proven_connections(own_home: Path) -> None:
+    hub = connect()
+    url = f"{hub.url}/v2/serve/none/v1/chat/completions"
+    state = embedded.running()
+    assert state is not None
+
+    async def ask(url: str) -> None:
+        client = HttpClient(token=hub.token)
+        try:
+            await client.post(url, {"messages": []})
+        finally:
+            await client.close()
+
+    with pytest.raises(EndpointError) as refused:
+        asyncio.run(ask(url))
+    assert refused.value.status == 404, "the Hub has proven itself, and has no such endpoint"
+    embedded.stop()
+    handler = type("Handler", (_Impostor,), {"received": [], "pid": state["pid"]})
+    port = int(hub.url.rpartition(":")[2])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as impostor:
+        threading.Thread(target=impostor.serve_forever, daemon=True).start()
+        with pytest.raises(EndpointError, match="another program answers"):
+            asyncio.run(ask(url))
+        impostor.shutdown()
+    assert handler.received, "it was asked to prove itself"
+    assert not any(handler.received), "a token was sent to it"
+    with pytest.raises(EndpointError, match="was not sent the token of the embedded Hub"):
+        asyncio.run(ask(url.replace("127.0.0.1", "127.0.0.2")))
 
 
 def test_a_copied_home_never_speaks_to_the_originals_hub(

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from hubkit.errors import RecipeError
-from hubkit.serving.client.address import on_loopback, parse_address, proxy_of
+from hubkit.loopback import on_loopback
+from hubkit.serving.client.address import parse_address, proxy_of
 from hubkit.serving.client.dialects import folded, left_out, sent_sampling
 from hubkit.serving.client.refusals import error_inside, refusal
 from hubkit.serving.client.replies import decode, read_chat, split_thinking

@@ -14,10 +14,10 @@ import html
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+
+from hubkit.loopback import NAMES, host_of
 
 SESSION_COOKIE_PREFIX = b"hub_session_"  # of the Hub's own pages
-LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 _HEAD_BYTES, _HEAD_TIMEOUT_S, _BLOCK_BYTES = 64 * 2**10, 60.0, 64 * 2**10
 _TICK_S = 0.1
 _WAITING = """<!doctype html>
@@ -91,7 +91,7 @@ class AppProxy:
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with asyncio.timeout(_HEAD_TIMEOUT_S):
             head = await reader.readuntil(b"\r\n\r\n")
-        if _host(head) not in LOOPBACK_NAMES:
+        if _host(head) not in NAMES:
             writer.write(
                 _response(403, "This Space answers only under 127.0.0.1 or localhost.", self._title)
             )
@@ -164,10 +164,7 @@ def _headers(head: bytes) -> dict[str, str]:
 
 
 def _host(head: bytes) -> str:
-    try:
-        return urlsplit(f"//{_headers(head).get('host', '')}").hostname or ""
-    except ValueError:
-        return ""
+    return host_of(f"//{_headers(head).get('host', '')}")
 
 
 def _is_for_a_person(head: bytes) -> bool:

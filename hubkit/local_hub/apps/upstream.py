@@ -43,6 +43,7 @@ from hubkit.local_hub.storage.objects import SHA256, fsync_folder, make_durable_
 from hubkit.local_hub.storage.paths import checked_name, checked_path, checked_ref
 from hubkit.local_hub.storage.repos import CREATING, PREFIX, Repo, lookup
 from hubkit.local_hub.storage.store import Store
+from hubkit.loopback import on_loopback
 from hubkit.untrusted import JsonObject, objects_in, parse_json, text_in
 
 MIRRORED = ("model", "dataset")
@@ -428,8 +429,7 @@ class Upstream:
         request.add_header("User-Agent", "hubkit")
         if token := self._token():
             request.add_header("Authorization", f"Bearer {token}")
-        host = urlsplit(self.url).hostname or ""
-        proxies = urllib.request.ProxyHandler({} if host in ("127.0.0.1", "localhost") else None)
+        proxies = urllib.request.ProxyHandler({} if on_loopback(self.url) else None)
         opener = urllib.request.build_opener(_Redirects(self.url), proxies)
         try:
             with closing(opener.open(request, timeout=TIMEOUT_S)) as answer:

@@ -7,7 +7,6 @@ waits for cold starts, avoids dead addresses, and tells a refused request from a
 endpoint. `BatchEndpoint` asks by a provider's batch API instead. `ask_all` sends many requests at
 once; `start_engine` gives addresses where there is no server."""
 
-from hubkit.serving.client.address import on_loopback
 from hubkit.serving.client.batch import ask_all
 from hubkit.serving.client.batch_endpoint import BatchEndpoint
 from hubkit.serving.client.batch_queue import MOST_REQUESTS
@@ -32,6 +31,5 @@ __all__ = [
     "RequestOptions",
     "ask_all",
     "key_in",
-    "on_loopback",
     "start_engine",
 ]

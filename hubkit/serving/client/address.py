@@ -6,27 +6,17 @@ variables of the environment never govern loopback."""
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import urllib.request
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from hubkit.errors import MissingDependencyError, RecipeError
+from hubkit.loopback import on_loopback
 
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
 _ROUTES = (CHAT, COMPLETIONS, "/generate")
 _VERSION = re.compile(r"/v\d+[a-z0-9]*(/openai)?$")
-
-
-def on_loopback(url: str) -> bool:
-    """Whether `url` is this machine alone: no proxy and no other machine can reach it."""
-    host = (urlsplit(url).hostname or "").rstrip(".")
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from hubkit.errors import EndpointError, EndpointUnreachableError
+from hubkit.errors import EndpointError, EndpointUnreachableError, HubUnreachableError
+from hubkit.hub import proof
 from hubkit.serving.client.address import proxy_of
 from hubkit.serving.client.refusals import error_inside, refusal
 from hubkit.serving.client.replies import decode
@@ -63,7 +64,9 @@ class HttpClient:
             import aiohttp
 
             self._open_session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
+                connector=proof.connector(
+                    self._headers.get("Authorization", ""), limit=0, ttl_dns_cache=60
+                ),
                 timeout=aiohttp.ClientTimeout(
                     total=self._timeout_s, sock_connect=self._connect_timeout_s
                 ),
@@ -262,6 +265,8 @@ class RequestTimeoutError(EndpointUnreachableError, TimeoutError):
 def _unreachable(url: str, error: BaseException, timeout_s: float) -> EndpointUnreachableError:
     import aiohttp
 
+    if isinstance(error, HubUnreachableError):
+        return RefusedConnectionError(str(error))
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return RefusedConnectionError(
             f"{url} cannot be reached through the proxy of the environment ({error.os_error}); "
