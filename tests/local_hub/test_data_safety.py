@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from local_hub.test_local_hub_security import chunk, shard
 from support import command
 from support.hub_server import HubServer, RawClient, fsck, upkeep
 from support.paths import ROOT
@@ -233,6 +236,100 @@ def test_one_damaged_repository_does_not_hide_the_others(server: HubServer) -> N
     client.commit("local/sick", {"t.txt": b"sick"}).raise_for_status()
     assert upkeep(server, "verify")[1]["problems"] == []
     assert _read(server, "sick", "t.txt").content == b"sick"
+
+
+def _pack_references(folder: Path, *names: str) -> Path:
+    """What `git pack-refs` does with these."""
+    lines = [b"# pack-refs with: peeled fully-peeled sorted "]
+    for name in sorted(names):
+        sha = (folder / name).read_bytes().strip()
+        lines.append(sha + b" " + name.encode())
+        if name.startswith("refs/tags/"):
+            lines.append(b"^" + (folder / "refs/heads/main").read_bytes().strip())
+    for name in names:
+        (folder / name).unlink()
+    packed = folder / "packed-refs"
+    packed.write_bytes(b"\n".join(lines) + b"\n")
+    return packed
+
+
+@pytest.mark.attack
+def test_packed_references_are_taken_apart_and_their_damage_is_named(server: HubServer) -> None:
+    client = RawClient(server)
+    _fill(server, ("one",))
+    for branch in ("side", "far/off"):
+        client.post(f"/api/models/local/one/branch/{branch}", {}).raise_for_status()
+    body = {"tag": "v1", "message": "a version"}
+    client.post("/api/models/local/one/tag/main", body).raise_for_status()
+    server.stop()
+    folder = server.root / "repos" / _folders(server)[0]
+    refs = ("refs/heads/side", "refs/heads/far/off", "refs/heads/main", "refs/tags/v1")
+    ids = {name: (folder / name).read_bytes() for name in refs}
+    packed = _pack_references(folder, *refs)
+    code, verified = upkeep(server, "verify")
+    assert code == 1, "nothing else says how these branches are called"
+    assert re.search(r"no checksum.*\(refs/heads/far/off, refs/heads/side\)", *verified["problems"])
+    good = packed.read_bytes()
+    for was, now in ((b"tags/v1", b"tags/v0"), (b"heads/side", b"heads/si~e"), (b"\n^", b"\n_")):
+        packed.write_bytes(good.replace(was, now))
+        server.start()
+        server.stop()
+        assert packed.exists(), "kept for who repairs it"
+        code, verified = upkeep(server, "verify")
+        assert code == 1
+        assert all("packed-refs" in problem for problem in verified["problems"])
+        assert all("hubkit hub restore" in problem for problem in verified["problems"])
+    packed.write_bytes(good)
+    server.start()
+    assert not packed.exists()
+    assert {name: (folder / name).read_bytes() for name in refs} == ids
+    assert upkeep(server, "verify")[1]["problems"] == []
+    fsck(folder)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("kind", ["xorb", "map"])
+def test_damage_of_an_upload_by_xet_is_named_and_sent_again(server: HubServer, kind: str) -> None:
+    """Also where the client does not say what the whole file hashes to."""
+    _fill(server, ("one",))
+    client = RawClient(server)
+
+    def space() -> tuple[str, dict[str, str]]:
+        answer = client.http.get("/api/models/local/one/xet-write-token/main").json()
+        return answer["casUrl"], {"Authorization": f"Bearer {answer['accessToken']}"}
+
+    def put_together(base: str, headers: dict[str, str]) -> int:
+        body = shard(name, 6, 1, sha)
+        return client.http.post(f"{base}/v1/shards", content=body, headers=headers).status_code
+
+    name, sha = "ab" * 32, hashlib.sha256(b"chunks").hexdigest()
+    base, headers = space()
+    upload = {"content": chunk(b"chunks", 0, 6), "headers": headers}
+    client.http.post(f"{base}/v1/xorbs/default/{name}", **upload).raise_for_status()
+    if kind == "map":
+        assert put_together(base, headers) == 200
+    (stored,) = (server.root / "xet").glob(f"*/{name}.{kind}")
+    for at in (0, len(stored.read_bytes()) // 2, -1):
+        good = stored.read_bytes()
+        damaged = bytearray(good)
+        damaged[at] ^= 1
+        stored.write_bytes(damaged)
+        code, verified = upkeep(server, "verify")
+        assert code == 1
+        assert re.search(rf"Xet upload .*{name}\.{kind}: damaged.*hub gc", *verified["problems"])
+        stored.write_bytes(good)
+    stored.write_bytes(damaged)
+    assert put_together(base, headers) == 400
+    again, headers = space()
+    assert again != base, "the client sends everything again"
+    upload = {"content": chunk(b"chunks", 0, 6), "headers": headers}
+    client.http.post(f"{again}/v1/xorbs/default/{name}", **upload).raise_for_status()
+    assert put_together(again, headers) == 200
+    (stored,) = (server.root / "xet").glob(f"*/{name}.map")
+    stored.write_bytes(stored.read_bytes()[:-1])
+    assert upkeep(server, "gc")[0] == 0
+    assert not stored.exists()
+    assert upkeep(server, "verify")[1]["problems"] == []
 
 
 def test_verify_reads_every_object_reference_and_the_database(server: HubServer) -> None:

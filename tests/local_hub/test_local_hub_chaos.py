@@ -100,8 +100,6 @@ def damage(
         path = dice.choice(paths)
         good = path.read_bytes()
         at = dice.randrange(len(good) * 8) if good else 0
-        if kind == "packed references":  # git keeps no checksum of the names in it
-            at = good.index(b"\n") * 8 + 8 + dice.randrange(320)
         bad = flip(good, at) if number < flips and good else good[: len(good) // 2]
         bad = b"" if number == flips + 1 else bad
         named, different = outcome(whole, path, bad, before, folder)

@@ -244,6 +244,7 @@ def test_a_long_assembly_goes_on_after_its_acknowledgement(
     from hubkit.local_hub.errors import Refusal
     from hubkit.local_hub.hub import Hub
     from hubkit.local_hub.storage import repos, xet_format, xet_store
+    from hubkit.local_hub.storage.objects import sealed
 
     monkeypatch.setattr(xet_store, "SHARD_PATIENCE_S", 0)
     hub = Hub(tmp_path)
@@ -252,7 +253,7 @@ def test_a_long_assembly_goes_on_after_its_acknowledgement(
     repo = repos.make(hub, "model", "local", "slow", who)
     space = hub.xet.space("local")
     data, name = b"content", "ab" * 32
-    (hub.xet.folder(space) / f"{name}.xorb").write_bytes(b"\0\7\0\0\0\7\0\0" + data)
+    (hub.xet.folder(space) / f"{name}.xorb").write_bytes(sealed(b"\0\7\0\0\0\7\0\0" + data))
     segments = (xet_format.Segment(name, len(data), 0, 1),)
     good, wrong = hashlib.sha256(data).hexdigest(), "0" * 64
     hub.xet.accept(space, repo, [xet_format.ShardFile(segments, good)])

@@ -49,7 +49,7 @@ KINDS: dict[str, str] = {
 }
 """Name of a kind → the paths of its files, relative to the Hub's folder."""
 
-NAMED = ("large file", "loose object", "HEAD")
+NAMED = ("large file", "loose object", "HEAD", "packed references", "Xet upload", "Xet map")
 """Kinds of which every damage must be named: no byte of them is without meaning."""
 
 

@@ -88,7 +88,7 @@ async def _serve(call: Call) -> Response:
             await drain(call.request.stream(), incoming.write, MAX_XORB_BYTES)
             with incoming.path.open("rb") as file:
                 await run_in_threadpool(scan_xorb, file, incoming.size)
-            incoming.path.replace(folder / f"{path[3]}.xorb")
+            incoming.keep_sealed(folder / f"{path[3]}.xorb")
         return JSONResponse({"was_inserted": True})
     if call.method == "POST" and path == ["v1", "shards"]:
         files = parse_shard(await call.read_body(MAX_SHARD_BYTES))

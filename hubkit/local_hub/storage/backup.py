@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hubkit.errors import HubError
+from hubkit.local_hub.storage import packed_refs
 from hubkit.local_hub.storage.objects import fsync_folder, make_durable_folder
 from hubkit.local_hub.storage.repos import CREATING, DELETING
 from hubkit.local_hub.storage.store import RESTORED, Store, repo_folders, require_database
@@ -57,12 +58,7 @@ def backup(hub: Store, target: Path) -> VerifyResult:
             _copy_tree(hub.root / "aside", partial / "aside")
         shutil.copyfile(hub.root / "token", partial / "token")
         (partial / "token").chmod(0o600)
-        copy = Store(partial)
-        try:
-            result = check(copy)
-        finally:
-            copy.close()
-    return result
+        return _checked(partial)
 
 
 def restore(source: Path, root: Path) -> Path | None:
@@ -91,11 +87,7 @@ def restore(source: Path, root: Path) -> Path | None:
         for name in ("repos", "objects", "aside"):
             if (source / name).is_dir():
                 _copy_tree(source / name, partial / name)
-        copy = Store(partial)
-        try:
-            result = check(copy)
-        finally:
-            copy.close()
+        result = _checked(partial)
         if result.problems:
             raise HubError(f"{source} is damaged, nothing was changed: {result.problems[0]}")
     former = None
@@ -105,6 +97,17 @@ def restore(source: Path, root: Path) -> Path | None:
     complete.rename(root)
     fsync_folder(root.parent)
     return former
+
+
+def _checked(folder: Path) -> VerifyResult:
+    """Verify a copy, in which every reference has a file of its own."""
+    for path in (*(folder / "repos").glob("*"), *(folder / "aside").glob("*")):
+        packed_refs.take_apart(path)
+    copy = Store(folder)
+    try:
+        return check(copy)
+    finally:
+        copy.close()
 
 
 @contextmanager

@@ -87,7 +87,7 @@ class GitRepo:
         path.mkdir()
         DulwichRepo.init_bare(str(path), default_branch=DEFAULT_BRANCH.encode()).close()
         with (path / "config").open("a") as config:
-            config.write("[gc]\n\tauto = 0\n")
+            config.write("[gc]\n\tauto = 0\n\tpackRefs = false\n")
         for folder, _, names in os.walk(path):
             for name in names:
                 with (Path(folder) / name).open("rb") as file:

@@ -21,7 +21,8 @@ from dulwich.objects import Blob
 from dulwich.pack import PackData
 
 from hubkit.errors import HubError
-from hubkit.local_hub.storage import trees
+from hubkit.local_hub.errors import Refusal
+from hubkit.local_hub.storage import packed_refs, trees
 from hubkit.local_hub.storage.accounts import OWNER, now
 from hubkit.local_hub.storage.git import GitRepo, links, opened
 from hubkit.local_hub.storage.object_owners import link
@@ -41,6 +42,8 @@ def sweep(hub: Store) -> None:
     says; a pack without its index gets one. Everything else stays."""
     for path in (hub.root / "tmp").iterdir():
         path.unlink(missing_ok=True)
+    with suppress(Refusal):  # the disk is full: the next start does it
+        hub.xet.require_seals()
     rows = {row["folder"] for row in hub.settings.rows("SELECT folder FROM repos")}
     for folder in sorted((hub.root / "repos").iterdir()):
         if folder.name.endswith((CREATING, DELETING)):
@@ -53,6 +56,8 @@ def sweep(hub: Store) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
         elif folder.is_dir():
             _sweep_repo(folder)
+    for folder in _repository_paths(hub):
+        packed_refs.take_apart(folder)
 
 
 def _sweep_repo(folder: Path) -> None:
@@ -128,6 +133,7 @@ def collect(hub: Store, grace_s: float) -> GcResult:
             oid for oid in list(hub.objects) if _collect_large(hub, oid, used, before, result)
         ]
         _collect_damaged(hub, before, result)
+        _collect_damaged_uploads(hub, result)
         _collect_partial(hub, before, result)
         if removed:
             with hub.settings.transaction() as connection:
@@ -190,6 +196,13 @@ def _collect_damaged(hub: Store, before: float, result: GcResult) -> None:
         if path.with_suffix("").exists() and stat.st_mtime < before:
             path.unlink(missing_ok=True)
             result.bytes += stat.st_size
+
+
+def _collect_damaged_uploads(hub: Store, result: GcResult) -> None:
+    """Remove what was damaged of Xet uploads: whoever refers to it is told to send it again."""
+    for path in hub.xet.damaged():
+        result.bytes += path.stat().st_size
+        path.unlink(missing_ok=True)
 
 
 def _collect_partial(hub: Store, before: float, result: GcResult) -> None:

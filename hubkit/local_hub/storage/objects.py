@@ -19,6 +19,7 @@ from hubkit.local_hub.errors import Refusal
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 DAMAGED_SUFFIX = ".damaged"
+_BLOCK_BYTES = 1 << 20
 
 
 def fsync_folder(path: Path) -> None:
@@ -54,6 +55,29 @@ def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
     fsync_folder(path.parent)
 
 
+SEAL_BYTES = 32
+
+
+def sealed(data: bytes) -> bytes:
+    """`data` with its sha256 behind it."""
+    return data + hashlib.sha256(data).digest()
+
+
+def sealed_size(path: Path) -> int:
+    """How many bytes a file holds before their sha256. Raises `ValueError` where they are not those
+    that were written, `OSError` where there is no such file.
+    """
+    digest, size = hashlib.sha256(), path.stat().st_size - SEAL_BYTES
+    with path.open("rb") as file:
+        remaining = size
+        while remaining > 0 and (block := file.read(min(remaining, _BLOCK_BYTES))):
+            digest.update(block)
+            remaining -= len(block)
+        if remaining or file.read() != digest.digest():
+            raise ValueError(f"{path.name} does not hold what was written")
+    return size
+
+
 class Incoming:
     """A large file on its way in. Use as a context manager: what is not `keep`t is removed."""
 
@@ -71,6 +95,14 @@ class Incoming:
         self.size += len(view)
         while view:
             view = view[self._file.write(view) :]
+
+    def keep_sealed(self, target: Path) -> None:
+        """Move the bytes to `target`, with their sha256 behind them (see `sealed_size`)."""
+        view = memoryview(self._hash.digest())
+        while view:
+            view = view[self._file.write(view) :]
+        self._file.close()
+        self.path.replace(target)
 
     def keep(self, oid: str | None = None, size: int | None = None) -> str:
         """Move the bytes into place; their sha256. Raises `Refusal` 400 where they are not what was

@@ -11,7 +11,7 @@ from pathlib import Path
 from dulwich.errors import ChecksumMismatch
 from dulwich.objects import Blob, ShaFile
 
-from hubkit.local_hub.storage import trees
+from hubkit.local_hub.storage import packed_refs, trees
 from hubkit.local_hub.storage.git import GitRepo, links, opened
 from hubkit.local_hub.storage.objects import DAMAGED_SUFFIX
 from hubkit.local_hub.storage.store import Store
@@ -68,6 +68,12 @@ def check(hub: Store, *, hash_files: bool = True, unknown: bool = True) -> Verif
             result.problems.append(
                 f"{name}: cannot be opened ({type(error).__name__}: {error}); {_RESTORE}"
             )
+    if hash_files:
+        result.problems += [
+            f"Xet upload {path.parent.name}/{path.name}: damaged; nothing that was committed needs "
+            f"it; remove it with `hubkit hub gc`, and clients send it again"
+            for path in hub.xet.damaged()
+        ]
     result.problems += _problems_aside(hub, sizes, result, every=hash_files)
     result.problems += [
         f"repository folder {folder}: not in the database; take it in with `hubkit hub adopt "
@@ -141,6 +147,8 @@ def _repo_problems(
     if (repo.path / "HEAD").read_bytes().strip() != b"ref: refs/heads/main":
         yield f"{name}: HEAD does not name the branch main; {_RESTORE}"
     yield from _unreadable_refs(name, repo)
+    if every:
+        yield from (f"{name}: {problem}" for problem in packed_refs.problems(repo, _RESTORE))
     visited: set[bytes] = set()
     todo = [
         (sha, f"reference refs/{ref.decode('utf-8', 'replace')}")

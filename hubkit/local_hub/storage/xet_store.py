@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import secrets
@@ -14,7 +15,12 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.object_owners import link
-from hubkit.local_hub.storage.objects import make_durable_folder, write_durably
+from hubkit.local_hub.storage.objects import (
+    make_durable_folder,
+    sealed,
+    sealed_size,
+    write_durably,
+)
 from hubkit.local_hub.storage.xet_format import Chunk, Segment, ShardFile, decode_chunk, scan_xorb
 
 if TYPE_CHECKING:
@@ -37,8 +43,9 @@ _KEY = "xet_space:"
 _SPACE = re.compile(r"[A-Za-z0-9_.-]{1,120}")
 
 
-ChunkPlace = tuple[str, int, int]
-"""Where a chunk is now: object, offset, length."""
+ChunkPlace = tuple[str, int, int, str]
+"""Where a chunk is now: object, offset, length; and the beginning of its sha256."""
+_FORMAT, _SEALED = "xet_format", "sealed"
 
 
 class XetStore:
@@ -73,6 +80,24 @@ class XetStore:
         """Give every user a new space."""
         for row in self._hub.settings.rows("SELECT key FROM settings WHERE key LIKE ?", f"{_KEY}%"):
             self.start_afresh(row["key"].removeprefix(_KEY))
+
+    def require_seals(self) -> None:
+        """Forget what an earlier version of hubkit kept, without checksums."""
+        if self._hub.settings.get(_FORMAT) != _SEALED:
+            self.forget_everything()
+            self._hub.settings.set(_FORMAT, _SEALED)
+
+    def damaged(self) -> Iterator[Path]:
+        """The files of uploads that do not hold what was written."""
+        for path in sorted((self._hub.root / "xet").glob("*/*.*")):
+            if path.suffix not in (".xorb", ".map"):
+                continue  # one that is being written
+            try:
+                sealed_size(path)
+            except FileNotFoundError:
+                continue  # put together, or forgotten, meanwhile
+            except (OSError, ValueError):
+                yield path
 
     def folder(self, space: str) -> Path:
         """The folder of a space. Raises `Refusal` 404 for a former one."""
@@ -127,24 +152,29 @@ class XetStore:
 
     def _assemble(self, xorbs: _Xorbs, file: ShardFile) -> str:
         with self._hub.objects.incoming() as incoming:
-            places: list[tuple[str, int, int, int]] = []
+            places: list[tuple[str, int, int, int, str]] = []
             buffer = bytearray()
             for segment in file.segments:
                 for index, data in xorbs.read(segment):
-                    places.append((segment.xorb, index, incoming.size + len(buffer), len(data)))
+                    offset = incoming.size + len(buffer)
+                    places.append((segment.xorb, index, offset, len(data), _digest(data)))
                     buffer += data
                     if len(buffer) >= _BLOCK_BYTES:
                         incoming.write(buffer)
                         buffer = bytearray()
             incoming.write(buffer)
             oid = incoming.keep(file.sha256, file.size)
-        for xorb, index, offset, size in places:
-            xorbs.record_place(xorb, index, (oid, offset, size))
+        for xorb, index, offset, size, digest in places:
+            xorbs.record_place(xorb, index, (oid, offset, size, digest))
         return oid
 
 
+def _digest(chunk: bytes) -> str:
+    return hashlib.sha256(chunk).hexdigest()[:16]
+
+
 class UnknownXorbError(Refusal):
-    """A shard refers to a xorb that was never sent here, or is gone."""
+    """A shard refers to a xorb that was never sent here, is gone, or was damaged since."""
 
     def __init__(self, xorb: str) -> None:
         super().__init__(400, f"Xorb {xorb} is not here; upload again.")
@@ -191,12 +221,11 @@ class _Xorbs:
         try:
             if raw.exists():
                 self._files[xorb] = raw.open("rb")
-                self._chunks[xorb] = scan_xorb(self._files[xorb], raw.stat().st_size)
+                self._chunks[xorb] = scan_xorb(self._files[xorb], sealed_size(raw))
             else:
-                content = json.loads(mapped.read_bytes())
-                self._maps[xorb] = [
-                    (content["objects"][i], offset, size) for i, offset, size in content["chunks"]
-                ]
+                content = json.loads(mapped.read_bytes()[: sealed_size(mapped)])
+                names = content["objects"]
+                self._maps[xorb] = [(names[at], *place) for at, *place in content["chunks"]]
         except (FileNotFoundError, ValueError, LookupError, TypeError, Refusal) as error:
             raise UnknownXorbError(xorb) from error  # absent, or damaged since it was stored
 
@@ -205,14 +234,17 @@ class _Xorbs:
             chunk, file = self._chunks[xorb][index], self._files[xorb]
             file.seek(chunk.offset)
             return decode_chunk(file.read(chunk.packed), chunk.scheme, chunk.size)
-        oid, offset, size = self._maps[xorb][index]
+        oid, offset, size, digest = self._maps[xorb][index]
         if oid not in self._files:
             try:
                 self._files[oid] = self._hub.objects.path(oid).open("rb")
             except FileNotFoundError:
                 raise UnknownXorbError(xorb) from None
         self._files[oid].seek(offset)
-        return self._files[oid].read(size)
+        data = self._files[oid].read(size)
+        if _digest(data) != digest:  # the large file was damaged
+            raise UnknownXorbError(xorb)
+        return data
 
     def record_place(self, xorb: str, index: int, position: ChunkPlace) -> None:
         """A chunk is now also at this place in an object."""
@@ -224,11 +256,8 @@ class _Xorbs:
             chunks = self._chunks.get(xorb)
             if chunks is None or len(places) < len(chunks):
                 continue
-            names = sorted({oid for oid, _, _ in places.values()})
-            rows = [
-                [names.index(oid), offset, size]
-                for _, (oid, offset, size) in sorted(places.items())
-            ]
+            names = sorted({place[0] for place in places.values()})
+            rows = [[names.index(oid), *rest] for _, (oid, *rest) in sorted(places.items())]
             content = json.dumps({"objects": names, "chunks": rows}, separators=(",", ":"))
-            write_durably(self._folder / f"{xorb}.map", content.encode())
+            write_durably(self._folder / f"{xorb}.map", sealed(content.encode()))
             (self._folder / f"{xorb}.xorb").unlink(missing_ok=True)
