@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -88,6 +89,7 @@ def make(hub: Hub, spec: EndpointSpec) -> EndpointStatus:
     # An adapter's engine fetches repos besides the mounted one, with the rights of whoever deploys.
     secrets = {"HF_TOKEN": hub.token} if spec.adapters and hub.token else None
     namespace = hub.namespace
+    hub.check(f"the endpoint was not made on {hub.url}", {}, [json.dumps(payload(spec))])
 
     def send() -> EndpointStatus:
         with hub.inference() as api:

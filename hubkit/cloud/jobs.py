@@ -144,6 +144,12 @@ def _submit(hub: Hub, command: Command) -> Any:
         "token": hub.token,
     }
 
+    given = {**command.env, **command.labels, "command": " ".join(command.args)}
+    hub.check(
+        f"the job was not started on {hub.url}",
+        {f"the job's {name}": text.encode() for name, text in given.items()},
+    )
+
     def send() -> Any:
         if command.image:
             return hub.api.run_job(image=command.image, command=list(command.args), **common)

@@ -38,6 +38,9 @@ class Branch:
         try:
             self.head = hub.resolve(self.repo_id, repo_type=self.repo_type, revision=self.name)
         except RepoMissingError:
+            hub.check(
+                f"branch {self.name} of {self.repo_id} was not made on {hub.url}", {}, [self.name]
+            )
             hub.make(self.repo_id, repo_type=self.repo_type)
             with hub.translated(f"creating branch {self.name} of {self.repo_type} {self.repo_id}"):
                 hub.api.create_branch(

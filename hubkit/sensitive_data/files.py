@@ -6,18 +6,18 @@ archives and compressed files, and the printable runs of any other binary file."
 
 from __future__ import annotations
 
-import base64
-import binascii
 import codecs
 import io
 import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+from hubkit.sensitive_data import carriers
 from hubkit.sensitive_data.scanner import KINDS, mask, scan_text
 
 UNREADABLE = "unreadable"  # the kind of a member that is too deep or too large to be looked into
@@ -28,10 +28,9 @@ _NESTING = 4
 _UNPACKED_BYTES = 1 << 30  # of one compressed file
 _MODEL_HEADER_BYTES = 64 << 20  # of a GGUF file: its metadata and tokenizer lie before the tensors
 _HEADER_BYTES = 100 << 20  # the most that safetensors allows
-_BINARY_RUN = re.compile(rb"[\x20-\x7e\t\r\n]{12,65536}")
-_BINARY_WIDE_RUN = re.compile(rb"(?:[\x20-\x7e]\0){12,65536}")
-_BASE64 = re.compile(r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_-]{24,}={0,2}")
+_PRINTABLE = bytes((*range(32, 127), *b"\t\r\n\0"))
 _LONG_INTEGER = 10**7
+_Scan = Callable[[IO[bytes], str, int], None]
 
 
 @dataclass
@@ -89,10 +88,9 @@ def scan_file(name: str, content: Path | bytes, kinds: Iterable[str] = KINDS) ->
     """
     kinds_set = frozenset(kinds)
     findings = FileFindings()
-    plain = name.replace("/", " / ")
-    for finding in scan_text(plain, kinds_set) or scan_text(plain.rpartition(".")[0], kinds_set):
-        findings.add(finding.kind, "the file's name")
     scanner = _Scanner(kinds_set, findings)
+    for part in _name_parts(name):
+        scanner.text(part, "the file's name", 0)
     if isinstance(content, bytes):
         scanner.binary(io.BytesIO(content), "", 0)
     else:
@@ -106,6 +104,7 @@ class _Scanner:
 
     def __init__(self, kinds: frozenset[str], findings: FileFindings) -> None:
         self._kinds, self._findings = kinds, findings
+        self._left_bytes = _UNPACKED_BYTES
 
     def binary(self, file: IO[bytes], location: str, depth: int) -> None:
         """Scan a file of any kind; `location` says where inside the outer file it is."""
@@ -114,33 +113,61 @@ class _Scanner:
             return
         head = file.read(8192)
         file.seek(0)
-        if head[:4] == b"PAR1":
-            self._guarded(self._parquet, file, location, depth)
-        elif head[:6] == b"ARROW1" or head[:4] == b"\xff\xff\xff\xff":
-            self._guarded(self._arrow, file, location, depth)
-        elif head[:4] == b"PK\x03\x04":
-            self._guarded(self._zip, file, location, depth)
-        elif head[257:262] == b"ustar":
-            self._guarded(self._tar, file, location, depth)
-        elif opener := _compression(head):
-            self._guarded(lambda f, p, d: self._compressed(opener, f, p, d), file, location, depth)
+        encoding = carriers.text_encoding(head)
+        if carriers.has_columns(head):
+            scan = self._parquet if carriers.has_columns(head) == "parquet" else self._arrow
+            self._guarded(scan, file, location, depth)
+        elif carriers.is_archive(head):
+            scan = self._zip if carriers.is_archive(head) == "zip" else self._tar
+            self._guarded(scan, file, location, depth)
+        elif opener := carriers.compression(head):
+            self._guarded(partial(self._compressed, opener), file, location, depth)
+        elif carriers.is_opaque(head) and encoding != "utf-8":
+            self._opaque(file, location)
         elif length := _safetensors_header(head):
             file.seek(8)
             self.text(
                 file.read(length).decode("utf-8", "replace"), _join(location, "header"), depth
             )
-        elif encoding := _encoding(head):
+        elif encoding:
             self._lines(file, encoding, location, depth)
+            if encoding.startswith(("utf-16", "utf-32")):  # as a mark at its beginning says
+                file.seek(0)
+                self._printable(file, location, wide=False)
         else:
-            self._printable(file, location)
+            self._unknown(head, file, location, depth)
 
-    def _guarded(self, scan: Any, file: IO[bytes], location: str, depth: int) -> None:
-        """`scan`, and where the file is damaged its printable runs instead."""
+    def _guarded(self, scan: _Scan, file: IO[bytes], location: str, depth: int) -> None:
+        """`scan`, and where the file cannot be read its printable runs instead: text that begins
+        like a file of another kind is text.
+        """
         try:
             scan(file, location, depth)
         except Exception:  # damaged files raise whatever their libraries like
             file.seek(0)
-            self._printable(file, location)
+            encoding = carriers.text_encoding(file.read(8192))
+            file.seek(0)
+            if encoding == "utf-8":
+                self._lines(file, encoding, location, depth)
+            else:
+                self._opaque(file, location)
+
+    def _opaque(self, file: IO[bytes], location: str) -> None:
+        """What cannot be looked into: that is said, beside what can be seen of it."""
+        self._findings.add(UNREADABLE, location or "the whole file")
+        self._printable(file, location)
+
+    def _unknown(self, head: bytes, file: IO[bytes], location: str, depth: int) -> None:
+        """A binary file: its printable runs, and what may be compressed or packed in it."""
+        self._printable(file, location)
+        file.seek(0)
+        with suppress(Exception):  # it is none of these then
+            if head[:4] == b"\xff\xff\xff\xff":
+                self._arrow(file, location, depth)
+            elif opener := carriers.may_be_compressed(head):
+                self._compressed(opener, file, location, depth)
+            elif _ends_as_zip(file):
+                self._zip(file, location, depth)
 
     def text(self, text: str, location: str, depth: int) -> None:
         """Scan text that is in memory."""
@@ -149,12 +176,15 @@ class _Scanner:
         self._hidden(text, location, depth)
 
     def _hidden(self, text: str, location: str, depth: int) -> None:
-        """What base64 hides."""
+        """What escapes, base64 and its like hide."""
         if depth >= _NESTING:
             return
-        for match in _BASE64.finditer(text):
-            if (data := _decoded(match[0])) is not None:
-                self.binary(io.BytesIO(data), _join(location, "base64"), depth + 1)
+        for plain in carriers.unescaped(text):
+            for finding in scan_text(plain, self._kinds):
+                if plain[finding.start : finding.end] not in text:
+                    self._findings.add(finding.kind, _join(location, "escaped"))
+        for data in carriers.encoded(text):
+            self.binary(io.BytesIO(data), _join(location, "encoded"), depth + 1)
 
     def _lines(self, file: IO[bytes], encoding: str, location: str, depth: int) -> None:
         """Text in blocks that overlap; what starts in the overlap belongs to the next block."""
@@ -176,62 +206,79 @@ class _Scanner:
             line += block.count("\n", 0, cut)
             lead, block = (lead + block[:cut])[-_LEAD_CHARS:], block[cut:]
 
-    def _printable(self, file: IO[bytes], location: str) -> None:
+    def _printable(self, file: IO[bytes], location: str, *, wide: bool = True) -> None:
         """The printable runs of a binary file; of a model's weights, those of its header."""
         is_model = file.read(4) == b"GGUF"
         file.seek(0)
         remaining = _MODEL_HEADER_BYTES if is_model else -1
+        kept = b""  # a run that goes on in the next block
         while data := file.read(_BLOCK_CHARS):
-            runs = [match[0].decode("ascii") for match in _BINARY_RUN.finditer(data)]
-            runs += [match[0].decode("utf-16-le") for match in _BINARY_WIDE_RUN.finditer(data)]
-            if runs:
-                self.text("\n\n".join(runs), _join(location, "binary content"), _NESTING)
+            block = kept + data
+            end = len(block.rstrip(_PRINTABLE))
+            is_long = len(block) - end > _OVERLAP_CHARS
+            kept = block[-_OVERLAP_CHARS if is_long else end :]
+            self._runs(block if is_long else block[:end], location, wide)
             remaining -= len(data)
             if is_model and remaining <= 0:
                 return
+        self._runs(kept, location, wide)
+
+    def _runs(self, data: bytes, location: str, wide: bool) -> None:
+        if runs := carriers.printable_runs(data, wide=wide):
+            self.text("\n\n".join(runs), _join(location, "binary content"), _NESTING)
 
     def _zip(self, file: IO[bytes], location: str, depth: int) -> None:
         import zipfile
 
         with zipfile.ZipFile(file) as archive:
+            self._labels([archive.comment], location)
             for member in archive.infolist():
+                self._labels([member.filename, member.comment], location)
                 if not member.is_dir():
-                    self._member(
-                        archive.open(member), member.filename, member.file_size, location, depth
-                    )
+                    self._member(archive.open(member), member.filename, location, depth)
 
     def _tar(self, file: IO[bytes], location: str, depth: int) -> None:
         import tarfile
 
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
+                names = (member.name, member.linkname, member.uname, member.gname)
+                self._labels([*names, *member.pax_headers.values()], location)
                 if member.isfile() and (opened := archive.extractfile(member)):
-                    self._member(opened, member.name, member.size, location, depth)
+                    self._member(opened, member.name, location, depth)
 
-    def _member(self, file: IO[bytes], name: str, size: int, location: str, depth: int) -> None:
-        inner = _join(
-            location, f"member {len(name)} characters" if scan_text(name) else f"member {name}"
-        )
-        self.text(name.replace("/", " / "), _join(location, "a member's name"), _NESTING)
-        if size > _UNPACKED_BYTES:
-            self._findings.add(UNREADABLE, inner)
-            return
+    def _labels(self, labels: Iterable[str | bytes], location: str) -> None:
+        """Names and comments of what is packed."""
+        for label in labels:
+            text = label.decode("utf-8", "replace") if isinstance(label, bytes) else label
+            for part in _name_parts(text):
+                self.text(part, _join(location, "a member's name"), 0)
+
+    def _member(self, file: IO[bytes], name: str, location: str, depth: int) -> None:
+        inner = f"member {len(name)} characters" if scan_text(name) else f"member {name}"
         with file:
-            self.binary(io.BytesIO(file.read(_UNPACKED_BYTES)), inner, depth + 1)
+            self._unpacked(file, _join(location, inner), depth)
 
-    def _compressed(self, opener: Any, file: IO[bytes], location: str, depth: int) -> None:
+    def _compressed(
+        self, opener: Callable[[Any], Any], file: IO[bytes], location: str, depth: int
+    ) -> None:
+        self._labels(_gzip_labels(file), location)
+        with opener(file) as unpacked:
+            self._unpacked(unpacked, _join(location, "compressed"), depth)
+
+    def _unpacked(self, file: Any, location: str, depth: int) -> None:
+        """Scan what is packed, as far as all of one file may be unpacked."""
         import tempfile
 
-        with opener(file) as unpacked, tempfile.SpooledTemporaryFile(max_size=64 << 20) as copy:
-            total = 0
-            while block := unpacked.read(1 << 20):
-                total += len(block)
-                if total > _UNPACKED_BYTES:
-                    self._findings.add(UNREADABLE, _join(location, "compressed"))
+        with tempfile.SpooledTemporaryFile(max_size=64 << 20) as copy:
+            while block := file.read(1 << 20):
+                self._left_bytes -= len(block)
+                if self._left_bytes < 0:
+                    self._findings.add(UNREADABLE, location)
                     break
                 copy.write(block)
             copy.seek(0)
-            self.binary(copy, _join(location, "compressed"), depth + 1)
+            self.binary(copy, location, depth + 1)
 
     def _parquet(self, file: IO[bytes], location: str, depth: int) -> None:
         import pyarrow.parquet as pq
@@ -262,15 +309,21 @@ class _Scanner:
                 row += batch.num_rows
 
     def _schema(self, schema: Any, location: str) -> None:
-        for key, value in (schema.metadata or {}).items():
-            if key != b"ARROW:schema":
-                text = f"{key.decode('utf-8', 'replace')}: {value.decode('utf-8', 'replace')}"
-                self.text(text, _join(location, "metadata"), 0)
-        self.text("\n".join(schema.names), _join(location, "column names"), _NESTING)
+        """Names and metadata of columns, and of what is inside them."""
+        names: list[str] = []
+        labels = dict(schema.metadata or {})
+        labels.pop(b"ARROW:schema", None)
+        self._metadata(labels, location)
         for column in schema:
-            for key, value in (column.metadata or {}).items():
-                text = f"{key.decode('utf-8', 'replace')}: {value.decode('utf-8', 'replace')}"
-                self.text(text, _join(location, "metadata"), _NESTING)
+            for inner in _fields(column):
+                names.append(inner.name)
+                self._metadata(inner.metadata or {}, location)
+        self.text("\n".join(names), _join(location, "column names"), 0)
+
+    def _metadata(self, labels: Mapping[bytes, bytes], location: str) -> None:
+        for key, value in labels.items():
+            text = f"{key.decode('utf-8', 'replace')}: {value.decode('utf-8', 'replace')}"
+            self.text(text, _join(location, "metadata"), 0)
 
     def _batch(self, batch: Any, row: int, location: str, depth: int) -> None:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -294,8 +347,22 @@ class _Scanner:
                         self.text(f"{named}: {value}", where, _NESTING)
 
 
+def _fields(field: Any) -> Iterator[Any]:
+    """A field of a schema, and all fields inside it."""
+    import pyarrow as pa
+
+    yield field
+    kind = field.type
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    for number in range(kind.num_fields):
+        yield from _fields(kind.field(number))
+
+
 def _leaves(path: str, column: Any) -> Iterator[tuple[str, Iterator[Any]]]:
-    """(path, values) of the text, binary and integer columns inside `column`, of any Arrow type."""
+    """(path, values) of the text, binary and number columns inside `column`, of any Arrow type."""
     import pyarrow as pa
     import pyarrow.types as types
 
@@ -304,6 +371,8 @@ def _leaves(path: str, column: Any) -> Iterator[tuple[str, Iterator[Any]]]:
         yield from _leaves(path, column.storage)
     elif types.is_dictionary(kind):
         yield from _leaves(path, column.dictionary)
+    elif types.is_run_end_encoded(kind):
+        yield from _leaves(path, column.values)
     elif types.is_struct(kind):
         for number, inner in enumerate(column.flatten()):
             yield from _leaves(f"{path}.{kind.field(number).name}", inner)
@@ -311,11 +380,33 @@ def _leaves(path: str, column: Any) -> Iterator[tuple[str, Iterator[Any]]]:
         yield from _leaves(f"{path}.key", column.keys)
         yield from _leaves(f"{path}.value", column.items)
     elif types.is_nested(kind) and not types.is_union(kind):
-        yield from _leaves(path, column.flatten())
-    elif _holds_text(kind) or types.is_integer(kind) or types.is_decimal(kind):
-        yield path, (value for value in column.to_pylist() if value)
-    elif types.is_union(kind) or types.is_run_end_encoded(kind):
+        inner = column.flatten()
+        if inner.type in (pa.uint8(), pa.int8()):  # bytes, as some programs write them
+            yield path, iter([inner.drop_null().cast(pa.uint8(), safe=False).to_numpy().tobytes()])
+        else:
+            yield from _leaves(path, inner)
+    elif _holds_text(kind):
+        yield path, (value for value in _values(column) if value)
+    elif types.is_integer(kind) or types.is_decimal(kind) or types.is_floating(kind):
+        yield path, (int(value) for value in column.to_pylist() if _is_whole(value))
+    elif types.is_union(kind):
         yield path, (_plain(value) for value in column.to_pylist() if value is not None)
+
+
+def _values(column: Any) -> list[Any]:
+    """The texts of a column; those that are not UTF-8 as far as they are."""
+    import pyarrow as pa
+
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        values = column.cast(pa.large_binary()).to_pylist()
+        return [value and value.decode("utf-8", "replace") for value in values]
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a number can be a phone's, a card's or an account's."""
+    return value is not None and abs(value) > _LONG_INTEGER and value == value // 1
 
 
 def _holds_text(kind: Any) -> bool:
@@ -331,75 +422,42 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | bytes | int) else json.dumps(value, default=str)
 
 
+def _name_parts(path: str) -> Iterator[str]:
+    """A path as it is scanned: its parts, each without what follows its last dot too where the dot
+    makes a difference.
+    """
+    for part in filter(None, path.split("/")):
+        stem = part.rpartition(".")[0]
+        yield part if scan_text(part) or not stem else stem if scan_text(stem) else part
+
+
+def _ends_as_zip(file: IO[bytes]) -> bool:
+    """Whether a zip archive stands behind something else in a file."""
+    import zipfile
+
+    is_zip = zipfile.is_zipfile(file)
+    file.seek(0)
+    return is_zip
+
+
+def _gzip_labels(file: IO[bytes]) -> list[bytes]:
+    """The name and the comment that gzip keeps of what it packed."""
+    head = file.read(8192)
+    file.seek(0)
+    if head[:3] != b"\x1f\x8b\x08":
+        return []
+    start = 10
+    if head[3] & 4:
+        start += 2 + int.from_bytes(head[10:12], "little")
+    count = bool(head[3] & 8) + bool(head[3] & 16)
+    return head[start:].split(b"\0")[:count]
+
+
 def _join(outer: str, inner: str) -> str:
     return f"{outer}, {inner}" if outer else inner
-
-
-def _compression(head: bytes) -> Any:
-    """What opens a file that begins so, where it is compressed."""
-    import bz2
-    import gzip
-    import lzma
-
-    if head[:2] == b"\x1f\x8b":
-        return gzip.open
-    if head[:3] == b"BZh":
-        return bz2.open
-    if head[:6] == b"\xfd7zXZ\0":
-        return lzma.open
-    if head[:4] == b"\x28\xb5\x2f\xfd":
-        import zstandard
-
-        return zstandard.ZstdDecompressor().stream_reader
-    return None
 
 
 def _safetensors_header(head: bytes) -> int:
     """The length of a safetensors header, 0 for any other file."""
     length = int.from_bytes(head[:8], "little")
     return length if head[8:9] == b"{" and 2 <= length <= _HEADER_BYTES else 0
-
-
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-
-
-def _encoding(head: bytes) -> str | None:
-    """The encoding of a text file that begins so; None for a binary file."""
-    for mark, encoding in _MARKS:
-        if head.startswith(mark):
-            return encoding
-    if b"\0" in head:
-        even, odd = head[0::2].count(0), head[1::2].count(0)
-        if odd > 0.7 * len(head[1::2]) and even == 0:
-            return "utf-16-le"
-        if even > 0.7 * len(head[0::2]) and odd == 0:
-            return "utf-16-be"
-        return None
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
-        controls = sum(byte < 9 or 13 < byte < 32 for byte in head)
-        return "latin-1" if controls < 0.01 * len(head) else None
-    return "utf-8"
-
-
-def _decoded(value: str) -> bytes | None:
-    """What base64 text stands for, where that is text or a compressed file."""
-    if len(set(value)) < 8:
-        return None
-    padded = value.rstrip("=").replace("-", "+").replace("_", "/")
-    padded = padded[: len(padded) - (len(padded) % 4 == 1)]
-    try:
-        data = base64.b64decode(padded + "=" * (-len(padded) % 4))
-    except (ValueError, binascii.Error):
-        return None
-    if _compression(data[:16]) or data[:4] in (b"PK\x03\x04", b"PAR1"):
-        return data
-    printable = sum(32 <= byte < 127 or byte in b"\t\r\n" for byte in data[:512])
-    return data if printable > 0.95 * len(data[:512]) else None
