@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from support.paths import ROOT
 
+from hubkit import Asker
 from hubkit import recipe as recipes
+from hubkit.adapter_config import checked_lora
 from hubkit.bounded_yaml import parse_yaml
-from hubkit.errors import HubError, RecipeError, RemoteCodeError, SourceError
+from hubkit.errors import EngineError, HubError, RecipeError, RemoteCodeError, SourceError
 from hubkit.hub import Hub, connect, connect_to
 from hubkit.hub.adapters import base_of
 from hubkit.hub.places import settings
@@ -208,3 +212,73 @@ def test_an_adapter_s_base_is_a_repo(base: str, hubkit_home: Path, tmp_path: Pat
     with pytest.raises(SourceError, match="is no repo's name"):
         base_of(hub, ref)
     assert issubclass(RemoteCodeError, RuntimeError)
+
+
+LORA: dict[str, Any] = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
+HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
+    "another kind, which loads further adapters": (
+        {"peft_type": "XLORA", "adapters": {"a": "/home/other/private"}},
+        "only LORA is loaded",
+    ),
+    "no kind": ({"peft_type": None}, "only LORA is loaded"),
+    "a pattern that never ends": ({"target_modules": "(q+)+_proj"}, "may take for ever"),
+    "many repetitions": ({"target_modules": ".*q.*q.*q.*q.*q.*q"}, "may take for ever"),
+    "a pattern of what is left out": ({"exclude_modules": "(a|a)*$"}, "may take for ever"),
+    "a pattern of layers": ({"layers_pattern": ["(.*)*"]}, "may take for ever"),
+    "a pattern of ranks": ({"rank_pattern": {"(x+)*y": 4}}, "may take for ever"),
+    "a rank for which there is no room": ({"r": 10**9}, "its weights one of 4 at most"),
+    "a rank of one module": ({"rank_pattern": {"q_proj": 10**9}}, "its weights one of 4 at most"),
+    "no rank": ({"r": "many"}, "its weights one of 4 at most"),
+    "a module by its name": (
+        {"megatron_config": {"a": 1}, "megatron_core": "antigravity"},
+        "megatron_config is set",
+    ),
+    "layers without end": ({"layer_replication": [[0, 1]] * 10**5}, "layer_replication is set"),
+}
+
+
+def _adapter(folder: Path, **change: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({**LORA, **change}))
+    shape = {"dtype": "F32", "shape": [4, 2], "data_offsets": [0, 32]}
+    header = json.dumps({"base_model.model.x.q_proj.lora_A.weight": shape}).encode()
+    data = struct.pack("<Q", len(header)) + header + b"\0" * 32
+    (folder / "adapter_model.safetensors").write_bytes(data)
+    return folder
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("what", HOSTILE)
+def test_an_adapter_s_settings_are_checked_before_they_are_acted_on(
+    what: str, tmp_path: Path
+) -> None:
+    change, reason = HOSTILE[what]
+    with pytest.raises(ValueError, match=reason):
+        checked_lora(_adapter(tmp_path / "adapter", **change))
+    assert checked_lora(_adapter(tmp_path / "adapter"))["r"] == 4
+    kept = {"target_modules": r"model\.layers\.(\d+)\.(self_attn|mlp)\.(q|v)_proj"}
+    assert checked_lora(_adapter(tmp_path / "adapter", **kept))
+
+
+@pytest.mark.attack
+def test_a_hostile_adapter_is_loaded_by_nobody(tmp_path: Path) -> None:
+    from support.tiny_models import tiny_base
+
+    from hubkit.local_engine.torch_engine import _load
+    from hubkit.training.likelihood import load_model
+
+    base = tiny_base(tmp_path / "base")
+    adapter = _adapter(tmp_path / "adapter", target_modules="(q+)+_proj")
+    with pytest.raises(SourceError, match="may take for ever"):
+        load_model(base, adapter)
+    with pytest.raises(EngineError, match="may take for ever"):
+        _load(base, {"adapter": adapter}, "cpu")
+
+
+@pytest.mark.attack
+def test_an_asker_in_a_folder_names_no_other_folder_as_its_base(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir()
+    adapter = _adapter(tmp_path / "adapter", base_model_name_or_path=str(private))
+    with pytest.raises(SourceError, match="names no repo as its base"):
+        Asker.from_pretrained(adapter)

@@ -27,7 +27,7 @@ from hubkit.rollout.dialogue import split_end_mark
 from hubkit.serving import ModelSpec, ServedModel, serve
 from hubkit.training.loading import context_of
 from hubkit.training.rows import seat_view
-from hubkit.untrusted import JsonObject, parse_json, text_in
+from hubkit.untrusted import JsonObject, parse_json, repo_name, text_in
 
 T = TypeVar("T")
 Also = Literal["base", "perplexity"]
@@ -189,9 +189,14 @@ class Asker:
             return value if isinstance(value, dict) else {}
 
         adapter = read("adapter_config.json")
-        base = base or (str(adapter.get("base_model_name_or_path") or "") if adapter else None)
         if adapter and not base:
-            raise SourceError(f"adapter_config.json in {folder} names no base; give one with base=")
+            try:
+                base = repo_name(adapter.get("base_model_name_or_path"))
+            except ValueError as error:
+                raise SourceError(
+                    f"adapter_config.json in {folder} names no repo as its base ({error}); give "
+                    f"the base, which may be a folder of yours, with base="
+                ) from None
         revision = str(adapter.get("revision") or "main")
         return cls(
             folder.name,

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hubkit.adapter_config import NAME, checked_lora
 from hubkit.errors import EngineError, RemoteCodeError, refusing_remote_code
 from hubkit.local_engine.engine import Event, Finish, GenerationError, Job, Started
 from hubkit.local_engine.torch_sampling import Draws, choose
@@ -410,6 +411,10 @@ def _load(
 def _with_adapter(model: Any, name: str, folder: Path) -> Any:
     from peft import PeftModel
 
+    try:
+        checked_lora(folder)
+    except ValueError as error:
+        raise EngineError(f"the adapter {name} is not loaded, for its {NAME}: {error}") from None
     if isinstance(model, PeftModel):
         model.load_adapter(str(folder), adapter_name=name)
         return model

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit import chat_templates
-from hubkit.training.loading import load_base
+from hubkit.training.loading import load_base, with_adapter
 
 
 def load_model(base: Path, adapter: Path | None) -> Any:
@@ -18,9 +18,7 @@ def load_model(base: Path, adapter: Path | None) -> Any:
     whole = adapter is not None and not (adapter / "adapter_config.json").exists()
     model = load_base(adapter if adapter is not None and whole else base, adapter=True)
     if adapter is not None and not whole:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+        model = with_adapter(model, adapter).merge_and_unload()
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hubkit import chat_templates
+from hubkit.adapter_config import NAME, checked_lora
 from hubkit.conversation import Seat
 from hubkit.errors import RecipeError, SourceError, refusing_remote_code
 from hubkit.recipe import Preference, Reinforce
@@ -67,13 +68,11 @@ class ChatWeights:
 
     def trainable(self, block: Preference | Reinforce) -> tuple[Any, Any]:
         """The model to train as `block` says, and the LoRA that is to be laid over it, if any."""
-        from peft import PeftModel
-
         adapter = self.is_adapter or block.lora is not None
         model = load_base(self.start, adapter=adapter, options=model_options(block))
         if not self.is_adapter:
             return model, lora_config(block, model)
-        model = PeftModel.from_pretrained(model, str(self.chat), is_trainable=True)
+        model = with_adapter(model, self.chat, trainable=True)
         # else checkpoints ask a Hub for it
         model.peft_config["default"].base_model_name_or_path = str(self.start)
         return model, None
@@ -142,6 +141,19 @@ def _name_experts(config: Any) -> None:
         if not hasattr(config, "num_experts") and hasattr(config, name):
             kind = type(config)
             kind.attribute_map = {**kind.attribute_map, "num_experts": name}
+
+
+def with_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
+    """`model` with the LoRA adapter in `folder`. Raises `SourceError` where it is not loaded."""
+    from peft import PeftModel
+
+    try:
+        checked_lora(folder)
+    except ValueError as error:
+        raise SourceError(
+            f"the adapter in {folder} is not loaded, for its {NAME}: {error}"
+        ) from None
+    return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
 
 
 def four_bits() -> Any:
