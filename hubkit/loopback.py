@@ -15,13 +15,11 @@ NAMES = (ADDRESS, "localhost", "::1")
 
 def is_loopback(host: str) -> bool:
     """Whether `host`, a name or an address without its port, is this machine alone."""
-    host = host.strip("[]").rstrip(".").lower()
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
+    address = _address(host)
+    if address is None:
+        name = host.rstrip(".").lower()
+        return name == "localhost" or name.endswith(".localhost")
+    return address.is_loopback
 
 
 def on_loopback(url: str) -> bool:
@@ -30,8 +28,17 @@ def on_loopback(url: str) -> bool:
     ``0.0.0.0`` and ``::`` do too, where one connects to them. In what a client says to a server
     (``Host``, ``Origin``) they are foreign: ask `is_loopback`, or compare with `NAMES`, there.
     """
-    host = host_of(url)
-    return is_loopback(host) or host in ("0.0.0.0", "::")
+    address = _address(host_of(url))
+    return is_loopback(host_of(url)) or (address is not None and address.is_unspecified)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(host.strip("[]").rstrip("."))
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
 
 
 def host_of(url: str) -> str:

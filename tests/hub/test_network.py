@@ -14,7 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from hubkit import loopback
+from hubkit.errors import RecipeError
 from hubkit.hub import Hub, connect
+from hubkit.recipe import SeatConfig
+from hubkit.serving.budget import check_prices
 
 DEAD_PROXY = "http://127.0.0.1:9"
 
@@ -99,3 +103,29 @@ def test_one_502_of_a_hub_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with flaky([502, 503]) as (url, asked):
         hub = Hub(url, "hf_x", None, embedded=False)
         assert hub.api.whoami()["name"] == "me" and len(asked) == 3
+
+
+@pytest.mark.attack
+def test_only_this_machine_is_this_machine() -> None:
+    """What a price, a proxy, a token or a page depends on is told by the host, never by how it
+    begins.
+    """
+    for host in ("127.0.0.1", "127.9.9.9", "[::1]", "localhost", "LOCALHOST.", "a.localhost"):
+        assert loopback.on_loopback(f"http://{host}:8080/v1"), host
+    for host in ("0.0.0.0", "[::]", "[::ffff:127.0.0.1]"):
+        assert loopback.on_loopback(f"http://{host}:8080/v1"), host
+    for host in (
+        "127.0.0.1.evil.example", "127.evil.example", "localhost.evil.example", "notlocalhost",
+        "10.0.0.1", "[::2]", "[::ffff:10.0.0.1]", "127.0.0.1@evil.example", "",
+    ):  # fmt: skip
+        assert not loopback.on_loopback(f"http://{host}:8080/v1"), host
+    for host in ("0.0.0.0", "::", "", "127.evil.example"):
+        assert not loopback.is_loopback(host), host
+
+
+@pytest.mark.attack
+def test_an_address_that_begins_like_this_machine_is_not_free() -> None:
+    elsewhere = SeatConfig(repo="me/chat", endpoints=["http://127.evil.example/v1"])
+    priced = SeatConfig(repo="me/ask", usd_per_million_input=1, usd_per_million_output=1)
+    with pytest.raises(RecipeError, match="chat has no prices"):
+        check_prices(1.0, {"asker": priced, "chat": elsewhere})
