@@ -65,7 +65,7 @@ def _parquet(content: Path | bytes, target: Path, masker: Masker) -> bool:
                     pairs = zip(columns, given, strict=True)
                     changed = changed or any(new is not old for new, old in pairs)
                     writer.write_batch(pa.record_batch(columns, schema=batch.schema))
-    except (pa.ArrowException, OSError):  # the check that follows says what is wrong with it
+    except (pa.ArrowException, OSError, ValueError):  # the check that follows says what is wrong
         return _kept(target, changed=False)
     return _kept(target, changed)
 

@@ -22,7 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from hubkit.sensitive_data import scan_file
+from hubkit.errors import PublishError
+from hubkit.hub import gate
+from hubkit.sensitive_data import KINDS, scan_file
 
 pytestmark = pytest.mark.attack
 
@@ -255,6 +257,15 @@ def test_no_column_of_any_type_carries_a_value_past_the_scanner(what: str) -> No
         assert what in ("run ends", "union", "list view")
     for data in files:
         assert set(scan_file("rows.bin", data).counts) >= BOTH
+
+
+def test_rows_that_cannot_be_masked_are_refused() -> None:
+    table = pa.table({"c": COLUMNS["text that is not UTF-8"]})
+    pq.write_table(table, file := io.BytesIO())
+    with gate.masked({"a.parquet": file.getvalue()}, KINDS) as (ready, said):
+        assert said == ""
+        with pytest.raises(PublishError, match=r"a\.parquet holds 1 email"):
+            gate.check("not pushed", ready)
 
 
 def test_a_number_with_a_fraction_may_be_a_cards() -> None:
