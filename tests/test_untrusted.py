@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,20 @@ from hubkit import Asker
 from hubkit import recipe as recipes
 from hubkit.adapter_config import checked_lora
 from hubkit.bounded_yaml import parse_yaml
-from hubkit.errors import EngineError, HubError, RecipeError, RemoteCodeError, SourceError
-from hubkit.hub import Hub, connect, connect_to
+from hubkit.environment import require_own
+from hubkit.errors import (
+    EndpointUnreachableError,
+    EngineError,
+    HubError,
+    HubUnreachableError,
+    RecipeError,
+    RemoteCodeError,
+    SourceError,
+)
+from hubkit.evaluation.votes import read_votes
+from hubkit.hub import Hub, connect, connect_to, proof
 from hubkit.hub.adapters import base_of
+from hubkit.hub.embedded import running
 from hubkit.hub.places import settings
 from hubkit.publishing import lint
 from hubkit.publishing.merge import metadata
@@ -282,3 +295,51 @@ def test_an_asker_in_a_folder_names_no_other_folder_as_its_base(tmp_path: Path) 
     adapter = _adapter(tmp_path / "adapter", base_model_name_or_path=str(private))
     with pytest.raises(SourceError, match="names no repo as its base"):
         Asker.from_pretrained(adapter)
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"left_words": 1e999}',
+        '{"seconds": "x"}',
+        '{"a": ' + "[" * 100_000,
+        "9" * 5000,
+        "[1]",
+        "null",
+    ],
+)
+def test_a_vote_of_a_stranger_is_counted_as_none(row: str, tmp_path: Path) -> None:
+    (tmp_path / "votes.jsonl").write_text(row + "\n")
+    assert read_votes([tmp_path / "votes.jsonl"]) == ([], 1)
+
+
+@pytest.mark.attack
+def test_an_impostor_s_nested_answer_is_no_stack_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the port of an environment, or of the embedded Hub, something else may answer."""
+    monkeypatch.setenv("HUBKIT_HOME", str(tmp_path))
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "9000")
+            self.end_headers()
+            self.wfile.write(b"[" * 9000)
+
+        def log_message(self, *_: object) -> None:
+            """Not a word."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(EndpointUnreachableError, match="must not be sent a token"):
+            require_own(url)
+        (tmp_path / "hub").mkdir()
+        (tmp_path / "hub" / "server.json").write_text(json.dumps({"url": url, "pid": 1}))
+        assert running() is None
+        proof.require("another-token", tmp_path / "hub")
+        with pytest.raises(HubUnreachableError, match="another program answers there"):
+            Hub(url, "another-token", "local", embedded=True).api.whoami()
+        server.shutdown()

@@ -4,7 +4,6 @@ folder, as the embedded Hub does."""
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import secrets
 from contextlib import suppress
@@ -16,6 +15,7 @@ from hubkit.hub.network import DIRECT
 from hubkit.hub.places import home, make_private
 from hubkit.hub.proof import KEY, Challenge, proof
 from hubkit.loopback import host_of, in_url, is_loopback
+from hubkit.untrusted import parse_json
 
 _TIMEOUT_S = 10.0
 _MOST_BYTES = 16_384
@@ -61,7 +61,7 @@ def require_own(url: str) -> str:
         reason = "what answers there does not prove that you started it with `hubkit env`"
         try:
             with DIRECT.open(where + challenge.path("/health"), timeout=_TIMEOUT_S) as response:
-                if challenge.is_met_by(json.loads(response.read(_MOST_BYTES))):
+                if challenge.is_met_by(parse_json(response.read(_MOST_BYTES))):
                     return url
         except (OSError, ValueError, http.client.HTTPException) as error:
             reason = f"no environment answers there ({getattr(error, 'reason', None) or error})"

@@ -6,7 +6,6 @@ was chosen, by which visitor, and how fast."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ from statistics import median
 from hubkit.errors import SourceError
 from hubkit.metrics.bradley_terry import Comparison, bradley_terry
 from hubkit.statistics import Bootstrap, Number
-from hubkit.untrusted import JsonObject
+from hubkit.untrusted import JsonObject, parse_json
 
 POINTS = {"left": 1.0, "tie": 0.5, "right": 0.0}
 PERSON = "person"
@@ -139,10 +138,10 @@ def read_votes(files: Iterable[Path]) -> tuple[list[Vote], int]:
 
 def _vote(line: str) -> Vote | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
         seconds = float(row.get("seconds", 0.0))
         words = [int(row.get(f"{side}_words", 0)) for side in ("left", "right")]
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError):
         return None
     texts = {key: str(row[key]) for key in _KEYS if isinstance(row.get(key), str) and row[key]}
     if len(texts) < len(_KEYS) or texts["choice"] not in POINTS:

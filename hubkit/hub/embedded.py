@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import http.client
-import json
 import os
 import signal
 import subprocess
@@ -32,7 +31,7 @@ from hubkit.hub.places import (
 from hubkit.hub.proof import Challenge
 from hubkit.locks import FileLock, Timeout
 from hubkit.settings import HUB_IDLE_S, HUB_RELAYS, UPSTREAM, value
-from hubkit.untrusted import JsonObject, count_in
+from hubkit.untrusted import JsonObject, count_in, parse_json
 
 IDLE_S = 900
 START_TIMEOUT_S = 60.0
@@ -42,7 +41,7 @@ _ALREADY_RUNNING = 3  # the server's exit status
 def running() -> JsonObject | None:
     """The embedded Hub's ``{url, pid, …}`` when it answers, else None."""
     try:
-        state: JsonObject = json.loads((local_root() / "server.json").read_text("utf-8"))
+        state: JsonObject = parse_json((local_root() / "server.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return state if isinstance(state, dict) and _answers(state) else None
@@ -216,7 +215,7 @@ def _answers(state: JsonObject) -> bool:
         url = str(state["url"])
         challenge = Challenge(local_root(), urlsplit(url).port)
         with DIRECT.open(url + challenge.path(), timeout=5) as response:
-            answer = json.loads(response.read(10_000))
+            answer = parse_json(response.read(10_000))
         return bool(answer["pid"] == state["pid"] and challenge.is_met_by(answer))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException):
         return False
@@ -224,7 +223,7 @@ def _answers(state: JsonObject) -> bool:
 
 def _description(root: Path) -> str:
     try:
-        state = json.loads((root / "server.json").read_text("utf-8"))
+        state = parse_json((root / "server.json").read_text("utf-8"))
         return f"process {int(state['pid'])} at {state['url']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "its process is not known"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import json
 import secrets
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from hubkit.errors import HubUnreachableError
 from hubkit.hub.places import relays
 from hubkit.loopback import NAMES, host_of, in_url, is_among
 from hubkit.settings import HUB_RELAYS
+from hubkit.untrusted import parse_json
 
 if TYPE_CHECKING:
     import aiohttp
@@ -241,7 +241,7 @@ class _Question:
             body = self._body(piece)
             if body is None:
                 return False
-            answer = json.loads(body)
+            answer = parse_json(body)
             for challenge in self._challenges:
                 with suppress(OSError):  # a home that is gone
                     if challenge.is_met_by(answer):
