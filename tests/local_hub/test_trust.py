@@ -136,7 +136,13 @@ def relayed(target: int) -> Iterator[tuple[int, list[bytes]]]:
             while data := source.recv(65536):
                 to.sendall(data)
 
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Relay) as relay:
+    class Server(socketserver.ThreadingTCPServer):
+        """Clients keep their connections open: it ends without them."""
+
+        daemon_threads = True
+        block_on_close = False
+
+    with Server(("127.0.0.1", 0), Relay) as relay:
         threading.Thread(target=relay.serve_forever, daemon=True).start()
         yield int(relay.server_address[1]), seen
         relay.shutdown()
