@@ -265,8 +265,9 @@ class RequestTimeoutError(EndpointUnreachableError, TimeoutError):
 def _unreachable(url: str, error: BaseException, timeout_s: float) -> EndpointUnreachableError:
     import aiohttp
 
-    if isinstance(error, HubUnreachableError):
-        return RefusedConnectionError(str(error))
+    for cause in (error, error.__cause__):  # aiohttp puts errors of connections into its own
+        if isinstance(cause, HubUnreachableError):
+            return RefusedConnectionError(str(cause))
     if isinstance(error, aiohttp.ClientProxyConnectionError):
         return RefusedConnectionError(
             f"{url} cannot be reached through the proxy of the environment ({error.os_error}); "
