@@ -11,7 +11,6 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -44,6 +43,14 @@ class FileFindings:
         """Count one finding."""
         self.counts[kind] += 1
         self.places.setdefault(kind, location)
+
+    def copy(self) -> FileFindings:
+        """The findings so far."""
+        return FileFindings(self.counts.copy(), dict(self.places))
+
+    def restore(self, findings: FileFindings) -> None:
+        """Take over `findings` in place of one's own."""
+        self.counts, self.places = findings.counts, findings.places
 
     def without(self, kinds: frozenset[str]) -> FileFindings:
         """The findings of all other kinds."""
@@ -158,16 +165,27 @@ class _Scanner:
         self._printable(file, location)
 
     def _unknown(self, head: bytes, file: IO[bytes], location: str, depth: int) -> None:
-        """A binary file: its printable runs, and what may be compressed or packed in it."""
+        """A binary file: what it may be, by a weak sign, or else its printable runs."""
+        opener = carriers.may_be_compressed(head)
+        if head[:4] == b"\xff\xff\xff\xff" and self._succeeds(self._arrow, file, location, depth):
+            return
+        if opener and self._succeeds(partial(self._compressed, opener), file, location, depth):
+            return
         self._printable(file, location)
         file.seek(0)
-        with suppress(Exception):  # it is none of these then
-            if head[:4] == b"\xff\xff\xff\xff":
-                self._arrow(file, location, depth)
-            elif opener := carriers.may_be_compressed(head):
-                self._compressed(opener, file, location, depth)
-            elif _ends_as_zip(file):
-                self._zip(file, location, depth)
+        if _ends_as_zip(file):
+            self._succeeds(self._zip, file, location, depth)
+
+    def _succeeds(self, scan: _Scan, file: IO[bytes], location: str, depth: int) -> bool:
+        """Whether `scan` can read the file; what it found in one that it cannot read is left out."""
+        before = self._findings.copy()
+        try:
+            scan(file, location, depth)
+        except Exception:  # damaged files raise whatever their libraries like
+            self._findings.restore(before)
+            file.seek(0)
+            return False
+        return True
 
     def text(self, text: str, location: str, depth: int) -> None:
         """Scan text that is in memory."""

@@ -225,7 +225,7 @@ CANNOT: dict[str, tuple[pa.Array, str]] = {
     "binary": (pa.array([EMAIL.encode()]), "1 email (column card, rows 0 to 0, line 1)"),
     "base64": (
         pa.array([base64.b64encode(f"I am {EMAIL} and so on".encode()).decode()]),
-        "1 email (column card, rows 0 to 0, base64, line 1)",
+        "1 email (column card, rows 0 to 0, encoded, line 1)",
     ),
 }
 
