@@ -135,7 +135,7 @@ def compression(head: bytes) -> Callable[[Any], Any] | None:
         import zstandard
 
         return lambda file: zstandard.ZstdDecompressor().stream_reader(
-            file, read_across_frames=True
+            file, read_across_frames=True, closefd=False
         )
     return None
 

@@ -126,9 +126,9 @@ class _Scanner:
             self._guarded(scan, file, location, depth)
         elif carriers.is_archive(head):
             scan = self._zip if carriers.is_archive(head) == "zip" else self._tar
-            self._guarded(scan, file, location, depth)
+            self._packed(scan, file, location, depth)
         elif opener := carriers.compression(head):
-            self._guarded(partial(self._compressed, opener), file, location, depth)
+            self._packed(partial(self._compressed, opener), file, location, depth)
         elif carriers.is_opaque(head) and encoding != "utf-8":
             self._opaque(file, location)
         elif length := _safetensors_header(head):
@@ -143,6 +143,14 @@ class _Scanner:
                 self._printable(file, location, wide=False)
         else:
             self._unknown(head, file, location, depth)
+
+    def _packed(self, scan: _Scan, file: IO[bytes], location: str, depth: int) -> None:
+        """What is packed in a file, or else what stands before, between and behind it."""
+        before = self._findings.counts.total()
+        self._guarded(scan, file, location, depth)
+        if self._findings.counts.total() == before:
+            file.seek(0)
+            self._printable(file, location)
 
     def _guarded(self, scan: _Scan, file: IO[bytes], location: str, depth: int) -> None:
         """`scan`, and where the file cannot be read its printable runs instead: text that begins
@@ -169,15 +177,16 @@ class _Scanner:
         opener = carriers.may_be_compressed(head)
         if head[:4] == b"\xff\xff\xff\xff" and self._succeeds(self._arrow, file, location, depth):
             return
-        if opener and self._succeeds(partial(self._compressed, opener), file, location, depth):
-            return
+        if opener:
+            self._succeeds(partial(self._compressed, opener), file, location, depth)
+            file.seek(0)
         self._printable(file, location)
         file.seek(0)
         if _ends_as_zip(file):
             self._succeeds(self._zip, file, location, depth)
 
     def _succeeds(self, scan: _Scan, file: IO[bytes], location: str, depth: int) -> bool:
-        """Whether `scan` can read the file; what it found in one that it cannot read is left out."""
+        """Whether `scan` can read the file; what it found in one that it cannot is left out."""
         before = self._findings.copy()
         try:
             scan(file, location, depth)
@@ -314,7 +323,8 @@ class _Scanner:
 
         data = pa.py_buffer(file.read())
         is_file = bytes(data[:6]) == b"ARROW1"
-        with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(data) as reader:
+        source = pa.BufferReader(data)
+        with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source) as reader:
             self._schema(reader.schema, location)
             row = 0
             batches = (
@@ -325,6 +335,9 @@ class _Scanner:
             for batch in batches:
                 self._batch(batch, row, location, depth)
                 row += batch.num_rows
+
+        if not is_file and (behind := data.slice(source.tell())).size:
+            self.binary(io.BytesIO(behind), location, depth + 1)
 
     def _schema(self, schema: Any, location: str) -> None:
         """Names and metadata of columns, and of what is inside them."""

@@ -85,6 +85,13 @@ def safetensors_of(metadata: dict[str, str]) -> bytes:
     return struct.pack("<Q", len(header)) + header
 
 
+def stream_of(text: str) -> bytes:
+    file, table = io.BytesIO(), pa.table({"c": [text]})
+    with pa.ipc.new_stream(file, table.schema) as out:
+        out.write_table(table)
+    return file.getvalue()
+
+
 BASE64 = base64.b64encode(BYTES).decode()
 SKIPPABLE = struct.pack("<II", 0x184D2A50, 4) + b"abcd"
 LONG = BYTES * 200
@@ -100,6 +107,18 @@ FILES: dict[str, tuple[bytes, set[str]]] = {
     "zlib": (zlib.compress(LONG), BOTH),
     "zstd, two frames": (zstandard.compress(b"x" * 99) + zstandard.compress(LONG), BOTH),
     "zstd behind a skippable frame": (SKIPPABLE + zstandard.compress(LONG), BOTH),
+    "text behind gzip": (gzip.compress(b"x" * 99) + BYTES, BOTH | SAID),
+    "text behind bzip2": (bz2.compress(b"x" * 99) + b"\n" + BYTES, BOTH),
+    "text behind xz": (lzma.compress(b"x" * 99) + b"\n" + BYTES, BOTH),
+    "text behind zstd": (zstandard.compress(b"x" * 99) + b"\n" + BYTES, BOTH),
+    "text behind zlib": (zlib.compress(b"x" * 99) + b"\n" + BYTES, BOTH),
+    "text behind tar": (tarred(content=b"x") + b"\n" + BYTES, BOTH),
+    "text behind rows": (stream_of("hello") + b"\n" + BYTES, BOTH),
+    "text before zip": (
+        b"PK\3\4\0\0" + BYTES + zipped(lambda archive: archive.writestr("a.txt", "x")),
+        BOTH,
+    ),
+    "a stream of rows": (stream_of(TEXT), BOTH),
     "7z": (b"7z\xbc\xaf\x27\x1c" + NOISE, SAID),
     "rar": (b"Rar!\x1a\x07\x01" + NOISE, SAID),
     "lz4": (b"\x04\x22\x4d\x18" + NOISE, SAID),
