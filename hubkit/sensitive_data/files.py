@@ -24,7 +24,8 @@ _BLOCK_CHARS = 1 << 20
 _OVERLAP_CHARS = 4096  # of the next block: no secret is cut in two
 _LEAD_CHARS = 64  # of the block before: the words before a number
 _NESTING = 4
-_UNPACKED_BYTES = 1 << 30  # of one compressed file
+_UNPACKED_BYTES = 1 << 30  # of one compressed file or member
+_ALL_UNPACKED_BYTES = 16 << 30  # of all that is packed in one file
 _MODEL_HEADER_BYTES = 64 << 20  # of a GGUF file: its metadata and tokenizer lie before the tensors
 _HEADER_BYTES = 100 << 20  # the most that safetensors allows
 _PRINTABLE = bytes((*range(32, 127), *b"\t\r\n\0"))
@@ -111,7 +112,7 @@ class _Scanner:
 
     def __init__(self, kinds: frozenset[str], findings: FileFindings) -> None:
         self._kinds, self._findings = kinds, findings
-        self._left_bytes = _UNPACKED_BYTES
+        self._left_bytes = _ALL_UNPACKED_BYTES
 
     def binary(self, file: IO[bytes], location: str, depth: int) -> None:
         """Scan a file of any kind; `location` says where inside the outer file it is."""
@@ -297,10 +298,12 @@ class _Scanner:
         """Scan what is packed, as far as all of one file may be unpacked."""
         import tempfile
 
+        left_bytes = min(_UNPACKED_BYTES, self._left_bytes)
         with tempfile.SpooledTemporaryFile(max_size=64 << 20) as copy:
             while block := file.read(1 << 20):
+                left_bytes -= len(block)
                 self._left_bytes -= len(block)
-                if self._left_bytes < 0:
+                if left_bytes < 0:
                     self._findings.add(UNREADABLE, location)
                     break
                 copy.write(block)

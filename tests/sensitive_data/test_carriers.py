@@ -200,13 +200,15 @@ def test_no_value_is_cut_in_two_between_blocks(shift: int) -> None:
 
 
 def test_what_unpacks_to_more_than_is_looked_at_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hubkit.sensitive_data.files._UNPACKED_BYTES", 1 << 20)
-
     def fill(archive: zipfile.ZipFile) -> None:
         for number in range(9):
             archive.writestr(f"{number}.txt", " " * (1 << 19))
 
-    assert set(scan_file("bomb.zip", zipped(fill)).counts) == SAID
+    assert not scan_file("no-bomb.zip", zipped(fill)).counts
+    for bound in ("_UNPACKED_BYTES", "_ALL_UNPACKED_BYTES"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"hubkit.sensitive_data.files.{bound}", 1 << 18)
+            assert set(scan_file("bomb.zip", zipped(fill)).counts) == SAID
 
 
 @pytest.mark.parametrize(
