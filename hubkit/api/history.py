@@ -36,7 +36,7 @@ _ANYTHING = {
         "chat": "chat",
         "results": "results",
     },
-    "corpus": {"sources": []},
+    "corpus": {"sources": [{"path": "none"}]},
     "asker": {"base": "base", "seat": "user"},
     "rollout": {"dialogues": 1, "asker": {"repo": "asker"}, "chat": {"repo": "chat"}},
     "chat": {"base": "base", "seat": "assistant"},
@@ -52,7 +52,7 @@ class History:
     """What made something: `recipe` holds the blocks,
     `records` what each step read and reported."""
 
-    recipe: Recipe = field(default_factory=lambda: Recipe.model_validate(_ANYTHING))
+    recipe: Recipe = field(default_factory=lambda: _without_sources())
     records: Mapping[str, StageRecord] = field(default_factory=dict)
 
     def with_blocks(self, **blocks: Any) -> History:
@@ -150,3 +150,10 @@ def _named(recipe: Recipe, repo_id: str, kind: str, license: str) -> Recipe:
     if key := _LICENSE_KEYS.get(kind):
         update["publish"] = recipe.publish.model_copy(update={key: license})
     return recipe.model_copy(update=update)
+
+
+def _without_sources() -> Recipe:
+    """A recipe of which no source is known: what a person writes has at least one."""
+    recipe = Recipe.model_validate(_ANYTHING)
+    corpus = recipe.corpus.model_copy(update={"sources": []})
+    return recipe.model_copy(update={"corpus": corpus})
