@@ -18,7 +18,9 @@ def askers(
     evidence: Annotated[
         list[Path],
         typer.Option(
-            "--add", metavar="FILE", help="A scorecard.json of `hubkit eval asker --out`."
+            "--add",
+            metavar="FILE",
+            help="A scorecard.json of `hubkit eval asker --out`, or a run's results.json.",
         ),
     ] = [],  # noqa: B006 - typer copies it
     push: Annotated[

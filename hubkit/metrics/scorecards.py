@@ -18,7 +18,8 @@ from hubkit.untrusted import JsonObject
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PEOPLE = "people"
+PEOPLE, BASE = "people", "base as user"
+"""What rows of people, and of a base that is only told to play them, are called."""
 _COLUMNS = 4
 _BETTER = {
     "high": "higher is better",

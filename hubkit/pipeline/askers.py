@@ -27,6 +27,7 @@ from hubkit.evaluation.scorecard import (
 from hubkit.hub import Hub, Ref
 from hubkit.hub.adapters import base_of
 from hubkit.hub.places import runs
+from hubkit.metrics.scorecards import BASE
 from hubkit.metrics.scorecards import Scorecard as Result
 from hubkit.pipeline.inputs import embedding, require
 from hubkit.pipeline.stage import WEIGHTS
@@ -44,7 +45,6 @@ from hubkit.serving.client import ClientTemplate
 from hubkit.statistics import Bootstrap, Number
 from hubkit.untrusted import JsonObject, parse_json
 
-BASE = "base as user"
 ENGINE_TOKENS = 4096
 _TEXTS = ("*.json", "*.jinja", "*.model", "*.txt")
 
@@ -261,6 +261,11 @@ def compare(
             turing=turing,
             progress=progress,
         )
+    return with_kinds(card, askers)
+
+
+def with_kinds(card: Result, askers: Sequence[AskerSpec]) -> Result:
+    """`card`, which says of each of `askers` whether it was trained to play or is only told to."""
     kinds = {asker.name: "prompted base" if asker.prompted else "asker" for asker in askers}
     return replace(card, settings={**card.settings, "kinds": kinds})
 

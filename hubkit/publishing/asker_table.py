@@ -18,7 +18,7 @@ from hubkit.data.parquet import disk_errors
 from hubkit.errors import SourceError
 from hubkit.metrics import scorecards
 from hubkit.metrics.definitions import card_definitions
-from hubkit.metrics.scorecards import PEOPLE, Row, Scorecard
+from hubkit.metrics.scorecards import BASE, PEOPLE, Row, Scorecard
 from hubkit.publishing import markdown
 from hubkit.publishing import scorecard as shown
 from hubkit.untrusted import JsonObject
@@ -37,9 +37,9 @@ configs:
 # Askers, measured
 
 Models that play the human side of a conversation, next to people. Every figure is in a scorecard
-under `evidence/`, which `hubkit eval asker` wrote; `askers.jsonl` has a row a measure. `hubkit
-askers FOLDER --add SCORECARD` adds more; other contexts, another seed or other sampling make a
-table of their own.
+under `evidence/`, which `hubkit eval asker` or a run of a recipe wrote; `askers.jsonl` has a row a
+measure. `hubkit askers FOLDER --add SCORECARD` adds more; other contexts, another seed or other
+sampling make a table of their own.
 """
 
 
@@ -54,13 +54,14 @@ class Protocol:
 
 
 def add(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """Take scorecards into the table in `folder` as evidence, each once.
+    """Take scorecards into the table in `folder` as evidence, each once; of a run's results, the
+    scorecard in them.
 
     Raises:
         SourceError: A file is no scorecard of this version, or its rows contradict others."""
     new = []
     for file in files:
-        content = _read(file)
+        content = _scorecard(_read(file))
         _card(content, file)
         path = folder / EVIDENCE / f"{hashlib.sha256(content).hexdigest()[:16]}.json"
         if not path.exists():
@@ -121,7 +122,8 @@ def rows(protocol: Protocol) -> list[JsonObject]:
 def _kind(row: Row, settings: Mapping[str, Any]) -> str:
     if row.name == PEOPLE:
         return PEOPLE
-    return str(settings.get("kinds", {}).get(row.name, "asker"))
+    kind = "prompted base" if row.name == BASE else "asker"
+    return str(settings.get("kinds", {}).get(row.name, kind))
 
 
 def _evidence(folder: Path) -> list[tuple[Path, bytes]]:
@@ -145,13 +147,25 @@ def _read(path: Path) -> bytes:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def _scorecard(content: bytes) -> bytes:
+    """The scorecard in a run's results; anything else as it is."""
+    try:
+        data = json.loads(content)
+    except ValueError:
+        return content
+    if not isinstance(data, dict) or "rows" in data or not isinstance(data.get("scorecard"), dict):
+        return content
+    return (json.dumps(data["scorecard"], indent=1, ensure_ascii=False) + "\n").encode()
+
+
 def _card(content: bytes, path: Path) -> Scorecard:
     try:
         data = json.loads(content)
         card = scorecards.of({"rows": data["rows"], "settings": data["settings"]})
     except (ValueError, KeyError, TypeError):
         raise SourceError(
-            f"{path} is no scorecard; give the scorecard.json that `hubkit eval asker --out` writes"
+            f"{path} is no scorecard; give the scorecard.json that `hubkit eval asker --out` "
+            "writes, or the results.json of a run"
         ) from None
     missing = [key for key in (*_PROTOCOL, "hubkit") if key not in card.settings]
     if missing or not card.rows or card.rows[0].name != PEOPLE:

@@ -47,6 +47,22 @@ def run(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments))
 
 
+def test_the_scorecard_in_a_run_s_results_is_evidence(tmp_path: Path) -> None:
+    settings = {**SETTINGS}
+    rows = [PEOPLE, row("asker", 8.0, "me/ask"), row("base as user", 30.0, "me/base")]
+    results = {"asker": {}, "scorecard": {"settings": settings, "rows": rows}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    done = run(str(tmp_path / "table"), "--add", str(tmp_path / "results.json"), "--json")
+    assert done.exit_code == 0, done.output
+    figures = json.loads(done.stdout)["rows"]
+    assert [(r["asker"], r["kind"]) for r in figures] == [
+        ("people", "people"), ("me/ask@aaaaaaaa", "asker"),
+        ("me/base@aaaaaaaa (prompted)", "prompted base"),
+    ]  # fmt: skip
+    evidence = json.loads((tmp_path / "table" / figures[0]["evidence"]).read_text())
+    assert evidence == results["scorecard"]
+
+
 def test_scorecards_of_one_protocol_share_a_table_with_people_once(
     hubkit_home: Path, tmp_path: Path
 ) -> None:

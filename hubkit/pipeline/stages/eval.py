@@ -16,9 +16,10 @@ from hubkit.evaluation.scorecard import HeldOutFiles, scorecard
 from hubkit.hub import Hub, Ref
 from hubkit.metrics import scorecards
 from hubkit.metrics.cross_table import picture
+from hubkit.metrics.scorecards import BASE
 from hubkit.pipeline import against, askers
 from hubkit.pipeline.against import ChatSpec, CrossTableRun, held_out_openings
-from hubkit.pipeline.askers import BASE, AskerSpec, serve_askers
+from hubkit.pipeline.askers import AskerSpec, serve_askers
 from hubkit.pipeline.inputs import base_model, embedding, require, require_encoder
 from hubkit.pipeline.rewarding import judge_refs, judges_of, likelihood_of
 from hubkit.pipeline.stage import WEIGHTS, RunContext, Stage, StageDirs, parquet
@@ -159,6 +160,7 @@ def _scorecard(
             embed=embedding(context.hub, block.embedder, progress=dirs.progress),
             progress=dirs.progress,
         )
+    result = askers.with_kinds(result, [spec for spec, _ in models])
     (dirs.out / PICTURE).write_bytes(scorecards.picture(result))
     return result.to_dict()
 
