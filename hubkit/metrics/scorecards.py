@@ -7,6 +7,7 @@ model and no conversations: the card of an asker, the command line, a reader of 
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 PEOPLE, BASE = "people", "base as user"
 """What rows of people, and of a base that is only told to play them, are called."""
-_COLUMNS = 4
+_COLUMNS, _TITLE_CHARS = 4, 32
 _BETTER = {
     "high": "higher is better",
     "low": "lower is better",
@@ -175,7 +176,8 @@ def _panel(axes: Axes, card: Scorecard, name: str, entry: Definition) -> None:
         axes.plot([cell["value"]], [at], marker="o", markersize=5, color=colour)
         if row.name == PEOPLE:
             axes.axvline(cell["value"], color=colour, linewidth=0.8, linestyle=":")
-    axes.set_title(f"{entry.title}\n({_BETTER[entry.best]})", fontsize=7.5, loc="left")
+    title = textwrap.fill(entry.title, _TITLE_CHARS)
+    axes.set_title(f"{title}\n({_BETTER[entry.best]})", fontsize=7.5, loc="left")
     axes.set_yticks(range(len(card.rows)), [row.name for row in card.rows], fontsize=7.5)
     axes.set_ylim(len(card.rows) - 0.4, -0.6)
     axes.tick_params(axis="x", labelsize=6.5)
