@@ -8,6 +8,7 @@ demo` leaves them."""
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -115,12 +116,31 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 for i, text in enumerate(talk)
             ]
             out.write(json.dumps({"messages": turns}) + "\n")
+    _own_layouts(folder)
     (folder / "questions.jsonl").write_text(
         json.dumps({"question_id": 1, "category": "x", "turns": ["How far?"]})
     )
     assert OWN_RECIPE
     (folder / "curious.yaml").write_text(OWN_RECIPE[1])
     return folder
+
+
+def _own_layouts(folder: Path) -> None:
+    """The dialogues of ``my-chats.jsonl`` in layouts that a command has to name."""
+    dialogues = [json.loads(line) for line in (folder / "my-chats.jsonl").read_text().splitlines()]
+    names = {"user": "customer", "assistant": "agent"}
+    chats: list[list[str]] = [["id", "messages"]]
+    tickets: list[list[Any]] = [["ticket", "sent", "speaker", "message"]]
+    with (folder / "threads.jsonl").open("w") as threads:
+        for number, dialogue in enumerate(dialogues):
+            messages = dialogue["messages"]
+            posts = [{"author": names[m["role"]], "body": m["content"]} for m in messages]
+            threads.write(json.dumps({"thread": {"posts": posts, "title": "A talk"}}) + "\n")
+            chats.append([str(number), json.dumps(messages)])
+            tickets += [[number, n, names[m["role"]], m["content"]] for n, m in enumerate(messages)]
+    for name, rows in (("chats.csv", chats), ("tickets.csv", tickets)):
+        with (folder / name).open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,8 @@ class ReadingOptions:
         typer.Option(
             "--column",
             metavar="KIND=NAME",
-            help="A column of its own: turns, role, text or system, and its name.",
+            help="A column of its own, and its name or path (thread.posts): turns, role, text, "
+            "system or person; where each row is one turn, conversation and order.",
         ),
     ] = field(default_factory=list)
     role: Annotated[
@@ -80,7 +81,7 @@ class ReadingOptions:
         ):
             pairs = [entry.partition("=")[::2] for entry in entries]
             if bad := [entry for entry, pair in zip(entries, pairs, strict=True) if not all(pair)]:
-                shape = "turns=NAME, role=NAME, text=NAME or system=NAME"
+                shape = "turns=NAME, role=NAME, text=NAME, system=NAME or conversation=NAME"
                 shape = shape if key == "columns" else "NAME=user, NAME=assistant, NAME=system"
                 raise SourceError(f"{option} {bad[0]!r} must look like {shape}")
             if pairs:
@@ -234,7 +235,8 @@ def _show(report: CorpusReport, recipe: str) -> None:
     dropped = [
         [step.name, *row] for step in report.steps for row in _tallies([step.dropped], examples=3)
     ]
-    console.table("Dropped", ["step", "reason", "rows", "for example"], dropped)
+    if dropped:
+        console.table("Dropped", ["step", "reason", "rows", "for example"], dropped)
     splits = [[name, f"{rows:,}"] for name, rows in report.splits.items()]
     console.table("Kept", ["split", "rows"], splits)
 

@@ -23,19 +23,22 @@ from hubkit.data.filters import Context, Dropped, Step, Tally, count
 from hubkit.data.filters.parallel import Results, run, workers_for
 from hubkit.data.intents import HEURISTICS
 from hubkit.data.parquet import ShardWriter, conversation_schema, disk_errors, read_batches
+from hubkit.data.readers.advice import REASONS, options_for
 from hubkit.data.readers.containers import OnBytes
 from hubkit.data.readers.explain import nothing_left, nothing_readable
 from hubkit.data.readers.files import find_files
 from hubkit.data.readers.files import rows as file_rows
-from hubkit.data.readers.items import Broken, PassedOver
+from hubkit.data.readers.items import Broken, Item, PassedOver
 from hubkit.data.readers.layouts import Reading, id_of, read_row, unread_columns
 from hubkit.data.readers.message_trees import assemble
 from hubkit.data.readers.parts import find_parts
-from hubkit.data.readers.rules import ReadingRules, Unreadable
+from hubkit.data.readers.paths import resolve
+from hubkit.data.readers.rules import Draft, ReadingRules, Unreadable
+from hubkit.data.readers.turn_rows import join_turns
 from hubkit.data.readers.wrappers import unwrap
 from hubkit.data.splits import SPLITS, Splitter
 from hubkit.errors import StageError
-from hubkit.progress import Progress, silent
+from hubkit.progress import Measured, Progress, silent
 from hubkit.recipe import Corpus, Source
 from hubkit.untrusted import JsonObject
 
@@ -48,6 +51,7 @@ T = TypeVar("T")
 _SAY_EVERY_S = 0.1
 USER = "user"  # the column that says, by a name of no meaning, whose a conversation is
 _PERSON = "person"  # the key of a conversation's meta that says whose it is
+_MAX_TRIES = 50  # rows of a file for which options are looked for
 _MAX_NAMES = 200  # of columns, keys and files that a report names
 TOOLS = "tools"  # the same; the JSON text of the tools' descriptions, as TRL reads it
 
@@ -69,8 +73,8 @@ class FileReport:
     conversations by what reading changed (`hubkit.data.readers.trims.NOTES`). `unread_columns` and
     `unread_fields` count rows and turns by the column or key whose text was not read,
     `unknown_roles` and `unknown_keys` the unreadable rows by the role or the set of keys that is
-    not known. `likely_encoding` is a guess at text that is not UTF-8; `passed_over` names what was
-    not looked at, such as members of an archive."""
+    not known; `options` says what to try on them. `likely_encoding` is a guess at text that is not
+    UTF-8; `passed_over` names what was not looked at, such as members of an archive."""
 
     file: str
     source: str
@@ -86,6 +90,7 @@ class FileReport:
     unread_fields: dict[str, int] = field(default_factory=dict)
     unknown_roles: dict[str, int] = field(default_factory=dict)
     unknown_keys: dict[str, int] = field(default_factory=dict)
+    options: str | None = None
     likely_encoding: str | None = None
     passed_over: dict[str, str] = field(default_factory=dict)
 
@@ -243,16 +248,19 @@ def _read(
     intent_column: str | None = None,
     person_column: str | None = None,
 ) -> Iterator[Conversation]:
-    items = file_rows(path, on_bytes, encoding=rules.encoding)
-    for item in unwrap(assemble(items)) if rules.turns is None else assemble(items):
+    tries = 0
+    for item in _items(path, on_bytes, rules):
         if isinstance(item, PassedOver):
             if len(report.passed_over) < _MAX_NAMES:
                 report.passed_over[item.name] = item.reason
             continue
         position = f"{_printable(path.name)}:{item.position}"
         if isinstance(item, Broken):
-            report.rows += 1
+            report.rows += item.rows
+            report.joined += item.rows - 1
             count(report.unreadable, item.reason, item.row_id or position)
+            if item.keys is not None:
+                _count_name(report.unknown_keys, item.keys)
             report.lost_bytes += item.lost_bytes
             report.likely_encoding = report.likely_encoding or item.encoding
             if item.reason == "cut_off":
@@ -261,16 +269,29 @@ def _read(
         report.rows += item.rows
         report.joined += item.rows - 1
         try:
-            reading = read_row(item.value, report.source, position, rules, label=item.label)
+            reading = read_row(
+                item.value, report.source, position, rules, label=item.label, turns=item.turns
+            )
         except Unreadable as error:
             count(report.unreadable, error.reason, id_of(item.value) or position)
             if error.detail is not None:
                 by_role = error.reason == "unknown_role"
                 names = report.unknown_roles if by_role else report.unknown_keys
                 _count_name(names, error.detail)
+            if error.reason in REASONS and report.options is None and tries < _MAX_TRIES:
+                tries += 1
+                report.options = options_for(item.value, rules)
             continue
         _count_reading(item.value, reading, report, intent_column, person_column)
         yield reading.conversation
+
+
+def _items(path: Path, on_bytes: OnBytes, rules: ReadingRules) -> Iterator[Item]:
+    """The rows of a file, each a conversation if it is anything, and the gaps."""
+    items = file_rows(path, on_bytes, encoding=rules.encoding)
+    if rules.conversation is not None:
+        return join_turns(unwrap(items, rules), rules)
+    return unwrap(assemble(items), rules)
 
 
 def _count_reading(
@@ -291,15 +312,21 @@ def _count_reading(
         _count_name(report.unread_fields, key, number)
     if not isinstance(row, Mapping):
         return
-    text = row.get(intent_column) if intent_column else None
+    text = _used(row, intent_column, draft) if intent_column else None
     if isinstance(text, str) and text.strip():
         conversation.meta[INTENT] = " ".join(text.split())
-    person = row.get(person_column) if person_column else None
+    person = _used(row, person_column, draft) if person_column else None
     if isinstance(person, str | int) and str(person).strip():
         conversation.meta[_PERSON] = str(person).strip()
     for name in unread_columns(row, draft):
-        if name not in (intent_column, person_column):
-            _count_name(report.unread_columns, name)
+        _count_name(report.unread_columns, name)
+
+
+def _used(row: Mapping[str, Any], column: str, draft: Draft) -> Any:
+    """What stands in a column of the row that is no part of the conversation, now read."""
+    keys, value = resolve(row, column)
+    draft.use(keys)
+    return value
 
 
 def _count_name(counts: dict[str, int], name: str, number: int = 1) -> None:
@@ -335,6 +362,8 @@ def _rules(block: Corpus, source: Source) -> ReadingRules:
         role=source.columns.role,
         text=source.columns.text,
         system=source.columns.system,
+        conversation=source.columns.conversation,
+        order=source.columns.order,
         roles={name.strip().rstrip(":").lower(): seat for name, seat in source.roles.items()},
         encoding=source.encoding,
         repeated_turns=block.repeated_turns,

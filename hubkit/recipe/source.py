@@ -12,7 +12,8 @@ from hubkit.untrusted import is_inside
 
 
 class Columns(Block):
-    """Names of a source's own columns and keys, for a layout that is not known; null: as known."""
+    """Names of a source's own columns and keys, for a layout that is not known, or paths of keys
+    (``thread.posts``); null: as known."""
 
     turns: Content[str | None] = None
     """The column that holds the list of turns."""
@@ -22,8 +23,22 @@ class Columns(Block):
     """The key of a turn that holds its text."""
     system: Content[str | None] = None
     """The column that holds the system message."""
+    conversation: Content[str | None] = None
+    """Where each row is one turn: the column that says to which conversation it belongs."""
+    order: Content[str | None] = None
+    """The column that such rows are ordered by; null: as they stand in the file."""
     person: Content[str | None] = None
     """The column that says whose conversation it is: all of one person's go to one split."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.turns and self.conversation:
+            raise ValueError(
+                "turns and conversation exclude each other: a row holds a list of turns, or is one"
+            )
+        if self.order and not self.conversation:
+            raise ValueError("order needs conversation: only rows of one turn each are ordered")
+        return self
 
 
 class Source(Block):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +127,33 @@ def by_name(rows: list[Any]) -> bytes:
     return json.dumps({f"key-{n}": row for n, row in enumerate(rows)}, indent=1).encode()
 
 
-def packed_tar(data: bytes) -> bytes:
+def in_cells(rows: list[Any]) -> list[dict[str, str | None]]:
+    """Rows as a table's cells hold them: text, or JSON text; none where it is empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[row.get(name) for name in names] for row in rows]
+    return [
+        {
+            name: (cell if isinstance(cell, str) else "" if cell is None else json.dumps(cell))
+            or None
+            for name, cell in zip(names, row, strict=True)
+        }
+        for row in cells
+    ]
+
+
+def in_table(rows: list[Any], delimiter: str) -> bytes:
+    cells = in_cells(rows)
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, list(cells[0]), delimiter=delimiter)
+    table.writeheader()
+    table.writerows(cells)
+    return text.getvalue().encode()
+
+
+def packed_tar(data: bytes, name: str = "in/x.json") -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        info = tarfile.TarInfo("in/x.json")
+        info = tarfile.TarInfo(name)
         info.size = len(data)
         archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
@@ -180,7 +205,8 @@ def check(found: list[Conversation], report: FileReport, made: list[dict[str, An
             lost += 1
             continue
         for path, token in with_keys(row):
-            named = names & {*path, f"key-{number}", "text before the first turn"}
+            parts = {".".join(path[a:b]) for a, b in combinations(range(len(path) + 1), 2)}
+            named = names & {*parts, f"key-{number}", "text before the first turn"}
             assert token in carried or named or cut, (path, token, report)
     assert not found or lost <= unreadable + len(report.passed_over) + report.joined, report
     assert found or unreadable or not made, report
@@ -200,6 +226,89 @@ def test_no_readable_text_disappears_uncounted(
     report = FileReport(path.name, "", 0)
     found = list(read(path, report=report, rules=ReadingRules(encoding=encoding)))
     check(found, report, made)
+
+
+@given(rows(), st.sampled_from(",;\t|"), st.sampled_from(["", ".gz", ".tar"]), ENCODINGS)
+def test_nor_in_tables_as_text(
+    tmp_path: Path, made: list[dict[str, Any]], delimiter: str, pack: str, encoding: str | None
+) -> None:
+    data = in_table(made, delimiter)
+    data = data.decode().encode(encoding) if encoding else data
+    if pack:
+        data = gzip.compress(data) if pack == ".gz" else packed_tar(data, "in/x.csv")
+    path = tmp_path / f"x.csv{pack}"
+    path.write_bytes(data)
+    report = FileReport(path.name, "", 0)
+    found = list(read(path, report=report, rules=ReadingRules(encoding=encoding)))
+    assert report.rows >= len(made)
+    check(found, report, in_cells(made))
+
+
+@st.composite
+def own_turns(draw: st.DrawFn, counter: list[int]) -> list[dict[str, Any]]:
+    """Turns whose role and text stand inside other values, beside more."""
+    extra = st.dictionaries(TURN_KEYS, values(counter), max_size=2)
+    return [
+        {
+            **draw(extra),
+            "by": {**draw(extra), "seat": draw(ROLE_NAMES | st.just(("human", "gpt")[index % 2]))},
+            "said": {**draw(extra), "words": draw(texts(counter) | values(counter))},
+        }
+        for index in range(draw(st.integers(1, 5)))
+    ]
+
+
+OWN = {"role": "by.seat", "text": "said.words"}
+
+
+@given(st.data(), NAMES, CONTAINERS, PACKS)
+def test_nor_beside_paths(
+    tmp_path: Path,
+    data: st.DataObject,
+    name: str,
+    container: Callable[[list[Any]], bytes],
+    pack: Callable[[bytes], bytes],
+) -> None:
+    counter = [0]
+    made: list[dict[str, Any]] = []
+    for number in range(data.draw(st.integers(1, 4))):
+        turns: Any = data.draw(own_turns(counter))
+        turns = json.dumps(turns) if data.draw(st.booleans()) else turns
+        deep = {data.draw(NAMES): data.draw(values(counter)), name: turns}
+        row = {data.draw(NAMES): data.draw(values(counter))}
+        made.append({**row, "id": f"row-{number}", "deep": {"er": deep}})
+    path = tmp_path / "x.json"
+    path.write_bytes(pack(container(made)))
+    report = FileReport(path.name, "", 0)
+    rules = ReadingRules(turns=f"deep.er.{name}", **OWN)
+    check(list(read(path, report=report, rules=rules)), report, made)
+
+
+@given(st.data(), CONTAINERS | st.just(None), st.booleans(), st.booleans())
+def test_nor_where_each_row_is_one_turn(
+    tmp_path: Path,
+    data: st.DataObject,
+    container: Callable[[list[Any]], bytes] | None,
+    mixed: bool,
+    paths: bool,
+) -> None:
+    counter = [0]
+    turns = (own_turns if paths else conversation_turns)(counter)
+    made = [data.draw(turns) for _ in range(data.draw(st.integers(1, 4)))]
+    rows = [
+        {**turn, "to": f"row-{n}"} for n, conversation in enumerate(made) for turn in conversation
+    ]
+    rows = data.draw(st.permutations(rows)) if mixed else rows
+    path = tmp_path / ("x.json" if container else "x.csv")
+    path.write_bytes(container(rows) if container else in_table(rows, ","))
+    if not container:
+        rows = in_cells(rows)
+    report = FileReport(path.name, "", 0)
+    rules = ReadingRules(conversation="to", **(OWN if paths else {}))
+    found = list(read(path, report=report, rules=rules))
+    assert report.rows == len(rows) and report.joined == len(rows) - len(made)
+    groups = [[row for row in rows if row["to"] == f"row-{n}"] for n in range(len(made))]
+    check(found, report, [{"id": f"row-{n}", "rows": group} for n, group in enumerate(groups)])
 
 
 @given(rows(), st.booleans())

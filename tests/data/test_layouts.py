@@ -98,6 +98,15 @@ FOUR_TURNS = {
     "a list of turns": openai(Q, A, Q2, A2),
     "author": {"messages": [{"author": {"role": r}, "content": {"parts": None, "text": t}}
                             for r, t in TURNS]},
+    "gemini": {"contents": [{"role": "model" if r == "assistant" else r, "parts": [{"text": t}]}
+                            for r, t in TURNS]},
+    "responses": {"input": [{"role": r, "content": [{"type": "input_text", "text": t}]}
+                            for r, t in TURNS[:3]],
+                  "output": [{"type": "reasoning", "summary": []},
+                             {"type": "message", "role": "assistant",
+                              "content": [{"type": "output_text", "text": A2}]}]},
+    "python's text": {"messages": repr(openai(Q, A, Q2, A2))},
+    "numpy's text": {"messages": repr(openai(Q, A, Q2, A2)).replace("}, {", "}\n {")},
     "input and output parts": {"messages": [
         {"role": r, "content": [{"type": "input_text" if r == "user" else "output_text",
                                  "text": t}]} for r, t in TURNS]},
@@ -154,6 +163,8 @@ ARGUMENTS = '{"at": "sky"}'
         [{"role": "assistant", "content": None, "tool_calls": [{"type": "function", "id": "c",
                                                                 "function": CALL}]},
          {"role": "tool", "content": "42", "tool_call_id": "c"}],
+        [{"type": "function_call", "call_id": "c", "name": "look", "arguments": ARGUMENTS},
+         {"type": "function_call_output", "call_id": "c", "output": "42"}],
     ],
 )  # fmt: skip
 def test_tool_calls_in_every_spelling(tmp_path: Path, messages: list[dict[str, Any]]) -> None:
@@ -267,6 +278,44 @@ def test_names_and_roles_of_its_own(tmp_path: Path) -> None:
     (table,) = (tmp_path / "out" / "data").glob("train-*")
     (stored,) = pq.read_table(table).to_pylist()
     assert [m["content"] for m in stored["messages"]] == ["Be brief.", Q, A]
+
+
+@pytest.mark.parametrize("key", ["systemInstruction", "system_instruction"])
+def test_what_gemini_is_told_and_calls(tmp_path: Path, key: str) -> None:
+    contents = [
+        {"role": "user", "parts": [{"text": Q}]},
+        {"role": "model", "parts": [{"text": "Hm.", "thought": True},
+                                    {"functionCall": {"name": "look", "args": {"at": "sky"}}}]},
+        {"role": "user", "parts": [{"functionResponse": {"name": "look", "response": {"n": 1}}}]},
+        {"role": "model", "parts": [{"text": A}]},
+    ]  # fmt: skip
+    row = {key: {"parts": [{"text": "Be brief."}]}, "contents": contents}
+    (conversation,), report = opened(tmp_path, row)
+    assert [m["role"] for m in conversation.messages] == [
+        "system", "user", "assistant", "tool", "assistant"
+    ]  # fmt: skip
+    system, _, call, result, _ = conversation.messages
+    assert (system["content"], call["thinking"], result["content"]) == (
+        "Be brief.",
+        "Hm.",
+        '{"n": 1}',
+    )
+    assert call["tool_calls"][0]["function"] == {"name": "look", "arguments": ARGUMENTS}
+    assert not report.unread_columns and not report.unread_fields
+    picture = {"contents": [{"role": "user", "parts": [{"fileData": {"fileUri": "gs://x"}}]}]}
+    _, report = opened(tmp_path, picture)
+    assert report.unreadable["turn_not_text"].count == 1
+
+
+def test_responses_carry_instructions_and_reasoning(tmp_path: Path) -> None:
+    output = [
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": A}]},
+    ]
+    row = {"input": Q, "output": output, "instructions": "Be brief."}
+    (conversation,), report = opened(tmp_path, row)
+    assert turns(conversation) == [("system", "Be brief."), ("user", Q), ("assistant", A)]
+    assert conversation.messages[2]["thinking"] == "Hm." and not report.unread_columns
 
 
 def test_an_encoding_that_python_does_not_have_is_refused() -> None:

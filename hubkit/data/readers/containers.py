@@ -168,3 +168,26 @@ def decoded(blocks: Iterable[bytes], head: bytes, encoding: str | None) -> Itera
     for block in blocks:
         yield decoder.decode(block).encode("utf-8", "replace")
     yield decoder.decode(b"", final=True).encode("utf-8", "replace")
+
+
+def lines_in(stream: Iterator[bytes], max_bytes: int) -> Iterator[bytes | None]:
+    """Lines with their ends; None for one of more than `max_bytes`. A long line is gathered in
+    pieces, so that it costs its length once.
+    """
+    pieces: list[bytes] = []
+    size = 0
+    for block in stream:
+        *whole, tail = block.split(b"\n")
+        for line in whole:
+            pieces.append(line + b"\n")
+            yield b"".join(pieces) if size + len(line) <= max_bytes else None
+            pieces, size = [], 0
+        size += len(tail)
+        if tail and size <= max_bytes:
+            pieces.append(tail)
+        elif tail:
+            pieces = []
+    if size > max_bytes:
+        yield None
+    elif pieces:
+        yield b"".join(pieces)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from hubkit.data.readers.advice import REASONS as OPTIONS_FOR
 from hubkit.data.readers.layouts import TURN_LISTS
 from hubkit.data.readers.rules import TURN
 from hubkit.errors import SourceError, StageError
@@ -27,6 +28,10 @@ KINDS = {
     "unpacks_without_end": "a packed file that unpacks to far more than any text would",
     "sqlite_database": "an SQLite database; export its table as JSON Lines or parquet",
     "duckdb_database": "a DuckDB database; export its table as JSON Lines or parquet",
+    "text_transcript": "a transcript as plain text, in which nothing says where one conversation "
+    'ends; write each as a line of JSON, {"text": "…"}, with a blank line before every turn',
+    "plain_text": "plain text, and no table; write each conversation as a line of JSON, or name "
+    "the file .csv or .tsv if its first line names columns",
     "pickle_file": "a pickle, which could run code; export its rows as JSON Lines or parquet",
     "utf32_file": "UTF-32 text; write it as UTF-8",
     "mac_resource_fork": "a Mac's record about a file, not the file itself",
@@ -36,6 +41,9 @@ REASONS = {
     "turn_not_text": " (images, sound or other parts that are no text)",
     "not_an_object": " (a row is an object with keys)",
     "broken_json": " (the text is no JSON)",
+    "broken_csv": " (quotes in them are not closed, or not doubled)",
+    "row_of_other_width": " (they have more or fewer cells than the first line has names)",
+    "turn_without_order": " (their conversations have a turn without a value in that column)",
     "cut_off": " (the file ends in the middle of a row)",
     "labelled_undesirable": " (their label is false)",
 }
@@ -52,6 +60,7 @@ class _File(Protocol):
     unreadable: dict[str, Tally]
     unknown_roles: dict[str, int]
     unknown_keys: dict[str, int]
+    options: str | None
     likely_encoding: str | None
 
 
@@ -73,13 +82,15 @@ def nothing_readable(files: Iterable[_File]) -> SourceError:
 
 
 def _why(reason: str, files: list[_File], share: str, encoding: str | None) -> str:
+    options = next((file.options for file in files if file.options), None)
+    if options and reason in OPTIONS_FOR:
+        return f"{share} have {_keys(files)}; {options}, or columns: in the recipe"
+    if reason == "no_conversation":
+        column = "the column that --column conversation names"
+        return f"{share} have {_keys(files)} and no value in {column}"
     if reason == "no_turns_key":
-        counts = _total(file.unknown_keys for file in files)
-        keys = (
-            f"the keys {next(iter(counts))}" if len(counts) == 1 else f"keys such as {_few(counts)}"
-        )
         return (
-            f"{share} have {keys}; turns are looked for under {', '.join(TURN_LISTS)} and "
+            f"{share} have {_keys(files)}; turns are looked for under {', '.join(TURN_LISTS)} and "
             "the other layouts of the reference. Name the column with --column turns=NAME, "
             "or columns: in the recipe"
         )
@@ -108,6 +119,12 @@ def _why(reason: str, files: list[_File], share: str, encoding: str | None) -> s
             f"it is {KINDS[reason]}" if share.startswith("all 1 ") else f"{share}: {KINDS[reason]}"
         )
     return f"{share} are counted as {reason}{REASONS.get(reason, '')}"
+
+
+def _keys(files: list[_File]) -> str:
+    counts = _total(file.unknown_keys for file in files)
+    counts = Counter({key.removeprefix(TURN): number for key, number in counts.items()})
+    return f"the keys {next(iter(counts))}" if len(counts) == 1 else f"keys such as {_few(counts)}"
 
 
 def _total(counts: Iterable[Mapping[str, int]]) -> Counter[str]:

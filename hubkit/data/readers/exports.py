@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from hubkit.data.readers.rules import Draft, Unreadable
-from hubkit.data.readers.turns import add_content, add_turn
+from hubkit.data.readers.turns import add_content, add_turn, to_json
 
 NODE_NOTES = {
     "hidden_nodes_left_out": "messages that the application hid",
@@ -98,6 +98,40 @@ def _same_words(text: Any, parts: Any) -> bool:
         isinstance(part, dict) and part.get("type") == "text" and str(part.get("text")) in text
         for part in parts
     )
+
+
+def add_contents(row: Mapping[str, Any], draft: Draft) -> Iterator[str]:
+    """Append the turns of ``contents``, and what the system is told in front.
+
+    Yields:
+        The other columns that were read."""
+    for key in ("systemInstruction", "system_instruction"):
+        system = row.get(key)
+        if isinstance(system, dict | str):
+            content = system if isinstance(system, str) else _standard_parts(system.get("parts"))
+            add_content("system", content, draft)
+            yield key
+    for turn in row["contents"]:
+        add_turn({**turn, "parts": None, "content": _standard_parts(turn["parts"])}, draft)
+
+
+def _standard_parts(parts: Any) -> Any:
+    return [_standard_part(p) for p in (parts if isinstance(parts, list) else [parts])]
+
+
+def _standard_part(part: Any) -> Any:
+    """A part as Gemini's interfaces write it, as other content parts are written."""
+    if not isinstance(part, dict):
+        return part
+    if part.get("thought") is True:
+        return {"type": "thinking", "thinking": part.get("text")}
+    for name in ("functionCall", "function_call"):
+        if isinstance(call := part.get(name), dict):
+            return {"type": "tool_use", "name": call.get("name"), "input": call.get("args", {})}
+    for name in ("functionResponse", "function_response"):
+        if isinstance(result := part.get(name), dict):
+            return {"type": "tool_result", "content": to_json(result.get("response"))}
+    return part
 
 
 def add_best_path(prompt: Mapping[str, Any], draft: Draft) -> None:

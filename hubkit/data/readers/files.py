@@ -2,9 +2,9 @@
 
 JSON arrays, JSON Lines, objects one after another or around the rows, parquet, Arrow; plain, gzip
 or zstd; tar archives of these; UTF-8, UTF-16 with its mark, or the encoding that the recipe names;
-told apart by content, not by name. Other containers are one gap that names them (``zip_archive``,
-``sqlite_database``, …). A file that is cut off gives every whole row before the cut. Memory holds
-one row and a few blocks, not the file."""
+told apart by content. CSV and TSV are told by their names, since no content proves them. Other
+containers are one gap that names them (``zip_archive``, ``sqlite_database``, …). A file that is cut
+off gives every whole row before the cut. Memory holds one row and a few blocks, not the file."""
 
 from __future__ import annotations
 
@@ -31,21 +31,29 @@ from hubkit.data.readers.containers import (
     foreign_kind,
     is_tar,
     likely_encoding,
+    lines_in,
     utf16_without_mark,
 )
+from hubkit.data.readers.delimited import table_rows
 from hubkit.data.readers.items import Broken, Item, PassedOver, Row, id_in
 from hubkit.data.readers.json_arrays import MAX_ROW_BYTES, Frame, array_rows, looks_wrapped
 from hubkit.data.readers.json_text import parse_json
+from hubkit.data.readers.transcripts import looks_like_transcript
 from hubkit.data.readers.turns import looks_like_turn
 from hubkit.errors import SourceError
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz", ".zst", ".tar", ".tgz")
+SUFFIXES = (
+    ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".tar",
+    ".tgz",
+)  # fmt: skip
+_TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".log")
 _METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _BACKUP_FOLDERS = re.compile(r"__MACOSX|__pycache__|lost\+found|checkpoints?(-\d+)?", re.I)
 _SPACE = b" \t\r\n"
 _MAX_LIST = 1 << 26  # bytes of a file that is one conversation
 _MOST_ROWS_A_BYTE = 100  # of a parquet file: run lengths can promise any number
 _PEEK = 1 << 20  # bytes in which the first row is looked for
+_SEARCHED = 50  # lines of plain text in which JSON is looked for
 
 
 def find_files(paths: Iterable[Path]) -> tuple[list[Path], list[PassedOver]]:
@@ -131,7 +139,11 @@ def _why_not(name: str) -> str | None:
 
 
 def rows(
-    path: Path, on_bytes: OnBytes = lambda _: None, *, encoding: str | None = None
+    path: Path,
+    on_bytes: OnBytes = lambda _: None,
+    *,
+    encoding: str | None = None,
+    name: str | None = None,
 ) -> Iterator[Item]:
     """Give every row of `path` in order, and every gap.
 
@@ -139,6 +151,7 @@ def rows(
         path: The file.
         on_bytes: Called with the number of bytes of the file read so far.
         encoding: The encoding of its text, where it is not UTF-8.
+        name: What it is called, where that is not its name on the disk.
 
     Raises:
         SourceError: The file cannot be opened at all."""
@@ -154,7 +167,8 @@ def rows(
     elif head[:6] == b"ARROW1" or head[:4] == b"\xff\xff\xff\xff":
         yield from _arrow_rows(path, on_bytes, stream=head[:6] != b"ARROW1")
     else:
-        yield from _block_rows(path, head, on_bytes, encoding)
+        kind = PurePosixPath(re.sub(r"\.(gz|zst)\Z", "", (name or path.name).lower())).suffix
+        yield from _block_rows(path, Blocks(path, head, on_bytes), head, encoding, kind)
 
 
 def _parquet_rows(path: Path, on_bytes: OnBytes) -> Iterator[Item]:
@@ -239,19 +253,20 @@ def _ends_with(path: Path, mark: bytes) -> bool:
         return file.read() == mark
 
 
-def _block_rows(path: Path, head: bytes, on_bytes: OnBytes, encoding: str | None) -> Iterator[Item]:
+def _block_rows(
+    path: Path, blocks: Blocks, head: bytes, encoding: str | None, kind: str
+) -> Iterator[Item]:
     """The rows of a file that is read from its start to its end: text or a tar archive, packed or
-    not.
+    not. `kind` is how its name ends.
     """
-    blocks = Blocks(path, head, on_bytes)
     stream = iter(blocks)
     if head[:2] == GZIP or head[:4] == ZSTD:
         inner, stream = _peek(stream, HEAD)
-        kind = foreign_kind(inner)
+        foreign = foreign_kind(inner)
         if inner[:2] == GZIP or inner[:4] in (ZSTD, b"PAR1") or inner[:6] == b"ARROW1":
-            kind = "nested_container"
-        if kind:
-            yield Broken(kind, "start of the packed file", path.stat().st_size)
+            foreign = "nested_container"
+        if foreign:
+            yield Broken(foreign, "start of the packed file", path.stat().st_size)
             return
         head = inner
     if is_tar(head):
@@ -259,7 +274,31 @@ def _block_rows(path: Path, head: bytes, on_bytes: OnBytes, encoding: str | None
     elif encoding is None and (likely := utf16_without_mark(head)):
         yield Broken("not_utf8", "start of file", path.stat().st_size, encoding=likely)
     else:
-        yield from _text_rows(decoded(stream, head, encoding), blocks)
+        yield from _rows_by_name(decoded(stream, head, encoding), blocks, kind)
+
+
+def _rows_by_name(stream: Iterator[bytes], blocks: Blocks, kind: str) -> Iterator[Item]:
+    """The rows of text: JSON whatever the name is, else a table or plain text where it ends in
+    `kind`.
+    """
+    if kind in (".csv", ".tsv", *_TEXT_SUFFIXES):
+        head, stream = _peek(stream, _PEEK)
+        text = head.removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
+        if not text or text[:1] in (b"{", b"["):
+            pass
+        elif kind in _TEXT_SUFFIXES:
+            lines = [line for line in text.splitlines()[:_SEARCHED] if line[:1] in (b"{", b"[")]
+            if not any(parse_json(line)[1] is None for line in lines):
+                about = "text_transcript" if looks_like_transcript(text) else "plain_text"
+                yield Broken(about, "start of file", len(head))
+                return
+        else:
+            rows = table_rows(stream, tabs=kind == ".tsv", cut=lambda: blocks.fault is not None)
+            yield from _until_fault(rows, blocks)
+            if blocks.fault:
+                yield Broken(blocks.fault, "end of file", 0)
+            return
+    yield from _text_rows(stream, blocks)
 
 
 def _peek(stream: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
@@ -285,7 +324,7 @@ def _tar_rows(stream: Iterator[bytes], blocks: Blocks, encoding: str | None) -> 
         ):
             for member in archive:
                 name = member.name.encode("utf-8", "replace").decode()
-                reason = _why_not_member(member)
+                reason, path_name = _why_not_member(member), PurePosixPath(member.name).name
                 if reason:
                     if not member.isdir():
                         yield PassedOver(name, reason)
@@ -297,7 +336,7 @@ def _tar_rows(stream: Iterator[bytes], blocks: Blocks, encoding: str | None) -> 
                     if is_tar(file.read(HEAD)):
                         yield Broken("nested_container", name, member.size)
                         continue
-                for item in rows(copy, encoding=encoding):
+                for item in rows(copy, encoding=encoding, name=path_name):
                     if isinstance(item, PassedOver):
                         yield replace(item, name=f"{name}:{item.name}")
                     else:
@@ -360,7 +399,7 @@ def _list_rows(first: bytes, stream: Iterator[bytes], blocks: Blocks) -> Iterato
         return
     line, newline, _ = head.partition(b"\n")
     if newline and parse_json(line)[1] is None:
-        yield from _line_rows(_lines(stream), blocks)
+        yield from _line_rows(lines_in(stream, MAX_ROW_BYTES), blocks)
         return
     text, stream = _peek(stream, _MAX_LIST)
     value, reason = parse_json(text)
@@ -371,10 +410,13 @@ def _list_rows(first: bytes, stream: Iterator[bytes], blocks: Blocks) -> Iterato
 
 
 def _array_rows(stream: Iterator[bytes], blocks: Blocks, frame: Frame = "array") -> Iterator[Item]:
-    """The rows of an array, or of objects; where the packed file broke is where the array is
-    cut.
-    """
-    for item in array_rows(next(stream, b""), stream, frame):
+    """The rows of an array, or of objects."""
+    yield from _until_fault(array_rows(next(stream, b""), stream, frame), blocks)
+
+
+def _until_fault(items: Iterator[Item], blocks: Blocks) -> Iterator[Item]:
+    """`items`; where the packed file broke is where they are cut."""
+    for item in items:
         if isinstance(item, Broken) and item.reason == "cut_off" and blocks.fault:
             item, blocks.fault = replace(item, reason=blocks.fault), None
         yield item
@@ -386,7 +428,7 @@ def _object_rows(first: bytes, stream: Iterator[bytes], blocks: Blocks) -> Itera
     if looks_wrapped(peeked):
         yield from _array_rows(stream, blocks, "wrapper")
         return
-    lines = _lines(stream)
+    lines = lines_in(stream, MAX_ROW_BYTES)
     head = [line for _, line in zip(range(2), lines, strict=False)]
     spread = (
         head[0] is not None
@@ -426,26 +468,3 @@ def _line_rows(lines: Iterator[bytes | None], blocks: Blocks) -> Iterator[Item]:
             id_in(line),
             likely if reason == "not_utf8" else None,
         )
-
-
-def _lines(stream: Iterator[bytes]) -> Iterator[bytes | None]:
-    """Lines with their ends; None for one that is longer than any row may be. A long line is
-    gathered in pieces, so that it costs its length once.
-    """
-    pieces: list[bytes] = []
-    size = 0
-    for block in stream:
-        *whole, tail = block.split(b"\n")
-        for line in whole:
-            pieces.append(line + b"\n")
-            yield b"".join(pieces) if size + len(line) <= MAX_ROW_BYTES else None
-            pieces, size = [], 0
-        size += len(tail)
-        if tail and size <= MAX_ROW_BYTES:
-            pieces.append(tail)
-        elif tail:
-            pieces = []
-    if size > MAX_ROW_BYTES:
-        yield None
-    elif pieces:
-        yield b"".join(pieces)

@@ -13,19 +13,22 @@ _ID = re.compile(rb'"(?:id|conversation_id|conversation_hash)"\s*:\s*"([^"\\]{1,
 class Row:
     """One raw row and its position ("line 17" or "row 17", counted from 1).
 
-    `rows` of the file went into it; `label` is its key in an object of rows by name.
+    `rows` of the file went into it; `label` is its key in an object of rows by name. `turns` are
+    those of the conversation `label`, which had a row each; `value` is what these had in common.
     """
 
     value: Any
     position: str
     rows: int = 1
     label: str | None = None
+    turns: list[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Broken:
     """What could not be read: why, where, how many bytes of the (unpacked) file it took, and which
-    row it was. `encoding` is the likely one of text that is not UTF-8.
+    row it was. `encoding` is the likely one of text that is not UTF-8; `keys` are those of a row
+    that lacks one.
     """
 
     reason: str
@@ -33,6 +36,8 @@ class Broken:
     lost_bytes: int
     row_id: str | None = None
     encoding: str | None = None
+    keys: str | None = None
+    rows: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,19 @@ allows."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import warnings
 from typing import Any
 
 from hubkit.untrusted import has_more_values
 
 MAX_VALUES = 2_000_000  # of one row: no conversation has so many
 _MAX_DIGITS = 4000  # Python refuses to convert longer integers
+_MAX_LITERAL = 1 << 22  # characters
+_LITERAL = re.compile(r"""\s*(?:\[\s*[\[{'"]|\{\s*['"])""")
+_NUMPY_END = re.compile(r"\}\n\s*\{")
 _TRAILING_COMMA = re.compile(rb'("[^"\\]*+(?:\\.[^"\\]*+)*+")|,(\s*+[}\]])', re.DOTALL)
 
 
@@ -39,6 +44,25 @@ def parse_json(text: bytes) -> tuple[Any, str | None]:
         if repaired != text:
             return _parse_python(repaired.decode("utf-8"))
     return value, reason
+
+
+def parse_python_literal(text: str) -> Any:
+    """Parse lists and mappings as Python or NumPy writes them into a table's cell; None where
+    `text` is nothing of that.
+    """
+    if len(text) > _MAX_LITERAL or not _LITERAL.match(text):
+        return None
+    if has_more_values(text.encode("utf-8", "replace"), MAX_VALUES):
+        return None
+    # NumPy puts no commas between elements, but line ends, which Python's strings escape.
+    text = _NUMPY_END.sub("},\n{", text.strip())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
 
 
 def parse_standard(text: bytes) -> tuple[Any, str | None]:

@@ -11,9 +11,15 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from hubkit.conversation import Conversation, Message, fault
-from hubkit.data.readers.exports import add_best_path, add_chat_messages, add_mapping
-from hubkit.data.readers.json_text import parse_json
+from hubkit.conversation import Conversation, Message, blank, fault
+from hubkit.data.readers.exports import (
+    add_best_path,
+    add_chat_messages,
+    add_contents,
+    add_mapping,
+)
+from hubkit.data.readers.json_text import parse_json, parse_python_literal
+from hubkit.data.readers.paths import resolve, unread_in
 from hubkit.data.readers.rules import (
     Draft,
     ReadingRules,
@@ -27,10 +33,12 @@ from hubkit.data.readers.trims import trim
 from hubkit.data.readers.turns import (
     PAIR_KEYS,
     add_content,
+    add_thoughts,
     add_turn,
     is_turn,
     looks_like_turn,
     pair_in,
+    several_conversations,
     to_json,
 )
 from hubkit.untrusted import JsonObject
@@ -76,6 +84,7 @@ def read_row(
     rules: ReadingRules = _NO_RULES,
     *,
     label: str | None = None,
+    turns: Sequence[JsonObject] | None = None,
 ) -> Reading:
     """Read the conversation that `row` holds.
 
@@ -85,6 +94,8 @@ def read_row(
         position: Names the row ("file:17") where it has no id.
         rules: What the recipe says about columns, roles and parts.
         label: The row's key in an object of rows; its id, where it has no other.
+        turns: The turns of the conversation `label`, which had a row each; `row` holds what these
+            had in common.
 
     Returns:
         The conversation, whose meta holds ``group`` (rows that no split may tear apart share it),
@@ -94,20 +105,29 @@ def read_row(
         Unreadable: The row holds no conversation."""
     bare = isinstance(row, list) and bool(row) and all(map(looks_like_turn, row))
     if bare:
+        if several_conversations(row):
+            raise Unreadable("list_of_turns_of_several_conversations", keys_of(row[0]))
         row = {"messages": row}
     if not isinstance(row, dict):
         raise Unreadable("not_an_object")
     draft = Draft(rules)
-    _read_layout(row, draft)
+    if turns is None:
+        _read_layout(row, draft)
+    else:
+        for turn in turns:
+            add_turn(turn, draft)
+    if draft.thoughts:
+        add_thoughts(draft)
     if (media := row.keys() & _MEDIA_KEYS) and any(row[key] for key in media):
         raise Unreadable("turn_not_text")
-    if row.get("label") is False and draft.used & {*TURN_LISTS, "prompt"}:
+    if _says_no(row.get("label")) and (turns or draft.used & {*TURN_LISTS, "prompt"}):
         raise Unreadable("labelled_undesirable")
     _add_system(row, draft)
     messages = trim(draft)
     if bare and (fault(messages, first=None) or "repeated_turns_merged" in draft.notes):
         raise Unreadable("list_of_turns_of_several_conversations")
-    identity = id_of(row) or (clean_text(label) if label else None)
+    own_id = id_of(row) if turns is None else None
+    identity = own_id or (clean_text(label) if label else None)
     name = identity or f"{position}-{_digest(messages)}"
     first = next((m["role"] for m in messages if m["role"] != "system"), None)
     meta: JsonObject = {"group": name, "is_start": first == "user"}
@@ -116,10 +136,20 @@ def read_row(
     return Reading(Conversation(name, messages, source, meta), draft)
 
 
+def _says_no(label: Any) -> bool:
+    """Whether a label says that a row is undesirable, in JSON or in a table's words."""
+    return label is False or (isinstance(label, str) and label.lower() == "false")
+
+
 def unread_columns(row: Mapping[str, Any], draft: Draft) -> list[str]:
-    """Name the columns of `row` that hold text and were not read."""
+    """Name the columns of `row` that hold text and were not read; of those of which a part was
+    read, the other parts.
+    """
     names = row.keys() - draft.used - _IGNORED
-    return [str(name) for name in names if has_text(row[name])] if names else []
+    if not draft.used_inside:
+        return [str(name) for name in names if has_text(row[name])] if names else []
+    paths = draft.used_inside
+    return [found for name in names for found in unread_in(row[name], paths, (str(name),))]
 
 
 _IGNORED = frozenset(IDS)
@@ -143,9 +173,12 @@ def holds_turns(row: Any) -> bool:
     """
     if not isinstance(row, dict):
         return False
-    lists = any(isinstance(row.get(key), list) for key in (*TURN_LISTS, "data", "chat_messages"))
+    lists = any(isinstance(row.get(key), list) for key in _LISTS)
     trees = isinstance(row.get("prompt"), dict) or isinstance(row.get("mapping"), dict)
     return lists or trees or "message_tree_id" in row
+
+
+_LISTS = (*TURN_LISTS, "data", "chat_messages", "contents")
 
 
 def is_row(value: Any) -> bool:
@@ -158,10 +191,11 @@ def is_row(value: Any) -> bool:
 def _read_layout(row: Mapping[str, Any], draft: Draft) -> None:
     rules = draft.rules
     if rules.turns:
-        if row.get(rules.turns) is None:
+        keys, turns = resolve(row, rules.turns)
+        if not keys:
             raise Unreadable("no_turns_key", keys_of(row))
-        draft.used.add(rules.turns)
-        if _add_turns(row[rules.turns], draft) is False:
+        draft.use(keys)
+        if _add_turns(turns, draft) is False:
             raise Unreadable("turns_not_a_list", keys_of(row))
         return
     if not (row.keys() & _BEFORE_TURN_LISTS):  # nearly all
@@ -205,7 +239,9 @@ def _add_turns(turns: Any, draft: Draft) -> bool | None:
     """
     if isinstance(turns, str):
         value, reason = parse_json(turns.encode("utf-8", "replace"))
-        if reason is None and isinstance(value, list | dict):
+        if reason is not None:
+            value = parse_python_literal(turns)
+        if isinstance(value, list | dict):
             return _add_turns(value, draft)
         return _add_transcript(turns, draft)
     if isinstance(turns, dict):
@@ -252,6 +288,8 @@ def _read_flat(row: Mapping[str, Any], draft: Draft) -> bool | None:
     texts = row["data"]
     if any(not isinstance(text, str | dict) for text in texts):
         raise Unreadable("turn_not_text")
+    if several_conversations(texts):
+        raise Unreadable("list_of_turns_of_several_conversations", keys_of(texts[0]))
     return _add_turns(texts, draft)
 
 
@@ -267,6 +305,13 @@ def _read_mapping(row: Mapping[str, Any], draft: Draft) -> bool | None:
 def _read_chat_messages(row: Mapping[str, Any], draft: Draft) -> None:
     draft.used |= {"chat_messages", "name"}
     add_chat_messages(row, draft)
+
+
+def _read_contents(row: Mapping[str, Any], draft: Draft) -> bool | None:
+    if not all(isinstance(turn, dict) and "parts" in turn for turn in row["contents"]):
+        return False
+    draft.used |= {"contents", *add_contents(row, draft)}
+    return None
 
 
 def _read_tree(row: Mapping[str, Any], draft: Draft) -> None:
@@ -306,6 +351,12 @@ def _read_pair(row: Mapping[str, Any], draft: Draft) -> bool | None:
                 draft.used.add(key)
     _add_side("user", question, draft)
     _add_side("assistant", answer, draft)
+    if pair == ("input", "output") and isinstance(answer, list):  # OpenAI's Responses
+        if isinstance(text := row.get("instructions"), str) and not blank(text):
+            draft.messages.insert(0, {"role": "system", "content": clean_text(text)})
+            draft.thoughts = {at + 1: thought for at, thought in draft.thoughts.items()}
+            draft.missing = {at + 1 for at in draft.missing}
+        draft.used.add("instructions")
     draft.used |= {*pair}
     return None
 
@@ -360,8 +411,9 @@ def _add_system(row: Mapping[str, Any], draft: Draft) -> None:
     one.
     """
     for key in (draft.rules.system,) if draft.rules.system else _SYSTEM_KEYS:
-        if isinstance(text := row.get(key), str):
-            draft.used.add(key)
+        keys, text = resolve(row, key) if draft.rules.system else ((key,), row.get(key))
+        if isinstance(text, str):
+            draft.use(keys)
             text = clean_text(text).strip()
             heads = [m["content"].strip() for m in draft.messages if m["role"] == "system"]
             if not text or text in heads:
@@ -430,10 +482,18 @@ LAYOUTS = (
         {"messages": _TURNS},
         "one of " + ", ".join(f"`{key}`" for key in TURN_LISTS) + ": turns with a role ("
         "`from`, `role`, `author`, `speaker`, `sender`, `is_user`, `is_human`) and a text ("
-        "`content`, `markdown`, `value`, `text`, `message`, `mes`, `utterance`; a string or content"
-        " parts), question-and-answer pairs, texts that take turns, lists by key, or all of it as"
-        " JSON text; LLaMA-Factory's `chosen` as the last answer",
+        "`content`, `markdown`, `value`, `text`, `message`, `mes`, `utterance`, `body`; a string or"
+        " content parts), question-and-answer pairs, texts that take turns, lists by key, or all of"
+        " it as JSON text or Python's; LLaMA-Factory's `chosen` as the last answer",
         "images, sound and video: such a row is not read",
+    ),
+    Layout(
+        "Gemini's tuning data", _is("contents", list), _read_contents,
+        {"systemInstruction": {"parts": [{"text": "Be brief."}]}, "contents": [
+            {"role": "user", "parts": [{"text": _Q}]}, {"role": "model", "parts": [{"text": _A}]}]},
+        "`contents` with `role` and `parts`: text, thoughts, `functionCall`, `functionResponse`;"
+        " `systemInstruction` or `system_instruction` first",
+        "files and other parts that are no text: such a row is not read",
     ),
     Layout(
         "chosen / rejected", _has("chosen"), _read_preference,
@@ -454,7 +514,8 @@ LAYOUTS = (
         "question and answer", lambda row: pair_in(row) is not None, _read_pair,
         {"instruction": "What is", "input": "a sextant?", "output": _A, "history": []},
         "one of " + ", ".join(f"`{a}` / `{b}`" for a, b in PAIR_KEYS) + ": texts or lists of turns;"
-        " after an `instruction` also `input` or `context`; `history` before it",
+        " after an `instruction` also `input` or `context`; `history` before it; `input` and"
+        " `output` of OpenAI's Responses, with `instructions`, reasoning, tool calls and results",
     ),
     Layout(
         "transcript", lambda row: any(isinstance(row.get(k), str) for k in _TRANSCRIPT_KEYS),
@@ -471,12 +532,21 @@ PLACES = (
     ("object around the rows", "rows by name, in lists, or column by column as pandas writes them",
      "other values around the rows"),
     ("parquet, Arrow stream, Arrow file", "every row", "a broken row or page"),
-    ("gzip, zstd", "the JSON or the tar archive inside; up to 1 GiB or 200 times the packed size",
+    ("CSV, TSV, by `.csv` or `.tsv`", "every row, as a mapping of the columns that the first line"
+     " names; commas, semicolons, tabs or bars; quoted cells, also with line ends",
+     "rows of more or fewer cells, of broken quotes, or over 16 MiB"),
+    ("gzip, zstd",
+     "the JSON, table or tar archive inside; up to 1 GiB or 200 times the packed size",
      "containers inside"),
     ("tar, packed or not", "the members that a folder's files would be",
      "hidden and other members"),
     ("a message a row", "message trees by `message_tree_id`; chat logs of `is_user` and `mes`",
      "orphans and doubles; hidden lines"),
+    ("a turn a row", "where `--column conversation=NAME` or `columns:` name the column that says"
+     " which rows are one conversation: in their order, or that of the column `order`",
+     "rows without a value in it"),
+    ("columns of its own", "`--column KIND=NAME` or `columns:`, for turns, role, text, system and"
+     " person: names, or paths of keys (`thread.posts`, `author.role`, `choices.0.text`)", ""),
     ("text", "UTF-8, UTF-16 with a mark, or `encoding:`; NaN, Infinity, trailing commas",
      "other encodings, with the likely one"),
 )  # fmt: skip

@@ -27,13 +27,16 @@ class Unreadable(Exception):
 class ReadingRules:
     """How rows of one source are read.
 
-    `turns`, `role`, `text` and `system` name the source's own columns and keys; `roles` maps its
-    role names (lower case, without a colon) to ours."""
+    `turns`, `role`, `text` and `system` name the source's own columns and keys, or paths of keys;
+    `conversation` and `order` those of rows that hold one turn each. `roles` maps its role names
+    (lower case, without a colon) to ours."""
 
     turns: str | None = None
     role: str | None = None
     text: str | None = None
     system: str | None = None
+    conversation: str | None = None
+    order: str | None = None
     roles: Mapping[str, str] = field(default_factory=dict)
     encoding: str | None = None
     repeated_turns: MergePolicy = "merge"
@@ -52,16 +55,19 @@ class Draft:
     """A conversation while its row is read.
 
     `notes` are the words that reports count changes by. `used` are the row's keys whose values were
-    read, `unread_fields` the turns' keys whose values were not. `missing` are the positions of
-    turns without any text, `textless` the keys of the first of them."""
+    read, `used_inside` the paths of those inside others, `unread_fields` the turns' keys whose
+    values were not. `missing` are the positions of turns without any text, `textless` the keys of
+    the first of them. `thoughts` are what was thought before the message at that position."""
 
     rules: ReadingRules
     messages: list[Message] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    used_inside: set[tuple[str, ...]] = field(default_factory=set)
     unread_fields: Counter[str] = field(default_factory=Counter)
     missing: set[int] = field(default_factory=set)
     textless: str | None = None
+    thoughts: dict[int, str] = field(default_factory=dict)
     other_branches: int = 0
 
     def add(self, message: Message, *, missing: bool = False) -> None:
@@ -69,6 +75,13 @@ class Draft:
         if missing:
             self.missing.add(len(self.messages))
         self.messages.append(message)
+
+    def use(self, keys: tuple[str, ...]) -> None:
+        """Note that what stands at `keys` of the row was read."""
+        if len(keys) == 1:
+            self.used.add(keys[0])
+        elif keys:
+            self.used_inside.add(keys)
 
     def note(self, *words: str) -> None:
         """Count each of `words` once for this conversation."""

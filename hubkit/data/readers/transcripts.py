@@ -27,6 +27,17 @@ _SEATS: dict[str, Role] = {
 }
 
 
+_LINE_MARKS = re.compile(
+    rb"^[ \t>*#-]*(human|user|assistant|ai|bot|chatgpt|gpt|claude|you|me|q|a)[ \t*]*:", re.I | re.M
+)
+
+
+def looks_like_transcript(text: bytes) -> bool:
+    """Whether lines of `text` begin with the names of two who speak."""
+    names = [name.lower() for name in _LINE_MARKS.findall(text)]
+    return len(set(names)) > 1
+
+
 def turns_in(text: str) -> tuple[str, list[Message]] | None:
     """Take a transcript apart.
 

@@ -4,11 +4,12 @@ loss flags."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hubkit.conversation import Message, Role, ToolCall
 from hubkit.data.readers.json_text import parse_json
+from hubkit.data.readers.paths import resolve, unread_in, value_at
 from hubkit.data.readers.rules import TURN, Draft, Unreadable, clean_text, has_text, keys_of
 from hubkit.untrusted import JsonObject
 
@@ -30,7 +31,7 @@ _CALL_ROLES = ("function_call", "tool_call")
 ROLE_KEYS = ("from", "role", "author", "speaker", "sender")
 SEAT_FLAGS = ("is_user", "is_human", "isUser")
 # `markdown` before `value`: an export that has both holds HTML in `value`.
-TEXT_KEYS = ("content", "markdown", "value", "text", "message", "mes", "utterance")
+TEXT_KEYS = ("content", "markdown", "value", "text", "message", "mes", "utterance", "body")
 THINKING_KEYS = ("thinking", "reasoning_content", "reasoning")
 LOSS_KEYS = ("weight", "loss_weight", "loss", "train", "training", "trainable")
 _CALL_KEYS = ("tool_calls", "function_call")
@@ -40,6 +41,16 @@ PAIR_KEYS = (
     ("question", "answer"), ("prompt", "response"), ("query", "response"),
     ("prompt", "completion"),
 )  # fmt: skip
+_GROUPS = frozenset((
+    "conversation", "conversations", "conv", "dialog", "dialogue", "thread", "session", "chat",
+    "ticket", "case", "room", "channel", "conversationid", "dialogid", "dialogueid", "threadid",
+    "sessionid", "chatid", "ticketid",
+))  # fmt: skip
+# Keys of what a turn says, which two turns may well have in common.
+SPOKEN_KEYS = frozenset((
+    *ROLE_KEYS, *SEAT_FLAGS, *TEXT_KEYS, *THINKING_KEYS, *LOSS_KEYS, *_CALL_KEYS, "tool_call_id",
+    "name", *(key for pair in PAIR_KEYS for key in pair),
+))  # fmt: skip
 # Keys of a turn that say nothing that a conversation could hold.
 _METADATA = frozenset(("id", "type", "tool_call_id", "message_id", "parent_id", "rank"))
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
@@ -63,6 +74,20 @@ def looks_like_turn(value: Any) -> bool:
     return any(name.strip().rstrip(":").lower() in ROLES for name in names)
 
 
+def several_conversations(turns: Sequence[Any]) -> bool:
+    """Whether a list of turns seems to be of more than one conversation: a column of a name like
+    ``thread`` has more than one value.
+    """
+    names = {key for turn in turns if isinstance(turn, dict) for key in turn if names_group(key)}
+    values = ({str(t.get(name)) for t in turns if isinstance(t, dict)} for name in names)
+    return any(len(found) > 1 for found in values)
+
+
+def names_group(key: str) -> bool:
+    """Whether a column's name is one that is usual for what tells conversations apart."""
+    return not _GROUPS.isdisjoint(str(key).lower().replace(".", "_").split("_"))
+
+
 def add_turn(turn: Any, draft: Draft) -> None:
     """Append the messages of one turn to `draft`. Raises `Unreadable`."""
     if not isinstance(turn, dict):
@@ -71,7 +96,7 @@ def add_turn(turn: Any, draft: Draft) -> None:
         return
     role = role_of(turn, draft)
     if role is None:
-        if add_pair(turn, draft):
+        if add_pair(turn, draft) or add_item(turn, draft):
             return
         raise Unreadable("turn_without_role", TURN + keys_of(turn))
     key, content = _text_of(turn, draft)
@@ -110,7 +135,7 @@ def role_of(turn: Mapping[str, Any], draft: Draft) -> str | None:
     rules = draft.rules
     names = []
     for key in (rules.role,) if rules.role else ROLE_KEYS:
-        value = turn.get(key)
+        value = value_at(turn, key) if rules.role else turn.get(key)
         if isinstance(value, dict):  # author: {"role": …}
             value = value.get("role")
         if isinstance(value, str) and (name := value.strip().rstrip(":").strip().lower()):
@@ -118,9 +143,16 @@ def role_of(turn: Mapping[str, Any], draft: Draft) -> str | None:
                 return name
             names.append(name)
     for key in SEAT_FLAGS:
-        if isinstance(flag := turn.get(key), bool):
+        if (flag := _flag(turn.get(key))) is not None:
             return "user" if flag else "assistant"
     return names[0] if names else None
+
+
+def _flag(value: Any) -> bool | None:
+    """Whether `value` says yes or no: a table in text has words for it."""
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.strip().lower())
+    return value if isinstance(value, bool) else None
 
 
 def add_pair(turn: Mapping[str, Any], draft: Draft) -> bool:
@@ -142,6 +174,53 @@ def pair_in(value: Mapping[str, Any]) -> tuple[str, str] | None:
     return None
 
 
+def add_item(item: Mapping[str, Any], draft: Draft) -> bool:
+    """Append an item of OpenAI's Responses that is no message (thinking, a tool's call, its
+    result), if it is one. Raises `Unreadable`.
+    """
+    kind = item.get("type")
+    if kind == "reasoning":
+        texts = [t for k in ("summary", "content") for t in _texts_in(item.get(k))]
+        at = len(draft.messages)
+        if thoughts := [t for t in (draft.thoughts.get(at), *texts) if t and t.strip()]:
+            draft.thoughts[at] = "\n\n".join(thoughts)
+    elif kind == "function_call":
+        (call,) = _calls(dict(item))
+        if isinstance(item.get("call_id"), str):
+            call["id"] = clean_text(item["call_id"])
+        last = draft.messages[-1] if draft.messages else None
+        if last and "tool_calls" in last and not last["content"]:
+            last["tool_calls"].append(call)
+        else:
+            draft.add({"role": "assistant", "content": "", "tool_calls": [call]})
+    elif kind == "function_call_output":
+        parts = _Parts()
+        parts.read(item.get("output"))
+        result: Message = {"role": "tool", "content": clean_text("\n".join(parts.texts))}
+        if isinstance(item.get("call_id"), str):
+            result["tool_call_id"] = clean_text(item["call_id"])
+        draft.add(result)
+    else:
+        return False
+    return True
+
+
+def _texts_in(parts: Any) -> list[str]:
+    """The texts of content parts, whatever their type."""
+    parts = parts if isinstance(parts, list) else []
+    return [p["text"] for p in parts if isinstance(p, dict) and isinstance(p.get("text"), str)]
+
+
+def add_thoughts(draft: Draft) -> None:
+    """Put what was thought into the answer that followed; what no answer followed is counted."""
+    for at, text in draft.thoughts.items():
+        message = draft.messages[at] if at < len(draft.messages) else None
+        if message and message["role"] == "assistant" and "thinking" not in message:
+            message["thinking"] = clean_text(text)
+        elif has_text(text):
+            draft.unread_fields["reasoning"] += 1
+
+
 def add_content(role: Role, content: Any, draft: Draft) -> None:
     """Append a message of plain content: text, or content parts. Raises `Unreadable`."""
     _add_message(role, content, {}, draft)
@@ -151,7 +230,7 @@ def _text_of(turn: Mapping[str, Any], draft: Draft) -> tuple[str | None, Any]:
     """The key and the content of a turn: the first that is not blank."""
     first: tuple[str | None, Any] = (None, None)
     for key in (draft.rules.text,) if draft.rules.text else TEXT_KEYS:
-        content = turn.get(key)
+        content = value_at(turn, key) if draft.rules.text else turn.get(key)
         if content is None:
             continue
         if not isinstance(content, str) or (not content.isspace() and content):
@@ -164,9 +243,14 @@ def _text_of(turn: Mapping[str, Any], draft: Draft) -> tuple[str | None, Any]:
 def _note_unread(turn: Mapping[str, Any], text_key: str | None, draft: Draft, *used: str) -> None:
     """Count the keys of `turn` whose text is read by nothing."""
     thinking = next((key for key in THINKING_KEYS if isinstance(turn.get(key), str)), None)
-    text = turn.get(text_key) if text_key else None
-    for key in turn.keys() - {text_key, thinking, draft.rules.role, *used, *_METADATA}:
+    text = value_at(turn, text_key) if text_key else None
+    names = (text_key, draft.rules.role)
+    inside = {resolve(turn, name)[0] for name in names if name and name not in turn} - {()}
+    for key in turn.keys() - {thinking, *names, *used, *_METADATA}:
         value = turn[key]
+        if any(keys[0] == key for keys in inside):
+            draft.unread_fields.update(unread_in(value, inside, (key,)))
+            continue
         if (isinstance(value, str) and key in ROLE_KEYS) or key in _CALL_KEYS:
             continue
         if isinstance(value, dict) and key in ROLE_KEYS:
@@ -201,6 +285,8 @@ def _add_message(role: Role, content: Any, turn: Mapping[str, Any], draft: Draft
 def _add_loss_flag(message: Message, turn: Mapping[str, Any], draft: Draft) -> None:
     for key in LOSS_KEYS:
         flag = turn.get(key)
+        if isinstance(flag, str):
+            flag = _flag(flag) if _flag(flag) is not None else _number(flag)
         if isinstance(flag, bool | int | float):
             message["train"] = flag > 0
             if 0 < flag < 1:
@@ -208,6 +294,14 @@ def _add_loss_flag(message: Message, turn: Mapping[str, Any], draft: Draft) -> N
             return
     if message["role"] == "tool":
         message.pop("train", None)
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if number == number else None
 
 
 class _Parts:
