@@ -53,7 +53,8 @@ def options_for(row: Any, rules: ReadingRules) -> str | None:
         return None
     tried = [_of_list(row, found, rules) for found in _lists(row)]
     found = sorted((rank, text) for rank, text in filter(None, tried))
-    return found[0][1] if found else _of_one_turn(row, [row])
+    text = found[0][1] if found else _of_one_turn(row, [row])
+    return f"nothing stands at {rules.turns}" if rules.turns and not text else text
 
 
 def _lists(row: Mapping[str, Any]) -> Iterator[_Turns]:

@@ -84,7 +84,8 @@ def nothing_readable(files: Iterable[_File]) -> SourceError:
 def _why(reason: str, files: list[_File], share: str, encoding: str | None) -> str:
     options = next((file.options for file in files if file.options), None)
     if options and reason in OPTIONS_FOR:
-        return f"{share} have {_keys(files)}; {options}, or columns: in the recipe"
+        in_recipe = ", or columns: in the recipe" if "--column" in options else ""
+        return f"{share} have {_keys(files)}; {options}{in_recipe}"
     if reason == "no_conversation":
         column = "the column that --column conversation names"
         return f"{share} have {_keys(files)} and no value in {column}"

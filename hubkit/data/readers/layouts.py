@@ -120,7 +120,11 @@ def read_row(
         add_thoughts(draft)
     if (media := row.keys() & _MEDIA_KEYS) and any(row[key] for key in media):
         raise Unreadable("turn_not_text")
-    if _says_no(row.get("label")) and (turns or draft.used & {*TURN_LISTS, "prompt"}):
+    if (
+        "label" in row
+        and _says_no(row["label"])
+        and (turns or draft.used & {*TURN_LISTS, "prompt"})
+    ):
         raise Unreadable("labelled_undesirable")
     _add_system(row, draft)
     messages = trim(draft)
@@ -354,7 +358,7 @@ def _read_pair(row: Mapping[str, Any], draft: Draft) -> bool | None:
     if pair == ("input", "output") and isinstance(answer, list):  # OpenAI's Responses
         if isinstance(text := row.get("instructions"), str) and not blank(text):
             draft.messages.insert(0, {"role": "system", "content": clean_text(text)})
-            draft.thoughts = {at + 1: thought for at, thought in draft.thoughts.items()}
+            draft.thoughts = {at + 1: thought for at, thought in (draft.thoughts or {}).items()}
             draft.missing = {at + 1 for at in draft.missing}
         draft.used.add("instructions")
     draft.used |= {*pair}

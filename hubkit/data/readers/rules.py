@@ -63,11 +63,11 @@ class Draft:
     messages: list[Message] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
-    used_inside: set[tuple[str, ...]] = field(default_factory=set)
+    used_inside: frozenset[tuple[str, ...]] = frozenset()
     unread_fields: Counter[str] = field(default_factory=Counter)
     missing: set[int] = field(default_factory=set)
     textless: str | None = None
-    thoughts: dict[int, str] = field(default_factory=dict)
+    thoughts: dict[int, str] | None = None
     other_branches: int = 0
 
     def add(self, message: Message, *, missing: bool = False) -> None:
@@ -81,7 +81,7 @@ class Draft:
         if len(keys) == 1:
             self.used.add(keys[0])
         elif keys:
-            self.used_inside.add(keys)
+            self.used_inside |= {keys}
 
     def note(self, *words: str) -> None:
         """Count each of `words` once for this conversation."""

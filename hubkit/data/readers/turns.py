@@ -9,7 +9,7 @@ from typing import Any
 
 from hubkit.conversation import Message, Role, ToolCall
 from hubkit.data.readers.json_text import parse_json
-from hubkit.data.readers.paths import resolve, unread_in, value_at
+from hubkit.data.readers.paths import Keys, resolve, unread_in, value_at
 from hubkit.data.readers.rules import TURN, Draft, Unreadable, clean_text, has_text, keys_of
 from hubkit.untrusted import JsonObject
 
@@ -79,8 +79,8 @@ def several_conversations(turns: Sequence[Any]) -> bool:
     ``thread`` has more than one value.
     """
     names = {key for turn in turns if isinstance(turn, dict) for key in turn if names_group(key)}
-    values = ({str(t.get(name)) for t in turns if isinstance(t, dict)} for name in names)
-    return any(len(found) > 1 for found in values)
+    values = ([t.get(name) for t in turns if isinstance(t, dict)] for name in names)
+    return any(len({str(value) for value in found if value is not None}) > 1 for found in values)
 
 
 def names_group(key: str) -> bool:
@@ -135,7 +135,11 @@ def role_of(turn: Mapping[str, Any], draft: Draft) -> str | None:
     rules = draft.rules
     names = []
     for key in (rules.role,) if rules.role else ROLE_KEYS:
-        value = value_at(turn, key) if rules.role else turn.get(key)
+        value = turn.get(key)
+        if value is None:
+            if not rules.role:
+                continue
+            value = value_at(turn, key)
         if isinstance(value, dict):  # author: {"role": …}
             value = value.get("role")
         if isinstance(value, str) and (name := value.strip().rstrip(":").strip().lower()):
@@ -181,9 +185,9 @@ def add_item(item: Mapping[str, Any], draft: Draft) -> bool:
     kind = item.get("type")
     if kind == "reasoning":
         texts = [t for k in ("summary", "content") for t in _texts_in(item.get(k))]
-        at = len(draft.messages)
-        if thoughts := [t for t in (draft.thoughts.get(at), *texts) if t and t.strip()]:
-            draft.thoughts[at] = "\n\n".join(thoughts)
+        at, before = len(draft.messages), draft.thoughts or {}
+        if thoughts := [t for t in (before.get(at), *texts) if t and t.strip()]:
+            draft.thoughts = {**before, at: "\n\n".join(thoughts)}
     elif kind == "function_call":
         (call,) = _calls(dict(item))
         if isinstance(item.get("call_id"), str):
@@ -213,7 +217,7 @@ def _texts_in(parts: Any) -> list[str]:
 
 def add_thoughts(draft: Draft) -> None:
     """Put what was thought into the answer that followed; what no answer followed is counted."""
-    for at, text in draft.thoughts.items():
+    for at, text in (draft.thoughts or {}).items():
         message = draft.messages[at] if at < len(draft.messages) else None
         if message and message["role"] == "assistant" and "thinking" not in message:
             message["thinking"] = clean_text(text)
@@ -230,7 +234,9 @@ def _text_of(turn: Mapping[str, Any], draft: Draft) -> tuple[str | None, Any]:
     """The key and the content of a turn: the first that is not blank."""
     first: tuple[str | None, Any] = (None, None)
     for key in (draft.rules.text,) if draft.rules.text else TEXT_KEYS:
-        content = value_at(turn, key) if draft.rules.text else turn.get(key)
+        content = turn.get(key)
+        if content is None and draft.rules.text:
+            content = value_at(turn, key)
         if content is None:
             continue
         if not isinstance(content, str) or (not content.isspace() and content):
@@ -243,12 +249,14 @@ def _text_of(turn: Mapping[str, Any], draft: Draft) -> tuple[str | None, Any]:
 def _note_unread(turn: Mapping[str, Any], text_key: str | None, draft: Draft, *used: str) -> None:
     """Count the keys of `turn` whose text is read by nothing."""
     thinking = next((key for key in THINKING_KEYS if isinstance(turn.get(key), str)), None)
-    text = value_at(turn, text_key) if text_key else None
-    names = (text_key, draft.rules.role)
-    inside = {resolve(turn, name)[0] for name in names if name and name not in turn} - {()}
-    for key in turn.keys() - {thinking, *names, *used, *_METADATA}:
+    text = turn.get(text_key) if text_key else None
+    inside: set[Keys] | None = None
+    if draft.rules.role or draft.rules.text:
+        text = value_at(turn, text_key) if text_key else None
+        inside = _paths_used(turn, draft)
+    for key in turn.keys() - {text_key, thinking, draft.rules.role, *used, *_METADATA}:
         value = turn[key]
-        if any(keys[0] == key for keys in inside):
+        if inside and any(keys[0] == key for keys in inside):
             draft.unread_fields.update(unread_in(value, inside, (key,)))
             continue
         if (isinstance(value, str) and key in ROLE_KEYS) or key in _CALL_KEYS:
@@ -257,6 +265,11 @@ def _note_unread(turn: Mapping[str, Any], text_key: str | None, draft: Draft, *u
             value = {name: inner for name, inner in value.items() if name != "role"}
         if has_text(value) and value != text:
             draft.unread_fields[str(key)] += 1
+
+
+def _paths_used(turn: Mapping[str, Any], draft: Draft) -> set[Keys]:
+    names = (draft.rules.role, draft.rules.text)
+    return {resolve(turn, name)[0] for name in names if name and name not in turn} - {()}
 
 
 def _add_message(role: Role, content: Any, turn: Mapping[str, Any], draft: Draft) -> None:
