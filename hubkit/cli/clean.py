@@ -224,12 +224,14 @@ def _questions(block: Corpus, named: list[str]) -> dict[str, Path]:
 def _show(report: CorpusReport, recipe: str) -> None:
     from hubkit.metrics import step_table
 
-    console.table(
+    title = (
         f"{report.rows_read:,} rows read, {report.unreadable:,} unreadable, "
-        f"{report.joined:,} joined to a neighbour",
-        ["unreadable because", "rows", "for example"],
-        _tallies(file.unreadable for file in report.files),
+        f"{report.joined:,} joined to a neighbour"
     )
+    if unreadable := _tallies(file.unreadable for file in report.files):
+        console.table(title, ["unreadable because", "rows", "for example"], unreadable)
+    else:
+        console.line(title)
     _show_unread(report)
     console.table("Rows left after each step", *step_table(report.to_dict(), recipe))
     dropped = [

@@ -35,7 +35,7 @@ from hubkit.data.readers.parts import find_parts
 from hubkit.data.readers.paths import resolve
 from hubkit.data.readers.rules import Draft, ReadingRules, Unreadable
 from hubkit.data.readers.turn_rows import join_turns
-from hubkit.data.readers.wrappers import unwrap
+from hubkit.data.readers.wrappers import row_test, unwrap
 from hubkit.data.splits import SPLITS, Splitter
 from hubkit.errors import StageError
 from hubkit.progress import Measured, Progress, silent
@@ -288,7 +288,7 @@ def _read(
 
 def _items(path: Path, on_bytes: OnBytes, rules: ReadingRules) -> Iterator[Item]:
     """The rows of a file, each a conversation if it is anything, and the gaps."""
-    items = file_rows(path, on_bytes, encoding=rules.encoding)
+    items = file_rows(path, on_bytes, encoding=rules.encoding, is_one=row_test(rules))
     if rules.conversation is not None:
         return join_turns(unwrap(items, rules), rules)
     return unwrap(assemble(items), rules)

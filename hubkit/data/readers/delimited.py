@@ -146,6 +146,7 @@ class _Table:
         self._reader = csv.reader(lines, delimiter=delimiter, strict=True)
         self._gap: Broken | None = None
         self._budget = _MAX_RETRIED
+        self._multiline = False
 
     def rows(self) -> Iterator[Item]:
         """Give every row and every gap."""
@@ -169,12 +170,13 @@ class _Table:
             if not cells:
                 continue
             if self._gap:
-                if len(cells) != len(self._names) or b"".join(self._lines.taken).count(b'"') % 2:
+                if not self._surely_a_row(cells):
                     self._lose(position, "broken_csv")
                     continue
                 reason = "broken_csv" if self._gap.reason == "cut_off" else self._gap.reason
                 yield Broken(reason, self._gap.position, self._gap.lost_bytes)
                 self._gap, self._budget = None, _MAX_RETRIED
+            self._multiline = self._multiline or len(self._lines.taken) > 1
             yield self._item(cells, position)
         if self._gap:
             yield self._gap
@@ -190,6 +192,16 @@ class _Table:
             return Broken("row_of_other_width", position, lines.size)
         value: dict[str, Any] = dict(zip(self._names, (c or None for c in cells), strict=True))
         return Row(value, position)
+
+    def _surely_a_row(self, cells: list[str]) -> bool:
+        """Whether what follows a fault is a row, and not the inside of a cell: quotes are closed,
+        and there are some, where cells of this table hold line ends.
+        """
+        text = b"".join(self._lines.taken)
+        if len(cells) != len(self._names) or text.count(b'"') % 2:
+            return False
+        quoted = text[:1] == b'"' or f'{self._delimiter}"'.encode() in text
+        return quoted or not self._multiline
 
     def _without_quotes(self) -> list[str] | None:
         """The cells of a line parted by tabs in which quotes are only text, if it is one."""

@@ -13,7 +13,7 @@ import re
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -38,6 +38,7 @@ from hubkit.data.readers.delimited import table_rows
 from hubkit.data.readers.items import Broken, Item, PassedOver, Row, id_in
 from hubkit.data.readers.json_arrays import MAX_ROW_BYTES, Frame, array_rows, looks_wrapped
 from hubkit.data.readers.json_text import parse_json
+from hubkit.data.readers.layouts import is_row
 from hubkit.data.readers.transcripts import looks_like_transcript
 from hubkit.data.readers.turns import looks_like_turn
 from hubkit.errors import SourceError
@@ -46,6 +47,7 @@ SUFFIXES = (
     ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst", ".tar",
     ".tgz",
 )  # fmt: skip
+IsRow = Callable[[Any], bool]
 _TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".log")
 _METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _BACKUP_FOLDERS = re.compile(r"__MACOSX|__pycache__|lost\+found|checkpoints?(-\d+)?", re.I)
@@ -144,6 +146,7 @@ def rows(
     *,
     encoding: str | None = None,
     name: str | None = None,
+    is_one: IsRow = is_row,
 ) -> Iterator[Item]:
     """Give every row of `path` in order, and every gap.
 
@@ -152,6 +155,7 @@ def rows(
         on_bytes: Called with the number of bytes of the file read so far.
         encoding: The encoding of its text, where it is not UTF-8.
         name: What it is called, where that is not its name on the disk.
+        is_one: Whether a value is a row, where an object may be around the rows.
 
     Raises:
         SourceError: The file cannot be opened at all."""
@@ -168,7 +172,8 @@ def rows(
         yield from _arrow_rows(path, on_bytes, stream=head[:6] != b"ARROW1")
     else:
         kind = PurePosixPath(re.sub(r"\.(gz|zst)\Z", "", (name or path.name).lower())).suffix
-        yield from _block_rows(path, Blocks(path, head, on_bytes), head, encoding, kind)
+        blocks = Blocks(path, head, on_bytes)
+        yield from _block_rows(path, blocks, head, encoding, kind, is_one)
 
 
 def _parquet_rows(path: Path, on_bytes: OnBytes) -> Iterator[Item]:
@@ -254,7 +259,7 @@ def _ends_with(path: Path, mark: bytes) -> bool:
 
 
 def _block_rows(
-    path: Path, blocks: Blocks, head: bytes, encoding: str | None, kind: str
+    path: Path, blocks: Blocks, head: bytes, encoding: str | None, kind: str, is_one: IsRow
 ) -> Iterator[Item]:
     """The rows of a file that is read from its start to its end: text or a tar archive, packed or
     not. `kind` is how its name ends.
@@ -270,14 +275,16 @@ def _block_rows(
             return
         head = inner
     if is_tar(head):
-        yield from _tar_rows(stream, blocks, encoding)
+        yield from _tar_rows(stream, blocks, encoding, is_one)
     elif encoding is None and (likely := utf16_without_mark(head)):
         yield Broken("not_utf8", "start of file", path.stat().st_size, encoding=likely)
     else:
-        yield from _rows_by_name(decoded(stream, head, encoding), blocks, kind)
+        yield from _rows_by_name(decoded(stream, head, encoding), blocks, kind, is_one)
 
 
-def _rows_by_name(stream: Iterator[bytes], blocks: Blocks, kind: str) -> Iterator[Item]:
+def _rows_by_name(
+    stream: Iterator[bytes], blocks: Blocks, kind: str, is_one: IsRow
+) -> Iterator[Item]:
     """The rows of text: JSON whatever the name is, else a table or plain text where it ends in
     `kind`.
     """
@@ -298,7 +305,7 @@ def _rows_by_name(stream: Iterator[bytes], blocks: Blocks, kind: str) -> Iterato
             if blocks.fault:
                 yield Broken(blocks.fault, "end of file", 0)
             return
-    yield from _text_rows(stream, blocks)
+    yield from _text_rows(stream, blocks, is_one)
 
 
 def _peek(stream: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
@@ -314,7 +321,9 @@ def _peek(stream: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
     return head, chain([head], stream)
 
 
-def _tar_rows(stream: Iterator[bytes], blocks: Blocks, encoding: str | None) -> Iterator[Item]:
+def _tar_rows(
+    stream: Iterator[bytes], blocks: Blocks, encoding: str | None, is_one: IsRow
+) -> Iterator[Item]:
     """The rows of an archive's members, one member after another."""
     name = ""
     try:
@@ -336,7 +345,7 @@ def _tar_rows(stream: Iterator[bytes], blocks: Blocks, encoding: str | None) -> 
                     if is_tar(file.read(HEAD)):
                         yield Broken("nested_container", name, member.size)
                         continue
-                for item in rows(copy, encoding=encoding, name=path_name):
+                for item in rows(copy, encoding=encoding, name=path_name, is_one=is_one):
                     if isinstance(item, PassedOver):
                         yield replace(item, name=f"{name}:{item.name}")
                     else:
@@ -374,7 +383,7 @@ class _Stream:
         return data[:size]
 
 
-def _text_rows(stream: Iterator[bytes], blocks: Blocks) -> Iterator[Item]:
+def _text_rows(stream: Iterator[bytes], blocks: Blocks, is_one: IsRow) -> Iterator[Item]:
     first = b""
     for block in stream:  # skip blank blocks, and a byte order mark
         first = (first + block).removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
@@ -383,7 +392,7 @@ def _text_rows(stream: Iterator[bytes], blocks: Blocks) -> Iterator[Item]:
     if first[:1] == b"[":
         yield from _list_rows(first, stream, blocks)
     elif first:
-        yield from _object_rows(first, stream, blocks)
+        yield from _object_rows(first, stream, blocks, is_one)
     if blocks.fault:
         yield Broken(blocks.fault, "end of file", 0)
 
@@ -422,10 +431,12 @@ def _until_fault(items: Iterator[Item], blocks: Blocks) -> Iterator[Item]:
         yield item
 
 
-def _object_rows(first: bytes, stream: Iterator[bytes], blocks: Blocks) -> Iterator[Item]:
+def _object_rows(
+    first: bytes, stream: Iterator[bytes], blocks: Blocks, is_one: IsRow
+) -> Iterator[Item]:
     """JSON Lines, objects spread over lines, or one object around the rows: the start tells."""
     peeked, stream = _peek(chain([first], stream), _PEEK)
-    if looks_wrapped(peeked):
+    if looks_wrapped(peeked, is_one):
         yield from _array_rows(stream, blocks, "wrapper")
         return
     lines = lines_in(stream, MAX_ROW_BYTES)

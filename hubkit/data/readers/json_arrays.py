@@ -79,11 +79,13 @@ def array_rows(first: bytes, stream: Iterator[bytes], frame: Frame = "array") ->
         yield gap.item(number, gap.reason)
 
 
-def looks_wrapped(head: bytes) -> bool:
-    """Whether the object at the start of a file holds rows, in its values or in lists."""
+def looks_wrapped(head: bytes, is_one: Callable[[Any], bool] = is_row) -> bool:
+    """Whether the object at the start of a file holds rows, in its values or in lists; `is_one`
+    tells what is a row.
+    """
     scanner = _Scanner("wrapper")
     scanner.feed(head)
-    return any(is_row(value) for value in scanner.first_object)
+    return any(is_one(value) for value in scanner.first_object)
 
 
 class _Gap:

@@ -493,8 +493,8 @@ LAYOUTS = (
     ),
     Layout(
         "Gemini's tuning data", _is("contents", list), _read_contents,
-        {"systemInstruction": {"parts": [{"text": "Be brief."}]}, "contents": [
-            {"role": "user", "parts": [{"text": _Q}]}, {"role": "model", "parts": [{"text": _A}]}]},
+        {"contents": [{"role": "user", "parts": [{"text": _Q}]},
+                      {"role": "model", "parts": [{"text": _A}]}]},
         "`contents` with `role` and `parts`: text, thoughts, `functionCall`, `functionResponse`;"
         " `systemInstruction` or `system_instruction` first",
         "files and other parts that are no text: such a row is not read",

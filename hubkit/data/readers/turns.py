@@ -35,6 +35,7 @@ TEXT_KEYS = ("content", "markdown", "value", "text", "message", "mes", "utteranc
 THINKING_KEYS = ("thinking", "reasoning_content", "reasoning")
 LOSS_KEYS = ("weight", "loss_weight", "loss", "train", "training", "trainable")
 _CALL_KEYS = ("tool_calls", "function_call")
+_FLAG_KEYS = frozenset((*SEAT_FLAGS, *LOSS_KEYS))
 PAIR_KEYS = (
     ("instruction", "output"), ("instruction", "response"), ("human", "assistant"),
     ("user", "assistant"), ("Human", "Assistant"), ("user", "bot"), ("input", "output"),
@@ -206,7 +207,15 @@ def add_item(item: Mapping[str, Any], draft: Draft) -> bool:
         draft.add(result)
     else:
         return False
+    _note_unread(item, None, draft, *_ITEM_KEYS[kind])
     return True
+
+
+_ITEM_KEYS = {
+    "reasoning": ("summary", "content"),
+    "function_call": ("name", "arguments", "call_id"),
+    "function_call_output": ("output", "call_id"),
+}
 
 
 def _texts_in(parts: Any) -> list[str]:
@@ -253,7 +262,8 @@ def _note_unread(turn: Mapping[str, Any], text_key: str | None, draft: Draft, *u
     inside: set[Keys] | None = None
     if draft.rules.role or draft.rules.text:
         text = value_at(turn, text_key) if text_key else None
-        inside = _paths_used(turn, draft)
+        names = (draft.rules.role, text_key)
+        inside = {resolve(turn, name)[0] for name in names if name and name not in turn} - {()}
     for key in turn.keys() - {text_key, thinking, draft.rules.role, *used, *_METADATA}:
         value = turn[key]
         if inside and any(keys[0] == key for keys in inside):
@@ -263,13 +273,8 @@ def _note_unread(turn: Mapping[str, Any], text_key: str | None, draft: Draft, *u
             continue
         if isinstance(value, dict) and key in ROLE_KEYS:
             value = {name: inner for name, inner in value.items() if name != "role"}
-        if has_text(value) and value != text:
+        if has_text(value) and value != text and not (key in _FLAG_KEYS and _says_flag(value)):
             draft.unread_fields[str(key)] += 1
-
-
-def _paths_used(turn: Mapping[str, Any], draft: Draft) -> set[Keys]:
-    names = (draft.rules.role, draft.rules.text)
-    return {resolve(turn, name)[0] for name in names if name and name not in turn} - {()}
 
 
 def _add_message(role: Role, content: Any, turn: Mapping[str, Any], draft: Draft) -> None:
@@ -307,6 +312,10 @@ def _add_loss_flag(message: Message, turn: Mapping[str, Any], draft: Draft) -> N
             return
     if message["role"] == "tool":
         message.pop("train", None)
+
+
+def _says_flag(value: Any) -> bool:
+    return isinstance(value, str) and (_flag(value) is not None or _number(value) is not None)
 
 
 def _number(text: str) -> float | None:

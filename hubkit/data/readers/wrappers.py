@@ -24,8 +24,7 @@ def unwrap(items: Iterable[Item], rules: ReadingRules = _NO_RULES) -> Iterator[I
     """Replace each object that is no row but holds rows by these; a value that is no row is
     passed over.
     """
-    name = rules.turns or rules.conversation
-    is_one: IsRow = (lambda value: _has(value, name)) if name else is_row
+    name, is_one = rules.turns or rules.conversation, row_test(rules)
     for item in items:
         if not isinstance(item, Row) or not isinstance(item.value, dict | list):
             named = isinstance(item, Row) and item.label is not None
@@ -45,8 +44,12 @@ def unwrap(items: Iterable[Item], rules: ReadingRules = _NO_RULES) -> Iterator[I
                 yield PassedOver(str(label), _NO_ROW)
 
 
-def _has(value: Any, name: str) -> bool:
-    return isinstance(value, dict) and bool(resolve(value, name)[0])
+def row_test(rules: ReadingRules) -> IsRow:
+    """What tells whether a value is a row: one that has the column that `rules` name, if any."""
+    name = rules.turns or rules.conversation
+    if name is None:
+        return is_row
+    return lambda value: isinstance(value, dict) and bool(resolve(value, name)[0])
 
 
 def _holds_rows(value: Any) -> bool:
