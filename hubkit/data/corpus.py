@@ -38,7 +38,7 @@ from hubkit.data.readers.turn_rows import join_turns
 from hubkit.data.readers.wrappers import row_test, unwrap
 from hubkit.data.splits import SPLITS, Splitter
 from hubkit.errors import StageError
-from hubkit.progress import Measured, Progress, silent
+from hubkit.progress import Progress, silent
 from hubkit.recipe import Corpus, Source
 from hubkit.untrusted import JsonObject
 
