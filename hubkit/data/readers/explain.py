@@ -83,7 +83,7 @@ def nothing_readable(files: Iterable[_File]) -> SourceError:
 
 def _why(reason: str, files: list[_File], share: str, encoding: str | None) -> str:
     options = next((file.options for file in files if file.options), None)
-    if options and reason in OPTIONS_FOR:
+    if options and reason in OPTIONS_FOR and reason not in _TURN_KEYS:
         in_recipe = ", or columns: in the recipe" if "--column" in options else ""
         return f"{share} have {_keys(files)}; {options}{in_recipe}"
     if reason == "no_conversation":
@@ -102,6 +102,7 @@ def _why(reason: str, files: list[_File], share: str, encoding: str | None) -> s
         return (
             f"{share} have turns in which {missing}; their keys: {_few(turns)}. Name the right one "
             f"with --column {key}=NAME, or columns: in the recipe"
+            + (f": {options}" if options else "")
         )
     if reason == "unknown_role":
         roles = _few(_total(file.unknown_roles for file in files))

@@ -48,6 +48,7 @@ SUFFIXES = (
     ".tgz",
 )  # fmt: skip
 IsRow = Callable[[Any], bool]
+_TABLE_SUFFIXES = (".csv", ".tsv")
 _TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".log")
 _METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _BACKUP_FOLDERS = re.compile(r"__MACOSX|__pycache__|lost\+found|checkpoints?(-\d+)?", re.I)
@@ -122,6 +123,11 @@ def _data_files(folder: Path) -> tuple[list[Path], list[PassedOver]]:
                 files.append(at / name)
             else:
                 passed.append(PassedOver(str((at / name).relative_to(folder)), reason))
+    tables = [path for path in files if path.suffix.lower() in _TABLE_SUFFIXES]
+    if len(tables) < len(files):  # most are about the data, and not the data
+        files = [path for path in files if path not in tables]
+        beside = "a table beside other data files: name it to have it read"
+        passed += [PassedOver(str(path.relative_to(folder)), beside) for path in tables]
     return sorted(files), sorted(passed, key=lambda item: item.name)
 
 
@@ -288,7 +294,7 @@ def _rows_by_name(
     """The rows of text: JSON whatever the name is, else a table or plain text where it ends in
     `kind`.
     """
-    if kind in (".csv", ".tsv", *_TEXT_SUFFIXES):
+    if kind in (*_TABLE_SUFFIXES, *_TEXT_SUFFIXES):
         head, stream = _peek(stream, _PEEK)
         text = head.removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
         if not text or text[:1] in (b"{", b"["):
