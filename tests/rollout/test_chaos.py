@@ -11,7 +11,11 @@ import pytest
 from rollout.test_rollout import block, check_against_ledger, openings, roll
 from support.mock_endpoint import mock
 
-from hubkit.errors import CreditExhaustedError, MisconfiguredEndpointError
+from hubkit.errors import (
+    CreditExhaustedError,
+    EndpointUnreachableError,
+    MisconfiguredEndpointError,
+)
 
 
 def until_done(
@@ -29,7 +33,7 @@ def until_done(
             try:
                 report = roll(server, folder, given, openings=openings(dialogues))
                 break
-            except (CreditExhaustedError, MisconfiguredEndpointError):
+            except (CreditExhaustedError, EndpointUnreachableError, MisconfiguredEndpointError):
                 stops += 1
                 assert stops < 1000
             check_against_ledger(folder, server)
