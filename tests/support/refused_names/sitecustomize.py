@@ -1,11 +1,13 @@
 """Records and refuses every name but this machine's, in each Python process that has this folder
-on ``PYTHONPATH`` and a file in ``REFUSED_NAMES``.
+on ``PYTHONPATH`` and a file in ``REFUSED_NAMES``. pip alone is let out: to the package index, which
+is configured.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,5 +24,5 @@ def _refusing(host: Any, *args: Any, **kwargs: Any) -> Any:
     return _resolve(host, *args, **kwargs)
 
 
-if "REFUSED_NAMES" in os.environ:
+if "REFUSED_NAMES" in os.environ and sys.orig_argv[1:3] != ["-m", "pip"]:
     socket.getaddrinfo = _refusing
