@@ -145,7 +145,7 @@ def test_only_the_note_gives_way_and_time_is_left_until_the_end(columns: int) ->
         console.Course = lambda: Course(lambda: now)
         with console.bars() as bar_for:
             corpus = bar_for("corpus")
-            corpus(0, 126, "reading")
+            corpus(0, 126, "MB cleaned")
             now += 60
             corpus(42.9, 126, "MB cleaned · 8,123 rows of " + "a-long-name" * 9)
         """,
