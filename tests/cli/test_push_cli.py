@@ -78,7 +78,7 @@ def test_lineage_is_a_tree_json_and_a_picture(
     assert said.returncode == 0, said.stderr
     root, leaf = said.stdout.splitlines()
     assert root.startswith("model local/lineage-asker @ ")
-    assert leaf == f"└─ base: model someone/lineage-base @ {made[:12]}"
+    assert leaf == f"└─ base: model someone/lineage-base @ {made[:8]}"
     assert (tmp_path / "tree.png").read_bytes().startswith(b"\x89PNG")
     tree = json.loads(cli("lineage", "lineage-asker", "--json").stdout)
     assert tree["made_from"][0]["revision"] == made

@@ -67,18 +67,15 @@ def judging(url: str, **more: Any) -> dict[str, Any]:
 
 def recipe(folder: Path, name: str, **changes: Any) -> Any:
     base = connect().qualify("asked-base")
+    asker: dict[str, Any] = {"base": base, "seat": "user", "system": "You ask.", **TINY}
+    if any(key.startswith("corpus.intents") for key in changes):
+        asker |= {"system": "You want: {intent}.", "intent_column": "intent"}
     values: dict[str, Any] = {
         "corpus.sources": [{"path": str(folder / "chats.parquet"), "license": "other"}],
         "corpus.filters": [],
         "corpus.openings": 6,
         "corpus.test": 4,
-        "asker": {
-            "base": base,
-            "seat": "user",
-            "system": "You want: {intent}.",
-            "intent_column": "intent",
-            **TINY,
-        },
+        "asker": asker,
         "repos": {
             part: f"asked-{name}-{part}"
             for part in ("corpus", "asker", "dialogues", "chat", "results")
