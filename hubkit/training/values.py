@@ -58,7 +58,7 @@ def check_values(where: str, settings: Mapping[str, Any], config_class: type) ->
     for key, value in settings.items():
         hint = hints.get(key, Any)
         if not _takes(hint, value):
-            words = " or ".join(dict.fromkeys(_described(hint)))
+            words = " or ".join(sorted(dict.fromkeys(_described(hint)), key=_order))
             raise RecipeError(f"{where}.{key} is {value!r}, and takes {words}{_advice(value)}")
         if problem := _out_of_range(key, value):
             raise RecipeError(f"{where}.{key} is {value!r}; {problem}")
@@ -104,6 +104,13 @@ def _is_list_of(items: tuple[Any, ...], value: Any) -> bool:
     if len(items) > 1 and Ellipsis not in items:
         return len(value) == len(items) and all(map(_takes, items, value))
     return all(_takes(items[0], item) for item in value)
+
+
+def _order(words: str) -> int:
+    """Single values, lists, null: `typing` gives the members of a union in whatever order it has
+    seen them first.
+    """
+    return 2 if words == "null" else int(words.startswith("a list"))
 
 
 def _described(hint: Any) -> typing.Iterator[str]:
