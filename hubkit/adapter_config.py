@@ -47,24 +47,26 @@ def checked_lora(folder: Path) -> JsonObject:
     for key in _ABSENT:
         if config.get(key):
             raise ValueError(f"{key} is set, which is not supported; merge the adapter")
-    most = _largest_rank(folder)
+    largest_rank = _largest_rank(folder)
     for rank in (config.get("r"), *object_in(config, "rank_pattern").values()):
-        if not isinstance(rank, int) or not 0 < rank <= most:
-            said = printable(str(rank))[:40]
-            raise ValueError(f"it has a rank of {said}, and its weights one of {most} at most")
+        if not isinstance(rank, int) or not 0 < rank <= largest_rank:
+            rank_text = printable(str(rank))[:40]
+            raise ValueError(
+                f"it has a rank of {rank_text}, and its weights one of {largest_rank} at most"
+            )
     return config
 
 
 def _patterns(config: dict[str, Any]) -> list[tuple[str, str]]:
     """Every text that PEFT uses as a regular expression, and the key that it is under."""
-    found = [(key, config[key]) for key in _PATTERNS if isinstance(config.get(key), str)]
+    patterns = [(key, config[key]) for key in _PATTERNS if isinstance(config.get(key), str)]
     for key in _PATTERNS:
         if isinstance(config.get(key), list):
-            found += [(key, text) for text in config[key] if isinstance(text, str)]
+            patterns += [(key, text) for text in config[key] if isinstance(text, str)]
     for key in _PATTERNS_BY_KEY:
         if isinstance(config.get(key), dict):
-            found += [(key, text) for text in config[key]]
-    return found
+            patterns += [(key, text) for text in config[key]]
+    return patterns
 
 
 def _ends(pattern: str) -> bool:

@@ -82,8 +82,8 @@ def counted(completed: float, total: float | None) -> str:
     if total is None or total <= 1:
         return ""
     whole = math.ceil(total)
-    done = whole if completed >= total else min(math.floor(completed), whole - 1)
-    return f"{done:,} of {whole:,}"
+    whole_done = whole if completed >= total else min(math.floor(completed), whole - 1)
+    return f"{whole_done:,} of {whole:,}"
 
 
 def short(note: str) -> str:

@@ -43,10 +43,10 @@ def _broken_between_words(line: str) -> str:
 def line(text: str) -> None:
     """One line of the result, on stdout; a terminal shows it broken between words, unless it is
     indented, as what is to be copied is."""
-    shown = printable(text)
-    if sys.stdout.isatty() and not shown.startswith(" "):
-        shown = _broken_between_words(shown)
-    print(shown, flush=True)
+    text_shown = printable(text)
+    if sys.stdout.isatty() and not text_shown.startswith(" "):
+        text_shown = _broken_between_words(text_shown)
+    print(text_shown, flush=True)
 
 
 def data(value: Any) -> None:

@@ -123,11 +123,11 @@ def _left_out(changes: list[Change]) -> Iterator[str]:
         if change.action == "leave":
             names.setdefault((change.repo_type, change.repo_id), []).append(change.path)
     for (repo_type, repo_id), paths in names.items():
-        more = ", …" if len(paths) > _NAMED else ""
+        ellipsis = ", …" if len(paths) > _NAMED else ""
         files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
         yield (
             f"left out of {repo_type} {repo_id}: {files} that no push takes along "
-            f"({', '.join(paths[:_NAMED])}{more})"
+            f"({', '.join(paths[:_NAMED])}{ellipsis})"
         )
 
 

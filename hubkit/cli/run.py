@@ -313,7 +313,7 @@ def _show_next(recipe: Recipe, hub: Hub, results: list[StageResult], changes: li
     if recipe.asker.end_mark:
         from hubkit.publishing.card_data import endings
 
-        reports = {name: made.report for name, made in by_stage.items()}
+        reports = {name: outcome.report for name, outcome in by_stage.items()}
         for sentence in endings(reports, by_stage["eval"].report):
             console.line(f"ends   {sentence}")
     if "reinforce" in by_stage:

@@ -144,10 +144,10 @@ def _submit(hub: Hub, command: Command) -> Any:
         "token": hub.token,
     }
 
-    given = {**command.env, **command.labels, "command": " ".join(command.args)}
+    described = {**command.env, **command.labels, "command": " ".join(command.args)}
     hub.check(
         f"the job was not started on {hub.url}",
-        {f"the job's {name}": text.encode() for name, text in given.items()},
+        {f"the job's {name}": text.encode() for name, text in described.items()},
     )
 
     def send() -> Any:

@@ -34,12 +34,12 @@ class Overlap:
     share: float = 1.0
 
     def __str__(self) -> str:
-        what = {
+        words = {
             "conversation": "is",
             "near_duplicate": f"is a near-duplicate ({self.share:.0%} of its runs of words) of",
             "user": "is by the user of",
         }[self.kind]
-        return f"held-out {self.held_out} {what} {self.training} in {self.training_set}"
+        return f"held-out {self.held_out} {words} {self.training} in {self.training_set}"
 
     def to_dict(self) -> JsonObject:
         """Plain data."""

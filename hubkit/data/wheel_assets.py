@@ -298,11 +298,11 @@ def _write_weights(
     del config.quantization_config
     config.architectures, config.dtype = [architecture], "bfloat16"
     config.save_pretrained(out)
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    tied_names = {"lm_head.weight"} if config.tie_word_embeddings else set()
     weights = {
         name: values.to(torch.bfloat16).contiguous()
         for name, values in model.state_dict().items()
-        if name not in tied
+        if name not in tied_names
     }
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     end = ends[0] if len(ends) == 1 else ends

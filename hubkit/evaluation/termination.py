@@ -83,7 +83,7 @@ def termination(
     measured: list[list[float]] = []
     cut: set[int] = set()
     seating = Seating.of(training)
-    what = "conversations · probabilities of the end mark"
+    unit = "conversations · probabilities of the end mark"
     for row in rows_of(data):
         progress(
             len(measured), block.conversations, "conversations · probabilities of the end mark"
@@ -100,7 +100,7 @@ def termination(
             f"no held-out conversation that ends on an answer has one within {block.max_tokens} "
             "tokens"
         )
-    progress(len(measured), len(measured), what)
+    progress(len(measured), len(measured), unit)
     return summarise(measured, cut=cut)
 
 

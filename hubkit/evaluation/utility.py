@@ -152,7 +152,10 @@ def summary(
             estimate = statistics.over_replicates(students, tokens)
             arms.setdefault(arm, {})[name] = estimate.to_dict()
             gained = [
-                [own - base_nats for own, base_nats in zip(student, untrained, strict=True)]
+                [
+                    trained_nats - base_nats
+                    for trained_nats, base_nats in zip(student, untrained, strict=True)
+                ]
                 for student in students
             ]
             estimate = statistics.over_replicates(gained, tokens)

@@ -130,9 +130,9 @@ def _differences(group: Sequence[VerdictSet], bootstrap: Bootstrap) -> dict[str,
 
     graded: list[Any] = [entry for entry in group if entry.mode != "pairwise"]
     compared = {
-        f"{other.model} less {graded[0].model}": difference(other.rows, graded[0].rows, bootstrap)
-        for other in graded[1:]
-        if other.mode == graded[0].mode
+        f"{second.model} less {graded[0].model}": difference(second.rows, graded[0].rows, bootstrap)
+        for second in graded[1:]
+        if second.mode == graded[0].mode
     }
     judged = among_several({name: paired for name, (paired, _) in compared.items()})
     return {

@@ -51,9 +51,9 @@ class Challenge:
         """Whether `answer`, the JSON that came back, proves the server. Raises `OSError` where the
         key cannot be read.
         """
-        given = answer.get("proof") if isinstance(answer, dict) else None
+        proof_sent = answer.get("proof") if isinstance(answer, dict) else None
         expected = proof(self._root, self._text, self._port)
-        return hmac.compare_digest(str(given).encode(), expected.encode())
+        return hmac.compare_digest(str(proof_sent).encode(), expected.encode())
 
 
 def proof(root: Path, text: str, port: int | None) -> str:
@@ -140,13 +140,13 @@ def _proven_transport(roots: set[Path]) -> httpx2.HTTPTransport:
                 raise
             return stream
 
-    made = httpx2.HTTPTransport()
-    made.close()
+    transport = httpx2.HTTPTransport()
+    transport.close()
     # httpx2 has no argument for how its connections are opened.
-    made._pool = httpcore2.ConnectionPool(
+    transport._pool = httpcore2.ConnectionPool(
         max_connections=100, max_keepalive_connections=20, network_backend=Backend()
     )
-    return made
+    return transport
 
 
 def connector(authorization: str, **options: Any) -> aiohttp.TCPConnector:

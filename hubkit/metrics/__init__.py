@@ -161,8 +161,8 @@ class StatsReport:
 
     def title(self, measure: str) -> str:
         """What a reader calls the measure of that name."""
-        known = definitions_with_plugins().get(measure)
-        return known.title.replace("{unit}", self.unit) if known else measure
+        definition = definitions_with_plugins().get(measure)
+        return definition.title.replace("{unit}", self.unit) if definition else measure
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Column names and rows as text: measures down, datasets across, the baseline last."""

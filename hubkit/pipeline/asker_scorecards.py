@@ -181,28 +181,28 @@ def _trained_on(
     """Asker → ids of held-out conversations that it was trained on, itself or as near-duplicates;
     None of one that does not say. One whose own corpus they were held out from was trained on
     none, and a base that is only told to play is not looked at."""
-    found: dict[str, set[str] | None] = {}
+    trained_on: dict[str, set[str] | None] = {}
     index = None
     for spec in specs:
         if spec.prompted:
             continue
         if spec.data is None:
-            found[spec.name] = None
+            trained_on[spec.name] = None
             continue
-        own = (spec.data.repo_id, spec.data.revision, "test")
-        if own == (source["repo_id"], source["revision"], source["split"]):
+        split = (spec.data.repo_id, spec.data.revision, "test")
+        if split == (source["repo_id"], source["revision"], source["split"]):
             continue
         progress(0, None, f"looking for held-out conversations in what {spec.name} was trained on")
         try:
             shards = parquet(hub, spec.data, "train")
         except RepoMissingError:  # it is not on this Hub, or not for this user
-            found[spec.name] = None
+            trained_on[spec.name] = None
             continue
         if index is None:
             index = HeldOutIndex(conversations(list(files)), near_duplicate=_NEAR_DUPLICATE)
         overlaps = index.overlaps(spec.name, conversations(shards))
-        found[spec.name] = {overlap.held_out for overlap in overlaps}
-    return found
+        trained_on[spec.name] = {overlap.held_out for overlap in overlaps}
+    return trained_on
 
 
 def _at(asker: AskerSpec, urls: list[str] | None, comparison: AskerComparison) -> AskerSpec:

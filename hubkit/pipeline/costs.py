@@ -112,8 +112,8 @@ def _cost(recipe: Recipe, planned: Planned, job_flavor: Flavor, rows: int) -> Co
         intents = recipe.corpus.intents if stage == "corpus" else None
         if intents is None or intents.judging is None:
             return cost
-        asked = rows + recipe.corpus.openings + recipe.corpus.test
-        return _with_intents(cost, intents.judging.judge, asked, job_flavor)
+        intent_count = rows + recipe.corpus.openings + recipe.corpus.test
+        return _with_intents(cost, intents.judging.judge, intent_count, job_flavor)
     if stage == "rollout":
         return _rollout(recipe, planned, job_flavor)
     if stage == "eval":
@@ -133,20 +133,27 @@ def _priced(planned: Planned, where: str, hours: float | None, rate: float, note
     )
 
 
-def _with_intents(cost: Cost, judge: SeatConfig, asked: int, job_flavor: Flavor) -> Cost:
+def _with_intents(cost: Cost, judge: SeatConfig, intent_count: int, job_flavor: Flavor) -> Cost:
     """`cost`, with a judge asked for `asked` intents: at its prices per token, and on hardware that
     is paid by the hour for as long as it answers, the job's meanwhile."""
     assumed = assumptions()["intent_tokens"]
     read, written = assumed["read"], min(judge.reply_tokens, assumed["written"])
     prices_usd = read * judge.usd_per_million_input + written * judge.usd_per_million_output
-    usd = asked * prices_usd * judge.price_share / 1e6
+    usd = intent_count * prices_usd * judge.price_share / 1e6
     size, machine = parameters(judge.model_name), _machine(judge, job_flavor)
     if size is None or machine is None:
-        said = f"; {asked:,} intents at {usd:,.2f} USD" if usd else _NOT_COUNTED
-        return replace(cost, usd=(cost.usd or 0.0) + usd, note=cost.note + said)
+        note = f"; {intent_count:,} intents at {usd:,.2f} USD" if usd else _NOT_COUNTED
+        return replace(cost, usd=(cost.usd or 0.0) + usd, note=cost.note + note)
     name, peak, rate = machine
     shares = assumptions()["utilisation"]
-    hours = 2 * size * asked * (written / shares["decode"] + read / shares["prefill"]) / peak / 3600
+    hours = (
+        2
+        * size
+        * intent_count
+        * (written / shares["decode"] + read / shares["prefill"])
+        / peak
+        / 3600
+    )
     hours += _start() if rate else 0.0
     usd += hours * (job_flavor.usd_per_hour + rate)
     return replace(
@@ -154,7 +161,7 @@ def _with_intents(cost: Cost, judge: SeatConfig, asked: int, job_flavor: Flavor)
         where=cost.where + (f" + {name}" if rate else ""),
         hours=(cost.hours or 0.0) + hours,
         usd=(cost.usd or 0.0) + usd,
-        note=f"{cost.note}, {asked:,} intents",
+        note=f"{cost.note}, {intent_count:,} intents",
     )
 
 

@@ -117,7 +117,7 @@ def plan_reinforcement(
         here = name in local_device()[0]
         findings = check_training(block, base, config, options=model_options(block), here=here)
         template = template_plan(recipe.chat, base, recipe.chat.seat, findings, adapted_by=adapter)
-        seen = has_tokenizer(base)
+        is_tokenizer_known = has_tokenizer(base)
     steps = reinforcement.steps(config, block.openings) if not refusals else 0
     each = config.generation_batch_size / reinforcement.updates_per_generation(config)
     conversations = round(steps * each) + 2 * block.held_out
@@ -146,7 +146,7 @@ def plan_reinforcement(
         usd=usd,
         config=dict(block.grpo),
         template=template,
-        template_seen=seen,
+        template_seen=is_tokenizer_known,
         notes=[*notes, *shape_notes, *findings.notes, *_price_notes(block)],
         refusals=[*refusals, *shape_refusals, *findings.refusals],
     )

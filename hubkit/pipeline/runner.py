@@ -64,8 +64,8 @@ def run(
             stage.settle(building, inputs)
         context.commits[stage.name] = result.ref
         if result.answered_by:
-            told = f"with the answers of {result.answered_by}; --again {stage.name} asks anew"
-            progress(0, None, Lasting(told))
+            note = f"with the answers of {result.answered_by}; --again {stage.name} asks anew"
+            progress(0, None, Lasting(note))
         outcome = "done before" if result.skipped else f"done in {result.seconds:.0f} s"
         progress(1, 1, outcome)
         yield result

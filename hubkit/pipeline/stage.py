@@ -337,8 +337,8 @@ class Stage:
             head = context.hub.files(self.repo_id(context), repo_type=self.repo_type)
         except RepoMissingError:
             head = []
-        kept = {path for path in head if not any(fnmatch(path, p) for p in self.replace)}
-        return sorted(kept | built)
+        kept_paths = {path for path in head if not any(fnmatch(path, p) for p in self.replace)}
+        return sorted(kept_paths | built)
 
     def _commit(self, context: RunContext, out: Path, key: str, before: Ref | None) -> Ref:
         repo_id = self.repo_id(context)

@@ -212,7 +212,7 @@ def _write(
             nearest = min(usable, key=lambda text: abs(len(text) - len(position.real)))
             first_ratios.append(len(position.real) / len(usable[0]))
             ratio = len(position.real) / len(nearest)
-            shares = (_unknown(position.real, writers), _unknown(nearest, writers, own=0))
+            shares = (_unknown(position.real, writers), _unknown(nearest, writers, own_uses=0))
             if max(ratio, 1 / ratio) > block.max_length_ratio:
                 dropped["lengths_differ"] += 1
             elif shares[0] > block.max_unknown_words:
@@ -253,9 +253,10 @@ def _words(text: str) -> list[str]:
     return [word.casefold() for word in _WORD.findall(text)]
 
 
-def _unknown(text: str, writers: Counter[str], *, own: int = 1) -> float:
-    """The share of words that fewer than two other conversations hold; `own` is 1 where `text` is
-    itself part of one."""
+def _unknown(text: str, writers: Counter[str], *, own_uses: int = 1) -> float:
+    """The share of words that fewer than two other conversations hold; `own_uses` is 1 where `text`
+    is itself part of one.
+    """
     words = _words(text)
-    rare = sum(writers[word] < _FEWEST_WRITERS - 1 + own for word in words)
+    rare = sum(writers[word] < _FEWEST_WRITERS - 1 + own_uses for word in words)
     return rare / len(words) if words else 0.0

@@ -39,11 +39,11 @@ def plan(source: Hub, target: Hub, base: Ref, *, private: bool) -> RepoPlan:
     `HubError`.
     """
     names = source.files(base.repo_id, repo_type=base.repo_type, revision=base.revision)
-    taken = sorted(name for name in names if is_needed(name))
-    folder = source.snapshot(base, allow_patterns=[glob.escape(name) for name in taken])
-    files = {name: folder / name for name in taken}
+    needed_names = sorted(name for name in names if is_needed(name))
+    folder = source.snapshot(base, allow_patterns=[glob.escape(name) for name in needed_names])
+    files = {name: folder / name for name in needed_names}
     changes_plan = compare(target, base.repo_id, base.repo_type, files, private=private)
-    changes_plan = replace(changes_plan, left_out=sorted({*names} - {*taken, *MADE_BY_HUBS}))
+    changes_plan = replace(changes_plan, left_out=sorted({*names} - {*needed_names, *MADE_BY_HUBS}))
     if any(change.action == "update" for change in changes_plan.changes):
         return replace(changes_plan, write={}, changes=(), left_out=(), is_kept=True)
     return changes_plan

@@ -314,10 +314,12 @@ def _files_of(push: _Push, ref: Ref, names: list[str]) -> tuple[dict[str, Conten
     """The files of a commit that go to another Hub, those that stages write, by folder and kind;
     and the names of the others, which stay where they are.
     """
-    taken = sorted(filter(may_leave, names))
-    folder = push.source.snapshot(ref, allow_patterns=[glob.escape(name) for name in taken])
-    left_out = sorted({*names} - {*taken, *MADE_BY_HUBS})
-    files, _ = push.stack.enter_context(push.target.masked({name: folder / name for name in taken}))
+    allowed = sorted(filter(may_leave, names))
+    folder = push.source.snapshot(ref, allow_patterns=[glob.escape(name) for name in allowed])
+    left_out = sorted({*names} - {*allowed, *MADE_BY_HUBS})
+    files, _ = push.stack.enter_context(
+        push.target.masked({name: folder / name for name in allowed})
+    )
     return files, left_out
 
 

@@ -66,10 +66,10 @@ def left_out(space: Space) -> list[str]:
     root = assets.folder("spaces")
     listed = {path for name in _MODULES for path in sources(name).values()}
     listed |= {root / name / SETTINGS for name in _MODULES}
-    found = (path for name in (space.folder, "common") for path in (root / name).rglob("*"))
+    paths = (path for name in (space.folder, "common") for path in (root / name).rglob("*"))
     return sorted(
         path.relative_to(root).as_posix()
-        for path in found
+        for path in paths
         if path.is_file() and path not in listed and "__pycache__" not in path.parts
     )
 

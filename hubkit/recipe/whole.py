@@ -183,10 +183,10 @@ class Recipe(Block):
     @model_validator(mode="after")
     def _seats(self) -> Recipe:
         for name, seat in (("asker", "user"), ("chat", "assistant")):
-            found = getattr(self, name).seat
-            if found != seat:
+            actual = getattr(self, name).seat
+            if actual != seat:
                 raise ValueError(
-                    f"{name}.seat is {found}: the {name} model is trained as {seat}; leave it so"
+                    f"{name}.seat is {actual}: the {name} model is trained as {seat}; leave it so"
                 )
         return self
 

@@ -85,8 +85,8 @@ class Dialogue:
     @property
     def share(self) -> float:
         """How much of what the plan wants generated is there, up to 1."""
-        wanted = 2 * self.plan.human_turns - len(self.plan.messages)
-        return min(len(self.turns) / wanted, 1.0) if wanted > 0 else 1.0
+        wanted_turns = 2 * self.plan.human_turns - len(self.plan.messages)
+        return min(len(self.turns) / wanted_turns, 1.0) if wanted_turns > 0 else 1.0
 
     def add(self, turn: Turn) -> None:
         """A turn has been generated."""

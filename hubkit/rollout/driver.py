@@ -327,8 +327,10 @@ class Driver:
             prefer = next(
                 (turn.address for turn in reversed(dialogue.turns) if turn.seat == seat), None
             )
-            asked = Request(request.messages, seed, key, self._temperature(dialogue))
-            reply = await self._endpoints[seat].attempt(asked, prefer=prefer, idle=permit.idle)
+            sent_request = Request(request.messages, seed, key, self._temperature(dialogue))
+            reply = await self._endpoints[seat].attempt(
+                sent_request, prefer=prefer, idle=permit.idle
+            )
             self.sent += 1
             prompt_tokens = request.tokens if reply.prompt_tokens is None else reply.prompt_tokens
             completion = reply.completion_tokens

@@ -281,10 +281,10 @@ def _require_whole(path: Path) -> None:
         lines = (path.parent / _DIGESTS).read_text("ascii", errors="replace").splitlines()
     except OSError:
         return
-    known = {digest for digest, _, name in (line.partition("  ") for line in lines)
+    digests = {digest for digest, _, name in (line.partition("  ") for line in lines)
              if name == path.name}  # fmt: skip
     with path.open("rb") as file:
-        if known and hashlib.file_digest(file, "sha256").hexdigest() not in known:
+        if digests and hashlib.file_digest(file, "sha256").hexdigest() not in digests:
             raise SourceError(
                 f"{path} is damaged: it has changed since it was written; remove it: what it held "
                 "is asked for again"

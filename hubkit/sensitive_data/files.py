@@ -339,8 +339,8 @@ class _Scanner:
                 self._batch(batch, row, location, depth)
                 row += batch.num_rows
 
-        if not is_file and (behind := data.slice(source.tell())).size:
-            self.binary(io.BytesIO(behind), location, depth + 1)
+        if not is_file and (remainder := data.slice(source.tell())).size:
+            self.binary(io.BytesIO(remainder), location, depth + 1)
 
     def _schema(self, schema: Any, location: str) -> None:
         """Names and metadata of columns, and of what is inside them."""
@@ -372,9 +372,9 @@ class _Scanner:
                     if isinstance(value, bytes):
                         self.binary(io.BytesIO(value), where, depth + 1)
                     elif isinstance(value, str):
-                        found = self._findings.counts.total()
+                        count_before = self._findings.counts.total()
                         self.text(value, where, depth)
-                        if self._findings.counts.total() == found:
+                        if self._findings.counts.total() == count_before:
                             clean.add(value)
                     elif abs(value) > _LONG_INTEGER:
                         named = path.rpartition(".")[2].replace("_", " ")

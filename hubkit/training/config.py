@@ -216,11 +216,11 @@ def _fit_to_cpu(values: dict[str, Any]) -> tuple[JsonObject, list[str]]:
         notes.append(f"optim {values.pop('optim')} is left at the default: this machine has no GPU")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         values.setdefault("ddp_backend", "gloo")
-    wanted = values.get("bf16")
-    values["bf16"] = wanted is not False and bf16_is_faster()
+    asked_bf16 = values.get("bf16")
+    values["bf16"] = asked_bf16 is not False and bf16_is_faster()
     if values["bf16"]:
         notes.append("bf16 is on: this processor multiplies matrices faster in it than in float32")
-    elif wanted:
+    elif asked_bf16:
         notes.append(
             "bf16 is off: this processor multiplies matrices no faster in it than in float32"
         )

@@ -305,7 +305,7 @@ def _share(block: Training, stats: RowStats, rows_seen: int) -> float:
         ways.append((stats.rows_used, block.max_conversations))
     if block.max_tokens is not None:
         ways.append((stats.tokens, block.max_tokens))
-    return min(1.0, max(done / max(end, 1) for done, end in ways))
+    return min(1.0, max(position / max(end, 1) for position, end in ways))
 
 
 def _full(block: Training, stats: RowStats) -> bool:

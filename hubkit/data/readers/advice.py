@@ -51,9 +51,9 @@ def options_for(row: Any, rules: ReadingRules) -> str | None:
         return _of_one_turn(rows[0], rows)
     if not isinstance(row, dict):
         return None
-    tried = [_of_list(row, found, rules) for found in _lists(row)]
-    found = sorted((rank, text) for rank, text in filter(None, tried))
-    text = found[0][1] if found else _of_one_turn(row, [row])
+    tried = [_of_list(row, candidates, rules) for candidates in _lists(row)]
+    candidates = sorted((rank, text) for rank, text in filter(None, tried))
+    text = candidates[0][1] if candidates else _of_one_turn(row, [row])
     return f"nothing stands at {rules.turns}" if rules.turns and not text else text
 
 
@@ -74,10 +74,10 @@ def _lists(row: Mapping[str, Any]) -> Iterator[_Turns]:
 
 
 def _of_list(
-    row: Mapping[str, Any], found: _Turns, rules: ReadingRules
+    row: Mapping[str, Any], turn_list: _Turns, rules: ReadingRules
 ) -> tuple[tuple[int, int], str] | None:
     """How well options for a list read it (less is better), and what to say of it."""
-    path, turns = found
+    path, turns = turn_list
     if isinstance(turns[0], str):
         options = replace(rules, turns=path)
         text = f"a list of texts stands at {path}: where they take turns, the person first, try "
@@ -96,8 +96,8 @@ def _of_list(
         roles = list(dict.fromkeys(str(value).strip() for value in keys[role] if value))
         names += "".join(f" --role {shlex.quote(name)}=SEAT" for name in roles[:4])
         names += " with user or assistant for SEAT"
-    what = f"a list of objects stands at {path}, with the keys {keys_of(turns[0])}"
-    return (int(fault is not None), len(path)), f"{what}: try {names}"
+    sentence = f"a list of objects stands at {path}, with the keys {keys_of(turns[0])}"
+    return (int(fault is not None), len(path)), f"{sentence}: try {names}"
 
 
 def _fault(row: Mapping[str, Any], rules: ReadingRules) -> str | None:
@@ -145,8 +145,8 @@ def _paths_in(turns: list[dict[str, Any]], levels: int = 3) -> dict[str, list[An
             if isinstance(value, str):
                 values.setdefault(str(key), []).append(value)
             elif isinstance(value, dict) and levels > 1:
-                for inner, found in _paths_in([value], levels - 1).items():
-                    values.setdefault(f"{key}.{inner}", []).extend(found)
+                for inner, inner_values in _paths_in([value], levels - 1).items():
+                    values.setdefault(f"{key}.{inner}", []).extend(inner_values)
     return values
 
 

@@ -95,10 +95,10 @@ class _Lines:
 
     def give_back(self) -> int:
         """Hand out again all that was taken but the first line; give the number of its bytes."""
-        again = self.taken[1:]
-        self._again.extendleft(reversed(again))
-        self.number -= len(again)
-        return sum(map(len, again))
+        lines = self.taken[1:]
+        self._again.extendleft(reversed(lines))
+        self.number -= len(lines)
+        return sum(map(len, lines))
 
 
 def _header(lines: _Lines, usual: str) -> tuple[str, list[str]]:
@@ -221,9 +221,9 @@ class _Table:
         """
         lost = self._lines.size
         if self._budget > 0:
-            again = self._lines.give_back()
-            self._budget -= max(again, 512)
-            lost -= again
+            returned_bytes = self._lines.give_back()
+            self._budget -= max(returned_bytes, 512)
+            lost -= returned_bytes
         if self._gap:
             lost, position, reason = (
                 lost + self._gap.lost_bytes,

@@ -153,7 +153,7 @@ def unread_columns(row: Mapping[str, Any], draft: Draft) -> list[str]:
     if not draft.used_inside:
         return [str(name) for name in names if has_text(row[name])] if names else []
     paths = draft.used_inside
-    return [found for name in names for found in unread_in(row[name], paths, (str(name),))]
+    return [column for name in names for column in unread_in(row[name], paths, (str(name),))]
 
 
 _IGNORED = frozenset(IDS)

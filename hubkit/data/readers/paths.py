@@ -23,25 +23,29 @@ def resolve(value: Any, path: str) -> tuple[Keys, Any]:
     at = path.find(".")
     while at >= 0:
         if path[:at] in items:
-            keys, found = resolve(items[path[:at]], path[at + 1 :])
+            keys, inner = resolve(items[path[:at]], path[at + 1 :])
             if keys:
-                return (path[:at], *keys), found
+                return (path[:at], *keys), inner
         at = path.find(".", at + 1)
     return (), None
 
 
 def value_at(value: Mapping[str, Any], path: str) -> Any:
     """What stands at `path` in `value`; None where nothing does."""
-    found = value.get(path)
-    return found if found is not None or "." not in path else resolve(value, path)[1]
+    literal = value.get(path)
+    return literal if literal is not None or "." not in path else resolve(value, path)[1]
 
 
 def without(value: Any, keys: Keys) -> Any:
     """A copy of `value` in which nothing stands at `keys`."""
     if not keys or not isinstance(value, dict):
         return value
-    rest = {key: inner for key, inner in value.items() if key != keys[0]}
-    return rest if len(keys) == 1 else {**rest, keys[0]: without(value[keys[0]], keys[1:])}
+    others_by_key = {key: inner for key, inner in value.items() if key != keys[0]}
+    return (
+        others_by_key
+        if len(keys) == 1
+        else {**others_by_key, keys[0]: without(value[keys[0]], keys[1:])}
+    )
 
 
 def unread_in(value: Any, used: Collection[Keys], at: Keys) -> Iterator[str]:

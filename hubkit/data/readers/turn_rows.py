@@ -42,8 +42,8 @@ def join_turns(items: Iterable[Item], rules: ReadingRules) -> Iterator[Item]:
                 yield Broken("no_conversation", item.position, 0, keys=keys_of(item.value))
             else:
                 with disk_errors(folder):
-                    kept = store.add(name, item)
-                if not kept:
+                    is_stored = store.add(name, item)
+                if not is_stored:
                     yield Broken("nested_too_deeply", item.position, 0)
         for rows in store.conversations():
             yield rows if isinstance(rows, Broken) else _joined(rows, rules)
@@ -101,10 +101,10 @@ class _Store:
 def _joined(rows: list[Row], rules: ReadingRules) -> Item:
     first = rows[0]
     if rules.order:
-        found = [(_rank(resolve(row.value, rules.order)[1]), row) for row in rows]
-        if any(rank is None for rank, _ in found):
+        ranked = [(_rank(resolve(row.value, rules.order)[1]), row) for row in rows]
+        if any(rank is None for rank, _ in ranked):
             return Broken("turn_without_order", first.position, 0, first.label, rows=len(rows))
-        rows = [row for _, row in sorted(found, key=lambda pair: pair[0] or (0, 0.0, ""))]
+        rows = [row for _, row in sorted(ranked, key=lambda pair: pair[0] or (0, 0.0, ""))]
     turns = [_turn(row.value, rules) for row in rows]
     shared = _shared(turns, _own_keys(turns, rules))
     turns = [{k: v for k, v in turn.items() if k not in shared} for turn in turns]
@@ -138,10 +138,10 @@ def _own_keys(turns: list[dict[str, Any]], rules: ReadingRules) -> set[str]:
     return {*SPOKEN_KEYS, *(keys[0] for keys in named if keys)}
 
 
-def _shared(turns: list[dict[str, Any]], own: set[str]) -> dict[str, Any]:
+def _shared(turns: list[dict[str, Any]], own_keys: set[str]) -> dict[str, Any]:
     """The columns that have one value in all rows, or none."""
     shared: dict[str, Any] = {}
-    for key in {key: None for turn in turns for key in turn if key not in own}:
+    for key in {key: None for turn in turns for key in turn if key not in own_keys}:
         values = [turn[key] for turn in turns if turn.get(key) not in (None, "")]
         if values and all(value == values[0] for value in values):
             shared[key] = values[0]

@@ -81,7 +81,7 @@ def several_conversations(turns: Sequence[Any]) -> bool:
     """
     names = {key for turn in turns if isinstance(turn, dict) for key in turn if names_group(key)}
     values = ([t.get(name) for t in turns if isinstance(t, dict)] for name in names)
-    return any(len({str(value) for value in found if value is not None}) > 1 for found in values)
+    return any(len({str(value) for value in column if value is not None}) > 1 for column in values)
 
 
 def names_group(key: str) -> bool:

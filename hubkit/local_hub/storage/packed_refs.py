@@ -56,8 +56,8 @@ def problems(repo: GitRepo, restore: str) -> Iterator[str]:
     unproven = [name for name in unproven if not _is_proven(repo, name, packed)]
     if unproven and not wrong:
         names = ", ".join(name.decode() for name in unproven[:5])
-        more = f" and {len(unproven) - 5} more" if len(unproven) > 5 else ""
-        yield f"{NAME}: git keeps no checksum of the names in it ({names}{more}); {_TAKEN_APART}"
+        further = f" and {len(unproven) - 5} more" if len(unproven) > 5 else ""
+        yield f"{NAME}: git keeps no checksum of the names in it ({names}{further}); {_TAKEN_APART}"
 
 
 def take_apart(folder: Path) -> None:

@@ -314,9 +314,9 @@ def _superseded(context: RunContext, digests: Sequence[str], dirs: StageDirs) ->
         return []
     largest = max(records, key=lambda revision: records[revision]["report"]["dialogues"])
     record = records[largest]
-    if others := other_servers(record.get("block"), context.recipe.read_by("rollout")):
+    if servers := other_servers(record.get("block"), context.recipe.read_by("rollout")):
         count = record["report"]["dialogues"]
-        note = f"{count} dialogues have the answers of {others}; --again rollout asks anew"
+        note = f"{count} dialogues have the answers of {servers}; --again rollout asks anew"
         dirs.progress(0, None, Lasting(note))
     folder = dirs.scratch / "earlier"
     folder.mkdir(parents=True, exist_ok=True)

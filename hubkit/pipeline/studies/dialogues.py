@@ -90,8 +90,8 @@ def drive(
     raw = [dirs.scratch / "rollout" / path for path in report.paths]
     kept_folder = dirs.scratch / "kept"
     kept_by = Curate(filters=study.filters, measure=None)
-    known = Context(turn_marks=tuple(report.turn_marks))
-    curated = curate(kept_by, raw, kept_folder, context=known)
+    context_of_marks = Context(turn_marks=tuple(report.turn_marks))
+    curated = curate(kept_by, raw, kept_folder, context=context_of_marks)
     (dirs.out / "data").mkdir(exist_ok=True)
     for shard in sorted((kept_folder / "data").glob("train-*.parquet")):
         shutil.move(shard, dirs.out / "data" / shard.name.replace("train-", f"{split}-", 1))

@@ -54,7 +54,7 @@ from hubkit.serving.client.dialects import (
     left_out,
     may_be_answered,
 )
-from hubkit.serving.client.health import Outcomes, OwnFailures, Probation
+from hubkit.serving.client.health import EndpointVerdict, Outcomes, OwnFailures
 from hubkit.serving.client.replica import Replica
 from hubkit.serving.client.replies import LENGTH, STOP, Reply, read_chat, read_generate
 from hubkit.serving.client.transport import (
@@ -184,7 +184,7 @@ class Endpoint:
         self._http = HttpClient(
             token=request.token, headers=request.headers, timeout_s=limits.request_timeout_s
         )
-        self._probation = Probation()
+        self._verdict = EndpointVerdict()
         self._outcomes = Outcomes()
         self._answered: Request | None = None  # the latest request that was
         self._patience_s = limits.patience_s
@@ -225,7 +225,7 @@ class Endpoint:
         answered.
         """
         self._draining = True
-        self._probation.close()
+        self._verdict.close()
         for replica in self._replicas:
             replica.drain()
 
@@ -282,29 +282,29 @@ class Endpoint:
         request.require_turn()
         if not self._ready:
             await self.prepare()
-        if self._probation.is_full:
+        if self._verdict.is_full:
             async with idle():  # those that are out may need what this caller holds
-                await self._probation.enter()
-        elif not self._probation.proven:
-            await self._probation.enter()
+                await self._verdict.enter()
+        elif not self._verdict.proven:
+            await self._verdict.enter()
         try:
             reply = await self._until_answered(request, prefer, idle)
         except MisconfiguredEndpointError as error:
-            self._probation.condemn(error)
+            self._verdict.condemn(error)
             raise
         except EndpointError as error:
             if isinstance(error, EndpointUnreachableError):
-                self._probation.leave()
+                self._verdict.leave()
                 raise
-            if self._probation.proven:
-                raise await self._probation.refused(error, self.name) from None
+            if self._verdict.proven:
+                raise await self._verdict.refused(error, self.name) from None
             async with idle():
-                verdict = await self._probation.refused(error, self.name)
+                verdict = await self._verdict.refused(error, self.name)
             raise verdict from None
         except BaseException:
-            self._probation.leave()
+            self._verdict.leave()
             raise
-        self._probation.passed()
+        self._verdict.passed()
         if reply.failed:
             self.errors[f"finish_{reply.finish_reason}"[:60]] += 1
         return self._with_thinking_apart(reply)
@@ -425,15 +425,15 @@ class Endpoint:
         """Whether a request that was answered before is answered again, while `request` fails.
 
         Asked when patience is spent and no other request was left to compare with."""
-        answered = self._answered
-        if answered is None or answered.messages == request.messages:
+        answered_count = self._answered
+        if answered_count is None or answered_count.messages == request.messages:
             return False
         self.adaptations.append(
             f"{self.name}: one request was sent a second time, to tell whether the server fails or "
             f"the request that it answered with: {error}"
         )
         try:
-            await self._send(min(self._replicas, key=lambda r: r.opens_in_s), answered)
+            await self._send(min(self._replicas, key=lambda r: r.opens_in_s), answered_count)
         except EndpointError:
             return False
         return True
@@ -656,7 +656,7 @@ class Endpoint:
         self._raise_for_all(error)
         if status == 404:
             await self._raise_unless_loading(error, replica, silent_s)
-        elif isinstance(error, RefusedConnectionError) and not self._probation.proven:
+        elif isinstance(error, RefusedConnectionError) and not self._verdict.proven:
             if silent_s > _FIRST_CONTACT_S:
                 raise EndpointUnreachableError(f"{self.name}: {error}") from None
             return
@@ -666,7 +666,7 @@ class Endpoint:
             and status not in (404, 429)
             and status not in _WAITABLE
         )
-        unproven_answer = status == 200 and not self._probation.proven
+        unproven_answer = status == 200 and not self._verdict.proven
         if refused or unproven_answer or own.chance() < _BY_CHANCE:
             raise error
         await self._raise_if_impatient(request, own)
@@ -702,7 +702,7 @@ class Endpoint:
         """A 404 may be a server whose model is still loading: then its own pages answer no
         better.
         """
-        if self._probation.proven:
+        if self._verdict.proven:
             return
         try:
             status, listing = await self._http.probe(replica.address.route("/models"))

@@ -82,8 +82,8 @@ class Outcomes:
     def failed(self, own: OwnFailures, address: str) -> None:
         """The request with the failures `own` failed at `address`."""
         self._failing.add(own)
-        for other in self._failing - {own}:
-            other.compare(address, None)
+        for another in self._failing - {own}:
+            another.compare(address, None)
         own.failed(address, self._sent)
 
     def forget(self, own: OwnFailures) -> None:
@@ -91,8 +91,8 @@ class Outcomes:
         self._failing.discard(own)
 
 
-class Probation:
-    """The state of one endpoint: unproven, proven or condemned."""
+class EndpointVerdict:
+    """Whether one endpoint can be used: not known yet, proven, or condemned."""
 
     def __init__(self) -> None:
         self.proven = False
