@@ -19,16 +19,16 @@ from hubkit.errors import (
 
 
 def until_done(
-    folder: Path, dialogues: int, *, every: int, seed: int, latency: float
+    folder: Path, dialogues: int, *, seed: int, latency: float, **chaos: float
 ) -> tuple[int, int]:
     """Run the same command until it ends well; gives how often it stopped, and what the server
-    answered.
+    answered. `chaos` says when the server becomes another one.
     """
     given = block(
         dialogues=dialogues, in_flight=16, retries_per_turn=60, shard_dialogues=20, patience_s=120
     )
     stops = 0
-    with mock(chaos=every, seed=seed, latency=latency) as server:
+    with mock(seed=seed, latency=latency, **chaos) as server:
         while True:
             try:
                 report = roll(server, folder, given, openings=openings(dialogues))
@@ -49,7 +49,7 @@ def test_no_dialogue_is_lost_and_nothing_paid_twice(
 ) -> None:
     monkeypatch.setattr("hubkit.serving.client.endpoint._BACK_OFF_S", (0.01, 0.1))
     monkeypatch.setattr("hubkit.serving.client.replica.COOL_DOWN_S", (0.02, 0.1))
-    stops, _ = until_done(tmp_path, 40, every=8, seed=3, latency=0.002)
+    stops, _ = until_done(tmp_path, 40, chaos=8, seed=3, latency=0.002)
     assert stops  # the account was empty at least once
 
 
@@ -58,6 +58,6 @@ def test_no_dialogue_is_lost_and_nothing_paid_twice(
 def test_ten_minutes_of_it(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     started, rounds = time.monotonic(), 0
     while time.monotonic() < started + 600:
-        until_done(tmp_path / str(rounds), 400, every=60, seed=rounds, latency=0.02)
+        until_done(tmp_path / str(rounds), 400, chaos_s=3.0, seed=rounds, latency=0.02)
         rounds += 1
     record_property("rounds", rounds)

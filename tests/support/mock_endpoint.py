@@ -96,6 +96,7 @@ class Mock:
         self.args = args
         self.count = 0
         self.requests = 0
+        self.started = time.monotonic()
         self.chance = random.Random(args.seed)
         self.ledger = Path(args.ledger).open("a", buffering=1) if args.ledger else None  # noqa: SIM115
         self.in_flight = self.most = 0
@@ -111,7 +112,7 @@ class Mock:
         try:
             if (refusal := await self.trouble(request, body)) is not None:
                 return refusal
-            if self.args.chaos:
+            if self.args.chaos or self.args.chaos_s:
                 return await self.chaotic(request, body)
             await asyncio.sleep(self.latency())
             said = self.ruled(body)
@@ -123,10 +124,14 @@ class Mock:
             self.in_flight -= 1
 
     async def chaotic(self, request: web.Request, body: dict) -> web.StreamResponse:
-        """What the server of this moment does: it is another one every `chaos` requests.
+        """What the server of this moment does: it is another one every `chaos` requests, or every
+        `chaos_s` seconds.
 
         Only an answer that arrives whole and can be used is in the ledger."""
-        phase = self.requests // self.args.chaos
+        if self.args.chaos_s:
+            phase = int((time.monotonic() - self.started) / self.args.chaos_s)
+        else:
+            phase = self.requests // self.args.chaos
         kind = random.Random(f"{self.args.seed}/{phase}").choice(
             [*["good"] * 9, "think", "stream", "bom", "think", "stream", "bom", "429", "500", "502",
              "503", "524", "529",
@@ -362,6 +367,7 @@ def main() -> None:
     parser.add_argument("--key", default="")
     parser.add_argument("--model", default="")
     parser.add_argument("--chaos", type=int, default=0)  # requests until it is another server
+    parser.add_argument("--chaos-s", type=float, default=0.0)  # seconds until it is another one
     parser.add_argument("--renders", default="")  # same, or swapped: the labels of the seats
     parser.add_argument("--window", type=int, default=0)  # as /v1/models states it
     parser.add_argument("--answers-as", default="")  # the model's name in answers
