@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from hubkit.data.readers.json_text import parse_json
+from hubkit.data.readers.json_text import opened
 from hubkit.data.readers.layouts import read_row
 from hubkit.data.readers.rules import ReadingRules, Unreadable, keys_of
 from hubkit.data.readers.turns import (
@@ -51,7 +51,7 @@ def options_for(row: Any, rules: ReadingRules) -> str | None:
         return _of_one_turn(rows[0], rows)
     if not isinstance(row, dict):
         return None
-    tried = [_of_list(row, candidates, rules) for candidates in _lists(row)]
+    tried = [_of_list(row, turn_list, rules) for turn_list in _lists(row)]
     candidates = sorted((rank, text) for rank, text in filter(None, tried))
     text = candidates[0][1] if candidates else _of_one_turn(row, [row])
     return f"nothing stands at {rules.turns}" if rules.turns and not text else text
@@ -61,8 +61,7 @@ def _lists(row: Mapping[str, Any]) -> Iterator[_Turns]:
     """Every list in `row` that may hold turns, with its path, outer ones first."""
     pending: list[tuple[str, Any, int]] = [(str(key), value, 1) for key, value in row.items()]
     for path, value, level in pending:
-        if isinstance(value, str) and value[:1] in ("{", "["):
-            value, _ = parse_json(value.encode("utf-8", "replace"))
+        value = opened(value)
         if isinstance(value, dict) and level < _MAX_LEVELS and len(pending) < _MAX_VALUES:
             pending += [(f"{path}.{key}", inner, level + 1) for key, inner in value.items()]
         elif isinstance(value, list) and value:

@@ -46,6 +46,14 @@ def parse_json(text: bytes) -> tuple[Any, str | None]:
     return value, reason
 
 
+def opened(value: Any) -> Any:
+    """`value`; or the list or the mapping that it spells, where it is JSON text of one."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "["):
+        return value
+    inner, reason = parse_json(value.encode("utf-8", "replace"))
+    return value if reason else inner
+
+
 def parse_python_literal(text: str) -> Any:
     """Parse lists and mappings as Python or NumPy writes them into a table's cell; None where
     `text` is nothing of that.

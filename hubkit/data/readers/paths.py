@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from hubkit.data.readers.json_text import parse_json
+from hubkit.data.readers.json_text import opened
 from hubkit.data.readers.rules import has_text
 
 Keys = tuple[str, ...]
@@ -40,12 +40,8 @@ def without(value: Any, keys: Keys) -> Any:
     """A copy of `value` in which nothing stands at `keys`."""
     if not keys or not isinstance(value, dict):
         return value
-    others_by_key = {key: inner for key, inner in value.items() if key != keys[0]}
-    return (
-        others_by_key
-        if len(keys) == 1
-        else {**others_by_key, keys[0]: without(value[keys[0]], keys[1:])}
-    )
+    copy = {key: inner for key, inner in value.items() if key != keys[0]}
+    return copy if len(keys) == 1 else {**copy, keys[0]: without(value[keys[0]], keys[1:])}
 
 
 def unread_in(value: Any, used: Collection[Keys], at: Keys) -> Iterator[str]:
@@ -60,8 +56,7 @@ def unread_in(value: Any, used: Collection[Keys], at: Keys) -> Iterator[str]:
 
 
 def _items(value: Any) -> Mapping[str, Any]:
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        value, _ = parse_json(value.encode("utf-8", "replace"))
+    value = opened(value)
     if isinstance(value, list):
         return {str(index): inner for index, inner in enumerate(value)}
     return value if isinstance(value, dict) else {}
