@@ -1,5 +1,5 @@
 """Which hosts are this machine: asked wherever a token, a proxy, a price or a web page depends on
-it."""
+it; and how long a server of this machine may take."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ ADDRESS = "127.0.0.1"
 """Where everything that hubkit starts listens."""
 NAMES = (ADDRESS, "localhost", "::1")
 """Hosts by which everything that listens on this machine may be called."""
+ANSWER_TIMEOUT_S = 60
+"""How long clients wait for the embedded Hub: it may share its cores with a training."""
+CLIENT_TIMEOUTS = {
+    "HF_HUB_ETAG_TIMEOUT": str(ANSWER_TIMEOUT_S),
+    "HF_HUB_DOWNLOAD_TIMEOUT": str(ANSWER_TIMEOUT_S),
+}
+"""Variables that give stock clients the same; their default is ten seconds."""
 
 
 def is_loopback(host: str) -> bool:

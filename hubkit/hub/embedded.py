@@ -30,6 +30,7 @@ from hubkit.hub.places import (
 )
 from hubkit.hub.proof import Challenge
 from hubkit.locks import FileLock, Timeout
+from hubkit.loopback import CLIENT_TIMEOUTS
 from hubkit.settings import HUB_IDLE_S, HUB_RELAYS, UPSTREAM, value
 from hubkit.untrusted import JsonObject, count_in, parse_json
 
@@ -191,6 +192,7 @@ def environment() -> dict[str, str]:
     url = ensure_running()  # also keeps this machine off the proxies of the environment
     exempt = {name: os.environ[name] for name in ("NO_PROXY",) if name in os.environ}
     return exempt | {
+        **CLIENT_TIMEOUTS,
         "HF_ENDPOINT": url,
         "HF_TOKEN_PATH": str(token_path()),
         "HF_HUB_CACHE": str(cache("hub")),

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hubkit.errors import MissingDependencyError
 from hubkit.hub import proof
-from hubkit.loopback import NAMES, in_url, is_loopback
+from hubkit.hub.places import settings
+from hubkit.loopback import ANSWER_TIMEOUT_S, NAMES, in_url, is_loopback
 
 if TYPE_CHECKING:
     import httpx2
@@ -60,6 +61,9 @@ def adapt_clients() -> None:
     exempt_loopback()
     is_offline = bool(constants.HF_HUB_OFFLINE)
     constants.HF_HUB_OFFLINE = False  # the hook below takes its place
+    if settings().url is None:
+        constants.HF_HUB_ETAG_TIMEOUT = max(constants.HF_HUB_ETAG_TIMEOUT, ANSWER_TIMEOUT_S)
+        constants.HF_HUB_DOWNLOAD_TIMEOUT = max(constants.HF_HUB_DOWNLOAD_TIMEOUT, ANSWER_TIMEOUT_S)
 
     def request_hook(request: httpx2.Request) -> None:
         proof.is_needed(request.headers.get("Authorization", ""), str(request.url))

@@ -47,6 +47,8 @@ class Dialogue:
     plan: Plan
     turns: list[Turn] = field(default_factory=list)
     failed_attempts: list[Turn] = field(default_factory=list)
+    excused_attempts: int = 0  # of these, the ones that failed by the server's doing
+    excuses: int = 0  # how often some were excused
     end_reason: str = ""
     error: JsonObject | None = None
     ended_at: float = 0.0
@@ -83,6 +85,11 @@ class Dialogue:
         return len(self.plan.messages) + len(self.turns)
 
     @property
+    def counted_attempts(self) -> int:
+        """Failed attempts at the turn to come that count against the dialogue."""
+        return len(self.failed_attempts) - self.excused_attempts
+
+    @property
     def share(self) -> float:
         """How much of what the plan wants generated is there, up to 1."""
         wanted_turns = 2 * self.plan.human_turns - len(self.plan.messages)
@@ -92,6 +99,7 @@ class Dialogue:
         """A turn has been generated."""
         self.turns.append(turn)
         self.failed_attempts.clear()
+        self.excused_attempts = self.excuses = 0
 
     def completion(self) -> str:
         """Why the dialogue is complete as it stands, or an empty string."""
@@ -287,7 +295,7 @@ def judge(
     """
     problem, end_reason = _problem(dialogue, block, turn, reply, marks)
     retry = end_reason != "" or problem in block.retry_on
-    return problem, end_reason, retry and len(dialogue.failed_attempts) < block.retries_per_turn
+    return problem, end_reason, retry and dialogue.counted_attempts < block.retries_per_turn
 
 
 def _problem(

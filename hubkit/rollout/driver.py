@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ from hubkit.rollout.concurrency import Permit, Permits
 from hubkit.rollout.dialogue import Dialogue, Prompt, judge, prompt, turn_of
 from hubkit.rollout.journal import Journal
 from hubkit.rollout.plan import Plan, turn_seed
+from hubkit.rollout.seat_verdict import UNUSABLE_ENDS, SeatVerdict
 from hubkit.rollout.state import MODEL, State, ended, opened
 from hubkit.serving.budget import Budget
 from hubkit.serving.client import MOST_REQUESTS, Endpoint, Reply, Request
@@ -39,9 +41,7 @@ _TOO_LONG = (400, 413, 422)
 _MOST_TRIMS = 3  # after refusals that may mean "too long", without saying so
 _CLOCK_EVERY_S = 5.0
 _STOPPED = "stopped"
-_UNUSABLE_ENDS = ("error", "empty_turn", "failed_turn", "refusal", "context_full")
-_UNUSABLE_FROM_START = 8  # dialogues in a row that ended so, until the run stops
-_UNUSABLE_LATER = 20
+_LAST_WAITS_S = (1.0, 2.0, 4.0, 8.0, 16.0)  # before the last dialogues are asked once more
 _SEAT_NAMES = {"user": "asker", "assistant": "chat"}
 
 
@@ -78,12 +78,10 @@ class Driver:
         finished = [*state.sharded, *(dialogue.plan.index for dialogue in state.ended)]
         # Of a larger run that this one is part of.
         self._beyond = sum(index >= block.dialogues for index in finished)
-        # Dialogues in a row whose last answers could not be used: they end once another one shows
-        # that the seat works.
-        self._doubtful: dict[str, list[tuple[Dialogue, str]]] = {"user": [], "assistant": []}
-        self._works = {turn.seat for dialogue in state.live.values() for turn in dialogue.turns}
-        if state.sharded:
-            self._works |= {"user", "assistant"}
+        turns = (turn for dialogue in state.live.values() for turn in dialogue.turns)
+        works = {"user", "assistant"} if state.sharded else {turn.seat for turn in turns}
+        self._verdicts = {seat: SeatVerdict(works=seat in works) for seat in ("user", "assistant")}
+        self._again: deque[Dialogue] = deque()  # their failures were the server's
         self._named: set[str] = set()  # seats whose model has been compared with the run's
         self._shard_lock, self._shard_due = asyncio.Lock(), asyncio.Event()
         self._last_shard = time.monotonic()
@@ -111,11 +109,11 @@ class Driver:
         background.add_done_callback(self.failed)
         try:
             await asyncio.gather(*(endpoint.prepare() for endpoint in self._endpoints.values()))
-            await self._feed(plans)
-            while self._tasks:
-                await asyncio.wait(self._tasks)
+            await self._feed(self._dialogues(plans))
+            await self._finish_open()
             if self._failure is None:
-                await self._settle_doubtful()
+                await self._ask_last_again()
+                await self._settle_waiting()
             if not self.stopping:
                 await self._shard()
         finally:
@@ -146,8 +144,16 @@ class Driver:
                 task.cancel()
         self._room.set()
 
-    async def _feed(self, plans: Iterator[Plan]) -> None:
-        for dialogue in self._dialogues(plans):
+    async def _finish_open(self) -> None:
+        """Wait for all that is under way, and drive what is to be asked again."""
+        while self._tasks or (self._again and not self._halted):
+            await self._feed(self._due_again())
+            if self._tasks and (self._halted or not self._again):
+                self._room.clear()
+                await self._room.wait()
+
+    async def _feed(self, dialogues: Iterator[Dialogue]) -> None:
+        for dialogue in dialogues:
             await self._permits.take()
             permit = Permit(self._permits)
             if self._halted:
@@ -168,11 +174,16 @@ class Driver:
         """Those under way first, then new ones, which are journaled as they begin."""
         yield from self.state.open_below(self._block.dialogues)
         for plan in plans:
+            yield from self._due_again()
             if self._halted:
                 return
             dialogue = self.state.live[plan.index] = Dialogue(plan)
             self._journal.note(opened(plan))
             yield dialogue
+
+    def _due_again(self) -> Iterator[Dialogue]:
+        while self._again:
+            yield self._again.popleft()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task).give_back()
@@ -206,16 +217,14 @@ class Driver:
     async def _end(self, dialogue: Dialogue, reason: str) -> None:
         if reason == self.budget.exhausted:
             return  # it stays open in the journal, and resumes under a larger cap
-        seat = dialogue.seat
-        unusable = reason in _UNUSABLE_ENDS and (reason != "context_full" or not dialogue.turns)
-        doubtful = self._doubtful[seat]
-        if unusable and self.stopping and (doubtful or seat not in self._works):
+        verdict = self._verdicts[dialogue.seat]
+        is_unusable = reason in UNUSABLE_ENDS and (reason != "context_full" or not dialogue.turns)
+        if is_unusable and self.stopping and (verdict.waiting or not verdict.works):
             return  # no verdict on the seat: it stays open
-        if unusable and not self.stopping:
-            doubtful.append((dialogue, reason))
-            limit = _UNUSABLE_LATER if seat in self._works else _UNUSABLE_FROM_START
-            if len(doubtful) >= limit:
-                raise self._unusable(seat)
+        if is_unusable and not self.stopping:
+            verdict.waiting.append((dialogue, reason))
+            if verdict.is_hopeless:
+                raise self._unusable(dialogue.seat)
             return
         await self._record_end(dialogue, reason)
 
@@ -226,25 +235,39 @@ class Driver:
         if self._ended >= self._block.shard_dialogues:
             self._shard_due.set()
 
-    async def _settle_doubtful(self) -> None:
+    async def _ask_last_again(self) -> None:
+        """Give the last dialogues more time where their seat's answers cannot be used at the
+        moment: no other dialogue is left that would show when they can.
+        """
+        for wait_s in _LAST_WAITS_S:
+            retries = self._block.retries_per_turn
+            last = [d for v in self._verdicts.values() for d in v.one_more_attempt(retries)]
+            if not last or self._halted:
+                return
+            self._room.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._room.wait()  # until a stop
+            self._again.extend(last)
+            await self._finish_open()
+
+    async def _settle_waiting(self) -> None:
         """End the dialogues that waited for a verdict on their seat; where no answer of the whole
         run could be used, leave them open and raise.
         """
-        waiting = [entry for seat in self._doubtful.values() for entry in seat]
-        if waiting and not self.stopping and not self._works:
+        verdicts = self._verdicts.values()
+        waiting = [entry for verdict in verdicts for entry in verdict.waiting]
+        if waiting and not self.stopping and not any(verdict.works for verdict in verdicts):
             raise self._unusable(waiting[-1][0].seat)
-        for doubtful in self._doubtful.values():
-            while doubtful:
-                dialogue, reason = doubtful.pop()
-                if self.stopping and dialogue.seat not in self._works:
-                    continue
+        for dialogue, reason in waiting:
+            if not self.stopping or self._verdicts[dialogue.seat].works:
                 await self._record_end(dialogue, reason)
 
     def _unusable(self, seat: str) -> MisconfiguredEndpointError:
         """The error for a seat whose answers cannot be used; the dialogues stay open."""
-        doubtful = self._doubtful[seat]
+        waiting = self._verdicts[seat].waiting
         name = _SEAT_NAMES[seat]
-        dialogue, reason = doubtful[-1]
+        dialogue, reason = waiting[-1]
         if dialogue.failed_attempts:
             attempt = dialogue.failed_attempts[-1]
             words = f"finish_reason {attempt.finish_reason!r}, {attempt.failure} answer"
@@ -258,7 +281,7 @@ class Driver:
             words = str((dialogue.error or {}).get("message") or reason)
         dialogue.error = None
         return MisconfiguredEndpointError(
-            f"{name}: the last {len(doubtful)} dialogues in a row ended without an answer that can "
+            f"{name}: the last {len(waiting)} dialogues in a row ended without an answer that can "
             f"be used, the last with: {words}. Correct that and run the same command: these "
             "dialogues are open, and nothing else is asked for again"
         )
@@ -388,6 +411,8 @@ class Driver:
         if reply.thinking:
             self.state.count(f"thinking_{_SEAT_NAMES[seat]}")
         problem, end_reason, may_retry = judge(dialogue, block, turn, reply, marks=self._turn_marks)
+        if end_reason in UNUSABLE_ENDS:
+            self._verdicts[seat].unusable(dialogue)
         if may_retry or end_reason:
             turn.failure, turn.closing = problem, False
             dialogue.failed_attempts.append(turn)
@@ -405,15 +430,15 @@ class Driver:
         dialogue.add(turn)
         self.turns += 1
         await self._journal.append(turn.to_record())
-        if seat not in self._works or self._doubtful[seat]:
-            self._works.add(seat)
-            await self._settle_seat(seat)
+        await self._note_usable(seat)
         return True, ""
 
-    async def _settle_seat(self, seat: str) -> None:
-        """The seat works: what waited for that verdict ended on its own account."""
-        doubtful, self._doubtful[seat] = self._doubtful[seat], []
-        for dialogue, reason in doubtful:
+    async def _note_usable(self, seat: str) -> None:
+        again, ending = self._verdicts[seat].usable(self._block.retries_per_turn)
+        if again:
+            self._again.extend(again)
+            self._room.set()
+        for dialogue, reason in ending:
             await self._record_end(dialogue, reason)
 
     async def _background_loop(self) -> None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -169,6 +171,25 @@ def test_the_environment_names_the_token_s_file_never_the_token(hub: Hub) -> Non
     assert hub.token and hub.token not in " ".join(printed.values())
     assert Path(printed["HF_TOKEN_PATH"]).read_text("ascii").strip() == hub.token
     assert Path(printed["HF_TOKEN_PATH"]).stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.slow  # the stock client's own ten seconds pass first
+def test_a_hub_that_is_slow_on_a_busy_machine_is_waited_for(hub: Hub, tmp_path: Path) -> None:
+    hub.commit("local/slow", _folder(tmp_path, a="1"), "First", repo_type="dataset")
+    state, env = embedded.running(), {**os.environ, **environment()}
+    assert state is not None
+    command = (
+        "from huggingface_hub import hf_hub_download;"
+        "print(hf_hub_download('local/slow', 'a', repo_type='dataset'))"
+    )
+    os.kill(int(state["pid"]), signal.SIGSTOP)
+    try:
+        child = subprocess.Popen([sys.executable, "-c", command], env=env, stdout=subprocess.PIPE)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(timeout=20)
+    finally:
+        os.kill(int(state["pid"]), signal.SIGCONT)
+    assert child.communicate()[0] and child.returncode == 0
 
 
 @pytest.mark.parametrize("value", ["nowhere", "ftp://x", "https://"])

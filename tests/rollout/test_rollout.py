@@ -274,6 +274,33 @@ def test_repetition_and_emptiness_end_after_the_retries(tmp_path: Path) -> None:
     assert empty["end_reason"] == "empty_turn"
 
 
+def test_a_time_of_empty_answers_ends_no_dialogue_and_one_that_is_always_empty_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = block(dialogues=30, turns={"value": 1}, in_flight=8)
+    with mock() as server:
+        server.script(texts=["fine"] * 10 + [""] * 24 + ["fine"])
+        report = roll(server, tmp_path / "all", given)
+    assert report.end_reasons == {"target_turns": 30} and report.retries == {"empty": 24}
+    with mock() as server:
+        server.script(texts=["fine"], rules=[["opening 5$", [""]]])
+        report = roll(server, tmp_path / "one", given)
+    assert report.end_reasons == {"target_turns": 29, "empty_turn": 1}
+    assert report.retries == {"empty": 3}, "its failures are its own: it is not asked any more"
+
+    monkeypatch.setattr("hubkit.rollout.driver._LAST_WAITS_S", (0.0, 0.0, 0.0))
+    last = given.model_copy(update={"dialogues": 12})
+    with mock() as server:
+        server.script(texts=["fine"] * 8 + [""] * 18 + ["fine"])
+        report = roll(server, tmp_path / "last", last)
+    assert report.end_reasons == {"target_turns": 12} and report.retries == {"empty": 18}
+    with mock() as server:
+        server.script(texts=["fine"] * 8 + [""])
+        report = roll(server, tmp_path / "never", last)
+    assert report.end_reasons == {"target_turns": 8, "empty_turn": 4}
+    assert report.retries == {"empty": 4 * (3 + 3)}, "each three times, and once after each wait"
+
+
 def test_each_repeat_is_resampled_a_little_hotter(tmp_path: Path) -> None:
     with mock() as server:
         server.script(texts=["fine", "", "Opening  0", "opening 0", "why?", "fine"])

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from hubkit.loopback import CLIENT_TIMEOUTS
+
 STOP_GRACE_S = 5.0
 
 _INHERITED = (
@@ -32,10 +34,11 @@ _INHERITED = (
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """What a child gets to see: a short list of this process's variables (no token among them), and
-    `extra`.
+    """What a child gets to see: a short list of this process's variables (no token among them), the
+    time that it gives this Hub to answer, and `extra`.
     """
-    return {**{name: os.environ[name] for name in _INHERITED if name in os.environ}, **extra}
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return {**inherited, **CLIENT_TIMEOUTS, **extra}
 
 
 def supervised(
