@@ -119,8 +119,8 @@ check: $(READY) ## lint, format, types, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	MYPYPATH=.:tests $(BIN)/mypy --config-file tests/mypy.ini $$(git ls-files 'tests/*.py' ':!tests/bench')
-	MYPYPATH=.:tests/bench:tests $(BIN)/mypy --config-file tests/mypy.ini tests/bench/*.py
+	MYPYPATH=.:tests $(BIN)/mypy --cache-dir .mypy_cache/tests --config-file tests/mypy.ini $$(git ls-files 'tests/*.py' ':!tests/bench')
+	MYPYPATH=.:tests/bench:tests $(BIN)/mypy --cache-dir .mypy_cache/tests --config-file tests/mypy.ini tests/bench/*.py
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mkdocs build --strict --quiet
 
