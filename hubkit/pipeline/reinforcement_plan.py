@@ -18,7 +18,7 @@ from hubkit.pipeline.stages.reinforce import reinforce_block
 from hubkit.pipeline.training_plan import base_shape
 from hubkit.recipe import Recipe, Reinforce, SeatConfig
 from hubkit.serving.budget import check_prices
-from hubkit.training.config import grpo_config, model_options
+from hubkit.training.config import grpo_config, model_options, require_settings
 from hubkit.training.estimate import duration, memory_gib, peak_tflops
 from hubkit.training.plan import (
     TemplatePlan,
@@ -102,6 +102,7 @@ def plan_reinforcement(
     chat model's base is not known."""
     stages_until(recipe, "reinforce")
     block = reinforce_block(recipe)
+    require_settings(recipe, ["reinforce"])
     config, notes = grpo_config(block, Path("unused"), seed=recipe.seed)
     refusals = _refusals(block, config)
     expected = block.expected

@@ -4,7 +4,7 @@ stages.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -44,18 +44,21 @@ def run(
     later ones read is looked for."""
     context = RunContext(recipe, outgoing(hub, recipe), launch=launch)
     stages, looked = stages_until(recipe, only), only is not None
+    coming = stages
+    settings = SettingsLook(lambda: _refuse_all(coming, context))
     _refuse_unknown(again, recipe)
     for number, stage in enumerate(stages, start=1):
         if only not in (None, stage.name):
             _note_if_done(stage, context)
             continue
         progress = progress_for(stage.name)
-        inputs = stage.inputs(context, progress)
+        coming = stages[number - 1 :]
+        inputs = stage.inputs(context, settings.before(progress))
         result, building = stage.find(context, inputs), context
         if stage.name in again:
             result, building = None, stage.anew(context, inputs)
         if result is None:
-            _refuse_settings(stage, context)
+            settings.require()
             for later in () if looked else stages[number:]:
                 _look_ahead(later, context)
             looked = True
@@ -69,6 +72,30 @@ def run(
         outcome = "done before" if result.skipped else f"done in {result.seconds:.0f} s"
         progress(1, 1, outcome)
         yield result
+
+
+class SettingsLook:
+    """A look for what will be refused of a recipe alone, taken once: before anything is imported or
+    built."""
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        self._look: Callable[[], None] | None = look
+
+    def require(self) -> None:
+        """Raise what is refused, unless this was asked before."""
+        if self._look is not None:
+            self._look()
+        self._look = None
+
+    def before(self, progress: Progress) -> Progress:
+        """`progress` for work before which the look is taken: who reports progress is about to do
+        something."""
+
+        def looking_first(completed: float, total: float | None = None, note: str = "") -> None:
+            self.require()
+            progress(completed, total, note)
+
+        return looking_first
 
 
 def _refuse_unknown(again: Collection[str], recipe: Recipe) -> None:
@@ -96,8 +123,13 @@ def _refuse_settings(stage: Stage, context: RunContext) -> None:
     """Raise what `stage`, or its trainer, refuses of the recipe alone."""
     if stage.check is not None:
         stage.check(context)
-    if stage.trains is not None:
-        require_settings(*stage.trains(context.recipe))
+    if stage.trains:
+        require_settings(context.recipe, [stage.trains])
+
+
+def _refuse_all(stages: Sequence[Stage], context: RunContext) -> None:
+    for stage in stages:
+        _refuse_settings(stage, context)
 
 
 def _look_ahead(stage: Stage, context: RunContext) -> None:

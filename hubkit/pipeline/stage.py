@@ -28,7 +28,7 @@ from hubkit.hub.versions import tag_version
 from hubkit.locks import FileLock, Timeout
 from hubkit.progress import Notice, Progress
 from hubkit.publishing.lineage import StageRecord
-from hubkit.recipe import Preference, Recipe, Reinforce, Training, content_of_stage, digest
+from hubkit.recipe import Recipe, content_of_stage, digest
 from hubkit.serving.budget import CAPS, Caps
 from hubkit.training import Launch
 from hubkit.untrusted import JsonObject, parse_json
@@ -181,8 +181,8 @@ class Stage:
     not built again are deleted by its commit. `settle` removes what the stage kept for itself while
     it was built; it is called when the commit exists. `check` raises for a recipe that it could
     not be built of, whatever its inputs are. `look_ahead` raises what building it would
-    raise, where that is known before the stages ahead of it have run. `trains` gives the block of
-    its training and that block's name. `needs` names the block without which a recipe does not
+    raise, where that is known before the stages ahead of it have run. `trains` is the part of the
+    recipe in which its trainings stand. `needs` names the block without which a recipe does not
     have this stage."""
 
     name: str
@@ -197,7 +197,7 @@ class Stage:
     outgrown: Callable[[Recipe, StageRecord], bool] | None = None
     check: Callable[[RunContext], None] | None = None
     look_ahead: Callable[[RunContext, dict[str, Ref]], None] | None = None
-    trains: Callable[[Recipe], tuple[Training | Preference | Reinforce, str]] | None = None
+    trains: str = ""
     needs: str = ""
 
     def repo_id(self, context: RunContext) -> str:

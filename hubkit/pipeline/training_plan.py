@@ -42,6 +42,7 @@ def plan_training(
     stages_until(recipe, stage)
     seat = recipe.asker if stage == "asker" else recipe.chat
     block = recipe.preference if stage == "align" and recipe.preference else seat
+    training.require_settings(recipe, ["preference" if stage == "align" else stage])
     with tempfile.TemporaryDirectory() as scratch:
         base, notes, refusals = base_shape(hub, seat, Path(scratch))
         data = _data(recipe, hub, stage) if (base / "tokenizer.json").exists() else []

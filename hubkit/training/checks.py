@@ -17,7 +17,7 @@ from typing import Any
 from hubkit.chat_templates import SeatTemplates
 from hubkit.errors import RecipeError, SourceError, refusing_remote_code
 from hubkit.recipe import Preference, Reinforce, Training
-from hubkit.training.config import lora_config
+from hubkit.training.config import lora_config, make_scheduler
 from hubkit.untrusted import JsonObject, parse_json
 
 _MIN_NORM_SHARE = 0.02
@@ -173,21 +173,11 @@ def check_steps(config: Any, steps: int | None) -> Findings:
 
 def learning_rates(config: Any, steps: int) -> list[float]:
     """The learning rate of each of `steps` steps, at most the first 1,000 of them."""
-    import torch
-    from transformers import get_scheduler
-
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
     try:
-        scheduler = get_scheduler(
-            config.lr_scheduler_type,
-            optimizer,
-            num_warmup_steps=config.get_warmup_steps(steps),
-            num_training_steps=steps,
-            scheduler_specific_kwargs=config.lr_scheduler_kwargs or None,
-        )
+        scheduler = make_scheduler(config, config.get_warmup_steps(steps), steps)
     except (TypeError, ValueError):
         return [config.learning_rate]  # one that needs evaluations
-    rates = []
+    rates, optimizer = [], scheduler.optimizer
     for _ in range(min(steps, 1000)):
         rates.append(float(optimizer.param_groups[0]["lr"]))
         optimizer.step()

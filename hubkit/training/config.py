@@ -13,7 +13,7 @@ import functools
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib import util
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any
 
 from hubkit.errors import MissingDependencyError, RecipeError
 from hubkit.hub.places import home
-from hubkit.recipe import Preference, Reinforce, Training
+from hubkit.recipe import PeoplePairs, Preference, Reinforce, Training
+from hubkit.recipe.block import Block
 from hubkit.settings import BF16, value
 from hubkit.training.values import check_values
 from hubkit.untrusted import JsonObject, object_in
@@ -41,8 +42,16 @@ RESERVED = {
     "trust_remote_code": "hubkit never runs code out of a model repo",
     "seed": "the recipe's own seed is used",
     "truncation_mode": "texts are cut at the end",
+    "fsdp": "--launch says how a training is spread over devices",
+    "fsdp_config": "--launch says how a training is spread over devices",
+    "deepspeed": "--launch says how a training is spread over devices",
+    "ddp_backend": "it follows from the devices",
+    "inference_mode": "an adapter is there to be trained",
 }
 
+
+Trained = Training | Preference | PeoplePairs | Reinforce
+"""A block whose settings go to one of TRL's trainers."""
 
 _BF16_FLAGS = re.compile(r"\b(amx_bf16|avx512_bf16)\b")
 _ENCODERS = (
@@ -96,7 +105,7 @@ def sft_config(block: Training, work: Path, *, seed: int) -> tuple[Any, list[str
     return _build("sft", SFTConfig, values), notes
 
 
-def dpo_config(block: Preference, work: Path, *, seed: int) -> tuple[Any, list[str]]:
+def dpo_config(block: Preference | PeoplePairs, work: Path, *, seed: int) -> tuple[Any, list[str]]:
     """`block.dpo` as a ``DPOConfig``, on the same terms as `sft_config`."""
     quiet_environment()
     from trl import DPOConfig
@@ -133,33 +142,90 @@ def grpo_config(block: Reinforce, work: Path, *, seed: int) -> tuple[Any, list[s
     return _build("grpo", GRPOConfig, values), notes
 
 
-def require_settings(block: Training | Preference | Reinforce, named_by: str) -> None:
-    """Check what the recipe's block `named_by` says to TRL's trainer and to PEFT, where they are
+def blocks_of(part: Any, path: str = "") -> Iterator[tuple[str, Trained]]:
+    """Every block in `part` of a recipe that goes to a trainer, with its path; `path` is that of
+    `part`."""
+    if isinstance(part, Training | Preference | PeoplePairs | Reinforce):
+        yield path, part
+    if isinstance(part, Block):
+        inner = [(name, getattr(part, name)) for name in type(part).model_fields]
+    else:
+        inner = list(part.items()) if isinstance(part, dict) else []
+    for name, below in inner:
+        yield from blocks_of(below, f"{path}.{name}" if path else str(name))
+
+
+def require_settings(recipe: Block, roots: Iterable[str]) -> None:
+    """Check what every block of the recipe says to TRL's trainers and to PEFT, where they are
     installed; what only another machine has is that machine's matter.
+
+    Args:
+        recipe: The recipe.
+        roots: The paths of parts of it; blocks elsewhere are not looked at.
 
     Raises:
         RecipeError: An unknown or reserved key, or a value that is refused.
     """
     if any(util.find_spec(name) is None for name in ("trl", "peft")):
         return
+    for path, block in blocks_of(recipe):
+        if any(f"{path}.".startswith(f"{root}.") for root in roots):
+            _require_settings(block, path)
+
+
+def _require_settings(block: Trained, path: str) -> None:
     try:
         with suppress(MissingDependencyError):
-            if isinstance(block, Training):
-                sft_config(block, Path("unused"), seed=0)
-            elif isinstance(block, Preference):
-                dpo_config(block, Path("unused"), seed=0)
-            else:
-                grpo_config(block, Path("unused"), seed=0)
-            lora_config(block)
+            _require_scheduler(settings_of(block), *_config_of(block))
+            if not isinstance(block, PeoplePairs):
+                lora_config(block)
     except RecipeError as error:
-        raise RecipeError(f"{named_by}.{error}") from None
+        raise RecipeError(f"{path}.{error}") from None
 
 
-def settings_of(block: Training | Preference | Reinforce) -> JsonObject:
+def _config_of(block: Trained) -> tuple[str, Any]:
+    """The name of the block's settings, and TRL's object of them."""
+    unused = Path("unused")
+    if isinstance(block, Training):
+        return "sft", sft_config(block, unused, seed=0)[0]
+    if isinstance(block, Reinforce):
+        return "grpo", grpo_config(block, unused, seed=0)[0]
+    return "dpo", dpo_config(block, unused, seed=0)[0]
+
+
+def _require_scheduler(settings: JsonObject, where: str, config: Any) -> None:
+    """Raise `RecipeError` for a schedule of the learning rate that cannot be made."""
+    if not {"lr_scheduler_type", "lr_scheduler_kwargs"} & settings.keys():
+        return
+    try:
+        make_scheduler(config)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        kind, arguments = config.lr_scheduler_type.value, config.lr_scheduler_kwargs or {}
+        raise RecipeError(
+            f"{where}.lr_scheduler_type is {kind}, which cannot be made with the "
+            f"lr_scheduler_kwargs {arguments}: {error}"
+        ) from None
+
+
+def make_scheduler(config: Any, warmup_steps: int = 0, steps: int = 10) -> Any:
+    """The schedule of the learning rate by TRL's `config`, over an optimizer of one number."""
+    import torch
+    from transformers import get_scheduler
+
+    return get_scheduler(
+        config.lr_scheduler_type,
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate),
+        num_warmup_steps=warmup_steps,
+        num_training_steps=steps,
+        scheduler_specific_kwargs=config.lr_scheduler_kwargs or None,
+    )
+
+
+def settings_of(block: Trained) -> JsonObject:
     """What of the block goes to TRL."""
     if isinstance(block, Training):
         return block.sft
-    return block.dpo if isinstance(block, Preference) else block.grpo
+    return block.grpo if isinstance(block, Reinforce) else block.dpo
 
 
 def model_options(block: Training | Preference | Reinforce) -> JsonObject:
@@ -326,5 +392,5 @@ def _build(where: str, config_class: type, values: JsonObject) -> Any:
         raise MissingDependencyError(
             f"{where} asks for a package that is not installed: {error}"
         ) from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OSError) as error:
         raise RecipeError(f"{where} does not make a {config_class.__name__}: {error}") from None

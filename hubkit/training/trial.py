@@ -17,7 +17,7 @@ from hubkit.chat_templates import SeatTemplates
 from hubkit.errors import HubkitError, RecipeError
 from hubkit.recipe import Preference, Reinforce, Training
 from hubkit.training.checks import Findings, check_all, meta_model
-from hubkit.training.config import lora_config, sft_config
+from hubkit.training.config import lora_config, make_scheduler, sft_config
 from hubkit.training.trainer import trainer_class
 
 _REFUSALS = (
@@ -66,7 +66,7 @@ def check_settings(config: Any, model: Any) -> Findings:
     checks: dict[str, Callable[[], Any]] = {
         "use_liger_kernel": lambda: _require_liger(config, model),
         "optim": lambda: _require_optimizer(config, model),
-        "lr_scheduler_type": lambda: _require_scheduler(config),
+        "lr_scheduler_type": lambda: make_scheduler(config),
         "report_to": lambda: _require_reporters(config),
     }
     key = _KEYS[type(config).__name__]
@@ -183,19 +183,6 @@ def _require_optimizer(config: Any, model: Any) -> None:
     from transformers import Trainer
 
     Trainer.get_optimizer_cls_and_kwargs(config, model)
-
-
-def _require_scheduler(config: Any) -> None:
-    import torch
-    from transformers import get_scheduler
-
-    get_scheduler(
-        config.lr_scheduler_type,
-        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0),
-        num_warmup_steps=0,
-        num_training_steps=10,
-        scheduler_specific_kwargs=config.lr_scheduler_kwargs or None,
-    )
 
 
 def _require_reporters(config: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from enum import Enum
 from typing import Any
 
 from hubkit.errors import RecipeError
+from hubkit.training.choices import check_together, check_words
 
 _WORDS = {
     bool: "true or false",
@@ -44,29 +46,41 @@ _AT_LEAST = {
     "lora_alpha": 0,
     "lora_dropout": 0,
 }
+_ALSO_BOOL = {"scale_rewards"}  # which its class's annotation leaves out
 _ABOVE_ZERO = {"num_train_epochs", "temperature", "adam_epsilon", "logging_steps", "save_steps"}
 _BELOW_ONE = {"lora_dropout", "adam_beta1", "adam_beta2"}
 
 
 def check_values(where: str, settings: Mapping[str, Any], config_class: type) -> None:
-    """Refuse values of another type than `config_class` (a dataclass) declares, and numbers that no
-    run can use.
+    """Refuse values of another type than `config_class` (a dataclass) declares, numbers that no run
+    can use, words that nothing stands for, and values that do not go together.
 
     Raises:
-        RecipeError: A value is of the wrong type, or out of range."""
+        RecipeError: A value is of the wrong type, out of range, unknown, or apart from another."""
     hints = _hints(config_class)
+    check_words(where, settings, config_class)
     for key, value in settings.items():
         hint = hints.get(key, Any)
-        if not _takes(hint, value):
+        if not _takes(hint, value) and not (key in _ALSO_BOOL and isinstance(value, bool)):
             words = " or ".join(sorted(dict.fromkeys(_described(hint)), key=_order))
             raise RecipeError(f"{where}.{key} is {value!r}, and takes {words}{_advice(value)}")
         if problem := _out_of_range(key, value):
             raise RecipeError(f"{where}.{key} is {value!r}; {problem}")
+    check_together(where, settings, config_class)
 
 
 @functools.cache
 def _hints(config_class: type) -> dict[str, Any]:
-    return typing.get_type_hints(config_class)
+    hints = typing.get_type_hints(config_class)
+    return {key: _without_text_for_mappings(hint) for key, hint in hints.items()}
+
+
+def _without_text_for_mappings(hint: Any) -> Any:
+    """`hint` without the text that TRL's command line takes for a mapping."""
+    members = typing.get_args(hint)
+    if not any(dict in (member, typing.get_origin(member)) for member in members):
+        return hint
+    return functools.reduce(operator.or_, (member for member in members if member is not str))
 
 
 def _takes(hint: Any, value: Any) -> bool:
@@ -76,10 +90,8 @@ def _takes(hint: Any, value: Any) -> bool:
         return True
     if origin in (typing.Union, types.UnionType):
         return any(_takes(argument, value) for argument in arguments)
-    if origin is typing.Literal:  # of which one stands for a family of words
-        return value in arguments or (
-            isinstance(value, str) and any("[" in str(a) for a in arguments)
-        )
+    if origin is typing.Literal:
+        return value in arguments or isinstance(value, str)  # its words are checked apart
     if origin in (list, tuple) or hint in (list, tuple):
         return _is_list_of(arguments, value)
     if origin is dict or hint is dict:
@@ -87,7 +99,7 @@ def _takes(hint: Any, value: Any) -> bool:
     if not isinstance(hint, type):
         return True
     if issubclass(hint, Enum):
-        return value in {member.value for member in hint}
+        return isinstance(value, str)  # its words are checked apart
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:

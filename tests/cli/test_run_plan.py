@@ -15,9 +15,18 @@ from typer.testing import CliRunner
 from hubkit.cli import app
 from hubkit.errors import PublishError, RecipeError
 from hubkit.hub import connect
-from hubkit.pipeline import Stage, StageResult, plan, plan_seats, run
+from hubkit.pipeline import (
+    Stage,
+    StageResult,
+    plan,
+    plan_seats,
+    plan_training,
+    run,
+    studies,
+)
+from hubkit.pipeline.reinforcement_plan import plan_reinforcement
 from hubkit.pipeline.runner import Planned
-from hubkit.recipe import Recipe, load
+from hubkit.recipe import Recipe, load, load_study
 
 Cli = Callable[..., CompletedProcess[str]]
 
@@ -199,7 +208,7 @@ def test_a_filter_that_cannot_be_made_is_told_before_the_first_stage(
     ("key", "value", "sentence"),
     [
         ("sft__learning_rat", 1, "chat.sft.learning_rat is not a key of SFTConfig; did you mean"),
-        ("sft__optim", "adamx", "chat.sft does not make a SFTConfig"),
+        ("sft__optim", "adamx", "chat.sft.optim is 'adamx', and takes adamw_torch, "),
         ("sft__output_dir", "x", "chat.sft.output_dir is not for recipes"),
         ("sft__learning_rate", "fast", "chat.sft.learning_rate is 'fast', and takes a number"),
         ("lora__rank", 4, "chat.lora.rank is not a key of LoraConfig"),
@@ -212,6 +221,53 @@ def test_what_a_later_trainer_refuses_is_told_before_the_first_stage(
     wrong = {f"chat__{key}": value}
     loaded = load("parrot", profiles=["laptop"], overrides=overrides(base, tmp_path, **wrong))
     refused_before_anything(loaded, sentence)
+
+
+TRAINED = {
+    "asker": ("parrot", ["laptop"], "sft.packing_strategy"),
+    "asker.preference": ("userlm", ["laptop", "asker-preference-laptop"], "dpo.loss_type"),
+    "chat": ("parrot", ["laptop"], "sft.loss_type"),
+    "preference": ("parrot", ["laptop", "capo-laptop"], "dpo.f_divergence_type"),
+    "reinforce": ("parrot", ["laptop", "reinforce-laptop"], "grpo.importance_sampling_level"),
+}
+
+
+@pytest.mark.parametrize("path", TRAINED)
+def test_a_word_that_no_trainer_knows_is_told_before_anything_is_imported(
+    hubkit_home: Path, path: str
+) -> None:
+    """By the run, by its dry run and by that of the one stage; the base and the data, which are not
+    there, are never asked for."""
+    name, profiles, key = TRAINED[path]
+    sentence = f"{path}.{key} is 'bdf', and takes "
+    loaded = load(name, profiles=profiles, overrides=[f"{path}.{key}=bdf"])
+    seen: list[str] = []
+
+    def progress(completed: float, total: float | None = None, note: str = "") -> None:
+        seen.append(note)
+
+    with pytest.raises(RecipeError, match=re.escape(sentence)):
+        list(run(loaded, connect(), progress_for=lambda _: progress))
+    assert seen == []
+    stage = {"preference": "align"}.get(path, path.partition(".")[0])
+    states = {planned.stage: planned.state for planned in plan(loaded, connect())}
+    assert states[stage].startswith(f"cannot run: {sentence}"), states
+    with pytest.raises(RecipeError, match=re.escape(sentence)):
+        if stage == "reinforce":
+            plan_reinforcement(loaded, connect())
+        else:
+            plan_training(loaded, connect(), stage)
+
+
+@pytest.mark.parametrize("path", ["asker", "study.student"])
+def test_a_study_tells_it_too(hubkit_home: Path, path: str) -> None:
+    overrides = [f"{path}.sft.loss_type=nnl"]
+    loaded = load_study("utility", "parrot", profiles=["laptop"], overrides=overrides)
+    sentence = re.escape(f"{path}.sft.loss_type is 'nnl', and takes nll, dft")
+    for attempt in (lambda: list(studies.run(loaded, connect())),
+                    lambda: studies.plan(loaded, connect())):  # fmt: skip
+        with pytest.raises(RecipeError, match=sentence):
+            attempt()
 
 
 SEAT = {"repo": "x/y", "endpoints": ["http://127.0.0.1:9"]}

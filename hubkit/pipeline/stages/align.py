@@ -58,5 +58,5 @@ STAGE = Stage(
     card("aligned", "align", "aligned"),
     ("*.safetensors",),
     needs="preference",
-    trains=lambda recipe: (preference_block(recipe), "preference"),
+    trains="preference",
 )

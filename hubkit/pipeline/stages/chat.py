@@ -43,5 +43,5 @@ STAGE = Stage(
     ("*.safetensors",),
     check=check,
     look_ahead=look_ahead,
-    trains=lambda recipe: (recipe.chat, "chat"),
+    trains="chat",
 )

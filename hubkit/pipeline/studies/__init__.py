@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from hubkit.hub import Hub, Ref
-from hubkit.pipeline.runner import WouldImport, refuse_import
+from hubkit.pipeline.runner import SettingsLook, WouldImport, refuse_import
 from hubkit.pipeline.stage import RunContext, Stage, StageResult, outgoing
 from hubkit.pipeline.stages import asker, corpus
 from hubkit.pipeline.studies import balance, curve, dialogues, openings, result, students
@@ -21,6 +21,7 @@ from hubkit.pipeline.studies.result import write
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Arm, Recipe, Study
 from hubkit.recipe.study import ANSWERS, STUDENT
+from hubkit.training import require_settings
 
 __all__ = ["Part", "parts_of", "plan", "run", "write"]
 
@@ -38,9 +39,15 @@ def run(
     yield from _parts(recipe, _Walk(_with_repos(recipe), outgoing(hub, recipe), progress_for))
 
 
+def _refuse_settings(recipe: Recipe) -> None:
+    """Raise `RecipeError` for what the trainers of askers and students refuse of `recipe`."""
+    require_settings(recipe, ["asker", "study"])
+
+
 def plan(recipe: Recipe, hub: Hub) -> list[tuple[str, str]]:
     """Every part of the study of `recipe` and whether it is ``done`` or ``to run``; nothing is
     imported, built or committed."""
+    _refuse_settings(recipe)
     finished_parts = []
     walk = _Walk(_with_repos(recipe), hub, lambda _: refuse_import, looks_only=True)
     with suppress(WouldImport):
@@ -136,19 +143,22 @@ class _Walk:
     ) -> None:
         self.commits: dict[str, Ref] = {}
         self.context = RunContext(recipe, hub, self.commits)
+        self._settings = SettingsLook(lambda: _refuse_settings(recipe))
         self._progress_for, self._looks_only = progress_for, looks_only
 
     def step(self, stage: Stage, about: str, *, recipe: Recipe | None = None) -> Part:
         """Run `stage`, of a derived `recipe` where one is given, unless it is done."""
         context = replace(self.context, recipe=recipe) if recipe else self.context
         progress = self._progress_for(about)
-        inputs = stage.inputs(context, progress)
+        inputs = stage.inputs(context, self._settings.before(progress))
         existing = stage.find(context, inputs)
         if self._looks_only:
             if existing is None:
                 raise _NotDoneError
             self.commits[stage.name] = existing.ref
             return about, existing
+        if existing is None:
+            self._settings.require()
         outcome = existing or stage.run(context, inputs, progress)
         self.commits[stage.name] = outcome.ref
         progress(1, 1, "done before" if outcome.skipped else f"done in {outcome.seconds:.0f} s")
