@@ -55,7 +55,7 @@ class LlamaCppEngine:
         """
         self.parallel, self.context = parallel, context
         self._adapter_ids = {name: i for i, name in enumerate(adapters)}
-        self._slots = SlotPool(parallel)
+        self._slots = SlotPool(parallel, batch_tokens=_PREFILL_CHUNK)
         self._threads = ThreadPoolExecutor(max_workers=parallel, thread_name_prefix="llamacpp")
         self._server = _load(
             model, list(adapters.values()), parallel, context, threads or os.cpu_count() or 1
@@ -84,9 +84,10 @@ class LlamaCppEngine:
                     await asyncio.shield(
                         finished
                     )  # the slot is released before the caller sees the end
-                yield (
-                    Started(event.cached_tokens, queued_s) if isinstance(event, Started) else event
-                )
+                if isinstance(event, Started):
+                    self._slots.begun(slot)
+                    event = Started(event.cached_tokens, queued_s)
+                yield event
         finally:
             call.cancelled = True
 

@@ -55,10 +55,17 @@ class Slot:
 
 
 class SlotPool:
-    """Hands out slots; requests wait in arrival order when all are busy."""
+    """Hands out slots; the requests of an adapter wait in arrival order.
 
-    def __init__(self, count: int) -> None:
+    A prompt that the engine was given cannot be taken back before the engine comes to it, even
+    when its client has gone. So the engine gets no more prompts of an adapter at a time than it
+    needs to fill its next batch; the others wait here, where leaving costs nothing.
+    """
+
+    def __init__(self, count: int, *, batch_tokens: int) -> None:
         self._slots = [Slot(i) for i in range(count)]
+        self._batch_tokens = batch_tokens
+        self._unbegun: dict[int, tuple[str | None, int]] = {}  # slot → adapter, prompt tokens
         self._waiting: deque[tuple[Job, asyncio.Future[Slot]]] = deque()
         self._clock = itertools.count(1)
 
@@ -70,11 +77,11 @@ class SlotPool:
     @property
     def waiting(self) -> int:
         """Number of requests waiting for a slot."""
-        return len(self._waiting)
+        return sum(not turn.done() for _, turn in self._waiting)
 
     async def acquire(self, job: Job) -> Slot:
-        """The best idle slot for `job`, marked busy; waits for one when there is none."""
-        if self.busy < len(self._slots):
+        """The best idle slot for `job`, marked busy; waits while the engine has enough to do."""
+        if self._allowed(job):
             return self._take(job)
         turn: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
         self._waiting.append((job, turn))
@@ -84,6 +91,11 @@ class SlotPool:
             if turn.done() and not turn.cancelled():
                 self._free(turn.result())
             raise
+
+    def begun(self, slot: Slot) -> None:
+        """The engine has come to the prompt of `slot`, and can take another one."""
+        self._unbegun.pop(slot.id, None)
+        self._hand_out()
 
     def release(self, slot: Slot, job: Job, generated: list[int], *, computed: bool) -> None:
         """Give `slot` back. `computed`: the engine went through prompt and `generated`, so the
@@ -97,15 +109,25 @@ class SlotPool:
 
     def _free(self, slot: Slot) -> None:
         slot.busy = False
-        while self._waiting:
-            job, turn = self._waiting.popleft()
-            if not turn.done():
+        self.begun(slot)
+
+    def _hand_out(self) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for job, turn in waiting:
+            if self._allowed(job) and not turn.done():
                 turn.set_result(self._take(job))
-                return
+            elif not turn.done():
+                self._waiting.append((job, turn))
+
+    def _allowed(self, job: Job) -> bool:
+        ahead = sum(tokens for adapter, tokens in self._unbegun.values() if adapter == job.adapter)
+        return self.busy < len(self._slots) and ahead < self._batch_tokens
 
     def _take(self, job: Job) -> Slot:
         idle = [slot for slot in self._slots if not slot.busy]
         best = max(idle, key=lambda slot: slot.continues(job))
         slot = best if best.continues(job) else min(idle, key=lambda slot: slot.last_used)
         slot.busy = True
+        cached = slot.shared_prefix(job.prompt_ids) if slot.adapter == job.adapter else 0
+        self._unbegun[slot.id] = job.adapter, len(job.prompt_ids) - cached
         return slot

@@ -33,10 +33,8 @@ def engine() -> Running:
 
 def alive(engine: Running) -> None:
     """Nothing is left behind in its slots, and it still answers."""
-    deadline = time.monotonic() + 240
-    while _busy(engine) and time.monotonic() < deadline:
+    while _busy(engine):  # as long as it takes: the suite's own limit ends what hangs
         time.sleep(0.05)
-    assert _busy(engine) == 0
     status, _ = engine.post("/generate", {"inputs": "Hi", "parameters": {"max_new_tokens": 2}})
     assert status == 200
 
@@ -156,10 +154,8 @@ def _raw_request(
 def test_a_client_that_hangs_up_frees_its_slot(engine: Running, path: str) -> None:
     long = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 1000}}
     sockets = [_raw_request(engine, long, path) for _ in range(8)]
-    deadline = time.monotonic() + 10
-    while engine.counters()["tgi_batch_current_size"] < 8 and time.monotonic() < deadline:
+    while engine.counters()["tgi_batch_current_size"] < 8:
         time.sleep(0.02)
-    assert engine.counters()["tgi_batch_current_size"] == 8
     for sock in sockets:
         sock.close()
     alive(engine)
@@ -180,9 +176,6 @@ def test_connections_opened_and_dropped_cost_nothing(engine: Running) -> None:
 
 def test_a_slow_reader_holds_no_slot(engine: Running) -> None:
     sock = _raw_request(engine, {"inputs": "Once", "parameters": {"max_new_tokens": 60}})
-    deadline = time.monotonic() + 30
-    while engine.counters()["tgi_batch_current_size"] and time.monotonic() < deadline:
-        time.sleep(0.05)
     alive(engine)
     received = b""
     while not received.endswith(b"0\r\n\r\n"):

@@ -190,7 +190,7 @@ def test_slots_tell_dialogues_seats_and_adapters_apart() -> None:
     from hubkit.local_engine.slots import SlotPool
 
     async def play() -> None:
-        pool = SlotPool(4)
+        pool = SlotPool(4, batch_tokens=128)
         system = list(range(30))
 
         async def turn(prompt: list[int], reply: list[int], adapter: str | None) -> tuple[int, int]:
@@ -214,6 +214,42 @@ def test_slots_tell_dialogues_seats_and_adapters_apart() -> None:
         assert (again, shared) == (first, len(one) + 50), (
             "the next turn finds its own slot and all of its prefix"
         )
+
+    asyncio.run(play())
+
+
+def test_prompts_that_the_engine_is_not_ready_for_wait_where_leaving_costs_nothing() -> None:
+    from hubkit.local_engine.engine import Job
+    from hubkit.local_engine.slots import Slot, SlotPool
+
+    async def play() -> None:
+        pool = SlotPool(4, batch_tokens=128)
+
+        async def settled(*jobs: Job) -> list[asyncio.Task[Slot]]:
+            tasks = [asyncio.create_task(pool.acquire(job)) for job in jobs]
+            await asyncio.sleep(0)
+            return tasks
+
+        long = [Job([seed] * 200, 8, adapter="asker") for seed in range(3)]
+        first, gone, last = await settled(*long)
+        (chat,) = await settled(Job([9] * 200, 8, adapter="chat"))
+        assert chat.done(), "the prompts of another adapter are another batch"
+        assert first.done() and (pool.busy, pool.waiting) == (2, 2)
+
+        gone.cancel()
+        await asyncio.sleep(0)
+        assert (pool.busy, pool.waiting) == (2, 1), "who has left is not counted as waiting"
+        pool.begun(first.result())
+        assert (await last).id != first.result().id, "the next one is there for the next batch"
+
+        for task, job in zip((first, last), (long[0], long[2]), strict=True):
+            pool.release(task.result(), job, [], computed=True)
+        short = await settled(*(Job([seed] * 40, 8, adapter="asker") for seed in range(20, 24)))
+        assert [task.done() for task in short] == [True, True, True, False], "no slot is left"
+        again = await settled(Job([0] * 200 + [1], 8, adapter="asker"))
+        pool.release(short[0].result(), long[1], [], computed=False)
+        await asyncio.sleep(0)
+        assert short[3].done() and not again[0].done(), "in arrival order"
 
     asyncio.run(play())
 
