@@ -80,7 +80,10 @@ class Driver:
         self._beyond = sum(index >= block.dialogues for index in finished)
         turns = (turn for dialogue in state.live.values() for turn in dialogue.turns)
         works = {"user", "assistant"} if state.sharded else {turn.seat for turn in turns}
-        self._verdicts = {seat: SeatVerdict(works=seat in works) for seat in ("user", "assistant")}
+        addresses = {seat: list(endpoint.limits) for seat, endpoint in endpoints.items()}
+        self._verdicts = SeatVerdict.of_seats(works, addresses, block.retries_per_turn)
+        for dialogue in state.live.values():  # what made them fail may have been corrected since
+            dialogue.excused_attempts = len(dialogue.failed_attempts)
         self._again: deque[Dialogue] = deque()  # their failures were the server's
         self._named: set[str] = set()  # seats whose model has been compared with the run's
         self._shard_lock, self._shard_due = asyncio.Lock(), asyncio.Event()
@@ -240,8 +243,7 @@ class Driver:
         moment: no other dialogue is left that would show when they can.
         """
         for wait_s in _LAST_WAITS_S:
-            retries = self._block.retries_per_turn
-            last = [d for v in self._verdicts.values() for d in v.one_more_attempt(retries)]
+            last = [d for v in self._verdicts.values() for d in v.one_more_attempt()]
             if not last or self._halted:
                 return
             self._room.clear()
@@ -434,7 +436,7 @@ class Driver:
         return True, ""
 
     async def _note_usable(self, seat: str) -> None:
-        again, ending = self._verdicts[seat].usable(self._block.retries_per_turn)
+        again, ending = self._verdicts[seat].usable()
         if again:
             self._again.extend(again)
             self._room.set()

@@ -9,14 +9,49 @@ the dialogues that waited end."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 
 from hubkit.rollout.dialogue import Dialogue
 
 UNUSABLE_ENDS = frozenset({"error", "empty_turn", "failed_turn", "refusal", "context_full"})
-_ROW = 8  # unusable answers in a row, to two dialogues or more, that are the server's doing
+_LONG = 8  # unusable answers in a row
 _MOST_EXCUSES = 5  # for one turn
 _FROM_START = 8  # dialogues in a row that ended so, until the run stops
 _LATER = 20
+
+
+class UnusableRow:
+    """The unusable answers of a server since the last one that was used, by dialogue."""
+
+    def __init__(self) -> None:
+        self._answers: Counter[int] = Counter()
+        self._dialogues: dict[int, Dialogue] = {}
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is longer than chance makes it."""
+        return self._answers.total() >= _LONG
+
+    def add(self, dialogue: Dialogue) -> None:
+        """An answer to `dialogue` could not be used."""
+        self._answers[dialogue.plan.index] += 1
+        self._dialogues[dialogue.plan.index] = dialogue
+
+    def end(self) -> None:
+        """An answer was used; a long row to several dialogues was the server's doing."""
+        if self.is_long and len(self._dialogues) > 1:
+            for index, dialogue in self._dialogues.items():
+                _excuse(dialogue, self._answers[index])
+        self._answers.clear()
+        self._dialogues.clear()
+
+
+def _excuse(dialogue: Dialogue, answers: int) -> None:
+    if dialogue.failed_attempts and dialogue.excuses < _MOST_EXCUSES:
+        dialogue.excuses += 1
+        dialogue.excused_attempts = min(
+            len(dialogue.failed_attempts), dialogue.excused_attempts + answers
+        )
 
 
 class SeatVerdict:
@@ -24,78 +59,66 @@ class SeatVerdict:
 
     Args:
         works: Whether an answer of it has been used before.
+        row: That of its server; seats at the same addresses share it.
+        retries: How often a turn is asked for again.
     """
 
-    def __init__(self, *, works: bool) -> None:
+    def __init__(self, *, works: bool, row: UnusableRow, retries: int) -> None:
         self.works = works
         self.waiting: list[tuple[Dialogue, str]] = []
-        self._in_row: Counter[int] = Counter()  # unusable answers since the last usable one
-        self._dialogues: dict[int, Dialogue] = {}
+        self._row = row
+        self._retries = retries
+
+    @classmethod
+    def of_seats(
+        cls, works: Collection[str], addresses: Mapping[str, Sequence[str]], retries: int
+    ) -> dict[str, SeatVerdict]:
+        """One for each seat; `works` are those of which an answer has been used before."""
+        rows = {frozenset(urls): UnusableRow() for urls in addresses.values()}
+        return {
+            seat: cls(works=seat in works, row=rows[frozenset(urls)], retries=retries)
+            for seat, urls in addresses.items()
+        }
 
     @property
     def is_hopeless(self) -> bool:
         """Whether so many dialogues wait that the run is to stop."""
         return len(self.waiting) >= (_LATER if self.works else _FROM_START)
 
-    @property
-    def is_at_fault(self) -> bool:
-        """Whether the latest answers were unusable by the server's doing."""
-        return len(self._in_row) > 1 and self._in_row.total() >= _ROW
-
     def unusable(self, dialogue: Dialogue) -> None:
         """An answer to `dialogue` could not be used."""
-        self._in_row[dialogue.plan.index] += 1
-        self._dialogues[dialogue.plan.index] = dialogue
+        self._row.add(dialogue)
 
-    def usable(self, retries: int) -> tuple[list[Dialogue], list[tuple[Dialogue, str]]]:
+    def usable(self) -> tuple[list[Dialogue], list[tuple[Dialogue, str]]]:
         """An answer was used: the seat works.
-
-        Args:
-            retries: How often a turn is asked for again.
 
         Returns:
             The dialogues that waited and are to be asked again, and those that end, with the
             reasons.
         """
         self.works = True
-        if not self._in_row and not self.waiting:
+        self._row.end()
+        if not self.waiting:
             return [], []
-        again: list[Dialogue] = []
-        ending = []
-        if self.is_at_fault:
-            self._excuse()
-        for dialogue, reason in self._taken():
-            is_excused = dialogue.error is None or dialogue.error.get("status") == 200
-            if is_excused and dialogue.counted_attempts <= retries:
-                again.append(dialogue)
-            else:
-                ending.append((dialogue, reason))
-        self._forget()
-        return again, ending
+        waiting = self._taken()
+        again = [dialogue for dialogue, reason in waiting if self._may_ask(dialogue, reason)]
+        return again, [entry for entry in waiting if not self._may_ask(*entry)]
 
-    def one_more_attempt(self, retries: int) -> list[Dialogue]:
+    def one_more_attempt(self) -> list[Dialogue]:
         """The last dialogues of a run that wait, each with one more attempt, where the row is long:
         none is left to compare them with.
         """
-        if self._in_row.total() < _ROW or not self.works:
+        if not self._row.is_long or not self.works:
             return []
         dialogues = [dialogue for dialogue, _ in self._taken()]
         for dialogue in dialogues:
-            dialogue.excused_attempts = max(0, len(dialogue.failed_attempts) - retries)
+            dialogue.excused_attempts = max(0, len(dialogue.failed_attempts) - self._retries)
         return dialogues
 
-    def _excuse(self) -> None:
-        for index, dialogue in self._dialogues.items():
-            if dialogue.failed_attempts and dialogue.excuses < _MOST_EXCUSES:
-                dialogue.excuses += 1
-                dialogue.excused_attempts = min(
-                    len(dialogue.failed_attempts), dialogue.excused_attempts + self._in_row[index]
-                )
+    def _may_ask(self, dialogue: Dialogue, reason: str) -> bool:
+        has_attempts = reason not in ("error", "context_full")
+        return has_attempts and dialogue.counted_attempts <= self._retries
 
     def _taken(self) -> list[tuple[Dialogue, str]]:
         waiting, self.waiting = self.waiting, []
         return waiting
-
-    def _forget(self) -> None:
-        self._in_row.clear()
-        self._dialogues.clear()
