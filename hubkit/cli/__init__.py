@@ -17,11 +17,10 @@ from pathlib import Path
 import typer
 
 from hubkit import __version__
-from hubkit.cli import logs
+from hubkit.cli import console, logs
 from hubkit.cli.help_layout import Mapped
 from hubkit.errors import HubkitError
 from hubkit.settings import LOG_FILE
-from hubkit.untrusted import printable
 
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -213,5 +212,5 @@ def _root_options_first(arguments: list[str]) -> list[str]:
 
 def _fail(sentence: str, code: int) -> None:
     logs.seen(f"error: {sentence}")
-    print(f"hubkit: {printable(sentence)}", file=sys.stderr)
+    console.show(f"hubkit: {sentence}")
     sys.exit(code)

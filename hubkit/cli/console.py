@@ -17,12 +17,18 @@ from hubkit.cli import logs
 from hubkit.progress import Course, Lasting, Log, Notice, Progress, short
 from hubkit.untrusted import printable
 
+_ECHO = len("^C^C")
 _HEAD_WORD = 12  # a column's name is not broken within words up to this length
 
 
 def say(line: str) -> None:
     """One line for the person, on stderr; a terminal shows it broken between words."""
     logs.seen(line)
+    show(line)
+
+
+def show(line: str) -> None:
+    """As `say`, without a line in the log."""
     text = printable(line)
     if sys.stderr.isatty():
         text = "\n".join(map(_broken_between_words, text.split("\n")))
@@ -167,27 +173,48 @@ def _interrupts_answered() -> Iterator[None]:
 
 @contextmanager
 def _live_bars() -> Iterator[Callable[[str], Progress]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.console import Console, RenderableType
+    from rich.constrain import Constrain
+    from rich.progress import (
+        BarColumn,
+        ProgressColumn,
+        SpinnerColumn,
+        Task,
+        TextColumn,
+        TimeElapsedColumn,
+    )
     from rich.progress import Progress as Bars
     from rich.table import Column
+    from rich.text import Text
 
     console = Console(stderr=True, markup=False)
+
+    class NoteColumn(ProgressColumn):
+        """What alone gives way where the terminal is narrow: a note is cut, a notice broken."""
+
+        def render(self, task: Task) -> Text:
+            whole = task.fields["whole"]
+            return Text(task.fields["note"], no_wrap=not whole, overflow="ellipsis")
+
+    class BarsBesideEcho(Bars):
+        """Bars that leave room for the terminal's own ``^C^C``, which would begin a new line below
+        them: they would be drawn once more, and not over themselves."""
+
+        def get_renderable(self) -> RenderableType:
+            return Constrain(super().get_renderable(), console.width - _ECHO)
+
     columns = (
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.fields[stage]:<8}"),
         BarColumn(bar_width=16 if console.width >= 100 else 8),
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
-        # Alone gives way where the terminal is narrow.
-        TextColumn(
-            "{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
-        ),
+        NoteColumn(table_column=Column(ratio=1)),
     )
-    with Bars(*columns, console=console, expand=True) as live:
+    with BarsBesideEcho(*columns, console=console, expand=True) as live:
 
         def bar_for(name: str) -> Progress:
-            task_id = live.add_task(name, total=None, stage=name, note="", left="")
+            task_id = live.add_task(name, total=None, stage=name, note="", left="", whole=False)
             task = live.tasks[live.task_ids.index(task_id)]
             course = Course()
 
@@ -197,7 +224,7 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
                     return
                 shown = course.shown(completed, total, note)
                 if isinstance(note, Notice):  # which needs the room
-                    live.update(task_id, note=printable(shown.note), left="")
+                    live.update(task_id, note=printable(shown.note), left="", whole=True)
                     return
                 if shown.share is None:  # `update` takes None for "as before"
                     task.total = task.finished_time = None
@@ -207,6 +234,7 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
                     total=None if shown.share is None else 1.0,
                     note=printable(f"{shown.count} {shown.note}".strip()),
                     left=shown.left,
+                    whole=False,
                 )
 
             return progress

@@ -58,6 +58,8 @@ def run(
         if stage.name in again:
             result, building = None, stage.anew(context, inputs)
         if result is None:
+            if not looked:
+                progress(0, None, "checking what every stage needs")
             settings.require()
             for later in () if looked else stages[number:]:
                 _look_ahead(later, context)

@@ -242,7 +242,7 @@ class _Parts:
     def _stop(self) -> None:
         """Ask all parts to stop, and wait for what they have; a second Ctrl-C no longer waits."""
         deadline = time.monotonic() + self._job.block.request_timeout_s
-        waiting = f"finishing what is in flight in {len(self._pending)} parts"
+        waiting = f"finishing {len(self._pending)} parts"
         self._watch.progress(
             len(self._state.sharded),
             self._job.block.dialogues,

@@ -45,7 +45,8 @@ class Status:
         in_flight = sum(self.in_flight.values())
         if self.stopping:
             answers = "answer" if in_flight == 1 else "answers"
-            return Notice(f"finishing {in_flight} {answers}; press again to stop now")
+            what = f"finishing {in_flight} {answers}" if in_flight else "writing what there is"
+            return Notice(f"{what}; press again to stop now")
         parts = [
             f"{self.dialogues:,} of {self.wanted:,} dialogues",
             f"{self.turns:,} turns",

@@ -231,7 +231,7 @@ def _watch(child: subprocess.Popen[bytes], work: Path, progress: Progress) -> No
         # Told by a file, not by a signal: the launcher would pass a signal on a second time, which
         # means "at once".
         (work / STOP).touch()
-        stopping = "saving a checkpoint after this step; press again to stop now"
+        stopping = "saving after this step; press again to stop now"
         progress(0, None, Notice(stopping))
         try:
             child.wait(_STOP_GRACE_S)

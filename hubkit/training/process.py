@@ -106,6 +106,7 @@ def run_in_process(
 ) -> TrainReport:
     """Carry out `task` on `data` in this process; under a launcher, this process's part of it."""
     quiet_environment()
+    progress(0, None, "starting the training libraries")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     # the template is part of the base: another version of how it is derived is another training
     printed = hashlib.sha256(task.template.encode()).hexdigest()

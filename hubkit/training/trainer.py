@@ -150,7 +150,7 @@ def watcher(progress: Progress, checkpoint_minutes: float, run: Run) -> Any:
         def stop(self) -> None:
             """Ask for a checkpoint after the running step, and for an end."""
             self.stopping = True
-            self.note = Notice("saving a checkpoint after this step; press again to stop now")
+            self.note = Notice("saving after this step; press again to stop now")
             self.tell()
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

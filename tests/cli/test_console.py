@@ -170,6 +170,41 @@ def test_what_has_no_count_follows_what_had_one() -> None:
     assert not any("✓" in line for line in lines), "it is not done yet"
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminals_own_echo_of_ctrl_c_draws_no_bar_twice(columns: int) -> None:
+    lines = screen(
+        """
+        import sys
+        with console.bars() as bar_for:
+            corpus, asker = bar_for("corpus"), bar_for("asker")
+            corpus(1, 1, "done in 12 s")
+            asker(3, 30, "steps · " + "a-long-name" * 20)
+            console.say("the bars are drawn below this")
+            sys.__stderr__.write("^C^C")
+            sys.__stderr__.flush()
+            console.say("stopping; what is running ends first")
+        """,
+        columns,
+    )
+    assert [line.split()[1] for line in lines if "━" in line] == ["corpus", "asker"], lines
+    assert "stopping; what is running ends first" in lines
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_notice_is_broken_and_not_cut(columns: int) -> None:
+    told = "saving after this step, which may take a while yet; press again to stop now"
+    lines = screen(
+        f"""
+        from hubkit.progress import Notice
+        with console.bars() as bar_for:
+            bar_for("asker")(3, 30, Notice("{told}"))
+        """,
+        columns,
+    )
+    text = " ".join(" ".join(lines).split())
+    assert "…" not in text and all(word in text for word in told.split()), lines
+
+
 @pytest.mark.parametrize("columns", [80, 160])
 def test_what_is_to_be_read_later_has_a_line_of_its_own(columns: int) -> None:
     lines = screen(
