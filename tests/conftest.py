@@ -17,6 +17,8 @@ import pytest
 from support import durations
 from support.paths import ROOT, TESTS
 
+from hubkit.loopback import CLIENT_TIMEOUTS
+
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from support.hub_server import HubServer
@@ -28,6 +30,8 @@ for _name in [n for n in os.environ if n.startswith(("HF_", "HUBKIT_", "TRANSFOR
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HUBKIT_UPSTREAM"] = "off"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+for _name in CLIENT_TIMEOUTS:  # before anything reads them: the stock clients' own are ten seconds
+    os.environ[_name] = "240"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["GOMP_SPINCOUNT"] = "4000"  # as the command line sets it
 os.environ["PYTHONPATH"] = str(ROOT)

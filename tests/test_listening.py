@@ -78,5 +78,5 @@ def test_a_function_that_is_served_answers_at_once() -> None:
             data=body,
             headers={"Authorization": f"Bearer {model.token}"},
         )
-        urllib.request.urlopen(request, timeout=60).close()
+        urllib.request.urlopen(request, timeout=240).close()
     assert waiting == [False]

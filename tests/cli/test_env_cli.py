@@ -15,6 +15,7 @@ import pytest
 from cli.test_scorecard_cli import hub, repos, server  # noqa: F401
 from openenv.core.generic_client import GenericEnvClient
 from support.mock_endpoint import Handle
+from support.waiting import OPENENV
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -49,7 +50,7 @@ def play(arguments: list[str], **env: str) -> tuple[dict[str, Any], list[Any], s
         url = told["url"]
         if token := env.get("HUBKIT_ENDPOINT_TOKEN"):
             url = url.replace("//", f"//env:{token}@")
-        with GenericEnvClient(base_url=url).sync() as client:
+        with GenericEnvClient(base_url=url, **OPENENV).sync() as client:
             results = [client.reset(seed=0), client.step({"message": "Knead it."})]
             results.append(client.step({"message": "Bake it."}))
         process.send_signal(signal.SIGINT)

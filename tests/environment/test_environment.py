@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from openenv.core.generic_client import GenericEnvClient
+from support.waiting import OPENENV
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -96,7 +97,7 @@ def environment(
 
 
 def client(url: str) -> Any:
-    return GenericEnvClient(base_url=url).sync()
+    return GenericEnvClient(base_url=url, **OPENENV).sync()
 
 
 def test_the_stock_client_talks_with_an_asker_until_the_turns_are_over() -> None:
@@ -373,7 +374,7 @@ def test_many_sessions_at_once_do_not_mix() -> None:
     barrier = threading.Barrier(16)
 
     async def play(url: str, number: int) -> None:
-        async with GenericEnvClient(base_url=url) as env:
+        async with GenericEnvClient(base_url=url, **OPENENV) as env:
             await env.reset(opening=f"topic {number}")
             await asyncio.to_thread(barrier.wait)
             for position in (3, 5):

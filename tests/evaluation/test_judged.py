@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from support.mock_endpoint import Handle, mock
 from support.paths import ROOT, SHARED_DATA
+from support.waiting import until
 
 from hubkit.errors import EvalError, MisconfiguredEndpointError, RunLockedError, SourceError
 from hubkit.evaluation import Player, Setup, benchmarks, judged
@@ -303,9 +304,7 @@ def test_kill_9_in_the_middle_of_160_judgments_and_exactly_the_rest_is_judged(
     with mock(latency=0.03) as server:
         server.script(rules=rules({mark: f"[[{grade:g}]]" for mark, grade in graded(of).items()}))
         run = subprocess.Popen([sys.executable, "-c", RUN, server.url, str(tmp_path)], cwd=ROOT)
-        deadline = time.monotonic() + 60
-        while server.stats()["answered"] < 60 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until(lambda: server.stats()["answered"] >= 60)
         os.kill(run.pid, signal.SIGKILL)
         run.wait()
         time.sleep(0.2)  # what was out is answered to nobody

@@ -19,6 +19,7 @@ import pytest
 
 from hubkit.errors import DiskFullError, HubError, HubUnreachableError, RepoMissingError
 from hubkit.hub import Hub, Ref, connect, embedded, environment
+from hubkit.loopback import CLIENT_TIMEOUTS
 
 CLIENTS = 64
 
@@ -176,7 +177,9 @@ def test_the_environment_names_the_token_s_file_never_the_token(hub: Hub) -> Non
 @pytest.mark.slow  # the stock client's own ten seconds pass first
 def test_a_hub_that_is_slow_on_a_busy_machine_is_waited_for(hub: Hub, tmp_path: Path) -> None:
     hub.commit("local/slow", _folder(tmp_path, a="1"), "First", repo_type="dataset")
-    state, env = embedded.running(), {**os.environ, **environment()}
+    state = embedded.running()
+    inherited = {key: value for key, value in os.environ.items() if key not in CLIENT_TIMEOUTS}
+    env = inherited | environment()
     assert state is not None
     command = (
         "from huggingface_hub import hf_hub_download;"

@@ -310,5 +310,5 @@ def test_an_architecture_without_a_conversion_is_served_by_transformers(tmp_path
     assert status == 200, answer
     other.stop()
     refused = start("--model", str(tmp_path), "--engine", "llamacpp", wait=False)
-    assert refused.process.wait(60) == 1
+    assert refused.process.wait(240) == 1
     assert "llama.cpp has no conversion for GPTJForCausalLM" in refused.log.read_text()

@@ -50,7 +50,7 @@ def test_a_repo_at_a_revision_is_fetched_and_served(tmp_path: Path) -> None:
         assert alone.get("/info", "asker")["model_id"] == "me/base"
         alone.stop()
         missing = start("--model", "me/nothing", env=env, wait=False)
-        assert missing.process.wait(60) == 1
+        assert missing.process.wait(240) == 1
         assert "me/nothing" in missing.log.read_text()
         assert "Traceback" not in missing.log.read_text()
     finally:
@@ -59,5 +59,5 @@ def test_a_repo_at_a_revision_is_fetched_and_served(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_model_is_refused_in_a_sentence(tmp_path: Path) -> None:
     engine = start("--model", str(tmp_path), wait=False)
-    assert engine.process.wait(60) == 1
+    assert engine.process.wait(240) == 1
     assert "holds no model" in engine.log.read_text()

@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
 def endless(server: HubServer, path: str, piece: bytes, pieces: int) -> int:
     """Send a body without saying its length, until it is refused; the status of the answer."""
     address = server.url.removeprefix("http://")
-    connection = http.client.HTTPConnection(address, timeout=60)
+    connection = http.client.HTTPConnection(address, timeout=240)
     connection.putrequest("POST", path)
     connection.putheader("Authorization", f"Bearer {server.token}")
     connection.putheader("Content-Type", "application/json")

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session
 from support.hub_server import ROOT, HubServer, run_client
+from support.waiting import until
 
 
 def status_of(error: pytest.ExceptionInfo[HfHubHTTPError]) -> int:
@@ -62,7 +62,7 @@ def test_a_server_is_found_again_whatever_became_of_its_address_file(tmp_path: P
     about, path = server.info, server.root / "server.json"
     for damaged in (b"[]", b"", None):
         path.unlink() if damaged is None else path.write_bytes(damaged)
-        wait_until(lambda: path.exists() and path.read_bytes()[:1] == b"{")
+        until(lambda: path.exists() and path.read_bytes()[:1] == b"{")
         assert server.info == about
     server.stop()
 
@@ -75,13 +75,6 @@ def test_a_server_whose_folder_was_removed_leaves_the_next_one_alone(tmp_path: P
     assert second.info["pid"] == second.process.pid
     second.api().create_repo("local/one")
     second.stop()
-
-
-def wait_until(true: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_killed_server_starts_again(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import psutil
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 from support.hub_server import HubServer, run_client, send
+from support.waiting import until
 
 APP = """
 import http.server, json, os, sys
@@ -83,13 +83,6 @@ def ask(api: Any, repo: str) -> dict[str, Any]:
     return dict(json.load(urllib.request.urlopen(api.space_info(repo).host, timeout=240)))
 
 
-def until(seen: Any, what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not seen():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 def test_a_pushed_space_runs_from_its_own_files_with_its_settings(
     api: Any, server: HubServer
 ) -> None:
@@ -153,7 +146,7 @@ def test_pause_restart_sleep_and_wake(api: Any, server: HubServer) -> None:
     api.restart_space(repo)
     ready(api, repo)
     assert api.set_space_sleep_time(repo, 1).sleep_time == 1
-    until(lambda: api.get_space_runtime(repo).stage == "SLEEPING", "it never slept")
+    until(lambda: api.get_space_runtime(repo).stage == "SLEEPING")
     page = urllib.request.Request(address, headers={"Accept": "text/html"})
     with pytest.raises(urllib.error.HTTPError) as waking:
         urllib.request.urlopen(page, timeout=240)
@@ -181,7 +174,7 @@ def test_an_app_that_dies_later_is_noticed(api: Any) -> None:
                 "threading.Timer(2, os._exit, [7]).start()\nclass Page"))  # fmt: skip
     api.restart_space(repo)
     ready(api, repo)
-    until(lambda: api.get_space_runtime(repo).stage == "RUNTIME_ERROR", "nobody noticed")
+    until(lambda: api.get_space_runtime(repo).stage == "RUNTIME_ERROR")
     assert api.get_space_runtime(repo).raw["errorMessage"].startswith("Exit code: 7.")
 
 
@@ -288,7 +281,7 @@ def test_a_deleted_space_takes_its_app_along(api: Any) -> None:
             return True
         return False
 
-    until(closed, "its app still answers")
+    until(closed)
 
 
 def test_a_stock_gradio_client_finds_a_space_by_its_name(

@@ -60,7 +60,7 @@ class Client:
             name, repository=repository, custom_image=image, **{**HARDWARE, **PLACE, **options}
         )
 
-    def until(self, name: str, *states: str, timeout_s: float = 120) -> Any:
+    def until(self, name: str, *states: str, timeout_s: float = 240) -> Any:
         deadline, seen = time.monotonic() + timeout_s, []
         while time.monotonic() < deadline:
             endpoint = self.get(name)
@@ -132,7 +132,7 @@ def test_an_endpoint_comes_up_answers_pauses_resumes_and_is_deleted(client: Clie
     assert (
         answer.status_code == 200 and answer.json()["choices"][0]["message"]["role"] == "assistant"
     )
-    assert httpx.get(f"{up.url}/info").status_code == 401
+    assert httpx.get(f"{up.url}/info", timeout=240).status_code == 401
     assert client.pause("tiny-all").status == "paused"
     assert not [p for p in engines() if p.ppid() == client.server.info["pid"]]
     assert client.chat(up.url).status_code == 400
@@ -162,7 +162,7 @@ def test_an_endpoint_that_cannot_start_fails_with_a_message(client: Client) -> N
     from huggingface_hub.errors import InferenceEndpointError
 
     with pytest.raises(InferenceEndpointError, match="failed to deploy"):
-        failed.wait(timeout=5)
+        failed.wait(timeout=240)
 
 
 def test_an_update_serves_the_old_until_the_new_is_ready(client: Client) -> None:
@@ -176,7 +176,7 @@ def test_an_update_serves_the_old_until_the_new_is_ready(client: Client) -> None
     assert client.chat(url).status_code == 200
     client.until("tiny-update", "running")
     headers = {"Authorization": f"Bearer {client.server.token}"}
-    assert httpx.get(f"{url}/info", headers=headers).json()["max_total_tokens"] == 256
+    assert httpx.get(f"{url}/info", headers=headers, timeout=240).json()["max_total_tokens"] == 256
     client.update("tiny-update", repository="local/no-model")
     assert client.until("tiny-update", "updateFailed").raw["status"]["message"]
     assert client.chat(url).status_code == 200
@@ -201,7 +201,7 @@ def test_what_is_wrong_with_a_request_is_said(client: Client) -> None:
 def test_other_peoples_endpoints_are_theirs(client: Client) -> None:
     client.make("tiny-mine")
     url = f"{client.server.url}/v2/endpoint/local"
-    assert httpx.get(url).status_code == 401
+    assert httpx.get(url, timeout=240).status_code == 401
     from hubkit.local_hub.storage.store import Store as Folder
 
     folder = Folder(client.server.root)
@@ -209,10 +209,10 @@ def test_other_peoples_endpoints_are_theirs(client: Client) -> None:
     token = folder.accounts.add_token("eve")
     folder.settings.close()
     eve = {"Authorization": f"Bearer {token}"}
-    assert httpx.get(url, headers=eve).status_code == 403
-    assert httpx.delete(f"{url}/tiny-mine", headers=eve).status_code == 403
+    assert httpx.get(url, headers=eve, timeout=240).status_code == 403
+    assert httpx.delete(f"{url}/tiny-mine", headers=eve, timeout=240).status_code == 403
     up = client.until("tiny-mine", "running")
-    assert httpx.get(f"{up.url}/info", headers=eve).status_code == 403
+    assert httpx.get(f"{up.url}/info", headers=eve, timeout=240).status_code == 403
 
 
 def test_hardware_is_listed_as_the_client_reads_it(client: Client) -> None:

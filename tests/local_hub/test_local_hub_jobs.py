@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import psutil
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 from support.hub_server import HubServer
+from support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +69,7 @@ def test_secrets_are_in_the_environment_and_nowhere_else(api: Any, server: HubSe
         "time.sleep(1.5)"
     )
     job = run(api, "python", "-c", code, secrets={"HF_TOKEN": secret}, env={"PLAIN": "seen"})
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and len(below(server.process.pid)) < 2:
-        time.sleep(0.02)
+    until(lambda: len(below(server.process.pid)) >= 2)
     seen = [" ".join(p.cmdline()) for p in below(server.process.pid)]
     assert seen and not any(secret in line for line in seen)
     done = over(api, job)

@@ -22,6 +22,7 @@ import pytest
 from rollout.test_rollout import PROVENANCE, block, openings, rows, seats
 from support.mock_endpoint import Handle, mock
 from support.small_run import small_recipe
+from support.waiting import until
 
 ray = pytest.importorskip("ray", reason="needs hubkit-simulators[ray]")
 
@@ -226,8 +227,6 @@ def test_over_the_hub_and_after_the_driver_was_killed(
     shutil.rmtree(runs(), ignore_errors=True)
 
 
-def until_gone(timeout_s: float = 30) -> None:
+def until_gone() -> None:
     """Wait until the workers of a killed driver are gone too."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in workers()):
-        time.sleep(0.1)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers()))

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.mock_endpoint import mock
+from support.waiting import until
 
 from hubkit.errors import (
     EndpointError,
@@ -463,16 +464,9 @@ def engine_of_a_killed_process(fake_engine: Path, **env: str) -> int:
     return pid
 
 
-def gone(pid: int) -> bool:
-    """Whether a process ends within ten seconds."""
-    deadline = time.monotonic() + 10
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not alive(pid)
-
-
 def test_the_engine_dies_with_us_even_on_kill_9(fake_engine: Path) -> None:
-    assert gone(engine_of_a_killed_process(fake_engine))
+    pid = engine_of_a_killed_process(fake_engine)
+    until(lambda: not alive(pid))
 
 
 def test_the_folder_of_a_killed_engine_goes_at_the_next_start_and_no_other(
@@ -490,7 +484,7 @@ def test_the_folder_of_a_killed_engine_goes_at_the_next_start_and_no_other(
     with start_engine("m", listen=["a"]):
         assert alive(pid) and (left / "lock").exists(), "it is still the engine's"
         stays.unlink()
-        assert gone(pid)
+        until(lambda pid=pid: not alive(pid))
         mine = {path.name for path in temporary.iterdir()} - {left.name} - others
         with start_engine("m", listen=["a"]):
             assert not left.exists() and mine <= {path.name for path in temporary.iterdir()}

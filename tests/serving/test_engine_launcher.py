@@ -10,14 +10,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.paths import ROOT
+from support.waiting import until
 
 from hubkit.errors import EngineError, RecipeError
 from hubkit.serving.engines import devices
@@ -73,13 +72,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 60
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
-
-
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
 def test_one_server_answers_for_the_base_and_its_adapters(
     model: Path, adapter: Path, runs: Path, kind: str, tmp_path: Path
@@ -119,7 +111,7 @@ def test_nothing_is_left_after_the_block(model: Path, runs: Path, mode: str) -> 
         pids = [engine.pid, *record(runs)["pids"]]
         assert all(map(alive, pids))
         raise ValueError("mine")
-    assert eventually(lambda: not any(map(alive, pids)))
+    until(lambda: not any(map(alive, pids)))
 
 
 @pytest.mark.parametrize("victim", ["parent", "supervisor"])
@@ -146,10 +138,10 @@ def test_nothing_is_left_after_kill_9(model: Path, runs: Path, victim: str) -> N
     try:
         if victim == "parent":
             parent.kill()
-            assert eventually(lambda: not any(map(alive, [supervisor, server, *workers])))
+            until(lambda: not any(map(alive, [supervisor, server, *workers])))
         else:
             os.kill(supervisor, signal.SIGKILL)
-            assert eventually(lambda: not alive(server))
+            until(lambda: not alive(server))
     finally:
         parent.kill()
         parent.wait()
@@ -172,7 +164,7 @@ def test_a_server_that_never_answers_is_ended_in_time(model: Path, runs: Path) -
         launch("vllm", str(model), options=options(runs, "silent", wait_minutes=0.05)),
     ):
         pass
-    assert eventually(lambda: not any(map(alive, record(runs)["pids"])))
+    until(lambda: not any(map(alive, record(runs)["pids"])))
 
 
 def test_a_port_that_somebody_takes_meanwhile_is_replaced(model: Path, runs: Path) -> None:

@@ -15,6 +15,7 @@ from openenv.core.generic_client import GenericEnvClient
 from support.mock_endpoint import mock
 from support.people_models import END, people_model
 from support.tiny_models import write_rows
+from support.waiting import OPENENV
 
 from hubkit.conversation import Message
 from hubkit.errors import RecipeError
@@ -211,7 +212,7 @@ def test_such_a_model_asks_in_a_rollout_and_stands_in_a_scorecard(
         before = len(asker.ledger())
         with (
             prepare_environment(hub, options, lambda _: [chats]).served(hub) as (url, _),
-            GenericEnvClient(base_url=url).sync() as env,
+            GenericEnvClient(base_url=url, **OPENENV).sync() as env,
         ):
             opening = env.reset(seed=0).observation["message"]
             assert env.step({"message": "Mix."}).observation["message"] == "and with rye?"

@@ -27,7 +27,7 @@ from filelock import FileLock
 from support.paths import ROOT
 
 _CACHE = Path(tempfile.gettempdir()) / f"hubkit-test-models-{os.getuid()}"
-_START_TIMEOUT_S = 120
+_START_TIMEOUT_S = 240
 _LORA_B_STD = 0.15
 
 
@@ -205,7 +205,7 @@ class Running:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(10)
+                self.process.wait(240)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()

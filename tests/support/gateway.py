@@ -76,7 +76,7 @@ def gateway(behind: str = "") -> Iterator[Gateway]:
         do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = answer
 
         def behind(self, body: bytes) -> tuple[int, str, bytes, dict[str, str]]:
-            connection = http.client.HTTPConnection(urlsplit(behind).netloc, timeout=60)
+            connection = http.client.HTTPConnection(urlsplit(behind).netloc, timeout=240)
             headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
             connection.request(self.command, self.path, body, headers)
             answer = connection.getresponse()

@@ -43,7 +43,7 @@ class HubServer:
         log = (self.root / "server.log").open("ab")
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen([*command, *self.options], stdout=log, stderr=log, env=env)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline and self.process.poll() is None:
             if self._answers():
                 return self
@@ -54,7 +54,7 @@ class HubServer:
         try:
             if self.info["pid"] != self.process.pid:
                 return False
-            with urllib.request.urlopen(f"{self.url}/healthz", timeout=2) as answer:
+            with urllib.request.urlopen(f"{self.url}/healthz", timeout=10) as answer:
                 return answer.status == 200
         except (OSError, ValueError):
             return False

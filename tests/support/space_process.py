@@ -9,10 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+
+from support.waiting import until
 
 
 def start(stack: contextlib.ExitStack, folder: Path, env: Mapping[str, str]) -> str:
@@ -26,18 +27,23 @@ def start(stack: contextlib.ExitStack, folder: Path, env: Mapping[str, str]) -> 
             [sys.executable, "app.py"], cwd=folder, stdout=log, stderr=log, env=told
         )
     stack.callback(_stop, process)
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
+    url = f"http://127.0.0.1:{port}"
+
+    def answers() -> bool:
+        said = (folder / "log.txt").read_text()[-3000:]
+        assert process.poll() is None, f"the Space did not start:\n{said}"
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
-            return url
-        time.sleep(0.15)
-    raise AssertionError(f"the Space did not start:\n{(folder / 'log.txt').read_text()[-3000:]}")
+            return True
+        return False
+
+    until(answers)
+    return url
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(10)
+        process.wait(60)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 PATIENCE_S = 240.0  # for what has to happen, on a machine that is busy with something else
+OPENENV = {"connect_timeout_s": PATIENCE_S, "message_timeout_s": PATIENCE_S}
+"""For OpenEnv's own client, which otherwise gives a server ten seconds."""
 
 
 def until(condition: Callable[[], Any], *, timeout_s: float = PATIENCE_S) -> Any:

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import sqlite3
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from urllib.parse import quote
 from local_hub.test_local_hub_security import chunk, shard
 from support.forked import Ended, in_fork, run_hub_command
 from support.hub_server import HubServer, RawClient
+from support.waiting import until
 
 from hubkit.local_hub.storage.settings import TABLES
 
@@ -148,14 +148,12 @@ def _run_job(client: RawClient) -> None:
     spec = {"dockerImage": "python:3.12", "command": ["python", "-c", "print('said')"]}
     spec |= {"flavor": "cpu-basic", "environment": {}, "secrets": {}}
     job = client.post("/api/jobs/local", spec).raise_for_status().json()["id"]
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        stage = client.http.get(f"/api/jobs/local/{job}").json()["status"]["stage"]
-        if stage not in ("SCHEDULING", "RUNNING"):
-            assert stage == "COMPLETED"
-            return
-        time.sleep(0.05)
-    raise AssertionError("the job did not end")
+
+    def stage() -> str:
+        return str(client.http.get(f"/api/jobs/local/{job}").json()["status"]["stage"])
+
+    until(lambda: stage() not in ("SCHEDULING", "RUNNING"))
+    assert stage() == "COMPLETED"
 
 
 def _files_of_other_programs(root: Path) -> None:
