@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hubkit.cloud import CleanupResult
     from hubkit.hub import Hub
     from hubkit.pipeline import OnJobs
+    from hubkit.pipeline.runner import Planned
     from hubkit.recipe import Recipe
 
 On = Annotated[
@@ -92,21 +93,15 @@ def show_costs(
     recipe: Recipe,
     hub: Hub,
     on_jobs: OnJobs,
+    planned: Sequence[Planned],
     *,
     json: bool,
-    only: str | None = None,
-    again: Sequence[str] = (),
 ) -> None:
     """Every stage with its hours and price, as a table or as JSON."""
     from hubkit.cloud import prices
-    from hubkit.pipeline import costs, plan
+    from hubkit.pipeline import costs
 
-    stage_costs = costs.costs(
-        recipe,
-        hub,
-        on_jobs,
-        planned=[p for p in plan(recipe, hub, only=only, again=again) if only in (None, p.stage)],
-    )
+    stage_costs = costs.costs(recipe, hub, on_jobs, planned=planned)
     hours, usd, whole = costs.total(stage_costs)
     if json:
         console.data({

@@ -129,16 +129,21 @@ def walk(
     """
     from hubkit import pipeline
     from hubkit.hub import connect
-    from hubkit.pipeline.executors.jobs import check
+    from hubkit.pipeline.executors.jobs import check, secrets_of
 
     recipe, dry_run, json = options.load(*values), output.dry_run, output.json
     on_jobs = jobs.executor(recipe) if jobs else None
     hub = connect()
-    if on_jobs and (dry_run or not json):
-        job_options.show_costs(recipe, hub, on_jobs, json=json, only=stage, again=again)
-    if on_jobs and dry_run:
-        return
     if on_jobs:
+        planned = pipeline.plan(recipe, hub, only=stage, again=again)
+        planned = [p for p in planned if stage in (None, p.stage)]
+        for step in planned:
+            if step.state != "done":
+                secrets_of(hub, recipe, step.stage)
+        if dry_run or not json:
+            job_options.show_costs(recipe, hub, on_jobs, planned, json=json)
+        if dry_run:
+            return
         check(hub, on_jobs)
     if dry_run:
         _show_plan(recipe, hub, stage, again, json=json)

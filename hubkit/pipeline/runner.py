@@ -12,6 +12,7 @@ from hubkit import publishing
 from hubkit.errors import HubkitError, StageError
 from hubkit.evaluation import questions
 from hubkit.hub import Hub, Ref
+from hubkit.pipeline.keys import require_keys
 from hubkit.pipeline.stage import RunContext, Stage, StageResult, outgoing
 from hubkit.pipeline.stage_table import STAGES, stages_of
 from hubkit.progress import Lasting, Progress, silent
@@ -123,6 +124,7 @@ def before(
 
 def _refuse_settings(stage: Stage, context: RunContext) -> None:
     """Raise what `stage`, or its trainer, refuses of the recipe alone."""
+    require_keys(context.recipe, stage.name)
     if stage.check is not None:
         stage.check(context)
     if stage.trains:

@@ -193,6 +193,19 @@ class SeatConfig(Block):
         return not {EMBEDDED, DEPLOY, *ENGINES} & set(self.endpoints)
 
     @property
+    def variables(self) -> dict[str, str]:
+        """The environment variables of which it sends the values, by its keys; none where hubkit
+        starts its model."""
+        if not self.is_elsewhere:
+            return {}
+        named = {"token_env": self.token_env} if self.token_env else {}
+        return named | {
+            f"headers.{name}": value[1:].strip("{}")
+            for name, value in self.headers.items()
+            if value.startswith("$")
+        }
+
+    @property
     def engine_kind(self) -> str | None:
         """The server that hubkit starts for this seat; None where it starts none."""
         return next((name for name in self.endpoints if name in ENGINES), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
@@ -12,7 +12,7 @@ from hubkit import plugins
 from hubkit.recipe.block import Block
 from hubkit.recipe.block import block_of as block_type
 from hubkit.recipe.data import Corpus, Curate
-from hubkit.recipe.dialogue import Rollout
+from hubkit.recipe.dialogue import Rollout, SeatConfig
 from hubkit.recipe.evals import Evals
 from hubkit.recipe.identity import (
     Content,
@@ -244,6 +244,15 @@ class Recipe(Block):
         }
         return block.model_dump(mode="json", exclude=unread | display_keys)
 
+    def seats_of(self, stage: str) -> dict[str, SeatConfig]:
+        """Every seat that `stage` asks, judges included, by its dotted key."""
+        block, name = self.block_of(stage), _BLOCK_OF_STAGE.get(stage, stage)
+        seats = _seats_in(block, name, without=_read_by_others(type(block), stage))
+        asker = self.rollout.asker
+        if stage == "eval" and asker.repo == "asker" and (self.eval.scorecard or self.eval.against):
+            seats["rollout.asker"] = asker
+        return seats
+
     def content(self, stage: str) -> JsonObject:
         """What decides the result of `stage`: its seed, the content of its block, and the code of
         plug-ins.
@@ -274,6 +283,19 @@ def content_of_stage(
     used = list(plugin_digests) if stage in _USES_PLUGINS else []
     identity: JsonObject = {"stage": stage, "seed": seed, "block": content}
     return identity | ({"plugins": used} if used else {})
+
+
+def _seats_in(value: Any, at: str, *, without: Collection[str] = ()) -> dict[str, SeatConfig]:
+    if isinstance(value, SeatConfig):
+        return {at: value}
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, BaseModel):
+        parts = ((name, part) for name, part in value if name not in without)
+    elif isinstance(value, dict):
+        parts = value.items()
+    elif isinstance(value, list):
+        parts = enumerate(value)
+    return {k: seat for name, part in parts for k, seat in _seats_in(part, f"{at}.{name}").items()}
 
 
 def _read_by_others(block: type[BaseModel], stage: str) -> set[str]:

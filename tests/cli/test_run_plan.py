@@ -271,6 +271,10 @@ def test_a_study_tells_it_too(hubkit_home: Path, path: str) -> None:
 
 
 SEAT = {"repo": "x/y", "endpoints": ["http://127.0.0.1:9"]}
+KEYED = {"judge": {**SEAT, "token_env": "NO_KEY"}}
+JUDGED = [{"name": "judges", "judges": [KEYED]}]
+FORMAT = [{"name": "format"}]
+ASKED = {"x": KEYED["judge"]}
 
 
 @pytest.mark.parametrize(
@@ -312,6 +316,31 @@ def test_what_a_recipes_values_make_impossible_is_told_before_the_first_stage(
     loaded = load("parrot", profiles=["laptop"], overrides=overrides(base, tmp_path, **wrong))
     states = {planned.stage: planned.state for planned in plan(loaded, connect())}
     assert states[stage].startswith("cannot run: ") and sentence in states[stage], states
+    refused_before_anything(loaded, sentence)
+
+
+@pytest.mark.parametrize(
+    ("stage", "path", "block", "seat"),
+    [
+        ("corpus", "corpus__intents", {"judging": KEYED}, "judging.judge"),
+        ("prefer", "preference", {"chat": SEAT, "judging": KEYED}, "judging.judge"),
+        ("prefer", "preference", {"chat": KEYED["judge"]}, "chat"),
+        ("reinforce", "reinforce", {"rewards": JUDGED}, "rewards.0.judges.0.judge"),
+        ("reinforce", "reinforce", {"askers": ASKED}, "askers.x"),
+        ("eval", "eval__against", {"rewards": JUDGED}, "rewards.0.judges.0.judge"),
+        ("eval", "eval__against", {"rewards": FORMAT, "askers": ASKED}, "askers.x"),
+    ],
+)
+def test_a_key_that_is_not_set_is_told_before_the_first_stage(
+    base: str, tmp_path: Path, stage: str, path: str, block: dict[str, object], seat: str
+) -> None:
+    loaded = load(
+        "parrot", profiles=["laptop"], overrides=overrides(base, tmp_path, **{path: block})
+    )
+    sentence = f"{path.replace('__', '.')}.{seat}.token_env names NO_KEY, which is not set"
+    states = {planned.stage: planned.state for planned in plan(loaded, connect())}
+    told = [name for name, state in states.items() if sentence in state]
+    assert told == [stage], states
     refused_before_anything(loaded, sentence)
 
 

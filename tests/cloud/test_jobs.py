@@ -12,7 +12,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ from typing import Any
 import psutil
 import pytest
 from local_hub.test_local_hub_inference import tiny_model
+from support.mock_endpoint import mock
 from support.small_run import small_recipe
+from support.waiting import until
 
 from hubkit import cloud, pipeline
 from hubkit.errors import RecipeError, StageError
@@ -118,6 +119,57 @@ def test_a_stage_as_a_job_makes_what_it_makes_here_and_is_then_skipped(
         done.command[:2] == ["uv", "run"]
         and "hubkit.pipeline.executors.job_entrypoint" in done.command
     )
+
+
+def judged_by(url: str, **seat: Any) -> dict[str, Any]:
+    """``corpus.intents`` of a judge at `url`."""
+    judge = {"repo": "acme/judge", "endpoints": [url], "profile": "openai", "model": "grader"}
+    return {"judging": {"judge": {**judge, **seat}}}
+
+
+def test_keys_that_a_recipe_names_reach_its_job_and_nothing_else(
+    hub: Hub, hubkit_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"JOB_JUDGE_KEY": "sk-theKeyOfTheJudge", "JOB_TENANT": "tenant-OfTheHeader"}
+    for name, value in keys.items():
+        monkeypatch.setenv(name, value)
+    lines: list[str] = []
+    with mock(key=keys["JOB_JUDGE_KEY"]) as judge:
+        judge.script(texts=["learn it"])
+        named = {"token_env": "JOB_JUDGE_KEY", "headers": {"X-Tenant": "$JOB_TENANT"}}
+        keyed = recipe(hub, tmp_path, "jobs-keyed", corpus__intents=judged_by(judge.url, **named))
+        [stage] = made(keyed, hub, execute=on_jobs(lines))
+    assert stage.report["intents"]["missing"] == {}
+    job = jobs(hub, "corpus")[0]
+    assert job.secrets == dict.fromkeys(["HF_TOKEN", *keys], "")
+    shown = json.dumps([job.environment, job.command, lines])
+    kept = [p.read_bytes() for p in hubkit_home.rglob("*") if p.is_file()]
+    for value in keys.values():
+        assert value not in shown and not any(value.encode() in data for data in kept)
+
+
+def test_a_key_that_cannot_reach_its_job_is_refused_before_anything_starts(
+    hub: Hub, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(variable: str) -> str:
+        """What both a dry run and a run say."""
+        intents = judged_by("http://127.0.0.1:9", token_env=variable)
+        keyless = recipe(hub, tmp_path, "jobs-keyless", corpus__intents=intents)
+        corpus = keyless.corpus.model_dump(mode="json")
+        given = {k: corpus[k] for k in ("sources", "filters", "openings", "test", "intents")}
+        values = [w for k, v in given.items() for w in ("--set", f"corpus.{k}={json.dumps(v)}")]
+        command = ("run", "parrot", *values, "--on", "jobs")
+        said = [cli(*command, *more) for more in (["--dry-run"], ["--json"])]
+        assert [done.returncode != 0 for done in said] == [True, True]
+        assert not any("Traceback" in done.stderr for done in said)
+        return said[0].stderr + said[1].stderr
+
+    before = len(jobs(hub, "corpus"))
+    sentence = "corpus.intents.judging.judge.token_env names JOB_NO_KEY, which is not set"
+    assert refused("JOB_NO_KEY").count(sentence) == 2
+    monkeypatch.setenv("HF_TOKEN", "hf_ofAnotherHub")
+    assert refused("HF_TOKEN").count("names HF_TOKEN, which has a value of its own in a job") == 2
+    assert len(jobs(hub, "corpus")) == before
 
 
 def test_a_plugin_travels_with_its_job(hub: Hub, tmp_path: Path) -> None:
@@ -256,15 +308,12 @@ def test_what_a_cancelled_job_held_is_found_and_ended(hub: Hub, cli: Any, tmp_pa
         target=cloud.run_job, args=(hub, command), kwargs={"on_line": lines.append}
     )
     driver.start()
-    deadline = time.monotonic() + 120
-    while not any(one.state == "running" for one in cloud.listed(hub)):
-        assert time.monotonic() < deadline and driver.is_alive(), lines
-        time.sleep(0.1)
+    until(lambda: any(one.state == "running" for one in cloud.listed(hub)))
     [job], [endpoint] = jobs(hub, "hold", "test"), cloud.listed(hub)
     assert f"hubkit-job-{job.id}" in endpoint.tags
     assert cloud.reap_jobs(hub) == [] and cloud.listed(hub)  # its job runs
     cloud.jobs.cancel(hub, job.id)
-    driver.join(60)
+    driver.join(240)
     assert [one.name for one in cloud.listed(hub)] == [endpoint.name]
     done = cli("deploy", "reap", "--json")
     assert json.loads(done.stdout) == [{"endpoint": endpoint.name, "outcome": "deleted"}], (

@@ -16,6 +16,7 @@ from hubkit.cloud import own_wheel
 from hubkit.errors import HubError, RecipeError, StageError
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline.executors.job_entrypoint import ANEW, MARK
+from hubkit.pipeline.keys import keys_of
 from hubkit.pipeline.stage import RunContext, Stage, StageResult
 from hubkit.progress import Progress
 from hubkit.recipe import Recipe
@@ -91,8 +92,11 @@ class OnJobs:
         )
 
     def command(self, stage: Stage, context: RunContext, inputs: dict[str, Ref]) -> cloud.Command:
-        """What is submitted for `stage`. The recipe travels in the environment, the token as a
-        secret.
+        """What is submitted for `stage`. The recipe travels in the environment; the token, and the
+        keys that the recipe names, as secrets.
+
+        Raises:
+            RecipeError: A key is not set, or under a name that means something else in the job.
         """
         hub = context.hub
         labels = {
@@ -124,13 +128,21 @@ class OnJobs:
             requirements=() if self.image else (named,),
             image=self.image,
             env=env,
-            secrets={"HF_TOKEN": hub.token} if hub.token else {},
+            secrets=secrets_of(hub, context.recipe, stage.name),
         )
 
     def _tell(self, stage: str, line: str, progress: Progress) -> None:
         self.on_line(stage, line)
         if not line.startswith("{"):
             progress(0, None, line)
+
+
+def secrets_of(hub: Hub, recipe: Recipe, stage: str) -> dict[str, str]:
+    """What reaches a job of `stage` and nobody else: the Hub's token, and the keys that the recipe
+    names. Raises `RecipeError` for one that is not set, or is called as the token is.
+    """
+    own = {"HF_TOKEN": hub.token} if hub.token else {}
+    return keys_of(recipe, stage, own) | own
 
 
 def check(hub: Hub, on_jobs: OnJobs) -> None:

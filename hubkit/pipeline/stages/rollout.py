@@ -11,7 +11,6 @@ from hubkit.pipeline.stage import RunContext, Stage, StageDirs
 from hubkit.pipeline.stage_cards import card
 from hubkit.pipeline.stages import baseline, rollout_run
 from hubkit.progress import Progress, stretch
-from hubkit.serving import ServedModel
 from hubkit.untrusted import JsonObject
 
 
@@ -40,14 +39,12 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
 
 
 def check(context: RunContext) -> None:
-    """Raise `RecipeError` for a rollout that would not begin: its block, templates of no known
-    name, and keys that its seats read from the environment."""
+    """Raise `RecipeError` for a rollout that would not begin: its block, and templates of no known
+    name."""
     block = context.recipe.rollout
     rollouts.check(block)
     for name, seat in (("asker", block.asker), ("chat", block.chat)):
         require_name(seat.template, f"rollout.{name}.template")
-        if seat.is_elsewhere:
-            ServedModel.of(seat, named_by=f"rollout.{name}")
 
 
 STAGE = Stage(
