@@ -215,10 +215,12 @@ def _interval(low: float | None, high: float | None) -> str:
 
 def notes(result: CrossTable) -> list[str]:
     """One sentence for each difference, for each pair that lacks conversations, and for a cap."""
+    tested = sum(entry.p_holm is not None for entry in result.differences)
+    correction = f" (Holm's correction for {tested} comparisons)" if tested > 1 else ""
     sentences = [
         f"{entry.chat} less {entry.than}, with {entry.asker}: {entry.difference:+.3g}"
         f"{_interval(entry.low, entry.high)} over {entry.n} pairs, "
-        f"{noise(entry.outside_noise)}, p {entry.p_holm:.2g} (Holm)"
+        f"{noise(entry.outside_noise)}, p {entry.p_holm:.2g}{correction}"
         for entry in result.differences
         if entry.difference is not None and entry.p_holm is not None
     ]

@@ -301,16 +301,24 @@ def endings(reports: Mapping[str, Report], results: Report | None) -> list[str]:
         sentences.append(f"How likely it is to end was not measured: {ending['missing']}.")
     elif ending:
         at, on = (_probability(ending[key]) for key in ("at_ends", "before_ends"))
+        never = at == on == _HARDLY_EVER
+        after = "It has not learned to end conversations: after" if never else "After"
         sentences.append(
-            f"After an answer it ends with probability {at} where people ended and {on} where they "
-            f"went on (mean over {ending['chances']} answers in {ending['conversations']} held-out "
-            f"conversations; people ended at {ending['real_rate']:.0%} of them)."
+            f"{after} an answer it ends with a probability of {at} where people ended and {on} "
+            f"where they went on (mean over {ending['chances']} answers in "
+            f"{ending['conversations']} held-out conversations; people ended at "
+            f"{ending['real_rate']:.0%} of them)."
         )
     return sentences
 
 
+_HARDLY_EVER = "less than 0.1%"
+
+
 def _probability(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2g}"
+    if value is None:
+        return "an unknown size"
+    return f"{value:.1%}" if value >= 0.001 else _HARDLY_EVER
 
 
 def mean_turns(report: Report) -> float | None:
@@ -422,6 +430,16 @@ def _unshrunk(recipe: Recipe) -> Recipe:
         return recipes.load(recipe.name) if recipe.profile else recipe
     except RecipeError:
         return recipe
+
+
+def sources(recipe: Recipe) -> tuple[list[str], list[str]]:
+    """The repos that the recipe's corpus is read from, and those of the recipe without its
+    profile; local files are "local files"."""
+    read_here, at_full_size = (
+        list(dict.fromkeys(source.repo_id or "local files" for source in each.corpus.sources))
+        for each in (recipe, _unshrunk(recipe))
+    )
+    return read_here, at_full_size
 
 
 def is_shrunk(recipe: Recipe) -> bool:

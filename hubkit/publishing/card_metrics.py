@@ -62,7 +62,7 @@ def of(report: Mapping[str, Any]) -> Measures | None:
     unit = str(measures.get("unit", "words"))
     row_names = {str(row[0]) for row in measures["rows"]}
     formulas = [
-        (title, definition.formula, definition.source)
+        (title, definition.formula.replace("{unit}", unit), definition.source)
         for definition in definitions().values()
         if (title := definition.title.replace("{unit}", unit)) in row_names
     ]

@@ -43,6 +43,18 @@ _CONFIG_HELP = {
     "baseline": "dialogues that open alike, in which the chat model was only told to play the user",
 }
 
+_REWARD_HELP = {
+    "next_turn": "how likely the frozen asker finds what the person really said next, given the "
+    "answers (mean log-probability of a token: at most 0, and nearer 0 is likelier)",
+    "judges": "the mean rating of the judges, from 0.1 to 1",
+    "format": "minus the share of answers that are broken: empty, cut off, out of role, or said "
+    "before",
+}
+_END_HELP = (
+    "how likely the frozen asker finds it that the person ends the conversation, given the answers "
+    "(log-probability: at most 0, and nearer 0 is likelier)"
+)
+
 Values = dict[str, object]
 """What a card's template is given."""
 
@@ -188,9 +200,21 @@ def _model(facts: CardFacts, recipe: Recipe, kind: metadata.TrainedKind) -> Valu
                      for name, value, full, ours in settings],
         "training": _measured(report),
         "reinforcement": read.reinforcement(report) if kind == "reinforced" else None,
+        "reward_help": _reward_help(recipe),
         "drops": read.drops(report),
         "preferred": _preferred(report) if kind == "asker" else None,
     }  # fmt: skip
+
+
+def _reward_help(recipe: Recipe) -> list[tuple[str, str]]:
+    """What each reward of the recipe says, where it is one of those that ship."""
+    terms = recipe.reinforce.rewards if recipe.reinforce else []
+    meanings = {
+        term.name: _END_HELP if term.args.get("of") == "end" else _REWARD_HELP[term.name]
+        for term in terms
+        if term.name in _REWARD_HELP
+    }
+    return list(meanings.items())
 
 
 def _preferred(report: Mapping[str, Any]) -> Values | None:
@@ -216,8 +240,9 @@ def _measured(report: Mapping[str, Any]) -> list[tuple[str, Any, int]]:
         ("pairs trained on", read.first(report, "rows.pairs_used"), 0),
         ("pairs that lost their oldest exchanges to fit", read.first(report, "rows.trimmed"), 0),
         ("pairs told apart at the end of training (share)", _told_apart(report), 2),
-        ("tokens read", read.first(report, "tokens"), 0),
-        ("tokens with loss", read.first(report, "loss_tokens"), 0),
+        # none where the rows are conversations that are held while it trains
+        ("tokens read", read.first(report, "tokens") or None, 0),
+        ("tokens with loss", read.first(report, "loss_tokens") or None, 0),
         ("steps", read.first(report, "steps"), 0),
         ("final training loss", read.first(report, "final_loss"), 4),
         ("seconds", read.first(report, "seconds"), 1),
@@ -277,7 +302,10 @@ def _corpus(facts: CardFacts, recipe: Recipe) -> Values:
     report = facts.report("corpus")
     names = ("rows_read", "kept", "dropped", "unreadable", "joined", "added")
     counts = {name: rows for name in names if isinstance(rows := report.get(name), int)}
+    read_here, at_full_size = read.sources(recipe)
     return {
+        "sources": read_here,
+        "instead_of": [] if set(at_full_size) & set(read_here) else at_full_size,
         "looked_for": _looked_for(recipe, recipe.corpus.filters),
         "cap": recipe.asker.sft.get("max_length"),
         "intents": report.get("intents"),

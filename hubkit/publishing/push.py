@@ -182,12 +182,12 @@ def _publish(push: _Push, options: PushOptions, dry_run: bool, progress: Progres
     changes_made: list[Change] = []
     push.commits_there.clear()
     for at, (step, plan) in enumerate(zip(steps, planned, strict=True)):
-        progress(at, len(steps) + 1, f"repos · pushing {step.repo_id}")
+        progress(at, len(steps), f"repos · pushing {step.repo_id}")
         # Across Hubs a card names commits that this push makes, so it is planned again once they
         # are known.
         changes_made += _carry_out(push, step, None if push.is_copy and step.kind else plan)
     changes_made += collection.push(hub, recipe, items, private=push.private)
-    progress(len(steps) + 1, len(steps) + 1, "repos pushed")
+    progress(len(steps), len(steps), "repos pushed")
     return changes_made + left_out
 
 
@@ -333,11 +333,16 @@ def may_leave(name: str) -> bool:
 
 
 def _samples(push: _Push, kind: Kind) -> list[samples.Sample]:
-    """Rows for the card to show: the dataset's own, or for a model those of the dialogues."""
-    stage = {"corpus": "corpus", "preference": "prefer"}.get(kind, "curate")
+    """Rows for the card to show: the dataset's own, or for a model those of the dialogues, or of
+    its held-out conversations."""
+    stages = {"corpus": "corpus", "preference": "prefer", "reinforced": "reinforce"}
+    stage = stages.get(kind, "curate")
     ref = push.outputs.get(stage)
     if ref is None or kind in ("results", "aligned"):
         return []
+    if kind == "reinforced":
+        folder = push.source.snapshot(ref, allow_patterns=["conversations/*.parquet"])
+        return samples.of(sorted((folder / "conversations").glob("*.parquet")), group="after")
     folder = push.source.snapshot(ref, allow_patterns=["data/train-*.parquet"])
     return samples.of(sorted((folder / "data").glob("train-*.parquet")))
 

@@ -18,19 +18,20 @@ SAMPLES = 3
 _ROWS = 50  # looked at until there are enough
 _TURNS = 4
 _CHARS = 280
-_COLUMNS = ("messages", "prompt", "chosen", "rejected")
+_COLUMNS = ("messages", "prompt", "chosen", "rejected", "group")
 
 
-def of(files: Sequence[Path]) -> list[Sample]:
+def of(files: Sequence[Path], *, group: str | None = None) -> list[Sample]:
     """Up to `SAMPLES` of the first rows of parquet `files`, each as (who, text) pairs.
 
     Rows are conversations (``messages``) or preference pairs (``prompt``, ``chosen``,
-    ``rejected``)."""
+    ``rejected``); with `group`, those alone whose column ``group`` is that."""
     rows = (
         row
         for path in files
         for batch in read_batches(path)
         for row in batch.select([c for c in _COLUMNS if c in batch.schema.names]).to_pylist()
+        if group is None or row.get("group") == group
     )
     turns = (_turns(row) for row in islice(rows, _ROWS))
     return [_shortened(row) for row in islice(filter(_may_be_shown, turns), SAMPLES)]

@@ -190,7 +190,7 @@ def test_the_asker_s_end_is_measured_and_said(stages: dict[str, Any]) -> None:
     assert ending["chances"] > 0 and 0 < ending["predicted_rate"] < 1
     hub = connect()
     for repo, kind, said in (
-        ("asker", "model", "After an answer it ends with probability"),
+        ("asker", "model", "an answer it ends with a probability"),
         (
             "dialogues",
             "dataset",

@@ -93,4 +93,5 @@ def test_a_difference_is_outside_the_noise_only_among_all_of_its_table() -> None
     among = crowded.differences[0]
     assert among.low is not None and among.low > 0, "its own interval is as it was"
     assert (among.p_value, among.p_holm, among.outside_noise) == (2 / 64, 6 / 64, False)
-    assert "within the noise, p 0.094 (Holm)" in notes(crowded)[0]
+    corrected = "within the noise, p 0.094 (Holm's correction for 3 comparisons)"
+    assert corrected in notes(crowded)[0]

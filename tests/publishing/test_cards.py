@@ -252,14 +252,42 @@ def test_configs_name_only_the_files_that_are_there() -> None:
     assert [s["split"] for s in splits] == ["train", "openings", "test"]
 
 
+def test_a_reinforced_models_card_explains_its_rewards_and_claims_no_more_than_was_tested() -> None:
+    said = [[("user", "What is rye?"), ("assistant", "A grain.")]]
+    card = render(facts("reinforced", "userlm", samples=said))
+    assert "- `next_turn`: how likely the frozen asker finds" in card
+    assert "The other rows were not tested." in card
+    assert "tokens read" not in card and "tokens with loss" not in card, "none are counted there"
+    assert "recipe at full size" not in card and "no full-size values to compare" in card
+    assert "this model wrote the `assistant` turns" in card and "- **user**: `What is rye?`" in card
+
+
+def test_a_corpus_from_elsewhere_than_its_repo_is_named_after_says_so() -> None:
+    told = " ".join(render(facts("corpus", "userlm")).split())
+    assert f"**They are from {SOURCE}, and not from allenai/WildChat-1M**" in told
+    assert "**They are from" not in render(facts("corpus", "parrot"))
+
+
+def test_results_show_their_table_first() -> None:
+    table = ["data/results-00000-of-00001.parquet"]
+    card = render(facts("results", files=table))
+    assert card.index('load_dataset("me/parrot-results", split="test")') < card.index("json.load")
+    assert 'split="test"' not in render(facts("results", files=["results.json"]))
+
+
 def test_cards_say_whether_the_asker_ends_and_how_likely_it_is_to() -> None:
     ending = {"at_ends": 0.125, "before_ends": 0.03125, "chances": 40, "conversations": 20,
               "real_rate": 0.25}  # fmt: skip
     told = facts("asker", "userlm", results={**RESULTS, "ending": ending})
     assert (
-        "After an answer it ends with probability 0.12 where people ended and 0.031 where they "
-        "went on (mean over 40 answers in 20 held-out conversations; people ended at 25% of them)."
+        "After an answer it ends with a probability of 12.5% where people ended and 3.1% where "
+        "they went on (mean over 40 answers in 20 held-out conversations; people ended at 25% of "
+        "them)."
     ) in render(told)
+    never = {**ending, "at_ends": 1.6e-8, "before_ends": 3.5e-8}
+    card = render(facts("asker", "userlm", results={**RESULTS, "ending": never}))
+    assert "not learned to end conversations: after an answer it ends with a probability of" in card
+    assert "less than 0.1% where people ended" in card and "e-08" not in card
     why = {"ending": {"missing": "no conversation fits"}}
     unknown = facts("asker", "userlm", results={**RESULTS, **why})
     assert "to end was not measured: no conversation fits." in render(unknown)
