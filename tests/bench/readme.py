@@ -207,9 +207,9 @@ def engine(found: Figures) -> str:
     return "\n".join([*lines, "", sentence])
 
 
-def rollout(found: Figures) -> str:
-    """The driver beside others on one mock; its memory and resume."""
-    found = found["rollout"]
+def rollout(everything: Figures) -> str:
+    """The driver beside others on one mock, and on vLLM; its memory and resume."""
+    found, vllm = everything["rollout"], everything["rollout_vllm"]
     lines = ["| driver | requests/s (least to most) | CPU ms a request |", "| --- | --- | --- |"]
     for name, row in found["speed"].items():
         if isinstance(row, Mapping) and "requests_per_s" in row:
@@ -222,7 +222,13 @@ def rollout(found: Figures) -> str:
         f"disk before its dialogue goes on. {memory['dialogues']:,} dialogues take at most "
         f"{memory['peak_rss_mb']} MB; resuming them, {memory['resume_s']:.1f} s."
     )
-    return "\n".join([*lines, "", sentence])
+    share = vllm["share_of_plain_load_generator"]
+    on_vllm = (
+        f"On vLLM without a GPU ({middle(vllm['generated_tokens_per_s']):.0f} tokens/s), the speed "
+        f"of a rollout is {share['median']:.2f} ({share['least']:.2f} to {share['most']:.2f}) of "
+        "that of a plain generator which sends the same requests."
+    )
+    return "\n".join([*lines, "", sentence, "", on_vllm])
 
 
 def real_servers(found: Figures) -> str:

@@ -30,7 +30,7 @@ from support.mock_endpoint import mock
 
 HERE = Path(__file__).resolve().parent
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
-DIALOGUES, IN_FLIGHT, LATENCY_S = int(os.environ.get("BENCH_CALLS", "4000")) // REQUESTS, 64, 0.05
+DIALOGUES, IN_FLIGHT, LATENCY_S = int(os.environ.get("BENCH_CALLS", "16000")) // REQUESTS, 64, 0.05
 WARM_UP = 8  # dialogues, so that imports are made before the clock runs
 TAIL = (
     0.05,

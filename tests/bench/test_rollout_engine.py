@@ -10,6 +10,7 @@ import asyncio
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -61,9 +62,13 @@ def block(turns: int = TURNS) -> Rollout:
     )
 
 
-async def replay(bodies: list[list[tuple[str, dict[str, Any]]]]) -> float:
-    """Send every dialogue's requests, one dialogue beside the others; gives seconds."""
+async def replay(bodies: list[list[tuple[str, dict[str, Any]]]]) -> tuple[float, Counter[str]]:
+    """Send every dialogue's requests, one dialogue beside the others; gives seconds, and the
+    tokens of prompts and answers.
+    """
     import aiohttp
+
+    tokens: Counter[str] = Counter()
 
     async with aiohttp.ClientSession() as session:
 
@@ -71,11 +76,14 @@ async def replay(bodies: list[list[tuple[str, dict[str, Any]]]]) -> float:
             for url, body in requests:
                 async with session.post(f"{url}/v1/chat/completions", json=body) as answer:
                     assert answer.status == 200, await answer.text()
-                    await answer.read()
+                    usage = (await answer.json())["usage"]
+                    tokens.update(
+                        prompt=usage["prompt_tokens"], completion=usage["completion_tokens"]
+                    )
 
         started = time.perf_counter()
         await asyncio.gather(*map(dialogue, bodies))
-        return time.perf_counter() - started
+        return time.perf_counter() - started, tokens
 
 
 def requests_of(
@@ -130,7 +138,7 @@ def test_what_driving_costs_the_embedded_engine(tmp_path: Path) -> None:
                 JournalSpec(folder / "journal", number),
             )  # fmt: skip
             rows = pq.read_table(folder / "out" / "data").to_pylist()
-            plain = asyncio.run(replay([requests_of(row, given, urls) for row in rows]))
+            plain, _ = asyncio.run(replay([requests_of(row, given, urls) for row in rows]))
         assert report.dialogues == DIALOGUES, report.to_dict()
         prompt = sum(seat["prompt"] for seat in report.tokens.values())
         generated = sum(seat["completion"] for seat in report.tokens.values())
@@ -194,11 +202,15 @@ def test_what_driving_costs_vllm(tmp_path: Path) -> None:
                 )
                 rows = pq.read_table(folder / "out" / "data").to_pylist()
                 again = {**fixed, "cache_salt": f"plain {number}"}
-                plain = asyncio.run(
+                plain, again_tokens = asyncio.run(
                     replay([requests_of(row, given, urls, models, **again) for row in rows])
                 )
                 assert report.end_reasons == {"target_turns": DIALOGUES}, report.to_dict()
-                generated = sum(seat["completion"] for seat in report.tokens.values())
+                for kind, count in again_tokens.items():
+                    assert count == sum(seat[kind] for seat in report.tokens.values()), (
+                        "both sides read and write as much"
+                    )
+                generated = again_tokens["completion"]
                 if number:
                     ratios.append(plain / report.session["seconds"])
                     speeds.append(generated / report.session["seconds"])
