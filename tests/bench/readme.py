@@ -226,7 +226,7 @@ def rollout(everything: Figures) -> str:
     on_vllm = (
         f"On vLLM without a GPU ({middle(vllm['generated_tokens_per_s']):.0f} tokens/s), the speed "
         f"of a rollout is {share['median']:.2f} ({share['least']:.2f} to {share['most']:.2f}) of "
-        "that of a plain generator which sends the same requests."
+        "that of a plain generator which sends the same requests, all dialogues in step."
     )
     return "\n".join([*lines, "", sentence, "", on_vllm])
 
