@@ -84,7 +84,7 @@ class Driver:
         self._verdicts = SeatVerdict.of_seats(works, addresses, block.retries_per_turn)
         for dialogue in state.live.values():  # what made them fail may have been corrected since
             dialogue.excused_attempts = len(dialogue.failed_attempts)
-        self._again: deque[Dialogue] = deque()  # their failures were the server's
+        self._due: deque[Dialogue] = deque()  # their failures were the server's
         self._named: set[str] = set()  # seats whose model has been compared with the run's
         self._shard_lock, self._shard_due = asyncio.Lock(), asyncio.Event()
         self._last_shard = time.monotonic()
@@ -149,9 +149,9 @@ class Driver:
 
     async def _finish_open(self) -> None:
         """Wait for all that is under way, and drive what is to be asked again."""
-        while self._tasks or (self._again and not self._halted):
-            await self._feed(self._due_again())
-            if self._tasks and (self._halted or not self._again):
+        while self._tasks or (self._due and not self._halted):
+            await self._feed(self._due_dialogues())
+            if self._tasks and (self._halted or not self._due):
                 self._room.clear()
                 await self._room.wait()
 
@@ -177,16 +177,16 @@ class Driver:
         """Those under way first, then new ones, which are journaled as they begin."""
         yield from self.state.open_below(self._block.dialogues)
         for plan in plans:
-            yield from self._due_again()
+            yield from self._due_dialogues()
             if self._halted:
                 return
             dialogue = self.state.live[plan.index] = Dialogue(plan)
             self._journal.note(opened(plan))
             yield dialogue
 
-    def _due_again(self) -> Iterator[Dialogue]:
-        while self._again:
-            yield self._again.popleft()
+    def _due_dialogues(self) -> Iterator[Dialogue]:
+        while self._due:
+            yield self._due.popleft()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task).give_back()
@@ -243,14 +243,14 @@ class Driver:
         moment: no other dialogue is left that would show when they can.
         """
         for wait_s in _LAST_WAITS_S:
-            last = [d for v in self._verdicts.values() for d in v.one_more_attempt()]
-            if not last or self._halted:
+            dialogues = [d for v in self._verdicts.values() for d in v.one_more_attempt()]
+            if not dialogues or self._halted:
                 return
             self._room.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._room.wait()  # until a stop
-            self._again.extend(last)
+            self._due.extend(dialogues)
             await self._finish_open()
 
     async def _settle_waiting(self) -> None:
@@ -436,11 +436,11 @@ class Driver:
         return True, ""
 
     async def _note_usable(self, seat: str) -> None:
-        again, ending = self._verdicts[seat].usable()
-        if again:
-            self._again.extend(again)
+        to_ask, to_end = self._verdicts[seat].usable()
+        if to_ask:
+            self._due.extend(to_ask)
             self._room.set()
-        for dialogue, reason in ending:
+        for dialogue, reason in to_end:
             await self._record_end(dialogue, reason)
 
     async def _background_loop(self) -> None:

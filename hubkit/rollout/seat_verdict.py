@@ -101,8 +101,8 @@ class SeatVerdict:
         if not self.waiting:
             return [], []
         waiting = self._taken()
-        again = [dialogue for dialogue, reason in waiting if self._may_ask(dialogue, reason)]
-        return again, [entry for entry in waiting if not self._may_ask(*entry)]
+        to_ask = [dialogue for dialogue, reason in waiting if self._may_ask(dialogue, reason)]
+        return to_ask, [entry for entry in waiting if not self._may_ask(*entry)]
 
     def one_more_attempt(self) -> list[Dialogue]:
         """The last dialogues of a run that wait, each with one more attempt, where the row is long:
