@@ -1,7 +1,8 @@
 """Which of many literals a text may hold, found in one pass over it.
 
 A text is turned into the set of its runs of three bytes; a literal can only be there where all of
-its own are. The answer may name a literal that is not there, never leave out one that is."""
+its own are, and one that is shorter is looked for. The answer may name a literal that is not there,
+never leave out one that is."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ class Prefilter:
     def __init__(self, literals: Sequence[str]) -> None:
         import numpy as np
 
-        codes = [_codes(_encoded(literal.lower())) for literal in literals]
-        self._short = [at for at, runs in enumerate(codes) if not len(runs)]
+        lower = [literal.lower() for literal in literals]
+        codes = [_codes(_encoded(literal)) for literal in lower]
+        self._short = [(at, lower[at]) for at, runs in enumerate(codes) if not len(runs)]
         self._long = np.array([at for at, runs in enumerate(codes) if len(runs)], np.intp)
         rows = [np.resize(runs[:_MOST_RUNS], _MOST_RUNS) for runs in codes if len(runs)]
         self._runs = np.array(rows, np.intp).reshape(-1, _MOST_RUNS)
@@ -36,7 +38,7 @@ class Prefilter:
         present = np.zeros(_CODES, np.bool_)
         present[_codes(_encoded(lower))] = True
         found: list[int] = self._long[present[self._runs].all(axis=1)].tolist()
-        return sorted([*self._short, *found])
+        return sorted([*(at for at, literal in self._short if literal in lower), *found])
 
 
 def _encoded(text: str) -> bytes:

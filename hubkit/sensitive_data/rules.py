@@ -154,7 +154,6 @@ class Rule:
         return (
             (not self.where.run or text.longest_run >= self.where.run)
             and (self.where.part != "numbers" or bool(text.numbers))
-            and (not self.shapes or any(shape in text.number_shapes for shape in self.shapes))
             and (self.gate is None or self.gate.search(text.value) is not None)
             and (self.context is None or self.context.search(text.number_words) is not None)
         )

@@ -69,13 +69,24 @@ class _Rules:
 
     def __init__(self, rules: list[Rule]) -> None:
         self._rules = rules
-        self._unhinted = [at for at, rule in enumerate(rules) if not rule.hints]
+        unhinted = [at for at, rule in enumerate(rules) if not rule.hints]
+        self._anywhere = [at for at in unhinted if rules[at].where.part != "numbers"]
+        self._by_shape: dict[str, list[int]] = {}  # of a number; "" is in each
+        for at in unhinted:
+            if at not in self._anywhere:
+                for shape in rules[at].shapes or ("",):
+                    self._by_shape.setdefault(shape, []).append(at)
         self._hints = [(at, hint) for at, rule in enumerate(rules) for hint in rule.hints]
         self._prefilter = Prefilter([hint for _, hint in self._hints])
 
     def findings(self, text: Text) -> list[Finding]:
         """All findings in `text`, which may overlap."""
-        possible: dict[int, list[str]] = {at: [] for at in self._unhinted}
+        possible: dict[int, list[str]] = {at: [] for at in self._anywhere}
+        if text.numbers:
+            shapes = text.number_shapes
+            for shape, numbered in self._by_shape.items():
+                if shape in shapes:
+                    possible.update((at, []) for at in numbered)
         for number in self._prefilter.possible(text.lower):
             at, hint = self._hints[number]
             possible.setdefault(at, []).append(hint)
