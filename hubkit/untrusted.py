@@ -1,8 +1,9 @@
-"""Text that strangers wrote: JSON, paths inside a repo, names of repos, lines for a terminal,
-control tokens spelt out in a message."""
+"""Text that strangers wrote: its encoding, JSON, paths inside a repo, names of repos, lines for a
+terminal, control tokens spelt out in a message."""
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import secrets
@@ -45,6 +46,36 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2
 def printable(text: str) -> str:
     """`text` with what a terminal would obey instead of show written as ``\\x1b``."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def marked_encoding(head: bytes) -> str | None:
+    """The encoding that the mark at the beginning of a text names; None where it has none."""
+    return next((encoding for mark, encoding in _MARKS if head.startswith(mark)), None)
+
+
+def wide_encoding(head: bytes) -> str | None:
+    """The encoding of a text of more than one byte a character that begins so, without a mark; None
+    for other files."""
+    quarters = [head[lane::4].count(0) / max(len(head[lane::4]), 1) for lane in range(4)]
+    if min(quarters[1:]) > 0.7 and quarters[0] == 0:
+        return "utf-32-le"
+    if min(quarters[:3]) > 0.7 and quarters[3] == 0:
+        return "utf-32-be"
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    if odd > 0.7 * len(head[1::2]) and even == 0:
+        return "utf-16-le"
+    if even > 0.7 * len(head[0::2]) and odd == 0:
+        return "utf-16-be"
+    return None
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,10 +21,10 @@ from hubkit.serving.budget import check_prices
 from hubkit.training.config import grpo_config, model_options, require_settings
 from hubkit.training.estimate import duration, memory_gib, peak_tflops
 from hubkit.training.plan import (
+    RunPlan,
     TemplatePlan,
     has_tokenizer,
     local_device,
-    not_at_hand,
     size_of,
     template_plan,
 )
@@ -45,7 +45,7 @@ class Tokens(TypedDict):
 
 
 @dataclass
-class ReinforcementPlan:
+class ReinforcementPlan(RunPlan):
     """One planned run. Tokens are over all steps; of `asker` and `judge` they are (in, out).
 
     Args:
@@ -82,15 +82,6 @@ class ReinforcementPlan:
     template_seen: bool = True
     notes: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
-
-    @property
-    def unseen_template(self) -> str | None:
-        """Why the base's template was not looked at; None where it was."""
-        return None if self.template_seen else not_at_hand(self.base)
-
-    def to_dict(self) -> JsonObject:
-        """Plain data."""
-        return asdict(self)
 
 
 def plan_reinforcement(

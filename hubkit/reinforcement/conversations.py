@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 from hubkit.conversation import Message, blank, filled_in, swap_roles
@@ -155,17 +154,12 @@ class Conversations:
         self._runner.run(self._open())
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self._runner.run(self._stack.aclose())
         finally:
-            self._runner.__exit__(kind, error, trace)
-            self._journal.__exit__(kind, error, trace)
+            self._runner.close()
+            self._journal.__exit__()
 
     async def _open(self) -> None:
         async with AsyncExitStack() as entered:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
+from hubkit.untrusted import marked_encoding, wide_encoding
+
 _BASE64 = re.compile(
     r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_-]{16,}"
     r"(?:[ \t]*(?:\r?\n|\\r\\n|\\n)[ \t]*[A-Za-z0-9+/_-]+)*={0,2}"
@@ -194,42 +196,18 @@ def is_opaque(head: bytes) -> bool:
     return head.startswith(_OPAQUE)
 
 
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-
-
 def text_encoding(head: bytes) -> str | None:
     """The encoding of a text file that begins so; None for a binary file."""
-    for mark, encoding in _MARKS:
-        if head.startswith(mark):
-            return encoding
+    if encoding := marked_encoding(head):
+        return encoding
     if b"\0" in head:
-        return _wide_encoding(head)
+        return wide_encoding(head)
     controls = sum(byte < 9 or 13 < byte < 32 for byte in head)
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         return "latin-1" if controls < 0.01 * len(head) else None
     return "utf-8"
-
-
-def _wide_encoding(head: bytes) -> str | None:
-    quarters = [head[lane::4].count(0) / max(len(head[lane::4]), 1) for lane in range(4)]
-    if min(quarters[1:]) > 0.7 and quarters[0] == 0:
-        return "utf-32-le"
-    if min(quarters[:3]) > 0.7 and quarters[3] == 0:
-        return "utf-32-be"
-    even, odd = head[0::2].count(0), head[1::2].count(0)
-    if odd > 0.7 * len(head[1::2]) and even == 0:
-        return "utf-16-le"
-    if even > 0.7 * len(head[0::2]) and odd == 0:
-        return "utf-16-be"
-    return None
 
 
 _RUNS = (

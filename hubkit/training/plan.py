@@ -67,8 +67,24 @@ class TemplatePlan:
         return f"{self.description}; the base prints {equal} of {self.rows_compared} rows the same"
 
 
+class RunPlan:
+    """What plans of trainings of all kinds say."""
+
+    base: str
+    template_seen: bool
+
+    @property
+    def unseen_template(self) -> str | None:
+        """Why the base's template was not looked at; None where it was."""
+        return None if self.template_seen else not_at_hand(self.base)
+
+    def to_dict(self) -> JsonObject:
+        """Plain data."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+
 @dataclass
-class TrainPlan:
+class TrainPlan(RunPlan):
     """One planned run, `kind` naming the block that goes to TRL. Rows are conversations (``sft``)
     or pairs (``dpo``: both sequences of a pair count as tokens, and `truncated_share` of pairs lose
     old exchanges). Tokens are per epoch, estimated from `sampled_rows` or (none sampled) from what
@@ -106,15 +122,6 @@ class TrainPlan:
     template_seen: bool = True
     notes: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
-
-    @property
-    def unseen_template(self) -> str | None:
-        """Why the base's template was not looked at; None where it was."""
-        return None if self.template_seen else not_at_hand(self.base)
-
-    def to_dict(self) -> JsonObject:
-        """Plain data."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

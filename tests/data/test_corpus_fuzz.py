@@ -75,15 +75,15 @@ def check(path: Path) -> tuple[list[Conversation], FileReport]:
 @example(b'{"messages": NaN}\n')
 @example(b"\xef\xbb\xbf")
 @example("[]".encode("utf-16"))
+@example("[]".encode("utf-32"))
+@example("".encode("utf-32"))
 def test_any_bytes(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x"
     path.write_bytes(data)
     _, report = check(path)
-    text = (
-        data.decode("utf-16", "replace").encode()
-        if data[:2] in (b"\xff\xfe", b"\xfe\xff")
-        else data
-    )
+    wide = "utf-32" if data[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") else "utf-16"
+    is_marked = wide == "utf-32" or data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    text = data.decode(wide, "replace").encode() if is_marked else data
     text = text.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r\n")
     assert report.rows or not text or text[:1] == b"[", (
         "bytes that are no row are an unreadable one"

@@ -179,12 +179,12 @@ def test_words_of_tables_are_flags(tmp_path: Path) -> None:
     assert conversation.messages == [QUESTION, {**ANSWER, "train": False}]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "cp1252"])
 def test_tables_in_other_encodings(tmp_path: Path, encoding: str) -> None:
     rows = [f'"question","answer"\r\n"Où {n}?","À côté, bien sûr : déjà là."\r\n' for n in "12"]
     path = tmp_path / "x.csv"
     path.write_bytes("".join(rows).replace('\r\n"question","answer"', "").encode(encoding))
-    found, report = opened(path, encoding=None if encoding == "utf-16" else encoding)
+    found, report = opened(path, encoding=encoding if encoding == "cp1252" else None)
     assert [c.messages[1]["content"] for c in found] == ["À côté, bien sûr : déjà là."] * 2
     if encoding == "cp1252":
         _, report = opened(path)

@@ -8,6 +8,8 @@ from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from hubkit.untrusted import marked_encoding, wide_encoding
+
 OnBytes = Callable[[int], None]
 BLOCK = 1 << 16
 HEAD = 512  # bytes that tell what a file is
@@ -15,7 +17,6 @@ MAX_UNPACKED = 1 << 30  # more is read only where it is …
 MAX_SWELLING = 200  # … at most so many times the packed bytes
 _ZSTD_FEED = 1 << 12  # packed bytes unpacked at once: at most they swell to some 128 MB
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 FOREIGN = {
     b"PK\x03\x04": "zip_archive",
     b"PK\x05\x06": "zip_archive",
@@ -31,8 +32,6 @@ FOREIGN = {
     b"Obj\x01": "avro_file",
     b"GGUF": "gguf_model",
     b"\0\x05\x16\x07": "mac_resource_fork",
-    b"\xff\xfe\0\0": "utf32_file",
-    b"\0\0\xfe\xff": "utf32_file",
     **{bytes((0x80, version, mark)): "pickle_file" for version in range(2, 6)
        for mark in b"cq}](K\x95"},
     b"version https://git-lfs.github.com/spec/": "lfs_pointer",
@@ -56,16 +55,9 @@ def is_tar(head: bytes) -> bool:
     return head[257:262] == b"ustar"
 
 
-def utf16_without_mark(head: bytes) -> str | None:
-    """Name the encoding of UTF-16 text that does not say so: every other byte is zero."""
-    if head[:2] in _UTF16:
-        return None
-    even, odd = head[0:200:2], head[1:200:2]
-    if len(odd) > 1 and odd.count(0) > len(odd) * 0.7 and not even.count(0):
-        return "utf-16-le"
-    if len(odd) > 1 and even.count(0) > len(even) * 0.7 and not odd.count(0):
-        return "utf-16-be"
-    return None
+def unmarked_encoding(head: bytes) -> str | None:
+    """Name the encoding of UTF-16 or UTF-32 text that does not say so."""
+    return None if marked_encoding(head) else wide_encoding(head[:200])
 
 
 def likely_encoding(text: bytes) -> str | None:
@@ -161,10 +153,11 @@ def decoded(blocks: Iterable[bytes], head: bytes, encoding: str | None) -> Itera
     """`blocks` of text as UTF-8: by `encoding` where it is given, else by a byte order mark. What
     cannot be decoded becomes U+FFFD.
     """
-    if encoding is None and head[:2] not in _UTF16:
+    encoding = encoding or marked_encoding(head)
+    if encoding is None or encoding == "utf-8-sig":
         yield from blocks
         return
-    decoder = getincrementaldecoder(encoding or "utf-16")("replace")
+    decoder = getincrementaldecoder(encoding)("replace")
     for block in blocks:
         yield decoder.decode(block).encode("utf-8", "replace")
     yield decoder.decode(b"", final=True).encode("utf-8", "replace")

@@ -33,7 +33,6 @@ KINDS = {
     "plain_text": "plain text, and no table; write each conversation as a line of JSON, or name "
     "the file .csv or .tsv if its first line names columns",
     "pickle_file": "a pickle, which could run code; export its rows as JSON Lines or parquet",
-    "utf32_file": "UTF-32 text; write it as UTF-8",
     "mac_resource_fork": "a Mac's record about a file, not the file itself",
 }
 

@@ -1,10 +1,11 @@
 """A file to its raw rows, streamed, as far as it can be read; every byte that cannot is reported.
 
 JSON arrays, JSON Lines, objects one after another or around the rows, parquet, Arrow; plain, gzip
-or zstd; tar archives of these; UTF-8, UTF-16 with its mark, or the encoding that the recipe names;
-told apart by content. CSV and TSV are told by their names, since no content proves them. Other
-containers are one gap that names them (``zip_archive``, ``sqlite_database``, …). A file that is cut
-off gives every whole row before the cut. Memory holds one row and a few blocks, not the file."""
+or zstd; tar archives of these; UTF-8, UTF-16 and UTF-32 with their mark, or the encoding that the
+recipe names; told apart by content. CSV and TSV are told by their names, since no content proves
+them. Other containers are one gap that names them (``zip_archive``, ``sqlite_database``, …). A file
+that is cut off gives every whole row before the cut. Memory holds one row and a few blocks, not the
+file."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ from hubkit.data.readers.containers import (
     is_tar,
     likely_encoding,
     lines_in,
-    utf16_without_mark,
+    unmarked_encoding,
 )
 from hubkit.data.readers.delimited import table_rows
 from hubkit.data.readers.items import Broken, Item, PassedOver, Row, id_in
@@ -282,7 +283,7 @@ def _block_rows(
         head = inner
     if is_tar(head):
         yield from _tar_rows(stream, blocks, encoding, is_one)
-    elif encoding is None and (likely := utf16_without_mark(head)):
+    elif encoding is None and (likely := unmarked_encoding(head)):
         yield Broken("not_utf8", "start of file", path.stat().st_size, encoding=likely)
     else:
         yield from _rows_by_name(decoded(stream, head, encoding), blocks, kind, is_one)

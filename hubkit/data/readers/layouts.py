@@ -551,7 +551,7 @@ PLACES = (
      "rows without a value in it"),
     ("columns of its own", "`--column KIND=NAME` or `columns:`, for turns, role, text, system and"
      " person: names, or paths of keys (`thread.posts`, `author.role`, `choices.0.text`)", ""),
-    ("text", "UTF-8, UTF-16 with a mark, or `encoding:`; NaN, Infinity, trailing commas",
+    ("text", "UTF-8, UTF-16 and UTF-32 with a mark, or `encoding:`; NaN, Infinity, trailing commas",
      "other encodings, with the likely one"),
 )  # fmt: skip
 """Containers, what is read of each, and what is not."""

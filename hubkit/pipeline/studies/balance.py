@@ -10,7 +10,6 @@ from pathlib import Path
 from hubkit.chat_templates import for_base
 from hubkit.conversation import Conversation
 from hubkit.data.overlap import HeldOutIndex
-from hubkit.data.parquet import ShardWriter, conversation_schema
 from hubkit.errors import StageError
 from hubkit.hub import Ref
 from hubkit.pipeline.inputs import base_model
@@ -65,7 +64,7 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
     tokens = {name: loss_tokens(study.student, base, rows) for name, rows in arms.items()}
     budget = equal_budget(study, tokens)
     for name, rows in arms.items():
-        _write(dirs.out, split_of(name), rows)
+        study_openings.write_rows(dirs.out, split_of(name), rows, "opening", of="origin")
     return {
         "openings": len(common),
         "openings_asked_for": len(openings),
@@ -180,25 +179,6 @@ def equal_budget(study: Study, tokens: Mapping[str, int]) -> int:
             "compared on the same openings; look at the dialogues of the smaller"
         )
     return tokens[smallest]
-
-
-def _write(out: Path, split: str, rows: Sequence[Conversation]) -> None:
-    import pyarrow as pa
-
-    with ShardWriter(
-        out / "data", split, conversation_schema([pa.field("opening", pa.string())])
-    ) as writer:
-        for row in rows:
-            writer.write(
-                {
-                    "id": row.id,
-                    "messages": [
-                        {"role": m["role"], "content": m["content"]} for m in row.messages
-                    ],
-                    "source": row.source,
-                    "opening": row.meta["origin"],
-                }
-            )
 
 
 STAGE = Stage(BALANCE, "dialogues", "dataset", inputs, build, card(BALANCE), ("data/train_*",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hubkit.conversation import Conversation, Message, compact, fault
@@ -90,7 +90,7 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
                 f"({dict(passed)}); raise corpus.{'openings' if split == SPLIT else 'test'}, or "
                 f"lower study.{key} or study.turns"
             )
-        _write(dirs.out, split, rows)
+        write_rows(dirs.out, split, rows, "user")
     return {
         "openings": len(openings),
         "held_out": len(held_out),
@@ -146,10 +146,14 @@ def _unusable(study: Study, messages: list[Message], human: list[str]) -> str:
     return ""
 
 
-def _write(out: Path, split: str, rows: list[Conversation]) -> None:
+def write_rows(
+    out: Path, split: str, rows: Iterable[Conversation], column: str, *, of: str = ""
+) -> None:
+    """Write `rows` as a split below ``out``/data, with a further `column`: what they carry under
+    that name, or under `of`."""
     import pyarrow as pa
 
-    schema = conversation_schema([pa.field("user", pa.string())])
+    schema = conversation_schema([pa.field(column, pa.string())])
     with ShardWriter(out / "data", split, schema) as writer:
         for row in rows:
             writer.write(
@@ -159,7 +163,7 @@ def _write(out: Path, split: str, rows: list[Conversation]) -> None:
                         {"role": m["role"], "content": m["content"]} for m in row.messages
                     ],
                     "source": row.source,
-                    "user": row.meta.get("user"),
+                    column: row.meta.get(of or column),
                 }
             )
 
