@@ -117,16 +117,17 @@ def test_nothing_is_left_after_the_block(model: Path, runs: Path, mode: str) -> 
 @pytest.mark.parametrize("victim", ["parent", "supervisor"])
 def test_nothing_is_left_after_kill_9(model: Path, runs: Path, victim: str) -> None:
     code = textwrap.dedent(f"""
-        import sys, time
+        import sys
         from hubkit.serving.engines.launcher import EngineOptions, launch
         options = EngineOptions(
             command=({sys.executable!r}, {str(SERVER)!r}, {str(runs)!r}, "workers"))
         with launch("vllm", {str(model)!r}, options=options) as engine:
             print(engine.pid, flush=True)
-            time.sleep(600)
+            sys.stdin.readline()
     """)
     parent = subprocess.Popen(
         [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -138,10 +139,11 @@ def test_nothing_is_left_after_kill_9(model: Path, runs: Path, victim: str) -> N
     try:
         if victim == "parent":
             parent.kill()
-            until(lambda: not any(map(alive, [supervisor, server, *workers])))
         else:
             os.kill(supervisor, signal.SIGKILL)
             until(lambda: not alive(server))
+            parent.communicate("\n")  # the block ends
+        until(lambda: not any(map(alive, [supervisor, server, *workers])))
     finally:
         parent.kill()
         parent.wait()

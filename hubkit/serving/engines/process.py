@@ -17,6 +17,8 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 from hubkit.errors import EngineError
 
@@ -24,6 +26,9 @@ STOP_GRACE_S = 10.0
 _POLL_S = 0.05
 _PROBE_TIMEOUT_S = 5.0
 _TAIL_BYTES, _TAIL_LINES = 8000, 12
+_MARK = "HUBKIT_ENGINE"
+"""A variable by which all that a server started is found, whatever sessions it began."""
+_MARKS: WeakKeyDictionary[subprocess.Popen[bytes], str] = WeakKeyDictionary()
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
 
 
@@ -46,14 +51,15 @@ def spawn(
         EngineError: The program is not there or cannot be executed.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid4().hex
     try:
         with log.open("ab") as sink:
-            return subprocess.Popen(
+            child = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,  # its end tells the child that this process has ended
                 stdout=sink,
                 stderr=subprocess.STDOUT,
-                env=env,
+                env={**(os.environ if env is None else env), _MARK: mark},
                 start_new_session=True,
                 pass_fds=keep_open,
             )
@@ -61,6 +67,8 @@ def spawn(
         raise EngineError(
             f"the engine cannot be started with {command[0]}: {error.strerror}"
         ) from None
+    _MARKS[child] = mark
+    return child
 
 
 def supervised(command: Sequence[str]) -> list[str]:
@@ -134,6 +142,22 @@ def stop(child: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+    for process in _marked(_MARKS.get(child)):  # a supervisor that was killed itself leaves them
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(process, signal.SIGKILL)
+
+
+def _marked(mark: str | None) -> list[int]:
+    """Processes of this user that inherited `mark`; empty without /proc."""
+    if mark is None:
+        return []
+    inherited = f"{_MARK}={mark}".encode()
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if inherited in environ.read_bytes().split(b"\0"):
+                found.append(int(environ.parent.name))
+    return found
 
 
 def tail(log: Path) -> str:
