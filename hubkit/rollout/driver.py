@@ -473,9 +473,7 @@ class Driver:
         path = self._folder / "shards" / f"raw-{last + 1:05d}.parquet"
         ledger = self.state.ledger()
         await asyncio.to_thread(
-            lambda: shards.write(
-                [self._rows.row(dialogue) for dialogue in batch], path, ledger, note_digest=True
-            )
+            lambda: shards.write([self._rows.row(dialogue) for dialogue in batch], path, ledger)
         )
         for dialogue in batch:
             del self.state.live[dialogue.plan.index]

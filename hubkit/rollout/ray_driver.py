@@ -210,9 +210,7 @@ class _Parts:
         arrived.write_bytes(data)
         indices = shards.read_indices(arrived, state.digest)
         self._learn(shards.read_ledger(arrived))
-        row_count = shards.copy(
-            arrived, path, leave=lambda index, _: index in state.sharded, note_digest=True
-        )
+        row_count = shards.copy(arrived, path, leave=lambda index, _: index in state.sharded)
         arrived.unlink()
         if not row_count:
             return None

@@ -239,18 +239,11 @@ def _usage(dialogue: Dialogue) -> dict[str, int]:
     return usage
 
 
-def write(
-    rows: Sequence[Row],
-    path: Path,
-    ledger: Mapping[str, Mapping[str, float]],
-    *,
-    note_digest: bool = False,
-) -> None:
+def write(rows: Sequence[Row], path: Path, ledger: Mapping[str, Mapping[str, float]]) -> None:
     """Write `rows` to `path`, whole or not at all, and durably.
 
     `ledger` says what each driver of the run had spent by then (see `State.ledger`). It travels in
-    the file, so that caps hold on the next machine too. A journal's own shards have their digest
-    noted beside them (`note_digest`)."""
+    the file, so that caps hold on the next machine too."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -258,17 +251,25 @@ def write(
         about = schema().with_metadata({_LEDGER: json.dumps(ledger, sort_keys=True)})
         table = pa.Table.from_pylist(sorted(rows, key=lambda row: int(row["index"])), schema=about)
         pq.write_table(table, part, compression="zstd", write_page_checksum=True)
-        if note_digest:
-            _note_digest(part, path)
+
+
+def keep_digests(folder: Path) -> None:
+    """Make `folder` one in which every shard that is written has its digest kept beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _DIGESTS).touch()
 
 
 def _note_digest(part: Path, path: Path) -> None:
-    """Keep the sha256 of a shard, written to `part`, that is to be at `path`: a page's checksum
-    says nothing of the names, types and places that follow the pages.
+    """Keep the sha256 of a shard, written to `part`, that is to be at `path`, where its folder
+    keeps digests: a page's checksum says nothing of the names, types and places that follow the
+    pages.
 
     A line is added and none removed, so that a shard which was not replaced after all still has
     its own."""
-    with part.open("rb") as file, (path.parent / _DIGESTS).open("a", encoding="ascii") as digests:
+    kept = path.parent / _DIGESTS
+    if not kept.exists():
+        return
+    with part.open("rb") as file, kept.open("a", encoding="ascii") as digests:
         digests.write(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
         digests.flush()
         os.fsync(digests.fileno())
@@ -300,6 +301,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     part = path.with_suffix(".part")
     try:
         yield part
+        _note_digest(part, path)
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
@@ -397,9 +399,7 @@ def read_rows(path: Path, ended: Sequence[str]) -> list[Row]:
     return rows
 
 
-def copy(
-    path: Path, to: Path, *, leave: Callable[[int, str], bool], note_digest: bool = False
-) -> int:
+def copy(path: Path, to: Path, *, leave: Callable[[int, str], bool]) -> int:
     """Copy a shard without the rows whose (index, end reason) `leave` names, durably, as `write`
     does. Gives how many rows are left.
     """
@@ -416,8 +416,6 @@ def copy(
         else:
             rows = _with_all_columns(table.take(places))
             pq.write_table(rows, part, compression="zstd", write_page_checksum=True)
-        if note_digest:
-            _note_digest(part, to)
     return len(places)
 
 

@@ -142,7 +142,7 @@ def load(folder: Path, digest: str, earlier: Sequence[Path] = ()) -> State:
     cannot be read."""
     state = State(digest)
     store = folder / "shards"
-    store.mkdir(parents=True, exist_ok=True)
+    shards.keep_digests(store)
     for stale in store.glob("*.part"):
         stale.unlink()
     state.sharded.update(_adopt(store, earlier, digest))
@@ -174,7 +174,6 @@ def _adopt(store: Path, earlier: Sequence[Path], digest: str) -> set[int]:
             path,
             store / path.name,
             leave=lambda index, reason: index in indices_here or reason in CAPS,
-            note_digest=True,
         )
         indices_here.update(
             shards.read_indices(store / path.name, digest) if (store / path.name).exists() else ()
