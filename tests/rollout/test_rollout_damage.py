@@ -132,6 +132,17 @@ def test_a_damaged_header_of_the_journal_forgets_no_cap(tmp_path: Path) -> None:
         assert roll(server, tmp_path, given).stopped == "budget_tokens"
 
 
+def test_a_shard_that_has_changed_where_no_page_says_so_is_refused(tmp_path: Path) -> None:
+    given = block(dialogues=4, shard_dialogues=4)
+    with mock() as server:
+        roll(server, tmp_path, given)
+        [shard] = (tmp_path / "journal" / "shards").glob("*.parquet")
+        shard.write_bytes(shard.read_bytes().replace(b"parquet-cpp", b"parquet-cqp"))
+        with pytest.raises(SourceError, match=f"{shard.name} is damaged: it has changed since"):
+            roll(server, tmp_path, given)
+    assert not list((tmp_path / "data").glob("*.txt")), "what is delivered has the Hub's digests"
+
+
 @pytest.mark.attack
 def test_flipped_bits_in_a_run_s_files_are_counted_or_named(tmp_path: Path) -> None:
     """Chaos in what a run has written: no answer comes out other than it was given."""
