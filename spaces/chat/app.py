@@ -215,7 +215,7 @@ with gr.Blocks(title=f"Chat with {CHAT.name}", fill_height=True, delete_cache=(3
                 elem_id="message",
                 submit_btn=True,
                 stop_btn=True,
-                autofocus=True,
+                autofocus=False,  # the page's script does, where that scrolls nothing
             ),
             additional_outputs=[unanswered],
             additional_inputs=[

@@ -37,6 +37,7 @@ CSS = """
   .gradio-container > .main,
   .gradio-container .wrap:not(.tab-container, .tab-wrapper) {padding: 4px}
   .gradio-container .placeholder {padding-inline: 12px}
+  .gradio-container #chat {min-height: 420px}
   button {min-height: 40px}
   /* Two conversations and the box below them, all in sight. */
   .gradio-container #left, .gradio-container #right,
@@ -47,6 +48,10 @@ CSS = """
   .tab-container button[role=tab] {padding: 4px 7px !important; font-size: 13px}
 }
 [role=log] {box-sizing: border-box; padding-top: 34px !important}
+.gradio-container button.example {border: 1px solid var(--neutral-500) !important}
+.gradio-container .input-container:has(> .no-label) {
+  border: 1px solid var(--neutral-500); border-radius: var(--input-radius)}
+.gradio-container .input-container > .no-label {padding-inline: 10px !important}
 /* Gradio's accent is too faint for text, on either ground. */
 button[role=tab][aria-selected=true] {color: #4338ca !important}
 .dark button[role=tab][aria-selected=true] {color: #a5b4fc !important}
@@ -59,6 +64,13 @@ THEME = gr.themes.Soft().set(  # with the contrast that text needs
     input_placeholder_color_dark="*neutral_300",
     block_label_text_color="*primary_700",
     block_title_text_color="*primary_700",
+    # What can be written into or pressed has an edge to be seen.
+    input_border_width="1px",
+    input_border_color="*neutral_500",
+    input_border_color_dark="*neutral_400",
+    button_border_width="1px",
+    button_secondary_border_color="*neutral_500",
+    button_secondary_border_color_dark="*neutral_400",
     button_primary_background_fill="*primary_600",
     button_primary_background_fill_hover="*primary_700",
     button_primary_background_fill_hover_dark="*primary_700",
@@ -72,6 +84,15 @@ THEME = gr.themes.Soft().set(  # with the contrast that text needs
 
 # Escape stops what is being written, wherever the keyboard is.
 ESCAPE = """
+// A page of its own takes the keyboard at once; inside another page that would scroll to here.
+if (self === top) {
+  let waits = 100;
+  const timer = setInterval(() => {
+    const box = document.querySelector("#message textarea");
+    if (box && document.activeElement === document.body) box.focus();
+    if (box || --waits === 0) clearInterval(timer);
+  }, 100);
+}
 // Whoever stops an answer writes next: the keyboard goes back to the box, once it takes text.
 const BOXES = {"stop-both": "#both textarea", "be-stop": "#reply textarea", "pause": "#go"};
 addEventListener("click", (event) => {

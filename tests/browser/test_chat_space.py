@@ -5,6 +5,7 @@ when things break.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,6 +56,16 @@ def say(page: Page, text: str) -> None:
 
 def bubbles(page: Page, where: str = "#chat") -> Any:
     return page.locator(f"{where} .message-row")
+
+
+def test_the_keyboard_is_in_the_box_and_the_box_has_an_edge(chat: Page) -> None:
+    box = chat.locator("#message textarea")
+    expect(box).to_be_focused()
+    width, colour = box.locator("..").evaluate(
+        "edge => [getComputedStyle(edge).borderTopWidth, getComputedStyle(edge).borderTopColor]"
+    )
+    red, green, blue = (int(part) for part in re.findall(r"\d+", colour)[:3])
+    assert width == "1px" and max(red, green, blue) < 160, (width, colour)
 
 
 def test_send_and_stream(chat: Page, endpoints: dict[str, Endpoint]) -> None:

@@ -154,3 +154,27 @@ def test_a_data_file_that_kills_its_reader_does_not_kill_the_server(
         assert answer.status == 200
         assert "cannot be read" in answer.body.decode()
     assert send(server, "GET", "/datasets/local/bad-data/rows?file=../../token").status == 404
+
+
+def test_rows_begin_with_the_config_that_load_dataset_reads(server: HubServer, api: HfApi) -> None:
+    api.create_repo("local/configs", repo_type="dataset", exist_ok=True)
+    configs = [
+        {"config_name": name, "data_files": [{"split": "train", "path": f"{name}.jsonl"}]}
+        for name in ("aside", "default")
+    ]
+    files = [
+        CommitOperationAdd("README.md", f"---\nconfigs: {json.dumps(configs)}\n---\n".encode()),
+        CommitOperationAdd("aside.jsonl", b'{"text": "of the other config"}\n'),
+        CommitOperationAdd("default.jsonl", b'{"text": "of the default one"}\n'),
+        CommitOperationAdd("a_file-name.txt", b"text"),
+    ]
+    api.create_commit("local/configs", files, commit_message="configs", repo_type="dataset")
+    for path, shown in (("/viewer", "default"), ("/rows", "default"), ("/viewer/aside", "other")):
+        page = send(server, "GET", f"/datasets/local/configs{path}").body.decode()
+        assert f"of the {shown}" in page, path
+        name = "aside" if shown == "other" else shown
+        assert re.search(rf'aria-current="page">{name} / train<', page), path
+    answer = send(server, "GET", "/datasets/local/configs/rows?file=aside.jsonl")
+    assert "of the other config" in answer.body.decode()
+    tree = send(server, "GET", "/datasets/local/configs/tree/main").body.decode()
+    assert "a_<wbr>file-<wbr>name.<wbr>txt" in tree

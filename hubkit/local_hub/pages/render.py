@@ -48,7 +48,14 @@ def _templates() -> jinja2.Environment:
         "moment": lambda text: _moment(text, "%d %b %Y, %H:%M UTC"),
     }
     env.filters["size"] = human_size
+    env.filters["breakable"] = breakable
     return env
+
+
+def breakable(name: str) -> Markup:
+    """`name` as text that is broken after its dots, dashes and underscores rather than within
+    words."""
+    return Markup("<wbr>").join(re.split(r"(?<=[._-])(?=.)", name))
 
 
 def _moment(text: str, layout: str) -> str:

@@ -104,6 +104,8 @@ def rows(call: Call, repo: Repo, tail: list[str]) -> Response:
     files.sort(key=lambda path: ("train" not in path, path))
     splits = _splits(cards.safe_metadata(text), files)
     chosen = (tail[0], tail[1] if len(tail) > 1 else None) if tail else None
+    if splits and not tail and not call.query("file"):  # as `load_dataset` reads it
+        chosen = next((name for name in splits if name[0] == "default"), next(iter(splits)))
     if chosen and splits:
         names = [name for name in splits if name[0] == chosen[0] and chosen[1] in (None, name[1])]
         if not names:
