@@ -225,3 +225,26 @@ def test_what_is_to_be_read_later_has_a_line_of_its_own(columns: int) -> None:
     assert "rollout: the endpoint still runs" in text and "by a command of its own" in text
     assert "done in 12 s" in text and "corpus: ended by nobody" in text
     assert "nobody sees" not in text
+
+
+def test_a_command_that_ends_does_not_look_for_garbage() -> None:
+    lines = piped(
+        """
+        import gc
+        import sys
+        from hubkit import cli
+        gc.disable()  # but for the last time, which the interpreter does all the same
+
+        class Circle:
+            def __init__(self) -> None:
+                self.itself = self
+
+            def __del__(self) -> None:
+                sys.__stderr__.write("collected\\n")
+
+        Circle()
+        sys.argv = ["hubkit", "--version"]
+        cli.main()
+        """
+    )
+    assert lines == []
