@@ -242,7 +242,7 @@ def test_unreadable_input_is_one_sentence(tmp_path, base, rows):
             "sft.learning_rat is not a key of SFTConfig; did you mean 'learning_rate'",
         ),
         ({"sft": {"assistant_only_loss": False}}, "sft.assistant_only_loss is not for recipes"),
-        ({"sft": {"lr_scheduler_type": "cosin"}}, "sft does not make a SFTConfig"),
+        ({"sft": {"lr_scheduler_type": "cosin"}}, "did you mean .cosine."),
         (
             {"lora": {"lora_alpa": 1}},
             "lora.lora_alpa is not a key of LoraConfig; did you mean 'lora_alpha'",
