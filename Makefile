@@ -11,7 +11,7 @@ RUN   := $(BIN)/hubkit run $(RECIPE) --profile $(PROFILE)
 # All figures into tests/bench/bench.json, BENCHMARKS.md and README.md.
 FIGURES := $(BIN)/python tests/bench/readme.py
 
-.PHONY: demo corpus asker rollout curate chat eval push spaces test test-order test-slow conformance check format
+.PHONY: demo corpus asker rollout curate chat eval push spaces test test-order test-slow fuzz conformance check format
 .PHONY: bench bench-demo bench-gpu bench-curve bench-preference bench-study plans chaos attack reference scanner licences clean help
 .DEFAULT_GOAL := help
 
@@ -56,6 +56,9 @@ test-order: $(READY) ## the same, and write down how long each file takes: the l
 
 test-slow: $(READY) ## the slow tests: kills, chaos, whole demos
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+fuzz: $(READY) ## the tests of made-up input, with other examples each time (`make test` has the same ones)
+	FUZZ=1 $(BIN)/python -m pytest -k fuzz tests
 
 conformance: $(READY) ## the clients' own test suites against the embedded Hub
 	$(BIN)/python tests/contract/conformance.py

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from support import durations
 from support.paths import ROOT, TESTS
@@ -38,6 +39,10 @@ os.environ["PYTHONPATH"] = str(ROOT)
 # What is compiled is kept: every child process would compile the package anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# The same made-up input in every run, or with FUZZ (`make fuzz`) another one in each; the profiles
+# of single files follow from this one.
+hypothesis.settings.register_profile("hubkit", derandomize=not os.environ.get("FUZZ"))
+hypothesis.settings.load_profile("hubkit")
 # Started in a shell's background, the tests ignore Ctrl-C, and so would every process they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

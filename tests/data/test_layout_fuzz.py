@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -226,6 +227,28 @@ def test_no_readable_text_disappears_uncounted(
     report = FileReport(path.name, "", 0)
     found = list(read(path, report=report, rules=ReadingRules(encoding=encoding)))
     check(found, report, made)
+
+
+@pytest.mark.parametrize("name", ["title", "id", "current_node"])
+def test_turns_under_a_name_of_the_row_are_named(tmp_path: Path, name: str) -> None:
+    row = {"mapping": {}, name: [{"from": "human", "content": "Why?"}]}
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([row]), "utf-8")
+    report = FileReport(path.name, "", 0)
+    list(read(path, report=report, rules=ReadingRules()))
+    assert name in report.unread_columns
+
+
+@pytest.mark.parametrize("time", [10**400, -(10**400), float("nan"), True, "now", [1], None])
+def test_times_of_any_kind_order_branches(tmp_path: Path, time: Any) -> None:
+    message = {"author": {"role": "user"}, "content": {"parts": ["Why?"]}, "create_time": time}
+    nodes = {"a": {"message": message}, "b": {"message": {**message, "create_time": 1}}}
+    row = {"title": "A talk", "mapping": nodes}
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([row]), "utf-8")
+    report = FileReport(path.name, "", 0)
+    [found] = read(path, report=report, rules=ReadingRules())
+    assert [m["content"] for m in found.messages] == ["Why?"] and report.other_branches == 1
 
 
 @given(rows(), st.sampled_from(",;\t|"), st.sampled_from(["", ".gz", ".tar"]), ENCODINGS)

@@ -18,6 +18,9 @@ NODE_NOTES = {
 }
 
 
+_LATEST = 1e12  # seconds; a float cannot hold every whole number of a JSON text
+
+
 def add_mapping(row: Mapping[str, Any], draft: Draft) -> None:
     """Append the messages of a ``mapping`` tree on the path that ends at ``current_node``."""
     nodes = {k: v for k, v in row["mapping"].items() if isinstance(v, dict)}
@@ -25,7 +28,7 @@ def add_mapping(row: Mapping[str, Any], draft: Draft) -> None:
     leaves = [key for key in nodes if key not in parents]
     draft.other_branches += max(len(leaves) - 1, 0)
     at = row.get("current_node")
-    if at not in nodes:
+    if not isinstance(at, str) or at not in nodes:
         at = max(leaves, key=lambda leaf: _time(nodes[leaf]), default=None)
     path: list[Mapping[str, Any]] = []
     visited: set[str] = set()
@@ -42,7 +45,7 @@ def add_mapping(row: Mapping[str, Any], draft: Draft) -> None:
 def _time(node: Mapping[str, Any]) -> float:
     message = node.get("message")
     time = message.get("create_time") if isinstance(message, dict) else None
-    return float(time) if isinstance(time, int | float) else 0.0
+    return float(time) if isinstance(time, int | float) and abs(time) < _LATEST else 0.0
 
 
 def _add_node(message: Mapping[str, Any], draft: Draft, thoughts: list[str]) -> None:

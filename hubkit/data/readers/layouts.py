@@ -6,7 +6,7 @@ example."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -149,14 +149,16 @@ def unread_columns(row: Mapping[str, Any], draft: Draft) -> list[str]:
     """Name the columns of `row` that hold text and were not read; of those of which a part was
     read, the other parts.
     """
-    names = row.keys() - draft.used - _IGNORED
+    names = row.keys() - draft.used - _labels(row, IDS)
     if not draft.used_inside:
         return [str(name) for name in names if has_text(row[name])] if names else []
     paths = draft.used_inside
     return [column for name in names for column in unread_in(row[name], paths, (str(name),))]
 
 
-_IGNORED = frozenset(IDS)
+def _labels(row: Mapping[str, Any], names: Iterable[str]) -> set[str]:
+    """Those of `names` that name the row: not where turns or other values may stand inside."""
+    return {name for name in names if not isinstance(row.get(name), list | dict)}
 
 
 def id_of(row: Any) -> str | None:
@@ -301,13 +303,13 @@ def _read_mapping(row: Mapping[str, Any], draft: Draft) -> bool | None:
     nodes = row["mapping"].values()
     if not all(isinstance(n, dict) and {"message", "children"} & n.keys() for n in nodes):
         return False
-    draft.used |= {"mapping", "current_node", "title"}
+    draft.used |= {"mapping", *_labels(row, ("current_node", "title"))}
     add_mapping(row, draft)
     return None
 
 
 def _read_chat_messages(row: Mapping[str, Any], draft: Draft) -> None:
-    draft.used |= {"chat_messages", "name"}
+    draft.used |= {"chat_messages", *_labels(row, ("name",))}
     add_chat_messages(row, draft)
 
 
