@@ -62,6 +62,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for file in order for item in by_file[file]]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _environment_is_left_as_it_was() -> Iterator[None]:
+    """What a file sets would be another file's environment, in one order of the files alone."""
+    before = _ours()
+    yield
+    changed = {name: value for name, value in _ours().items() if before.get(name) != value}
+    missing = before.keys() - _ours().keys()
+    assert not changed and not missing, f"left in the environment: {changed}, missing: {missing}"
+
+
+def _ours() -> dict[str, str]:
+    """Variables that hubkit or a Hub client reads; those of `hubkit_home` last as long as it."""
+    ours = ("HUBKIT_", "HF_", "NO_PROXY", "http", "HTTP", "OPENAI_", "TRANSFORMERS_")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(ours) and name not in ("HUBKIT_HOME", "HF_HOME")
+    }
+
+
 @pytest.fixture(scope="session")
 def hubkit_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A fresh ``HUBKIT_HOME`` for the whole session; its embedded Hub is stopped at the end."""

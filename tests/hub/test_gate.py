@@ -34,12 +34,11 @@ def local_hub(hubkit_home: Path) -> Hub:
 @pytest.fixture
 def remote_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A second Hub, which is not this machine's own as far as the client knows."""
-    with monkeypatch.context() as patch:
-        patch.setenv("HUBKIT_HOME", str(tmp_path / "remote"))
-        (tmp_path / "remote").mkdir()
-        there = connect()
-        yield Hub(there.url, there.token, "local", embedded=False)
-        embedded.stop()
+    monkeypatch.setenv("HUBKIT_HOME", str(tmp_path / "remote"))
+    (tmp_path / "remote").mkdir()
+    there = connect()
+    yield Hub(there.url, there.token, "local", embedded=False)
+    embedded.stop()
 
 
 def _write(folder: Path, name: str, content: bytes) -> Path:

@@ -18,11 +18,10 @@ from hubkit.hub.places import local_root
 
 @pytest.fixture
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    with monkeypatch.context() as patch:
-        patch.setenv("HUBKIT_HOME", str(tmp_path))
-        patch.setenv("HUBKIT_HUB_IDLE_S", "0.5")
-        yield tmp_path
-        embedded.stop()
+    monkeypatch.setenv("HUBKIT_HOME", str(tmp_path))
+    monkeypatch.setenv("HUBKIT_HUB_IDLE_S", "0.5")
+    yield tmp_path
+    embedded.stop()
 
 
 def test_a_hub_in_use_outlasts_its_idle_time_and_stops_when_it_is_let_go(own_home: Path) -> None:

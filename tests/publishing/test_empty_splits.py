@@ -20,7 +20,7 @@ from hubkit.data import corpus, curation
 from hubkit.errors import StageError
 from hubkit.pipeline import against
 from hubkit.pipeline.stage import parquet
-from hubkit.pipeline.studies import balance, openings
+from hubkit.pipeline.studies import openings
 from hubkit.preference import people_pairs
 from hubkit.publishing.card_data import CardFacts, Kind
 from hubkit.publishing.metadata import configs, configs_by_name
@@ -50,8 +50,8 @@ WRITERS: dict[str, tuple[Kind, Callable[[Path], None], set[str]]] = {
     "none dropped": ("dialogues", lambda folder: curated(folder, 1), {"train"}),
     "against": ("results", lambda f: against.write_conversations([], f / "data"), set()),
     "reinforced": ("results", lambda f: write_conversations([], f / "data"), set()),
-    "openings": ("study", lambda f: openings._write(f, "openings", []), set()),
-    "balance": ("study", lambda f: balance._write(f, "train_few", []), set()),
+    "openings": ("study", lambda f: openings.write_rows(f, "openings", [], "user"), set()),
+    "balance": ("study", lambda f: openings.write_rows(f, "few", [], "opening"), set()),
 }
 
 

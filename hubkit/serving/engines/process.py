@@ -21,13 +21,12 @@ from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from hubkit.errors import EngineError
+from hubkit.settings import ENGINE
 
 STOP_GRACE_S = 10.0
 _POLL_S = 0.05
 _PROBE_TIMEOUT_S = 5.0
 _TAIL_BYTES, _TAIL_LINES = 8000, 12
-_MARK = "HUBKIT_ENGINE"
-"""A variable by which all that a server started is found, whatever sessions it began."""
 _MARKS: WeakKeyDictionary[subprocess.Popen[bytes], str] = WeakKeyDictionary()
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
 
@@ -59,7 +58,7 @@ def spawn(
                 stdin=subprocess.PIPE,  # its end tells the child that this process has ended
                 stdout=sink,
                 stderr=subprocess.STDOUT,
-                env={**(os.environ if env is None else env), _MARK: mark},
+                env={**(os.environ if env is None else env), ENGINE: mark},
                 start_new_session=True,
                 pass_fds=keep_open,
             )
@@ -151,7 +150,7 @@ def _marked(mark: str | None) -> list[int]:
     """Processes of this user that inherited `mark`; empty without /proc."""
     if mark is None:
         return []
-    inherited = f"{_MARK}={mark}".encode()
+    inherited = f"{ENGINE}={mark}".encode()
     found = []
     for environ in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
