@@ -73,12 +73,16 @@ def _environment_is_left_as_it_was() -> Iterator[None]:
 
 
 def _ours() -> dict[str, str]:
-    """Variables that hubkit or a Hub client reads; those of `hubkit_home` last as long as it."""
-    ours = ("HUBKIT_", "HF_", "NO_PROXY", "http", "HTTP", "OPENAI_", "TRANSFORMERS_")
+    """Variables that hubkit or a Hub client reads; those of `hubkit_home` last as long as it, and
+    those that make libraries quiet may stay. (NO_PROXY is left out: OpenEnv's client leaves it.)
+    """
+    from hubkit.cli import QUIET
+
+    ours = ("HUBKIT_", "HF_", "http", "HTTP", "OPENAI_", "TRANSFORMERS_")
     return {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(ours) and name not in ("HUBKIT_HOME", "HF_HOME")
+        if name.startswith(ours) and name not in ("HUBKIT_HOME", "HF_HOME", *QUIET)
     }
 
 
