@@ -55,11 +55,21 @@ def size_of(architecture: str) -> dict[str, Any]:
 
 def measured(architecture: str, folder: Path, rounds: int) -> dict[str, Any]:
     """The row of `architecture`: output tokens per second of wall time, prompts included."""
+    from hubkit.local_engine.conversion import model_to_gguf
+    from hubkit.local_engine.engine import UnsupportedModelError
     from hubkit.local_engine.engine_choice import engine_for
 
     model = tiny_model(architecture, folder / "base", **size_of(architecture))
     choice = engine_for(folder / "base", context=CONTEXT, cache_dir=CONVERTERS)
-    names = [name for name in ENGINES if name == "transformers" or choice.engine == name]
+    chosen, reason = choice.engine, choice.reason
+    if chosen == "llamacpp":
+        gguf = folder / "base.gguf"
+        try:
+            model_to_gguf(folder / "base", gguf, dtype="q8_0", context=CONTEXT,
+                          cache_dir=CONVERTERS)  # fmt: skip
+        except UnsupportedModelError:
+            chosen, reason = "transformers", "llama.cpp does not load what the conversion gives"
+    names = [name for name in ENGINES if name == "transformers" or chosen == name]
     pools = {name: multiprocessing.get_context("spawn").Pool(1) for name in names}
     speeds: dict[str, list[float]] = {name: [] for name in (*names, "generate")}
     for round_ in range(rounds + 1):  # the first warms up
@@ -76,8 +86,8 @@ def measured(architecture: str, folder: Path, rounds: int) -> dict[str, Any]:
         pool.terminate()
     row: dict[str, Any] = {
         "parameters": sum(values.numel() for values in model.parameters()),
-        "engine": choice.engine,
-        "reason": choice.reason,
+        "engine": chosen,
+        "reason": reason,
         **{f"{name}_tokens_per_s": figures.spread(found, 1) for name, found in speeds.items()},
     }
     for name in names:
