@@ -12,7 +12,7 @@ import pytest
 from support.tiny_models import tiny_base
 from typer.testing import CliRunner
 
-from hubkit.cli import app
+from hubkit.cli import app, register_all
 from hubkit.errors import PublishError, RecipeError
 from hubkit.hub import connect
 from hubkit.pipeline import (
@@ -61,6 +61,7 @@ def test_a_base_that_was_never_downloaded_is_named_with_what_was_not_looked_at(b
     values = (f"asker.base={base}", *SHORT)
     options = [word for value in values for word in ("--set", value)]
     command = ["run", "parrot", "--profile", "laptop", "--dry-run", *options]
+    register_all()
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.stderr
     unseen = "that of HuggingFaceTB/SmolLM2-135M-Instruct was not looked at"
