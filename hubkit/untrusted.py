@@ -96,6 +96,15 @@ def text_in(values: Mapping[str, object], key: str, default: str = "") -> str:
     return value if isinstance(value, str) else default
 
 
+def number_of(text: str) -> float | None:
+    """The number that `text` spells; None where it spells none, or "nan"."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if number == number else None
+
+
 def number_in(values: Mapping[str, object], key: str, default: float = 0.0) -> float:
     """The number under `key`; `default` where there is none."""
     value = values.get(key)

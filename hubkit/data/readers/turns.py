@@ -11,7 +11,7 @@ from hubkit.conversation import Message, Role, ToolCall
 from hubkit.data.readers.json_text import parse_json
 from hubkit.data.readers.paths import Keys, resolve, unread_in, value_at
 from hubkit.data.readers.rules import TURN, Draft, Unreadable, clean_text, has_text, keys_of
-from hubkit.untrusted import JsonObject
+from hubkit.untrusted import JsonObject, number_of
 
 ROLES: dict[str, Role] = {
     **dict.fromkeys(
@@ -304,7 +304,7 @@ def _add_loss_flag(message: Message, turn: Mapping[str, Any], draft: Draft) -> N
     for key in LOSS_KEYS:
         flag = turn.get(key)
         if isinstance(flag, str):
-            flag = _flag(flag) if _flag(flag) is not None else _number(flag)
+            flag = _weight(flag)
         if isinstance(flag, bool | int | float):
             message["train"] = flag > 0
             if 0 < flag < 1:
@@ -315,15 +315,12 @@ def _add_loss_flag(message: Message, turn: Mapping[str, Any], draft: Draft) -> N
 
 
 def _says_flag(value: Any) -> bool:
-    return isinstance(value, str) and (_flag(value) is not None or _number(value) is not None)
+    return isinstance(value, str) and _weight(value) is not None
 
 
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if number == number else None
+def _weight(text: str) -> float | None:
+    flag = _flag(text)
+    return number_of(text) if flag is None else flag
 
 
 class _Parts:

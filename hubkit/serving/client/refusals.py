@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from hubkit.errors import EndpointError
+from hubkit.untrusted import number_of
 
 KINDS = {
     "credit": "the account has no credit or quota left",
@@ -242,9 +243,9 @@ _STATUS_OF = {
 def _retry_after(headers: Mapping[str, str], text: str) -> float | None:
     """Seconds that the server asks to wait: a header (number or HTTP date), or its words."""
     if value := headers.get("retry-after-ms", "").strip():
-        value = f"{_number(value) or 0} ms"
+        value = f"{number_of(value) or 0} ms"
     value = value.removesuffix(" ms") if value else headers.get("retry-after", "").strip()
-    seconds = _number(value)
+    seconds = number_of(value)
     if "retry-after-ms" in headers and seconds is not None:
         seconds /= 1000
     elif value and seconds is None:
@@ -255,13 +256,5 @@ def _retry_after(headers: Mapping[str, str], text: str) -> float | None:
     if seconds is None and (wait := _WAIT.search(text)) and any(wait.groups()):
         hours, minutes, seconds_text, unit = wait.groups()
         seconds = 3600 * int(hours or 0) + 60 * int(minutes or 0)
-        seconds += (_number(seconds_text or "0") or 0) / (1000 if unit == "ms" else 1)
+        seconds += (number_of(seconds_text or "0") or 0) / (1000 if unit == "ms" else 1)
     return None if seconds is None else min(max(seconds, 0.0), 86_400.0)
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if number == number else None
