@@ -297,6 +297,7 @@ class Driver:
             request = prompt(dialogue, self._block, window=window, more_exchanges=more_exchanges)
             if request is None:
                 return "context_full"
+            sent_at = self._verdicts[seat].sent()
             try:
                 reply, seed = await self._ask(dialogue, request, permit, key)
             except (MisconfiguredEndpointError, EndpointUnreachableError):
@@ -314,7 +315,7 @@ class Driver:
             if reply is None:
                 return _STOPPED if self.stopping else self.budget.exhausted
             dialogue.error = None
-            is_over, reason = await self._take(dialogue, request, reply, seed)
+            is_over, reason = await self._take(dialogue, request, reply, seed, sent_at)
             if is_over:
                 return reason
 
@@ -394,7 +395,7 @@ class Driver:
             )
 
     async def _take(
-        self, dialogue: Dialogue, request: Prompt, reply: Reply, seed: int
+        self, dialogue: Dialogue, request: Prompt, reply: Reply, seed: int, sent_at: int
     ) -> tuple[bool, str]:
         """Judge an answer and journal it, as a turn or a failed attempt.
 
@@ -432,11 +433,11 @@ class Driver:
         dialogue.add(turn)
         self.turns += 1
         await self._journal.append(turn.to_record())
-        await self._note_usable(seat)
+        await self._note_usable(seat, sent_at)
         return True, ""
 
-    async def _note_usable(self, seat: str) -> None:
-        to_ask, to_end = self._verdicts[seat].usable()
+    async def _note_usable(self, seat: str, sent_at: int) -> None:
+        to_ask, to_end = self._verdicts[seat].usable(sent_at)
         if to_ask:
             self._due.extend(to_ask)
             self._room.set()

@@ -2,9 +2,11 @@
 
 Servers fail with status 200 too: for a while every answer is empty, or cut by a filter. A dialogue
 that spends its attempts on such answers waits for a verdict on its seat. The next answer that can
-be used, to whichever dialogue, gives it: a long row of unusable answers to several dialogues before
-it was the server's doing, and those attempts do not count against the dialogues. Else they do, and
-the dialogues that waited end."""
+be used, to whichever dialogue, gives it, if it was asked for after they began: one that was asked
+for before says how the server was then. A long row of unusable answers to several dialogues was the
+server's doing, and those attempts do not count against the dialogues; a long row to one dialogue
+that was compared with none meanwhile counts once. Else they all count, and the dialogues that
+waited end."""
 
 from __future__ import annotations
 
@@ -26,24 +28,41 @@ class UnusableRow:
     def __init__(self) -> None:
         self._answers: Counter[int] = Counter()
         self._dialogues: dict[int, Dialogue] = {}
+        self._sent = 0  # requests; it stands for the time
+        self._began = 0
 
     @property
     def is_long(self) -> bool:
         """Whether it is longer than chance makes it."""
         return self._answers.total() >= _LONG
 
+    def sent(self) -> int:
+        """A request is sent; gives the moment."""
+        self._sent += 1
+        return self._sent
+
     def add(self, dialogue: Dialogue) -> None:
         """An answer to `dialogue` could not be used."""
+        if not self._answers:
+            self._began = self._sent
         self._answers[dialogue.plan.index] += 1
         self._dialogues[dialogue.plan.index] = dialogue
 
-    def end(self) -> None:
-        """An answer was used; a long row to several dialogues was the server's doing."""
-        if self.is_long and len(self._dialogues) > 1:
+    def end(self, sent_at: int) -> bool:
+        """An answer was used whose request was sent at that moment.
+
+        Returns:
+            Whether that ends the row: not where it was asked for before the row began.
+        """
+        if self._answers and sent_at <= self._began:
+            return False
+        if self.is_long:
+            own = 1 if len(self._dialogues) == 1 else 0
             for index, dialogue in self._dialogues.items():
-                _excuse(dialogue, self._answers[index])
+                _excuse(dialogue, self._answers[index] - own)
         self._answers.clear()
         self._dialogues.clear()
+        return True
 
 
 def _excuse(dialogue: Dialogue, answers: int) -> None:
@@ -85,20 +104,26 @@ class SeatVerdict:
         """Whether so many dialogues wait that the run is to stop."""
         return len(self.waiting) >= (_LATER if self.works else _FROM_START)
 
+    def sent(self) -> int:
+        """A request is sent to the seat; gives the moment, for `usable`."""
+        return self._row.sent()
+
     def unusable(self, dialogue: Dialogue) -> None:
         """An answer to `dialogue` could not be used."""
         self._row.add(dialogue)
 
-    def usable(self) -> tuple[list[Dialogue], list[tuple[Dialogue, str]]]:
+    def usable(self, sent_at: int) -> tuple[list[Dialogue], list[tuple[Dialogue, str]]]:
         """An answer was used: the seat works.
+
+        Args:
+            sent_at: What `sent` gave when its request was sent.
 
         Returns:
             The dialogues that waited and are to be asked again, and those that end, with the
             reasons.
         """
         self.works = True
-        self._row.end()
-        if not self.waiting:
+        if not self._row.end(sent_at) or not self.waiting:
             return [], []
         waiting = self._taken()
         to_ask = [dialogue for dialogue, reason in waiting if self._may_ask(dialogue, reason)]
