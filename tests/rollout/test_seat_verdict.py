@@ -19,9 +19,12 @@ def fail(verdict: SeatVerdict, one: Dialogue, times: int) -> None:
     for attempt in range(times):
         verdict.sent()
         verdict.unusable(one)
-        one.failed_attempts.append(
-            Turn(one.plan.index, 1, "assistant", "", "stop", 1, 0, 0, attempt, attempt + 1, None, 0.0, 0)
+        counts = {"prompt_tokens": 1, "completion_tokens": 0, "cached_tokens": 0}
+        turn = Turn(
+            one.plan.index, 1, "assistant", "", "stop", **counts, seed=attempt,
+            attempts=attempt + 1, address=None, created_at=0.0, trimmed=0,
         )  # fmt: skip
+        one.failed_attempts.append(turn)
     if one.counted_attempts > RETRIES:
         verdict.waiting.append((one, "empty_turn"))
 
