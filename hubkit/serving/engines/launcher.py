@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from hubkit.serving.engines import devices
 from hubkit.serving.engines.choice import cuda_reason, gguf_files, snapshot_folder
 from hubkit.serving.engines.local import EngineSettings, start_engine
 from hubkit.serving.engines.process import (
+    ServerProcess,
     answers,
     free_port,
     spawn,
@@ -324,7 +324,7 @@ def _planned(
 
 def _started(
     kind: str, plan: Launch, options: EngineOptions, env: Mapping[str, str], log: Path
-) -> tuple[subprocess.Popen[bytes], Launch]:
+) -> tuple[ServerProcess, Launch]:
     """The server, answering, and the plan with its port; another port if that one is taken."""
     spec = ENGINES[kind]
     child_env = without_secrets({**spec.env, **os.environ, **env})

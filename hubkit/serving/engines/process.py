@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
-from weakref import WeakKeyDictionary
 
 from hubkit.errors import EngineError
 from hubkit.settings import ENGINE
@@ -27,8 +26,17 @@ STOP_GRACE_S = 10.0
 _POLL_S = 0.05
 _PROBE_TIMEOUT_S = 5.0
 _TAIL_BYTES, _TAIL_LINES = 8000, 12
-_MARKS: WeakKeyDictionary[subprocess.Popen[bytes], str] = WeakKeyDictionary()
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
+
+
+class ServerProcess(subprocess.Popen[bytes]):
+    """A process that `spawn` has started.
+
+    Attributes:
+        mark: What its environment, and that of all that it starts, can be told by.
+    """
+
+    mark = ""
 
 
 def spawn(
@@ -37,7 +45,7 @@ def spawn(
     *,
     env: Mapping[str, str] | None = None,
     keep_open: Sequence[int] = (),
-) -> subprocess.Popen[bytes]:
+) -> ServerProcess:
     """Start `command` with its output appended to `log`.
 
     Args:
@@ -53,7 +61,7 @@ def spawn(
     mark = uuid4().hex
     try:
         with log.open("ab") as sink:
-            child = subprocess.Popen(
+            child = ServerProcess(
                 command,
                 stdin=subprocess.PIPE,  # its end tells the child that this process has ended
                 stdout=sink,
@@ -66,7 +74,7 @@ def spawn(
         raise EngineError(
             f"the engine cannot be started with {command[0]}: {error.strerror}"
         ) from None
-    _MARKS[child] = mark
+    child.mark = mark
     return child
 
 
@@ -78,7 +86,7 @@ def supervised(command: Sequence[str]) -> list[str]:
 
 def wait_until(
     ready: Callable[[], bool],
-    child: subprocess.Popen[bytes],
+    child: ServerProcess,
     log: Path,
     name: str,
     timeout_s: float,
@@ -128,7 +136,7 @@ def without_secrets(env: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def stop(child: subprocess.Popen[bytes]) -> None:
+def stop(child: ServerProcess) -> None:
     """End the process: close its standard input, ask its group to end, then kill what is left."""
     if child.stdin is not None:
         with suppress(OSError):
@@ -141,15 +149,13 @@ def stop(child: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
-    for process in _marked(_MARKS.get(child)):  # a supervisor that was killed itself leaves them
+    for process in _marked(child.mark):  # a supervisor that was killed itself leaves them
         with suppress(ProcessLookupError, PermissionError):
             os.kill(process, signal.SIGKILL)
 
 
-def _marked(mark: str | None) -> list[int]:
+def _marked(mark: str) -> list[int]:
     """Processes of this user that inherited `mark`; empty without /proc."""
-    if mark is None:
-        return []
     inherited = f"{ENGINE}={mark}".encode()
     found = []
     for environ in Path("/proc").glob("[0-9]*/environ"):
