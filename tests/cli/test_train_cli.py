@@ -20,7 +20,8 @@ from support.tiny_models import tiny_base, write_rows
 from hubkit.errors import RepoMissingError, StageError
 from hubkit.hub import Hub, Ref, connect
 from hubkit.pipeline import plan_training, run
-from hubkit.recipe import load
+from hubkit.recipe import available, load
+from hubkit.training import write_shape
 
 TALK = [("user", "How do I bake bread?"), ("assistant", "Mix flour."), ("user", "What about rye?")]
 ROWS = [[*TALK, ("assistant", f"Use less water, {n} times.")] for n in range(24)]
@@ -78,6 +79,8 @@ def planned(done: subprocess.CompletedProcess[str], code: int = 0) -> dict[str, 
         ("parrot", "chat", 13.0e9, 32, 8),
         ("realm", "asker", 6.74e9, 128, 4),
         ("realm", "chat", 6.74e9, 128, 4),
+        ("userlm", "asker", 7.62e9, 64, 8),
+        ("userlm", "chat", 3.09e9, 16, 1),
     ],
 )
 def test_the_papers_recipes_can_be_planned_on_a_laptop(
@@ -85,11 +88,22 @@ def test_the_papers_recipes_can_be_planned_on_a_laptop(
 ) -> None:
     plan = plan_training(load(name), connect(), seat)
     assert plan.parameters == pytest.approx(parameters, rel=0.01) and plan.batch == batch
-    assert (plan.processes, plan.launch, plan.device) == (devices, "fsdp2", "A100")
-    assert plan.steps > 100 and plan.tokens > 1e7 and plan.hours > 1
+    launch = "fsdp2" if devices > 1 else None
+    assert (plan.processes, plan.launch, plan.device) == (devices, launch, "A100")
+    assert plan.steps > 100 and plan.tokens > 1e7 and plan.hours > 0.5
     assert 10 < plan.memory_gib["total"] < 80 and plan.refusals == []
     assert any("table that ships" in note for note in plan.notes)
     assert any(f"{seat}.expected" in note for note in plan.notes)
+
+
+def test_every_base_that_a_recipe_trains_has_a_shape_that_ships(tmp_path: Path) -> None:
+    trained = {
+        block.base
+        for name in available()["recipes"]
+        for recipe in (load(name), load(name, profiles=["laptop"]))
+        for block in (recipe.asker, recipe.chat)
+    }
+    assert [base for base in sorted(trained) if not write_shape(base, tmp_path)] == []
 
 
 def test_the_papers_preference_optimisation_can_be_planned_on_a_laptop(
