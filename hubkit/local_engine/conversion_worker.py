@@ -188,11 +188,27 @@ def _model_by_llamacpp(task: JsonObject, out: Path) -> None:
                 ends = eos_token_ids(folder, read_config(folder))
                 write_vocab(self.gguf_writer, folder, rows=rows, eos_token_ids=ends)
 
+            def set_gguf_parameters(self) -> None:
+                super().set_gguf_parameters()
+                _correct_feed_forward_length(self.gguf_writer)
+
         kind = getattr(gguf.LlamaFileType, kinds[text_in(task, "dtype")])
         with torch.inference_mode():
             Model(folder, kind, out, model_name="model", hparams=hparams).write()
 
     _call_converter(convert, task)
+
+
+def _correct_feed_forward_length(writer: Any) -> None:
+    """Let the layers' width be that of their tensors where llama.cpp's converter writes four times
+    the embedding's, whatever the configuration says (Phi, GPT-2, Falcon and others)."""
+    infos = {name: info for shard in writer.tensors for name, info in shard.items()}
+    written = {key: value for shard in writer.kv_data for key, value in shard.items()}
+    length = written.get(f"{writer.arch}.feed_forward_length")
+    width = written.get(f"{writer.arch}.embedding_length")
+    down = infos.get("blk.0.ffn_down.weight")
+    if length and width and down and length.value == 4 * width.value:
+        length.value = int(down.shape[-1])
 
 
 def _adapter_by_llamacpp(task: JsonObject, out: Path) -> None:

@@ -89,3 +89,15 @@ def test_llama_cpp_computes_what_transformers_computes(tmp_path: Path, architect
     loras = {"a": tmp_path / "lora.gguf"}
     agrees(greedy(tmp_path / "base.gguf", loras, "a"), expected(peft))
     agrees(greedy(tmp_path / "base.gguf", loras, None), truth)
+
+
+@pytest.mark.parametrize(
+    "architecture, size", [("Phi", {"intermediate_size": 96}), ("GPT2", {"n_inner": 96})]
+)
+def test_layers_that_are_not_four_times_as_wide_as_the_embedding(
+    tmp_path: Path, architecture: str, size: dict[str, int]
+) -> None:
+    model = tiny_model(architecture, tmp_path / "base", **size)
+    gguf = tmp_path / "base.gguf"
+    model_to_gguf(tmp_path / "base", gguf, dtype="f32", context=128, cache_dir=CONVERTERS)
+    agrees(greedy(gguf, {}, None), expected(model))
