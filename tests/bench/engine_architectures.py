@@ -1,21 +1,28 @@
-"""``python tests/bench/engine_architectures.py [ARCHITECTURE…]``: the embedded engine's speed, an
-architecture a row.
+"""``python tests/bench/engine_architectures.py [ARCHITECTURE…]``: the embedded engine's speed in
+dialogues, an architecture a row.
 
-Random weights of some 50 million parameters; 8 sequences in flight, each with a prompt of its own.
-llama.cpp, this package's transformers engine and transformers' own `generate` (one batch, float32)
-take turns in every round on the same prompts. Writes tests/bench/results/engine_architectures.json.
+Random weights of some 50 million parameters; 8 dialogues in flight, of 3 turns each. The first
+prompt has 128 tokens; each later one is the prompt before it, the model's own answer and 32 fixed
+tokens of the other side. Every answer has 48 tokens: the model cannot end one (`endless`), and
+every length is asserted. llama.cpp, this package's transformers engine and transformers' own
+`generate` take turns in every round. The engines get each dialogue's next prompt as soon as its
+answer is there, as a rollout sends it; `generate` gets the prompts of a turn in one batch, as a
+script does, in float32 and, where the processor multiplies faster in it, in bfloat16. Writes
+tests/bench/results/engine_architectures.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import copy
 import functools
 import multiprocessing
 import os
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +32,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "bench")]
 import figures  # noqa: E402
 from support.tiny_architectures import ARCHITECTURES, tiny_model  # noqa: E402
 
-IN_FLIGHT, PROMPT_TOKENS, NEW_TOKENS, CONTEXT = 8, 128, 48, 512
+IN_FLIGHT, TURNS, CONTEXT = 8, 3, 512
+PROMPT_TOKENS, ADDED_TOKENS, NEW_TOKENS = 128, 32, 48
 ENGINES = ("llamacpp", "transformers")
+END, GGUF = 2, "base.gguf"
 CONVERTERS = Path(tempfile.gettempdir()) / f"hubkit-test-models-{os.getuid()}" / "gguf"
 _SIZE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8}
 _SIZE |= {"num_attention_heads": 8}
@@ -48,96 +57,153 @@ def size_of(architecture: str) -> dict[str, Any]:
         size["moe_intermediate_size"] = 352
     if "layer_types" in tiny:
         size["layer_types"] = tiny["layer_types"] * (size["num_hidden_layers"] // 2)
-    if "n_embd" in tiny:
-        size = {"n_embd": 512, "n_layer": 8, "n_head": 8}
+    if "n_embd" in tiny:  # under both names: which one counts depends on their order
+        size = {**_SIZE, "n_embd": 512, "n_layer": 8, "n_head": 8}
+    if "intermediate_size" in tiny:  # one that is always four times as wide
+        size["intermediate_size"] = 4 * size["hidden_size"]
     return size
 
 
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """What the dialogues of one round took."""
+
+    seconds: float
+    reused_tokens: int = 0  # of all prompts, taken from the engine's cache
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output tokens per second of wall time, prompts included."""
+        return IN_FLIGHT * TURNS * NEW_TOKENS / self.seconds
+
+
+def words(dialogue: int, turn: int, round_: int) -> list[int]:
+    """What the other side says in a turn: other tokens in every dialogue, turn and round."""
+    count = ADDED_TOKENS if turn else PROMPT_TOKENS
+    step, first = 1 + dialogue + IN_FLIGHT * turn, 7 * round_ + 50 * turn
+    return [20 + (i * step + first) % 400 for i in range(count)]
+
+
+def prompt_tokens(turn: int) -> int:
+    """How long a prompt is in `turn`."""
+    return PROMPT_TOKENS + turn * (NEW_TOKENS + ADDED_TOKENS)
+
+
 def measured(architecture: str, folder: Path, rounds: int) -> dict[str, Any]:
-    """The row of `architecture`: output tokens per second of wall time, prompts included."""
+    """The row of `architecture`."""
+    import torch
+
     from hubkit.local_engine.conversion import model_to_gguf
     from hubkit.local_engine.engine import UnsupportedModelError
     from hubkit.local_engine.engine_choice import engine_for
+    from hubkit.training.config import bf16_is_faster
 
-    model = tiny_model(architecture, folder / "base", **size_of(architecture))
+    model = endless(tiny_model(architecture, folder / "base", **size_of(architecture)))
+    model.save_pretrained(folder / "base")
     choice = engine_for(folder / "base", context=CONTEXT, cache_dir=CONVERTERS)
     chosen, reason = choice.engine, choice.reason
     if chosen == "llamacpp":
-        gguf = folder / "base.gguf"
         try:
-            model_to_gguf(folder / "base", gguf, dtype="q8_0", context=CONTEXT,
+            model_to_gguf(folder / "base", folder / GGUF, dtype="q8_0", context=CONTEXT,
                           cache_dir=CONVERTERS)  # fmt: skip
-        except UnsupportedModelError:
+        except UnsupportedModelError as error:
+            print(error, flush=True)
             chosen, reason = "transformers", "llama.cpp does not load what the conversion gives"
     names = [name for name in ENGINES if name == "transformers" or chosen == name]
+    models = {"generate": model}
+    if bf16_is_faster():
+        models["generate_bfloat16"] = copy.deepcopy(model).to(torch.bfloat16)
     pools = {name: multiprocessing.get_context("spawn").Pool(1) for name in names}
-    speeds: dict[str, list[float]] = {name: [] for name in (*names, "generate")}
+    spoken: dict[str, list[Spoken]] = {name: [] for name in (*names, *models)}
     for round_ in range(rounds + 1):  # the first warms up
-        jobs = [
-            [20 + (i * k + 7 * round_) % 400 for i in range(PROMPT_TOKENS)]
-            for k in range(1, IN_FLIGHT + 1)
-        ]
-        found = {name: pool.apply(engine_speed, (name, str(folder), jobs))
+        found = {name: pool.apply(by_engine, (name, str(folder), round_))
                  for name, pool in pools.items()}  # fmt: skip
-        found["generate"] = generate_speed(model, jobs)
-        for name, speed in found.items():
-            speeds[name] += [speed] if round_ else []
+        found |= {name: by_generate(each, round_) for name, each in models.items()}
+        for name, one in found.items():
+            spoken[name] += [one] if round_ else []
     for pool in pools.values():
         pool.terminate()
+    speeds = {name: [one.tokens_per_s for one in found] for name, found in spoken.items()}
+    best = [max(at) for at in zip(*[speeds[name] for name in models], strict=True)]
     row: dict[str, Any] = {
         "parameters": sum(values.numel() for values in model.parameters()),
         "engine": chosen,
         "reason": reason,
+        "prompt_tokens": IN_FLIGHT * sum(map(prompt_tokens, range(TURNS))),
         **{f"{name}_tokens_per_s": figures.spread(found, 1) for name, found in speeds.items()},
     }
     for name in names:
-        pairs = zip(speeds[name], speeds["generate"], strict=True)
-        row[f"{name}_over_generate"] = figures.spread((a / b for a, b in pairs), 2)
+        over = (a / b for a, b in zip(speeds[name], best, strict=True))
+        row[f"{name}_over_generate"] = figures.spread(over, 2)
+        row[f"{name}_reused_prompt_tokens"] = min(one.reused_tokens for one in spoken[name])
     row["load"] = round(os.getloadavg()[0], 1)
     return row
 
 
-def generate_speed(model: Any, prompts: list[list[int]]) -> float:
-    """transformers' `generate` on one batch, every sequence of full length."""
+def endless(model: Any) -> Any:
+    """`model` without a way to end: token 2 has the logit 0, below the most likely of 49152."""
+    head = model.get_output_embeddings()
+    head.weight.data[END] = 0
+    if getattr(head, "bias", None) is not None:
+        head.bias.data[END] = 0
+    return model
+
+
+def by_generate(model: Any, round_: int) -> Spoken:
+    """The dialogues by transformers' `generate`, each turn in one batch."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    ids = torch.tensor(prompts)
-    options = {"do_sample": False, "min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS}
+    ids = torch.zeros((IN_FLIGHT, 0), dtype=torch.long)
     began = time.perf_counter()
-    with torch.inference_mode():
-        model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-    return len(prompts) * NEW_TOKENS / (time.perf_counter() - began)
+    for turn in range(TURNS):
+        said = torch.tensor([words(dialogue, turn, round_) for dialogue in range(IN_FLIGHT)])
+        prompts = torch.cat([ids, said], dim=1)
+        assert prompts.shape[1] == prompt_tokens(turn)
+        with torch.inference_mode():
+            ids = model.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=False,
+                                 max_new_tokens=NEW_TOKENS)  # fmt: skip
+        written = ids[:, prompts.shape[1] :]
+        assert written.shape == (IN_FLIGHT, NEW_TOKENS) and not (written == END).any()
+    return Spoken(time.perf_counter() - began)
 
 
 @functools.cache
 def engine(name: str, folder: str) -> Any:
     """One of the embedded engines, loaded once in a process of its own."""
-    from hubkit.local_engine.conversion import model_to_gguf
     from hubkit.local_engine.llamacpp import LlamaCppEngine
     from hubkit.local_engine.torch_engine import TransformersEngine
 
-    base, gguf = Path(folder) / "base", Path(folder) / "base.gguf"
     if name == "transformers":
+        base = Path(folder) / "base"
         return TransformersEngine(base, {}, parallel=IN_FLIGHT, context=CONTEXT)
-    model_to_gguf(base, gguf, dtype="q8_0", context=CONTEXT, cache_dir=CONVERTERS)
-    return LlamaCppEngine(gguf, {}, parallel=IN_FLIGHT, context=CONTEXT)
+    return LlamaCppEngine(Path(folder) / GGUF, {}, parallel=IN_FLIGHT, context=CONTEXT)
 
 
-def engine_speed(name: str, folder: str, prompts: list[list[int]]) -> float:
-    """The same of an embedded engine; a sequence that ends early counts with what it wrote."""
-    from hubkit.local_engine.engine import Job, Step
+def by_engine(name: str, folder: str, round_: int) -> Spoken:
+    """The dialogues by an embedded engine, each going on as soon as its answer is there."""
+    from hubkit.local_engine.engine import Job, Started, Step
 
     loaded = engine(name, folder)
 
-    async def one(ids: list[int]) -> int:
-        steps = loaded.generate(Job(ids, NEW_TOKENS))
-        return sum([isinstance(event, Step) async for event in steps])
+    async def one(dialogue: int) -> int:
+        ids: list[int] = []
+        reused = 0
+        for turn in range(TURNS):
+            ids += words(dialogue, turn, round_)
+            assert len(ids) == prompt_tokens(turn)
+            job = Job(ids, NEW_TOKENS, dialogue=f"{round_}-{dialogue}")
+            events = [event async for event in loaded.generate(job)]
+            reused += sum(event.cached_tokens for event in events if isinstance(event, Started))
+            written = [event.token_id for event in events if isinstance(event, Step)]
+            assert len(written) == NEW_TOKENS, f"{name} wrote {len(written)} tokens"
+            ids = ids + written
+        return reused
 
-    async def everything() -> float:
+    async def everything() -> Spoken:
         began = time.perf_counter()
-        counts = await asyncio.gather(*[one(ids) for ids in prompts])
-        return sum(counts) / (time.perf_counter() - began)
+        reused = await asyncio.gather(*[one(dialogue) for dialogue in range(IN_FLIGHT)])
+        return Spoken(time.perf_counter() - began, sum(reused))
 
     return asyncio.run(everything())
 
@@ -162,8 +228,14 @@ def enter(name: str, row: dict[str, Any]) -> None:
     rows = {**earlier, name: row}
     figures.write(
         "engine_architectures",
-        "The embedded engine beside transformers on the same prompts in the same run, 8 in flight, "
-        "random weights of some 50 million parameters, without a GPU.",
+        f"{IN_FLIGHT} dialogues in flight, of {TURNS} turns each: the first prompt has "
+        f"{PROMPT_TOKENS} tokens, each later one is the prompt before it, the model's own answer "
+        f"and {ADDED_TOKENS} tokens of the other side; every answer has {NEW_TOKENS} tokens. The "
+        "embedded engine computes a dialogue's beginning once and goes on with it as soon as its "
+        "answer is there; transformers' `generate` gets the prompts of each turn, of the same "
+        "lengths, in one batch, and computes them whole. Greedy, in the same run, without a GPU, "
+        "random weights of some 50 million parameters, which llama.cpp keeps as q8_0; tokens/s are "
+        "output tokens by the time of all turns, prompts included.",
         "python tests/bench/engine_architectures.py",
         {"rows": {name: rows[name] for name in ARCHITECTURES if name in rows}},
     )

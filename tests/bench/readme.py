@@ -462,17 +462,18 @@ def architectures(found: Figures) -> str:
 def engine_architectures(found: Figures) -> str:
     """The embedded engine's speed beside transformers, an architecture a row."""
     found = found["engine_architectures"]
-    lines = [
-        "| architecture | engine | its output tokens/s | transformers `generate`, float32 | times "
-        "| load |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
-    ]
+    half = any("generate_bfloat16_tokens_per_s" in row for row in found["rows"].values())
+    head = "| architecture | engine | its output tokens/s | transformers `generate`, float32 | "
+    head += "bfloat16 | times the faster | load |" if half else "times | load |"
+    lines = [head, f"| --- | --- |{' ---: |' * (head.count('|') - 3)}"]
     for name, row in found["rows"].items():
         engine = row["engine"]
         times = row[f"{engine}_over_generate"]
+        speeds = [f"{engine}_tokens_per_s", "generate_tokens_per_s"]
+        speeds += ["generate_bfloat16_tokens_per_s"] if half else []
+        cells = [f"{middle(row[speed]):.0f}" if speed in row else "" for speed in speeds]
         lines.append(
-            f"| {name} | {engine} | {middle(row[f'{engine}_tokens_per_s']):.0f} | "
-            f"{middle(row['generate_tokens_per_s']):.0f} | {times['median']:.1f} "
+            f"| {name} | {engine} | {' | '.join(cells)} | {times['median']:.1f} "
             f"({times['least']:.1f} to {times['most']:.1f}) | {row['load']:.1f} |"
         )
     about = f"{found['about']} `{found['command']}`, on {_machine(found)}."
