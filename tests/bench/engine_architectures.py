@@ -107,8 +107,7 @@ def measured(architecture: str, folder: Path, rounds: int) -> dict[str, Any]:
             model_to_gguf(folder / "base", folder / GGUF, dtype="q8_0", context=CONTEXT,
                           cache_dir=CONVERTERS)  # fmt: skip
         except UnsupportedModelError as error:
-            print(error, flush=True)
-            chosen, reason = "transformers", "llama.cpp does not load what the conversion gives"
+            chosen, reason = "transformers", str(error).replace(str(folder), "the folder")
     names = [name for name in ENGINES if name == "transformers" or chosen == name]
     models = {"generate": model}
     if bf16_is_faster():
@@ -171,6 +170,7 @@ def by_generate(model: Any, round_: int) -> Spoken:
 @functools.cache
 def engine(name: str, folder: str) -> Any:
     """One of the embedded engines, loaded once in a process of its own."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # as the command line sets it
     from hubkit.local_engine.llamacpp import LlamaCppEngine
     from hubkit.local_engine.torch_engine import TransformersEngine
 
