@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from hubkit import reinforcement
+from hubkit.cloud import hardware
 from hubkit.errors import HubkitError
 from hubkit.hub import Hub
 from hubkit.pipeline.costs import assumptions
 from hubkit.pipeline.runner import stages_until
 from hubkit.pipeline.stages.reinforce import reinforce_block
 from hubkit.pipeline.training_plan import base_shape
-from hubkit.recipe import Recipe, Reinforce, SeatConfig
+from hubkit.recipe import DEPLOY, Deploy, Recipe, Reinforce, SeatConfig
 from hubkit.serving.budget import check_prices
 from hubkit.training.config import grpo_config, model_options, require_settings
 from hubkit.training.estimate import duration, memory_gib, peak_tflops
@@ -31,6 +32,7 @@ from hubkit.training.plan import (
 from hubkit.training.trial import check_training
 from hubkit.untrusted import JsonObject
 
+_WITHOUT_LIKELIHOOD = {"judges", "length", "format"}  # a plug-in may ask for it
 _VERDICT_TOKENS = 150  # of a judge's reply, at most its limit
 
 
@@ -57,8 +59,10 @@ class ReinforcementPlan(RunPlan):
         tokens: By side: ``policy`` is what the chat model writes, ``trained`` what passes through
             it in training, ``asker`` and ``judges`` what they read and write.
         hours: By part, at `utilisation` of the device's peak; None where no peak is known.
-        memory_gib: On the training device, the asker's likelihood included.
-        usd_per_step: What a step costs at the prices that the recipe names for askers and judges.
+        memory_gib: On the training device, with the asker where a reward may ask for its
+            likelihood, and with a vLLM beside the trainer.
+        usd_per_step: What a step costs: askers and judges at the prices that the recipe names, and
+            by the hour where they are deployed.
         usd: The same of all conversations, the held-out ones included.
         template: How the chat model prints conversations.
         template_seen: False where its base's tokenizer is not at hand.
@@ -94,19 +98,19 @@ def plan_reinforcement(
     stages_until(recipe, "reinforce")
     block = reinforce_block(recipe)
     require_settings(recipe, ["reinforce"])
-    config, notes = grpo_config(block, Path("unused"), seed=recipe.seed)
-    refusals = _refusals(block, config)
+    config, config_notes = grpo_config(block, Path("unused"), seed=recipe.seed)
+    refusals, notes = _refusals(block, config), []
     expected = block.expected
     if device is None and expected and expected.device:
         device, device_gib = expected.device, device_gib or expected.device_gib
         notes.append(f"planned for one {device}, as the recipe expects; --device plans for others")
     name = device or local_device()[0]
+    here = name in local_device()[0]
     memory_there = device_gib or (None if device else local_device()[1])
     with tempfile.TemporaryDirectory() as scratch:
         base, shape_notes, shape_refusals = base_shape(hub, recipe.chat, Path(scratch))
         adapter = recipe.chat if recipe.chat.lora is not None else block
         size = size_of(base, adapter, reference="adapter" if adapter is recipe.chat else "base")
-        here = name in local_device()[0]
         findings = check_training(block, base, config, options=model_options(block), here=here)
         template = template_plan(recipe.chat, base, recipe.chat.seat, findings, adapted_by=adapter)
         is_tokenizer_known = has_tokenizer(base)
@@ -116,14 +120,18 @@ def plan_reinforcement(
     tokens = _tokens(recipe, block, config, conversations)
     config.max_length = block.context
     memory = memory_gib(size, config, config.per_device_train_batch_size, 1, gpu=name != "cpu")
-    memory["asker"] = round(2 * size.total * (2 if name != "cpu" else 4) / 2 / 2**30, 3)
-    memory["total"] = round(memory["total"] + memory["asker"], 3)
+    memory |= _beside(recipe, hub, block, notes, gpu=name != "cpu")
+    if config.use_vllm and config.vllm_mode == "colocate" and memory_there:
+        memory["vllm"] = round(config.vllm_gpu_memory_utilization * memory_there, 3)
+    memory["total"] = round(sum(gib for part, gib in memory.items() if part != "total"), 3)
     if memory_there and memory["total"] > memory_there:
         refusals.append(
             f"about {memory['total']:.0f} GiB are needed and {memory_there:.0f} are there; lower "
             "grpo.per_device_train_batch_size or reinforce.context, or set gradient_checkpointing"
         )
+    hours = _hours(config, size, tokens, name)
     usd = _usd(block, tokens, conversations)
+    usd += hours["total"] * _hourly_usd(block) if hours else 0.0
     return ReinforcementPlan(
         base=recipe.chat.base,
         steps=steps,
@@ -132,16 +140,32 @@ def plan_reinforcement(
         openings=block.openings,
         tokens=tokens,
         device=name,
-        hours=_hours(config, size, tokens, name),
+        hours=hours,
         memory_gib=memory,
         usd_per_step=usd / conversations * each if conversations else 0.0,
         usd=usd,
         config=dict(block.grpo),
         template=template,
         template_seen=is_tokenizer_known,
-        notes=[*notes, *shape_notes, *findings.notes, *_price_notes(block)],
+        notes=[*notes, *(config_notes if here else []), *shape_notes, *findings.notes,
+               *_price_notes(block, hours)],
         refusals=[*refusals, *shape_refusals, *findings.refusals],
-    )
+    )  # fmt: skip
+
+
+def _beside(
+    recipe: Recipe, hub: Hub, block: Reinforce, notes: list[str], *, gpu: bool
+) -> dict[str, float]:
+    """GiB of the asker, which a reward may ask how likely it finds a turn."""
+    if {term.name for term in block.rewards} <= _WITHOUT_LIKELIHOOD:
+        return {}
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            asker = size_of(base_shape(hub, recipe.asker, Path(scratch))[0], recipe.asker)
+    except HubkitError as error:
+        notes.append(f"the asker's own memory is not in the plan: {error}")
+        return {}
+    return {"asker": round(asker.total * (2 if gpu else 4) / 2**30, 3)}
 
 
 def _refusals(block: Reinforce, config: Any) -> list[str]:
@@ -215,22 +239,31 @@ def _verdict(judge: SeatConfig) -> int:
     return min(judge.reply_tokens, _VERDICT_TOKENS)
 
 
-def _price_notes(block: Reinforce) -> list[str]:
+def _deployed(block: Reinforce) -> list[Deploy]:
+    """The terms of every seat that is served on hardware paid by the hour."""
+    judges = [judge.judge for term in block.rewards for judge in term.judges]
+    return [
+        seat.deploy or Deploy()
+        for seat in [*block.askers.values(), *judges]
+        if DEPLOY in seat.endpoints
+    ]
+
+
+def _hourly_usd(block: Reinforce) -> float:
+    """What the hardware of askers and judges costs an hour."""
+    return sum(hardware(on.hardware).usd_per_hour * on.replicas for on in _deployed(block))
+
+
+def _price_notes(block: Reinforce, hours: dict[str, float] | None) -> list[str]:
     notes = [
         "tokens assume that no conversation ends early, and turns as long as assumptions.yaml "
-        "says; hours are the training device's, askers and judges not included"
+        "says; hours are the training device's: no wait for askers and judges is in them"
     ]
-    deployed = [
-        seat.deploy.hardware
-        for seat in [
-            *block.askers.values(),
-            *(judge.judge for term in block.rewards for judge in term.judges),
-        ]
-        if seat.deploy is not None
-    ]
-    if deployed:
+    if deployed := _deployed(block):
+        names = ", ".join(str(hardware(on.hardware)) for on in deployed)
+        part = "is in the price for these hours" if hours else "is not in the price"
         notes.append(
-            f"endpoints are paid by the hour as well: {', '.join(deployed)}; "
-            "`hubkit run RECIPE --on jobs --dry-run` prices hardware"
+            f"hardware of askers and judges ({names}), {_hourly_usd(block):.2f} USD an hour, "
+            f"{part}; the training device is not: `hubkit run RECIPE --on jobs --dry-run` prices it"
         )
     return notes

@@ -77,6 +77,43 @@ def test_a_conversation_is_no_longer_than_its_context_and_a_free_seat_costs_noth
     assert plan.tokens["judges"] == (0, 0) and plan.usd == plan.usd_per_step == 0
 
 
+def test_hardware_of_askers_and_judges_is_paid_by_the_hour(base: str) -> None:
+    seat = {"repo": "a/judge", "endpoints": ["deploy"], "sampling": {"max_tokens": 64},
+            "deploy": {"hardware": "aws-nvidia-a100-x1", "replicas": 2}}  # fmt: skip
+    rewards = json.dumps([{"name": "judges", "judges": [{"judge": seat}]}])
+    plan = planned(base, f"reinforce.rewards={rewards}", device="A100")
+    assert plan.hours is not None
+    assert plan.usd == pytest.approx(plan.hours["total"] * 2 * 2.5)
+    assert plan.usd_per_step == pytest.approx(plan.usd / 52 * 8)
+    assert any("5.00 USD an hour, is in the price" in note for note in plan.notes)
+    unknown = planned(base, f"reinforce.rewards={rewards}", device="a device of nobody")
+    assert unknown.hours is None and unknown.usd == 0
+    assert any("5.00 USD an hour, is not in the price" in note for note in unknown.notes)
+
+
+def test_the_asker_is_counted_by_its_own_size_where_a_reward_may_ask_it(base: str) -> None:
+    larger = "asker.base=Qwen/Qwen2.5-7B-Instruct"  # its shape ships
+    memory = planned(base, larger, "asker.lora=null", device="A100").memory_gib
+    assert memory["asker"] == pytest.approx(2 * 7_615_616_512 / 2**30, abs=0.001)
+    rewards = json.dumps([{"name": "length", "args": {"words": 50}}, {"name": "format"}])
+    without = planned(base, f"reinforce.rewards={rewards}", device="A100")
+    assert "asker" not in without.memory_gib and not without.refusals
+    unknown = planned(base, "asker.base=no/shape-of-it", device="A100")
+    assert "asker" not in unknown.memory_gib
+    assert any("the asker's own memory is not in the plan" in note for note in unknown.notes)
+
+
+def test_a_plan_for_another_machine_says_nothing_of_this_one_and_counts_vllm(
+    hubkit_home: Path,
+) -> None:
+    plan = plan_reinforcement(load("userlm", profiles=["reinforce-cloud"]), connect())
+    assert (plan.device, plan.refusals) == ("H100", [])
+    assert not any("this processor" in note or "this machine" in note for note in plan.notes)
+    parts = {name: gib for name, gib in plan.memory_gib.items() if name != "total"}
+    assert parts["vllm"] == pytest.approx(0.3 * 80)  # TRL's share of the device
+    assert plan.memory_gib["total"] == pytest.approx(sum(parts.values()))
+
+
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [

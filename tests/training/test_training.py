@@ -507,6 +507,26 @@ def test_the_shipped_deepspeed_configuration_is_what_accelerate_takes(tmp_path):
     assert env["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] == "true"
 
 
+def test_the_shipped_fsdp2_configuration_is_what_accelerate_takes(tmp_path):
+    """Parsed by accelerate's own launcher; `test_two_processes_learn_what_one_does` runs it."""
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    from hubkit.training.launch import command
+
+    [*_, worker, job] = asked = command(Launch("fsdp2", 2), tmp_path / "job.json", 2)
+    args = launch.launch_command_parser().parse_args(asked[3:])
+    args, _, _ = launch._validate_launch_command(args)
+    assert (args.use_fsdp, args.num_processes) == (True, 2)
+    assert args.training_script == worker and args.training_script_args == [job]
+    env = prepare_multi_gpu_env(args)
+    assert (env["ACCELERATE_USE_FSDP"], env["FSDP_VERSION"]) == ("true", "2")
+    assert (env["FSDP_STATE_DICT_TYPE"], env["ACCELERATE_MIXED_PRECISION"]) == (
+        "FULL_STATE_DICT",
+        "bf16",
+    )
+
+
 LAUNCHED = """
 import json, sys
 from pathlib import Path
