@@ -391,10 +391,11 @@ def train(found: Figures) -> str:
 
 def plans(found: Figures) -> str:
     """The papers at full scale: hours and dollars of every stage, each recipe."""
+    from hubkit.pipeline.stage_table import STAGES
+
     recipes = found["plans"]["recipes"]
-    stages = list(
-        dict.fromkeys(stage for plan in recipes.values() for stage in plan if stage != "all")
-    )
+    planned = {stage for plan in recipes.values() for stage in plan}
+    stages = [stage.name for stage in STAGES if stage.name in planned]
     head = " | ".join(f"{name}: hours | USD" for name in recipes)
     lines = [f"| stage | {head} |", "| --- |" + " ---: | ---: |" * len(recipes)]
     for stage in [*stages, "all"]:
