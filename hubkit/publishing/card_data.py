@@ -497,8 +497,27 @@ def smoke_test(facts: CardFacts) -> str | None:
     return f"Smoke test: {what}; not {whole}." if recipe.paper else f"Smoke test: {what}."
 
 
-def read_changes(report: Report) -> list[tuple[str, int, str]]:
-    """(what, how often, an example) of what reading changed or left out, summed over files."""
+def changes(report: Report) -> list[tuple[str, int, str]]:
+    """(what, how often, an example) of what reading changed or left out, summed over files, and of
+    what each step changed in the rows that it kept."""
+    return [*_read_changes(report), *_step_changes(report)]
+
+
+def _step_changes(report: Report) -> list[tuple[str, int, str]]:
+    """Without examples: a card does not point at the rows whose source holds a secret."""
+    return [
+        (
+            f"rows changed by {step.get('name')}: {str(what).replace('_', ' ')}",
+            tally["count"],
+            "",
+        )
+        for step in _mappings(report, "steps")
+        for what, tally in (step.get("changed") or {}).items()
+        if isinstance(tally, Mapping) and isinstance(tally.get("count"), int)
+    ]
+
+
+def _read_changes(report: Report) -> list[tuple[str, int, str]]:
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for file in _mappings(report, "files"):

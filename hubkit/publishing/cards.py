@@ -13,9 +13,10 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from markupsafe import Markup
 
-from hubkit.conversation import filled_in
+from hubkit.conversation import Message, filled_in
 from hubkit.data import wheel_assets
 from hubkit.data.filters import needs
+from hubkit.data.intents import HEURISTICS
 from hubkit.metrics import cross_table
 from hubkit.publishing import assets, card_metrics, markdown, metadata, scorecard
 from hubkit.publishing import card_data as read
@@ -28,6 +29,7 @@ _ARMS = {
     "chat": "the chat model that it was before",
 }
 _SEATS = {"chat": "chat model"}
+_OPENING = "What should I see in Lisbon in two days?"
 _INTENT = "plan two days in Lisbon for somebody who does not like museums"
 _STRATEGY_HELP = {
     "neglect": "context neglect: the question alone, as if it opened a conversation",
@@ -192,7 +194,10 @@ def _model(facts: CardFacts, recipe: Recipe, kind: metadata.TrainedKind) -> Valu
         "adapter": metadata.adapter_of(recipe, kind),
         "system": training.system,
         "intent": training.intent_column if kind == "asker" else None,
-        "told": filled_in(training.system or "", "intent", _INTENT) if kind == "asker" else None,
+        "heuristic": _heuristic(recipe),
+        "end_mark": training.end_mark if kind == "asker" else None,
+        "opening": _OPENING,
+        "told": _told(recipe) if kind == "asker" else None,
         "sampling": seat.sampling,
         "held_out": read.held_out(facts.results, kind),
         "endings": read.endings({}, facts.results) if kind == "asker" else [],
@@ -204,6 +209,20 @@ def _model(facts: CardFacts, recipe: Recipe, kind: metadata.TrainedKind) -> Valu
         "drops": read.drops(report),
         "preferred": _preferred(report) if kind == "asker" else None,
     }  # fmt: skip
+
+
+def _heuristic(recipe: Recipe) -> str | None:
+    """The heuristic that says what people want, where neither they nor a judge do."""
+    return recipe.corpus.intents.heuristic if recipe.corpus.intents else None
+
+
+def _told(recipe: Recipe) -> str:
+    """The asker's system message of an example, with an intent such as it was trained on."""
+    intent, heuristic = _INTENT, _heuristic(recipe)
+    if heuristic:
+        turns: list[Message] = [{"role": "user", "content": text} for text in (_OPENING, _INTENT)]
+        intent = HEURISTICS[heuristic](turns)
+    return filled_in(recipe.asker.system or "", "intent", intent)
 
 
 def _reward_help(recipe: Recipe) -> list[tuple[str, str]]:
@@ -309,11 +328,12 @@ def _corpus(facts: CardFacts, recipe: Recipe) -> Values:
         "looked_for": _looked_for(recipe, recipe.corpus.filters),
         "cap": recipe.asker.sft.get("max_length"),
         "intents": report.get("intents"),
+        "heuristic": _heuristic(recipe),
         "people": report.get("people"),
         "rows": list((report.get("splits") or {}).items()),
         "counts": counts,
         "lost": read.lost(report),
-        "read_changes": read.read_changes(report),
+        "changes": read.changes(report),
         "steps": card_metrics.steps(report, recipe.name),
         "drops": read.drops(report),
     }
@@ -340,6 +360,7 @@ def _dialogues(facts: CardFacts, recipe: Recipe) -> Values:
         "baseline": recipe.rollout.baseline,
         "curated": bool(curated),
         "mode": recipe.rollout.mode,
+        "heuristic": _heuristic(recipe),
         "opening_intents": recipe.rollout.mode.startswith("seeded")
         and recipe.rollout.asker.repo == "asker"
         and recipe.asker.intent_column,
@@ -349,6 +370,7 @@ def _dialogues(facts: CardFacts, recipe: Recipe) -> Values:
         "numbers": [(label, value) for label, value in numbers if isinstance(value, int | float)],
         "seats": _seats(facts, recipe),
         "funnel": read.funnel(curated),
+        "changes": read.changes(curated),
         "drops": read.drops(curated),
         "nothing_dropped": curated.get("dropped") == 0,
         "endings": read.endings(facts.reports, None) if recipe.asker.end_mark else [],

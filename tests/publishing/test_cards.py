@@ -725,7 +725,48 @@ def test_a_corpus_card_shows_what_reading_changed_and_did_not_read() -> None:
     assert "changed by reading: hidden nodes left out | 12 | `row-1` |" in card
     assert "rows with a column not read: score\\|x | 80 |" in card
     assert "turns with a key not read: name | 14 |" in card
-    assert lint(card, "corpus") == [] and "did not read" not in render(facts("corpus"))
+    assert lint(card, "corpus") == [] and "was not read" not in render(facts("corpus"))
+
+
+@pytest.mark.parametrize("kind", ["corpus", "dialogues"])
+def test_cards_of_data_say_what_was_masked_in_rows_that_are_kept(kind: Kind) -> None:
+    stage = "curate" if kind == "dialogues" else kind
+    masked = {"masked_email": {"count": 108, "examples": ["row-1"]}}
+    step = {"name": "personal_data", "rows_out": 21, "dropped": {}, "changed": masked}
+    report = {**REPORTS[stage], "steps": [*REPORTS[stage]["steps"], step]}
+    card = render(facts(kind, reports={**REPORTS, stage: report}))
+    assert "rows changed by personal_data: masked email | 108 |" in card and "row-1" not in card
+    assert lint(card, kind) == [] and "rows changed by" not in render(facts(kind))
+
+
+@pytest.mark.parametrize(
+    ("heuristic", "said", "told"),
+    [
+        ("keywords", "names up to eight words of the person's turns", ", lisbon, "),
+        ("first_sentence", "holds the first sentence of the person's first turn", "in two days?"),
+    ],
+)
+def test_an_intent_that_a_heuristic_made_is_called_one(
+    heuristic: str, said: str, told: str
+) -> None:
+    profiles, values = ["laptop", "reinforce-laptop"], [f"corpus.intents.heuristic={heuristic}"]
+    recipe = recipes.load("userlm", profiles=profiles, overrides=values)
+    asker, corpus, dialogues = (
+        " ".join(render(facts(kind, recipe=recipe)).split())
+        for kind in ("asker", "corpus", "dialogues")
+    )
+    assert f"It was trained under a system message that {said}" in asker
+    content = asker.partition('{"role": "system", "content": "')[2].partition('"}')[0]
+    assert told in content and "who does not like" not in content
+    assert "Say there in the same way what yours wants." in asker
+    assert "in one line" not in asker + corpus + dialogues
+    assert f"wanted, by the heuristic `{heuristic}` (column `intent`" in dialogues
+
+
+def test_an_asker_that_learned_to_end_says_what_it_writes_then() -> None:
+    said = "Where it finds the conversation over, it writes `<|endconversation|>`: end there."
+    assert said in render(facts("asker", "userlm"))
+    assert "Where it finds the conversation over" not in render(facts("asker"))
 
 
 def test_samples_are_real_short_clean_and_text(tmp_path: Any) -> None:
