@@ -40,18 +40,17 @@ def main() -> None:
         "asker_preference",
         ABOUT,
         f"python tests/bench/asker_preference.py --recipe {recipe}",
-        figures(recipe, made["seconds"], made["report"]["preference"]),
+        figures(recipe, made["report"]["preference"]),
         "xllamacpp",
         add=False,
     )
 
 
-def figures(recipe: str, seconds: float, preference: dict[str, Any]) -> dict[str, Any]:
+def figures(recipe: str, preference: dict[str, Any]) -> dict[str, Any]:
     """The figures of the asker's report: pairs, optimisation, and every measure of each player."""
     pairs, dpo, card = preference["pairs"], preference["dpo"], preference["scorecard"]
     return {
         "recipe": recipe,
-        "seconds": seconds,
         "pairs": pairs,
         "steps": dpo["steps"],
         "contexts": card["settings"]["contexts"],

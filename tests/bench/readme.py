@@ -309,9 +309,36 @@ def asker_preference(found: Figures) -> str:
         f"`{found['recipe']}`: {pairs['pairs']} pairs out of {pairs['contexts']} contexts "
         f"(dropped: {sum(pairs['dropped'].values())}), {found['steps']} steps of DPO; the chosen "
         f"turn has {pairs['length_ratio']['matched']} times the characters of the rejected one "
-        f"(median). At {found['contexts']} held-out contexts, with 95 % intervals:"
+        f"(median; as first drawn: {pairs['length_ratio']['drawn']}). At {found['contexts']} "
+        "held-out contexts, with 95 % intervals:"
     )
-    return "\n".join([sentence, "", *_measures(found)])
+    return "\n".join([sentence, "", *_measures(found), "", _told_apart(found)])
+
+
+def _told_apart(found: Figures) -> str:
+    """Which measures' intervals before and after do not meet, and what may be said of it."""
+    before, after = (found["players"][name] for name in ("before", "after"))
+    both = [name for name in before if name in after and _has_interval(before[name], after[name])]
+    apart = [
+        f"{found['titles'][name]} ({before[name]['value']:.3g} to {after[name]['value']:.3g})"
+        for name in both
+        if before[name]["high"] < after[name]["low"] or after[name]["high"] < before[name]["low"]
+    ]
+    said = (
+        f"The intervals before and after do not meet in {len(apart)} of {len(both)} measures: "
+        f"{'; '.join(apart)}. Among so many, one may do so by chance."
+        if apart
+        else f"The intervals before and after meet in all {len(both)} measures."
+    )
+    return (
+        f"{said} This shows that the procedure runs, with lengths matched. With so few pairs, "
+        "steps and contexts, it does not show that preferring people's turns makes an asker more "
+        "like people, nor that it does not; of larger askers it says nothing."
+    )
+
+
+def _has_interval(*values: Figures) -> bool:
+    return all(value.get("low") is not None and value.get("high") is not None for value in values)
 
 
 def grpo(found: Figures) -> str:
