@@ -305,9 +305,10 @@ def asker_preference(found: Figures) -> str:
     """The asker before and after preference training on people's next turns, beside people."""
     found = found["asker_preference"]
     pairs = found["pairs"]
+    dropped = ", ".join(f"{why.replace('_', ' ')} {n}" for why, n in pairs["dropped"].items())
     sentence = (
         f"`{found['recipe']}`: {pairs['pairs']} pairs out of {pairs['contexts']} contexts "
-        f"(dropped: {sum(pairs['dropped'].values())}), {found['steps']} steps of DPO; the chosen "
+        f"(dropped: {dropped}), {found['steps']} steps of DPO; the chosen "
         f"turn has {pairs['length_ratio']['matched']} times the characters of the rejected one "
         f"(median; as first drawn: {pairs['length_ratio']['drawn']}). At {found['contexts']} "
         "held-out contexts, with 95 % intervals:"
