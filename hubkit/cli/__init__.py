@@ -20,7 +20,7 @@ import typer
 
 from hubkit import __version__
 from hubkit.cli import console, logs
-from hubkit.cli.help_layout import Mapped
+from hubkit.cli.help_layout import Group, Mapped, Worded
 from hubkit.errors import HubkitError
 from hubkit.settings import LOG_FILE
 
@@ -130,17 +130,24 @@ def register_all() -> None:
     app.add_typer(deploy.app)
     app.command("doctor", epilog="Example: hubkit doctor --json")(doctor.doctor)
     app.command("reference", epilog="Example: hubkit reference > REFERENCE.md")(reference.reference)
-    _keep_examples_whole(app)
+    _lay_out_help(app)
 
 
-def _keep_examples_whole(commands: typer.Typer) -> None:
-    """Examples stay as they are written: a break after a hyphen would not be a command."""
+def _lay_out_help(commands: typer.Typer) -> None:
+    """Values are named by words, and examples stay as they are written: a break after a hyphen
+    would not be a command."""
     for command in commands.registered_commands:
+        command.cls = Worded
         if command.epilog:
             command.epilog = f"\b\n{command.epilog}"
     for group in commands.registered_groups:
-        if group.typer_instance is not None:
-            _keep_examples_whole(group.typer_instance)
+        below = group.typer_instance
+        if below is not None:
+            if not isinstance(below.info.cls, type):
+                below.info.cls = Group
+            if isinstance(below.info.epilog, str):
+                below.info.epilog = f"\b\n{below.info.epilog}"
+            _lay_out_help(below)
 
 
 def main() -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from hubkit.cli import console
+from hubkit.cli.help_layout import Group
 from hubkit.cli.job_options import show_cleanup
 from hubkit.cli.options import Json, OutputOptions, grouped
 from hubkit.errors import RecipeError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hubkit.hub import Hub
 
 
-class _RepoOrVerb(TyperGroup):
+class _RepoOrVerb(Group):
     """``hubkit deploy REPO`` is short for ``hubkit deploy create REPO``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -7,15 +7,15 @@ from __future__ import annotations
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from hubkit.cli import eval_against, eval_asker, eval_chat, eval_report, eval_votes
+from hubkit.cli.help_layout import Group
 from hubkit.cli.run import stage_verb
 
 _RECIPE = "recipe"
 
 
-class _RecipeOrCommand(TyperGroup):
+class _RecipeOrCommand(Group):
     """A group whose first word may also be a recipe: ``hubkit eval parrot`` is ``hubkit eval recipe
     parrot``.
     """

@@ -40,7 +40,8 @@ Hours = Annotated[
     typer.Option("--max-hours", min=0, help="Stop after this long, all sessions together."),
 ]
 On = Annotated[
-    str | None, typer.Option("--on", help="Where to drive from: here, or ray (a cluster).")
+    str | None,
+    typer.Option("--on", metavar="WHERE", help="Where to drive from: here, or ray (a cluster)."),
 ]
 Sample = Annotated[
     int,

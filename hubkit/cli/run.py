@@ -45,7 +45,8 @@ class AgainOptions:
 
 
 FiltersOn = Annotated[
-    str | None, typer.Option("--on", help="Where filters run: here, or ray (a cluster).")
+    str | None,
+    typer.Option("--on", metavar="WHERE", help="Where filters run: here, or ray (a cluster)."),
 ]
 VERBS = {
     "corpus": ("corpus", "Read, clean and split human conversations; commit them as a dataset."),

@@ -46,6 +46,22 @@ def test_every_option_of_every_command_is_explained() -> None:
     assert all(command.help for _, command in commands(cli.app))
 
 
+def test_help_cuts_no_sentence_and_names_values_by_words() -> None:
+    import re
+
+    from hubkit import cli
+    from hubkit.cli.reference import commands
+
+    cli.register_all()
+    for path, shown in commands(cli.app):
+        context = shown.context_class(shown, info_name=path, terminal_width=80)
+        usage, _, help_text = shown.get_help(context).partition("\n")
+        assert not re.search(r"[{<]", usage + help_text), path
+        assert not re.search(r"\w\.\.\.$|x[<>]=", help_text, re.MULTILINE), path
+        too_long = [line for line in help_text.splitlines() if len(line) > 80]
+        assert all(line.startswith("  Example: ") for line in too_long), too_long
+
+
 def test_every_column_that_is_written_has_its_meaning_and_no_other() -> None:
     from hubkit.cli.reference_tables import meanings_of, schemas
 
