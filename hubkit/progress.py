@@ -99,21 +99,21 @@ class Shown:
         share: How much of the work is done, from 0 to 1; None when unknown.
         count: The same as a count, or empty.
         note: The note, digests cut short.
-        left: The time that is left, or empty.
+        left_s: Seconds that are left, as it looked at that moment; None when unknown.
         what: What is counted, so that a change of it is seen.
     """
 
     share: float | None
     count: str
     note: str
-    left: str
+    left_s: float | None
     what: tuple[float | None, str]
 
     @property
     def text(self) -> str:
         """Count, note and the time that is left in one line."""
         line = f"{self.count} {self.note}".strip()
-        return f"{line} · {self.left}" if self.left else line
+        return line if self.left_s is None else f"{line} · {time_left(self.left_s)}"
 
 
 class Course:
@@ -131,7 +131,7 @@ class Course:
     def shown(self, completed: float, total: float | None, note: str) -> Shown:
         """What to show after this call of a `Progress`."""
         if isinstance(note, Notice):  # which says nothing of how far the work is
-            return Shown(None, "", short(note), "", self._what or (None, ""))
+            return Shown(None, "", short(note), None, self._what or (None, ""))
         what = (total, _NUMBER.sub("", note.split(" · ")[0]) if total and total > 1 else "")
         over = total is not None and self._best >= total > completed
         if what != self._what or over:  # something else, or the same once more
@@ -142,14 +142,14 @@ class Course:
         count = counted(self._best, total)
         return Shown(share, count, short(note), self._left(total), what)
 
-    def _left(self, total: float | None) -> str:
+    def _left(self, total: float | None) -> float | None:
         gained, seconds = self._best - self._before, self._clock() - self._since
         if not total or gained <= 0 or self._best >= total or seconds < _STEADY_S:
-            return ""
-        return _duration(seconds / gained * (total - self._best))
+            return None
+        return seconds / gained * (total - self._best)
 
 
-def _duration(seconds: float) -> str:
+def time_left(seconds: float) -> str:
     """Time that is left, in the unit that a person would use."""
     if seconds < 90:
         return f"{seconds:.0f} s left"

@@ -96,7 +96,7 @@ def test_the_next_of_a_kind_begins_at_its_own_beginning() -> None:
 def test_the_time_that_is_left_follows_the_work_of_this_session() -> None:
     now = 0.0
     course = Course(lambda: now)
-    assert course.shown(100, 200, "turns").left == "", "a resumed run has done nothing yet"
+    assert course.shown(100, 200, "turns").left_s is None, "a resumed run has done nothing yet"
     now = 10.0
     assert course.shown(110, 200, "turns").text == "110 of 200 turns · 2 min left"
     now = 20.0

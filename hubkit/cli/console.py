@@ -9,12 +9,13 @@ import socket
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from hubkit.cli import logs
-from hubkit.progress import Course, Lasting, Log, Notice, Progress, short
+from hubkit.progress import Course, Lasting, Log, Notice, Progress, short, time_left
 from hubkit.untrusted import printable
 
 _ECHO = len("^C^C")
@@ -196,6 +197,15 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
             whole = task.fields["whole"]
             return Text(task.fields["note"], no_wrap=not whole, overflow="ellipsis")
 
+    class LeftColumn(ProgressColumn):
+        """The time that is left, less what has gone by since the work last said how far it is;
+        nothing once that is more."""
+
+        def render(self, task: Task) -> Text:
+            ends_at = task.fields["ends_at"]
+            left_s = 0.0 if ends_at is None else ends_at - time.monotonic()
+            return Text(time_left(left_s) if left_s > 0 else "")
+
     class BarsBesideEcho(Bars):
         """Bars that leave room for the terminal's own ``^C^C``, which would begin a new line below
         them: they would be drawn once more, and not over themselves."""
@@ -208,13 +218,15 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
         TextColumn("{task.fields[stage]:<8}"),
         BarColumn(bar_width=16 if console.width >= 100 else 8),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
+        LeftColumn(),
         NoteColumn(table_column=Column(ratio=1)),
     )
     with BarsBesideEcho(*columns, console=console, expand=True) as live:
 
         def bar_for(name: str) -> Progress:
-            task_id = live.add_task(name, total=None, stage=name, note="", left="", whole=False)
+            task_id = live.add_task(
+                name, total=None, stage=name, note="", ends_at=None, whole=False
+            )
             task = live.tasks[live.task_ids.index(task_id)]
             course = Course()
 
@@ -224,7 +236,7 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
                     return
                 shown = course.shown(completed, total, note)
                 if isinstance(note, Notice):  # which needs the room
-                    live.update(task_id, note=printable(shown.note), left="", whole=True)
+                    live.update(task_id, note=printable(shown.note), ends_at=None, whole=True)
                     return
                 if shown.share is None:  # `update` takes None for "as before"
                     task.total = task.finished_time = None
@@ -233,7 +245,7 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
                     completed=shown.share or 0.0,
                     total=None if shown.share is None else 1.0,
                     note=printable(f"{shown.count} {shown.note}".strip()),
-                    left=shown.left,
+                    ends_at=None if shown.left_s is None else time.monotonic() + shown.left_s,
                     whole=False,
                 )
 

@@ -152,7 +152,6 @@ class Import:
                 members[0] = self._joined(members)
             out.mkdir(parents=True, exist_ok=True)
             self.lay_out(members[0], out)
-        progress(1, 1, f"{self.repo_id} is ready")
 
     def _joined(self, parts: list[Path]) -> Path:
         """All parts as one file. Raises `SourceError` when that is not the one that was pinned."""

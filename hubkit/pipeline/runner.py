@@ -21,6 +21,7 @@ from hubkit.recipe import Recipe
 from hubkit.training import Launch, require_settings
 
 Execute = Callable[[Stage, RunContext, dict[str, Ref], Progress], StageResult]
+_CHECKING = "checking what every stage needs"
 
 
 def run(
@@ -60,8 +61,8 @@ def run(
             result, building = None, stage.anew(context, inputs)
         if result is None:
             if not looked:
-                progress(0, None, "checking what every stage needs")
-            settings.require()
+                progress(0, None, _CHECKING)
+            settings.require(progress)
             for later in () if looked else stages[number:]:
                 _look_ahead(later, context)
             looked = True
@@ -84,9 +85,11 @@ class SettingsLook:
     def __init__(self, look: Callable[[], None]) -> None:
         self._look: Callable[[], None] | None = look
 
-    def require(self) -> None:
-        """Raise what is refused, unless this was asked before."""
+    def require(self, progress: Progress) -> None:
+        """Raise what is refused, unless this was asked before. It may take a while: trainers are
+        loaded for it."""
         if self._look is not None:
+            progress(0, None, _CHECKING)
             self._look()
         self._look = None
 
@@ -95,7 +98,7 @@ class SettingsLook:
         something."""
 
         def looking_first(completed: float, total: float | None = None, note: str = "") -> None:
-            self.require()
+            self.require(progress)
             progress(completed, total, note)
 
         return looking_first

@@ -156,6 +156,28 @@ def test_only_the_note_gives_way_and_time_is_left_until_the_end(columns: int) ->
     assert line.endswith("…") and ":" in line and len(line) <= columns
 
 
+@pytest.mark.parametrize(("waited_s", "left"), [(60, "56 s left"), (200, "")])
+def test_time_that_has_gone_by_is_not_left(waited_s: int, left: str) -> None:
+    (line,) = screen(
+        f"""
+        from types import SimpleNamespace
+        from hubkit.progress import Course
+        now = 100.0
+        console.Course = lambda: Course(lambda: now)
+        console.time = SimpleNamespace(monotonic=lambda: now)
+        with console.bars() as bar_for:
+            corpus = bar_for("corpus")
+            corpus(0, 126, "MB cleaned")
+            now += 60
+            corpus(42.9, 126, "MB cleaned")
+            now += {waited_s}
+        """,
+        80,
+    )
+    assert "42 of 126 MB cleaned" in line and left in line
+    assert ("left" in line) is bool(left)
+
+
 def test_what_has_no_count_follows_what_had_one() -> None:
     lines = screen(
         """

@@ -158,7 +158,7 @@ class _Walk:
             self.commits[stage.name] = existing.ref
             return about, existing
         if existing is None:
-            self._settings.require()
+            self._settings.require(progress)
         outcome = existing or stage.run(context, inputs, progress)
         self.commits[stage.name] = outcome.ref
         progress(1, 1, "done before" if outcome.skipped else f"done in {outcome.seconds:.0f} s")
