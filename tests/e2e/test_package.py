@@ -108,7 +108,7 @@ def test_a_clean_environment_runs_the_whole_loop(built: Path, tmp_path: Path) ->
         "-q",
         "-c",
         ROOT / "constraints.txt",
-        wheel,
+        f"{wheel}[demo]",
         cwd=tmp_path,
         timeout_s=1800,
     )
