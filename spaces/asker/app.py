@@ -19,7 +19,7 @@ from typing import Any
 import gradio as gr
 from models import Model, ModelError, model, prepare, settings, stream
 from page import PER_MINUTE, RateLimit, TextChatbot, checked, cut_off, launch, messages_of
-from votes import VoteRefusedError, Votes, ballot
+from votes import KEPT, VoteRefusedError, Votes, ballot
 
 SETTINGS = settings()
 ASKER, CHAT = model("asker", SETTINGS), model("chat", SETTINGS)
@@ -344,6 +344,12 @@ def new_round(temperature: float, request: gr.Request) -> Iterator[tuple[Any, ..
     )
 
 
+def offered(current: dict[str, Any]) -> tuple[gr.Button, gr.Button, gr.Button]:
+    """The buttons: there is something to choose only while two turns are shown."""
+    pick = gr.Button(interactive=bool(current))
+    return pick, pick, gr.Button("New round")
+
+
 def _clipped(text: str) -> str:
     return text if len(text) <= 600 else text[:600] + " …"
 
@@ -355,22 +361,27 @@ def guess(place: int) -> Callable[..., tuple[str, list[int], dict[str, Any]]]:
         current: dict[str, Any], score: list[int], request: gr.Request
     ) -> tuple[str, list[int], dict[str, Any]]:
         if not current.get("answer"):
-            raise gr.Error("Press New round first.")
+            raise gr.Error("Press New round for another one.")
         right = current["answer"][place] == "human"
         score = [score[0] + right, score[1] + 1]
         verdict = "Right: a person wrote that." if right else "No: the asker wrote that one."
+        person = "AB"[current["answer"].index("human")]
         words, note = current["words"], ""
         try:
-            VOTES.cast(
+            kept = VOTES.cast(
                 current,
                 ("left", "right")[place],
                 request,
                 left_words=words[0],
                 right_words=words[1],
             )
+            note = f" {KEPT}" if kept else ""
         except VoteRefusedError as error:
             note = f" {error}"
-        said = f"{score[0]} of {score[1]} so far; guessing blindly gives half.{note}"
+        said = (
+            f"{person} is the person's turn, {'BA'['AB'.index(person)]} is {ASKER.name}'s. "
+            f"{score[0]} of {score[1]} so far; guessing blindly gives half.{note}"
+        )
         return f"**{verdict}** {said}", score, {}
 
     return guessed
@@ -493,14 +504,22 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
             first = gr.Textbox(label="A", interactive=False, lines=4, elem_id="turn-a")
             second = gr.Textbox(label="B", interactive=False, lines=4, elem_id="turn-b")
         with gr.Row():
-            pick_first = gr.Button("A is the person", elem_id="pick-a")
-            pick_second = gr.Button("B is the person", elem_id="pick-b")
-            deal = gr.Button("New round", variant="primary", elem_id="deal")
+            picks = [
+                gr.Button(
+                    f"{label} is the person",
+                    elem_id=f"pick-{label.lower()}",
+                    elem_classes="chooses",
+                    interactive=False,
+                )
+                for label in "AB"
+            ]
+            deal = gr.Button(START, variant="primary", elem_id="deal")
         # By the page itself, so that a server that is busy or asleep is not waited for.
         deal.click(None, None, verdict, js=f"() => {json.dumps(LOOKING)}", **quietly)
         deal.click(new_round, [heat], [scene_before, verdict, first, second, current], **quietly)
-        for place, button in enumerate((pick_first, pick_second)):
+        for place, button in enumerate(picks):
             button.click(guess(place), [current, score], [verdict, score, current], **quietly)
+        current.change(offered, current, [*picks, deal], **quietly, queue=False)
     with gr.Accordion("Settings", open=False):
         heat.render()
     mine.change(lambda m: exported(m, "be") if m else None, mine, keep, api_visibility="private")

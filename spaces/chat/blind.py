@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from models import Model, ModelError, stream
 from page import RateLimit, TextChatbot, aside, checked, failure, messages_of
-from votes import VoteRefusedError, Votes, ballot
+from votes import KEPT, VoteRefusedError, Votes, ballot
 
 Messages = list[dict[str, Any]]
 LABELS = ("A", "B")
@@ -32,14 +32,15 @@ class Comparison:
         if draw.get("choice"):
             raise gr.Error("You have chosen. Press Start again for another conversation.")
         draw = draw or {"id": uuid.uuid4().hex, "swapped": random.random() < 0.5}
+        draw = {key: draw[key] for key in ("id", "swapped")}  # nothing to choose before all is said
         turn = {"role": "user", "content": checked(message)}
         sides: list[Messages] = [[*messages_of(left), turn], [*messages_of(right), turn]]
-        yield *sides, "", draw, "Both are writing …"
         for at, who in enumerate(self._in_order(draw)):
-            history = sides[at]
-            for reply in self._answer(who, history, f"Model {LABELS[at]}"):
+            history, name = sides[at], f"Model {LABELS[at]}"
+            yield *sides, "", draw, f"{name} is writing …"
+            for reply in self._answer(who, history, name):
                 sides[at] = [*history, *reply]
-                yield *sides, "", draw, "Both are writing …"
+                yield *sides, "", draw, f"{name} is writing …"
         draw = {**draw, **ballot("which-is-better", draw["id"], *self._names(draw))}
         yield *sides, "", draw, "Go on, or choose."
 
@@ -78,8 +79,8 @@ class Comparison:
             if any(not side or side[-1]["role"] != "assistant" for side in sides):
                 raise gr.Error("One of them has not answered; write again before you choose.")
             who = " and ".join(
-                f"{label} was **{name}**"
-                for label, name in zip(LABELS, self._names(draw), strict=True)
+                f"{label} was **{model.link}**"
+                for label, model in zip(LABELS, self._in_order(draw), strict=True)
             )
             words = [sum(len(m["content"].split()) for m in s if m["role"] == "assistant")
                      for s in sides]  # fmt: skip
@@ -90,9 +91,14 @@ class Comparison:
                 )
             except VoteRefusedError as error:
                 return {**draw, "choice": choice}, f"{error} {who}."
-            return {**draw, "choice": choice}, f"{'Kept, thank you: ' if kept else ''}{who}."
+            return {**draw, "choice": choice}, f"{f'{KEPT} ' if kept else ''}{who}."
 
         return chosen
+
+    @staticmethod
+    def offered(draw: dict[str, Any]) -> list[gr.Button]:
+        """The buttons to choose with, which do something once both have answered, and once only."""
+        return [gr.Button(interactive=bool(draw.get("pair")) and not draw.get("choice"))] * 3
 
     def _in_order(self, draw: dict[str, Any]) -> tuple[Model, Model]:
         first, second = self.models
@@ -124,7 +130,15 @@ class Comparison:
         quietly: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         with gr.Row():
             buttons = [
-                (gr.Button(text, elem_id=f"choose-{choice}"), choice)
+                (
+                    gr.Button(
+                        text,
+                        elem_id=f"choose-{choice}",
+                        elem_classes="chooses",
+                        interactive=False,
+                    ),
+                    choice,
+                )
                 for text, choice in (
                     ("A is better", "left"), ("They are alike", "tie"), ("B is better", "right")
                 )
@@ -134,5 +148,6 @@ class Comparison:
                          concurrency_limit=2, **quietly)  # fmt: skip
         for button, choice in buttons:
             button.click(self.choose(choice), [draw, left, right], [draw, news], **quietly)
+        draw.change(self.offered, draw, [button for button, _ in buttons], queue=False, **quietly)
         fresh.click(lambda: ([], [], {}, ""), None, [left, right, draw, news], cancels=[run],
                     api_visibility="private")  # fmt: skip

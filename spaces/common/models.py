@@ -74,6 +74,11 @@ class Model:
         return os.environ.get(f"{self.role.upper()}_ENDPOINT", "").rstrip("/")
 
     @property
+    def link(self) -> str:
+        """Its repo's name, with a link to its page; as Markdown."""
+        return _link(self.repo_id)
+
+    @property
     def about(self) -> str:
         """What it is, with links to it and its base, its size where the base's name has it, and
         where it runs; as Markdown.
@@ -81,9 +86,9 @@ class Model:
         size = re.search(r"(?<![\w.])\d+(\.\d+)?[MB](?!\w)", self.base.rpartition("/")[2], re.I)
         parameters = f" ({size[0].upper()} parameters)" if size else ""
         trained = "an adapter of" if self.adapter else "trained from"
-        what = f"[{self.repo_id}]({_page(self.repo_id)})"
+        what = self.link
         if self.repo_id != self.base:
-            what += f", {trained} [{self.base}]({_page(self.base)})"
+            what += f", {trained} {_link(self.base)}"
         return f"{what}{parameters}, {self.where}"
 
     @property
@@ -92,9 +97,14 @@ class Model:
         return "on an endpoint" if self.endpoint else "in this Space"
 
 
-def _page(repo_id: str) -> str:
-    """A model's page on the Hub that this Space reads from."""
-    return f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{repo_id}"
+def _link(repo_id: str) -> str:
+    return f"[{repo_id}]({page_of(repo_id)})"
+
+
+def page_of(path: str) -> str:
+    """The page of a model, or of ``datasets/…``, on the Hub that this Space reads from."""
+    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    return f"{hub.rstrip('/')}/{path}"
 
 
 def settings() -> dict[str, Any]:

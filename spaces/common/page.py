@@ -94,9 +94,14 @@ if (self === top) {
   }, 100);
 }
 // Whoever stops an answer writes next: the keyboard goes back to the box, once it takes text.
-const BOXES = {"stop-both": "#both textarea", "be-stop": "#reply textarea", "pause": "#go"};
+// Whoever has chosen goes on: the buttons to choose with take no keyboard any more.
+const BOXES = {
+  "stop-both": "#both textarea", "be-stop": "#reply textarea", "pause": "#go",
+  "pick-a": "#deal", "pick-b": "#deal", "choose-left": "#blind-fresh",
+  "choose-tie": "#blind-fresh", "choose-right": "#blind-fresh",
+};
 addEventListener("click", (event) => {
-  const button = event.target.closest?.(".stop-button, .on-escape");
+  const button = event.target.closest?.(".stop-button, .on-escape, .chooses");
   if (!button) return;
   const place = BOXES[button.id] ?? "#message textarea";
   let tries = 30;

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from models import page_of
 from page import RateLimit, address
 
 REPO, _TOKEN = os.environ.get("VOTES_REPO", ""), os.environ.get("VOTES_TOKEN", "")
@@ -34,10 +35,13 @@ _MOST_WAITING = 10_000  # votes kept while the Hub does not take them
 LAYOUT = 1
 CONSENT = (
     "By choosing you agree that your choice and how long you took are kept in the dataset "
-    "[{repo}](https://huggingface.co/datasets/{repo}). What you write, your name and your address "
-    "are not."
+    "[{repo}]({page}). What you write, your name and your address are not."
 )
-OFF = "Choices are not kept here: this Space has no `VOTES_REPO` and `VOTES_TOKEN`."
+OFF = (
+    "Choices are not kept here. (They would be if the owner of this Space set the variable "
+    "`VOTES_REPO` and the secret `VOTES_TOKEN`.)"
+)
+KEPT = "Kept, thank you."
 # Columns are named because not every kind of vote has all of them: without, the files of one kind
 # could not be read beside those of another.
 CARD = """---
@@ -113,7 +117,9 @@ class Votes:
     @property
     def notice(self) -> str:
         """What the page says before anybody votes."""
-        return CONSENT.format(repo=self.repo) if self.kept else OFF
+        if not self.kept:
+            return OFF
+        return CONSENT.format(repo=self.repo, page=page_of(f"datasets/{self.repo}"))
 
     def visitor(self, request: gr.Request | None) -> str:
         """Who votes: a keyed hash of the address, new with every start of the Space."""

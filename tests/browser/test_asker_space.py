@@ -229,6 +229,8 @@ def test_temperature_reaches_both_models(watch: Page, endpoints: dict[str, Endpo
 def test_who_is_human(opened: Page, endpoints: dict[str, Endpoint]) -> None:
     endpoints["asker"].script.answers = ["What tool do I need for that?"]
     opened.get_by_role("tab", name="Who is human?").click()
+    expect(opened.locator("#pick-a")).to_be_disabled()
+    expect(opened.locator("#deal")).to_have_text("Start")
     opened.locator("#deal").click()
     expect(opened.locator("#verdict")).to_contain_text("Which one did a person write?")
     expect(opened.locator("#blind")).to_contain_text("Take the wheel off first.")
@@ -241,8 +243,11 @@ def test_who_is_human(opened: Page, endpoints: dict[str, Endpoint]) -> None:
         else "No: the asker wrote that one."
     )
     expect(opened.locator("#verdict")).to_contain_text(expected)
-    opened.locator("#pick-b").click()
-    expect(opened.get_by_text("Press New round first.")).to_be_visible()
+    person = "AB"[shown.index(REAL[2]["content"])]
+    expect(opened.locator("#verdict")).to_contain_text(f"{person} is the person's turn")
+    expect(opened.locator("#pick-b")).to_be_disabled()
+    expect(opened.locator("#deal")).to_be_focused()
+    expect(opened.locator("#deal")).to_have_text("New round")
 
 
 @pytest.mark.slow

@@ -339,6 +339,7 @@ def test_an_answer_cut_off_in_the_blind_comparison_says_so(
 ) -> None:
     endpoints["chat"].script.finish = "length"
     chat.get_by_role("tab", name="Which is better?").click()
+    expect(chat.locator("#choose-tie")).to_be_disabled()
     chat.locator("#blind-both textarea").fill("Hello")
     chat.locator("#blind-both textarea").press("Enter")
     expect(chat.locator("#blind-status")).to_contain_text("Go on, or choose.")
@@ -346,6 +347,8 @@ def test_an_answer_cut_off_in_the_blind_comparison_says_so(
     assert sum("Cut off at" in text for text in shown) == 1
     chat.locator("#choose-tie").click()
     expect(chat.locator("#blind-status")).to_contain_text(" was local/")
+    expect(chat.locator("#choose-tie")).to_be_disabled()
+    expect(chat.locator("#blind-fresh")).to_be_focused()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
