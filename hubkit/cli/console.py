@@ -48,11 +48,14 @@ def _broken_between_words(line: str) -> str:
 
 
 def line(text: str) -> None:
-    """One line of the result, on stdout; a terminal shows it broken between words, unless it is
-    indented, as what is to be copied is."""
+    """A line of the result, or several, on stdout; a terminal shows each broken between words,
+    unless it is indented, as what is to be copied is."""
     text_shown = printable(text)
-    if sys.stdout.isatty() and not text_shown.startswith(" "):
-        text_shown = _broken_between_words(text_shown)
+    if sys.stdout.isatty():
+        text_shown = "\n".join(
+            line if line.startswith(" ") else _broken_between_words(line)
+            for line in text_shown.split("\n")
+        )
     print(text_shown, flush=True)
 
 
@@ -144,7 +147,8 @@ def _both(first: Progress, second: Progress) -> Progress:
 
 @contextmanager
 def _interrupts_answered() -> Iterator[None]:
-    """Ctrl-C says at once that it was heard; what was under way may take a moment to end.
+    """Ctrl-C says at once that it was heard; what was under way may take a moment to end, and
+    another one does not wait for it.
 
     Python writes each signal's number to a descriptor as it comes in; a thread reads it there. The
     handler stays Python's own, which asyncio looks for before it cancels what it runs."""
@@ -155,10 +159,13 @@ def _interrupts_answered() -> Iterator[None]:
     writer.setblocking(False)
 
     def answer() -> None:
+        sentences = iter(
+            ["stopping; what is running ends first; press again to stop now", "stopping now"]
+        )
         while number := reader.recv(1):
-            if number[0] == signal.SIGINT:
+            if number[0] == signal.SIGINT and (sentence := next(sentences, None)):
                 with suppress(RuntimeError):  # in the middle of another line
-                    say("stopping; what is running ends first")
+                    say(sentence)
 
     thread = threading.Thread(target=answer, daemon=True, name="hubkit-ctrl-c")
     previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -223,25 +230,30 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
     )
     with BarsBesideEcho(*columns, console=console, expand=True) as live:
 
-        def bar_for(name: str) -> Progress:
+        def begin(name: str) -> Task:
             task_id = live.add_task(
                 name, total=None, stage=name, note="", ends_at=None, whole=False
             )
-            task = live.tasks[live.task_ids.index(task_id)]
+            return live.tasks[live.task_ids.index(task_id)]
+
+        def bar_for(name: str) -> Progress:
+            task: Task | None = None  # until there is something to show
             course = Course()
 
             def progress(completed: float, total: float | None = None, note: str = "") -> None:
+                nonlocal task
                 if isinstance(note, Lasting):
                     console.print(f"{name}: {printable(short(note))}", highlight=False)
                     return
+                task = task or begin(name)
                 shown = course.shown(completed, total, note)
                 if isinstance(note, Notice):  # which needs the room
-                    live.update(task_id, note=printable(shown.note), ends_at=None, whole=True)
+                    live.update(task.id, note=printable(shown.note), ends_at=None, whole=True)
                     return
                 if shown.share is None:  # `update` takes None for "as before"
                     task.total = task.finished_time = None
                 live.update(
-                    task_id,
+                    task.id,
                     completed=shown.share or 0.0,
                     total=None if shown.share is None else 1.0,
                     note=printable(f"{shown.count} {shown.note}".strip()),

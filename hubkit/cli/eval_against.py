@@ -152,7 +152,9 @@ def against(
     from hubkit.api.evaluations import write_cross_table
 
     with console.bars(quiet=json) as bar_for:
-        prepared = _prepared(seats, talks, worth, caps, bar_for("look up"))
+        looking = bar_for("look up")
+        prepared = _prepared(seats, talks, worth, caps, looking)
+        looking(1, 1, "done")
         hub = _hub()
         if dry_run:
             plan = prepared.plan(hub)

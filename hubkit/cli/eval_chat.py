@@ -175,14 +175,16 @@ def chat(players: Players, test: Test, judge: Judge, output: Output) -> None:
     exports = exports_of(output.export)
     with console.bars(quiet=output.json) as bar_for:
         _say_terms(test, quiet=output.json)
+        looking = bar_for("look up")
         evaluation = chat_evaluation(
             _models(players),
             _test(test),
             _judge(judge),
             prompts=judge.judge_prompts,
             folder=output.log_dir,
-            progress=bar_for("look up"),
+            progress=looking,
         )
+        looking(1, 1, "done")
         if output.dry_run:
             plan = evaluation.plan()
         else:

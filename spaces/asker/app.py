@@ -213,7 +213,7 @@ def _talking(
     for _ in itertools.count() if steps is None else range(steps):
         asker_next = not messages or messages[-1]["role"] == "assistant"
         if asker_next and _human_turns(messages) >= turns:
-            yield messages, messages, f"**Done**: {int(turns)} turns each."
+            yield messages, messages, f"**Done**: {_in_words(turns)} each."
             return
         who, role = (ASKER, "user") if asker_next else (CHAT, "assistant")
         text = status = ""
@@ -221,7 +221,7 @@ def _talking(
         yield in_progress(messages, role, "", ""), messages, writing
         for text, status in turn(who, messages, temperature):
             if PAUSED.pop(request.session_hash, False):
-                yield messages, messages, f"Paused after {_human_turns(messages)} turns."
+                yield messages, messages, f"Paused after {_in_words(_human_turns(messages))}."
                 return
             yield in_progress(messages, role, text, status), messages, writing
         words, over = ended(text) if asker_next else (text.strip(), False)
@@ -233,7 +233,8 @@ def _talking(
             yield (
                 messages,
                 messages,
-                f"**The asker has ended the conversation** after {_human_turns(messages)} turns.",
+                "**The asker has ended the conversation** after "
+                f"{_in_words(_human_turns(messages))}.",
             )
             return
 
@@ -256,6 +257,10 @@ def one_step(
 
 def _human_turns(messages: Messages) -> int:
     return sum(m["role"] == "user" for m in messages)
+
+
+def _in_words(turns: float) -> str:
+    return "1 turn" if turns == 1 else f"{turns:.0f} turns"
 
 
 def _progress(messages: Messages, turns: float) -> str:
@@ -497,7 +502,11 @@ with gr.Blocks(title=f"{ASKER.name}: be the assistant", delete_cache=(3600, 7200
         )
         current, score = gr.State({}), gr.State([0, 0])
         scene_before = TextChatbot(
-            label="A real conversation", elem_id="blind", height="35vh", buttons=[]
+            label="A real conversation",
+            elem_id="blind",
+            height="35vh",
+            buttons=[],
+            placeholder="Press Start: the beginning of one stands here.",
         )
         verdict = gr.Markdown("", elem_id="verdict")
         with gr.Row(elem_classes="stack-on-phone"):

@@ -143,7 +143,7 @@ class Comparison:
                     ("A is better", "left"), ("They are alike", "tie"), ("B is better", "right")
                 )
             ]  # fmt: skip
-            fresh = gr.Button("Start again", size="sm", elem_id="blind-fresh")
+            fresh = gr.Button("Start again", elem_id="blind-fresh")
         run = box.submit(self.say, [box, left, right, draw], [left, right, box, draw, news],
                          concurrency_limit=2, **quietly)  # fmt: skip
         for button, choice in buttons:

@@ -47,11 +47,14 @@ CSS = """
     position: sticky; bottom: 0; z-index: 5}
   .tab-container button[role=tab] {padding: 4px 7px !important; font-size: 13px}
 }
+/* Of what is shown beside something else, one part alone cannot be cleared. */
+:is(#blind, #left, #right, #blind-a, #blind-b) button[aria-label=Clear] {display: none}
 [role=log] {box-sizing: border-box; padding-top: 34px !important}
 .gradio-container button.example {border: 1px solid var(--neutral-500) !important}
 .gradio-container .input-container:has(> .no-label) {
   border: 1px solid var(--neutral-500); border-radius: var(--input-radius)}
-.gradio-container .input-container > .no-label {padding-inline: 10px !important}
+.gradio-container .input-container > .no-label {
+  padding-inline: 10px !important; border-radius: inherit}
 /* Gradio's accent is too faint for text, on either ground. */
 button[role=tab][aria-selected=true] {color: #4338ca !important}
 .dark button[role=tab][aria-selected=true] {color: #a5b4fc !important}

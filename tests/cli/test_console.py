@@ -133,7 +133,47 @@ def test_ctrl_c_is_answered_before_anything_else_ends() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         """
     )
-    assert lines == ["stopping; what is running ends first", "the engine ends", "interrupted"]
+    assert lines == [
+        "stopping; what is running ends first; press again to stop now",
+        "the engine ends",
+        "interrupted",
+    ]
+
+
+def test_a_second_ctrl_c_is_answered_with_another_sentence() -> None:
+    lines = piped(
+        """
+        import signal
+        import threading
+        heard = threading.Semaphore(0)
+        say = console.say
+        console.say = lambda text: (say(text), heard.release())
+        with console.bars() as bar_for:
+            for _ in range(3):
+                try:
+                    signal.raise_signal(signal.SIGINT)
+                except KeyboardInterrupt:
+                    pass
+            heard.acquire()
+            heard.acquire()
+        """
+    )
+    assert lines == [
+        "stopping; what is running ends first; press again to stop now",
+        "stopping now",
+    ]
+
+
+def test_a_bar_begins_when_there_is_something_to_show() -> None:
+    (line,) = screen(
+        """
+        with console.bars() as bar_for:
+            looking, judging = bar_for("look up"), bar_for("judge")
+            looking(1, 1, "done")
+        """,
+        80,
+    )
+    assert "look up" in line and "done" in line
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -154,6 +194,16 @@ def test_only_the_note_gives_way_and_time_is_left_until_the_end(columns: int) ->
     line = next(line for line in lines if "corpus" in line)
     assert "42 of 126" in line and "2 min left" in line and "MB cleaned" in line
     assert line.endswith("…") and ":" in line and len(line) <= columns
+
+
+def test_each_of_several_lines_is_broken_by_itself() -> None:
+    tree = [
+        "model local/parrot-ask @ 340575a4",
+        "├─ base: " + "word " * 9 + "end",
+        "└─ " + "x " * 45,
+    ]
+    lines = screen(f"console.line({chr(10).join(tree)!r})", 80)
+    assert lines[:2] == tree[:2] and len(lines) == 4
 
 
 @pytest.mark.parametrize(("waited_s", "left"), [(60, "56 s left"), (200, "")])

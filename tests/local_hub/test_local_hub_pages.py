@@ -156,6 +156,23 @@ def test_a_data_file_that_kills_its_reader_does_not_kill_the_server(
     assert send(server, "GET", "/datasets/local/bad-data/rows?file=../../token").status == 404
 
 
+def test_a_files_page_leads_to_its_rows_and_to_the_folders_above(
+    server: HubServer, api: HfApi
+) -> None:
+    api.create_repo("local/deep", repo_type="dataset", exist_ok=True)
+    files = [CommitOperationAdd("data/of it/x.csv", b"a,b\n1,2\n")]
+    api.create_commit("local/deep", files, commit_message="rows", repo_type="dataset")
+    page = send(server, "GET", "/datasets/local/deep/blob/main/data/of%20it/x.csv").body.decode()
+    links = re.findall(r'href="(/datasets/local/deep/(?:tree|rows)[^"]*)"', page)
+    assert set(links) >= {
+        "/datasets/local/deep/rows?file=data%2Fof%20it%2Fx.csv",
+        "/datasets/local/deep/tree/main/data",
+        "/datasets/local/deep/tree/main/data/of%20it",
+    }
+    for link in links:
+        assert send(server, "GET", link).status == 200, link
+
+
 def test_rows_begin_with_the_config_that_load_dataset_reads(server: HubServer, api: HfApi) -> None:
     api.create_repo("local/configs", repo_type="dataset", exist_ok=True)
     configs = [

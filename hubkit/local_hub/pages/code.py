@@ -13,6 +13,7 @@ from hubkit.local_hub.api.discussions import diff
 from hubkit.local_hub.api.http import Call, require_gate
 from hubkit.local_hub.api.resolve import find_file, media_type
 from hubkit.local_hub.errors import Refusal
+from hubkit.local_hub.pages.preview import kind_of
 from hubkit.local_hub.pages.render import diff_lines, markdown
 from hubkit.local_hub.pages.repo import repo_page
 from hubkit.local_hub.storage import cards, trees
@@ -119,6 +120,9 @@ def blob(call: Call, repo: Repo, tail: list[str]) -> Response:
         image=media_type(path).startswith("image/"),
         text=text[:MAX_TEXT_BYTES] if text is not None else None,
         cut=len(data) >= MAX_TEXT_BYTES,
+        rows=f"{repo.web_path}/rows?file={quote(path, safe='')}"
+        if repo.type == "dataset" and revision == DEFAULT_BRANCH and kind_of(path)
+        else None,
         card=markdown(cards.split(text)[1], base.format("blob"), base.format("resolve"))
         if is_markdown and text
         else None,
