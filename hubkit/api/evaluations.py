@@ -150,6 +150,8 @@ class ChatEvaluation:
                 log_dir=self.folder,
                 progress=serving_progress,
             ) as served_players:
+                if self._names.models:
+                    serving_progress(1, 1, "ready")
                 yield served_players
 
         return chat.run(self.setup, self.folder, serve=serve, exports=exports, progress=progress)

@@ -70,7 +70,9 @@ def serve(
         for name in specs:
             by_description.setdefault(models[name].description, []).append(name)
         for description, names in by_description.items():
-            progress(0, None, Lasting(f"{', '.join(names)}: {description}"))
+            others = [name for name in names if not description.startswith(name)]
+            said = f"{', '.join(others)}: {description}" if others else description
+            progress(0, None, Lasting(said))
         yield {
             name: replace(model, template=specs[name].template or model.template)
             for name, model in models.items()
