@@ -19,6 +19,8 @@ from hubkit.progress import Course, Lasting, Log, Notice, Progress, short, time_
 from hubkit.untrusted import printable
 
 _ECHO = len("^C^C")
+# A line that another thread says while bars are drawn for the last time would draw them once more.
+_speaking = threading.RLock()
 _HEAD_WORD = 12  # a column's name is not broken within words up to this length
 
 
@@ -33,7 +35,8 @@ def show(line: str) -> None:
     text = printable(line)
     if sys.stderr.isatty():
         text = "\n".join(map(_broken_between_words, text.split("\n")))
-    print(text, file=sys.stderr, flush=True)
+    with _speaking:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _broken_between_words(line: str) -> str:
@@ -219,6 +222,11 @@ def _live_bars() -> Iterator[Callable[[str], Progress]]:
 
         def get_renderable(self) -> RenderableType:
             return Constrain(super().get_renderable(), console.width - _ECHO)
+
+        def stop(self) -> None:
+            """End them, and let no line in between."""
+            with _speaking:
+                super().stop()
 
     columns = (
         SpinnerColumn(finished_text="✓"),

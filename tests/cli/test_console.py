@@ -164,6 +164,39 @@ def test_a_second_ctrl_c_is_answered_with_another_sentence() -> None:
     ]
 
 
+def test_a_line_that_is_said_while_bars_end_draws_none_twice() -> None:
+    lines = screen(
+        """
+        import threading
+        from rich.live import Live
+        whole_refresh, whole_process = Live.refresh, Live.process_renderables
+        main, drawing, others = threading.main_thread(), threading.Event(), []
+
+        def process(self, renderables):
+            if threading.current_thread() is not main:
+                drawing.set()
+            return whole_process(self, renderables)
+
+        def refresh(self):
+            if not self._started and not others:  # the last time
+                others.append(threading.Thread(target=console.say, args=("stopping now",)))
+                others[0].start()
+                drawing.wait(1)  # or for ever, where it has to wait for us
+            whole_refresh(self)
+
+        Live.process_renderables, Live.refresh = process, refresh
+        with console.bars() as bar_for:
+            bar_for("corpus")(1, 1, "done before")
+            bar_for("openings")(0, None, "checking")
+        others[0].join()
+        console.say("the last word")
+        """,
+        80,
+    )
+    assert [line.split()[1] for line in lines if "━" in line] == ["corpus", "openings"], lines
+    assert lines[-2:] == ["stopping now", "the last word"]
+
+
 def test_a_bar_begins_when_there_is_something_to_show() -> None:
     (line,) = screen(
         """
