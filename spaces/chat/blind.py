@@ -27,10 +27,18 @@ class Comparison:
         self, message: str, left: Messages, right: Messages, draw: dict[str, Any],
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
-        """Put one message to both, each in its own conversation."""
-        self.limit.check(request)
-        if draw.get("choice"):
-            raise gr.Error("You have chosen. Press Start again for another conversation.")
+        """Put one message to both, each in its own conversation; what keeps it from being put is
+        said under them, which an error would hide, and the message stays in its box."""
+        try:
+            if draw.get("choice"):
+                raise gr.Error(
+                    f"You have chosen. Press *Start again* for another one. {self._reveal(draw)}"
+                )
+            checked(message)
+            self.limit.check(request)
+        except gr.Error as error:
+            yield left, right, message, draw, f"⚠️ {error.message}"
+            return
         draw = draw or {"id": uuid.uuid4().hex, "swapped": random.random() < 0.5}
         draw = {key: draw[key] for key in ("id", "swapped")}  # nothing to choose before all is said
         turn = {"role": "user", "content": checked(message)}
@@ -78,10 +86,7 @@ class Comparison:
             sides = [messages_of(left), messages_of(right)]
             if any(not side or side[-1]["role"] != "assistant" for side in sides):
                 raise gr.Error("One of them has not answered; write again before you choose.")
-            who = " and ".join(
-                f"{label} was **{model.link}**"
-                for label, model in zip(LABELS, self._in_order(draw), strict=True)
-            )
+            who = self._reveal(draw)
             words = [sum(len(m["content"].split()) for m in s if m["role"] == "assistant")
                      for s in sides]  # fmt: skip
             turns = sum(m["role"] == "user" for m in sides[0])
@@ -90,8 +95,8 @@ class Comparison:
                     draw, choice, request, turns=turns, left_words=words[0], right_words=words[1]
                 )
             except VoteRefusedError as error:
-                return {**draw, "choice": choice}, f"{error} {who}."
-            return {**draw, "choice": choice}, f"{f'{KEPT} ' if kept else ''}{who}."
+                return {**draw, "choice": choice}, f"{error} {who}"
+            return {**draw, "choice": choice}, f"{f'{KEPT} ' if kept else ''}{who}"
 
         return chosen
 
@@ -99,6 +104,10 @@ class Comparison:
     def offered(draw: dict[str, Any]) -> list[gr.Button]:
         """The buttons to choose with, which do something once both have answered, and once only."""
         return [gr.Button(interactive=bool(draw.get("pair")) and not draw.get("choice"))] * 3
+
+    def _reveal(self, draw: dict[str, Any]) -> str:
+        models = zip(LABELS, self._in_order(draw), strict=True)
+        return " and ".join(f"{label} was **{model.link}**" for label, model in models) + "."
 
     def _in_order(self, draw: dict[str, Any]) -> tuple[Model, Model]:
         first, second = self.models

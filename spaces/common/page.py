@@ -45,11 +45,12 @@ CSS = """
     height: 27vh !important; min-height: 150px !important}
   .gradio-container #both, .gradio-container #blind-both {
     position: sticky; bottom: 0; z-index: 5}
-  .tab-container button[role=tab] {padding: 4px 7px !important; font-size: 13px}
+  .tab-container button[role=tab] {padding: 4px 5px !important; font-size: 13px}
 }
 /* Of what is shown beside something else, one part alone cannot be cleared. */
 :is(#blind, #left, #right, #blind-a, #blind-b) button[aria-label=Clear] {display: none}
-[role=log] {box-sizing: border-box; padding-top: 34px !important}
+/* What scrolls ends below the label. */
+[role=log] {box-sizing: border-box; border-top: 34px solid transparent !important}
 .gradio-container button.example {border: 1px solid var(--neutral-500) !important}
 .gradio-container .input-container:has(> .no-label) {
   border: 1px solid var(--neutral-500); border-radius: var(--input-radius)}

@@ -349,6 +349,12 @@ def test_an_answer_cut_off_in_the_blind_comparison_says_so(
     expect(chat.locator("#blind-status")).to_contain_text(" was local/")
     expect(chat.locator("#choose-tie")).to_be_disabled()
     expect(chat.locator("#blind-fresh")).to_be_focused()
+    chat.locator("#blind-both textarea").fill("And then?")
+    chat.locator("#blind-both textarea").press("Enter")
+    expect(chat.locator("#blind-status")).to_contain_text("You have chosen. Press Start again")
+    expect(chat.locator("#blind-status")).to_contain_text(" was local/")
+    expect(chat.locator("#blind-both textarea")).to_have_value("And then?")
+    expect(chat.locator("#blind-a")).not_to_contain_text("Error")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
