@@ -260,11 +260,15 @@ class Mock:
             "system_fingerprint": last["role"],
         }
 
+    def scripted(self, otherwise: str) -> str:
+        """The text that the script has for this answer, on every route."""
+        said = list(self.script.get("texts") or [otherwise])
+        return str(said[min(self.count, len(said)) - 1])  # at last the same again and again
+
     def text(self, body: dict) -> str:
         """What is said: scripted, the same for the same request (`deterministic`), or unique."""
         if "texts" in self.script:
-            said = list(self.script["texts"])  # one after the other, the last one again and again
-            return str(said[min(self.count, len(said)) - 1])
+            return self.scripted("")
         if self.args.deterministic:
             seeded = hashlib.sha256(f"{words(body)}/{body['seed']}".encode()).hexdigest()[:12]
             return f"answer {seeded} {self.args.padding}".strip()
@@ -284,7 +288,7 @@ class Mock:
         if raw := self.raw():
             return web.json_response(raw)
         answer = {
-            "generated_text": f"answer {self.count}",
+            "generated_text": self.scripted(f"answer {self.count}"),
             "details": {"finish_reason": "eos_token", "generated_tokens": 2},
         }
         return web.json_response(answer, headers={"x-prompt-tokens": "3"})
@@ -314,7 +318,7 @@ class Mock:
         """POST /v1/completions."""
         body = await request.json()
         self.count += 1
-        text = f"answer {os.getpid()}.{self.count}"
+        text = self.scripted(f"answer {os.getpid()}.{self.count}")
         if self.ledger is not None:
             self.ledger.write(json.dumps({"said": text, "body": body}) + "\n")
         if raw := self.raw():
