@@ -4,9 +4,9 @@ dialogues, an architecture a row.
 Random weights of some 50 million parameters; 8 dialogues in flight, of 3 turns each. The first
 prompt has 128 tokens; each later one is the prompt before it, the model's own answer and 32 fixed
 tokens of the other side. Every answer has 48 tokens: the model cannot end one (`endless`), and
-every length is asserted. llama.cpp, this package's transformers engine and transformers' own
-`generate` take turns in every round. The engines get each dialogue's next prompt as soon as its
-answer is there, as a rollout sends it; `generate` gets the prompts of a turn in one batch, as a
+every length is asserted. The engine that `hubkit serve` would take and transformers' own `generate`
+take turns in every round. The engine gets each dialogue's next prompt as soon as its answer is
+there, as a rollout sends it; `generate` gets the prompts of a turn in one batch, as a
 script does, in float32 and, where the processor multiplies faster in it, in bfloat16. Writes
 tests/bench/results/engine_architectures.json.
 """
@@ -34,7 +34,6 @@ from support.tiny_architectures import ARCHITECTURES, tiny_model  # noqa: E402
 
 IN_FLIGHT, TURNS, CONTEXT = 8, 3, 512
 PROMPT_TOKENS, ADDED_TOKENS, NEW_TOKENS = 128, 32, 48
-ENGINES = ("llamacpp", "transformers")
 END, GGUF = 2, "base.gguf"
 CONVERTERS = Path(tempfile.gettempdir()) / f"hubkit-test-models-{os.getuid()}" / "gguf"
 _SIZE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8}
@@ -108,20 +107,16 @@ def measured(architecture: str, folder: Path, rounds: int) -> dict[str, Any]:
                           cache_dir=CONVERTERS)  # fmt: skip
         except UnsupportedModelError as error:
             chosen, reason = "transformers", str(error).replace(str(folder), "the folder")
-    names = [name for name in ENGINES if name == "transformers" or chosen == name]
     models = {"generate": model}
     if bf16_is_faster():
         models["generate_bfloat16"] = copy.deepcopy(model).to(torch.bfloat16)
-    pools = {name: multiprocessing.get_context("spawn").Pool(1) for name in names}
-    spoken: dict[str, list[Spoken]] = {name: [] for name in (*names, *models)}
-    for round_ in range(rounds + 1):  # the first warms up
-        found = {name: pool.apply(by_engine, (name, str(folder), round_))
-                 for name, pool in pools.items()}  # fmt: skip
-        found |= {name: by_generate(each, round_) for name, each in models.items()}
-        for name, one in found.items():
-            spoken[name] += [one] if round_ else []
-    for pool in pools.values():
-        pool.terminate()
+    spoken: dict[str, list[Spoken]] = {name: [] for name in (chosen, *models)}
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        for round_ in range(rounds + 1):  # the first warms up
+            found = {chosen: pool.apply(by_engine, (chosen, str(folder), round_))}
+            found |= {name: by_generate(each, round_) for name, each in models.items()}
+            for name, one in found.items():
+                spoken[name] += [one] if round_ else []
     speeds = {name: [one.tokens_per_s for one in found] for name, found in spoken.items()}
     best = [max(at) for at in zip(*[speeds[name] for name in models], strict=True)]
     row: dict[str, Any] = {
@@ -131,10 +126,9 @@ def measured(architecture: str, folder: Path, rounds: int) -> dict[str, Any]:
         "prompt_tokens": IN_FLIGHT * sum(map(prompt_tokens, range(TURNS))),
         **{f"{name}_tokens_per_s": figures.spread(found, 1) for name, found in speeds.items()},
     }
-    for name in names:
-        over = (a / b for a, b in zip(speeds[name], best, strict=True))
-        row[f"{name}_over_generate"] = figures.spread(over, 2)
-        row[f"{name}_reused_prompt_tokens"] = min(one.reused_tokens for one in spoken[name])
+    over = (a / b for a, b in zip(speeds[chosen], best, strict=True))
+    row[f"{chosen}_over_generate"] = figures.spread(over, 2)
+    row[f"{chosen}_reused_prompt_tokens"] = min(one.reused_tokens for one in spoken[chosen])
     row["load"] = round(os.getloadavg()[0], 1)
     return row
 
