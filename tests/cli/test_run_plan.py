@@ -58,13 +58,14 @@ def test_trainings_have_hours_and_memory(cli: Cli, base: str) -> None:
 
 
 def test_a_base_that_was_never_downloaded_is_named_with_what_was_not_looked_at(base: str) -> None:
-    values = (f"asker.base={base}", *SHORT)
+    absent = "Qwen/Qwen2.5-Coder-1.5B-Instruct"  # no test fetches it into this Hub
+    values = (f"asker.base={base}", f"chat.base={absent}", f"rollout.chat.repo={absent}", *SHORT)
     options = [word for value in values for word in ("--set", value)]
     command = ["run", "parrot", "--profile", "laptop", "--dry-run", *options]
     register_all()
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.stderr
-    unseen = "that of HuggingFaceTB/SmolLM2-135M-Instruct was not looked at"
+    unseen = f"that of {absent} was not looked at"
     said = {
         name: text
         for line in done.stderr.splitlines()

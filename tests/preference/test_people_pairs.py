@@ -108,9 +108,9 @@ def test_its_bench_reads_what_the_stage_reports(
     rows = [Row(name, None, values, {}) for name in ("people", "before", "after")]
     card = Scorecard(rows, {"contexts": 40}).to_dict()
     preference = {"pairs": report.to_dict(), "dpo": {"steps": 2}, "scorecard": card}
-    found = asker_preference.figures("userlm", 3.0, preference)
+    found = asker_preference.figures("userlm", preference)
     text = readme.asker_preference({"asker_preference": found})
-    assert "4 pairs out of 5 contexts (dropped: 1), 2 steps of DPO" in text
+    assert "4 pairs out of 5 contexts (dropped: unknown words 1), 2 steps of DPO" in text
     assert "| measure | people | before | after |" in text and "| 9 (8 to 10) |" in text
 
 
