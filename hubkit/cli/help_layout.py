@@ -43,8 +43,8 @@ def _value(param: Any, ctx: Any) -> str:
     return _WORDS.get(kind) or (param.name.upper() if kind == "str" else kind)
 
 
-def _range(found: re.Match[str]) -> str:
-    least, most = found["least"] or found["only_least"], found["most"]
+def _range(match: re.Match[str]) -> str:
+    least, most = match["least"] or match["only_least"], match["most"]
     if least is None or most is None:
         return f"at least {least}" if most is None else f"at most {most}"
     return f"{least} to {most}"

@@ -34,14 +34,14 @@ class Comparison:
                 raise gr.Error(
                     f"You have chosen. Press *Start again* for another one. {self._reveal(draw)}"
                 )
-            checked(message)
+            text = checked(message)
             self.limit.check(request)
         except gr.Error as error:
             yield left, right, message, draw, f"⚠️ {error.message}"
             return
         draw = draw or {"id": uuid.uuid4().hex, "swapped": random.random() < 0.5}
         draw = {key: draw[key] for key in ("id", "swapped")}  # nothing to choose before all is said
-        turn = {"role": "user", "content": checked(message)}
+        turn = {"role": "user", "content": text}
         sides: list[Messages] = [[*messages_of(left), turn], [*messages_of(right), turn]]
         for at, who in enumerate(self._in_order(draw)):
             history, name = sides[at], f"Model {LABELS[at]}"

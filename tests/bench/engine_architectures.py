@@ -113,18 +113,19 @@ def measured(architecture: str, folder: Path, rounds: int) -> dict[str, Any]:
     spoken: dict[str, list[Spoken]] = {name: [] for name in (chosen, *models)}
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         for round_ in range(rounds + 1):  # the first warms up
-            found = {chosen: pool.apply(by_engine, (chosen, str(folder), round_))}
-            found |= {name: by_generate(each, round_) for name, each in models.items()}
-            for name, one in found.items():
-                spoken[name] += [one] if round_ else []
-    speeds = {name: [one.tokens_per_s for one in found] for name, found in spoken.items()}
+            results = {chosen: pool.apply(by_engine, (chosen, str(folder), round_))}
+            results |= {name: by_generate(each, round_) for name, each in models.items()}
+            for name, result in results.items():
+                spoken[name] += [result] if round_ else []
+    speeds = {name: [result.tokens_per_s for result in rounds_of]
+              for name, rounds_of in spoken.items()}  # fmt: skip
     best = [max(at) for at in zip(*[speeds[name] for name in models], strict=True)]
     row: dict[str, Any] = {
         "parameters": sum(values.numel() for values in model.parameters()),
         "engine": chosen,
         "reason": reason,
         "prompt_tokens": IN_FLIGHT * sum(map(prompt_tokens, range(TURNS))),
-        **{f"{name}_tokens_per_s": figures.spread(found, 1) for name, found in speeds.items()},
+        **{f"{name}_tokens_per_s": figures.spread(values, 1) for name, values in speeds.items()},
     }
     over = (a / b for a, b in zip(speeds[chosen], best, strict=True))
     row[f"{chosen}_over_generate"] = figures.spread(over, 2)
@@ -150,14 +151,14 @@ def by_generate(model: Any, round_: int) -> Spoken:
     ids = torch.zeros((IN_FLIGHT, 0), dtype=torch.long)
     began = time.perf_counter()
     for turn in range(TURNS):
-        said = torch.tensor([words(dialogue, turn, round_) for dialogue in range(IN_FLIGHT)])
-        prompts = torch.cat([ids, said], dim=1)
+        added = torch.tensor([words(dialogue, turn, round_) for dialogue in range(IN_FLIGHT)])
+        prompts = torch.cat([ids, added], dim=1)
         assert prompts.shape[1] == prompt_tokens(turn)
         with torch.inference_mode():
             ids = model.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=False,
                                  max_new_tokens=NEW_TOKENS)  # fmt: skip
-        written = ids[:, prompts.shape[1] :]
-        assert written.shape == (IN_FLIGHT, NEW_TOKENS) and not (written == END).any()
+        answers = ids[:, prompts.shape[1] :]
+        assert answers.shape == (IN_FLIGHT, NEW_TOKENS) and not (answers == END).any()
     return Spoken(time.perf_counter() - began)
 
 
