@@ -33,7 +33,7 @@ QUIET = {
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
     # Threads wait for each other awake, but not for long: another process may need the core.
-    "GOMP_SPINCOUNT": "4000",
+    "GOMP_SPINCOUNT": "400",
 }
 
 app = typer.Typer(

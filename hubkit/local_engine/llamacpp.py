@@ -141,7 +141,7 @@ def _load(model: Path, adapters: list[Path], parallel: int, context: int, thread
     # Threads that wait for each other by spinning are fastest on an idle machine and a fraction of
     # that as soon as another process wants a core; threads that sleep at once lose a third on the
     # idle one. A short spin, then sleep.
-    os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "400")
     import xllamacpp
 
     params = xllamacpp.CommonParams()

@@ -68,7 +68,7 @@ def quiet_environment() -> None:
     Torch's threads wait for each other by spinning, which is fastest on an idle machine and
     twenty-fold slower as soon as another process wants a core; a short spin keeps the first and
     loses most of the second. OpenMP reads its variable when torch is loaded."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "4000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "400")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

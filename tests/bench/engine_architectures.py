@@ -165,7 +165,7 @@ def by_generate(model: Any, round_: int) -> Spoken:
 @functools.cache
 def engine(name: str, folder: str) -> Any:
     """One of the embedded engines, loaded once in a process of its own."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "4000")  # as the command line sets it
+    os.environ.setdefault("GOMP_SPINCOUNT", "400")  # as the command line sets it
     from hubkit.local_engine.llamacpp import LlamaCppEngine
     from hubkit.local_engine.torch_engine import TransformersEngine
 
