@@ -33,7 +33,7 @@ def local_root() -> Path:
 
 def cache(kind: str) -> Path:
     """A folder for what can be made again: ``hub`` and ``datasets`` downloads, ``engine`` files,
-    ``wheels``.
+    ``pictures``, ``wheels``.
     """
     return _private("cache") / kind
 

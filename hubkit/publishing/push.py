@@ -22,6 +22,7 @@ from hubkit.errors import CommitConflictError, RepoMissingError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.versions import tag_version
 from hubkit.metrics import scorecards
+from hubkit.metrics.drawn import drawn_once
 from hubkit.progress import Progress, silent
 from hubkit.publishing import (
     base_models,
@@ -303,7 +304,8 @@ def _plan_artifact(push: _Push, kind: Kind, ref: Ref, repo_id: str, repo_type: s
     tree = lineage.relabelled(
         lineage.trace(ref, push.records), lambda old: _picture_ref(push, kind, ref, old)
     )
-    contents |= {"README.md": card.encode(), lineage.PICTURE: lineage.picture(tree)}
+    picture = drawn_once(lineage.picture, tree)
+    contents |= {"README.md": card.encode(), lineage.PICTURE: picture}
     contents |= _scored(facts)
     owned = (*_FORMERLY_WRITTEN, *(_FROM_ELSEWHERE if push.is_copy else ()))
     plan = compare(push.target, repo_id, repo_type, contents, private=push.private, owned=owned)
@@ -355,7 +357,7 @@ def _scored(facts: card_data.CardFacts) -> dict[str, Content]:
     if facts.kind != "asker" or card is None or data is None:
         return {}
     return {
-        scorecard.PICTURE: scorecards.picture(card),
+        scorecard.PICTURE: drawn_once(scorecards.picture, card),
         scorecard.ENTRIES: scorecard.entries(card, data).encode(),
     }
 

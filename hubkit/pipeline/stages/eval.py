@@ -16,6 +16,7 @@ from hubkit.evaluation.scorecard import HeldOutFiles, scorecard
 from hubkit.hub import Hub, Ref
 from hubkit.metrics import scorecards
 from hubkit.metrics.cross_table import picture
+from hubkit.metrics.drawn import drawn_once
 from hubkit.metrics.scorecards import BASE
 from hubkit.pipeline import against, askers
 from hubkit.pipeline.against import ChatSpec, CrossTableRun, held_out_openings
@@ -161,7 +162,7 @@ def _scorecard(
             progress=dirs.progress,
         )
     result = askers.with_kinds(result, [spec for spec, _ in models])
-    (dirs.out / PICTURE).write_bytes(scorecards.picture(result))
+    (dirs.out / PICTURE).write_bytes(drawn_once(scorecards.picture, result))
     return result.to_dict()
 
 
