@@ -22,7 +22,7 @@ from hubkit.errors import CommitConflictError, RepoMissingError
 from hubkit.hub import Hub, Ref
 from hubkit.hub.versions import tag_version
 from hubkit.metrics import scorecards
-from hubkit.metrics.drawn import drawn_once
+from hubkit.metrics.picture_cache import drawn_once
 from hubkit.progress import Progress, silent
 from hubkit.publishing import (
     base_models,

@@ -16,7 +16,7 @@ from hubkit.evaluation.scorecard import HeldOutFiles, scorecard
 from hubkit.hub import Hub, Ref
 from hubkit.metrics import scorecards
 from hubkit.metrics.cross_table import picture
-from hubkit.metrics.drawn import drawn_once
+from hubkit.metrics.picture_cache import drawn_once
 from hubkit.metrics.scorecards import BASE
 from hubkit.pipeline import against, askers
 from hubkit.pipeline.against import ChatSpec, CrossTableRun, held_out_openings

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hubkit.metrics.drawn import drawn_once
+from hubkit.metrics.picture_cache import drawn_once
 
 PNG = b"\x89PNG\r\n\x1a\n%s\x00\x00\x00\x00IEND\xaeB`\x82"
 DRAWN: list[object] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import os
@@ -31,10 +32,10 @@ def drawn_once(draw: Callable[[Facts], bytes], facts: Facts) -> bytes:
         cannot be kept is drawn each time."""
     path = cache(_FOLDER) / f"{_key(draw, facts)}.png"
     with suppress(OSError):
-        kept = path.read_bytes()
-        if kept.startswith(_PNG_BEGINS) and kept.endswith(_PNG_ENDS):
+        content = path.read_bytes()
+        if content.startswith(_PNG_BEGINS) and content.endswith(_PNG_ENDS):
             os.utime(path)
-            return kept
+            return content
     picture = draw(facts)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,9 +49,16 @@ def drawn_once(draw: Callable[[Facts], bytes], facts: Facts) -> bytes:
 def _key(draw: Callable[[Facts], bytes], facts: Facts) -> str:
     digest = hashlib.blake2b(digest_size=20)
     digest.update(f"{draw.__qualname__} {version('matplotlib')} {facts!r}".encode())
-    for source in sorted(Path(inspect.getfile(draw)).parent.glob("*.py")):
-        digest.update(source.read_bytes())
+    digest.update(_code_digest(Path(inspect.getfile(draw)).parent))
     return digest.hexdigest()
+
+
+@functools.cache
+def _code_digest(package: Path) -> bytes:
+    digest = hashlib.blake2b(digest_size=20)
+    for source in sorted(package.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.digest()
 
 
 def _remove_the_oldest(folder: Path) -> None:
