@@ -19,6 +19,7 @@ from support import durations
 from support.paths import ROOT, TESTS
 
 from hubkit.loopback import CLIENT_TIMEOUTS
+from hubkit.openmp import spin_briefly
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -34,7 +35,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 for _name in CLIENT_TIMEOUTS:  # before anything reads them: the stock clients' own are ten seconds
     os.environ[_name] = "240"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["GOMP_SPINCOUNT"] = "400"  # as the command line sets it
+spin_briefly()  # as the command line does
 os.environ["PYTHONPATH"] = str(ROOT)
 # What is compiled is kept: every child process would compile the package anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -22,6 +22,7 @@ from hubkit import __version__
 from hubkit.cli import console, logs
 from hubkit.cli.help_layout import Group, Mapped, Worded
 from hubkit.errors import HubkitError
+from hubkit.openmp import spin_briefly
 from hubkit.settings import LOG_FILE
 
 QUIET = {
@@ -32,8 +33,6 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "TQDM_DISABLE": "1",
     "TRANSFORMERS_VERBOSITY": "error",
-    # Threads wait for each other awake, but not for long: another process may need the core.
-    "GOMP_SPINCOUNT": "400",
 }
 
 app = typer.Typer(
@@ -156,6 +155,7 @@ def main() -> None:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    spin_briefly()
     # Going through a million objects once more would take seconds, and the memory is given back
     # all the same.
     atexit.register(gc.freeze)

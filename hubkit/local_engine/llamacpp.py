@@ -27,6 +27,7 @@ from typing import Any
 from hubkit.errors import EngineError
 from hubkit.local_engine.engine import Event, Finish, GenerationError, Job, Sampling, Started, Step
 from hubkit.local_engine.slots import Slot, SlotPool
+from hubkit.openmp import spin_briefly
 from hubkit.untrusted import JsonObject, count_in, number_in, object_in, objects_in, text_in
 
 _SAMPLERS = ["penalties", "temperature", "top_k", "top_p", "typ_p"]
@@ -138,10 +139,7 @@ def _sampling(sampling: Sampling) -> JsonObject:
 
 
 def _load(model: Path, adapters: list[Path], parallel: int, context: int, threads: int) -> Any:
-    # Threads that wait for each other by spinning are fastest on an idle machine and a fraction of
-    # that as soon as another process wants a core; threads that sleep at once lose a third on the
-    # idle one. A short spin, then sleep.
-    os.environ.setdefault("GOMP_SPINCOUNT", "400")
+    spin_briefly()
     import xllamacpp
 
     params = xllamacpp.CommonParams()

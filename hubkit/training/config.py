@@ -21,6 +21,7 @@ from typing import Any
 
 from hubkit.errors import MissingDependencyError, RecipeError
 from hubkit.hub.places import home
+from hubkit.openmp import spin_briefly
 from hubkit.recipe import PeoplePairs, Preference, Reinforce, Training
 from hubkit.recipe.block import Block
 from hubkit.settings import BF16, value
@@ -64,11 +65,8 @@ _ENCODERS = (
 def quiet_environment() -> None:
     """No telemetry, no fork warnings, no threads that spin for long. Call before anything imports
     torch.
-
-    Torch's threads wait for each other by spinning, which is fastest on an idle machine and
-    twenty-fold slower as soon as another process wants a core; a short spin keeps the first and
-    loses most of the second. OpenMP reads its variable when torch is loaded."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "400")
+    """
+    spin_briefly()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -32,6 +32,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "bench")]
 import figures  # noqa: E402
 from support.tiny_architectures import ARCHITECTURES, tiny_model  # noqa: E402
 
+from hubkit.openmp import spin_briefly  # noqa: E402
+
 IN_FLIGHT, TURNS, CONTEXT = 8, 3, 512
 PROMPT_TOKENS, ADDED_TOKENS, NEW_TOKENS = 128, 32, 48
 END, GGUF = 2, "base.gguf"
@@ -165,7 +167,7 @@ def by_generate(model: Any, round_: int) -> Spoken:
 @functools.cache
 def engine(name: str, folder: str) -> Any:
     """One of the embedded engines, loaded once in a process of its own."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "400")  # as the command line sets it
+    spin_briefly()  # as the command line does
     from hubkit.local_engine.llamacpp import LlamaCppEngine
     from hubkit.local_engine.torch_engine import TransformersEngine
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from hubkit.loopback import CLIENT_TIMEOUTS
+from hubkit.openmp import SPIN_COUNT
 
 STOP_GRACE_S = 5.0
 
@@ -28,7 +29,7 @@ _INHERITED = (
     "TMPDIR",
     "PYTHONPATH",
     "LD_LIBRARY_PATH",
-    "GOMP_SPINCOUNT",
+    SPIN_COUNT,
     "VIRTUAL_ENV",
 )
 
