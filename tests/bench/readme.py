@@ -33,10 +33,10 @@ def demo(found: Figures) -> str:
     lines = [
         f"{_machine(found['demo'])}:",
         "",
-        "| recipe | runs | minutes | a second run, s | dialogues kept "
+        "| recipe | runs | minutes | CPU minutes | a second run, s | dialogues kept "
         "| asker: nats per human-turn token, less its base | chat: "
         "nats per assistant-turn token, less its base |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     return "\n".join(
         lines + [_demo_row(name, recipe) for name, recipe in found["demo"]["recipes"].items()]
@@ -54,7 +54,7 @@ def _demo_row(name: str, recipe: Figures) -> str:
     )
     return (
         f"| {name} | {seconds['runs']} | {seconds['median'] / 60:.1f} | "
-        f"{again:.0f} | {kept:.0f} | {losses} |"
+        f"{recipe['cpu_s']['median'] / 60:.0f} | {again:.0f} | {kept:.0f} | {losses} |"
     )
 
 
