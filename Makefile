@@ -11,7 +11,7 @@ RUN   := $(BIN)/hubkit run $(RECIPE) --profile $(PROFILE)
 # All figures into tests/bench/bench.json, BENCHMARKS.md and README.md.
 FIGURES := $(BIN)/python tests/bench/readme.py
 
-.PHONY: demo corpus asker rollout curate chat eval push spaces test test-order test-slow fuzz conformance check format
+.PHONY: demo corpus asker rollout curate chat eval push spaces pictures test test-order test-slow fuzz conformance check format
 .PHONY: bench bench-demo bench-gpu bench-curve bench-preference bench-study plans chaos attack reference scanner licences clean help
 .DEFAULT_GOAL := help
 
@@ -46,6 +46,9 @@ push: $(DEMO) ## final cards, Spaces, collection; HUB=https://… copies it all 
 
 spaces: $(READY) ## both pushed Spaces on this machine, against the embedded Hub and engine
 	$(BIN)/hubkit spaces $(RECIPE) --profile $(PROFILE) $(ARGS)
+
+pictures: $(READY) ## take the pictures on the Spaces' cards, of the Spaces of a recipe that has run
+	$(BIN)/python tests/bench/space_pictures.py --recipe $(RECIPE)
 
 test: $(READY) ## the tests, without the slow ones (on two cores at once; WORKERS=0: one after the other)
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile

@@ -18,7 +18,16 @@ from typing import Any
 
 import gradio as gr
 from models import Model, ModelError, model, prepare, settings, stream
-from page import PER_MINUTE, RateLimit, TextChatbot, checked, cut_off, launch, messages_of
+from page import (
+    PER_MINUTE,
+    RateLimit,
+    TextChatbot,
+    aside,
+    checked,
+    cut_off,
+    launch,
+    messages_of,
+)
 from votes import KEPT, VoteRefusedError, Votes, ballot
 
 SETTINGS = settings()
@@ -33,27 +42,47 @@ TOPICS = [
     "How do I get better at chess?",
     "Why is the sky blue?",
 ]
-Messages = list[dict[str, str]]
+Messages = list[dict[str, str]]  # role, content and, where it was cut off, a `note` that says so
 SWAPPED_ROLE = {"user": "assistant", "assistant": "user", "system": "system"}
 
 
 def swapped(messages: Messages) -> Messages:
     """The conversation from the other seat: what the asker writes is `assistant` there."""
-    return [{"role": SWAPPED_ROLE[m["role"]], "content": m["content"]} for m in messages]
+    return [{**message, "role": SWAPPED_ROLE[message["role"]]} for message in messages]
+
+
+def spoken(messages: Messages) -> Messages:
+    """What was said in it, without notes: what a model reads, and what is kept."""
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def on_page(messages: Messages) -> list[dict[str, Any]]:
+    """As the page shows it: each note below its turn."""
+    lines: list[dict[str, Any]] = []
+    for message in messages:
+        lines += spoken([message])
+        if "note" in message:
+            lines.append({**aside(f"*{message['note']}*"), "role": message["role"]})
+    return lines
+
+
+def noted(role: str, words: str, note: str) -> dict[str, str]:
+    """One turn, with what is to be noted of it."""
+    return {"role": role, "content": words, **({"note": note} if note else {})}
 
 
 def turn(who: Model, messages: Messages, temperature: float) -> Iterator[tuple[str, str]]:
     """(text so far, status) of `who`'s next turn in `messages`, where the asker is `user`; the last
     status says that the turn was cut off, where it was. Raises `gr.Error`.
     """
-    seat_messages = swapped(messages) if who.role == "asker" else messages
+    seat_messages = spoken(swapped(messages) if who.role == "asker" else messages)
     text = ""
     try:
         for piece in stream(
             who, seat_messages, temperature=temperature, top_p=who.top_p, max_tokens=who.max_tokens
         ):
             text += piece.text
-            yield text, f"{who.name}: {cut_off(who.max_tokens)}" if piece.is_cut else piece.status
+            yield text, cut_off(who.max_tokens) if piece.is_cut else piece.status
     except ModelError as error:
         raise gr.Error(str(error)) from error
 
@@ -71,9 +100,9 @@ def ended(text: str) -> tuple[str, bool]:
     return words.strip(), bool(mark) or not words.strip()
 
 
-def in_progress(messages: Messages, role: str, text: str, status: str) -> Messages:
-    """`messages` with a turn that is still being written, or a status in its place."""
-    return [*messages, {"role": role, "content": text or f"*{status or '…'}*"}]
+def in_progress(messages: Messages, role: str, text: str, status: str) -> list[dict[str, Any]]:
+    """`messages` with a turn that is still being written, or a status in its place, to be shown."""
+    return [*on_page(messages), {"role": role, "content": text or f"*{status or '…'}*"}]
 
 
 # 1. You are the assistant
@@ -91,7 +120,7 @@ def open_conversation(
     LIMIT.check(request)
     if topic.strip():
         messages = [{"role": "user", "content": checked(topic)}]
-        yield swapped(messages), messages, "It is your turn: answer."
+        yield on_page(swapped(messages)), messages, "It is your turn: answer."
         return
     yield from _asker_speaks([], temperature)
 
@@ -126,12 +155,12 @@ def ask_again(
     yield from _asker_speaks(messages, temperature)
 
 
-def take_back(messages: Messages) -> tuple[Messages, Messages, str]:
+def take_back(messages: Messages) -> tuple[list[dict[str, Any]], Messages, str]:
     """Take back the person's last answer, and what the asker made of it."""
     answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     remaining = messages[: answers[-1]] if answers else messages
     return (
-        swapped(remaining),
+        on_page(swapped(remaining)),
         remaining,
         "Taken back. Answer again." if answers else "There is no answer to take back.",
     )
@@ -150,16 +179,15 @@ def _asker_speaks(messages: Messages, temperature: float) -> Iterator[tuple[Any,
             )
     except gr.Error as error:
         yield (
-            swapped(messages),
+            on_page(swapped(messages)),
             messages,
             f"{FAILED} {error.message} To try again, press *Ask something else*.",
         )
         return
     words, over = ended(text)
     if words:
-        messages = [*messages, {"role": "user", "content": words}]
-    note = f" ({status})" if status else ""
-    yield swapped(messages), messages, ENDED if over else f"It is your turn: answer.{note}"
+        messages = [*messages, noted("user", words, status)]
+    yield on_page(swapped(messages)), messages, ENDED if over else "It is your turn: answer."
 
 
 # 2. Watch them talk
@@ -187,8 +215,8 @@ def converse(
             yield chat_view, messages_state, status
     except gr.Error as error:
         button = GO_ON if messages_state else START
-        said = f"{FAILED} {error.message} To try again, press *{button}*."
-        yield messages_state, messages_state, said
+        news = f"{FAILED} {error.message} To try again, press *{button}*."
+        yield on_page(messages_state), messages_state, news
 
 
 def _talking(
@@ -198,7 +226,7 @@ def _talking(
     temperature: float,
     request: gr.Request,
     steps: int | None,
-) -> Iterator[tuple[Messages, Messages, str]]:
+) -> Iterator[tuple[list[dict[str, Any]], Messages, str]]:
     """Go on with the conversation until the asker ends it, it has its turns, or `steps` further
     turns are written.
 
@@ -208,12 +236,12 @@ def _talking(
     PAUSED.pop(request.session_hash, None)
     if not messages and opening.strip():
         messages = [{"role": "user", "content": checked(opening)}]
-        yield messages, messages, _progress(messages, turns)
+        yield on_page(messages), messages, _progress(messages, turns)
         steps = None if steps is None else steps - 1
     for _ in itertools.count() if steps is None else range(steps):
         asker_next = not messages or messages[-1]["role"] == "assistant"
         if asker_next and _human_turns(messages) >= turns:
-            yield messages, messages, f"**Done**: {_in_words(turns)} each."
+            yield on_page(messages), messages, f"**Done**: {_in_words(turns)} each."
             return
         who, role = (ASKER, "user") if asker_next else (CHAT, "assistant")
         text = status = ""
@@ -221,17 +249,18 @@ def _talking(
         yield in_progress(messages, role, "", ""), messages, writing
         for text, status in turn(who, messages, temperature):
             if PAUSED.pop(request.session_hash, False):
-                yield messages, messages, f"Paused after {_in_words(_human_turns(messages))}."
+                paused = f"Paused after {_in_words(_human_turns(messages))}."
+                yield on_page(messages), messages, paused
                 return
             yield in_progress(messages, role, text, status), messages, writing
         words, over = ended(text) if asker_next else (text.strip(), False)
         if not words and not asker_next:
             raise gr.Error(f"{CHAT.name} wrote nothing.")
-        messages = [*messages, {"role": role, "content": words}] if words else messages
-        yield messages, messages, " ".join(filter(None, (_progress(messages, turns), status)))
+        messages = [*messages, noted(role, words, status)] if words else messages
+        yield on_page(messages), messages, _progress(messages, turns)
         if over:
             yield (
-                messages,
+                on_page(messages),
                 messages,
                 "**The asker has ended the conversation** after "
                 f"{_in_words(_human_turns(messages))}.",
@@ -278,7 +307,9 @@ def exported(messages: Messages, how: str) -> str:
     _forget_old_files()
     path = Path(tempfile.mkdtemp(dir=DOWNLOADS)) / "dialogue.json"
     path.write_text(
-        json.dumps({"messages": messages, "written_by": people}, indent=1, ensure_ascii=False),
+        json.dumps(
+            {"messages": spoken(messages), "written_by": people}, indent=1, ensure_ascii=False
+        ),
         "utf-8",
     )
     return str(path)

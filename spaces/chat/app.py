@@ -121,7 +121,8 @@ def _streamed(
     if not so_far.strip():
         raise gr.Error(f"{who.name} wrote nothing. Try again, or at a higher temperature.")
     if is_cut:
-        yield [{"role": "assistant", "content": so_far}, aside(f"*{cut_off(int(max_tokens))}*")]
+        note = f"{cut_off(int(max_tokens))} For longer answers: Settings, *Longest answer*."
+        yield [{"role": "assistant", "content": so_far}, aside(f"*{note}*")]
 
 
 def compare(

@@ -201,7 +201,7 @@ def failure(text: str) -> dict[str, Any]:
 
 def cut_off(tokens: int) -> str:
     """The note on an answer that reached its longest length."""
-    return f"Cut off at {tokens} tokens. For longer answers: Settings, *Longest answer*."
+    return f"Cut off at {tokens} tokens."
 
 
 class RateLimit:

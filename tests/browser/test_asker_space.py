@@ -346,6 +346,21 @@ def test_programs_get_the_next_turn(asker_space: str, endpoints: dict[str, Endpo
     assert roles(endpoints["asker"].script.asked[0]) == ["system", "assistant", "user"]
 
 
+def test_a_turn_that_was_cut_off_stays_marked_and_no_model_reads_that(
+    watch: Page, endpoints: dict[str, Endpoint]
+) -> None:
+    asker, chat = endpoints["asker"].script, endpoints["chat"].script
+    asker.answers, chat.answers, chat.finish = ["And then?"], ["Half an", "Whole"], "length"
+    watch.locator("#turns input[type=number]").fill("2")
+    watch.locator("#turns input[type=number]").press("Tab")
+    watch.locator("#opening textarea, #opening input").first.fill("Hello")
+    watch.locator("#go").click()
+    expect(watch.locator("#watch-status")).to_contain_text("Done")
+    expect(watch.locator("#watch").get_by_text("Cut off at")).to_have_count(2)
+    assert [m["content"] for m in asker.asked[0]["messages"]][1:] == ["Hello", "Half an"]
+    assert [m["content"] for m in chat.asked[1]["messages"]] == ["Hello", "Half an", "And then?"]
+
+
 @pytest.mark.slow
 def test_the_first_button_says_start_until_something_has_begun(
     watch: Page, endpoints: dict[str, Endpoint]
@@ -356,7 +371,7 @@ def test_the_first_button_says_start_until_something_has_begun(
     watch.locator("#step").click()
     expect(watch.locator("#go")).to_have_text("Go on")
     watch.locator("#step").click()
-    expect(watch.locator("#watch-status")).to_contain_text("Cut off at")
+    expect(watch.locator("#watch")).to_contain_text("Cut off at")
     watch.locator("#fresh").click()
     expect(watch.locator("#go")).to_have_text("Start")
 
