@@ -198,8 +198,8 @@ def _show_plan(
     if any(p.stage == "reinforce" and p.state == "to run" for p in planned):
         trainings["reinforce"] = _plan_reinforcement(recipe, hub)
     refusals = {
-        name: [found] if isinstance(found, str) else found.refusals
-        for name, found in trainings.items()
+        name: [training] if isinstance(training, str) else training.refusals
+        for name, training in trainings.items()
     }
     seats = pipeline.plan_seats(recipe, hub, planned)
     if unanswered := [reason for seat in seats for reason in seat.refusals]:

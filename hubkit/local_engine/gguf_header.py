@@ -88,10 +88,10 @@ class _Header:
         self._at += size
         return number
 
-    def _skip(self, size: int, what: str) -> None:
-        self._require(size, what)
+    def _skip(self, size: int, unit: str) -> None:
+        self._require(size, unit)
         self._at += size
 
-    def _require(self, size: int, what: str) -> None:
+    def _require(self, size: int, unit: str) -> None:
         if size > self._size - self._at:
-            raise ValueError(f"it promises more {what} than it has bytes")
+            raise ValueError(f"it promises more {unit} than it has bytes")

@@ -70,11 +70,11 @@ def measure(recipe: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
             before = cpu_seconds()
             seconds = watched(recipe, home)
             between = cpu_seconds()
-            found = told(recipe, home)
+            outcome = told(recipe, home)
             second_run = cpu_seconds() - between
             stop_hub(home)
             cpu_s = round(cpu_seconds() - before - second_run, 1)
-            made.append({"seconds": seconds, "cpu_s": cpu_s, **found})
+            made.append({"seconds": seconds, "cpu_s": cpu_s, **outcome})
     return made
 
 

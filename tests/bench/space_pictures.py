@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +19,13 @@ from typing import TYPE_CHECKING
 
 from playwright.sync_api import expect, sync_playwright
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from support.chromium import system_chromium
+
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZE = {"width": 1100, "height": 850}
 PATIENCE_MS = 300_000
 _ADDRESS = re.compile(r"\b(chat|asker)\b.*?(http://127\.0\.0\.1:\d+\S*)")
@@ -37,9 +38,8 @@ def main() -> None:
     options.add_argument("--recipe", default="parrot")
     chosen = options.parse_args()
     expect.set_options(timeout=PATIENCE_MS)
-    system = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
     with running(chosen.recipe) as addresses, sync_playwright() as session:
-        browser = session.chromium.launch(executable_path=system, args=["--no-sandbox"])
+        browser = session.chromium.launch(executable_path=system_chromium(), args=["--no-sandbox"])
         for name, use in (("chat", chat), ("asker", asker)):
             page = browser.new_page(viewport=SIZE)  # type: ignore[arg-type]
             page.set_default_timeout(PATIENCE_MS)
@@ -79,8 +79,8 @@ def running(recipe: str) -> Iterator[dict[str, str]]:
     try:
         addresses: dict[str, str] = {}
         for line in spaces.stdout:
-            if found := _ADDRESS.search(line):
-                addresses[found[1]] = found[2]
+            if match := _ADDRESS.search(line):
+                addresses[match[1]] = match[2]
             if len(addresses) == 2:
                 break
         else:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from scripted import ROOT, Endpoint, Script
 from support import space_process
+from support.chromium import system_chromium
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -64,10 +64,9 @@ def browser() -> Iterator[Any]:
         "playwright.sync_api", reason="needs the Python package playwright"
     )
     playwright.expect.set_options(timeout=PATIENCE_MS)
-    system = next((path for name in CHROMIUM if (path := shutil.which(name))), None)
     with playwright.sync_playwright() as session:
         try:
-            started = session.chromium.launch(executable_path=system, args=FLAGS)
+            started = session.chromium.launch(executable_path=system_chromium(), args=FLAGS)
         except playwright.Error as error:
             pytest.skip(
                 "no Chromium: install Debian's `chromium`, "
