@@ -38,9 +38,26 @@ def demo(found: Figures) -> str:
         "nats per assistant-turn token, less its base |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    return "\n".join(
-        lines + [_demo_row(name, recipe) for name, recipe in found["demo"]["recipes"].items()]
-    )
+    lines += [_demo_row(name, recipe) for name, recipe in found["demo"]["recipes"].items()]
+    return "\n".join([*lines, *_seeds(found.get("seeds"))])
+
+
+def _seeds(found: Figures | None) -> list[str]:
+    """Whether runs that differ in their seed alone agree, a seat a line."""
+    if found is None:
+        return []
+    names = " and ".join(found["runs"])
+    lines = ["", f"The same loop of `{found['recipe']}` with {names} (`{found['command']}`):", ""]
+    for pair in found["agreement"]:
+        seen = " and ".join(
+            _difference(found["runs"][name][pair["seat"]]["trained_less_base"])
+            for name in pair["runs"]
+        )
+        lines.append(
+            f"- {pair['seat']}: {seen}; {abs(pair['apart']):.3f} apart, where chance allows "
+            f"{pair['allowed']:.3f}: they {'agree' if pair['agree'] else 'do not agree'}"
+        )
+    return lines
 
 
 def _demo_row(name: str, recipe: Figures) -> str:
