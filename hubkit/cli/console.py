@@ -88,6 +88,21 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     console.print(grid)
 
 
+def wait_for_signal() -> None:
+    """Wait for SIGINT or SIGTERM, and leave the next one to whoever had it before."""
+    stopped = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: stopped.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        while not stopped.wait(1.0):
+            pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @contextmanager
 def bars(*, quiet: bool = False) -> Iterator[Callable[[str], Progress]]:
     """Show one progress bar for each name on a terminal, and plain lines elsewhere.

@@ -13,7 +13,6 @@ from hubkit.cli.eval_chat import Engine, Place
 from hubkit.cli.model_args import HARDWARE, show_endpoints
 from hubkit.cli.options import DryRun, Json, grouped, usd_per_million
 from hubkit.cli.reward_options import Worth, reward_terms
-from hubkit.cli.serve import wait_for_signal
 from hubkit.untrusted import JsonObject, objects_in
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def env(
         else:
             console.line(url)
             console.say("OpenEnv: GenericEnvClient(base_url=…), WebSocket /ws; Ctrl-C stops it")
-        wait_for_signal()
+        console.wait_for_signal()
     ends = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
     console.say(f"conversations by their end: {ends or 'none'}")
 

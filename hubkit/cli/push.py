@@ -55,7 +55,6 @@ class TargetOptions:
     allow: Allow = field(default_factory=list)
 
 
-_UNTIL_CTRL_C_S = 3600.0
 _NAMED = 8  # files that are named, of many
 RepoType = Annotated[
     str, typer.Option("--type", help="model, dataset or space; asked of the Hub when not given.")
@@ -187,8 +186,6 @@ def spaces(
     """Run both pushed Spaces on this machine, by the embedded Hub and against the embedded engine,
     until Ctrl-C.
     """
-    import time
-
     from hubkit.hub import connect, embedded
     from hubkit.publishing import serving_snippets
     from hubkit.recipe import load
@@ -204,8 +201,7 @@ def spaces(
         for name, page in pages.items():
             console.line(f"{name}  {page.app_url}  (its page: {page.url})")
         console.say("Ctrl-C stops them")
-        while True:
-            time.sleep(_UNTIL_CTRL_C_S)
+        console.wait_for_signal()
 
 
 def _require_embedded() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -62,7 +60,7 @@ def serve(
             console.say(
                 f"chat: POST {url}/v1/chat/completions, metrics: {url}/metrics, Ctrl-C stops it"
             )
-        wait_for_signal()
+        console.wait_for_signal()
 
 
 def _say_template(repo: str) -> None:
@@ -93,12 +91,3 @@ def _named(text: str) -> tuple[str, str]:
     """NAME=REPO, or REPO, which is then called by its last part."""
     name, equals, repo = text.partition("=")
     return (name, repo) if equals else (text.partition("@")[0].rstrip("/").rpartition("/")[2], text)
-
-
-def wait_for_signal() -> None:
-    """Wait for SIGINT or SIGTERM; the surrounding block then stops the engine."""
-    stopped = threading.Event()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, lambda *_: stopped.set())
-    while not stopped.wait(1.0):
-        pass
