@@ -105,7 +105,7 @@ def find(
         SourceError: An adapter does not name its base.
     """
     repo, _, revision = name.partition("@")
-    ref = hub.resolve(hub.qualify(repo), revision=revision or "main")
+    ref = require(hub, hub.qualify(repo), revision=revision or "main", progress=progress)
     if record := records(hub, ref).get("asker"):
         training, inputs = Training.model_validate(record["block"]), record["inputs"]
         adapted = training.gives_adapter

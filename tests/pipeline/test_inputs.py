@@ -14,7 +14,7 @@ from support.hub_server import HubServer
 from hubkit.data.wheel_assets import IMPORTS
 from hubkit.errors import RepoMissingError, SourceError
 from hubkit.hub import Hub
-from hubkit.pipeline import require
+from hubkit.pipeline import askers, require
 
 KNOWN = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -49,8 +49,9 @@ def test_what_a_wheel_holds_is_asked_of_no_upstream(
     monkeypatch.setenv("HUBKIT_HOME", str(tmp_path / "home"))
     server = HubServer(tmp_path / "hub", ("--upstream", url)).start()
     hub = Hub(server.url, server.token, "local", embedded=True)
-    with pytest.raises(SourceError, match="unpacked now"):
-        require(hub, KNOWN)
+    for door in (require, askers.find):  # a stage's input, and an asker that someone names
+        with pytest.raises(SourceError, match="unpacked now"):
+            door(hub, KNOWN)
     assert paths == []
     with pytest.raises(RepoMissingError, match="can be made offline"):
         require(hub, "nobody/nothing")
