@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PEOPLE, BASE = "people", "base as user"
 """What rows of people, and of a base that is only told to play them, are called."""
-_COLUMNS, _TITLE_CHARS = 4, 32
+_COLUMNS, _TITLE_CHARS = 4, 29
 _BETTER = {
     "high": "higher is better",
     "low": "lower is better",
@@ -181,4 +181,5 @@ def _panel(axes: Axes, card: Scorecard, name: str, entry: Definition) -> None:
     axes.set_yticks(range(len(card.rows)), [row.name for row in card.rows], fontsize=7.5)
     axes.set_ylim(len(card.rows) - 0.4, -0.6)
     axes.tick_params(axis="x", labelsize=6.5)
+    axes.locator_params(axis="x", nbins=5)  # more would run into each other
     axes.spines[["top", "right"]].set_visible(False)

@@ -24,8 +24,9 @@ from hubkit.publishing import scorecard as shown
 from hubkit.untrusted import JsonObject
 
 EVIDENCE, ROWS, PAGE = "evidence", "askers.jsonl", "README.md"
+_PICTURE, _DIGEST_CHARS = "scorecard-{}.png", 12
 _PROTOCOL = ("contexts", "contexts_sha256", "other_contexts", "ends", "openings", "context_chars",
-             "sampling", "seed", "resamples", "embedder", "data")  # fmt: skip
+             "sampling", "seed", "resamples", "embedder")  # fmt: skip
 _FRONT = """---
 pretty_name: Askers, measured
 tags: [user-simulator, hubkit]
@@ -88,8 +89,10 @@ def build(folder: Path) -> list[Protocol]:
     lines = [json.dumps(row, ensure_ascii=False) for p in protocols for row in rows(p)]
     page = [_FRONT]
     with disk_errors(folder):
+        for stale in folder.glob(_PICTURE.format("?" * _DIGEST_CHARS)):
+            stale.unlink()
         for protocol in protocols:
-            picture = f"scorecard-{protocol.digest}.png"
+            picture = _PICTURE.format(protocol.digest)
             (folder / picture).write_bytes(scorecards.picture(protocol.card))
             page.append(_section(protocol, picture))
         (folder / ROWS).write_text("\n".join(lines) + "\n", "utf-8")
@@ -168,6 +171,8 @@ def _card(content: bytes, path: Path) -> Scorecard:
             "writes, or the results.json of a run"
         ) from None
     missing = [key for key in (*_PROTOCOL, "hubkit") if key not in card.settings]
+    if not isinstance(card.settings.get("data"), Mapping):
+        missing.append("data")
     if missing or not card.rows or card.rows[0].name != PEOPLE:
         raise SourceError(
             f"{path} does not say {', '.join(missing) or 'what people are like'}: it was written "
@@ -187,8 +192,12 @@ def _protocols(evidence: Sequence[tuple[Path, bytes]]) -> list[Protocol]:
     groups: dict[str, list[tuple[Path, Scorecard]]] = {}
     for path, content in evidence:
         card = _card(content, path)
-        facts = json.dumps({key: card.settings[key] for key in _PROTOCOL}, sort_keys=True)
-        groups.setdefault(hashlib.sha256(facts.encode()).hexdigest()[:12], []).append((path, card))
+        # What a later commit of the data changes of the contexts changes their hash.
+        data = [card.settings["data"].get(key) for key in ("repo_id", "split")]
+        shared = {key: card.settings[key] for key in _PROTOCOL} | {"data": data}
+        facts = json.dumps(shared, sort_keys=True)
+        digest = hashlib.sha256(facts.encode()).hexdigest()[:_DIGEST_CHARS]
+        groups.setdefault(digest, []).append((path, card))
     return [_merged(digest, cards) for digest, cards in sorted(groups.items())]
 
 

@@ -191,6 +191,8 @@ def test_a_table_says_what_is_missing(repos: dict[str, Ref], server: Handle) -> 
         "told from people's turns (AUC): not measured for tiny-ask (fewer than 25 turns on a side)"
         in done.stderr
     )
+    missing = [line for line in done.stderr.splitlines() if "not measured" in line]
+    assert missing and all(line.endswith(")") for line in missing), "each says why"
 
 
 def test_a_dry_run_asks_nothing(repos: dict[str, Ref], server: Handle) -> None:

@@ -147,6 +147,18 @@ def test_players_are_asked_from_the_humans_seat_at_real_contexts(
         )
 
 
+def test_contexts_are_known_by_what_was_said(server: Handle, data: Path, tmp_path: Path) -> None:
+    def known_by(data: Path) -> str:
+        return str(run(server, data, tmp_path, ["hello"] * 64).settings["contexts_sha256"])
+
+    rows = pq.read_table(data).to_pylist()
+    for row in rows:
+        row["messages"][1]["content"] = "Warm it first."
+    other = tmp_path / "the same ids.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), other)
+    assert known_by(data) == known_by(data) != known_by(other)
+
+
 def test_ending_where_people_ended_is_counted(server: Handle, data: Path, tmp_path: Path) -> None:
     found = contexts(BLOCK, [data], seed=3)
     assert len(found.ends) == 30 and all(

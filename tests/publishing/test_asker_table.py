@@ -105,6 +105,25 @@ def test_another_seed_is_another_table(tmp_path: Path) -> None:
     assert {p.card.settings["seed"] for p in asker_table.build(tmp_path / "t")} == {3, 4}
 
 
+def test_the_same_contexts_of_a_later_commit_are_the_same_table(tmp_path: Path) -> None:
+    later = {"data": {**SETTINGS["data"], "revision": "e" * 40}}
+    files = [
+        write(tmp_path / "1.json", PEOPLE, row("ask", 8.0, "me/ask")),
+        write(tmp_path / "2.json", PEOPLE, row("new", 9.0, "me/new"), **later),
+        write(tmp_path / "3.json", PEOPLE, row("new", 7.0, "me/new"), contexts_sha256="d" * 64),
+    ]
+    asker_table.add(tmp_path / "t", files)
+    tables = [{row.name for row in p.card.rows} for p in asker_table.build(tmp_path / "t")]
+    assert sorted(len(names) for names in tables) == [2, 3], tables
+    pictures = {path.name for path in (tmp_path / "t").glob("*.png")}
+    for path in (tmp_path / "t" / "evidence").iterdir():
+        if "d" * 64 in path.read_text():
+            path.unlink()
+    asker_table.build(tmp_path / "t")
+    left = {path.name for path in (tmp_path / "t").glob("*.png")}
+    assert len(pictures) == 2 and len(left) == 1 and left < pictures
+
+
 def test_a_row_needs_its_evidence_as_it_was_written(tmp_path: Path) -> None:
     table = tmp_path / "t"
     with pytest.raises(SourceError, match="holds no evidence"):

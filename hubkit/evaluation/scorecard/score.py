@@ -6,8 +6,6 @@ formula and source; `hubkit/metrics/scorecard.yaml` says the same to readers of 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -29,7 +27,7 @@ from hubkit.metrics.human_likeness import human_likeness
 from hubkit.metrics.lexical import leans_on_context, self_rouge, words
 from hubkit.metrics.sampling import Dialogue
 from hubkit.metrics.scorecards import PEOPLE, Row
-from hubkit.recipe import Scorecard
+from hubkit.recipe import Scorecard, digest
 from hubkit.statistics import Bootstrap, Number
 from hubkit.untrusted import JsonObject
 
@@ -112,7 +110,8 @@ def _player(
     """Every measure of one player. A turn that only ends a conversation has no text: it is an end,
     not a turn.
     """
-    row.record_number("perplexity", player.perplexity or Number(None, 0), "not measured")
+    why = "people's turns were not scored under it"
+    row.record_number("perplexity", player.perplexity or Number(None, 0), why)
     row.missing |= dict.fromkeys(TURING, "no judge was asked")
     why = "no opening was asked for" if player.system else "it has no system message to open from"
     _first(row, [turn.text for turn in result.first if turn.text], seed, why)
@@ -393,10 +392,9 @@ def settings(block: Scorecard, sampled: Contexts, seed: int, data: Any) -> JsonO
     """What a reader must know to compare two scorecards: the contexts, how they were drawn, and the
     sampling.
     """
-    ids = json.dumps([[c.id, len(c.messages)] for c in (*sampled.next, *sampled.ends)])
     return {
         "contexts": len(sampled.next),
-        "contexts_sha256": hashlib.sha256(ids.encode()).hexdigest(),
+        "contexts_sha256": digest(asdict(sampled)),
         "hubkit": __version__,
         "resamples": block.resamples,
         "embedder": block.embedder,
