@@ -18,7 +18,7 @@ from hubkit.hub.places import home
 from hubkit.hub.versions import tag_version
 from hubkit.pipeline.stage import PROVENANCE, record_of
 from hubkit.publishing.lineage import StageRecord
-from hubkit.recipe import Recipe
+from hubkit.recipe import Recipe, digest
 
 _NAME = "python"
 _ANYTHING = {
@@ -69,8 +69,7 @@ class History:
 
 def library_folder(kind: str, facts: Any) -> Path:
     """Where unpushed work of `facts` is kept: the same call finds or resumes it."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-    return home() / "library" / f"{kind}-{digest[:16]}"
+    return home() / "library" / f"{kind}-{digest(facts)[:16]}"
 
 
 def file_ref(name: str, files: list[Path]) -> Ref:

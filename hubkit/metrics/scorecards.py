@@ -105,6 +105,7 @@ def notes(card: Scorecard) -> list[str]:
         together.setdefault((" and ".join(names), reason), []).append(title)
     lines = [
         f"{'; '.join(measures)}: not measured for {names}"
+        # Scorecards of before have no other reason for a perplexity.
         + ("" if reason == "not measured" else f" ({reason})")
         for (names, reason), measures in together.items()
     ]

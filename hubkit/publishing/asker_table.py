@@ -21,6 +21,7 @@ from hubkit.metrics.definitions import card_definitions
 from hubkit.metrics.scorecards import BASE, PEOPLE, Row, Scorecard
 from hubkit.publishing import markdown
 from hubkit.publishing import scorecard as shown
+from hubkit.recipe import digest
 from hubkit.untrusted import JsonObject
 
 EVIDENCE, ROWS, PAGE = "evidence", "askers.jsonl", "README.md"
@@ -195,10 +196,8 @@ def _protocols(evidence: Sequence[tuple[Path, bytes]]) -> list[Protocol]:
         # What a later commit of the data changes of the contexts changes their hash.
         data = [card.settings["data"].get(key) for key in ("repo_id", "split")]
         shared = {key: card.settings[key] for key in _PROTOCOL} | {"data": data}
-        facts = json.dumps(shared, sort_keys=True)
-        digest = hashlib.sha256(facts.encode()).hexdigest()[:_DIGEST_CHARS]
-        groups.setdefault(digest, []).append((path, card))
-    return [_merged(digest, cards) for digest, cards in sorted(groups.items())]
+        groups.setdefault(digest(shared)[:_DIGEST_CHARS], []).append((path, card))
+    return [_merged(name, cards) for name, cards in sorted(groups.items())]
 
 
 def _merged(digest: str, cards: Sequence[tuple[Path, Scorecard]]) -> Protocol:
