@@ -182,9 +182,8 @@ class Names:
 
     def _repo(self, name: str, terms: Deploy | None) -> Player:
         from hubkit.evaluation import Player
-        from hubkit.hub.adapters import base_of
         from hubkit.pipeline import require
-        from hubkit.pipeline.askers import importing
+        from hubkit.pipeline.inputs import adapter_base
         from hubkit.serving import ModelSpec
 
         match = _REPO.match(name)
@@ -199,7 +198,7 @@ class Names:
         identity = f"{ref.repo_id}@{ref.revision}" + (
             f" on {terms.engine}, {terms.hardware}" if terms else ""
         )
-        base = base_of(self.hub, ref, resolve=importing(self._progress))
+        base = adapter_base(self.hub, ref, progress=self._progress)
         self.models[identity] = ModelSpec(ref, base, terms)
         return Player(repo_id, identity, embedded=terms is None)
 

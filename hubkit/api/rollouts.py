@@ -17,9 +17,8 @@ from hubkit.api.dialogues import Dialogues
 from hubkit.api.history import file_ref, library_folder
 from hubkit.errors import SourceError
 from hubkit.hub import Ref, connect
-from hubkit.hub.adapters import base_of
 from hubkit.pipeline import require
-from hubkit.pipeline.askers import importing
+from hubkit.pipeline.inputs import adapter_base
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Rollout, Sampling, SeatConfig, Turns
 from hubkit.serving import ModelSpec, ServedModel, serve
@@ -168,7 +167,7 @@ def _local(name: str) -> ModelSpec:
         raise SourceError(f"{name} is a file; give a URL, a model repo, a folder or a function")
     hub = connect()
     ref = require(hub, name)
-    return ModelSpec(ref, base_of(hub, ref, resolve=importing(silent)))
+    return ModelSpec(ref, adapter_base(hub, ref))
 
 
 @contextmanager

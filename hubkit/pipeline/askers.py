@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from hubkit import chat_templates
 from hubkit.conversation import Seat
@@ -25,11 +24,10 @@ from hubkit.evaluation.scorecard import (
     scorecard,
 )
 from hubkit.hub import Hub, Ref
-from hubkit.hub.adapters import base_of
 from hubkit.hub.places import runs
 from hubkit.metrics.scorecards import BASE
 from hubkit.metrics.scorecards import Scorecard as Result
-from hubkit.pipeline.inputs import embedding, require
+from hubkit.pipeline.inputs import adapter_base, embedding, require
 from hubkit.pipeline.stage import WEIGHTS
 from hubkit.progress import Progress, silent
 from hubkit.publishing import records
@@ -120,20 +118,11 @@ def find(
             training.intent_column,
             Ref(**inputs["corpus"]),
         )
-    base = base_of(hub, ref, resolve=importing(progress))
+    base = adapter_base(hub, ref, progress=progress)
     if speaks_user and name in speaks_user:
         end_token = speaks_user[name]
         return AskerSpec(name, ref, ModelSpec(ref, base), base, system, end_token, speaks_user=True)
     return AskerSpec(name, ref, ModelSpec(ref, base), base, system, prompted=system is not None)
-
-
-def importing(progress: Progress) -> Any:
-    """How `base_of` finds a base that can be made offline."""
-
-    def resolve(hub: Hub, repo_id: str, revision: str) -> Ref:
-        return require(hub, repo_id, revision=revision, progress=progress)
-
-    return resolve
 
 
 def addressed(urls: Sequence[str]) -> ServedModel:

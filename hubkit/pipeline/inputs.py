@@ -16,6 +16,7 @@ from hubkit.data.wheel_assets import IMPORTS
 from hubkit.data.wheel_assets import encoder as offline_encoder
 from hubkit.errors import RepoMissingError, SourceError
 from hubkit.hub import Hub, Ref
+from hubkit.hub.adapters import base_named_by
 from hubkit.hub.places import cache
 from hubkit.metrics.topics import EMBEDDER, embed
 from hubkit.pipeline.stage import WEIGHTS, RunContext
@@ -62,10 +63,34 @@ def require(
     progress: Progress = silent,
 ) -> Ref:
     """The commit of an input repo. On the embedded Hub, one that can be made offline is imported
-    once, and no other Hub is asked for it.
+    once, as is the base of an adapter, and no other Hub is asked for it.
 
     Raises `RepoMissingError` when the Hub has no such repo and it cannot be made offline.
     """
+    ref = _commit_of(hub, repo_id, repo_type, revision, progress)
+    if hub.embedded and repo_type == "model":
+        try:
+            named = base_named_by(hub, ref)
+        except SourceError:  # whoever needs the base says so
+            named = None
+        if named and named[0] in IMPORTS:
+            _commit_of(hub, named[0], repo_type, "main", progress)
+    return ref
+
+
+def adapter_base(hub: Hub, ref: Ref, *, progress: Progress = silent) -> Ref | None:
+    """The commit of the base of the adapter in `ref`, as `require` gives it; None when `ref` is a
+    whole model.
+
+    Raises `SourceError` when the adapter does not name its base, `RepoMissingError` as `require`
+    does.
+    """
+    named = base_named_by(hub, ref)
+    return named and require(hub, named[0], revision=named[1], progress=progress)
+
+
+def _commit_of(hub: Hub, repo_id: str, repo_type: str, revision: str, progress: Progress) -> Ref:
+    """As `require`, without the base of an adapter."""
     asset = IMPORTS.get(repo_id)
     if not (hub.embedded and asset and asset.repo_type == repo_type) or hub.holds(
         repo_id, repo_type=repo_type

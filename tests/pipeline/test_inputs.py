@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,6 +42,9 @@ def test_what_a_wheel_holds_is_asked_of_no_upstream(
     asked: tuple[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, paths = asked
+    (tmp_path / "adapter").mkdir()
+    config = {"base_model_name_or_path": KNOWN, "peft_type": "LORA"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
 
     def imported(self: Any, *args: Any, **options: Any) -> None:
         raise SourceError("the wheel would be unpacked now")
@@ -49,9 +53,11 @@ def test_what_a_wheel_holds_is_asked_of_no_upstream(
     monkeypatch.setenv("HUBKIT_HOME", str(tmp_path / "home"))
     server = HubServer(tmp_path / "hub", ("--upstream", url)).start()
     hub = Hub(server.url, server.token, "local", embedded=True)
+    hub.commit("local/adapter", tmp_path / "adapter", "an adapter whose base is not here yet")
     for door in (require, askers.find):  # a stage's input, and an asker that someone names
-        with pytest.raises(SourceError, match="unpacked now"):
-            door(hub, KNOWN)
+        for name in (KNOWN, "local/adapter"):
+            with pytest.raises(SourceError, match="unpacked now"):
+                door(hub, name)
     assert paths == []
     with pytest.raises(RepoMissingError, match="can be made offline"):
         require(hub, "nobody/nothing")
