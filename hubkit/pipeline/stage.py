@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from hubkit.hub import Hub, Ref
 from hubkit.hub.places import runs
 from hubkit.hub.versions import tag_version
 from hubkit.locks import FileLock, Timeout
+from hubkit.pipeline.stopwatch import Stopwatch
 from hubkit.progress import Notice, Progress
 from hubkit.publishing.lineage import StageRecord
 from hubkit.recipe import Recipe, content_of_stage, digest
@@ -73,8 +73,8 @@ def outgoing(hub: Hub, recipe: Recipe) -> Hub:
 
 @dataclass(frozen=True, slots=True)
 class StageResult:
-    """What a stage made: its commit, the commits it read (by role), how long it took, whether it
-    was there.
+    """What a stage made: its commit, the commits it read (by role), how long it took in all the
+    processes that built it, whether it was there.
     """
 
     stage: str
@@ -313,11 +313,14 @@ class Stage:
         part.mkdir()
         scratch = folder / "scratch"
         scratch.mkdir(exist_ok=True)
-        started = time.monotonic()
-        report = self.build(context, inputs, StageDirs(part, scratch, progress))
+        stopwatch = Stopwatch(folder / "seconds")
+        dirs = StageDirs(part, scratch, stopwatch.kept_by(progress))
+        try:
+            report = self.build(context, inputs, dirs)
+        finally:
+            stopwatch.keep()
         (part / "report.json").unlink(missing_ok=True)  # it is in the provenance
-        seconds = time.monotonic() - started
-        record = record_of(self.name, context.recipe, inputs, report, seconds)
+        record = record_of(self.name, context.recipe, inputs, report, stopwatch.seconds)
         if context.supersedes is not None:
             record["supersedes"] = context.supersedes
         if self.card is not None:

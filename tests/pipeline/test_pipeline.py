@@ -16,6 +16,7 @@ from hubkit.errors import RepoMissingError, SourceError, StageError, TemplateErr
 from hubkit.hub import Hub, Ref, connect
 from hubkit.pipeline import RunContext, Stage, plan, run
 from hubkit.pipeline.stage import StageDirs
+from hubkit.pipeline.stopwatch import Stopwatch
 from hubkit.progress import silent
 from hubkit.recipe import load
 
@@ -101,6 +102,42 @@ def test_a_run_that_died_before_its_commit_is_not_built_again(hub: Hub, monkeypa
             toy.stage.run(toy.context(hub), {}, silent)
     made = toy.stage.run(toy.context(hub), {}, silent)
     assert toy.times == 1 and made.report == {"rows": 1}
+
+
+def test_the_seconds_of_a_stage_are_those_of_all_the_processes_that_built_it(hub: Hub) -> None:
+    toy = Built("toy-killed")
+    context = toy.context(hub)
+    folder = toy.stage.folder(context, toy.stage.key(context, {}))
+    folder.mkdir(parents=True)
+    (folder / "seconds").write_text("3600.0", "utf-8")  # as a killed process leaves it
+    toy.stage.run(context, {}, silent)
+    found = toy.stage.find(context, {})
+    assert found is not None and 3600 <= found.seconds < 3700
+    assert not folder.exists()
+
+
+def test_a_stopwatch_counts_work_and_neither_pauses_nor_what_it_cannot_read(
+    tmp_path: Path,
+) -> None:
+    now = [100.0]
+    path = tmp_path / "seconds"
+    first = Stopwatch(path, lambda: now[0])
+    report = first.kept_by(silent)
+    now[0] += 4
+    report(0.1)
+    assert not path.exists()  # so soon that it would only cost
+    now[0] += 26
+    report(0.2)
+    now[0] += 5  # killed here: the seconds since the last report are lost
+    now[0] += 1000
+    second = Stopwatch(path, lambda: now[0])
+    now[0] += 2
+    assert second.seconds == 32
+    second.keep()
+    assert Stopwatch(path, lambda: now[0]).seconds == 32
+    for damaged in ("", "12.3.4", "-5"):
+        path.write_text(damaged, "utf-8")
+        assert Stopwatch(path, lambda: now[0]).seconds == 0
 
 
 def test_a_run_that_died_between_commit_and_tag_is_tagged_by_the_next(
