@@ -41,7 +41,7 @@ from hubkit.local_engine import llamacpp_source
 from hubkit.local_engine.engine import UnsupportedModelError
 from hubkit.local_engine.engine_choice import check_convertible, converts_here
 from hubkit.local_engine.gguf_header import check_header
-from hubkit.local_engine.gguf_lora import check_adapter
+from hubkit.local_engine.gguf_lora import check_adapter, has_conv1d
 from hubkit.local_engine.gguf_model import Dtype, read_config
 from hubkit.local_engine.repo import Snapshot, converted, fetch
 from hubkit.local_engine.settings import DEFAULT_CONTEXT, default_cache_dir
@@ -143,7 +143,7 @@ def adapter_to_gguf(adapter: Path, base: Path, base_gguf: Path, out: Path, cache
     `base_gguf`. Raises as `model_to_gguf` does.
     """
     config = read_config(base)
-    alpha = check_adapter(adapter)
+    alpha = check_adapter(adapter, config)
     tensors = stored_tensors(adapter, "adapter_model*.safetensors")
     size = sum(path.stat().st_size for path in {tensor.path for tensor in tensors.values()})
     task: JsonObject = {
@@ -153,6 +153,7 @@ def adapter_to_gguf(adapter: Path, base: Path, base_gguf: Path, out: Path, cache
         "base_gguf": str(base_gguf),
         "out": str(out),
         "alpha": alpha,
+        "conv1d": has_conv1d(config),
     }
     _convert(converts_here(config), task, size + base_gguf.stat().st_size, cache_dir)
 

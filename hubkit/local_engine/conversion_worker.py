@@ -212,13 +212,19 @@ def _correct_feed_forward_length(writer: Any) -> None:
 
 
 def _adapter_by_llamacpp(task: JsonObject, out: Path) -> None:
-    """The adapter with the alpha that llama.cpp needs, through its script."""
+    """The adapter with the alpha and the factors that llama.cpp needs, through its script."""
+    from hubkit.local_engine.gguf_lora import write_transposed
+
     source, copy = Path(text_in(task, "folder")), Path(text_in(task, "scratch")) / "adapter"
     copy.mkdir()
     config = parse_json((source / "adapter_config.json").read_text("utf-8"))
     config["lora_alpha"] = task["alpha"]
     (copy / "adapter_config.json").write_text(json.dumps(config), "utf-8")
-    (copy / "adapter_model.safetensors").symlink_to(source / "adapter_model.safetensors")
+    weights = "adapter_model.safetensors"
+    if task["conv1d"]:
+        write_transposed(source, copy / weights)
+    else:
+        (copy / weights).symlink_to(source / weights)
     script = f"{task['converter']}/convert_lora_to_gguf.py"
     sys.argv = [script, "--base", text_in(task, "base"), "--outfile", str(out), "--outtype", "f32"]
     sys.argv.append(str(copy))

@@ -21,7 +21,7 @@ from hubkit.errors import HubkitError, RemoteCodeError, brings_code
 from hubkit.local_engine import llamacpp_source
 from hubkit.local_engine.engine import UnsupportedModelError
 from hubkit.local_engine.gguf_lora import check_adapter
-from hubkit.local_engine.gguf_model import check_supported, read_config
+from hubkit.local_engine.gguf_model import architecture, check_supported, read_config
 from hubkit.untrusted import JsonObject
 
 # Ways of storing quantised weights that llama.cpp's converter reads.
@@ -75,7 +75,7 @@ def _engine_for(
     try:
         reason = _conversion(config, context, cache_dir)
         for adapter in adapters:
-            check_adapter(adapter)
+            check_adapter(adapter, config)
     except UnsupportedModelError as error:
         return EngineChoice("transformers", str(error))
     return EngineChoice("llamacpp", reason)
@@ -119,16 +119,6 @@ def check_convertible(config: JsonObject, context: int) -> None:
     method = quantisation.get("quant_method") if isinstance(quantisation, dict) else "?"
     if quantisation and method not in _QUANTISATIONS:
         raise UnsupportedModelError(f"llama.cpp's converter reads no {method} weights")
-
-
-def architecture(config: JsonObject) -> str:
-    """The name of the class that computes the text of `config`."""
-    text = config.get("text_config")
-    for source in (text if isinstance(text, dict) else {}, config):
-        names = source.get("architectures")
-        if isinstance(names, list) and names and isinstance(names[0], str):
-            return names[0]
-    return str(config.get("model_type") or "a model without `architectures` in its config.json")
 
 
 def cuda() -> str | None:

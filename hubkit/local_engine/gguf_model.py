@@ -93,6 +93,16 @@ def read_config(folder: Path) -> JsonObject:
     return config
 
 
+def architecture(config: JsonObject) -> str:
+    """The name of the class that computes the text of `config`."""
+    text = config.get("text_config")
+    for source in (text if isinstance(text, dict) else {}, config):
+        names = source.get("architectures")
+        if isinstance(names, list) and names and isinstance(names[0], str):
+            return names[0]
+    return str(config.get("model_type") or "a model without `architectures` in its config.json")
+
+
 def number(values: JsonObject, key: str) -> float:
     """A number that `values`, of a config.json, must hold. Raises `EngineError` without it."""
     value = values.get(key)

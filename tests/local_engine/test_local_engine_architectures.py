@@ -5,6 +5,7 @@ base and LoRA.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -23,7 +24,7 @@ PROMPT = [20 + i % 300 for i in range(60)]
 NEW_TOKENS = 10
 TOLERANCE = 0.02
 NEAR_TIE = 0.05  # keys and values are cached as float16
-FAST = ("Qwen3",)
+FAST = ("Qwen3", "GPT2")
 
 
 def greedy(gguf: Path, adapters: dict[str, Path], adapter: str | None) -> list[Step]:
@@ -76,19 +77,39 @@ def test_llama_cpp_computes_what_transformers_computes(tmp_path: Path, architect
     model = tiny_model(architecture, base)
     truth = expected(model)
     peft = with_adapter(model, adapter)
-    choice = engine_for(base, (adapter,), context=128)
     assert engine_for(base, context=128).engine == "llamacpp"
-    assert choice.engine == ("transformers" if architecture == "GPT2" else "llamacpp")
+    assert engine_for(base, (adapter,), context=128).engine == "llamacpp"
     options: dict[str, Any] = {"context": 128, "cache_dir": CONVERTERS}
     model_to_gguf(base, tmp_path / "base.gguf", dtype="f32", **options)
     agrees(greedy(tmp_path / "base.gguf", {}, None), truth)
-    if choice.engine == "transformers":
-        assert "fan_in_fan_out" in choice.reason
-        return
     adapter_to_gguf(adapter, base, tmp_path / "base.gguf", tmp_path / "lora.gguf", CONVERTERS)
     loras = {"a": tmp_path / "lora.gguf"}
     agrees(greedy(tmp_path / "base.gguf", loras, "a"), expected(peft))
     agrees(greedy(tmp_path / "base.gguf", loras, None), truth)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_an_adapter_of_square_layers_that_are_stored_transposed(tmp_path: Path, flag: bool) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    model = tiny_model("GPT2", base)
+    truth = expected(with_adapter(model, adapter, targets=r".*\.attn\.c_proj", spread=0.5))
+    config = adapter / "adapter_config.json"
+    written = json.loads(config.read_text("utf-8"))
+    assert written["fan_in_fan_out"] is True
+    config.write_text(json.dumps({**written, "fan_in_fan_out": flag}), "utf-8")
+    model_to_gguf(base, tmp_path / "base.gguf", dtype="f32", context=128, cache_dir=CONVERTERS)
+    adapter_to_gguf(adapter, base, tmp_path / "base.gguf", tmp_path / "lora.gguf", CONVERTERS)
+    agrees(greedy(tmp_path / "base.gguf", {"a": tmp_path / "lora.gguf"}, "a"), truth)
+
+
+def test_layers_of_other_bases_are_not_taken_for_transposed_ones(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    with_adapter(tiny_model("Qwen3", base), adapter)
+    config = adapter / "adapter_config.json"
+    written = json.loads(config.read_text("utf-8"))
+    config.write_text(json.dumps({**written, "fan_in_fan_out": True}), "utf-8")
+    choice = engine_for(base, (adapter,), context=128)
+    assert choice.engine == "transformers" and "fan_in_fan_out=True" in choice.reason
 
 
 @pytest.mark.parametrize(

@@ -80,22 +80,23 @@ def tiny_model(architecture: str, folder: Path, **size: Any) -> Any:
     return model
 
 
-def with_adapter(model: Any, folder: Path) -> Any:
+def with_adapter(model: Any, folder: Path, targets: str = "", spread: float = 0.1) -> Any:
     """Wrap `model` in a random LoRA, saved in `folder`; return the wrapper.
 
-    It is on all linear layers; in a mixture of experts, whose experts are single parameters, on the
-    attention's.
+    It is on the modules that `targets` matches, else on all linear layers; in a mixture of experts,
+    whose experts are single parameters, on the attention's. `spread` is the standard deviation of
+    its B.
     """
     import torch
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(1)
     fused = any("experts" in name for name, _ in model.named_parameters())
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj"] if fused else "all-linear"
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
+    usual = ["q_proj", "k_proj", "v_proj", "o_proj"] if fused else "all-linear"
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets or usual, task_type="CAUSAL_LM")
     peft = get_peft_model(model, config).eval()
     for name, values in peft.named_parameters():
         if "lora_B" in name:
-            values.data.normal_(0, 0.1)
+            values.data.normal_(0, spread)
     peft.save_pretrained(folder)
     return peft
