@@ -81,8 +81,9 @@ def _show_plan(recipe: Recipe, parts: list[tuple[str, str]], *, json: bool) -> N
     if json:
         console.data([{"part": part, "state": state} for part, state in parts])
         return
+    more = f", more until every arm has {study.at_least} in common" if study.at_least else ""
     title = (
-        f"{study.dialogues} openings, {study.turns} answers to each in every arm; "
+        f"{study.dialogues} openings{more}; {study.turns} answers to each in every arm; "
         f"{len(study.seeds)} students an arm; {study.conversations} held-out conversations"
     )
     console.table(title, ["part", "state"], [list(part) for part in parts])

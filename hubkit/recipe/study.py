@@ -16,7 +16,8 @@ from hubkit.recipe.training import Training
 OPENINGS, ANSWERS, HELD_OUT = "study-openings", "study-answers", "study-held-out"
 ARM, BALANCE, STUDENT = "study-arm", "study-balance", "study-student"
 CURVE, SCORE, RESULT = "study-curve", "study-score", "study-result"
-STUDY_STAGES = (OPENINGS, ANSWERS, HELD_OUT, ARM, CURVE, BALANCE, STUDENT, SCORE, RESULT)
+FURTHER = "study-further"
+STUDY_STAGES = (OPENINGS, ANSWERS, HELD_OUT, ARM, FURTHER, CURVE, BALANCE, STUDENT, SCORE, RESULT)
 """The stages that read a recipe's ``study`` block."""
 
 
@@ -62,24 +63,37 @@ class Study(Block):
     """Who answers, in every arm and in the evaluation."""
     dialogues: Content[Annotated[int, ReadBy(OPENINGS), Field(ge=2)]]
     """How many openings, the same in all arms."""
+    at_least: Content[Annotated[int | None, ReadBy(FURTHER), Field(ge=2)]] = None
+    """Of how many openings every arm is to have a dialogue: where `filters` left fewer, further
+    ones are taken; null: what is left of `dialogues`."""
     turns: Content[
         Annotated[
-            int, ReadBy(OPENINGS), ReadBy(ANSWERS), ReadBy(HELD_OUT), ReadBy(ARM), Field(ge=2)
+            int,
+            ReadBy(OPENINGS),
+            ReadBy(FURTHER),
+            ReadBy(ANSWERS),
+            ReadBy(HELD_OUT),
+            ReadBy(ARM),
+            Field(ge=2),
         ]
     ]
     """Answers to each opening in every arm, and turns of a held-out conversation at most."""
     conversations: Content[Annotated[int, ReadBy(OPENINGS), Field(ge=2)]]
     """Held-out conversations of people, whose follow-ups the teacher answers."""
-    max_turn_chars: Content[Annotated[int, ReadBy(OPENINGS), Field(ge=1)]] = 1000
+    max_turn_chars: Content[Annotated[int, ReadBy(OPENINGS), ReadBy(FURTHER), Field(ge=1)]] = 1000
     """Conversations with a longer human turn among those that are used are passed over."""
-    near_duplicates: Content[Annotated[float, ReadBy(OPENINGS), ReadBy(BALANCE), Field(gt=0)]] = 0.5
+    near_duplicates: Content[
+        Annotated[float, ReadBy(OPENINGS), ReadBy(FURTHER), ReadBy(BALANCE), Field(gt=0)]
+    ] = 0.5
     """Share of a held-out human side's runs of five words that a training conversation may not
     reach."""
     filters: Content[Annotated[list[Filter], ReadBy(ANSWERS), ReadBy(HELD_OUT), ReadBy(ARM)]] = (
         Field(default_factory=list)
     )
     """What dialogues pass in every arm, and those of the evaluation."""
-    min_openings: Content[Annotated[float, ReadBy(BALANCE), Field(gt=0, le=1)]] = 0.5
+    min_openings: Content[Annotated[float, ReadBy(FURTHER), ReadBy(BALANCE), Field(gt=0, le=1)]] = (
+        0.5
+    )
     """The least share of the openings that all arms must have kept."""
     min_tokens: Content[Annotated[float, ReadBy(BALANCE), Field(gt=0, le=1)]] = 0.5
     """The least loss-bearing tokens of an arm, as a share of the largest arm's; every arm is cut to

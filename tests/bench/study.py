@@ -57,7 +57,7 @@ def summary(output: dict[str, Any]) -> dict[str, Any]:
     title, heads, rows = table(report)
     kinds: dict[str, float] = {}
     for part in parts:
-        kind = part["part"].split(" of ")[0]
+        kind = part["part"].split(" of ")[0].partition(",")[0]  # of all rounds
         kinds[kind] = round(kinds.get(kind, 0.0) + (part["seconds"] or 0.0), 1)
     return {
         "recipe": output["recipe"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -228,6 +229,66 @@ def test_a_study_that_is_done_does_nothing(
     again = dict(studies.run(recipe, hub))
     assert all(part.skipped for part in again.values()) and endpoint.stats() == asked
     assert again["result"].ref == parts["result"].ref
+
+
+def test_further_openings_are_taken_where_filters_left_too_few(
+    hub: Hub, endpoint: Handle, recipe: Recipe, tmp_path: Path
+) -> None:
+    (source,) = recipe.corpus.sources
+    changes = {
+        "repos": {name: f"study-grown-{name}" for name in
+                  ("corpus", "asker", "dialogues", "chat", "results")},
+        "study.filters": [{"name": "provider_mentions"}],
+        "study.at_least": 4,
+    }  # fmt: skip
+    grown = study(endpoint, Path(str(source.path)), **changes)
+    corpus = dict(_until("openings", grown, hub))["corpus"]
+    opened = openings.load(hub, corpus.ref, openings.SPLIT)
+    said = [m["content"] for m in opened[0].messages if m["role"] == "user"]
+    endpoint.script(rules=[[re.escape(said[1]), ["OpenAI."]]])  # in the arm of people alone
+    first = dict(_until("dialogues of people", grown, hub))
+    assert first["dialogues of people"].report["kept"] == 3
+    asked = len(endpoint.ledger())
+
+    states = dict(studies.plan(grown, hub))
+    assert states["dialogues of people"] == "done" and states["balance"] == "to run"
+    parts = dict(_until("balance", grown, hub))
+    endpoint.script()
+    assert parts["openings, round 2"].report["further"] == 2  # ceil(1 * 4 / 3 * 1.25)
+    # Two openings: two answers to each; then one more turn of an asker and its answer, in each arm.
+    assert len(endpoint.ledger()) - asked == 2 * 2 + 2 * (2 + 2 + 1)
+    report = parts["balance"].report
+    assert (report["openings"], report["openings_asked_for"]) == (5, 6)
+    ids = [row.id for row in openings.load(hub, parts["openings, round 2"].ref, openings.SPLIT)]
+    assert ids == [opening.id for opening in opened[:6]]
+    held_out = [openings.load(hub, parts[about].ref, openings.HELD_OUT)
+                for about in ("openings", "openings, round 2")]  # fmt: skip
+    assert [row.id for row in held_out[0]] == [row.id for row in held_out[1]]
+    for arm in ("people", "asker"):
+        before, after = (
+            openings.load(hub, parts[f"dialogues of {arm}{again}"].ref, arm)
+            for again in ("", ", round 2")
+        )
+        assert before == after[: len(before)]
+        assert {row.meta["origin"] for row in after[len(before) :]} == set(ids[4:])
+    states = dict(studies.plan(grown, hub))
+    assert list(states)[: len(parts)] == list(parts) and states["balance"] == "done"
+    again = dict(_until("balance", grown, hub))
+    assert all(part.skipped for part in again.values())
+
+    too_many = study(endpoint, Path(str(source.path)), **changes, study__at_least=50)
+    with pytest.raises(StageError, match=r"only 7 of 8 openings.* raise corpus\.openings"):
+        _until("balance", too_many, hub)
+
+
+def _until(last: str, recipe: Recipe, hub: Hub) -> list[studies.Part]:
+    """The parts of a study up to `last`."""
+    made = []
+    for part in studies.run(recipe, hub):
+        made.append(part)
+        if part[0] == last:
+            break
+    return made
 
 
 def test_an_unfair_arm_is_refused(

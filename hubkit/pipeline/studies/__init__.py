@@ -7,20 +7,21 @@ kill. The corpus and the asker are the recipe's own stages."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 
 from hubkit.hub import Hub, Ref
 from hubkit.pipeline.runner import SettingsLook, WouldImport, refuse_import
 from hubkit.pipeline.stage import RunContext, Stage, StageResult, outgoing
 from hubkit.pipeline.stages import asker, corpus
-from hubkit.pipeline.studies import balance, curve, dialogues, openings, result, students
+from hubkit.pipeline.studies import balance, curve, dialogues, further, openings, result, students
 from hubkit.pipeline.studies.openings import study_of
 from hubkit.pipeline.studies.result import write
 from hubkit.progress import Progress, silent
 from hubkit.recipe import Arm, Recipe, Study
-from hubkit.recipe.study import ANSWERS, STUDENT
+from hubkit.recipe.study import ANSWERS, OPENINGS, STUDENT
 from hubkit.training import require_settings
 
 __all__ = ["Part", "parts_of", "plan", "run", "write"]
@@ -52,10 +53,10 @@ def plan(recipe: Recipe, hub: Hub) -> list[tuple[str, str]]:
     walk = _Walk(_with_repos(recipe), hub, lambda _: refuse_import, looks_only=True)
     with suppress(WouldImport):
         finished_parts = [about for about, _ in _until_new(_parts(recipe, walk))]
-    return [
-        (name, "done" if name in finished_parts else "to run")
-        for name in parts_of(study_of(walk.context))
-    ]
+    expected = parts_of(study_of(walk.context))
+    at = expected.index("balance")  # further rounds are known once they are needed
+    expected[at:at] = [name for name in finished_parts if name not in expected]
+    return [(name, "done" if name in finished_parts else "to run") for name in expected]
 
 
 def parts_of(study: Study) -> list[str]:
@@ -94,17 +95,17 @@ def _parts(recipe: Recipe, walk: _Walk) -> Iterator[Part]:
     yield walk.step(dialogues.HELD_OUT_STAGE, "held-out dialogues")
     study = study_of(walk.context)
     arms = dict(study.arms)
-    for name, arm in arms.items():
-        if arm.kind == "single":
-            walk.commits[f"arm {name}"] = walk.commits[ANSWERS]
-            continue
-        derived = _of_arm(walk.context.recipe, name, arm)
-        if arm.kind == "asker":
-            asker_recipe = _asker_recipe(recipe, derived, arm)
-            yield walk.step(asker.STAGE, f"asker of {name}", recipe=asker_recipe)
-        part = walk.step(dialogues.arm_stage(name), f"dialogues of {name}", recipe=derived)
-        walk.commits[f"arm {name}"] = part[1].ref
+    yield from _arms(recipe, walk, arms)
+    for number in count(2):
+        if not further.are_needed(walk.context):
+            break
+        further.set_aside(walk.commits, study)
+        again = f", round {number}"
+        part = walk.step(further.STAGE, f"openings{again}")
+        walk.commits[OPENINGS] = part[1].ref
         yield part
+        yield walk.step(dialogues.ANSWERS_STAGE, f"single turns{again}")
+        yield from _arms(recipe, walk, arms, again)
     yield walk.step(balance.STAGE, "balance")
     for tokens in study.curve:
         sized = curve.recipe_of(recipe, tokens)
@@ -128,6 +129,24 @@ def _parts(recipe: Recipe, walk: _Walk) -> Iterator[Part]:
             walk.commits[f"scores {name} {seed}"] = part[1].ref
             yield part
     yield walk.step(result.STAGE, "result")
+
+
+def _arms(recipe: Recipe, walk: _Walk, arms: Mapping[str, Arm], again: str = "") -> Iterator[Part]:
+    """The dialogues of every arm; its asker, where it has one, is trained in the first round."""
+    for name, arm in arms.items():
+        if arm.kind == "single":
+            walk.commits[balance.role_of(name)] = walk.commits[ANSWERS]
+            continue
+        derived = _of_arm(walk.context.recipe, name, arm)
+        if arm.kind == "asker":
+            part = walk.step(
+                asker.STAGE, f"asker of {name}", recipe=_asker_recipe(recipe, derived, arm)
+            )
+            if not again:
+                yield part
+        part = walk.step(dialogues.arm_stage(name), f"dialogues of {name}{again}", recipe=derived)
+        walk.commits[balance.role_of(name)] = part[1].ref
+        yield part
 
 
 class _Walk:

@@ -11,7 +11,7 @@ from hubkit.chat_templates import for_base
 from hubkit.conversation import Conversation
 from hubkit.data.overlap import HeldOutIndex
 from hubkit.errors import StageError
-from hubkit.hub import Ref
+from hubkit.hub import Hub, Ref
 from hubkit.pipeline.inputs import base_model
 from hubkit.pipeline.stage import WEIGHTS, RunContext, Stage, StageDirs
 from hubkit.pipeline.studies import openings as study_openings
@@ -19,13 +19,14 @@ from hubkit.pipeline.studies.openings import study_of
 from hubkit.pipeline.studies.study_card import card
 from hubkit.progress import Progress
 from hubkit.recipe import Study, Training
-from hubkit.recipe.study import BALANCE
+from hubkit.recipe.study import BALANCE, HELD_OUT, OPENINGS
 from hubkit.tokenization import load_tokenizer
 from hubkit.training.rows import RowMaker
 from hubkit.untrusted import JsonObject
 
 Arms = Mapping[str, Sequence[Conversation]]
 _MOST_NAMED = 3
+_ROLE = "arm "
 
 
 def split_of(arm: str) -> str:
@@ -38,7 +39,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
     arms = {
         role: ref
         for role, ref in context.commits.items()
-        if role.startswith("arm ") or role in ("study-openings", "study-held-out")
+        if role.startswith(_ROLE) or role in (OPENINGS, HELD_OUT)
     }
     base = base_model(context, study_of(context).student, progress)
     return {**arms, "base": base}
@@ -48,14 +49,10 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
     """One training split an arm, of the same openings; and the number of tokens that each student
     is trained on."""
     study, hub = study_of(context), context.hub
-    openings = study_openings.load(hub, refs["study-openings"], study_openings.SPLIT)
-    held_out = study_openings.load(hub, refs["study-openings"], study_openings.HELD_OUT)
-    evaluation_rows = study_openings.load(hub, refs["study-held-out"], "answered")
-    arms = {
-        role.removeprefix("arm "): study_openings.load(hub, ref, role.removeprefix("arm "))
-        for role, ref in refs.items()
-        if role.startswith("arm ")
-    }
+    openings = study_openings.load(hub, refs[OPENINGS], study_openings.SPLIT)
+    held_out = study_openings.load(hub, refs[OPENINGS], study_openings.HELD_OUT)
+    evaluation_rows = study_openings.load(hub, refs[HELD_OUT], "answered")
+    arms = arms_of(hub, refs)
     require_same_teacher({**arms, "the evaluation": evaluation_rows})
     require_nothing_held_out(study, held_out, arms, openings)
     common = common_openings(study, openings, arms)
@@ -74,6 +71,20 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
         },
         "held_out": len(evaluation_rows),
     }
+
+
+def arms_of(hub: Hub, refs: Mapping[str, Ref]) -> dict[str, list[Conversation]]:
+    """The dialogues of every arm in `refs`."""
+    return {
+        role.removeprefix(_ROLE): study_openings.load(hub, ref, role.removeprefix(_ROLE))
+        for role, ref in refs.items()
+        if role.startswith(_ROLE)
+    }
+
+
+def role_of(arm: str) -> str:
+    """What the dialogues of `arm` are called among a study's commits."""
+    return f"{_ROLE}{arm}"
 
 
 def require_same_teacher(arms: Arms) -> None:

@@ -7,16 +7,20 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import hubkit.rollout as rollouts
 from hubkit.conversation import Conversation
 from hubkit.data.curation import curate
 from hubkit.data.filters import Context
+from hubkit.data.parquet import ShardWriter
 from hubkit.errors import StageError
 from hubkit.hub import Ref
 from hubkit.pipeline.inputs import base_model, require
-from hubkit.pipeline.stage import RunContext, Stage, StageDirs
+from hubkit.pipeline.stage import RunContext, Stage, StageDirs, parquet
+from hubkit.pipeline.studies import further
 from hubkit.pipeline.studies import openings as study_openings
+from hubkit.pipeline.studies.balance import role_of
 from hubkit.pipeline.studies.openings import study_of
 from hubkit.pipeline.studies.people import people_seat, served_people
 from hubkit.pipeline.studies.study_card import card
@@ -58,7 +62,7 @@ def drive(
     turns: int,
 ) -> JsonObject:
     """Roll out one dialogue for each of `opened`; write those that pass the study's filters as
-    ``data/SPLIT-*.parquet``.
+    ``data/SPLIT-*.parquet``, after those of an earlier round.
 
     The journal is in ``dirs.scratch``: a killed stage resumes from there."""
     study = study_of(context)
@@ -93,9 +97,35 @@ def drive(
     context_of_marks = Context(turn_marks=tuple(report.turn_marks))
     curated = curate(kept_by, raw, kept_folder, context=context_of_marks)
     (dirs.out / "data").mkdir(exist_ok=True)
-    for shard in sorted((kept_folder / "data").glob("train-*.parquet")):
+    shards = sorted((kept_folder / "data").glob("train-*.parquet"))
+    made = {"rollout": report.to_dict(), "curate": curated.to_dict()}
+    if "earlier" in refs:
+        before = parquet(context.hub, refs["earlier"], split)
+        rows = _write_all(dirs.out / "data", split, [*before, *shards])
+        return made | {"kept": rows, "kept_before": rows - curated.kept}
+    for shard in shards:
         shutil.move(shard, dirs.out / "data" / shard.name.replace("train-", f"{split}-", 1))
-    return {"rollout": report.to_dict(), "curate": curated.to_dict(), "kept": curated.kept}
+    return made | {"kept": curated.kept}
+
+
+def _write_all(folder: Path, split: str, shards: Sequence[Path]) -> int:
+    """Write the rows of `shards` as one split; returns how many there are."""
+    import pyarrow.parquet as pq
+
+    with ShardWriter(folder, split, pq.read_schema(shards[0])) as writer:
+        for shard in shards:
+            writer.write_table(pq.read_table(shard))
+    return writer.rows
+
+
+def _opened(context: RunContext, refs: dict[str, Ref]) -> list[Conversation]:
+    """The openings that this round rolls out."""
+    openings = study_openings.load(context.hub, refs["openings"], study_openings.SPLIT)
+    if "earlier openings" not in refs:
+        return openings
+    before = study_openings.load(context.hub, refs["earlier openings"], study_openings.SPLIT)
+    known = {opening.id for opening in before}
+    return [opening for opening in openings if opening.id not in known]
 
 
 @contextmanager
@@ -131,9 +161,13 @@ def _with_openings(context: RunContext, progress: Progress) -> dict[str, Ref]:
     return {"openings": context.before(OPENINGS), **_teacher(context, progress)}
 
 
+def _answers_inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
+    return _with_openings(context, progress) | further.earlier(context, ANSWERS)
+
+
 def _answers(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """As many answers to each opening as the other arms' dialogues have: the arm ``single``."""
-    opened = study_openings.load(context.hub, refs["openings"], study_openings.SPLIT)
+    opened = _opened(context, refs)
     asking = Asking(people_seat(refs["openings"].repo_id), people=opened)
     copies = opened * study_of(context).turns
     return drive(context, refs, dirs, SINGLE, copies, asking, mode="seeded", turns=1)
@@ -154,8 +188,9 @@ def arm_of(context: RunContext) -> tuple[str, Arm]:
 
 
 def _arm_inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
+    name, arm = arm_of(context)
     refs = _with_openings(context, progress) | {"answers": context.before(ANSWERS)}
-    _, arm = arm_of(context)
+    refs |= further.earlier(context, role_of(name))
     if arm.kind == "prompted":
         refs["base"] = base_model(context, context.recipe.asker, progress)
     elif arm.kind == "asker":
@@ -189,7 +224,7 @@ def _asking(
 def _arm(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObject:
     """One arm's dialogues, each continued from the same first exchange."""
     name, arm = arm_of(context)
-    people = study_openings.load(context.hub, refs["openings"], study_openings.SPLIT)
+    people = _opened(context, refs)
     return drive(
         context,
         refs,
@@ -216,7 +251,7 @@ def first_exchanges(
 
 
 ANSWERS_STAGE = Stage(
-    ANSWERS, "dialogues", "dataset", _with_openings, _answers, card(ANSWERS), (f"data/{SINGLE}-*",)
+    ANSWERS, "dialogues", "dataset", _answers_inputs, _answers, card(ANSWERS), (f"data/{SINGLE}-*",)
 )
 HELD_OUT_STAGE = Stage(
     HELD_OUT,

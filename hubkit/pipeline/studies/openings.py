@@ -63,9 +63,9 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
     """Both sets; held-out conversations that overlap with what is trained on are passed over."""
     study, hub = study_of(context), context.hub
     passed: Counter[str] = Counter()
-    openings = _usable(study, load(hub, refs["corpus"], "openings"), passed)
+    openings = usable(study, load(hub, refs["corpus"], "openings"), passed)
     openings = openings[: study.dialogues]
-    candidates = _usable(study, load(hub, refs["corpus"], "test"), passed)
+    candidates = usable(study, load(hub, refs["corpus"], "test"), passed)
     index = HeldOutIndex(candidates, near_duplicate=study.near_duplicates)
     training_sets = {
         "the openings' conversations": openings,
@@ -96,11 +96,11 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
         "held_out": len(held_out),
         "passed_over": dict(passed),
         "users_compared": index.has_users,
-        "people_apart": _people(hub, refs["corpus"]),
+        "people_apart": people_apart(hub, refs["corpus"]),
     }
 
 
-def _people(hub: Hub, corpus: Ref) -> int | None:
+def people_apart(hub: Hub, corpus: Ref) -> int | None:
     """How many people the corpus's splits keep apart: none is in two of them; None where its
     sources do not say who wrote what."""
     try:
@@ -110,7 +110,7 @@ def _people(hub: Hub, corpus: Ref) -> int | None:
     return record.get("report", {}).get("people") or None
 
 
-def _usable(
+def usable(
     study: Study, candidates: list[Conversation], passed: Counter[str]
 ) -> list[Conversation]:
     """Conversations with enough human turns, cut to those; openings that two share are told apart

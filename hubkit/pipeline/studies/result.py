@@ -20,7 +20,7 @@ from hubkit.pipeline.studies.openings import study_of
 from hubkit.pipeline.studies.study_card import card
 from hubkit.progress import Progress
 from hubkit.publishing import results_table
-from hubkit.recipe.study import BALANCE, CURVE, OPENINGS, RESULT, STUDENT
+from hubkit.recipe.study import BALANCE, CURVE, FURTHER, OPENINGS, RESULT, STUDENT
 from hubkit.statistics import Bootstrap
 from hubkit.untrusted import JsonObject, count_in, list_in, number_in, object_in
 
@@ -35,7 +35,8 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
         for role, ref in context.commits.items()
         if role.startswith(("scores ", "student "))
     }
-    refs = {BALANCE: context.before(BALANCE), OPENINGS: context.before(OPENINGS), **scores}
+    opened = FURTHER if FURTHER in context.commits else OPENINGS
+    refs = {BALANCE: context.before(BALANCE), opened: context.before(opened), **scores}
     return refs | ({CURVE: context.before(CURVE)} if study_of(context).curve else {})
 
 
@@ -60,6 +61,7 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
         statistics=Bootstrap(study.resamples, study.confidence, context.recipe.seed),
         baseline=baseline,
     )
+    opened = FURTHER if FURTHER in refs else OPENINGS
     titles = {name: arm.title or name for name, arm in study.arms.items()}
     facts = {
         "recipe": context.recipe.name,
@@ -73,7 +75,7 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
         },
         "steps": steps,
         "balance": _report(context, refs[BALANCE], BALANCE),
-        "hygiene": _report(context, refs[OPENINGS], OPENINGS),
+        "hygiene": _report(context, refs[opened], opened),
         **result,
     }
     if CURVE in refs:
