@@ -24,7 +24,7 @@ from hubkit.errors import StageError
 from hubkit.hub import Hub, Ref, connect
 from hubkit.pipeline import RunContext, studies
 from hubkit.pipeline.stage import StageResult, parquet
-from hubkit.pipeline.studies import balance, openings, result
+from hubkit.pipeline.studies import balance, further, openings, result
 from hubkit.progress import silent
 from hubkit.recipe import Recipe, load_study
 from hubkit.recipe.study import ANSWERS, BALANCE, HELD_OUT, OPENINGS, RESULT, STUDENT
@@ -249,6 +249,21 @@ def test_further_openings_are_taken_where_filters_left_too_few(
     first = dict(_until("dialogues of people", grown, hub))
     assert first["dialogues of people"].report["kept"] == 3
     asked = len(endpoint.ledger())
+
+    held_out = openings.load(hub, first["openings"].ref, openings.HELD_OUT)
+    rows = _split(hub, corpus.ref, openings.SPLIT)
+    rows[4]["messages"] = held_out[0].messages
+    commits = {
+        "corpus": _planted(hub, corpus.ref, openings.SPLIT, rows, tmp_path),
+        OPENINGS: first["openings"].ref,
+        "arm single": first["single turns"].ref,
+        **{f"arm {arm}": first[f"dialogues of {arm}"].ref for arm in ARMS[1:]},
+    }
+    context = RunContext(_elsewhere(grown), hub, commits)
+    made = further.STAGE.run(context, further.STAGE.inputs(context, silent), silent)
+    assert made.report["passed_over"] == {"held out: conversation": 1}
+    ids = [row.id for row in openings.load(hub, made.ref, openings.SPLIT)]
+    assert ids == [opening.id for opening in (*opened[:4], *opened[5:7])]
 
     states = dict(studies.plan(grown, hub))
     assert states["dialogues of people"] == "done" and states["balance"] == "to run"

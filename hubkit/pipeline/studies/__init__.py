@@ -100,12 +100,12 @@ def _parts(recipe: Recipe, walk: _Walk) -> Iterator[Part]:
         if not further.are_needed(walk.context):
             break
         further.set_aside(walk.commits, study)
-        again = f", round {number}"
-        part = walk.step(further.STAGE, f"openings{again}")
+        suffix = f", round {number}"
+        part = walk.step(further.STAGE, f"openings{suffix}")
         walk.commits[OPENINGS] = part[1].ref
         yield part
-        yield walk.step(dialogues.ANSWERS_STAGE, f"single turns{again}")
-        yield from _arms(recipe, walk, arms, again)
+        yield walk.step(dialogues.ANSWERS_STAGE, f"single turns{suffix}")
+        yield from _arms(recipe, walk, arms, suffix)
     yield walk.step(balance.STAGE, "balance")
     for tokens in study.curve:
         sized = curve.recipe_of(recipe, tokens)
@@ -131,7 +131,7 @@ def _parts(recipe: Recipe, walk: _Walk) -> Iterator[Part]:
     yield walk.step(result.STAGE, "result")
 
 
-def _arms(recipe: Recipe, walk: _Walk, arms: Mapping[str, Arm], again: str = "") -> Iterator[Part]:
+def _arms(recipe: Recipe, walk: _Walk, arms: Mapping[str, Arm], suffix: str = "") -> Iterator[Part]:
     """The dialogues of every arm; its asker, where it has one, is trained in the first round."""
     for name, arm in arms.items():
         if arm.kind == "single":
@@ -142,9 +142,9 @@ def _arms(recipe: Recipe, walk: _Walk, arms: Mapping[str, Arm], again: str = "")
             part = walk.step(
                 asker.STAGE, f"asker of {name}", recipe=_asker_recipe(recipe, derived, arm)
             )
-            if not again:
+            if not suffix:
                 yield part
-        part = walk.step(dialogues.arm_stage(name), f"dialogues of {name}{again}", recipe=derived)
+        part = walk.step(dialogues.arm_stage(name), f"dialogues of {name}{suffix}", recipe=derived)
         walk.commits[balance.role_of(name)] = part[1].ref
         yield part
 

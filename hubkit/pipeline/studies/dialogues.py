@@ -98,14 +98,14 @@ def drive(
     curated = curate(kept_by, raw, kept_folder, context=context_of_marks)
     (dirs.out / "data").mkdir(exist_ok=True)
     shards = sorted((kept_folder / "data").glob("train-*.parquet"))
-    made = {"rollout": report.to_dict(), "curate": curated.to_dict()}
+    reports = {"rollout": report.to_dict(), "curate": curated.to_dict()}
     if "earlier" in refs:
-        before = parquet(context.hub, refs["earlier"], split)
-        rows = _write_all(dirs.out / "data", split, [*before, *shards])
-        return made | {"kept": rows, "kept_before": rows - curated.kept}
+        earlier_shards = parquet(context.hub, refs["earlier"], split)
+        rows = _write_all(dirs.out / "data", split, [*earlier_shards, *shards])
+        return reports | {"kept": rows, "kept_before": rows - curated.kept}
     for shard in shards:
         shutil.move(shard, dirs.out / "data" / shard.name.replace("train-", f"{split}-", 1))
-    return made | {"kept": curated.kept}
+    return reports | {"kept": curated.kept}
 
 
 def _write_all(folder: Path, split: str, shards: Sequence[Path]) -> int:
@@ -124,8 +124,8 @@ def _opened(context: RunContext, refs: dict[str, Ref]) -> list[Conversation]:
     if "earlier openings" not in refs:
         return openings
     before = study_openings.load(context.hub, refs["earlier openings"], study_openings.SPLIT)
-    known = {opening.id for opening in before}
-    return [opening for opening in openings if opening.id not in known]
+    ids_before = {opening.id for opening in before}
+    return [opening for opening in openings if opening.id not in ids_before]
 
 
 @contextmanager

@@ -45,12 +45,10 @@ def set_aside(commits: dict[str, Ref], study: Study) -> None:
 def earlier(context: RunContext, role: str) -> dict[str, Ref]:
     """What a round goes on from: the openings before it, and what was made of them; empty in the
     first."""
-    made = context.commits.get(f"{EARLIER}{role}")
-    return (
-        {"earlier": made, "earlier openings": context.before(f"{EARLIER}{OPENINGS}")}
-        if made
-        else {}
-    )
+    dialogues = context.commits.get(f"{EARLIER}{role}")
+    if dialogues is None:
+        return {}
+    return {"earlier": dialogues, "earlier openings": context.before(f"{EARLIER}{OPENINGS}")}
 
 
 def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
@@ -69,32 +67,32 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
     held_out = study_openings.load(hub, refs[OPENINGS], study_openings.HELD_OUT)
     common = len(common_openings(study, before, arms_of(hub, refs)))
     wanted = math.ceil((study.at_least - common) * len(before) / common * _SPARE)
-    passed: Counter[str] = Counter()
-    known = {opening.id for opening in before}
+    passed_over: Counter[str] = Counter()
+    ids_before = {opening.id for opening in before}
     index = HeldOutIndex(held_out, near_duplicate=study.near_duplicates)
-    further: list[Conversation] = []
+    additions: list[Conversation] = []
     candidates = study_openings.load(hub, refs["corpus"], study_openings.SPLIT)
-    for opening in study_openings.usable(study, candidates, passed):
-        if opening.id in known or len(further) == wanted:
+    for opening in study_openings.usable(study, candidates, passed_over):
+        if opening.id in ids_before or len(additions) == wanted:
             continue
         if overlap := next(index.overlaps("the openings' conversations", [opening]), None):
-            passed[f"held out: {overlap.kind}"] += 1
+            passed_over[f"held out: {overlap.kind}"] += 1
             continue
-        further.append(opening)
-    if not further:
+        additions.append(opening)
+    if not additions:
         raise StageError(
             f"study.at_least is {study.at_least}, but every arm has a dialogue of only {common} of "
             f"{len(before)} openings, and the corpus's openings split has no further one that can "
-            f"be used ({dict(passed)}); raise corpus.openings, or lower study.at_least"
+            f"be used ({dict(passed_over)}); raise corpus.openings, or lower study.at_least"
         )
-    study_openings.write_rows(dirs.out, study_openings.SPLIT, [*before, *further], "user")
+    study_openings.write_rows(dirs.out, study_openings.SPLIT, [*before, *additions], "user")
     study_openings.write_rows(dirs.out, study_openings.HELD_OUT, held_out, "user")
     return {
-        "openings": len(before) + len(further),
-        "further": len(further),
+        "openings": len(before) + len(additions),
+        "further": len(additions),
         "in_every_arm_before": common,
         "held_out": len(held_out),
-        "passed_over": dict(passed),
+        "passed_over": dict(passed_over),
         "users_compared": index.has_users,
         "people_apart": study_openings.people_apart(hub, refs["corpus"]),
     }

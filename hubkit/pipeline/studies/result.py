@@ -35,7 +35,7 @@ def inputs(context: RunContext, progress: Progress) -> dict[str, Ref]:
         for role, ref in context.commits.items()
         if role.startswith(("scores ", "student "))
     }
-    opened = FURTHER if FURTHER in context.commits else OPENINGS
+    opened = _last_openings(context.commits)
     refs = {BALANCE: context.before(BALANCE), opened: context.before(opened), **scores}
     return refs | ({CURVE: context.before(CURVE)} if study_of(context).curve else {})
 
@@ -61,7 +61,7 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
         statistics=Bootstrap(study.resamples, study.confidence, context.recipe.seed),
         baseline=baseline,
     )
-    opened = FURTHER if FURTHER in refs else OPENINGS
+    opened = _last_openings(refs)
     titles = {name: arm.title or name for name, arm in study.arms.items()}
     facts = {
         "recipe": context.recipe.name,
@@ -93,6 +93,11 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
         },
     )
     return facts
+
+
+def _last_openings(commits: Mapping[str, Ref]) -> str:
+    """The stage among `commits` that chose the openings which the arms have."""
+    return FURTHER if FURTHER in commits else OPENINGS
 
 
 def _table(result: Mapping[str, Any]) -> bytes:
