@@ -90,9 +90,11 @@ def _show_plan(recipe: Recipe, parts: list[tuple[str, str]], *, json: bool) -> N
 
 
 def _show(hub: Hub, result: StageResult) -> None:
-    from hubkit.evaluation.utility import table, verdicts
+    from hubkit.evaluation.utility import curve_table, table, verdicts
 
     report = result.report
+    if curve := curve_table(report):
+        console.table(*curve)
     console.table(*table(report))
     for sentence in verdicts(report):
         console.line(sentence)

@@ -217,6 +217,27 @@ def table(report: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     return title, heads, rows
 
 
+def curve_table(report: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]] | None:
+    """The title, columns and rows of the asker's learning curve; None where the study has none.
+
+    Args:
+        report: The report of a study's result."""
+    points = report.get("learning_curve")
+    if not points:
+        return None
+    title = (
+        "The asker by what it was trained on: nats per token of people's turns in "
+        f"{points[0]['conversations']} held-out conversations"
+    )
+    rows = []
+    for point in points:
+        difference = point.get("against_base")
+        less = "" if difference is None else _interval(difference, "+", "difference")
+        sizes = [f"{point[name]:,}" for name in ("tokens", "loss_tokens")]
+        rows.append([*sizes, f"{point['loss']:.3f}", less])
+    return title, ["tokens", "loss-bearing tokens", "loss", "less the base"], rows
+
+
 def verdicts(report: Mapping[str, Any]) -> list[str]:
     """What the differences on people's follow-ups allow one to say, one sentence a pair of arms;
     arms that come earlier in the study are what later ones are compared with."""
@@ -251,7 +272,7 @@ def _clusters(report: Mapping[str, Any]) -> int:
     return int(next(iter(report["arms"].values()))[report["depths"][0]]["clusters"])
 
 
-def _interval(entry: Mapping[str, Any], sign: str) -> str:
+def _interval(entry: Mapping[str, Any], sign: str, name: str = "value") -> str:
     if entry["low"] is None:
-        return f"{entry['value']:{sign}.3f}"
-    return f"{entry['value']:{sign}.3f} [{entry['low']:{sign}.3f}, {entry['high']:{sign}.3f}]"
+        return f"{entry[name]:{sign}.3f}"
+    return f"{entry[name]:{sign}.3f} [{entry['low']:{sign}.3f}, {entry['high']:{sign}.3f}]"

@@ -17,13 +17,14 @@ from hubkit.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class StudyResult:
-    """What a study found, as its card says it: a table with its title, and a sentence on each
-    difference."""
+    """What a study found, as its card says it: a table with its title, a sentence on each
+    difference, and the asker's learning curve (title, columns, rows) where it has one."""
 
     title: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     verdicts: Sequence[str]
+    curve: tuple[str, Sequence[str], Sequence[Sequence[str]]] | None = None
 
 
 def study_card(

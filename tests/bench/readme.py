@@ -381,25 +381,57 @@ def grpo(found: Figures) -> str:
 
 
 def study(found: Figures) -> str:
-    """What asking is worth: the largest study that was run, its table and its verdicts."""
+    """What asking is worth: the largest study that was run, its tables and its verdicts."""
     made = found.get("study_desk") or found["study_laptop"]
-    sizes, shown = made["sizes"], made["table"]
     size = made["profile"].rpartition("-")[2]
-    sentence = (
+    sentence = f"{_study_sizes(made)}; the teacher is {made['teacher']}. {_study_time(made)}"
+    warning = ["", "At this size it shows that the study runs, and nothing about askers."]
+    lines = [
+        sentence, *(warning if size == "laptop" else []), "", *_titled(made["table"]), "",
+        *(f"- {sentence}." for sentence in made["verdicts"]),
+    ]  # fmt: skip
+    if made.get("curve_table"):
+        lines += ["", *_titled(made["curve_table"])]
+    return "\n".join(lines)
+
+
+def study_in_short(found: Figures) -> str:
+    """What asking is worth, as README says it: how large the study is, and its differences on
+    people's follow-ups from single turns and from the prompted base."""
+    made = found.get("study_desk") or found["study_laptop"]
+    said = [
+        sentence.partition("; a true difference")[0].replace(", follow-ups:", ":")
+        for sentence in made["verdicts"]
+        if "compared with single turns" in sentence or sentence.startswith("trained asker")
+    ]
+    return (
+        f"{_study_sizes(made)}, compared by their loss on what the teacher answers to people's "
+        f"follow-ups (lower is better). {'; '.join(said)}."
+    )
+
+
+def _study_sizes(made: Figures) -> str:
+    sizes = made["sizes"]
+    return (
         f"`{made['command']}`: {sizes['dialogues_an_arm']} dialogues an arm, "
         f"{sizes['loss_tokens_a_student']:,} loss-bearing tokens a student, {sizes['students']} "
-        f"students of {made['student']}; the teacher is {made['teacher']}. "
-        f"{made['seconds'] / 60:.0f} minutes on {_machine(made)}."
+        f"students of {made['student']}"
     )
-    warning = ["", "At this size it shows that the study runs, and nothing about askers."]
-    return "\n".join(
-        [
-            sentence, *(warning if size == "laptop" else []), "", f"{shown['title']}:", "",
-            f"| {' | '.join(shown['heads'])} |", "| --- |" + " ---: |" * (len(shown["heads"]) - 1),
-            *(f"| {' | '.join(row)} |" for row in shown["rows"]), "",
-            *(f"- {sentence}." for sentence in made["verdicts"]),
-        ]
-    )  # fmt: skip
+
+
+def _study_time(made: Figures) -> str:
+    if made.get("ran"):
+        hours = made["seconds"] / 3600
+        return f"Its parts took {hours:.0f} hours in sum on {_machine(made)}: {made['ran']}."
+    return f"{made['seconds'] / 60:.0f} minutes on {_machine(made)}."
+
+
+def _titled(table: Figures) -> list[str]:
+    return [
+        f"{table['title']}:", "",
+        f"| {' | '.join(table['heads'])} |", "| --- |" + " ---: |" * (len(table["heads"]) - 1),
+        *(f"| {' | '.join(row)} |" for row in table["rows"]),
+    ]  # fmt: skip
 
 
 def _value(found: Figures | None) -> str:
@@ -543,6 +575,7 @@ BLOCKS: dict[str, Callable[[Figures], str]] = {
     "grpo": grpo,
     "asker_preference": asker_preference,
     "study": study,
+    "study_in_short": study_in_short,
 }
 
 

@@ -1,10 +1,12 @@
 """What asking is worth to a chat model: the shipped study, timed, its result and plot kept.
 Writes ``results/study_PROFILE.json`` and ``.png``.
 
-    python tests/bench/study.py [laptop | desk] [--recipe parrot]
+    python tests/bench/study.py [laptop | desk] [--recipe parrot] [--ran TEXT]
 
 It resumes where it was stopped, also days later: `HUBKIT_HOME` keeps what is done. Seconds are
-those that each part took when it was made."""
+those that each part took when it was made; where that is not the time of one run in one go, say how
+it ran with `--ran`. The asker's learning curve, where the study has one, is drawn too
+(``study_PROFILE_curve.png``)."""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from figures import RESULTS, write
 
-from hubkit.evaluation.utility import FOLLOW_UPS, table, verdicts
+from hubkit.evaluation.utility import FOLLOW_UPS, curve_table, table, verdicts
+from hubkit.metrics import plots
 
 
 def main() -> None:
@@ -29,6 +32,7 @@ def main() -> None:
     )
     options.add_argument("profile", nargs="?", default="laptop", choices=["laptop", "desk"])
     options.add_argument("--recipe", default="parrot")
+    options.add_argument("--ran", default="", help="how it ran, where not in one go")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="hubkit-study-") as folder:
         command = ["study", "utility", chosen.recipe, "--profile", chosen.profile, "--json"]
@@ -45,16 +49,18 @@ def main() -> None:
         "What asking is worth: students trained on one teacher's answers, in arms that differ only "
         "in who asks, by their loss on its answers to real people."
     )
-    figures = summary(json.loads(done.stdout))
+    figures = summary(json.loads(done.stdout), chosen.ran)
+    if figures["learning_curve"]:
+        plots.learning_curve(RESULTS / f"{name}_curve.png", figures["learning_curve"])
     write(name, about, f"make bench-study PROFILE={chosen.profile}", figures, add=False)
     print("\n".join(figures["verdicts"]))
 
 
-def summary(output: dict[str, Any]) -> dict[str, Any]:
-    """What of the command's output is kept: times, sizes, losses on follow-ups, the table, and
-    what the differences allow one to say."""
+def summary(output: dict[str, Any], ran: str = "") -> dict[str, Any]:
+    """What of the command's output is kept: times (and how it `ran`), sizes, losses on follow-ups,
+    the tables, and what the differences allow one to say."""
     report, parts = output["results"], output["parts"]
-    title, heads, rows = table(report)
+    curve = curve_table(report)
     kinds: dict[str, float] = {}
     for part in parts:
         kind = part["part"].split(" of ")[0].partition(",")[0]  # of all rounds
@@ -66,6 +72,7 @@ def summary(output: dict[str, Any]) -> dict[str, Any]:
         "student": report["student"],
         "seconds": round(sum(kinds.values()), 1),
         "seconds_of": kinds,
+        "ran": ran,
         "sizes": {
             "dialogues_an_arm": report["balance"]["openings"],
             "loss_tokens_a_student": report["balance"]["loss_tokens"],
@@ -77,9 +84,14 @@ def summary(output: dict[str, Any]) -> dict[str, Any]:
         },
         "differences": [e for e in report["differences"] if e["depth"] == FOLLOW_UPS],
         "learning_curve": report.get("learning_curve", []),
-        "table": {"title": title, "heads": heads, "rows": rows},
+        "table": _named(*table(report)),
+        "curve_table": _named(*curve) if curve else None,
         "verdicts": verdicts(report),
     }
+
+
+def _named(title: str, heads: list[str], rows: list[list[str]]) -> dict[str, Any]:
+    return {"title": title, "heads": heads, "rows": rows}
 
 
 if __name__ == "__main__":

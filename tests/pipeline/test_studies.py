@@ -176,6 +176,9 @@ def test_the_result_is_data_a_plot_and_a_card(hub: Hub, parts: dict[str, StageRe
     assert "| arm | turn 1 | turn 2 |" in card.text and "| untrained base |" in card.text
     assert card.text.count(" compared with ") == len(ARMS) * (len(ARMS) - 1) // 2
     assert card.text.count("scores") < 4, "one line for all students, not one each"
+    sizes = [f"| {point['tokens']:,} | {point['loss_tokens']:,} | {point['loss']:.3f} |"
+             for point in results["learning_curve"]]  # fmt: skip
+    assert all(size in card.text for size in sizes) and len(sizes) == 3
 
 
 def test_what_a_study_commits_is_read_by_stock_datasets(

@@ -23,7 +23,9 @@ def card(stage: str, kind: str = "dataset") -> RenderCard:
     ) -> str:
         report = record["report"]
         result = (
-            publishing.StudyResult(*utility.table(report), utility.verdicts(report))
+            publishing.StudyResult(
+                *utility.table(report), utility.verdicts(report), utility.curve_table(report)
+            )
             if stage == RESULT
             else None
         )
