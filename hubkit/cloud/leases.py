@@ -28,6 +28,7 @@ from typing import Any, Literal
 from hubkit.cloud import endpoints, jobs
 from hubkit.cloud.images import EndpointSpec
 from hubkit.errors import EndpointError, HubError
+from hubkit.files import write_whole
 from hubkit.hub import Hub
 from hubkit.hub.places import home
 from hubkit.locks import FileLock
@@ -308,18 +309,7 @@ def _leases() -> list[tuple[Path, Lease]]:
 
 def _write(lease: Lease) -> None:
     """On disk, whole, before anything costs money."""
-    path = _path(lease)
-    part = path.with_suffix(".part")
-    with part.open("w", encoding="utf-8") as out:
-        json.dump(asdict(lease), out)
-        out.flush()
-        os.fsync(out.fileno())
-    part.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_whole(_path(lease), json.dumps(asdict(lease)), durable=True)
 
 
 def _lock(name: str) -> Any:

@@ -10,6 +10,7 @@ import sys
 import threading
 
 from hubkit.errors import HubkitError
+from hubkit.files import write_whole
 from hubkit.local_engine.settings import parse
 
 _PATIENCE_S = 5.0
@@ -30,7 +31,7 @@ def main() -> int:
     except HubkitError as error:
         print(error, file=sys.stderr)
         if settings.state_file:
-            settings.state_file.write_text(json.dumps({"error": str(error)}), "utf-8")
+            write_whole(settings.state_file, json.dumps({"error": str(error)}))
         return error.exit_code
     except KeyboardInterrupt:
         return 0

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hubkit.errors import EngineError
+from hubkit.files import write_whole
 from hubkit.local_engine.engine import Job, UnsupportedModelError
 from hubkit.untrusted import JsonObject, object_in, parse_json, text_in
 
@@ -83,9 +84,7 @@ def _limit(limits: dict[str, int]) -> None:
 
 
 def _write(report: Path, **fields: Any) -> None:
-    part = report.with_suffix(".part")
-    part.write_text(json.dumps(fields), "utf-8")
-    part.replace(report)
+    write_whole(report, json.dumps(fields))
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:

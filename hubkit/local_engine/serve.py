@@ -18,6 +18,7 @@ from typing import cast
 import uvicorn
 
 from hubkit.errors import EngineError
+from hubkit.files import write_whole
 from hubkit.local_engine.app import build_app
 from hubkit.local_engine.conversion import GGUF_MODEL, gguf_files, prepared
 from hubkit.local_engine.engine import Engine, UnsupportedModelError
@@ -278,9 +279,7 @@ def _write_state(
         "model": model.name,
         "revision": model.key,
     }
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(state) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, json.dumps(state) + "\n")
 
 
 def _version() -> str:

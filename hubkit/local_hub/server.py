@@ -23,11 +23,12 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from hubkit.errors import HubError, HubUnreachableError
+from hubkit.files import write_whole
 from hubkit.local_hub.app import STALL_TIMEOUT_S, App
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.hub import Hub
 from hubkit.local_hub.storage.maintenance import sweep
-from hubkit.local_hub.storage.objects import make_durable_folder, write_durably
+from hubkit.local_hub.storage.objects import make_durable_folder
 from hubkit.local_hub.storage.store import MULTIPART_ABOVE_BYTES, PART_BYTES
 from hubkit.local_hub.storage.verification import check
 from hubkit.locks import refused_without_locks
@@ -314,7 +315,7 @@ async def _serve(
         await asyncio.to_thread(hub.endpoints.open, url)
         await asyncio.to_thread(hub.spaces.open, url, host, asyncio.get_running_loop())
     about = _about(hub, url)
-    write_durably(hub.root / "server.json", about)
+    write_whole(hub.root / "server.json", about, durable=True)
     log.info("serving %s at %s", hub.root, url)
     watcher = asyncio.create_task(_watch(hub, server, limits.idle_timeout_s, lock, about))
     try:
@@ -369,4 +370,4 @@ async def _watch(
             hub.disk.keep_reserve()
             with contextlib.suppress(OSError):
                 if not state_file.exists() or state_file.read_bytes() != about:
-                    write_durably(state_file, about)
+                    write_whole(state_file, about, durable=True)

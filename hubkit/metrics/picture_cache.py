@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
+from hubkit.files import write_whole
 from hubkit.hub.places import cache
 
 Facts = TypeVar("Facts")
@@ -39,9 +40,7 @@ def drawn_once(draw: Callable[[Facts], bytes], facts: Facts) -> bytes:
     picture = draw(facts)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_bytes(picture)
-        part.replace(path)
+        write_whole(path, picture)
         _remove_the_oldest(path.parent)
     return picture
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from hubkit.files import write_whole
 from hubkit.progress import Progress
 
 _KEPT_EVERY_S = 10.0
@@ -34,9 +35,7 @@ class Stopwatch:
 
     def keep(self) -> None:
         """Write the seconds down for the process that goes on."""
-        part = self._path.with_suffix(".part")
-        part.write_text(f"{self.seconds:.3f}", "utf-8")
-        part.replace(self._path)
+        write_whole(self._path, f"{self.seconds:.3f}")
         self._kept_at = self._clock()
 
     def kept_by(self, progress: Progress) -> Progress:

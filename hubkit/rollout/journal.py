@@ -24,6 +24,7 @@ from queue import SimpleQueue
 import orjson
 
 from hubkit.errors import DiskFullError, SourceError
+from hubkit.files import sync_folder
 from hubkit.untrusted import JsonObject
 
 Record = JsonObject
@@ -229,16 +230,6 @@ def _write(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable."""
-    with suppress(OSError):  # some file systems do not sync folders
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def _as_ours(error: OSError, folder: Path) -> Exception:

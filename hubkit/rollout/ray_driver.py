@@ -20,6 +20,7 @@ from typing import Any
 
 from hubkit.conversation import Conversation
 from hubkit.errors import HubError, HubkitError, RecipeError, RunInterruptedError, StageError
+from hubkit.files import write_whole
 from hubkit.loopback import on_loopback
 from hubkit.progress import Notice
 from hubkit.ray_session import connected
@@ -123,7 +124,7 @@ class _Parts:
         with suppress(OSError, ValueError, KeyError):
             return int(json.loads(path.read_text("utf-8"))["of"])
         of = self._job.block.workers or len(self._nodes)
-        path.write_text(json.dumps({"of": of}), "utf-8")
+        write_whole(path, json.dumps({"of": of}), durable=True)
         return of
 
     def _begin(self, openings: Any) -> None:

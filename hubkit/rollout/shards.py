@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from hubkit.conversation import Message
 from hubkit.errors import DiskFullError, SourceError
+from hubkit.files import sync_folder
 from hubkit.recipe import Rollout
 from hubkit.rollout.dialogue import Dialogue, ended_on_answer
-from hubkit.rollout.journal import sync_folder
 from hubkit.serving.model_names import is_another_model
 from hubkit.untrusted import JsonObject, parse_json
 

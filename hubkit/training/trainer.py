@@ -13,13 +13,15 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hubkit.errors import TrainingError
+from hubkit.files import write_whole
 from hubkit.progress import Notice, Progress
 from hubkit.training.checks import check_steps
+from hubkit.untrusted import JsonObject, number_in, parse_json
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -157,7 +159,7 @@ def watcher(progress: Progress, checkpoint_minutes: float, run: Run) -> Any:
             self.saved_at = time.monotonic()
             if state.is_world_process_zero:
                 mark = Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE
-                mark.write_text(json.dumps({"seconds": run.seconds}))
+                write_whole(mark, json.dumps({"seconds": run.seconds}), durable=True)
             if self.stopping:
                 raise KeyboardInterrupt
 
@@ -213,8 +215,19 @@ def _agreed(decision: tuple[bool, bool]) -> tuple[bool, bool]:
 
 def last_complete(work: Path) -> Path | None:
     """The newest checkpoint below `work` that was written to its end, or None."""
-    checkpoints = [path.parent for path in work.glob(f"checkpoint-*/{COMPLETE}")]
+    marks = (mark for mark in work.glob(f"checkpoint-*/{COMPLETE}") if _read(mark) is not None)
+    checkpoints = [mark.parent for mark in marks]
     return max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _read(mark: Path) -> JsonObject | None:
+    """What the mark of a checkpoint says; None for one that a full disk or a power cut left cut
+    short, as what stands beside it may be.
+    """
+    with suppress(OSError, ValueError):
+        facts = parse_json(mark.read_text("utf-8"))
+        return facts if isinstance(facts, dict) else None
+    return None
 
 
 class Run:
@@ -225,8 +238,8 @@ class Run:
     def __init__(self, work: Path) -> None:
         self._started = time.monotonic()
         self.checkpoint = last_complete(work)
-        mark = json.loads((self.checkpoint / COMPLETE).read_text()) if self.checkpoint else {}
-        self._before = float(mark.get("seconds", 0.0))
+        mark = _read(self.checkpoint / COMPLETE) if self.checkpoint else None
+        self._before = number_in(mark or {}, "seconds")
 
     @property
     def seconds(self) -> float:

@@ -643,11 +643,13 @@ def test_a_killed_run_goes_on_and_ends_bit_equal_to_one_that_was_not(tmp_path, b
 
 
 def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(tmp_path):
-    from hubkit.training.trainer import COMPLETE, last_complete
+    from hubkit.training.trainer import COMPLETE, Run, last_complete
 
-    for step, whole in ((5, True), (10, True), (15, False)):
+    marks = {5: '{"seconds": 4.5}', 10: '{"seconds": 9.5}', 15: None, 20: "", 25: '{"seconds": 2'}
+    for step, mark in marks.items():
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        if whole:
-            (folder / COMPLETE).write_text("{}")
+        if mark is not None:
+            (folder / COMPLETE).write_text(mark)
     assert last_complete(tmp_path) == tmp_path / "checkpoint-10"
+    assert 9.5 <= Run(tmp_path).seconds < 9.5 + 600

@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import InvalidRequirement, Requirement
 
+from hubkit.files import write_whole
 from hubkit.local_hub.apps import logs
 from hubkit.local_hub.apps.scopes import scope_of_space
 from hubkit.local_hub.apps.subprocesses import ChildProcess, environment, supervised
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import cards, trees
 from hubkit.local_hub.storage.git import DEFAULT_BRANCH
-from hubkit.local_hub.storage.objects import write_durably
 from hubkit.local_hub.storage.paths import checked_path
 from hubkit.local_hub.storage.repos import Repo, git
 
@@ -136,7 +136,7 @@ class AppProcess:
         token = hub.accounts.add_token(
             repo.created_by, "read", name=self._token_name, scope=scope_of_space(hub, repo)
         )
-        write_durably(token_path, token.encode(), mode=0o600)
+        write_whole(token_path, token.encode(), mode=0o600, durable=True)
         env = _environment(hub, repo, files, hub_url, token_path, self.port, public_port)
         (files.folder.parent / "tmp").mkdir(exist_ok=True)
         command = supervised(

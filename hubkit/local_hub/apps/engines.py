@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from hubkit.errors import EngineError
+from hubkit.files import write_whole
 from hubkit.local_hub.apps.subprocesses import ChildProcess, environment, last_words
-from hubkit.local_hub.storage.objects import write_durably
 
 START_TIMEOUT_S = 600.0
 _ENV_OPTIONS = {"MAX_TOTAL_TOKENS": "--context", "MAX_CONCURRENT_REQUESTS": "--max-concurrent"}
@@ -117,7 +117,7 @@ class Engine:
         self.log = folder / "engine.log"
         self.address = ""
         token_path = folder / "token"
-        write_durably(token_path, token.encode(), mode=0o600)
+        write_whole(token_path, token.encode(), mode=0o600, durable=True)
         command = [
             sys.executable,
             "-m",

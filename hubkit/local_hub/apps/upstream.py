@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 
+from hubkit.files import sync_folder
 from hubkit.local_hub.errors import DISK_FULL, Refusal, is_disk_full
 from hubkit.local_hub.storage import trees
 from hubkit.local_hub.storage.accounts import OWNER, now
@@ -39,7 +40,7 @@ from hubkit.local_hub.storage.git import (
     opened,
 )
 from hubkit.local_hub.storage.object_owners import link
-from hubkit.local_hub.storage.objects import SHA256, fsync_folder, make_durable_folder
+from hubkit.local_hub.storage.objects import SHA256, make_durable_folder
 from hubkit.local_hub.storage.paths import checked_name, checked_path, checked_ref
 from hubkit.local_hub.storage.repos import CREATING, PREFIX, Repo, lookup
 from hubkit.local_hub.storage.store import Store
@@ -241,7 +242,7 @@ class Upstream:
                         ),
                     )
                 path.rename(store.repo_path(folder))
-                fsync_folder(path.parent)
+                sync_folder(path.parent)
             except BaseException:
                 shutil.rmtree(path, ignore_errors=True)
                 raise

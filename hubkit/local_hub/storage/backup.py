@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hubkit.errors import HubError
+from hubkit.files import sync_folder
 from hubkit.local_hub.storage import packed_refs
-from hubkit.local_hub.storage.objects import fsync_folder, make_durable_folder
+from hubkit.local_hub.storage.objects import make_durable_folder
 from hubkit.local_hub.storage.repos import CREATING, DELETING
 from hubkit.local_hub.storage.store import RESTORED, Store, repo_folders, require_database
 from hubkit.local_hub.storage.verification import VerifyResult, check
@@ -95,7 +96,7 @@ def restore(source: Path, root: Path) -> Path | None:
         former = root.with_name(f"{root.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%S}")
         root.rename(former)
     complete.rename(root)
-    fsync_folder(root.parent)
+    sync_folder(root.parent)
     return former
 
 
@@ -129,7 +130,7 @@ def _made_whole(target: Path) -> Iterator[Path]:
         if target.exists():
             target.rmdir()
         partial.rename(target)
-        fsync_folder(target.parent)
+        sync_folder(target.parent)
     except sqlite3.Error as error:
         raise HubError(f"copying to {partial} failed: {error}") from error
     except BaseException:
@@ -159,4 +160,4 @@ def _sync(folder: Path) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
-        fsync_folder(Path(path))
+        sync_folder(Path(path))

@@ -25,8 +25,8 @@ from dulwich.pack import UnpackedObject
 from dulwich.refs import SymrefLoop, check_ref_format
 from dulwich.repo import Repo as DulwichRepo
 
+from hubkit.files import sync_folder
 from hubkit.local_hub.errors import RepositoryDamagedError
-from hubkit.local_hub.storage.objects import fsync_folder
 
 PACK_ABOVE = 20
 """A write of more objects than this becomes one pack instead of loose files."""
@@ -92,8 +92,8 @@ class GitRepo:
             for name in names:
                 with (Path(folder) / name).open("rb") as file:
                     os.fsync(file.fileno())
-            fsync_folder(Path(folder))
-        fsync_folder(path.parent)
+            sync_folder(Path(folder))
+        sync_folder(path.parent)
 
     def close(self) -> None:
         """Close open packs."""
@@ -153,14 +153,14 @@ class GitRepo:
             self._write_pack(list(fresh.values()))
             return
         for folder in {self._write_loose(item) for item in fresh.values()}:
-            fsync_folder(folder)
+            sync_folder(folder)
 
     def _write_loose(self, item: NewObject) -> Path:
         data = item.load()
         path = self.path / "objects" / item.sha[:2].decode() / item.sha[2:].decode()
         if not path.parent.is_dir():
             path.parent.mkdir(exist_ok=True)
-            fsync_folder(path.parent.parent)
+            sync_folder(path.parent.parent)
         temporary = path.parent / f"tmp_obj_{secrets.token_hex(6)}"
         try:
             with temporary.open("xb") as file:
@@ -184,7 +184,7 @@ class GitRepo:
                 )
 
         self.store.add_pack_data(len(items), records())
-        fsync_folder(self.path / "objects" / "pack")
+        sync_folder(self.path / "objects" / "pack")
 
     # references
 
@@ -225,10 +225,10 @@ class GitRepo:
         folder = (self.path / ref.decode()).parent
         while not folder.is_dir():
             folder = folder.parent
-        fsync_folder(folder)
+        sync_folder(folder)
         while not replaced and folder != self.path:
             folder = folder.parent
-            fsync_folder(folder)
+            sync_folder(folder)
 
     def resolve(self, revision: str) -> bytes | None:
         """The commit that a revision means: branch, tag, full reference, commit id (7 digits or

@@ -21,12 +21,13 @@ from dulwich.objects import Blob
 from dulwich.pack import PackData
 
 from hubkit.errors import HubError
+from hubkit.files import sync_folder
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import packed_refs, trees
 from hubkit.local_hub.storage.accounts import OWNER, now
 from hubkit.local_hub.storage.git import GitRepo, links, opened
 from hubkit.local_hub.storage.object_owners import link
-from hubkit.local_hub.storage.objects import DAMAGED_SUFFIX, fsync_folder, make_durable_folder
+from hubkit.local_hub.storage.objects import DAMAGED_SUFFIX, make_durable_folder
 from hubkit.local_hub.storage.repos import CREATING, DELETING, PREFIX, Repo
 from hubkit.local_hub.storage.store import Store
 from hubkit.local_hub.storage.verification import check
@@ -50,7 +51,7 @@ def sweep(hub: Store) -> None:
             name = folder.name.removesuffix(CREATING).removesuffix(DELETING)
             if name in rows and not hub.repo_path(name).exists():
                 folder.rename(hub.repo_path(name))
-                fsync_folder(folder.parent)
+                sync_folder(folder.parent)
                 _sweep_repo(hub.repo_path(name))
             else:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -87,7 +88,7 @@ def _index_again(pack: Path) -> None:
         finally:
             data.close()
         temporary.rename(index)
-        fsync_folder(index.parent)
+        sync_folder(index.parent)
     except OSError:
         temporary.unlink(missing_ok=True)  # no space: the next start tries again
     except (AssertionError, ApplyDeltaError, ChecksumMismatch, EOFError, ValueError, zlib.error):
@@ -241,8 +242,8 @@ def set_aside(hub: Store, names: list[str] | None = None) -> list[str]:
         target = hub.root / "aside" / folder
         hub.repo_path(folder).rename(target)
         targets.append(str(target))
-    fsync_folder(hub.root / "aside")
-    fsync_folder(hub.root / "repos")
+    sync_folder(hub.root / "aside")
+    sync_folder(hub.root / "repos")
     return targets
 
 

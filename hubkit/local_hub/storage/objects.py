@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from hubkit.files import sync_folder
 from hubkit.local_hub.errors import Refusal
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -21,37 +22,12 @@ DAMAGED_SUFFIX = ".damaged"
 _BLOCK_BYTES = 1 << 20
 
 
-def fsync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def make_durable_folder(path: Path) -> None:
     """`mkdir -p`, each new name made durable."""
     if not path.is_dir():
         make_durable_folder(path.parent)
         path.mkdir(exist_ok=True)
-        fsync_folder(path.parent)
-
-
-def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace a small file as a whole: other readers see the old bytes or the new ones."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 SEAL_BYTES = 32
@@ -118,7 +94,7 @@ class Incoming:
         make_durable_folder(target.parent)
         self.path.chmod(0o444)
         self.path.replace(target)
-        fsync_folder(target.parent)
+        sync_folder(target.parent)
         self._objects.note_intact(digest)
         return digest
 
@@ -195,7 +171,7 @@ class Objects:
         make_durable_folder(target.parent)
         path.chmod(0o444)
         path.replace(target)
-        fsync_folder(target.parent)
+        sync_folder(target.parent)
         self.note_intact(oid)
 
     def incoming(self) -> Incoming:

@@ -16,8 +16,9 @@ from pathlib import Path
 from dulwich.objects import Tag
 from dulwich.refs import check_ref_format
 
+from hubkit.files import sync_folder, write_whole
 from hubkit.local_hub.storage.git import GitRepo, opened
-from hubkit.local_hub.storage.objects import fsync_folder, make_durable_folder, write_durably
+from hubkit.local_hub.storage.objects import make_durable_folder
 
 NAME = "packed-refs"
 _HEADER = re.compile(rb"# pack-refs with:( peeled| fully-peeled| sorted)+ ?")
@@ -75,9 +76,9 @@ def take_apart(folder: Path) -> None:
             path = folder / ref.name.decode()
             if not path.exists():
                 make_durable_folder(path.parent)
-                write_durably(path, ref.sha + b"\n")
+                write_whole(path, ref.sha + b"\n", durable=True)
         (folder / NAME).unlink()
-        fsync_folder(folder)
+        sync_folder(folder)
     except Exception as error:  # whatever is wrong with the repository: `verify` says it
         log.warning("%s of %s stays: %s", NAME, folder.name, error)
         return

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from hubkit.files import sync_folder
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage import trees
 from hubkit.local_hub.storage.accounts import Identity, now
 from hubkit.local_hub.storage.git import GitRepo, NewObject, new_commit, opened
-from hubkit.local_hub.storage.objects import fsync_folder
 from hubkit.untrusted import JsonObject
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _create(
                 (kind, namespace, name, folder, private, sdk, now(), identity.user),
             )
         path.rename(hub.repo_path(folder))
-        fsync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException as error:
         shutil.rmtree(path, ignore_errors=True)
         if isinstance(error, sqlite3.IntegrityError):

@@ -26,10 +26,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hubkit.errors import HubError
+from hubkit.files import write_whole
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.accounts import OWNER, Accounts
 from hubkit.local_hub.storage.disk_space import DiskSpace
-from hubkit.local_hub.storage.objects import Objects, make_durable_folder, write_durably
+from hubkit.local_hub.storage.objects import Objects, make_durable_folder
 from hubkit.local_hub.storage.repos import CREATING, DELETING
 from hubkit.local_hub.storage.settings import Settings, damaged
 from hubkit.local_hub.storage.xet_store import XetStore
@@ -80,7 +81,7 @@ class Store:
             self.accounts.add_user(OWNER, fullname="Owner of this machine", admin=True)
             self.settings.set("secret", secrets.token_hex(32))
         if not _KEY.fullmatch(_content(self.root / "key")):  # none yet, or a damaged one
-            write_durably(self.root / "key", secrets.token_hex(32).encode(), mode=0o600)
+            write_whole(self.root / "key", secrets.token_hex(32).encode(), mode=0o600, durable=True)
         token = _content(self.root / "token")
         if not self.accounts.knows(token):
             # The database was lost or replaced; the file is the owner's alone.
@@ -88,7 +89,7 @@ class Store:
                 self.accounts.add_token(OWNER, "write", name="owner", token=token)
             except Refusal:  # there is none yet, or it was damaged
                 token = self.accounts.add_token(OWNER, "write", name="owner")
-                write_durably(self.root / "token", token.encode(), mode=0o600)
+                write_whole(self.root / "token", token.encode(), mode=0o600, durable=True)
         try:
             return bytes.fromhex(self.settings.get("secret") or "")
         except ValueError as error:

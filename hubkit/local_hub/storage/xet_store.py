@@ -13,14 +13,10 @@ from concurrent.futures import wait as wait_for
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from hubkit.files import write_whole
 from hubkit.local_hub.errors import Refusal
 from hubkit.local_hub.storage.object_owners import link
-from hubkit.local_hub.storage.objects import (
-    make_durable_folder,
-    sealed,
-    sealed_size,
-    write_durably,
-)
+from hubkit.local_hub.storage.objects import make_durable_folder, sealed, sealed_size
 from hubkit.local_hub.storage.xet_format import Chunk, Segment, ShardFile, decode_chunk, scan_xorb
 
 if TYPE_CHECKING:
@@ -259,5 +255,5 @@ class _Xorbs:
             names = sorted({place[0] for place in places.values()})
             rows = [[names.index(oid), *rest] for _, (oid, *rest) in sorted(places.items())]
             content = json.dumps({"objects": names, "chunks": rows}, separators=(",", ":"))
-            write_durably(self._folder / f"{xorb}.map", sealed(content.encode()))
+            write_whole(self._folder / f"{xorb}.map", sealed(content.encode()), durable=True)
             (self._folder / f"{xorb}.xorb").unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from typing import Any
 
 import hubkit.rollout as rollouts
 from hubkit.errors import CommitConflictError, HubError, RepoMissingError, RunLockedError
+from hubkit.files import write_whole
 from hubkit.hub import Hub
 from hubkit.hub.branch import Branch
 from hubkit.untrusted import parse_json
@@ -178,9 +179,7 @@ def driver_id(folder: Path) -> str:
     """
     path = folder / "driver"
     if not path.is_file():
-        part = folder / "driver.part"
-        part.write_text(uuid.uuid4().hex[:8], "utf-8")
-        part.rename(path)
+        write_whole(path, uuid.uuid4().hex[:8])
     return path.read_text("utf-8")
 
 

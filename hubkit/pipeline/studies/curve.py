@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hubkit import evaluation
 from hubkit.evaluation import HeldOut
+from hubkit.files import write_whole
 from hubkit.hub import Ref
 from hubkit.metrics import plots
 from hubkit.pipeline.inputs import base_model
@@ -77,9 +78,7 @@ def _sizes(refs: dict[str, Ref]) -> dict[str, Ref]:
 def _keep(path: Path, losses: HeldOut) -> None:
     facts = losses.to_dict()
     whole = {key: facts[key] for key in ("seat", "ids", "nats", "tokens", "skipped")}
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(whole), "utf-8")
-    part.replace(path)
+    write_whole(path, json.dumps(whole))
 
 
 def _point(
