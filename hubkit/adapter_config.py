@@ -83,7 +83,9 @@ def _largest_rank(folder: Path) -> int:
     ranks = [1]
     files = sorted(folder.glob("adapter_model*.safetensors"))
     if not files:
-        raise ValueError("no adapter_model.safetensors is beside it; push the adapter again")
+        raise ValueError(
+            "adapter_model.safetensors is missing from its folder; push the adapter again"
+        )
     for path in files:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")

@@ -132,15 +132,15 @@ class Course:
         """What to show after this call of a `Progress`."""
         if isinstance(note, Notice):  # which says nothing of how far the work is
             return Shown(None, "", short(note), None, self._what or (None, ""))
-        what = (total, _NUMBER.sub("", note.split(" · ")[0]) if total and total > 1 else "")
+        step = (total, _NUMBER.sub("", note.split(" · ")[0]) if total and total > 1 else "")
         over = total is not None and self._best >= total > completed
-        if what != self._what or over:  # something else, or the same once more
-            self._what, self._since = what, self._clock()
+        if step != self._what or over:  # something else, or the same once more
+            self._what, self._since = step, self._clock()
             self._best = self._before = completed
         self._best = max(self._best, completed)
         share = min(self._best / total, 1.0) if total else None
         count = counted(self._best, total)
-        return Shown(share, count, short(note), self._left(total), what)
+        return Shown(share, count, short(note), self._left(total), step)
 
     def _left(self, total: float | None) -> float | None:
         gained, seconds = self._best - self._before, self._clock() - self._since

@@ -132,8 +132,8 @@ def list_in(values: Mapping[str, object], key: str) -> list[Json]:
 
 def texts_in(values: Mapping[str, object], key: str) -> dict[str, str]:
     """The texts in the object under `key`, by name; other values are left out."""
-    found = object_in(values, key)
-    return {name: value for name, value in found.items() if isinstance(value, str)}
+    members = object_in(values, key)
+    return {name: value for name, value in members.items() if isinstance(value, str)}
 
 
 def objects_in(values: Mapping[str, object], key: str) -> list[JsonObject]:

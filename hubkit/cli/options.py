@@ -98,8 +98,8 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def call(**values: Any) -> None:
         for name, group in groups.items():
-            own = {item.name: values.pop(item.name) for item in fields(group)}
-            values[name] = group(**own)
+            group_values = {item.name: values.pop(item.name) for item in fields(group)}
+            values[name] = group(**group_values)
         command(**values)
 
     signature = inspect.Signature(parameters)

@@ -323,7 +323,7 @@ def _count_reading(
 
 
 def _used(row: Mapping[str, Any], column: str, draft: Draft) -> Any:
-    """What stands in a column of the row that is no part of the conversation, now read."""
+    """What a column of the row holds that is no part of the conversation, now read."""
     keys, value = resolve(row, column)
     draft.use(keys)
     return value

@@ -178,7 +178,7 @@ class _Batch:
         self._judged += 1
         return self._judged == self._rows
 
-    def write(self, kept: ShardWriter, dropped: ShardWriter) -> None:
+    def write(self, kept_rows: ShardWriter, dropped: ShardWriter) -> None:
         """Write the rows to where they belong."""
         import pyarrow as pa
 
@@ -188,7 +188,7 @@ class _Batch:
                 at = rows.schema.get_field_index(name)
                 field = rows.schema.field(at)
                 rows = rows.set_column(at, field, pa.array(self._values[name], field.type))
-            kept.write_table(rows)
+            kept_rows.write_table(rows)
         if self._go:
             rows = self._table.take([index for index, _, _ in self._go])
             rows = rows.append_column(

@@ -160,7 +160,7 @@ def opened(path: Path) -> pq.ParquetFile:
 
 
 def safe_batch_rows(path: Path, group: Any, *, most_rows: int = 256) -> int:
-    """How many rows of a row group can be read at once, whatever stands in its dictionaries.
+    """How many rows of a row group can be read at once, whatever its dictionaries hold.
 
     A dictionary of few compressed bytes may hold one value of hundreds of megabytes, which each row
     then repeats.

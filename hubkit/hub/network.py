@@ -134,8 +134,8 @@ def sent_once(send: Callable[[], T], landed: Callable[[], T | None]) -> T:
             if not _is_passing(error):
                 raise
         _back_off(attempt)
-        if (found := landed()) is not None:
-            return found
+        if (result := landed()) is not None:
+            return result
     return send()
 
 

@@ -87,17 +87,18 @@ def _tokenizer(source: Path, folder: Path) -> Any:
     return tokenizer
 
 
-def differing_text(source: Path, count: Callable[[str], int], *more: str) -> str | None:
-    """The first text, of some telling ones and `more`, that llama.cpp splits by the tokenizer in
-    `source` into another number of tokens than `count` says; None where all are the same.
+def differing_text(source: Path, count: Callable[[str], int], *further_texts: str) -> str | None:
+    """The first text, of some telling ones and `further_texts`, that llama.cpp splits by the
+    tokenizer in `source` into another number of tokens than `count` says; None where all are the
+    same.
     """
     from hubkit.local_engine.llamacpp import count_tokens
 
-    texts = ["a", *_PROBES, *filter(None, more)]
+    texts = ["a", *_PROBES, *filter(None, further_texts)]
     counts = count_tokens(source, texts)
     added = counts[0] - count("a")  # BOS
-    for text, found in zip(texts, counts, strict=True):
-        if found - added != count(text):
+    for text, token_count in zip(texts, counts, strict=True):
+        if token_count - added != count(text):
             return text
     return None
 

@@ -49,9 +49,9 @@ def with_tokenizer(source: Path, folder: Path, out: Path) -> None:
 
 def _pre_tokenizer(spec: dict[str, Any], folder: Path) -> str:
     """llama.cpp's name for how the tokenizer splits text into words."""
-    model, found = spec["model"], spec.get("pre_tokenizer") or {}
+    model, pre_tokenizer = spec["model"], spec.get("pre_tokenizer") or {}
     is_byte_level = model.get("type") == "BPE" and "ByteLevel" in str(spec.get("decoder"))
-    steps = found.get("pretokenizers", [found])
+    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     kinds = [step.get("type") for step in steps]
     if is_byte_level and kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return "gpt-2"

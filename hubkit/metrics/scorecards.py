@@ -118,7 +118,7 @@ def notes(card: Scorecard) -> list[str]:
         elif number:
             lines.append(
                 f"{name} was trained on {number} of the held-out conversations, or on "
-                "near-duplicates: nobody is asked at those"
+                "near-duplicates: no asker is asked at those"
             )
     failed = [(row.name, row.counts["failed"]) for row in card.rows if row.counts.get("failed")]
     return lines + [

@@ -19,13 +19,13 @@ def require_keys(recipe: Recipe, stage: str) -> None:
             ServedModel.of(seat, named_by=at)
 
 
-def keys_of(recipe: Recipe, stage: str, own: Mapping[str, str]) -> dict[str, str]:
+def keys_of(recipe: Recipe, stage: str, environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that the seats of `stage` name, with their values.
 
     Args:
         recipe: The recipe.
         stage: The stage.
-        own: What the process that will read them has in its environment by itself.
+        environment: What the process that will read them has in its environment by itself.
 
     Raises:
         RecipeError: One is not set, or has another value there.
@@ -34,7 +34,7 @@ def keys_of(recipe: Recipe, stage: str, own: Mapping[str, str]) -> dict[str, str
     for at, seat in recipe.seats_of(stage).items():
         for name, variable in seat.variables.items():
             value = key_in(variable, said_by=f"{at}.{name}") or ""
-            if own.get(variable, value) != value:
+            if environment.get(variable, value) != value:
                 raise RecipeError(
                     f"{at}.{name} names {variable}, which has a value of its own in a job of this "
                     "Hub; export the key under another name, and name that"

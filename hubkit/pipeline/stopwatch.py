@@ -34,7 +34,7 @@ class Stopwatch:
         return self._before + self._clock() - self._started
 
     def keep(self) -> None:
-        """Write the seconds down for the process that goes on."""
+        """Write the seconds down for the process that resumes."""
         write_whole(self._path, f"{self.seconds:.3f}")
         self._kept_at = self._clock()
 

@@ -61,14 +61,14 @@ def _losses(results: Mapping[str, Any]) -> Iterator[_Row]:
 
 
 def _ends(results: Mapping[str, Any]) -> Iterator[_Row]:
-    found = results.get("ending") or {}
-    if "missing" in found or not found:
+    ending = results.get("ending") or {}
+    if "missing" in ending or not ending:
         return
-    counts = {"at_ends": found["ends"], "before_ends": found["chances"] - found["ends"]}
+    counts = {"at_ends": ending["ends"], "before_ends": ending["chances"] - ending["ends"]}
     places = {"at_ends": "where people ended", "before_ends": "where people went on"}
     for key, n in counts.items():
         name = f"probability of its end {places[key]}"
-        yield "asker", name, None, found[key], None, None, n, "probability"
+        yield "asker", name, None, ending[key], None, None, n, "probability"
 
 
 def _scorecard(results: Mapping[str, Any]) -> Iterator[_Row]:

@@ -58,7 +58,7 @@ def running(hub: Hub, recipe: Recipe, *, progress: Progress = silent) -> Iterato
 
 @contextlib.contextmanager
 def _started(hub: Hub, repo_id: str, variables: Mapping[str, str]) -> Iterator[None]:
-    """The Space's app with these variables beside its own, started; afterwards it is paused and has
+    """The Space's app with these variables and its own, started; afterwards it is paused and has
     its own again.
     """
     with hub.translated(f"starting the Space {repo_id}"):

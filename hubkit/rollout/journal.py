@@ -179,7 +179,7 @@ class Journal:
                 os.fdatasync(self._fd)
             except Exception as problem:  # whatever it is, the run must hear of it
                 error = problem
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed: nothing waits any more
                 self._loop.call_soon_threadsafe(self._committed, error)
 
     def _committed(self, error: Exception | None) -> None:

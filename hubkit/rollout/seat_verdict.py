@@ -57,9 +57,9 @@ class UnusableRow:
         if self._answers and sent_at <= self._began:
             return False
         if self.is_long:
-            own = 1 if len(self._dialogues) == 1 else 0
+            own_answers = 1 if len(self._dialogues) == 1 else 0
             for index, dialogue in self._dialogues.items():
-                _excuse(dialogue, self._answers[index] - own)
+                _excuse(dialogue, self._answers[index] - own_answers)
         self._answers.clear()
         self._dialogues.clear()
         return True

@@ -266,10 +266,10 @@ def _note_digest(part: Path, path: Path) -> None:
 
     A line is added and none removed, so that a shard which was not replaced after all still has
     its own."""
-    kept = path.parent / _DIGESTS
-    if not kept.exists():
+    digests_path = path.parent / _DIGESTS
+    if not digests_path.exists():
         return
-    with part.open("rb") as file, kept.open("a", encoding="ascii") as digests:
+    with part.open("rb") as file, digests_path.open("a", encoding="ascii") as digests:
         digests.write(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
         digests.flush()
         os.fsync(digests.fileno())

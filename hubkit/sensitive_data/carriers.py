@@ -34,7 +34,7 @@ _CODE = re.compile(r"\\x([0-9a-fA-F]{2})|\\u\{([0-9a-fA-F]{1,6})\}|\\([0-3][0-7]
 
 def unescaped(text: str) -> Iterator[str]:
     """What `text` says without the escapes of URLs, HTML, e-mails and programs, and without
-    characters that nobody sees: once for each kind of them that it has.
+    characters that are not visible: once for each kind of them that it has.
     """
     if "\0" in text:  # of UTF-16 behind something else
         yield text.replace("\0", "")

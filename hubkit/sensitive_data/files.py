@@ -239,17 +239,17 @@ class _Scanner:
         is_model = file.read(4) == b"GGUF"
         file.seek(0)
         remaining = _MODEL_HEADER_BYTES if is_model else -1
-        kept = b""  # a run that goes on in the next block
+        run = b""  # a run that continues in the next block
         while data := file.read(_BLOCK_CHARS):
-            block = kept + data
+            block = run + data
             end = len(block.rstrip(_PRINTABLE))
             is_long = len(block) - end > _OVERLAP_CHARS
-            kept = block[-_OVERLAP_CHARS if is_long else end :]
+            run = block[-_OVERLAP_CHARS if is_long else end :]
             self._runs(block if is_long else block[:end], location, wide)
             remaining -= len(data)
             if is_model and remaining <= 0:
                 return
-        self._runs(kept, location, wide)
+        self._runs(run, location, wide)
 
     def _runs(self, data: bytes, location: str, wide: bool) -> None:
         if runs := carriers.printable_runs(data, wide=wide):

@@ -55,8 +55,8 @@ class JsonMask:
     def __call__(self, document: str, depth: int = 0) -> str:
         """`document`, which is JSON, with what is found in its strings and numbers masked."""
         masked = self._walk(document, depth)
-        left = self._scan(masked)
-        return self._whole_values(masked, left) if left else masked
+        findings = self._scan(masked)
+        return self._whole_values(masked, findings) if findings else masked
 
     def _walk(self, document: str, depth: int) -> str:
         parts: list[str] = []
@@ -95,24 +95,24 @@ class JsonMask:
     def _value(self, value: str, name: str, depth: int) -> str:
         if depth < _DEEPEST and value[:1] in '{["' and is_json(value):
             return self(value, depth + 1)
-        found = self._scan(value)
+        findings = self._scan(value)
         lead = f"{name}: "
         for kind, start, end in self._scan(lead + value) if name else ():
             named = Finding(kind, max(start - len(lead), 0), end - len(lead))
-            if named.end <= 0 or any(_overlap(named, other) for other in found):
+            if named.end <= 0 or any(_overlap(named, other) for other in findings):
                 continue
-            if not found and len(value.split()) == 1:  # its name says what all of it is
+            if not findings and len(value.split()) == 1:  # its name says what all of it is
                 named = Finding(kind, 0, len(value))
-            found.append(named)
-        return self._mask(value, sorted(found, key=lambda finding: finding.start))
+            findings.append(named)
+        return self._mask(value, sorted(findings, key=lambda finding: finding.start))
 
-    def _whole_values(self, document: str, left: list[Finding]) -> str:
+    def _whole_values(self, document: str, findings: list[Finding]) -> str:
         """`document` without the values that hold a part of a finding that goes over several."""
         parts: list[str] = []
         at = 0
         for match in _TOKEN.finditer(document):
             kind = next(
-                (f.kind for f in left if f.start < match.end() and match.start() < f.end), None
+                (f.kind for f in findings if f.start < match.end() and match.start() < f.end), None
             )
             following = document[match.end() : match.end() + 64].lstrip()[:1]
             if kind and match[0][0] in '"-0123456789' and following != ":":

@@ -37,8 +37,8 @@ class Prefilter:
 
         present = np.zeros(_CODES, np.bool_)
         present[_codes(_encoded(lower))] = True
-        found: list[int] = self._long[present[self._runs].all(axis=1)].tolist()
-        return sorted([*(at for at, literal in self._short if literal in lower), *found])
+        long_literals: list[int] = self._long[present[self._runs].all(axis=1)].tolist()
+        return sorted([*(at for at, literal in self._short if literal in lower), *long_literals])
 
 
 def _encoded(text: str) -> bytes:

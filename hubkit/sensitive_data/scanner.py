@@ -47,7 +47,7 @@ def scan_text(text: str, kinds: Iterable[str] = KINDS) -> list[Finding]:
 def _through_escapes(rules: _Rules, text: str, findings: list[Finding]) -> list[Finding]:
     """`findings` without pieces of escapes, and what `text` holds once they are resolved."""
     above: list[Resolved] = []
-    found: list[Finding] = []
+    whole_findings: list[Finding] = []
     while True:
         resolved = Resolved(text) if "\\" in text and len(above) < LEVELS else None
         for kind, start, end in findings:
@@ -56,9 +56,9 @@ def _through_escapes(rules: _Rules, text: str, findings: list[Finding]) -> list[
             for outer in reversed(above):
                 start, end = outer.in_source(start, end)
             if start < end:
-                found.append(Finding(kind, start, end))
+                whole_findings.append(Finding(kind, start, end))
         if not resolved:
-            return found
+            return whole_findings
         above.append(resolved)
         text = resolved.text
         findings = rules.findings(Text(text))

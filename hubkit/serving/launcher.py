@@ -70,8 +70,8 @@ def serve(
         for name in specs:
             by_description.setdefault(models[name].description, []).append(name)
         for description, names in by_description.items():
-            others = [name for name in names if not description.startswith(name)]
-            said = f"{', '.join(others)}: {description}" if others else description
+            other_names = [name for name in names if not description.startswith(name)]
+            said = f"{', '.join(other_names)}: {description}" if other_names else description
             progress(0, None, Lasting(said))
         yield {
             name: replace(model, template=specs[name].template or model.template)

@@ -30,10 +30,10 @@ class Findings:
     refusals: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, others: Findings) -> None:
+    def add(self, findings: Findings) -> None:
         """Take in what another check found."""
-        self.refusals += others.refusals
-        self.notes += others.notes
+        self.refusals += findings.refusals
+        self.notes += findings.notes
 
     def require(self) -> None:
         """Raise `RecipeError` with every refusal, if there is one."""

@@ -74,9 +74,9 @@ _F_DIVERGENCE_LOSSES = {
 def words_of(config_class: type, key: str) -> tuple[str, ...]:
     """The words that text under `key` of `config_class` (a dataclass) may be; empty where any text
     may stand there. A part in brackets stands for a number."""
-    own = _WORDS.get(f"{config_class.__name__}.{key}") or _WORDS.get(key) or ()
-    if own:
-        return own() if callable(own) else own
+    words = _WORDS.get(f"{config_class.__name__}.{key}") or _WORDS.get(key) or ()
+    if words:
+        return words() if callable(words) else words
     field = _fields(config_class)[key]
     hint = typing.get_type_hints(config_class)[key]
     return tuple(dict.fromkeys([*_members(hint), *(field.metadata.get("choices") or ())]))
@@ -153,10 +153,11 @@ def check_together(where: str, settings: Mapping[str, Any], config_class: type) 
 def _apart_in_dpo(settings: Mapping[str, Any]) -> Iterator[str]:
     losses = _texts("loss_type", settings.get("loss_type", "sigmoid"))
     divergence = settings.get("f_divergence_type", "reverse_kl")
-    if divergence != "reverse_kl" and (others := sorted(set(losses) - _F_DIVERGENCE_LOSSES)):
+    if divergence != "reverse_kl" and (other_losses := sorted(set(losses) - _F_DIVERGENCE_LOSSES)):
         yield (
-            f"f_divergence_type is {divergence!r}, which loss_type {', '.join(others)} does not "
-            f"have; write reverse_kl, or a loss_type of {', '.join(sorted(_F_DIVERGENCE_LOSSES))}"
+            f"f_divergence_type is {divergence!r}, which loss_type {', '.join(other_losses)} does "
+            "not have; write reverse_kl, or a loss_type of "
+            f"{', '.join(sorted(_F_DIVERGENCE_LOSSES))}"
         )
     if settings.get("use_weighting") and {"aot", "aot_unpaired"} & set(losses):
         yield "use_weighting is true, which the loss_types aot and aot_unpaired do not take"

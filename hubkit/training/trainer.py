@@ -222,7 +222,7 @@ def last_complete(work: Path) -> Path | None:
 
 def _read(mark: Path) -> JsonObject | None:
     """What the mark of a checkpoint says; None for one that a full disk or a power cut left cut
-    short, as what stands beside it may be.
+    short, as the checkpoint itself may be.
     """
     with suppress(OSError, ValueError):
         facts = parse_json(mark.read_text("utf-8"))

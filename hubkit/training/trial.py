@@ -100,8 +100,8 @@ def check_trainer(block: Training, config: Any, model: Any, tokenizer: Any) -> F
         for part in ("sft", "lora"):
             values = getattr(block, part) or {}
             for name, value in values.items():
-                others = {key: v for key, v in values.items() if key != name}
-                without = block.model_copy(update={part: others})
+                other_values = {key: v for key, v in values.items() if key != name}
+                without = block.model_copy(update={part: other_values})
                 if _refused(without, _config_of(without, config), model, tokenizer) is None:
                     findings.refusals.append(_sentence(f"{part}.{name}", value, error))
                     return findings
@@ -132,15 +132,15 @@ def _refused(block: Training, config: Any, model: Any, tokenizer: Any) -> Except
     if config.dataset_kwargs is None and not config.packing:
         config.dataset_kwargs = {"skip_prepare_dataset": True}
     rows = Dataset.from_dict(_ROW)
-    own = copy.deepcopy(model)
+    model_copy = copy.deepcopy(model)
     try:
         trainer_class()(
-            model=own,
+            model=model_copy,
             args=config,
             train_dataset=rows,
             eval_dataset=rows if block.holdout else None,
             processing_class=tokenizer,
-            peft_config=lora_config(block, own),
+            peft_config=lora_config(block, model_copy),
         )
     except _REFUSALS as error:
         return error

@@ -1,7 +1,7 @@
 """Tables as text, CSV and TSV: each row a mapping of its columns, which the first line names.
 
 Cells may be quoted and hold line ends. A row that is broken, or has more or fewer cells than the
-header, is a gap of its own; after broken quotes, reading goes on at the next line that is a whole
+header, is a gap of its own; after broken quotes, reading resumes at the next line that is a whole
 row."""
 
 from __future__ import annotations

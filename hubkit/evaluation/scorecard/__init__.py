@@ -46,7 +46,7 @@ class HeldOutFiles:
         files: Parquet files.
         intent_column: Where what a conversation's human wants is.
         source: What the result says that they are.
-        trained_on: Ids of those that an asker was trained on, which nobody is asked at, by asker;
+        trained_on: Ids of those that an asker was trained on, which no asker is asked at, by asker;
             None of one of which it is not known.
     """
 
@@ -57,7 +57,7 @@ class HeldOutFiles:
 
     @property
     def passed_over(self) -> set[str]:
-        """Ids of those that nobody is asked at."""
+        """Ids of those that no asker is asked at."""
         return {name for names in self.trained_on.values() for name in names or ()}
 
 

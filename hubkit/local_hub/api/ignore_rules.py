@@ -27,8 +27,8 @@ class _Rule:
 
     def matched(self, parts: Sequence[str], work: Counter[str]) -> set[int]:
         """The lengths of the paths and folders, from the first part on, that the rule names."""
-        found = _prefixes(self.segments, parts, work)
-        return found - {len(parts)} if self.only_folders else found
+        lengths = _prefixes(self.segments, parts, work)
+        return lengths - {len(parts)} if self.only_folders else lengths
 
 
 def ignore_rules(text: str) -> Callable[[str], bool]:

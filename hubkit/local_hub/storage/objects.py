@@ -34,7 +34,7 @@ SEAL_BYTES = 32
 
 
 def sealed(data: bytes) -> bytes:
-    """`data` with its sha256 behind it."""
+    """`data`, followed by its sha256."""
     return data + hashlib.sha256(data).digest()
 
 

@@ -248,10 +248,10 @@ class SettingsLog:
         """How many pages of committed transactions `connection` did not find in the log."""
         if self._committed <= self._copied:
             return 0
-        found = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+        found_pages = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
         if self._read_head() != self._head:
             return 0  # another process began the log anew
-        return max(0, self._committed - max(int(found), self._copied))
+        return max(0, self._committed - max(int(found_pages), self._copied))
 
     def _read_head(self) -> bytes:
         try:

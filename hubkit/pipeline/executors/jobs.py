@@ -138,11 +138,11 @@ class OnJobs:
 
 
 def secrets_of(hub: Hub, recipe: Recipe, stage: str) -> dict[str, str]:
-    """What reaches a job of `stage` and nobody else: the Hub's token, and the keys that the recipe
+    """What reaches a job of `stage` and nothing else: the Hub's token, and the keys that the recipe
     names. Raises `RecipeError` for one that is not set, or is called as the token is.
     """
-    own = {"HF_TOKEN": hub.token} if hub.token else {}
-    return keys_of(recipe, stage, own) | own
+    hub_secret = {"HF_TOKEN": hub.token} if hub.token else {}
+    return keys_of(recipe, stage, hub_secret) | hub_secret
 
 
 def check(hub: Hub, on_jobs: OnJobs) -> None:

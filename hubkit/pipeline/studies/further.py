@@ -1,5 +1,5 @@
 """Further openings, where filters left too few of which every arm has a dialogue: what was rolled
-out stays, and every arm goes on with the new ones."""
+out stays, and every arm takes the new ones too."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def are_needed(context: RunContext) -> bool:
 
 
 def set_aside(commits: dict[str, Ref], study: Study) -> None:
-    """Let the openings and dialogues in `commits` be those that the next round goes on from."""
+    """Let the openings and dialogues in `commits` be those that the next round adds to."""
     for role in (OPENINGS, ANSWERS, *map(role_of, study.arms)):
         commits[f"{EARLIER}{role}"] = commits[role]
 
 
 def earlier(context: RunContext, role: str) -> dict[str, Ref]:
-    """What a round goes on from: the openings before it, and what was made of them; empty in the
+    """What a round adds to: the openings before it, and what was made of them; empty in the
     first."""
     dialogues = context.commits.get(f"{EARLIER}{role}")
     if dialogues is None:
@@ -66,14 +66,14 @@ def build(context: RunContext, refs: dict[str, Ref], dirs: StageDirs) -> JsonObj
     before = study_openings.load(hub, refs[OPENINGS], study_openings.SPLIT)
     held_out = study_openings.load(hub, refs[OPENINGS], study_openings.HELD_OUT)
     common = len(common_openings(study, before, arms_of(hub, refs)))
-    wanted = math.ceil((study.at_least - common) * len(before) / common * _SPARE)
+    number_to_take = math.ceil((study.at_least - common) * len(before) / common * _SPARE)
     passed_over: Counter[str] = Counter()
     ids_before = {opening.id for opening in before}
     index = HeldOutIndex(held_out, near_duplicate=study.near_duplicates)
     additions: list[Conversation] = []
     candidates = study_openings.load(hub, refs["corpus"], study_openings.SPLIT)
     for opening in study_openings.usable(study, candidates, passed_over):
-        if opening.id in ids_before or len(additions) == wanted:
+        if opening.id in ids_before or len(additions) == number_to_take:
             continue
         if overlap := next(index.overlaps("the openings' conversations", [opening]), None):
             passed_over[f"held out: {overlap.kind}"] += 1

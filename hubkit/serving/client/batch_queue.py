@@ -184,8 +184,8 @@ class BatchQueue:
                 wait_s = min(2 * wait_s, self._pace.longest_poll_s)
                 if error.status in _NOT_RECEIVED:
                     continue
-                if found := await self._found(batch, since=received_at):
-                    self._ledger.name(batch, found)
+                if name := await self._found(batch, since=received_at):
+                    self._ledger.name(batch, name)
         self._on_batch(
             f"{self._name}: batch {batch.name} of {len(requests)} requests is submitted; it is "
             "found again if this is stopped"
@@ -194,8 +194,8 @@ class BatchQueue:
 
     async def _follow(self, batch: Batch) -> None:
         """Wait for a batch of an earlier session; it may not have been received, or be gone."""
-        if not batch.name and (found := await self._found(batch, since=batch.submitted_at)):
-            self._ledger.name(batch, found)
+        if not batch.name and (name := await self._found(batch, since=batch.submitted_at)):
+            self._ledger.name(batch, name)
         if batch.name:
             self._on_batch(f"{self._name}: batch {batch.name} was submitted before")
             try:
@@ -212,13 +212,13 @@ class BatchQueue:
         at `since` (seconds since 1970)."""
         known_names = set(self._ledger.names)
         while True:
-            found = await self._patiently(lambda: self._api.find(batch, known_names))
-            if found is None:
+            listed = await self._patiently(lambda: self._api.find(batch, known_names))
+            if listed is None:
                 if time.time() - since >= self._pace.settle_s:
                     return None
                 await asyncio.sleep(min(self._pace.first_poll_s, self._pace.settle_s))
                 continue
-            name, is_ours = found
+            name, is_ours = listed
             if is_ours or await self._proves_ours(batch, name):
                 return name
             known_names.add(name)

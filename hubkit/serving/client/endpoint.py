@@ -318,14 +318,14 @@ class Endpoint:
         return reply
 
     async def _until_answered(self, request: Request, prefer: str | None, idle: Idle) -> Reply:
-        own = OwnFailures()
+        failures = OwnFailures()
         try:
-            return await self._try_until_answered(request, prefer, idle, own)
+            return await self._try_until_answered(request, prefer, idle, failures)
         finally:
-            self._outcomes.forget(own)
+            self._outcomes.forget(failures)
 
     async def _try_until_answered(
-        self, request: Request, prefer: str | None, idle: Idle, own: OwnFailures
+        self, request: Request, prefer: str | None, idle: Idle, failures: OwnFailures
     ) -> Reply:
         tries = 0
         while True:
@@ -334,7 +334,7 @@ class Endpoint:
             replica = self._choose(request.key, prefer)
             if replica is None:
                 async with idle():
-                    await self._wait_for_an_address(request, own)
+                    await self._wait_for_an_address(request, failures)
                 continue
             if not await replica.acquire():
                 continue
@@ -347,10 +347,10 @@ class Endpoint:
                 if self._adapted(error, request, was_folded=was_folded):
                     continue
                 if _may_be_own(error):
-                    own.error = error
-                    self._outcomes.failed(own, replica.url)
+                    failures.error = error
+                    self._outcomes.failed(failures, replica.url)
                 self._mark(replica, error)
-                await self._raise_if_final(error, replica, request, own)
+                await self._raise_if_final(error, replica, request, failures)
                 wait_s = min(_back_off(tries, error.retry_after_s), self._patience_s)
             else:
                 replica.succeeded(reply.latency_s)
@@ -403,16 +403,16 @@ class Endpoint:
             self._replica_of[key] = chosen
         return chosen
 
-    async def _wait_for_an_address(self, request: Request, own: OwnFailures) -> None:
-        await self._raise_if_impatient(request, own)
+    async def _wait_for_an_address(self, request: Request, failures: OwnFailures) -> None:
+        await self._raise_if_impatient(request, failures)
         await asyncio.sleep(max(0.02, min(min(r.opens_in_s for r in self._replicas), 1.0)))
 
-    async def _raise_if_impatient(self, request: Request, own: OwnFailures) -> None:
+    async def _raise_if_impatient(self, request: Request, failures: OwnFailures) -> None:
         silent_s = self._silent_s()
         if silent_s <= self._patience_s:
             return
-        if own.error is not None and await self._answers_others(request, own.error):
-            raise own.error
+        if failures.error is not None and await self._answers_others(request, failures.error):
+            raise failures.error
         addresses = ", ".join(replica.url for replica in self._replicas)
         instead = ", ".join(f"{kind} ×{count}" for kind, count in self.errors.most_common(3))
         raise EndpointUnreachableError(
@@ -641,7 +641,7 @@ class Endpoint:
             self._silent_since = None
 
     async def _raise_if_final(
-        self, error: EndpointError, replica: Replica, request: Request, own: OwnFailures
+        self, error: EndpointError, replica: Replica, request: Request, failures: OwnFailures
     ) -> None:
         """Return when waiting and trying again is right; raise what the caller is to see otherwise.
 
@@ -667,9 +667,9 @@ class Endpoint:
             and status not in _WAITABLE
         )
         unproven_answer = status == 200 and not self._verdict.proven
-        if refused or unproven_answer or own.chance() < _BY_CHANCE:
+        if refused or unproven_answer or failures.chance() < _BY_CHANCE:
             raise error
-        await self._raise_if_impatient(request, own)
+        await self._raise_if_impatient(request, failures)
 
     def _raise_for_all(self, error: EndpointError) -> None:
         """Raise when `error` concerns every request."""

@@ -76,19 +76,19 @@ class Outcomes:
 
     def answered(self, address: str, sent_at: int) -> None:
         """A request sent to `address` at that moment was answered."""
-        for own in self._failing:
-            own.compare(address, sent_at)
+        for failures in self._failing:
+            failures.compare(address, sent_at)
 
-    def failed(self, own: OwnFailures, address: str) -> None:
-        """The request with the failures `own` failed at `address`."""
-        self._failing.add(own)
-        for another in self._failing - {own}:
+    def failed(self, failures: OwnFailures, address: str) -> None:
+        """The request with these failures failed once more, at `address`."""
+        self._failing.add(failures)
+        for another in self._failing - {failures}:
             another.compare(address, None)
-        own.failed(address, self._sent)
+        failures.failed(address, self._sent)
 
-    def forget(self, own: OwnFailures) -> None:
-        """The request with the failures `own` is over."""
-        self._failing.discard(own)
+    def forget(self, failures: OwnFailures) -> None:
+        """The request with these failures is over."""
+        self._failing.discard(failures)
 
 
 class EndpointVerdict:

@@ -157,12 +157,12 @@ def stop(child: ServerProcess) -> None:
 def _marked(mark: str) -> list[int]:
     """Processes of this user that inherited `mark`; empty without /proc."""
     inherited = f"{ENGINE}={mark}".encode()
-    found = []
+    pids = []
     for environ in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
             if inherited in environ.read_bytes().split(b"\0"):
-                found.append(int(environ.parent.name))
-    return found
+                pids.append(int(environ.parent.name))
+    return pids
 
 
 def tail(log: Path) -> str:
