@@ -49,6 +49,9 @@ CSS = """
 }
 /* Of what is shown beside something else, one part alone cannot be cleared. */
 :is(#blind, #left, #right, #blind-a, #blind-b) button[aria-label=Clear] {display: none}
+/* Until the box takes text again, Gradio's Retry would ask what was asked one turn before. */
+body:has(#message textarea:disabled) #chat button:is(
+  [aria-label=Retry], [aria-label=Undo], [aria-label=Edit]) {pointer-events: none; opacity: .4}
 /* What scrolls ends below the label. */
 [role=log] {box-sizing: border-box; border-top: 34px solid transparent !important}
 .gradio-container button.example {border: 1px solid var(--neutral-500) !important}

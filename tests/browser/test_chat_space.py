@@ -132,6 +132,24 @@ def test_retry_asks_again_and_undo_takes_back(chat: Page, endpoints: dict[str, E
     expect(chat.locator("#message textarea")).to_have_value("go")
 
 
+def test_retry_waits_until_the_turn_is_kept(chat: Page, endpoints: dict[str, Endpoint]) -> None:
+    """Gradio asks again what its own state holds, which has the turn a moment after the page."""
+    endpoints["chat"].script.answers = ["First.", "Second.", "Third."]
+    retry = chat.get_by_role("button", name="Retry")
+    box = chat.locator("#message textarea")
+    for question, answer in (("one", "First."), ("two", "Second.")):
+        say(chat, question)
+        expect(chat.locator("#chat")).to_contain_text(answer)
+        expect(box).to_be_enabled()
+    expect(retry).to_have_css("pointer-events", "auto")
+    box.evaluate("box => box.disabled = true")
+    expect(retry).to_have_css("pointer-events", "none")
+    box.evaluate("box => box.disabled = false")
+    retry.click()
+    expect(chat.locator("#chat")).to_contain_text("Third.")
+    assert endpoints["chat"].script.asked[2]["messages"][-1]["content"] == "two"
+
+
 def test_switch_to_the_base_and_set_a_system_message(
     chat: Page, endpoints: dict[str, Endpoint]
 ) -> None:
