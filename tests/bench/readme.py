@@ -15,10 +15,18 @@ from typing import Any
 
 from figures import GATHERED, RESULTS, ROOT, gather, tables
 
+from hubkit.statistics import noise
+
 Figures = Mapping[str, Any]
 PAGE = ROOT / "BENCHMARKS.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PICTURES = ("pipeline.svg", "demo.svg", "learning_curve.png", "study_laptop.png")
+PICTURES = (
+    "pipeline.svg",
+    "demo.svg",
+    "learning_curve.png",
+    "study_desk.png",
+    "study_desk_curve.png",
+)
 HEAD = """# What was measured
 
 Written by `make bench`, `make bench-demo`, `make bench-curve`, `make conformance`, `make attack` and `make chaos` out of
@@ -396,17 +404,32 @@ def study(found: Figures) -> str:
 
 
 def study_in_short(found: Figures) -> str:
-    """What asking is worth, as README says it: how large the study is, and its differences on
-    people's follow-ups from single turns and from the prompted base."""
+    """What asking is worth, as README says it: the arms' size, and how each of them differs on
+    people's follow-ups from single turns, and the asker from the prompted base."""
     made = found.get("study_desk") or found["study_laptop"]
-    said = [
-        sentence.partition("; a true difference")[0].replace(", follow-ups:", ":")
-        for sentence in made["verdicts"]
-        if "compared with single turns" in sentence or sentence.startswith("trained asker")
-    ]
+    sizes, pairs = made["sizes"], {}
+    for entry in made["differences"]:
+        pairs[entry["arm"], entry["against"]] = (
+            f"{entry['value']:+.3f} [{entry['low']:+.3f}, {entry['high']:+.3f}], "
+            f"p {entry['p_holm']:.2g}, {noise(entry['outside_noise'])}"
+        )
+    arms = [arm for arm, against in pairs if against == "single"]
+    titles = dict(zip(["single", *arms], made["on_follow_ups"], strict=True))
+    shown = all(
+        entry["outside_noise"] and entry["value"] < 0
+        for entry in made["differences"]
+        if entry["arm"] == "asker" and entry["against"] in ("single", "prompted")
+    )
+    from_single = "; ".join(f"{titles[arm]} {pairs[arm, 'single']}" for arm in arms)
     return (
-        f"{_study_sizes(made)}, compared by their loss on what the teacher answers to people's "
-        f"follow-ups (lower is better). {'; '.join(said)}."
+        f"Students of {made['student']} learn one teacher's answers, in arms that differ only in "
+        f"who asks: {sizes['dialogues_an_arm']} dialogues, {sizes['loss_tokens_a_student']:,} "
+        f"loss-bearing tokens, {sizes['students'] // len(titles)} seeds each. Their loss on its "
+        "answers to real people's follow-ups (nats per token; lower is better), compared with that "
+        f"of single turns (95% intervals, p after Holm): {from_single}. {titles['asker'].capitalize()} compared with "
+        f"{titles['prompted']}: {pairs['asker', 'prompted']}. At this size the study "
+        f"{'shows' if shown else 'does not show'} that a trained asker helps "
+        f"(`{made['command']}`; [the whole study](docs/study.md))."
     )
 
 
