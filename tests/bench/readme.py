@@ -421,15 +421,16 @@ def study_in_short(found: Figures) -> str:
         if entry["arm"] == "asker" and entry["against"] in ("single", "prompted")
     )
     from_single = "; ".join(f"{titles[arm]} {pairs[arm, 'single']}" for arm in arms)
+    asked, prompted = titles["asker"].capitalize(), titles["prompted"]
     return (
         f"Students of {made['student']} learn one teacher's answers, in arms that differ only in "
         f"who asks: {sizes['dialogues_an_arm']} dialogues, {sizes['loss_tokens_a_student']:,} "
         f"loss-bearing tokens, {sizes['students'] // len(titles)} seeds each. Their loss on its "
         "answers to real people's follow-ups (nats per token; lower is better), compared with that "
-        f"of single turns (95% intervals, p after Holm): {from_single}. {titles['asker'].capitalize()} compared with "
-        f"{titles['prompted']}: {pairs['asker', 'prompted']}. At this size the study "
-        f"{'shows' if shown else 'does not show'} that a trained asker helps "
-        f"(`{made['command']}`; [the whole study](docs/study.md))."
+        f"of single turns (95% intervals, p after Holm): {from_single}. "
+        f"{asked} compared with {prompted}: {pairs['asker', 'prompted']}. "
+        f"At this size the study {'shows' if shown else 'does not show'} that a trained asker "
+        f"helps (`{made['command']}`; [the whole study](docs/study.md))."
     )
 
 
