@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from hubkit.errors import HubkitError
+from hubkit.files import write_whole
 from hubkit.progress import Progress
 from hubkit.recipe import Preference, Training
 from hubkit.training import Base, Policy, train, train_dpo
@@ -35,16 +36,14 @@ def main(job: Path) -> int:
     try:
         _train(call, progress)
     except HubkitError as error:
-        (job.parent / "launch.error").write_text(
-            json.dumps([type(error).__name__, str(error)]), "utf-8"
-        )
+        write_whole(job.parent / "launch.error", json.dumps([type(error).__name__, str(error)]))
         return 1
     except KeyboardInterrupt:
         error_record = [
             "RunInterruptedError",
             "training stopped after saving a checkpoint; the same command resumes from there",
         ]
-        (job.parent / "launch.error").write_text(json.dumps(error_record), "utf-8")
+        write_whole(job.parent / "launch.error", json.dumps(error_record))
         return 130
     return 0
 

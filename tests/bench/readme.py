@@ -15,6 +15,7 @@ from typing import Any
 
 from figures import GATHERED, RESULTS, ROOT, gather, tables
 
+from hubkit.evaluation.utility import curve_table
 from hubkit.statistics import noise
 
 Figures = Mapping[str, Any]
@@ -395,11 +396,11 @@ def study(found: Figures) -> str:
     sentence = f"{_study_sizes(made)}; the teacher is {made['teacher']}. {_study_time(made)}"
     warning = ["", "At this size it shows that the study runs, and nothing about askers."]
     lines = [
-        sentence, *(warning if size == "laptop" else []), "", *_titled(made["table"]), "",
+        sentence, *(warning if size == "laptop" else []), "", *_titled(**made["table"]), "",
         *(f"- {sentence}." for sentence in made["verdicts"]),
     ]  # fmt: skip
-    if made.get("curve_table"):
-        lines += ["", *_titled(made["curve_table"])]
+    if curve := curve_table(made):
+        lines += ["", *_titled(*curve)]
     return "\n".join(lines)
 
 
@@ -450,11 +451,11 @@ def _study_time(made: Figures) -> str:
     return f"{made['seconds'] / 60:.0f} minutes on {_machine(made)}."
 
 
-def _titled(table: Figures) -> list[str]:
+def _titled(title: str, heads: list[str], rows: list[list[str]]) -> list[str]:
     return [
-        f"{table['title']}:", "",
-        f"| {' | '.join(table['heads'])} |", "| --- |" + " ---: |" * (len(table["heads"]) - 1),
-        *(f"| {' | '.join(row)} |" for row in table["rows"]),
+        f"{title}:", "",
+        f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1),
+        *(f"| {' | '.join(row)} |" for row in rows),
     ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 from figures import RESULTS, write
 
-from hubkit.evaluation.utility import FOLLOW_UPS, curve_table, table, verdicts
+from hubkit.evaluation.utility import FOLLOW_UPS, table, verdicts
 from hubkit.metrics import plots
 
 
@@ -58,9 +58,9 @@ def main() -> None:
 
 def summary(output: dict[str, Any], ran: str = "") -> dict[str, Any]:
     """What of the command's output is kept: times (and how it `ran`), sizes, losses on follow-ups,
-    the tables, and what the differences allow one to say."""
+    the table, and what the differences allow one to say."""
     report, parts = output["results"], output["parts"]
-    curve = curve_table(report)
+    title, heads, rows = table(report)
     kinds: dict[str, float] = {}
     for part in parts:
         kind = part["part"].split(" of ")[0].partition(",")[0]  # of all rounds
@@ -84,14 +84,9 @@ def summary(output: dict[str, Any], ran: str = "") -> dict[str, Any]:
         },
         "differences": [e for e in report["differences"] if e["depth"] == FOLLOW_UPS],
         "learning_curve": report.get("learning_curve", []),
-        "table": _named(*table(report)),
-        "curve_table": _named(*curve) if curve else None,
+        "table": {"title": title, "heads": heads, "rows": rows},
         "verdicts": verdicts(report),
     }
-
-
-def _named(title: str, heads: list[str], rows: list[list[str]]) -> dict[str, Any]:
-    return {"title": title, "heads": heads, "rows": rows}
 
 
 if __name__ == "__main__":

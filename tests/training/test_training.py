@@ -653,3 +653,7 @@ def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(tmp_path):
             (folder / COMPLETE).write_text(mark)
     assert last_complete(tmp_path) == tmp_path / "checkpoint-10"
     assert 9.5 <= Run(tmp_path).seconds < 9.5 + 600
+    whole = '{"seconds": 14.5}'
+    for length in range(len(whole)):
+        (tmp_path / "checkpoint-15" / COMPLETE).write_text(whole[:length])
+        assert last_complete(tmp_path) == tmp_path / "checkpoint-10", whole[:length]

@@ -649,7 +649,7 @@ class Endpoint:
             error: What the server answered.
             replica: Where.
             request: What was asked.
-            own: Its failures.
+            failures: Its own failures.
         """
         status = error.status
         silent_s = self._silent_s()
